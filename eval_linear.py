@@ -1,0 +1,48 @@
+"""Judge a frozen backbone by k-NN and linear probes: ``python eval_linear.py run=outputs/NAME``."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from unlabeled.config import check_keys, one_line_errors
+from unlabeled.errors import UserError
+
+CONF = Path(__file__).parent / "conf"
+
+
+def judge(config: DictConfig, command: str) -> None:
+    """One checkpoint, one report."""
+    check_keys(config, CONF / "eval_linear.yaml")
+    # Heavy imports come here, so that --help and a mistyped key are answered at once.
+    from unlabeled.build import build_evaluation, fill_in
+    from unlabeled.evaluation.evaluate import evaluate
+    from unlabeled.weights import read_checkpoint
+
+    path = checkpoint_path(config.run, config.checkpoint)
+    checkpoint = read_checkpoint(path)
+    report_dir = Path(config.report_dir or report_beside(path))
+    evaluate(build_evaluation(fill_in(config, checkpoint)), checkpoint, report_dir, command)
+
+
+def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
+    if (run is None) == (checkpoint is None):
+        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
+    return Path(checkpoint) if checkpoint else Path(str(run)) / "checkpoints" / "last.ckpt"
+
+
+def report_beside(checkpoint: Path) -> Path:
+    """``report/`` in the folder of a run, or in the folder of a checkpoint from elsewhere."""
+    folder = checkpoint.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "report"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval_linear")
+def main(config: DictConfig) -> None:
+    judge(config, " ".join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    with one_line_errors(CONF, "eval_linear"):
+        main()

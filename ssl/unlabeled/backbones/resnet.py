@@ -1,0 +1,88 @@
+"""ResNets of any depth and width, for large and for small images.
+
+He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 convolution) and with torchvision's names
+for every tensor, so that a checkpoint of the one loads in the other.
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from unlabeled.objective import Backbone
+
+_DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ResNet(Backbone):
+    """Convolutional features, averaged over the image.
+
+    Args:
+        depth: 10, 18, 34, 50, 101 or 152.
+        width: multiplies the channels of every stage, 64, 128, 256 and 512 at 1.
+        stem: ``imagenet`` is 7×7 with stride 2 and a max-pool; ``cifar`` is 3×3 with stride 1 and padding 1, no
+            max-pool, for images up to about 64 pixels (arXiv:2002.05709, B.9).
+        zero_init_residual: the last BatchNorm of each block starts at zero, so that a block starts as the identity.
+
+    Shape: images [B, 3, h, w] → features [B, num_features].
+    """
+
+    def __init__(
+        self, depth: int, width: float, stem: Literal["imagenet", "cifar"], zero_init_residual: bool = False
+    ) -> None:
+        super().__init__()
+        if depth not in _DEPTHS:
+            raise ValueError(f"backbone.depth={depth} is not one of {sorted(_DEPTHS)}")
+        if stem not in ("imagenet", "cifar"):
+            raise ValueError(f"backbone.stem={stem} is neither imagenet nor cifar")
+        block, depths = _DEPTHS[depth]
+        widths = [int(64 * width * 2**stage) for stage in range(4)]
+        self.conv1 = nn.Conv2d(3, widths[0], *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        channels = [widths[0], *(stage_width * block.expansion for stage_width in widths)]
+        stage = partial(_stage, block)
+        self.layer1 = stage(channels[0], widths[0], depths[0], stride=1)
+        self.layer2 = stage(channels[1], widths[1], depths[1], stride=2)
+        self.layer3 = stage(channels[2], widths[2], depths[2], stride=2)
+        self.layer4 = stage(channels[3], widths[3], depths[3], stride=2)
+        self.num_features = channels[4]
+        _initialise(self, zero_init_residual)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(x.mean(dim=(2, 3)), 1)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck], in_channels: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    out_channels = width * block.expansion
+    shortcut = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+        )
+    first = block(in_channels, width, stride, shortcut)
+    return nn.Sequential(first, *(block(out_channels, width) for _ in range(depth - 1)))
+
+
+def _initialise(network: nn.Module, zero_init_residual: bool) -> None:
+    """He's initialisation with fan-out, as torchvision has it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.zeros_(last.weight)

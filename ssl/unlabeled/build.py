@@ -1,0 +1,152 @@
+"""From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CPUAccelerator
+
+from unlabeled.config import is_sweep, write_config
+from unlabeled.checkpointing import LastCheckpoint
+from unlabeled.data.module import DataModule
+from unlabeled.data.order import check_batch_size
+from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate import Evaluation
+from unlabeled.loggers import JsonLines
+from unlabeled.objective import Backbone, Objective
+from unlabeled.pretraining import Pretraining
+from unlabeled.progress_bar import RunProgress
+from unlabeled.weights import Checkpoint
+
+
+@dataclass
+class Run:
+    """What a pretraining run is made of."""
+
+    trainer: pl.Trainer
+    module: Pretraining
+    data: DataModule
+    checkpoint: Path  # where the run's state is kept
+
+    def fit(self, resolved: dict[str, Any]) -> None:
+        """Train to the end, from the checkpoint if there is one; record what is run."""
+        resumes = self.checkpoint.exists()
+        run_dir = self.checkpoint.parent.parent
+        if self.trainer.is_global_zero:
+            write_config(resolved, run_dir)
+            if not resumes:  # what a run left that never reached its first checkpoint
+                (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
+
+
+def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
+    """Everything that ``train.py`` needs; what cannot work together is refused before an image is read.
+
+    Args:
+        config: as composed from ``conf/train.yaml``.
+        resolved: the same as plain values, to travel in the checkpoints.
+    """
+    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
+    trainer = build_trainer(config, checkpoint)
+    data = build_data(config)
+    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size)
+    backbone = build_backbone(config.backbone, config.seed)
+    with seeded(config.seed):
+        objective: Objective = instantiate(config.objective, backbone=backbone)
+    views, recipe = instantiate(config.views), instantiate(config.optimizer)
+    data.plan(config.max_epochs, config.max_steps)
+    module = Pretraining(
+        objective, views, recipe, config.batch_size, data.total_steps, data.steps_per_epoch, config.seed, resolved
+    )
+    return Run(trainer, module, data, checkpoint)
+
+
+def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
+    """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
+    logger = [instantiate(config.logger)] if "logger" in config else []
+    online = [] if config.online_knn is None else [instantiate(config.online_knn)]
+    last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
+    trainer: pl.Trainer = instantiate(config.trainer)(
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
+        callbacks=[RunProgress(config.trainer.log_every_n_steps), *online, last],
+        default_root_dir=config.run_dir,
+        max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.ends_epoch
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    if trainer.world_size > 1 and config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
+        raise UserError("trainer.sync_batchnorm=true needs GPUs; with several CPU processes set it to false")
+    if trainer.world_size > 1 and is_sweep():
+        raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
+    return trainer
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """``auto`` is bf16-mixed where 16-bit products are quick (such GPUs, CPUs with AMX) and 32-true elsewhere."""
+    if precision != "auto":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    flags = Path("/proc/cpuinfo")  # on a CPU without AMX, bf16 convolutions were ten times slower than float32
+    return "bf16-mixed" if flags.exists() and "amx_bf16" in flags.read_text() else "32-true"
+
+
+def build_data(config: DictConfig) -> DataModule:
+    """The data set as batches; lists and labels are read here, images are not."""
+    splits = instantiate(config.data)
+    return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
+
+
+def build_backbone(config: DictConfig, seed: int) -> Backbone:
+    """A backbone initialised from ``seed``: the start of a run, and the random baseline of its evaluation."""
+    with seeded(seed):
+        backbone: Backbone = instantiate(config)
+    return backbone
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed`` and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+    """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
+
+    Raises:
+        UserError: the checkpoint does not say it either.
+    """
+    own = OmegaConf.create(checkpoint.config or {})
+    config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
+    for name in ("data", "views", "backbone"):
+        config[name] = config.get(name) or own.get(name)
+        if config[name] is None:
+            raise UserError(f"checkpoint={checkpoint.path} does not say what it was made with: give {name}=…")
+    return config
+
+
+def build_evaluation(config: DictConfig, data: DataModule | None = None) -> Evaluation:
+    """The parts for judging a checkpoint, from the configuration of a run or of :func:`fill_in`."""
+    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    probes: Any = OmegaConf.to_container(config.probe, resolve=True)
+    return Evaluation(
+        backbone=build_backbone(config.backbone, config.seed),
+        random_backbone=build_backbone(config.backbone, config.seed),
+        views=instantiate(config.views),
+        data=data or build_data(config),
+        probes={name: instantiate(probe) for name, probe in config.probe.items()},
+        device=torch.device("cuda" if gpu else "cpu"),
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        batch_size=config.batch_size,
+        settings={"probe": probes, "seed": config.seed},
+    )

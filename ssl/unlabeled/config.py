@@ -1,0 +1,161 @@
+"""What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from unlabeled.errors import UserError
+
+
+@contextmanager
+def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
+    """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing and exiting with 1
+    try:
+        yield
+    except UserError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+
+
+def _stop(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
+    if isinstance(error, MissingMandatoryValue | InterpolationKeyError):
+        return f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _unknown_member(error)
+    if isinstance(error, ConfigCompositionException) and not isinstance(error, OverrideParseException):
+        unknown = _unknown_key(config_dir, config_name, arguments)
+        if unknown:
+            return unknown
+    return str(error)
+
+
+def _unknown_member(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    return f"{group}={name}: unknown; {_nearest(name, error.options or [])}"
+
+
+def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
+    """The first override whose key is not in the configuration that the group choices give."""
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    choices = [text for text in overrides if "." not in text.split("=")[0] and (config_dir / text.split("=")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        known = compose(config_name, overrides=choices)
+    for override in OverridesParser.create().parse_overrides([text for text in overrides if text not in choices]):
+        if override.is_add() or override.key_or_group.startswith("hydra"):
+            continue
+        *path, key = override.key_or_group.split(".")
+        node = OmegaConf.select(known, ".".join(path)) if path else known
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if key not in names:
+            return f"{override.key_or_group}: no such key; {_nearest(key, names, '.'.join(path))}"
+    return None
+
+
+def _nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
+    allowed = sorted(option for option in allowed if not option.startswith("_"))
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    suggestion = f"did you mean {prefix}{'.' if prefix else ''}{close[0]}? " if close else ""
+    return f"{suggestion}(allowed: {', '.join(allowed)})"
+
+
+def check_keys(config: DictConfig, primary: Path) -> None:
+    """Raise UserError for a key that nothing would read.
+
+    At the top only the keys and groups of the ``primary`` yaml may stand; below a ``_target_`` only what its
+    constructor takes. Hydra catches a mistyped override by itself, but not a ``+key``, nor a mistake in an
+    experiment's yaml.
+    """
+    content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
+    groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
+    known = [*content, *groups]
+    tree: Any = OmegaConf.to_container(config, resolve=False)
+    for key, node in tree.items():
+        if key not in known:
+            raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
+        _check_node(node, str(key))
+
+
+def _check_node(node: Any, path: str) -> None:
+    if isinstance(node, list):
+        for position, element in enumerate(node):
+            _check_node(element, f"{path}[{position}]")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        names = _parameters(node["_target_"], path)
+        for key in node:
+            if not str(key).startswith("_") and key not in names:
+                raise UserError(f"{path}.{key}: no such key; {_nearest(str(key), names, path)}")
+    for key, value in node.items():
+        _check_node(value, f"{path}.{key}")
+
+
+def _parameters(target: str, path: str) -> list[str]:
+    try:
+        called: Callable[..., Any] = get_object(target)
+    except Exception as error:
+        raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
+    return list(inspect.signature(called).parameters)
+
+
+# What may differ between the start of a run and its continuation: it changes no number that the run computes.
+FREE_KEYS = ("num_workers", "memory_gib", "trainer", "logger", "online_knn", "probe", "checkpoint_every_n_epochs")
+
+
+def open_run(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, after making sure that ``run_dir`` does not hold another run.
+
+    Raises:
+        UserError: there is a checkpoint of a run with other values; the message names the keys.
+    """
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    run_dir = Path(resolved["run_dir"])
+    if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
+        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        if differing:
+            keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
+            raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")
+    return dict(resolved)
+
+
+def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
+    """Write ``run_dir/config.yaml``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def is_sweep() -> bool:
+    """Whether this is one job of ``--multirun``."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(a.keys() | b.keys())
+        below = f"{path}." if path else ""
+        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{below}{key}")]
+    return [] if a == b else [path]

@@ -1,0 +1,78 @@
+"""The order of samples is a function of (seed, step): nothing to save, nothing to lose, the same on any number of
+processes."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from unlabeled.errors import UserError
+from unlabeled.randomness import mix
+
+
+class GlobalOrder(Sampler[list[int]]):
+    """Positions of the images that this process sees, batch by batch, to the end of the run.
+
+    Epoch e is a permutation drawn from (seed, e); batch t of it is its t-th run of ``batch_size`` positions, of which
+    process r of W takes the r-th part. Images that do not fill a last batch are left out of that epoch.
+
+    Args:
+        size: images in the source.
+        batch_size: over all processes.
+        total_steps: batches of the whole run; its length, also when it goes on in the middle.
+        seed: of the run.
+        rank, world_size: which process this is, of how many.
+        next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
+            skips nothing by reading it.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        next_step: Callable[[], int],
+    ) -> None:
+        check_batch_size(batch_size, size, world_size)
+        self.size, self.batch_size, self.total_steps, self.seed = size, batch_size, total_steps, seed
+        self.rank, self.world_size, self.next_step = rank, world_size, next_step
+        self.steps_per_epoch = size // batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.next_step()
+        while step < self.total_steps:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            last = min(self.steps_per_epoch, first + self.total_steps - step)
+            batches = self.epoch(epoch)[first:last].view(last - first, self.world_size, -1)
+            yield from batches[:, self.rank].tolist()
+            step += last - first
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def epoch(self, number: int) -> Tensor:
+        """Global batches of one epoch, int64 [steps_per_epoch, batch_size]."""
+        generator = torch.Generator().manual_seed(mix(self.seed, number))
+        used = torch.randperm(self.size, generator=generator)[: self.steps_per_epoch * self.batch_size]
+        return used.view(self.steps_per_epoch, self.batch_size)
+
+
+def check_batch_size(batch_size: int, size: int, world_size: int) -> None:
+    """Raise UserError unless ``batch_size`` images can be drawn and shared out evenly."""
+    if not 0 < batch_size <= size:
+        raise UserError(f"batch_size={batch_size}: it must lie between 1 and the {size} training images")
+    if batch_size % world_size:
+        raise UserError(f"batch_size={batch_size} is global and must be a multiple of the {world_size} processes")
+
+
+def plan_steps(max_epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run: whichever limit comes first; None is no limit. Raises UserError without any."""
+    limits = [] if max_epochs is None else [max_epochs * steps_per_epoch]
+    limits += [] if max_steps is None else [max_steps]
+    if not limits or min(limits) < 1:
+        raise UserError(f"max_epochs={max_epochs} and max_steps={max_steps}: one of them must be at least 1")
+    return min(limits)

@@ -1,0 +1,37 @@
+"""What every data source is: images that can be decoded one by one, and the splits made of them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class CorruptImage(Exception):
+    """An image that cannot be decoded; the message names the file (or file and row) and the reason."""
+
+
+class Source(Protocol):
+    """One split of a data set. Cheap to create: it reads lists and labels, and no pixels."""
+
+    classes: list[str]  # class names in label order; [] where nothing is labelled
+    labels: Tensor  # int64 [N], -1 where there is no label
+    image_size: int  # height and width that `decode` returns, pixels
+
+    def __len__(self) -> int: ...
+
+    def decode(self, index: int) -> Tensor:
+        """Image ``index`` as uint8 [3, image_size, image_size]; raises CorruptImage. Safe in threads and in workers."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a user would call this image: its path, or file and row."""
+        ...
+
+
+@dataclass
+class Splits:
+    """A data set: what is pretrained on, and what is only ever evaluated on."""
+
+    train: Source
+    test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
+    description: str  # one line for reports: what it is, where it came from

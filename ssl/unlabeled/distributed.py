@@ -1,0 +1,53 @@
+"""What losses need of several processes: who am I, and everybody's rows with an exact gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 when torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process among them."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums the gradients of all processes and hands each its own rows.
+
+    With a loss that is the mean over the local rows and a gradient averaged over processes (as DDP does), this gives
+    exactly the gradient of one process that holds the joined batch. Keeping only the local part of the gradient, or
+    averaging it, does not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in rank order, differentiable.
+
+    Args:
+        rows: [B, ...], the same B on every process.
+
+    Returns:
+        [B × processes, ...]; ``rows`` itself on one process.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered

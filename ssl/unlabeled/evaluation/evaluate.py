@@ -1,0 +1,109 @@
+"""One checkpoint, one report: features, probes and baselines, with everything needed to believe the numbers."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.data.module import DataModule
+from unlabeled.evaluation.features import Probe, extract
+from unlabeled.evaluation.figures import feature_map
+from unlabeled.evaluation.judge import Row, judge
+from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+from unlabeled.views.pipeline import Views
+from unlabeled.weights import Checkpoint, load_backbone
+
+
+@dataclass
+class Evaluation:
+    """How to look at a checkpoint: the parts that ``build`` made for it.
+
+    ``backbone`` and ``random_backbone`` are freshly initialised alike; the weights go into the first.
+    """
+
+    backbone: Backbone
+    random_backbone: Backbone
+    views: Views
+    data: DataModule
+    probes: Mapping[str, Probe]
+    device: torch.device
+    precision: str
+    batch_size: int
+    settings: dict[str, Any]  # of probes and seeds, for the report
+
+
+def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
+    """Judge the backbone in ``checkpoint`` and write ``results.json`` and ``report.md`` with pictures.
+
+    Raises:
+        UserError: the backbone does not load whole, or there are no labelled test images.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    load_backbone(checkpoint, evaluation.backbone)
+    data, plain = evaluation.data, evaluation.views.plain
+    if data.splits.test is None:
+        raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
+    train, test = (data.labelled(split, evaluation.batch_size) for split in ("train", "test"))
+    rows = judge(
+        evaluation.backbone,
+        evaluation.random_backbone,
+        train,
+        test,
+        plain,
+        evaluation.probes,
+        len(data.splits.test.classes),
+        evaluation.device,
+        evaluation.precision,
+    )
+    report_dir.mkdir(parents=True, exist_ok=True)
+    features = extract(evaluation.backbone, test, plain, evaluation.device, evaluation.precision)
+    feature_map(features.x, features.labels, data.splits.test.classes, report_dir / "feature_map.png")
+    run_dir = checkpoint.path.parent.parent
+    provenance = {
+        "command": command,
+        "date": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "checkpoint": _describe(checkpoint),
+        "data": _describe_data(data),
+        "settings": evaluation.settings,
+        "versions": versions(),
+        "machine": machine(),
+        "training": _read_json(run_dir / "training.json"),
+    }
+    report = write_report(
+        report_dir,
+        rows,
+        provenance,
+        metrics=run_dir / "metrics.jsonl",
+        collapsed_at=_read_json(run_dir / "training.json").get("collapsed_at"),
+        feature_map=report_dir / "feature_map.png",
+    )
+    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
+    return rows
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"path": str(checkpoint.path), "sha256": checkpoint.sha256, **checkpoint.progress}
+
+
+def _describe_data(data: DataModule) -> dict[str, Any]:
+    assert data.splits.test is not None
+    return {
+        "description": data.splits.description,
+        "train_labels_sha256": label_hash(data.splits.train.labels),
+        "test_labels_sha256": label_hash(data.splits.test.labels),
+        "corrupt_images": len(data.corrupt),
+        "corrupt_names": data.corrupt[:100],
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content

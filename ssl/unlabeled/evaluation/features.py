@@ -1,0 +1,173 @@
+"""Frozen features: how they are extracted without touching the network, and what a probe of them is."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Batch
+
+Transform = Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] on the device → float [B, 3, h, w], nothing random
+
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass
+class Features:
+    """What a network says about N images, in the order the images came."""
+
+    x: Tensor  # float32 [N, D], as the network gave them: neither normalised nor standardised
+    labels: Tensor  # int64 [N], -1 where there is none
+    ids: Tensor  # int64 [N]
+
+    def labelled(self) -> "Features":
+        """The rows that have a label."""
+        keep = self.labels >= 0
+        return self if bool(keep.all()) else Features(self.x[keep], self.labels[keep], self.ids[keep])
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same features on ``device``; probes compute where the features lie."""
+        return Features(self.x.to(device), self.labels.to(device), self.ids.to(device))
+
+
+@dataclass
+class Score:
+    """One number of one probe, with all that is needed to say how it came about."""
+
+    protocol: str  # e.g. "knn/cosine-exp/k=200/T=0.1"; numbers of different protocols are not comparable
+    top1: float  # per cent of test images
+    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and what they were chosen on; plain JSON
+    notes: list[str] = field(default_factory=list)  # whatever a reader should doubt, in sentences
+
+
+class Probe(Protocol):
+    """Fits on train features, predicts test features. Labels are all in [0, num_classes); deterministic."""
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
+
+
+def batched(images: Tensor, labels: Tensor, ids: Tensor, batch_size: int) -> list[Batch]:
+    """Cuts an array uint8 [N, 3, H, W] into batches; they are views, so the list costs no memory."""
+    parts = zip(*(torch.split(part, batch_size) for part in (images, ids, labels)), strict=True)
+    return [Batch(*part) for part in parts]
+
+
+def extract(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    transform: Transform,
+    device: torch.device | str,
+    precision: str = "32-true",
+) -> Features:
+    """Features of all images, on the CPU, with ``network`` in eval mode and left as it was found.
+
+    The train/eval mode of every submodule and the global random state are restored; ``network`` is moved to ``device``
+    and stays there. ``precision`` is Lightning's name: 32-true, bf16-mixed or 16-mixed. ``batches`` is any iterable,
+    e.g. ``batched(...)`` or a loader; a generator can be read only once. Raises UserError on features
+    that are not finite.
+    """
+    if precision not in AUTOCAST:
+        raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
+    device = torch.device(device)
+    network.to(device)
+    rows: list[Features] = []
+    with eval_mode(network), _random_state_kept(device), torch.no_grad():
+        for batch in batches:
+            x = _forward(network, transform(batch.images.to(device)), AUTOCAST[precision])
+            rows.append(Features(x.cpu(), batch.labels.cpu(), batch.ids.cpu()))
+    if not rows:
+        raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
+    return _finite(Features(*(torch.cat(column) for column in _columns(rows))), precision)
+
+
+def pixels(batches: Iterable[Batch], transform: Transform, device: torch.device | str = "cpu") -> Features:
+    """The transformed images themselves as features: averaged to 32 x 32 where they are larger, then flattened."""
+    return extract(Pixels(), batches, transform, device)
+
+
+class Pixels(nn.Module):
+    """Float [B, 3, h, w] → [B, 3·min(h, 32)·min(w, 32)]: the network that sees nothing, a baseline."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        # 32 is CIFAR's size; 224 x 224 would be 150,528 columns, more than any probe of them is worth
+        return nn.functional.adaptive_avg_pool2d(images, (min(height, 32), min(width, 32))).flatten(1)
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of the whole state_dict, whatever device it is on."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        # reshape first: a scalar cannot be viewed as bytes; uint8, because numpy has no bfloat16
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def top1(predictions: Tensor, labels: Tensor) -> float:
+    """Per cent of rows of ``predictions`` int64 [N] that equal ``labels``."""
+    return 100 * int((predictions == labels).sum()) / len(labels)
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule has the mode it had, frozen parts of a training network included."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training  # not .train(), which would recurse
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products really in float32: TF32 keeps 10 bits, which reorders neighbours and stalls a line search."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """A network may draw in eval mode too (MAE masks patches): training must not notice that it was evaluated."""
+    if device.type == "cpu":
+        devices, kind = [], "cuda"
+    else:
+        devices, kind = [torch.empty(0, device=device).get_device()], device.type  # "cuda" alone has no index
+    with torch.random.fork_rng(devices, device_type=kind):
+        yield
+
+
+def _forward(network: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Tensor:
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+        x = network(images)
+    if x.ndim != 2 or len(x) != len(images):
+        raise ValueError(f"a backbone returns features [{len(images)}, D]; this one returned {list(x.shape)}")
+    return torch.as_tensor(x, dtype=torch.float32)
+
+
+def _columns(rows: list[Features]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return [row.x for row in rows], [row.labels for row in rows], [row.ids for row in rows]
+
+
+def _finite(features: Features, precision: str) -> Features:
+    broken = ~features.x.isfinite().all(dim=1)
+    if bool(broken.any()):
+        first = int(features.ids[broken][0])
+        raise UserError(
+            f"the features of {int(broken.sum())} of {len(broken)} images are not finite (first id {first}) under "
+            f"precision {precision}: the network has diverged, or 16-mixed overflows and 32-true would not"
+        )
+    return features

@@ -1,0 +1,144 @@
+"""Judges a frozen backbone against what it has to beat: itself before training, raw pixels, and chance."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Features, Pixels, Probe, Transform, extract, state_hash
+from unlabeled.objective import Batch
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Row:
+    """One number: which features, which protocol, and what a reader must know to believe it."""
+
+    features: str  # "pretrained", "random init", "raw pixels" or "chance"
+    protocol: str
+    top1: float  # per cent of the test images
+    chosen: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    n_train: int = 0  # labelled images
+    n_test: int = 0
+
+
+def judge(
+    backbone: nn.Module,
+    random_backbone: nn.Module,
+    train: Iterable[Batch],
+    test: Iterable[Batch],
+    transform: Transform,
+    probes: Mapping[str, Probe],
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    precision: str = "32-true",
+    raw_pixels: bool = True,
+    say: Say = print,
+) -> list[Row]:
+    """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
+
+    ``train`` and ``test`` are read once per kind of features, so they must be iterable again and give the same images:
+    ``batched(images, labels, ids, batch_size)`` for arrays, a loader for more than memory holds. Images without a label
+    are left out. ``raw_pixels`` off skips that baseline. Both networks are moved to ``device``; the probes run there.
+    Global random states are left as found. Raises RuntimeError if the state of ``backbone`` is not bit for bit the
+    same afterwards, UserError where a label is not below ``num_classes`` or nothing is labelled.
+    """
+    networks = {"pretrained": backbone, "random init": random_backbone} | (
+        {"raw pixels": Pixels()} if raw_pixels else {}
+    )
+    rows: list[Row] = []
+    reference: Features | None = None
+    with unchanged(backbone):
+        for name, network in networks.items():
+            kind = "32-true" if isinstance(network, Pixels) else precision
+            train_features = _labelled_features(
+                name, "train", network, train, transform, num_classes, device, kind, say
+            )
+            features = _labelled_features(name, "test", network, test, transform, num_classes, device, kind, say)
+            _same_images(reference, features, name)
+            reference = features
+            rows += _run(name, probes, train_features, features, num_classes, say)
+    assert reference is not None
+    _note_equal_weights(rows, backbone, random_backbone)
+    return rows + chance(reference.labels, num_classes)
+
+
+def chance(labels: Tensor, num_classes: int) -> list[Row]:
+    """Two rows: always the largest class of the test labels, and a uniform guess. No features, so any protocol."""
+    majority = 100 * int(labels.bincount().max()) / len(labels)
+    return [
+        Row("chance", "chance/majority-class", majority, {"class_counted_on": "test"}, n_test=len(labels)),
+        Row("chance", "chance/uniform", 100 / num_classes, {"classes": num_classes}, n_test=len(labels)),
+    ]
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Raises RuntimeError if the state_dict of ``network`` differs at the end of the block (MoCo's sanity check)."""
+    before = state_hash(network)
+    yield
+    after = state_hash(network)
+    if after != before:
+        raise RuntimeError(
+            f"the evaluation changed the backbone (state {before[:12]} became {after[:12]}): its numbers are void; "
+            "look for a hook, or a layer that updates buffers in eval mode"
+        )
+
+
+def _labelled_features(
+    name: str,
+    split: str,
+    network: nn.Module,
+    batches: Iterable[Batch],
+    transform: Transform,
+    num_classes: int,
+    device: torch.device | str,
+    precision: str,
+    say: Say,
+) -> Features:
+    start = time.perf_counter()
+    features = extract(network, batches, transform, device, precision)
+    n, dim = features.x.shape
+    say(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
+    labelled = features.labelled()
+    if not len(labelled.labels):
+        raise UserError(f"none of the {n} {split} images has a label: there is nothing to judge the features by")
+    if int(labelled.labels.max()) >= num_classes:
+        raise UserError(
+            f"{split} label {int(labelled.labels.max())}; with {num_classes} classes, 0 to {num_classes - 1}"
+        )
+    return labelled.to(device)
+
+
+def _run(name: str, probes: Mapping[str, Probe], train: Features, test: Features, classes: int, say: Say) -> list[Row]:
+    rows = []
+    for probe in probes.values():
+        start = time.perf_counter()
+        scores = probe.fit_predict(train, test, classes)
+        seconds = time.perf_counter() - start
+        for score in scores:
+            say(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
+            sizes = (len(train.labels), len(test.labels))
+            rows.append(Row(name, score.protocol, score.top1, score.chosen, score.notes, *sizes))
+    return rows
+
+
+def _same_images(first: Features | None, second: Features, name: str) -> None:
+    if first is not None and not torch.equal(first.ids, second.ids):
+        raise RuntimeError(
+            f"the test batches gave other images for {name} than before: they must be the same each time"
+        )
+
+
+def _note_equal_weights(rows: list[Row], backbone: nn.Module, random_backbone: nn.Module) -> None:
+    if state_hash(backbone) == state_hash(random_backbone):
+        for row in rows:
+            if row.features == "pretrained":
+                row.notes.append("The pretrained weights are those of the random initialisation: nothing was learnt.")

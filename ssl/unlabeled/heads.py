@@ -1,0 +1,30 @@
+"""Heads that objectives put on a backbone."""
+
+from torch import nn
+
+
+def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
+    """The non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
+
+    Every layer is Linear without bias and BatchNorm; hidden layers keep the input width and end in ReLU; the last
+    BatchNorm has a scale and no bias. Linear weights are drawn from N(0, 0.01).
+
+    Args:
+        in_features: width of the backbone's features.
+        layers: at least 1; 2 in v1, 3 in v2.
+        out_features: width of the embeddings.
+    """
+    if layers < 1:
+        raise ValueError(f"a projector has at least one layer, projection_layers={layers} was given")
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [_linear(in_features, in_features), nn.BatchNorm1d(in_features), nn.ReLU(inplace=True)]
+    last = nn.BatchNorm1d(out_features)
+    last.register_parameter("bias", None)  # batch_norm takes None: a scale alone
+    return nn.Sequential(*modules, _linear(in_features, out_features), last)
+
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    linear = nn.Linear(in_features, out_features, bias=False)
+    nn.init.normal_(linear.weight, std=0.01)
+    return linear

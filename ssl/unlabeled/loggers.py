@@ -1,0 +1,38 @@
+"""``metrics.jsonl``: one object a line, appended and never rewritten. The other loggers mirror it."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class JsonLines(Logger):
+    """Appends ``{"step": …, "epoch": …, name: value, …}`` for every set of metrics.
+
+    Args:
+        path: the file; its folder must exist. (Lightning's CSVLogger deletes its file when a run resumes.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is in ``config.yaml`` beside the file."""

@@ -1,0 +1,66 @@
+"""The contract between data, views, backbone, objective and the training loop. Nothing else lives here."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Batch(NamedTuple):
+    """What one step sees. B is the number of images on this process; row order is the order of the global batch."""
+
+    images: Tensor  # uint8 [B, 3, H, W], as decoded
+    ids: Tensor  # int64 [B], position of each image in its source
+    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
+    views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
+
+
+class Progress(NamedTuple):
+    """Where the run is. Every schedule and every random draw of a method is a function of this and nothing else."""
+
+    step: int  # optimizer steps taken before this one
+    total_steps: int
+    steps_per_epoch: int
+    seed: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1)."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that are done, with their fractional part."""
+        return self.step / self.steps_per_epoch
+
+
+@dataclass
+class Output:
+    """What an objective returns for one batch."""
+
+    loss: Tensor  # float32 scalar
+    features: Tensor  # [B, backbone.num_features], detached: what online probes read
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars, logged as train/<name>
+
+
+class Backbone(nn.Module):
+    """Images [B, 3, h, w] → features [B, num_features]. The product of a run."""
+
+    num_features: int
+
+
+class Objective(nn.Module):
+    """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
+
+    backbone: Backbone
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""
+        raise NotImplementedError
+
+    def after_step(self, progress: Progress) -> None:
+        """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
+
+    def collapsed_at(self) -> float | None:
+        """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
+        return None

@@ -1,0 +1,71 @@
+"""SimCLR: two views of an image find each other among the whole batch.
+
+v1: Chen et al. 2020, arXiv:2002.05709. v2: arXiv:2006.10029. Official code: github.com/google-research/simclr.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.heads import simclr_projector
+from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.precision import full_precision
+
+
+@full_precision
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (arXiv:2002.05709, eq. 1), mean over the 2B local anchors.
+
+    Each anchor is compared with the 2N−1 other embeddings of all processes; only its similarity with itself is left
+    out. The official code adds the means of the two views instead, which is twice this value.
+
+    Args:
+        z1, z2: [B, D], the two views of B images, unnormalised, the same B on every process.
+        temperature: above 0.
+
+    Returns:
+        Scalar; ln(2N−1) when all embeddings are equal, with N images over all processes.
+    """
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    anchors = torch.cat([z1, z2])
+    others = torch.cat([distributed.gather(z1), distributed.gather(z2)])
+    total = len(others) // 2
+    first = distributed.rank() * len(z1) + torch.arange(len(z1), device=z1.device)
+    itself, positive = torch.cat([first, first + total]), torch.cat([first + total, first])
+    logits = anchors @ others.T / temperature
+    logits = logits.scatter(1, itself[:, None], float("-inf"))
+    return F.cross_entropy(logits, positive)
+
+
+class SimCLR(Objective):
+    """Backbone and projector, trained with :func:`nt_xent`.
+
+    Args:
+        backbone: what is pretrained.
+        projection_layers: depth of the projector, 2 in v1 and 3 in v2.
+        projection_dim: width of the embeddings that the loss compares.
+        temperature: of the softmax.
+    """
+
+    def __init__(self, backbone: Backbone, projection_layers: int, projection_dim: int, temperature: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
+        self.temperature = temperature
+        self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """One forward over both views: BatchNorm sees 2B images, as in the official code."""
+        features = self.backbone(torch.cat(batch.views))
+        z1, z2 = self.projector(features).chunk(2)
+        self.batch_size = len(z1) * distributed.world_size()
+        similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
+        loss = nt_xent(z1, z2, self.temperature)
+        return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity})
+
+    def collapsed_at(self) -> float | None:
+        """ln(2N−1) for a global batch of N images."""
+        return math.log(2 * self.batch_size - 1) if self.batch_size else None

@@ -1,0 +1,60 @@
+"""How a run is optimised: the optimizer, the scaling of its learning rate, its schedule and who is decayed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Progress
+from unlabeled.schedules import warmup_cosine
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the optimizer of a run depends on.
+
+    Args:
+        optimizer: takes parameter groups with their own ``weight_decay`` and ``lr``; a ``_partial_`` in the yaml.
+        lr: base learning rate.
+        lr_scaling: peak rate for a global batch of B images: ``linear`` lr·B/256, ``square_root`` lr·√B, ``none`` lr.
+        warmup_epochs: linear rise from 0.
+        weight_decay: of every parameter that is decayed.
+        decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
+    """
+
+    optimizer: Callable[..., Optimizer]
+    lr: float
+    lr_scaling: Literal["linear", "square_root", "none"]
+    warmup_epochs: float
+    weight_decay: float
+    decay_bias_and_norm: bool
+
+    def peak_lr(self, batch_size: int) -> float:
+        """Learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""
+        scales = {"linear": batch_size / 256, "square_root": math.sqrt(batch_size), "none": 1.0}
+        if self.lr_scaling not in scales:
+            raise UserError(f"optimizer.lr_scaling={self.lr_scaling} is not one of {', '.join(scales)}")
+        return self.lr * scales[self.lr_scaling]
+
+    def lr_at(self, progress: Progress, batch_size: int) -> float:
+        """Learning rate of one step, a pure function of progress."""
+        warmup_steps = self.warmup_epochs * progress.steps_per_epoch
+        return self.peak_lr(batch_size) * warmup_cosine(progress.step, warmup_steps, progress.total_steps)
+
+    def build(self, module: nn.Module, batch_size: int) -> Optimizer:
+        """The optimizer over every parameter of ``module`` that is trained."""
+        groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm)
+        return self.optimizer(groups, lr=self.peak_lr(batch_size))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm: bool) -> list[dict[str, Any]]:
+    """Parameters that need a gradient, in up to two groups: those decayed, and biases and norms (ndim ≤ 1)."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 or decay_bias_and_norm]
+    spared = [parameter for parameter in trained if parameter.ndim <= 1 and not decay_bias_and_norm]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,103 @@
+"""The one LightningModule: it drives an objective through a run and knows no method's name."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unlabeled.objective import Batch, Objective, Progress
+from unlabeled.optimizers import Recipe
+from unlabeled.randomness import mix
+from unlabeled.views.key import ViewKey
+from unlabeled.views.pipeline import Views
+
+
+class Pretraining(pl.LightningModule):
+    """Views on the device, the objective's loss, an optimizer step at its learning rate, the objective's own update.
+
+    Args:
+        objective: the method, with its backbone.
+        views: makes the views of a batch.
+        optimizer: how it is optimised.
+        batch_size: over all processes.
+        total_steps, steps_per_epoch: of the run, in optimizer steps.
+        seed: of every random draw.
+        config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        views: Views,
+        optimizer: Recipe,
+        batch_size: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        seed: int,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        # Convolutions are faster with channels last, on GPUs and on CPUs.
+        self.objective: Objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.views = views
+        self.recipe, self.batch_size = optimizer, batch_size
+        self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
+        self.config = config
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is; ``step`` counts the optimizer steps that are done."""
+        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the step just taken was the last of an epoch, or of the run.
+
+        To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
+        """
+        return self.global_step % self.steps_per_epoch == 0 or self.global_step == self.total_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that comes next."""
+        return self.recipe.lr_at(self.progress, self.batch_size)
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.recipe.build(self.objective, self.batch_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make the views here: on the device, outside of autocast, from (seed, step) and the place in the batch."""
+        first = self.global_rank * len(batch.images)
+        views = self.views(batch.images, ViewKey(self.seed, self.global_step, first, self.batch_size))
+        return batch._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
+        # run draws the same, and to the process, so that two do not drop the same units.
+        torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
+        output = self.objective(batch, self.progress)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # reading a loss waits for the device
+            metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
+            self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
+        return {"loss": output.loss, "features": output.features, "labels": batch.labels}
+
+    def write(self, metrics: dict[str, Tensor], step: int) -> None:
+        """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""
+        mean = {name: float(self.trainer.strategy.reduce(value.detach())) for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step at the planned learning rate, then the objective's own update with the progress of that step."""
+        progress = self.progress
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.objective.after_step(progress)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint says what it is: plain values, readable with ``torch.load(weights_only=True)``."""
+        checkpoint["config"] = self.config
+        checkpoint["progress"] = self.progress._asdict()

@@ -1,0 +1,16 @@
+"""Schedules as pure functions of progress: there is no schedule state to save or to lose."""
+
+import math
+
+
+def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
+    """Factor on the peak value: linear from 0 over the warm-up, then half a cosine to 0 at ``total_steps``.
+
+    As google-research/simclr (``WarmUpAndCosineDecay``): the first step of a warm-up has factor 0. A warm-up longer
+    than the run ends with the run.
+    """
+    warmup_steps = min(warmup_steps, total_steps)
+    if step < warmup_steps:
+        return step / warmup_steps
+    done = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,24 @@
+"""Where the randomness of views comes from: a key, and nothing else."""
+
+from typing import NamedTuple
+
+import torch
+
+from unlabeled.randomness import mix
+
+
+class ViewKey(NamedTuple):
+    """Names the random draws of one step.
+
+    Parameters are drawn for the whole global batch and each process takes its rows, so that the views of an image are
+    the same on one process and on many, with any number of workers, before and after a resume.
+    """
+
+    seed: int
+    step: int
+    first: int  # position of this process's first image in the global batch
+    total: int  # images in the global batch
+
+    def generator(self, view: int) -> torch.Generator:
+        """A CPU generator that depends on (seed, step, view) alone."""
+        return torch.Generator().manual_seed(mix(self.seed, self.step, view))

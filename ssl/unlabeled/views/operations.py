@@ -1,0 +1,170 @@
+"""The random operations that views are made of: each draws its parameters apart from applying them.
+
+``sample`` draws for the whole global batch on the CPU; ``apply`` gets the rows of this process. Batched throughout:
+no Python per image.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from kornia.filters import gaussian_blur2d
+from torch import Generator, Tensor
+
+from unlabeled.views.colour import jitter, luminance
+from unlabeled.views.crop import Interpolation, crop_resize
+
+Parameters = dict[str, Tensor]  # name → one row per image, on the CPU
+
+
+class Operation(Protocol):
+    """A random operation on a batch of float images [B, 3, h, w] in [0, 1]."""
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        """Draw the parameters of ``count`` images of ``height`` × ``width`` pixels."""
+        ...
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Do it."""
+        ...
+
+
+class RandomResizedCrop:
+    """A box of random area and shape, resized to a square, mirrored half of the time.
+
+    Draws as torchvision: area uniform, ratio log-uniform, ten tries, then the largest central box of allowed shape.
+
+    Args:
+        size: height and width of the result, pixels.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
+        interpolation: ``bilinear`` or ``bicubic``, both with antialias.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        interpolation: Interpolation,
+        flip: float,
+    ) -> None:
+        self.size, self.scale, self.ratio = size, scale, ratio
+        self.interpolation, self.flip = interpolation, flip
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        tries = 10
+        area = _uniform((count, tries), *self.scale, generator) * (height * width)
+        ratio = _uniform((count, tries), math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
+        box_width = (area * ratio).sqrt().round().long()
+        box_height = (area / ratio).sqrt().round().long()
+        fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+        first = fits.long().argmax(1, keepdim=True)  # of equal values, the first
+        fallback = self._central(height, width)
+        found = fits.any(1)
+        box_height = torch.where(found, box_height.gather(1, first)[:, 0], fallback[0])
+        box_width = torch.where(found, box_width.gather(1, first)[:, 0], fallback[1])
+        where = torch.rand((count, 2), generator=generator, dtype=torch.float64)
+        top = (where[:, 0] * (height - box_height + 1)).long()
+        left = (where[:, 1] * (width - box_width + 1)).long()
+        top = torch.where(found, top, (height - box_height) // 2)
+        left = torch.where(found, left, (width - box_width) // 2)
+        flip = torch.rand(count, generator=generator) < self.flip
+        return {"box": torch.stack([top, left, box_height, box_width], 1), "flip": flip}
+
+    def _central(self, height: int, width: int) -> tuple[int, int]:
+        if width / height < self.ratio[0]:
+            return round(width / self.ratio[0]), width
+        if width / height > self.ratio[1]:
+            return height, round(height * self.ratio[1])
+        return height, width
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        box, flip = parameters["box"].to(images.device), parameters["flip"].to(images.device)
+        return crop_resize(images, box, flip, self.size, self.interpolation)
+
+
+class ColourJitter:
+    """Brightness, contrast, saturation (multiplicative, as torchvision) and hue, in a random order per image.
+
+    Args:
+        brightness, contrast, saturation: factors are uniform in [max(0, 1 − value), 1 + value].
+        hue: shifts are uniform in [−value, value] turns, at most 0.5.
+        probability: share of the images that are changed at all.
+    """
+
+    def __init__(
+        self, brightness: float, contrast: float, saturation: float, hue: float, probability: float
+    ) -> None:
+        self.strengths, self.hue, self.probability = (brightness, contrast, saturation), hue, probability
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        factors = [_uniform((count,), max(0.0, 1 - s), 1 + s, generator) for s in self.strengths]
+        factors.append(_uniform((count,), -self.hue, self.hue, generator))
+        order = torch.rand((count, 4), generator=generator).argsort(1)
+        applied = torch.rand(count, generator=generator) < self.probability
+        return {"factors": torch.stack(factors, 1).float(), "order": order, "applied": applied}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        return _on_some(
+            images,
+            parameters["applied"],
+            lambda some, rows: jitter(
+                some, parameters["factors"][rows].to(images.device, images.dtype), parameters["order"][rows]
+            ),
+        )
+
+
+class Grayscale:
+    """Colour taken away from a random share of the images."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        return {"applied": torch.rand(count, generator=generator) < self.probability}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        return torch.where(parameters["applied"].to(images.device)[:, None, None, None], luminance(images), images)
+
+
+class GaussianBlur:
+    """A Gaussian of random width over a random share of the images.
+
+    Args:
+        sigma: smallest and largest standard deviation, pixels.
+        kernel_fraction: the kernel reaches ``int(size · fraction) // 2`` pixels to each side (SimCLR: a tenth).
+        probability: share of the images that are blurred.
+    """
+
+    def __init__(self, sigma: tuple[float, float], kernel_fraction: float, probability: float) -> None:
+        self.sigma, self.kernel_fraction, self.probability = sigma, kernel_fraction, probability
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        sigma = _uniform((count,), *self.sigma, generator).float()
+        return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        taps = 2 * (int(images.shape[-1] * self.kernel_fraction) // 2) + 1
+
+        def blur(some: Tensor, rows: Tensor) -> Tensor:
+            sigma = parameters["sigma"][rows].to(images.device, images.dtype)
+            blurred: Tensor = gaussian_blur2d(some, (taps, taps), torch.stack([sigma, sigma], 1), "reflect")
+            return blurred
+
+        return _on_some(images, parameters["applied"], blur)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _on_some(images: Tensor, applied: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Replace the rows where ``applied`` (on the CPU, so that nothing waits for the device) by ``change`` of them."""
+    rows = applied.nonzero().flatten()
+    if len(rows) == 0:
+        return images
+    on_device = rows.to(images.device)
+    return images.index_copy(0, on_device, change(images[on_device], rows))

@@ -1,0 +1,84 @@
+"""From a batch of decoded images to the views that an objective compares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import Operation
+
+
+@dataclass(frozen=True)
+class ViewGroup:
+    """Views that are drawn alike: how many, and the operations in order."""
+
+    count: int
+    operations: Sequence[Operation]
+
+
+class Views(nn.Module):
+    """All views of a batch, made on the device where the images are.
+
+    Args:
+        size: height and width of the image that evaluation sees, pixels.
+        groups: what is drawn, in order; a later group may make smaller crops.
+        mean, std: per channel, subtracted and divided at the very end; None leaves values in [0, 1].
+        evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
+        evaluation_interpolation: ``bilinear`` or ``bicubic``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        groups: Sequence[ViewGroup],
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        evaluation_crop: float,
+        evaluation_interpolation: Interpolation,
+    ) -> None:
+        super().__init__()
+        self.size, self.groups = size, groups
+        self.mean, self.std = mean, std
+        self.evaluation_crop, self.evaluation_interpolation = evaluation_crop, evaluation_interpolation
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, key: ViewKey) -> tuple[Tensor, ...]:
+        """Draw and make the views.
+
+        Args:
+            images: uint8 [B, 3, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
+            key: names the draws.
+
+        Returns:
+            One float32 [B, 3, h, w] per view.
+        """
+        scaled = images.float() / 255
+        operations = [group.operations for group in self.groups for _ in range(group.count)]
+        return tuple(self._view(scaled, key, number, steps) for number, steps in enumerate(operations))
+
+    def _view(self, images: Tensor, key: ViewKey, number: int, operations: Sequence[Operation]) -> Tensor:
+        generator = key.generator(number)
+        mine = slice(key.first, key.first + len(images))
+        for operation in operations:
+            drawn = operation.sample(key.total, images.shape[2], images.shape[3], generator)
+            images = operation.apply(images, {name: values[mine] for name, values in drawn.items()})
+        return self._normalise(images)
+
+    @torch.no_grad()
+    def plain(self, images: Tensor) -> Tensor:
+        """What evaluation sees: uint8 [B, 3, H, W] → float32 [B, 3, size, size], nothing random."""
+        height, width = images.shape[2:]
+        side = round(min(height, width) * self.evaluation_crop)
+        box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side], device=images.device)
+        boxes, flip = box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        scaled = images.float() / 255
+        return self._normalise(crop_resize(scaled, boxes, flip, self.size, self.evaluation_interpolation))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if self.mean is None or self.std is None:
+            return images
+        mean, std = images.new_tensor(self.mean)[:, None, None], images.new_tensor(self.std)[:, None, None]
+        return (images - mean) / std

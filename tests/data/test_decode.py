@@ -1,0 +1,196 @@
+"""Every Pillow mode, orientation and size comes out as the pixels one would expect."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from unlabeled.data.decode import decode_bytes, rgb
+from unlabeled.data.source import CorruptImage
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> bytes:
+    stream = io.BytesIO()
+    if exif is None:
+        image.save(stream, kind)
+    else:
+        image.save(stream, kind, exif=exif)
+    return stream.getvalue()
+
+
+def one_pixel(image: Image.Image) -> list[int]:
+    pixels = rgb(image, 2)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 2, 2)
+    assert (pixels == pixels[:, :1, :1]).all()
+    return [int(value) for value in pixels[:, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 100, [100, 100, 100]),
+        ("LA", (100, 7), [100, 100, 100]),
+        ("La", (50, 128), [99, 99, 99]),
+        ("RGB", (1, 2, 3), [1, 2, 3]),
+        ("RGBX", (1, 2, 3, 4), [1, 2, 3]),
+        ("RGBA", (10, 20, 30, 0), [10, 20, 30]),
+        ("RGBa", (50, 25, 0, 128), [99, 49, 0]),
+        ("CMYK", (255, 0, 0, 0), [0, 255, 255]),
+        ("YCbCr", (76, 85, 255), [254, 0, 0]),
+        ("HSV", (0, 255, 255), [255, 0, 0]),
+        ("LAB", (112, 192, 170), [200, 28, 39]),
+        ("I", 200, [200, 200, 200]),
+        ("I", 65535, [255, 255, 255]),
+        ("I", 32896, [128, 128, 128]),
+        ("F", 0.5, [128, 128, 128]),
+        ("F", 254.6, [255, 255, 255]),
+        ("F", 25700.0, [100, 100, 100]),
+        ("F", float("nan"), [0, 0, 0]),
+    ],
+)
+def test_one_colour_of_each_mode_is_the_right_rgb(
+    mode: str, colour: float | tuple[int, ...], expected: list[int]
+) -> None:
+    assert one_pixel(Image.new(mode, (2, 2), colour)) == expected
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_a_16_bit_image_keeps_its_brightness(mode: str) -> None:
+    values = np.array([[0, 257], [32896, 65535]], dtype=">u2" if mode == "I;16B" else "<u2")
+    image = Image.frombytes(mode, (2, 2), values.tobytes())
+    assert rgb(image, 2)[1].tolist() == [[0, 1], [128, 255]]
+
+
+def test_a_16_bit_png_file_keeps_its_brightness() -> None:
+    values = np.array([[0, 257], [32896, 65535]], dtype=np.uint16)
+    assert decode_bytes(encoded(Image.fromarray(values), "PNG"), "a.png", 2)[0].tolist() == [[0, 1], [128, 255]]
+
+
+def test_values_beyond_any_usual_range_are_stretched_from_their_minimum_to_their_maximum() -> None:
+    image = Image.fromarray(np.array([[-1000, 0], [500, 1000]], dtype=np.int32))
+    assert rgb(image, 2)[0].tolist() == [[0, 128], [191, 255]]
+
+
+def test_a_constant_image_beyond_any_usual_range_is_black() -> None:
+    assert one_pixel(Image.new("I", (2, 2), -7)) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("transparency", [None, 0, b"\x00\x80"])
+def test_a_palette_image_gives_its_palette_whatever_its_transparency(
+    transparency: int | bytes | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    image = image.resize((2, 2))
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    assert rgb(image, 2)[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert not [warning for warning in recwarn if "Transparency" in str(warning.message)]
+
+
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    image = noise(24, 24)
+    assert torch.equal(rgb(image, 24), torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    assert torch.equal(decode_bytes(encoded(image, "PNG"), "a.png", 24), rgb(image, 24))
+
+
+@pytest.mark.parametrize("shape", [(50, 31), (31, 50), (37, 24), (24, 25), (12, 9), (40, 40)])
+def test_another_size_is_resized_and_cropped_as_torchvision_does(shape: tuple[int, int]) -> None:
+    image = noise(*shape)
+    expected = F.center_crop(F.resize(image, 24, InterpolationMode.BICUBIC), [24, 24])
+    difference = rgb(image, 24).int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
+    assert difference.abs().max() <= 1  # Pillow's crop box is float32
+    assert (difference != 0).float().mean() < 0.01
+
+
+def test_a_hair_thin_image_does_not_fill_the_memory() -> None:
+    image = Image.new("RGB", (60_000, 1), (9, 8, 7))  # resized whole, before the crop: 224 × 13,440,000 pixels
+    assert rgb(image, 224)[:, 0, 0].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_once(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn a quarter clockwise
+    image = Image.new("RGB", (16, 16), (255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 16, 8))  # black on top, which belongs to the right
+    dark = decode_bytes(encoded(image, kind, exif), "a", 16).float().mean(0) < 128
+    assert dark[:, 9:].all()
+    assert not dark[:, :7].any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(8, 8), "PNG", exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode_bytes(data, "a", 8).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_does_not_lose_the_image() -> None:
+    image = noise(8, 8)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    assert torch.equal(decode_bytes(stream.getvalue(), "a", 8), rgb(image, 8))
+
+
+def test_corrupt_data_names_the_image_and_the_reason_in_one_line(tmp_path: Path) -> None:
+    jpeg = encoded(noise(64, 64), "JPEG")
+    cases = {
+        "a.jpg: OSError: image file is truncated": jpeg[: len(jpeg) // 2],
+        "a.jpg: empty, 0 bytes": b"",
+        "a.jpg: not an image that Pillow can read": b"hello\nworld",
+    }
+    for message, data in cases.items():
+        file = tmp_path / "a.jpg"
+        file.write_bytes(data)
+        for given in (data, file):
+            with pytest.raises(CorruptImage) as caught:
+                decode_bytes(given, "a.jpg", 8)
+            assert str(caught.value).startswith(message)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_gone_is_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(CorruptImage, match=r"^b\.png: the file is gone$"):
+        decode_bytes(tmp_path / "b.png", "b.png", 8)
+
+
+def test_a_decompression_bomb_is_corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noise(64, 64), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(CorruptImage, match=r"^bomb\.png: refused as a decompression bomb .*4096 pixels"):
+        decode_bytes(data, "bomb.png", 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_random_damage_is_always_reported_as_corrupt_or_decoded() -> None:
+    random = np.random.default_rng(0)
+    corrupt = 0
+    for kind in ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "PPM"):
+        for _ in range(30):
+            data = bytearray(encoded(noise(16, 16), kind))
+            for place in random.integers(0, min(len(data), 300), 12):
+                data[place] = random.integers(0, 256)
+            try:
+                assert decode_bytes(bytes(data), "a", 8).shape == (3, 8, 8)
+            except CorruptImage:
+                corrupt += 1
+    assert 30 < corrupt < 210

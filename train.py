@@ -1,0 +1,43 @@
+"""Pretrain a backbone without labels, then judge it: ``python train.py experiment=digits``."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from unlabeled.config import check_keys, one_line_errors, open_run
+
+CONF = Path(__file__).parent / "conf"
+
+
+def train(config: DictConfig, command: str) -> None:
+    """One run: go on where it was stopped, train to the end, judge the last state."""
+    check_keys(config, CONF / "train.yaml")
+    # Heavy imports come here, so that --help and a mistyped key are answered at once.
+    from unlabeled.build import build_evaluation, build_run
+    from unlabeled.checkpointing import Interrupted
+    from unlabeled.evaluation.evaluate import evaluate
+    from unlabeled.weights import read_checkpoint
+
+    run_dir = Path(config.run_dir)
+    resolved = open_run(config)
+    run = build_run(config, resolved)
+    try:
+        run.fit(resolved)
+    except Interrupted:
+        print(f"stopped after step {run.trainer.global_step}; the same command goes on from there:\n  {command}")
+        raise SystemExit(130) from None
+    if run.trainer.is_global_zero:
+        evaluation = build_evaluation(config, run.data)
+        evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> None:
+    train(config, " ".join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    with one_line_errors(CONF, "train"):
+        main()
