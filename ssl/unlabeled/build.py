@@ -1,5 +1,8 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
+import json
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from unlabeled.config import is_sweep, write_config
 from unlabeled.checkpointing import LastCheckpoint
+from unlabeled.config import is_sweep, write_config
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.errors import UserError
@@ -42,7 +45,22 @@ class Run:
             write_config(resolved, run_dir)
             if not resumes:  # what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        started = time.monotonic()
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
+        if self.trainer.is_global_zero:
+            self._write_summary(run_dir / "training.json", time.monotonic() - started)
+
+    def _write_summary(self, path: Path, seconds: float) -> None:
+        """What the report tells of the training: its last session's time, and where a collapsed loss would lie."""
+        summary = {
+            "seconds_of_last_session": round(seconds, 1),
+            "processes": self.trainer.world_size,
+            "precision": self.trainer.precision,
+            "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
+            "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
+            "collapsed_at": self.module.objective.collapsed_at(),
+        }
+        path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
@@ -59,23 +77,31 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
-    views, recipe = instantiate(config.views), instantiate(config.optimizer)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
-        objective, views, recipe, config.batch_size, data.total_steps, data.steps_per_epoch, config.seed, resolved
+        objective,
+        instantiate(config.views),
+        instantiate(config.optimizer),
+        config.batch_size,
+        data.total_steps,
+        data.steps_per_epoch,
+        config.seed,
+        config.log_every_n_steps,
+        resolved,
     )
     return Run(trainer, module, data, checkpoint)
 
 
 def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     logger = [instantiate(config.logger)] if "logger" in config else []
     online = [] if config.online_knn is None else [instantiate(config.online_knn)]
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
     trainer: pl.Trainer = instantiate(config.trainer)(
         precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
-        callbacks=[RunProgress(config.trainer.log_every_n_steps), *online, last],
+        callbacks=[RunProgress(), *online, last],
         default_root_dir=config.run_dir,
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.ends_epoch
         use_distributed_sampler=False,

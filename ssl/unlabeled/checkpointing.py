@@ -64,7 +64,7 @@ class LastCheckpoint(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Write to a temporary name, then rename: a reader sees the old state or the new one, never half of it."""
         temporary = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

@@ -13,7 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +36,10 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
         yield
     except UserError as error:
         _stop(str(error))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError | ValueError | TypeError):
+            raise
+        _stop(f"{error.__cause__}")
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
 
@@ -59,7 +69,9 @@ def _unknown_member(error: MissingConfigException) -> str:
 def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
     """The first override whose key is not in the configuration that the group choices give."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    choices = [text for text in overrides if "." not in text.split("=")[0] and (config_dir / text.split("=")[0]).is_dir()]
+    choices = [
+        text for text in overrides if "." not in text.split("=")[0] and (config_dir / text.split("=")[0]).is_dir()
+    ]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         known = compose(config_name, overrides=choices)
@@ -122,7 +134,16 @@ def _parameters(target: str, path: str) -> list[str]:
 
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
-FREE_KEYS = ("num_workers", "memory_gib", "trainer", "logger", "online_knn", "probe", "checkpoint_every_n_epochs")
+FREE_KEYS = (
+    "num_workers",
+    "memory_gib",
+    "trainer",
+    "logger",
+    "online_knn",
+    "probe",
+    "checkpoint_every_n_epochs",
+    "log_every_n_steps",
+)
 
 
 def open_run(config: DictConfig) -> dict[str, Any]:

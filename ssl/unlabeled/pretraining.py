@@ -24,6 +24,7 @@ class Pretraining(pl.LightningModule):
         batch_size: over all processes.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
+        log_every_n_steps: how often metrics are read from the device and written.
         config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
     """
 
@@ -36,15 +37,16 @@ class Pretraining(pl.LightningModule):
         total_steps: int,
         steps_per_epoch: int,
         seed: int,
+        log_every_n_steps: int,
         config: dict[str, Any],
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last, on GPUs and on CPUs.
-        self.objective: Objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective: Objective = objective.to(memory_format=torch.channels_last)
         self.views = views
         self.recipe, self.batch_size = optimizer, batch_size
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
-        self.config = config
+        self.log_every_n_steps, self.config = log_every_n_steps, config
 
     @property
     def progress(self) -> Progress:
@@ -67,21 +69,23 @@ class Pretraining(pl.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return self.recipe.build(self.objective, self.batch_size)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Make the views here: on the device, outside of autocast, from (seed, step) and the place in the batch."""
-        first = self.global_rank * len(batch.images)
-        views = self.views(batch.images, ViewKey(self.seed, self.global_step, first, self.batch_size))
-        return batch._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
         # run draws the same, and to the process, so that two do not drop the same units.
         torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
-        output = self.objective(batch, self.progress)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # reading a loss waits for the device
+        output = self.objective(self._with_views(batch), self.progress)
+        if (self.global_step + 1) % self.log_every_n_steps == 0:  # reading a loss waits for the device
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
         return {"loss": output.loss, "features": output.features, "labels": batch.labels}
+
+    def _with_views(self, batch: Batch) -> Batch:
+        """Views are made on the device, in full precision, from (seed, step) and the place in the global batch."""
+        first = self.global_rank * len(batch.images)
+        key = ViewKey(self.seed, self.global_step, first, self.batch_size)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            views = self.views(batch.images, key)
+        return batch._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""

@@ -12,15 +12,10 @@ from unlabeled.pretraining import Pretraining
 
 
 class RunProgress(pl.callbacks.ProgressBar):
-    """A live bar on a terminal; a line per epoch where output goes to a file.
+    """A live bar on a terminal; a line per epoch where output goes to a file."""
 
-    Args:
-        every_n_steps: how often the numbers are read from the device.
-    """
-
-    def __init__(self, every_n_steps: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.every_n_steps = every_n_steps
         self.console = Console()
         self._bar: Progress | None = None
         self._first = self._since = (0, 0.0)  # step and time of the first and of the last reading
@@ -54,7 +49,7 @@ class RunProgress(pl.callbacks.ProgressBar):
     ) -> None:
         assert isinstance(pl_module, Pretraining)
         step = trainer.global_step
-        if step % self.every_n_steps == 0:
+        if step % pl_module.log_every_n_steps == 0:
             self._line = self._numbers(pl_module, float(outputs["loss"]), step)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line or "pretraining")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from unlabeled.data.module import DataModule
+from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Probe, extract
 from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
-from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone

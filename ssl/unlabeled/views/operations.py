@@ -95,9 +95,7 @@ class ColourJitter:
         probability: share of the images that are changed at all.
     """
 
-    def __init__(
-        self, brightness: float, contrast: float, saturation: float, hue: float, probability: float
-    ) -> None:
+    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float, probability: float) -> None:
         self.strengths, self.hue, self.probability = (brightness, contrast, saturation), hue, probability
 
     def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
