@@ -45,7 +45,7 @@ class OnlineKNN(pl.Callback):
         # Every process computes the same number: none waits for another, and none runs ahead.
         top1 = self.measure(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         if top1 is not None:
-            pl_module.write({"probe/knn_top1": torch.tensor(top1)}, progress.step)
+            pl_module.write({"probe/knn_top1": torch.tensor(top1, dtype=torch.float64)}, progress.step)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
         """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""

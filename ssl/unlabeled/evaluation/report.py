@@ -38,7 +38,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     results = _plain({"rows": [asdict(row) for row in rows], "provenance": dict(provenance)})
     _write(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    pictures = [(f"Map of test features, {feature_map.name}", feature_map)] if feature_map else []
+    pictures = [("Map of the test features", feature_map)] if feature_map else []
     if metrics is not None and metrics.exists():
         loss_curve(metrics, folder / "loss_curve.png", collapsed_at)
         pictures.insert(0, ("Loss and online k-NN by epoch", folder / "loss_curve.png"))
