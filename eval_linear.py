@@ -40,9 +40,10 @@ def report_beside(checkpoint: Path) -> Path:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval_linear")
 def main(config: DictConfig) -> None:
-    judge(config, " ".join(["python", *sys.argv]))
+    with one_line_errors(CONF, "eval_linear"):
+        judge(config, " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
-    with one_line_errors(CONF, "eval_linear"):
+    with one_line_errors(CONF, "eval_linear"):  # mistakes that Hydra finds before it calls main
         main()

@@ -35,9 +35,10 @@ def train(config: DictConfig, command: str) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
-    train(config, " ".join(["python", *sys.argv]))
+    with one_line_errors(CONF, "train"):
+        train(config, " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
-    with one_line_errors(CONF, "train"):
+    with one_line_errors(CONF, "train"):  # mistakes that Hydra finds before it calls main
         main()

@@ -103,6 +103,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
         callbacks=[RunProgress(), *online, last],
         default_root_dir=config.run_dir,
+        log_every_n_steps=config.log_every_n_steps,
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.ends_epoch
         use_distributed_sampler=False,
         enable_checkpointing=False,

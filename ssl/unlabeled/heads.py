@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from unlabeled.errors import UserError
+
 
 def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
     """The non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
@@ -15,7 +17,7 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
         out_features: width of the embeddings.
     """
     if layers < 1:
-        raise ValueError(f"a projector has at least one layer, projection_layers={layers} was given")
+        raise UserError(f"objective.projection_layers={layers}: a projector has at least one layer")
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
         modules += [_linear(in_features, in_features), nn.BatchNorm1d(in_features), nn.ReLU(inplace=True)]

@@ -43,9 +43,7 @@ def test_the_loss_and_its_gradients_equal_the_papers_double_loop(batch: int, dim
     z1, z2 = embeddings(batch, dim)
     loss, expected = nt_xent(z1, z2, temperature), literal_nt_xent(z1, z2, temperature)
     assert abs(float(loss) - float(expected)) < 1e-12
-    for ours, theirs in zip(
-        torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 _DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
@@ -34,6 +35,9 @@ class ResNet(Backbone):
         zero_init_residual: the last BatchNorm of each block starts at zero, so that a block starts as the identity.
 
     Shape: images [B, 3, h, w] → features [B, num_features].
+
+    Raises:
+        UserError: a depth, stem or width that is not allowed.
     """
 
     def __init__(
@@ -41,11 +45,13 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
-            raise ValueError(f"backbone.depth={depth} is not one of {sorted(_DEPTHS)}")
+            raise UserError(f"backbone.depth={depth} is not one of {', '.join(map(str, _DEPTHS))}")
         if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"backbone.stem={stem} is neither imagenet nor cifar")
+            raise UserError(f"backbone.stem={stem} is neither imagenet nor cifar")
         block, depths = _DEPTHS[depth]
         widths = [int(64 * width * 2**stage) for stage in range(4)]
+        if widths[0] < 1:
+            raise UserError(f"backbone.width={width} leaves no channels: it must be at least 1/64")
         self.conv1 = nn.Conv2d(3, widths[0], *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)

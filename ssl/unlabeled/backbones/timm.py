@@ -1,7 +1,10 @@
 """Any model of timm as a backbone: its pooled features before the classifier."""
 
+import difflib
+
 from torch import Tensor
 
+from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 
@@ -14,15 +17,28 @@ class TimmBackbone(Backbone):
             do not (ConvNets).
 
     Shape: images [B, 3, h, w] → features [B, num_features].
+
+    Raises:
+        UserError: timm has no such model, or the model takes no ``image_size``.
     """
 
     def __init__(self, model: str, image_size: int | None = None) -> None:
         super().__init__()
         import timm  # heavy: imported where it is used
 
+        if not timm.is_model(model):
+            close = difflib.get_close_matches(model, timm.list_models(), n=3)
+            suggestion = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() gives the names"
+            raise UserError(f"backbone.model={model}: timm has no such model; {suggestion}")
         size = {} if image_size is None else {"img_size": image_size}
-        self.model = timm.create_model(model, pretrained=False, num_classes=0, **size)
-        self.num_features = int(self.model.num_features)
+        try:
+            self.model = timm.create_model(model, pretrained=False, num_classes=0, **size)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null") from error
+        # Not timm's num_features: MobileNetV3, VGG and others have a layer between the pooling and the classifier.
+        self.num_features = int(self.model.head_hidden_size)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)

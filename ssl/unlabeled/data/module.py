@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all, lazy_decode
-from unlabeled.data.order import GlobalOrder, plan_steps
+from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.source import Source, Splits
 from unlabeled.objective import Batch
 
@@ -43,6 +43,7 @@ class DataModule(pl.LightningDataModule):
 
     def plan(self, max_epochs: int | None, max_steps: int | None) -> None:
         """Set ``steps_per_epoch`` and ``total_steps``."""
+        check_batch_size(self.batch_size, len(self.train.labels), 1)  # corrupt images may have been left out
         self.steps_per_epoch = len(self.train.labels) // self.batch_size
         self.total_steps = plan_steps(max_epochs, max_steps, self.steps_per_epoch)
 
@@ -67,20 +68,21 @@ class DataModule(pl.LightningDataModule):
         """The labelled images of ``train`` or ``test`` in their own order, for probes.
 
         Returns:
-            An iterable of Batch, no views in them.
+            An iterable of Batch, no views in them; corrupt images are left out.
         """
         source = self.train if split == "train" else self._test()
         positions = (source.labels >= 0).nonzero().flatten()
         batches = torch.split(positions, batch_size)
         if isinstance(source, DecodedSource):
             return [_take(source, rows) for rows in batches]
-        return LazyLoader(source, [rows.tolist() for rows in batches], self.num_workers, self.corrupt)
+        asked = [rows.tolist() for rows in batches]
+        return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)
 
     def some(self, positions: Tensor) -> Batch:
-        """Chosen images of the training split, decoded, as one batch."""
+        """Chosen images of the training split, decoded, as one batch; corrupt ones are left out."""
         if isinstance(self.train, DecodedSource):
             return _take(self.train, positions)
-        return _LazyImages(self.train).__getitems__(positions.tolist())
+        return _intact(_LazyImages(self.train).__getitems__(positions.tolist()), positions.tolist())
 
     def _test(self) -> DecodedSource | Source:
         assert self.splits.test is not None
@@ -120,12 +122,20 @@ class ArrayLoader(Resumable):
 
 
 class LazyLoader(Resumable):
-    """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed."""
+    """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed.
+
+    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label.
+    """
 
     def __init__(
-        self, source: Source, batches: "GlobalOrder | list[list[int]]", num_workers: int, corrupt: list[str]
+        self,
+        source: Source,
+        batches: "GlobalOrder | list[list[int]]",
+        num_workers: int,
+        corrupt: list[str],
+        keep_shape: bool = True,
     ) -> None:
-        self.source, self.batches, self.corrupt = source, batches, corrupt
+        self.source, self.batches, self.corrupt, self.keep_shape = source, batches, corrupt, keep_shape
         self.loader: DataLoader[Any] = DataLoader(
             _LazyImages(source),
             batch_sampler=batches,
@@ -133,13 +143,17 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
     def __iter__(self) -> Iterator[Batch]:
         for asked, batch in zip(self.batches, self.loader, strict=True):
             if asked != batch.ids.tolist():
                 self._list_corrupt(asked, batch.ids.tolist())
-            yield batch
+            if not self.keep_shape:
+                batch = _intact(batch, asked)
+            if len(batch.ids):
+                yield batch
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -167,6 +181,12 @@ class _LazyImages(Dataset[Batch]):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _intact(batch: Batch, asked: list[int]) -> Batch:
+    """Without the rows whose image was replaced by a successor."""
+    keep = batch.ids == torch.tensor(asked)
+    return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep])
 
 
 def _take(source: DecodedSource, positions: Tensor) -> Batch:

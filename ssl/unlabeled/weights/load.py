@@ -1,6 +1,7 @@
 """Backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint={path}: cannot be read as tensors and plain values ({reason})") from error
+        raise UserError(f"checkpoint={path}: cannot be read as tensors and plain values ({_reason(error)})") from error
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(isinstance(value, Tensor) for value in state_dict.values()):
         raise UserError(f"checkpoint={path}: holds no state_dict")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Checkpoint(path, sha256, state_dict, content.get("config"), content.get("progress", {}))
+
+
+def _reason(error: Exception) -> str:
+    """What torch found wrong, without its paragraph on how to load the file anyway."""
+    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    return text.strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:

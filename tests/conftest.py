@@ -1,0 +1,32 @@
+"""What several tests need: the repository's root, and a way to run its scripts as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# One thread: two processes on two cores, and sums that do not depend on how many cores a machine has.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl"), "WANDB_MODE": "offline", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Runs ``python SCRIPT overrides…`` in an empty folder and returns the finished process, output captured."""
+
+    def run(name: str, *overrides: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, str(ROOT / name), *overrides],
+            cwd=tmp_path,
+            env=os.environ | ENVIRONMENT | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,109 @@
+"""The recipe: peak rates, who is decayed, and the learning rate of each step in closed form."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Progress
+from unlabeled.optimizers import LARS, Recipe, parameter_groups
+
+
+def recipe(**changed: Any) -> Recipe:
+    given: dict[str, Any] = {
+        "optimizer": partial(LARS, momentum=0.9),
+        "lr": 0.3,
+        "lr_scaling": "linear",
+        "warmup_epochs": 10,
+        "weight_decay": 1e-6,
+        "decay_bias_and_norm": False,
+    }
+    return Recipe(**(given | changed))
+
+
+def at(step: int, total_steps: int = 1000, steps_per_epoch: int = 10) -> Progress:
+    return Progress(step, total_steps, steps_per_epoch, seed=0)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.frozen = nn.Linear(4, 2).requires_grad_(False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "lr", "batch_size", "peak"),
+    [
+        ("linear", 0.3, 4096, 4.8),
+        ("square_root", 0.075, 4096, 4.8),
+        ("linear", 0.3, 256, 0.3),
+        ("linear", 0.3, 64, 0.075),
+        ("square_root", 0.075, 256, 1.2),
+        ("none", 0.3, 4096, 0.3),
+    ],
+)
+def test_peak_rates(scaling: str, lr: float, batch_size: int, peak: float) -> None:
+    assert recipe(lr=lr, lr_scaling=scaling).peak_lr(batch_size) == pytest.approx(peak, rel=1e-12)
+
+
+def test_an_unknown_scaling_is_refused_by_its_key_with_what_is_allowed() -> None:
+    message = r"^optimizer\.lr_scaling=sqrt is not one of linear, square_root, none$"
+    with pytest.raises(UserError, match=message):
+        recipe(lr_scaling="sqrt").peak_lr(256)
+
+
+def test_the_rate_rises_from_zero_to_its_peak_and_falls_along_a_cosine_to_zero() -> None:
+    rate = [recipe().lr_at(at(step), 4096) for step in range(1000)]
+    assert rate[0] == 0
+    assert rate[50] == pytest.approx(2.4)  # half of the warm-up of 100 steps
+    assert rate[99] == pytest.approx(4.8 * 0.99)
+    assert max(rate) == rate[100] == pytest.approx(4.8)
+    assert rate[550] == pytest.approx(2.4)  # half of the cosine
+    assert rate[400] == pytest.approx(4.8 * 0.5 * (1 + math.cos(math.pi / 3)))
+    assert 0 < rate[999] < 4.8 * (math.pi / 2 / 900) ** 2 * 1.01
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak_rate() -> None:
+    assert recipe(warmup_epochs=0).lr_at(at(0), 256) == pytest.approx(0.3)
+
+
+def test_a_run_of_one_step_works_with_and_without_a_warm_up() -> None:
+    assert recipe(warmup_epochs=0).lr_at(at(0, total_steps=1), 256) == pytest.approx(0.3)
+    assert recipe().lr_at(at(0, total_steps=1), 256) == 0
+
+
+def test_a_fraction_of_an_epoch_is_a_warm_up_too() -> None:
+    part = recipe(warmup_epochs=0.25)  # 2.5 steps
+    assert [part.lr_at(at(step), 256) / 0.3 for step in (0, 1, 2)] == pytest.approx([0, 0.4, 0.8])
+
+
+def test_biases_and_norms_and_scalars_are_spared_from_decay_and_frozen_parameters_are_in_no_group() -> None:
+    network = Network()
+    decayed, spared = parameter_groups(network, 0.1, decay_bias_and_norm=False)
+    assert decayed == {"params": [network.convolution.weight], "weight_decay": 0.1}
+    assert spared["weight_decay"] == 0
+    expected = [network.scale, network.convolution.bias, network.norm.weight, network.norm.bias]
+    assert [id(parameter) for parameter in spared["params"]] == [id(parameter) for parameter in expected]
+
+
+def test_one_group_holds_every_trained_parameter_where_all_are_decayed() -> None:
+    network = Network()
+    (group,) = parameter_groups(network, 0.1, decay_bias_and_norm=True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in trained]
+    assert len(trained) == 5
+    assert group["weight_decay"] == 0.1
+
+
+def test_the_optimizer_is_built_with_the_peak_rate_and_the_groups_decay() -> None:
+    optimizer = recipe(weight_decay=0.01).build(Network(), 512)
+    assert isinstance(optimizer, LARS)
+    found = [(group["lr"], group["weight_decay"], group["momentum"]) for group in optimizer.param_groups]
+    assert found == [(pytest.approx(0.6), 0.01, 0.9), (pytest.approx(0.6), 0.0, 0.9)]

@@ -1,0 +1,180 @@
+"""The scripts as a user meets them: a mistake costs one line, help is quick, a new objective needs two files."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, Script
+
+TINY = (
+    "experiment=digits",
+    "max_epochs=1",
+    "batch_size=64",
+    "probe=knn",
+    "probe.knn.k=[20]",
+    "backbone.width=0.125",
+    "online_knn=null",
+    "num_workers=0",
+    "log_every_n_steps=1",
+)
+
+
+def only_line(script: Script, *overrides: str, name: str = "train.py") -> str:
+    """The one line that a refused command prints; asserts exit code 2."""
+    finished = script(name, *overrides)
+    assert finished.returncode == 2, finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("objective.temprature=1", ["objective.temprature", "did you mean objective.temperature?"]),
+        ("batchsize=64", ["batchsize", "did you mean batch_size?"]),
+        ("objective=simclrr", ["objective=simclrr", "did you mean simclr?"]),
+        ("objectiv=simclr", ["objectiv", "did you mean objective?"]),
+        ("experiment=digit", ["experiment=digit", "did you mean digits?"]),
+        ("data=folder", ["data.path"]),
+        ("batch_size=", ["batch_size"]),
+    ],
+)
+def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
+    script: Script, override: str, words: list[str]
+) -> None:
+    line = only_line(script, override)
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+objective.temprature=1"], ["objective.temprature", "did you mean objective.temperature?"]),
+        (["++optimizer.momentun=1"], ["optimizer.momentun"]),
+        (["+seeds=1"], ["seeds", "did you mean seed?"]),
+        (["+trainer.presicion=16"], ["trainer.presicion", "did you mean trainer.precision?"]),
+        (["batch_size=5000"], ["batch_size=5000", "1347"]),
+        (["max_epochs=null"], ["max_epochs=None", "max_steps=None"]),
+        (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
+        (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic"]),
+        (["backbone=timm", "backbone.model=resnet51"], ["backbone.model=resnet51", "resnet50"]),
+    ],
+)
+def test_a_key_that_nothing_reads_or_a_value_that_cannot_work_costs_one_line(
+    script: Script, overrides: list[str], words: list[str]
+) -> None:
+    line = only_line(script, "name=x", *overrides)
+    assert [word for word in words if word not in line] == []
+
+
+def test_a_key_of_an_experiment_that_nothing_reads_is_found(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nobjective:\n  temprature: 1\n")
+    line = only_line(script, "--config-dir=conf", "experiment=mine", "name=x")
+    assert "did you mean objective.temperature?" in line
+
+
+def test_the_evaluation_refuses_in_one_line_too(script: Script) -> None:
+    assert "run=outputs/NAME" in only_line(script, name="eval_linear.py")
+    assert "no such file" in only_line(script, "run=outputs/nothing", name="eval_linear.py")
+    assert "did you mean run?" in only_line(script, "runs=outputs/x", name="eval_linear.py")
+
+
+def test_help_answers_within_four_seconds_and_lists_the_choices(script: Script) -> None:
+    started = time.monotonic()
+    finished = script("train.py", "--help")
+    assert time.monotonic() - started < 4
+    assert finished.returncode == 0
+    assert "objective: simclr" in finished.stdout
+    assert "digits" in finished.stdout
+
+
+def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(script: Script, tmp_path: Path) -> None:
+    finished = script("train.py", *TINY, "name=tiny")
+    assert finished.returncode == 0, finished.stderr
+    run = tmp_path / "outputs" / "tiny"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, 1347 // 64 + 1))
+    assert [line["epoch"] for line in trained] == [step / 21 for step in range(1, 22)]
+    assert trained[0]["train/learning_rate"] == 0.0  # the first step of a warm-up
+    assert "temperature: 0.2" in (run / "config.yaml").read_text()
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    rows = json.loads((run / "report" / "results.json").read_text())["rows"]
+    assert {row["features"] for row in rows} == {"pretrained", "random init", "raw pixels", "chance"}
+    assert "| pretrained " in finished.stdout
+    assert "report.md" in finished.stdout
+
+    judged = script("eval_linear.py", "run=outputs/tiny", "probe=knn", "probe.knn.k=[20]", "report_dir=again")
+    assert judged.returncode == 0, judged.stderr
+    again = json.loads((tmp_path / "again" / "results.json").read_text())["rows"]
+    assert [row["top1"] for row in again] == [row["top1"] for row in rows]
+
+    other = script("train.py", *TINY, "name=tiny", "objective.temperature=0.3")
+    assert other.returncode == 2
+    assert "objective.temperature" in other.stderr  # the folder holds a run with another temperature
+
+
+TOY = """
+import torch
+from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+
+
+class Toy(Objective):
+    def __init__(self, backbone: Backbone, weight: float) -> None:
+        super().__init__()
+        self.backbone, self.weight = backbone, weight
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        a, b = (self.backbone(view) for view in batch.views)
+        return Output(self.weight * (a - b).pow(2).mean(), a.detach())
+
+    def after_step(self, progress: Progress) -> None:
+        self.steps += 1
+        assert int(self.steps) == progress.step + 1
+"""
+
+
+def test_a_new_objective_is_one_python_file_and_one_yaml(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "conf" / "objective").mkdir(parents=True)
+    (tmp_path / "conf" / "objective" / "toy.yaml").write_text("_target_: toy.Toy\n_convert_: all\nweight: 2.0\n")
+    paths = f"{ENVIRONMENT['PYTHONPATH']}:{tmp_path}"
+    overrides = [override for override in TINY if override != "experiment=digits"]
+    finished = script(
+        "train.py",
+        "--config-dir=conf",
+        *overrides,
+        "objective=toy",
+        "backbone=resnet_thin",
+        "views.size=8",
+        "max_steps=3",
+        PYTHONPATH=paths,
+    )
+    assert finished.returncode == 0, finished.stderr
+    metrics = tmp_path / "outputs" / "toy-resnet_thin-digits-seed0" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 3
+    misspelt = script("train.py", "--config-dir=conf", "objective=toy", "+objective.wieght=1", PYTHONPATH=paths)
+    assert misspelt.returncode == 2
+    assert "did you mean objective.weight?" in misspelt.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        (["logger=csv"], "csv/version_0/metrics.csv"),
+        (["logger=tensorboard"], "tensorboard/events.out.tfevents.*"),
+        (["logger=wandb", "logger.offline=true"], "wandb/offline-run-*/*.wandb"),
+    ],
+)
+def test_other_loggers_mirror_the_metrics_in_the_run_folder(
+    script: Script, tmp_path: Path, overrides: list[str], pattern: str
+) -> None:
+    finished = script("train.py", *TINY, "name=logged", "max_steps=2", "data.image_size=8", *overrides)
+    assert finished.returncode == 0, finished.stderr
+    assert len((tmp_path / "outputs" / "logged" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert list((tmp_path / "outputs" / "logged").glob(pattern))

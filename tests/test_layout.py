@@ -1,0 +1,81 @@
+"""The folder ``ssl/`` is a source root and must never become a package that hides Python's own ssl."""
+
+import ast
+import multiprocessing
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "ssl").rglob("*.py"))
+
+
+def where_ssl_lies() -> str:
+    import ssl
+
+    assert ssl.SSLContext is not None
+    return str(ssl.__file__)
+
+
+class SslFile(Dataset[str]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        return where_ssl_lies()
+
+
+def test_the_source_root_holds_one_package_and_nothing_else() -> None:
+    assert [path.name for path in (ROOT / "ssl").iterdir() if path.name != "__pycache__"] == ["unlabeled"]
+
+
+def test_under_pytest_ssl_is_the_standard_librarys() -> None:
+    assert Path(where_ssl_lies()).parent == Path(sysconfig.get_path("stdlib"))
+
+
+def test_from_the_repository_root_ssl_is_the_standard_librarys() -> None:
+    code = "import ssl, torch; print(ssl.SSLContext.__name__)"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert finished.stdout.strip() == "SSLContext", finished.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_loader_workers_ssl_is_the_standard_librarys(method: str) -> None:
+    loader = DataLoader(SslFile(), num_workers=1, multiprocessing_context=multiprocessing.get_context(method))
+    assert Path(next(iter(loader))[0]).parent == Path(sysconfig.get_path("stdlib"))
+
+
+def imports(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def test_below_build_and_config_nothing_knows_hydra() -> None:
+    knowing = {
+        path.name for path in SOURCES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
+    }
+    assert knowing == {"build.py", "config.py"}
+
+
+def test_no_objective_imports_another() -> None:
+    for path in (ROOT / "ssl" / "unlabeled" / "objectives").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("unlabeled.objectives")], path
+
+
+def test_no_state_is_loaded_in_part_and_no_constructor_takes_any_keyword() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load_state_dict":
+                assert not [keyword for keyword in node.keywords if keyword.arg == "strict"], path
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                assert node.args.kwarg is None, path

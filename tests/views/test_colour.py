@@ -1,0 +1,162 @@
+"""Colour operations and blur equal torchvision's functional ones, each image with its own parameters."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest  # type: ignore[import-untyped]
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from unlabeled.views.colour import jitter, luminance, shift_hue
+from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, Operation
+
+THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+IDENTITY = [1.0, 1.0, 1.0, 0.0]
+ORDERS = list(itertools.permutations(range(4)))
+LEVEL = 1 / 255
+
+
+def images_of(count: int, size: int = 24, seed: int = 0) -> Tensor:
+    """Smooth pictures with noise on them, and in the first row greys and pure colours, where hue is delicate."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images: Tensor = F.resize(coarse, [size, size]) + 0.1 * torch.randn(count, 3, size, size, generator=generator)
+    images = images.clamp(0, 1)
+    images[0, :, :2] = 0.5
+    images[0, :, 2, :8] = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3))).T
+    return images
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+@pytest.mark.parametrize(("which", "tolerance"), [(0, LEVEL), (1, LEVEL), (2, LEVEL), (3, 2 * LEVEL)])
+def test_each_operation_alone_equals_torchvision(which: int, tolerance: float) -> None:
+    images = images_of(9)
+    values = torch.linspace(-0.5, 0.5, 9) if which == 3 else torch.linspace(0, 1.9, 9)
+    factors = torch.tensor([IDENTITY]).repeat(9, 1)
+    factors[:, which] = values
+    ours = jitter(images, factors, torch.arange(4).expand(9, 4))
+    theirs = torch.stack([THEIRS[which](row, float(value)) for row, value in zip(images, values, strict=True)])
+    assert difference(ours, theirs) <= tolerance
+    assert difference(ours, images) > 0.1
+
+
+def test_jitter_in_each_of_the_24_orders_equals_torchvision_one_after_the_other() -> None:
+    images, order = images_of(24), torch.tensor(ORDERS)
+    factors = torch.tensor([1.5, 0.4, 1.7, 0.15]) + 0.3 * torch.rand(24, 4, generator=torch.Generator().manual_seed(1))
+    factors[:, 3] -= 0.3
+    theirs = []
+    for row, numbers, turns in zip(images, factors.tolist(), ORDERS, strict=True):
+        for which in turns:
+            row = THEIRS[which](row, numbers[which])
+        theirs.append(row)
+    ours = jitter(images, factors, order)
+    assert difference(ours, torch.stack(theirs)) <= 2 * LEVEL
+    without_hue = factors.clone()
+    without_hue[:, 3] = 0
+    same = jitter(images[:1].expand(24, -1, -1, -1), without_hue[:1].expand(24, 4), order)
+    assert difference(same[ORDERS.index((0, 1, 2, 3))], same[ORDERS.index((1, 0, 2, 3))]) > 0.01  # order matters
+
+
+def test_factors_of_one_change_nothing_bit_for_bit_and_no_shift_of_hue_almost_nothing() -> None:
+    images = images_of(24)
+    factors = torch.tensor([IDENTITY]).expand(24, 4)
+    only_blends = torch.tensor([[0, 1, 2, 0]]).expand(24, 4)
+    assert torch.equal(jitter(images, factors, only_blends), images)
+    assert difference(jitter(images, factors, torch.tensor(ORDERS)), images) < 1e-5
+
+
+def test_hue_has_a_period_of_one_turn_and_leaves_grey_alone() -> None:
+    images = images_of(4)
+    assert difference(shift_hue(images, torch.full((4,), 0.5)), shift_hue(images, torch.full((4,), -0.5))) < 1e-4
+    grey = torch.full((1, 3, 2, 2), 0.3)
+    assert difference(shift_hue(grey, torch.tensor([0.2])), grey) < 1e-5
+
+
+def test_luminance_is_the_grey_value_of_torchvision_and_sums_to_one() -> None:
+    images = images_of(3)
+    assert difference(luminance(images), F.rgb_to_grayscale(images)) <= LEVEL
+    assert difference(luminance(torch.ones(1, 3, 1, 1)), torch.ones(1, 1, 1, 1)) < 1e-6
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    assert float(luminance(red)) == pytest.approx(0.299)
+
+
+def test_grayscale_gives_equal_channels_to_the_chosen_rows_and_leaves_the_others() -> None:
+    images, applied = images_of(4), torch.tensor([True, False, True, False])
+    ours = Grayscale(0.5).apply(images, {"applied": applied})
+    assert torch.equal(ours[~applied], images[~applied])
+    assert difference(ours[applied], F.rgb_to_grayscale(images[applied], num_output_channels=3)) <= LEVEL
+
+
+@pytest.mark.parametrize(("size", "taps"), [(224, 23), (96, 9), (32, 3), (24, 3)])
+def test_blur_equals_torchvision_with_the_documented_number_of_taps_up_to_the_border(size: int, taps: int) -> None:
+    images, sigma = images_of(3, size), torch.tensor([0.1, 0.7, 2.0])
+    applied = torch.ones(3, dtype=torch.bool)
+    ours = GaussianBlur((0.1, 2.0), 0.1, 1.0).apply(images, {"sigma": sigma, "applied": applied})
+    for row, image, width in zip(ours, images, sigma.tolist(), strict=True):
+        assert difference(row, F.gaussian_blur(image, [taps, taps], [width, width])) < 1e-5
+
+
+@pytest.mark.parametrize(("size", "taps"), [(224, 23), (96, 9), (32, 3)])
+def test_a_blurred_point_reaches_as_far_as_the_documented_number_of_taps(size: int, taps: int) -> None:
+    point = torch.zeros(1, 3, size, size)
+    point[:, :, size // 2, size // 2] = 1
+    blur = GaussianBlur((0.1, 2.0), 0.1, 1.0)
+    ours = blur.apply(point, {"sigma": torch.tensor([4.0]), "applied": torch.tensor([True])})
+    assert int((ours[0, 0, size // 2] > 0).sum()) == taps
+    assert float(ours.sum()) == pytest.approx(3, abs=1e-4)
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.8, 1.5])
+def test_factors_are_uniform_between_one_minus_and_one_plus_the_strength_and_never_negative(strength: float) -> None:
+    drawn = ColourJitter(strength, strength, strength, 0.2, 0.8).sample(5000, 8, 8, torch.Generator().manual_seed(0))
+    low, high = max(0.0, 1 - strength), 1 + strength
+    for column in drawn["factors"][:, :3].unbind(1):
+        assert low <= float(column.min()) <= float(column.max()) <= high
+        assert kstest(column.numpy(), "uniform", args=(low, high - low)).pvalue > 1e-3
+    assert kstest(drawn["factors"][:, 3].numpy(), "uniform", args=(-0.2, 0.4)).pvalue > 1e-3
+
+
+def test_each_of_the_24_orders_is_equally_likely() -> None:
+    order = ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8).sample(24_000, 8, 8, torch.Generator().manual_seed(0))["order"]
+    counts = torch.bincount((order * torch.tensor([64, 16, 4, 1])).sum(1), minlength=256)
+    counts = counts[counts > 0]
+    assert len(counts) == 24
+    assert (counts - 1000).abs().max() < 4.5 * math.sqrt(24_000 / 24 * 23 / 24)
+
+
+def test_sigmas_are_uniform() -> None:
+    sigma = GaussianBlur((0.1, 2.0), 0.1, 0.5).sample(5000, 8, 8, torch.Generator().manual_seed(0))["sigma"]
+    assert kstest(sigma.numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
+def test_the_share_of_changed_images_lies_within_four_standard_errors(probability: float) -> None:
+    operations: list[Operation] = [
+        ColourJitter(0.4, 0.4, 0.4, 0.1, probability),
+        Grayscale(probability),
+        GaussianBlur((0.1, 2.0), 0.1, probability),
+    ]
+    for operation in operations:
+        applied = operation.sample(10_000, 8, 8, torch.Generator().manual_seed(0))["applied"]
+        assert abs(applied.float().mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / 10_000)
+
+
+@pytest.mark.parametrize("rows", [[], [1], [0, 2, 3], [0, 1, 2, 3, 4]])
+def test_images_that_are_not_chosen_stay_bit_for_bit_and_chosen_ones_do_not_depend_on_the_others(
+    rows: list[int],
+) -> None:
+    images = images_of(5, 32)
+    operations: list[Operation] = [ColourJitter(0.8, 0.8, 0.8, 0.2, 1.0), GaussianBlur((0.5, 2.0), 0.2, 1.0)]
+    for operation in operations:
+        drawn = operation.sample(5, 32, 32, torch.Generator().manual_seed(0))
+        everywhere = operation.apply(images, drawn)
+        applied = torch.zeros(5, dtype=torch.bool)
+        applied[rows] = True
+        ours = operation.apply(images, drawn | {"applied": applied})
+        assert torch.equal(ours[~applied], images[~applied])
+        torch.testing.assert_close(ours[applied], everywhere[applied], rtol=0, atol=1e-6)
