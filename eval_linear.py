@@ -23,7 +23,8 @@ def judge(config: DictConfig, command: str) -> None:
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or report_beside(path))
-    evaluate(build_evaluation(fill_in(config, checkpoint)), checkpoint, report_dir, command)
+    evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
+    evaluate(evaluation, checkpoint, report_dir, command)
 
 
 def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:

@@ -28,9 +28,13 @@ def train(config: DictConfig, command: str) -> None:
     except Interrupted:
         print(f"stopped after step {run.trainer.global_step}; the same command goes on from there:\n  {command}")
         raise SystemExit(130) from None
-    if run.trainer.is_global_zero:
-        evaluation = build_evaluation(config, run.data)
-        evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
+    if not run.trainer.is_global_zero:
+        return
+    if "probe" not in config or run.data.splits.test is None:
+        print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
+        return
+    evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+    evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -1,12 +1,17 @@
 """The scripts as a user meets them: a mistake costs one line, help is quick, a new objective needs two files."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import ENVIRONMENT, Script
+from tests.conftest import ENVIRONMENT, ROOT, Script
 
 TINY = (
     "experiment=digits",
@@ -53,13 +58,16 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
     ("overrides", "words"),
     [
         (["+objective.temprature=1"], ["objective.temprature", "did you mean objective.temperature?"]),
-        (["++optimizer.momentun=1"], ["optimizer.momentun"]),
+        (["++optimizer.weight_decy=1"], ["optimizer.weight_decy", "did you mean optimizer.weight_decay?"]),
         (["+seeds=1"], ["seeds", "did you mean seed?"]),
         (["+trainer.presicion=16"], ["trainer.presicion", "did you mean trainer.precision?"]),
         (["batch_size=5000"], ["batch_size=5000", "1347"]),
         (["max_epochs=null"], ["max_epochs=None", "max_steps=None"]),
         (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
-        (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic"]),
+        (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic", "square_root"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
+        (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
+        (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
         (["backbone=timm", "backbone.model=resnet51"], ["backbone.model=resnet51", "resnet50"]),
     ],
 )
@@ -116,6 +124,35 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(script: Sc
     other = script("train.py", *TINY, "name=tiny", "objective.temperature=0.3")
     assert other.returncode == 2
     assert "objective.temperature" in other.stderr  # the folder holds a run with another temperature
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "max_epochs=1000", "name=stopped"]
+    environment = os.environ | ENVIRONMENT
+    run = tmp_path / "outputs" / "stopped"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while not (run / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in output
+    assert "name=stopped" in output
+    steps = len((run / "metrics.jsonl").read_text().splitlines())
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["progress"]["step"] == steps
+
+
+def test_two_processes_share_a_run_folder_and_write_each_line_once(script: Script, tmp_path: Path) -> None:
+    two = ("trainer.accelerator=cpu", "trainer.devices=2", "max_steps=3", "name=two")
+    finished = script("train.py", *TINY, *two, "trainer.sync_batchnorm=false")
+    assert finished.returncode == 0, finished.stderr
+    lines = (tmp_path / "outputs" / "two" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["two"]
+    assert finished.stdout.count("report.md") == 1
+    assert "trainer.sync_batchnorm" in only_line(script, *TINY, *two)  # torch's needs GPUs
+    assert "trainer.devices=1" in only_line(script, *TINY, *two, "trainer.sync_batchnorm=false", "seed=1,2", "-m")
 
 
 TOY = """

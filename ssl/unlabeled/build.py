@@ -21,6 +21,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
+from unlabeled.evaluation.features import Probe
 from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective
 from unlabeled.pretraining import Pretraining
@@ -43,8 +44,10 @@ class Run:
         run_dir = self.checkpoint.parent.parent
         if self.trainer.is_global_zero:
             write_config(resolved, run_dir)
-            if not resumes:  # what a run left that never reached its first checkpoint
+            if not resumes:  # drop what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(resolved)
         started = time.monotonic()
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
         if self.trainer.is_global_zero:
@@ -74,6 +77,10 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     trainer = build_trainer(config, checkpoint)
     data = build_data(config)
     check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size)
+    labelled = int((data.splits.train.labels >= 0).sum())
+    for name, probe in build_probes(config).items():
+        if data.splits.test is not None and probe.needs > labelled:
+            raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
@@ -162,18 +169,33 @@ def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     return config
 
 
-def build_evaluation(config: DictConfig, data: DataModule | None = None) -> Evaluation:
-    """The parts for judging a checkpoint, from the configuration of a run or of :func:`fill_in`."""
-    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+def build_evaluation(
+    config: DictConfig, data: DataModule | None = None, accelerator: str = "auto", precision: str = "32-true"
+) -> Evaluation:
+    """The parts for judging a checkpoint, from the configuration of a run or of :func:`fill_in`.
+
+    Args:
+        config: holds backbone, views, data, probe, seed, batch_size, num_workers and memory_gib.
+        data: what the run has loaded already.
+        accelerator: ``cpu``, or anything else for a GPU if there is one.
+        precision: of the forward passes; 32-true whatever the run was trained in, so that numbers compare.
+    """
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    precision = resolve_precision(precision, accelerator)
     probes: Any = OmegaConf.to_container(config.probe, resolve=True)
     return Evaluation(
         backbone=build_backbone(config.backbone, config.seed),
         random_backbone=build_backbone(config.backbone, config.seed),
         views=instantiate(config.views),
         data=data or build_data(config),
-        probes={name: instantiate(probe) for name, probe in config.probe.items()},
+        probes=build_probes(config),
         device=torch.device("cuda" if gpu else "cpu"),
-        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        precision=precision,
         batch_size=config.batch_size,
-        settings={"probe": probes, "seed": config.seed},
+        settings={"probe": probes, "seed": config.seed, "precision": precision},
     )
+
+
+def build_probes(config: DictConfig) -> dict[str, Probe]:
+    """How frozen features are judged, by name; none with ``probe=null``."""
+    return {name: instantiate(probe) for name, probe in (config.get("probe") or {}).items()}

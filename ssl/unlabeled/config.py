@@ -4,42 +4,68 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.errors import UserError
+
+# Keys of the two primary yamls that are not groups. What stands below a _target_ has its constructor's types.
+TYPES: dict[str, Any] = {
+    "name": str,
+    "run_dir": str,
+    "seed": int,
+    "batch_size": int,
+    "max_epochs": int | None,
+    "max_steps": int | None,
+    "num_workers": int,
+    "memory_gib": float,
+    "checkpoint_every_n_epochs": int,
+    "log_every_n_steps": int,
+    "run": str | None,
+    "checkpoint": str | None,
+    "report_dir": str | None,
+    "accelerator": str,
+    "precision": str,
+}
+
+# What may differ between the start of a run and its continuation: it changes no number that the run computes.
+FREE_KEYS = (
+    "checkpoint_every_n_epochs",
+    "log_every_n_steps",
+    "logger",
+    "memory_gib",
+    "num_workers",
+    "online_knn",
+    "probe",
+    "trainer",
+)
 
 
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing and exiting with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
         yield
     except UserError as error:
         _stop(str(error))
     except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError | ValueError | TypeError):
+        if not isinstance(error.__cause__, UserError):
             raise
-        _stop(f"{error.__cause__}")
+        _stop(str(error.__cause__))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
 
@@ -50,39 +76,32 @@ def _stop(message: str) -> None:
 
 
 def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
-    if isinstance(error, MissingMandatoryValue | InterpolationKeyError):
-        return f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}"
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        return _unknown_member(error)
-    if isinstance(error, ConfigCompositionException) and not isinstance(error, OverrideParseException):
-        unknown = _unknown_key(config_dir, config_name, arguments)
-        if unknown:
-            return unknown
-    return str(error)
-
-
-def _unknown_member(error: MissingConfigException) -> str:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    return f"{group}={name}: unknown; {_nearest(name, error.options or [])}"
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error).rpartition("full_key: ")[2].split()[0]
+        return f"{key}: has no default; give {key}=…"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: unknown; {_nearest(name, error.options)}"
+    return _unknown_key(config_dir, config_name, arguments) or str(error)
 
 
 def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
     """The first override whose key is not in the configuration that the group choices give."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    choices = [
-        text for text in overrides if "." not in text.split("=")[0] and (config_dir / text.split("=")[0]).is_dir()
-    ]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        known = compose(config_name, overrides=choices)
-    for override in OverridesParser.create().parse_overrides([text for text in overrides if text not in choices]):
-        if override.is_add() or override.key_or_group.startswith("hydra"):
+        known = compose(config_name, [str(each.input_line) for each in choices])
+    for override in parsed:
+        if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
             continue
         *path, key = override.key_or_group.split(".")
         node = OmegaConf.select(known, ".".join(path)) if path else known
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if key not in names:
-            return f"{override.key_or_group}: no such key; {_nearest(key, names, '.'.join(path))}"
+            groups = [] if path else [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
+            return f"{override.key_or_group}: no such key; {_nearest(key, {*names, *groups}, '.'.join(path))}"
     return None
 
 
@@ -94,7 +113,7 @@ def _nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
 
 
 def check_keys(config: DictConfig, primary: Path) -> None:
-    """Raise UserError for a key that nothing would read.
+    """Raise UserError for a key that nothing would read, or a value of the wrong type.
 
     At the top only the keys and groups of the ``primary`` yaml may stand; below a ``_target_`` only what its
     constructor takes. Hydra catches a mistyped override by itself, but not a ``+key``, nor a mistake in an
@@ -102,12 +121,13 @@ def check_keys(config: DictConfig, primary: Path) -> None:
     """
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
     groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
-    known = [*content, *groups]
-    tree: Any = OmegaConf.to_container(config, resolve=False)
-    for key, node in tree.items():
+    known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
+    tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    for key, value in tree.items():
         if key not in known:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
-        _check_node(node, str(key))
+        _check_type(value, TYPES.get(key, Any), key)
+        _check_node(value, key)
 
 
 def _check_node(node: Any, path: str) -> None:
@@ -116,34 +136,51 @@ def _check_node(node: Any, path: str) -> None:
             _check_node(element, f"{path}[{position}]")
     if not isinstance(node, dict):
         return
-    if "_target_" in node:
-        names = _parameters(node["_target_"], path)
-        for key in node:
-            if not str(key).startswith("_") and key not in names:
-                raise UserError(f"{path}.{key}: no such key; {_nearest(str(key), names, path)}")
+    types = _parameters(node["_target_"], path) if "_target_" in node else {}
     for key, value in node.items():
+        if types and not key.startswith("_"):
+            if key not in types:
+                raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
+            _check_type(value, types[key], f"{path}.{key}")
         _check_node(value, f"{path}.{key}")
 
 
-def _parameters(target: str, path: str) -> list[str]:
+def _parameters(target: str, path: str) -> dict[str, Any]:
+    """Names and types of what a constructor or function takes; only our own are precise enough to be checked."""
     try:
-        called: Callable[..., Any] = get_object(target)
+        called = get_object(target)
     except Exception as error:
         raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
-    return list(inspect.signature(called).parameters)
+    names = inspect.signature(called).parameters
+    function = called.__init__ if inspect.isclass(called) else called
+    types = get_type_hints(function) if target.startswith("unlabeled.") else {}
+    return {name: types.get(name, Any) for name in names}
 
 
-# What may differ between the start of a run and its continuation: it changes no number that the run computes.
-FREE_KEYS = (
-    "num_workers",
-    "memory_gib",
-    "trainer",
-    "logger",
-    "online_knn",
-    "probe",
-    "checkpoint_every_n_epochs",
-    "log_every_n_steps",
-)
+def _check_type(value: Any, expected: Any, path: str) -> None:
+    if not _fits(value, expected):
+        raise UserError(f"{path}={'null' if value is None else value}: must be {_in_words(expected)}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if get_origin(expected) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(expected))
+    if get_origin(expected) is Literal:
+        return value in get_args(expected)
+    if expected in (int, float):
+        return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
+    if expected in (bool, str, NoneType):
+        return isinstance(value, expected)
+    return True  # lists and objects: whoever takes them looks at them
+
+
+def _in_words(expected: Any) -> str:
+    if get_origin(expected) in (Union, UnionType):
+        return " or ".join(_in_words(each) for each in get_args(expected))
+    if get_origin(expected) is Literal:
+        return " or ".join(str(each) for each in get_args(expected))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(expected, str(expected))
 
 
 def open_run(config: DictConfig) -> dict[str, Any]:

@@ -51,3 +51,12 @@ def gather(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of ``values`` over all processes, without a gradient; ``values`` itself on one process."""
+    if world_size() == 1:
+        return values
+    summed = values.detach().clone()
+    dist.all_reduce(summed)
+    return summed

@@ -58,6 +58,9 @@ class Objective(nn.Module):
         """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""
         raise NotImplementedError
 
+    def after_backward(self, progress: Progress) -> None:
+        """Called once per optimizer step when gradients are there; e.g. to hold prototypes still with grad = None."""
+
     def after_step(self, progress: Progress) -> None:
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
 

@@ -93,6 +93,9 @@ class Pretraining(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.objective.after_backward(self.progress)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the planned learning rate, then the objective's own update with the progress of that step."""
         progress = self.progress

@@ -137,7 +137,8 @@ def test_a_run_of_files_and_of_memory_sees_the_same_batches_and_the_array_is_not
     assert isinstance(data.train, DecodedSource)
     assert isinstance(loaders[0], ArrayLoader)
     assert loaders[0].source.images.data_ptr() == data.train.images.data_ptr()
-    assert equal([data.some(torch.tensor([5, 2]))], [lazy.some(torch.tensor([5, 2]))])
+    chosen = torch.tensor([5, 2])
+    assert equal(data.batches(data.train, chosen, 1), lazy.batches(lazy.train, chosen, 1))
 
 
 def test_a_run_goes_on_at_the_trainers_step(tmp_path: Path) -> None:
@@ -176,7 +177,8 @@ def test_probes_of_files_and_of_memory_see_the_same_images_where_some_are_corrup
     array, lazy = module(source, memory_gib=1), module(source, memory_gib=0)
     ids = [torch.cat([batch.ids for batch in data.labelled("train", 5)]).tolist() for data in (array, lazy)]
     assert ids[0] == ids[1] == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12]
-    assert lazy.some(torch.tensor([2, 3, 4])).ids.tolist() == [2, 4]
+    (batch,) = lazy.batches(lazy.train, torch.tensor([2, 3, 4]), 8)
+    assert batch.ids.tolist() == [2, 4]
 
 
 def test_an_array_source_is_served_without_being_decoded_whatever_the_memory() -> None:

@@ -49,6 +49,8 @@ class Blind(nn.Module):
 
 
 class Recorder:
+    needs = 1
+
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 

@@ -1,5 +1,6 @@
 """Batches for training and for probes, from memory where the data set fits and from workers where it does not."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -65,24 +66,21 @@ class DataModule(pl.LightningDataModule):
         return LazyLoader(self.train, order, self.num_workers, self.corrupt)
 
     def labelled(self, split: str, batch_size: int) -> "list[Batch] | LazyLoader":
-        """The labelled images of ``train`` or ``test`` in their own order, for probes.
+        """The labelled images of ``train`` or ``test`` in their own order, for probes."""
+        source = self.train if split == "train" else self._test()
+        return self.batches(source, (source.labels >= 0).nonzero().flatten(), batch_size)
+
+    def batches(self, source: DecodedSource | Source, positions: Tensor, batch_size: int) -> "list[Batch] | LazyLoader":
+        """Chosen images of a split in the order of ``positions`` [N]; no views, and corrupt images are left out.
 
         Returns:
-            An iterable of Batch, no views in them; corrupt images are left out.
+            An iterable of Batch that can be iterated again.
         """
-        source = self.train if split == "train" else self._test()
-        positions = (source.labels >= 0).nonzero().flatten()
-        batches = torch.split(positions, batch_size)
+        parts = torch.split(positions, batch_size)
         if isinstance(source, DecodedSource):
-            return [_take(source, rows) for rows in batches]
-        asked = [rows.tolist() for rows in batches]
+            return [_take(source, rows) for rows in parts]
+        asked = [rows.tolist() for rows in parts]
         return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)
-
-    def some(self, positions: Tensor) -> Batch:
-        """Chosen images of the training split, decoded, as one batch; corrupt ones are left out."""
-        if isinstance(self.train, DecodedSource):
-            return _take(self.train, positions)
-        return _intact(_LazyImages(self.train).__getitems__(positions.tolist()), positions.tolist())
 
     def _test(self) -> DecodedSource | Source:
         assert self.splits.test is not None
@@ -143,6 +141,7 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            worker_init_fn=_ignore_ctrl_c,
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
@@ -177,6 +176,11 @@ class _LazyImages(Dataset[Batch]):
         decoded = [lazy_decode(self.source, index) for index in indices]
         ids = torch.tensor([used for _, used in decoded])
         return Batch(torch.stack([image for image, _ in decoded]), ids, self.source.labels[ids])
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends it to every process; the workers must last until the training process has stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

@@ -48,6 +48,11 @@ class Score:
 class Probe(Protocol):
     """Fits on train features, predicts test features. Labels are all in [0, num_classes); deterministic."""
 
+    @property
+    def needs(self) -> int:
+        """Labelled training images without which it cannot be fitted."""
+        ...
+
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
 
 

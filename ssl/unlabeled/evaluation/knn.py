@@ -19,6 +19,7 @@ class KNN:
             raise UserError(f"probe.knn.k is {k}; it needs one or more whole numbers of at least 1")
         _check_temperature(temperature)
         self.k = sorted(set(k))
+        self.needs = self.k[-1]
         self.temperature = temperature
 
     def protocol(self, k: int) -> str:

@@ -28,6 +28,7 @@ class LBFGS:
     """
 
     protocol = "linear/cached-lbfgs-v1"
+    needs = 2
 
     def __init__(self, c: list[float], holdout: float, seed: int, max_iter: int) -> None:
         self.c = _grid("probe.linear.c", c)
@@ -71,6 +72,7 @@ class SGDGrid:
     """
 
     protocol = "linear/cached-sgd-grid-v1"
+    needs = 2
 
     def __init__(
         self,

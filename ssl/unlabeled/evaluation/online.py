@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.module import DataModule
-from unlabeled.evaluation.features import Features, batched, extract
+from unlabeled.evaluation.features import Features, extract
 from unlabeled.evaluation.knn import KNN
 from unlabeled.pretraining import Pretraining
 
@@ -64,7 +64,5 @@ class OnlineKNN(pl.Callback):
         return shuffled[:queries], shuffled[queries : queries + self.num_bank]
 
     def _extract(self, module: Pretraining, data: DataModule, positions: Tensor, device: torch.device) -> Features:
-        some = data.some(positions)
-        batches = batched(some.images, some.labels, some.ids, self.batch_size)
-        precision: Any = module.trainer.precision
-        return extract(module.objective.backbone, batches, module.views.plain, device, precision)
+        batches = data.batches(data.train, positions, self.batch_size)
+        return extract(module.objective.backbone, batches, module.views.plain, device, module.trainer.precision)
