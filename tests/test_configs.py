@@ -1,5 +1,6 @@
 """Every yaml of the project composes, builds and, where it is small, trains."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_every_number_in_a_yaml_stands_beside_a_comment_or_under_one(path: Path)
     lines = path.read_text().splitlines()
     assert lines[0].startswith("#")
     lonely = []
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         value = line.partition(":")[2].strip()
         is_number = value[:1].isdigit() or value[:1] == "["
         if is_number and "#" not in line and not before.lstrip().startswith("#") and "#" not in before:
