@@ -30,7 +30,7 @@ def train(config: DictConfig, command: str) -> None:
         raise SystemExit(130) from None
     if not run.trainer.is_global_zero:
         return
-    if "probe" not in config or run.data.splits.test is None:
+    if not config.get("probe") or run.data.splits.test is None:
         print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
         return
     evaluation = build_evaluation(config, run.data, config.trainer.accelerator)

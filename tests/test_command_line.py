@@ -68,7 +68,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         ("objectiv=simclr", ["objectiv", "did you mean objective?"]),
         ("experiment=digit", ["experiment=digit", "did you mean digits?"]),
         ("data=folder", ["data.path"]),
-        ("batch_size=", ["batch_size"]),
+        ("batch_size=", ["batch_size", "a whole number"]),
+        ("probe=null", ["~group"]),
     ],
 )
 def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
@@ -176,7 +177,9 @@ def test_two_processes_share_a_run_folder_and_write_each_line_once(script: Scrip
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["two"]
     assert finished.stdout.count("report.md") == 1
     assert "trainer.sync_batchnorm" in only_line(script, *TINY, *two)  # torch's needs GPUs
-    assert "trainer.devices=1" in only_line(script, *TINY, *two, "trainer.sync_batchnorm=false", "seed=1,2", "-m")
+    assert "trainer.devices=1" in only_line(
+        script, *TINY, *two, "trainer.sync_batchnorm=false", "seed=1,2", "name=two-${seed}", "-m"
+    )
 
 
 TOY = """

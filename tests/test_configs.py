@@ -109,6 +109,6 @@ def test_every_number_in_a_yaml_stands_beside_a_comment_or_under_one(path: Path)
     for before, line in itertools.pairwise(lines):
         value = line.partition(":")[2].strip()
         is_number = value[:1].isdigit() or value[:1] == "["
-        if is_number and "#" not in line and not before.lstrip().startswith("#") and "#" not in before:
+        if is_number and "#" not in line + before:
             lonely.append(line)
     assert lonely == []

@@ -199,5 +199,5 @@ def build_evaluation(
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe]:
-    """How frozen features are judged, by name; none with ``probe=null``."""
+    """How frozen features are judged, by name; none with ``probe=none``."""
     return {name: instantiate(probe) for name, probe in (config.get("probe") or {}).items()}

@@ -68,6 +68,10 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
         _stop(str(error.__cause__))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        _stop("a group cannot be null on the command line: leave it out with ~group")
 
 
 def _stop(message: str) -> None:
