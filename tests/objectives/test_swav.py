@@ -238,24 +238,29 @@ def norms(objective: SwAV) -> Tensor:
     return objective.prototypes.weight.detach().norm(dim=1)
 
 
-def test_prototypes_have_length_one_in_each_training_forward_and_are_left_alone_in_evaluation() -> None:
+def test_prototypes_have_length_one_in_every_forward_and_are_plain_weights_to_the_optimizer() -> None:
     objective = make_objective()
-    drawn = objective.prototypes.weight.detach().clone()
-    objective.eval()(make_batch(0), progress_at(0))
-    assert torch.equal(objective.prototypes.weight, drawn)
-    objective.train()(make_batch(0), progress_at(0))
-    torch.testing.assert_close(norms(objective), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(objective.prototypes.weight, nn.functional.normalize(drawn), rtol=0, atol=1e-12)
-    train(objective, range(1))
-    assert float((norms(objective) - 1).abs().max()) > 1e-6  # the optimizer moves plain weights
+    lengths: list[Tensor] = [norms(objective)]
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    for step in range(3):
+        objective(make_batch(step), progress_at(step)).loss.backward()
+        before, gradient = objective.prototypes.weight.detach().clone(), objective.prototypes.weight.grad
+        optimizer.step()
+        assert float((norms(objective) - 1).abs().max()) > 1e-4
+        objective.after_step(progress_at(step))
+        assert gradient is not None
+        expected = nn.functional.normalize(before - 0.1 * gradient)
+        torch.testing.assert_close(objective.prototypes.weight.detach(), expected, rtol=0, atol=1e-12)
+        lengths.append(norms(objective))
+    torch.testing.assert_close(torch.stack(lengths), torch.ones(4, 5, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def test_prototypes_stay_for_the_frozen_epochs_under_momentum_and_decay_and_move_in_the_step_after() -> None:
     objective = make_objective(freeze=0.3)  # 3 of 10 steps
-    drawn = nn.functional.normalize(objective.prototypes.weight.detach())
+    drawn = objective.prototypes.weight.detach().clone()
     backbone = objective.backbone.state_dict()["layers.0.weight"].clone()
     train(objective, range(3))
-    torch.testing.assert_close(objective.prototypes.weight.detach(), drawn, rtol=0, atol=1e-12)
+    assert torch.equal(objective.prototypes.weight, drawn)
     assert objective.prototypes.weight.grad is None
     assert float((objective.backbone.state_dict()["layers.0.weight"] - backbone).abs().max()) > 1e-3
     train(objective, range(3, 4))
@@ -277,7 +282,7 @@ def test_the_objectives_loss_is_that_of_its_parts() -> None:
     objective = make_objective(queue_length=0)
     batch = make_batch(0)
     loss = objective(batch, progress_at(0)).loss
-    prototypes = nn.functional.normalize(objective.prototypes.weight)
+    prototypes = objective.prototypes.weight
     embedded = [nn.functional.normalize(objective.projector(objective.backbone(view))) for view in batch.views]
     expected = literal_swapped_prediction([z @ prototypes.T for z in embedded], [0, 1], 0.1, None)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)

@@ -153,10 +153,11 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
     """BatchNorm sees each batch twice when a block is recomputed; only the first time may move its statistics."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -167,12 +167,11 @@ class SwAV(Objective):
         self.assigned, self.temperature = list(assigned), temperature
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
+        self._normalise_prototypes()
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
         self._check(batch, progress)
-        if self.training:
-            self._normalise_prototypes()
         features = _by_resolution(self.backbone, batch.views)
         embeddings = _unit_rows(self.projector(features))
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
@@ -180,11 +179,6 @@ class SwAV(Objective):
         loss = swapped_prediction(scores, self.assigned, self.temperature, self.epsilon, self.iterations, queue_scores)
         self._enqueue(embeddings.chunk(len(batch.views)), progress)
         return Output(loss, self._first(features, batch), self._metrics(scores, queue_scores))
-
-    def _normalise_prototypes(self) -> None:
-        """Before the forward, outside the gradient: the optimizer moves plain weights, as in the official code."""
-        with torch.no_grad():
-            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
         """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
@@ -222,6 +216,19 @@ class SwAV(Objective):
         """Without a gradient the optimizer skips them: a gradient of 0 would still let momentum and decay act."""
         if progress.epoch < self.freeze_prototypes_epochs:
             self.prototypes.weight.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        """The prototypes have length 1 in every forward."""
+        if progress.epoch >= self.freeze_prototypes_epochs:
+            self._normalise_prototypes()
+
+    @torch.no_grad()
+    def _normalise_prototypes(self) -> None:
+        """Plain weights are optimised, then set to length 1; the official code does it before the next forward.
+
+        There it would be lost under FSDP, where a forward sees a joined copy of the pieces that are optimised.
+        """
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     def collapsed_at(self) -> float | None:
         """ln K."""
