@@ -50,13 +50,15 @@ class Run:
             logger.log_hyperparams(resolved)
         started = time.monotonic()
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
     def _write_summary(self, path: Path, seconds: float) -> None:
-        """What the report tells of the training: its last session's time, and where a collapsed loss would lie."""
+        """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
         summary = {
+            "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
+            "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
             "processes": self.trainer.world_size,
             "precision": self.trainer.precision,
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),

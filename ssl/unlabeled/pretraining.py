@@ -47,6 +47,7 @@ class Pretraining(pl.LightningModule):
         self.recipe, self.batch_size = optimizer, batch_size
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config = log_every_n_steps, config
+        self.steps_taken = 0  # by this process, since it was started
 
     @property
     def progress(self) -> Progress:
@@ -89,7 +90,8 @@ class Pretraining(pl.LightningModule):
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""
-        mean = {name: float(self.trainer.strategy.reduce(value.detach())) for name, value in metrics.items()}
+        reduce = self.trainer.strategy.reduce
+        mean = {name: float(reduce(value.detach().to(self.device))) for name, value in metrics.items()}
         for logger in self.loggers:
             logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
 
@@ -103,6 +105,7 @@ class Pretraining(pl.LightningModule):
             group["lr"] = self.learning_rate
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.objective.after_step(progress)
+        self.steps_taken += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint says what it is: plain values, readable with ``torch.load(weights_only=True)``."""
