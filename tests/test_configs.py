@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def composed(*overrides: str) -> DictConfig:
 
 def chosen(experiment: str) -> dict[str, str]:
     """Group → choice of an experiment's defaults list."""
-    entries = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("defaults", [])
+    content: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    entries = content.get("defaults", [])
     return {str(group).removeprefix("override /"): str(name) for entry in entries for group, name in entry.items()}
 
 

@@ -75,9 +75,10 @@ class RegNetY(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
-        for block in itertools.chain.from_iterable(self.trunk_output):
-            recomputes = self.checkpoint_activations and self.training
-            x = _checkpointed(block, x) if recomputes else block(x)
+        recomputes = self.checkpoint_activations and self.training
+        for stage in self.trunk_output.children():
+            for block in stage.children():
+                x = _checkpointed(block, x) if recomputes else block(x)
         features: Tensor = x.mean(dim=(2, 3))
         return features
 
@@ -154,8 +155,8 @@ def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
     """BatchNorm sees each batch twice when a block is recomputed; only the first time may move its statistics."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:
