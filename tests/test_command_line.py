@@ -2,10 +2,12 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,31 @@ def only_line(script: Script, *overrides: str, name: str = "train.py") -> str:
     """The one line that a refused command prints; asserts exit code 2."""
     finished = script(name, *overrides)
     assert finished.returncode == 2, finished.stderr
-    lines = finished.stderr.strip().splitlines()
-    assert len(lines) == 1, finished.stderr
+    return the_line(finished.stderr)
+
+
+def the_line(printed: str) -> str:
+    lines = printed.strip().splitlines()
+    assert len(lines) == 1, printed
     return lines[0]
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """As ``only_line``, within this process: torch is imported already."""
+
+    def run(*overrides: str, name: str = "train.py") -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *overrides])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        assert stopped.value.code == 2
+        return the_line(capfd.readouterr().err)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -73,23 +97,23 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
     ],
 )
 def test_a_key_that_nothing_reads_or_a_value_that_cannot_work_costs_one_line(
-    script: Script, overrides: list[str], words: list[str]
+    refused: Refused, overrides: list[str], words: list[str]
 ) -> None:
-    line = only_line(script, "name=x", *overrides)
+    line = refused("name=x", *overrides)
     assert [word for word in words if word not in line] == []
 
 
-def test_a_key_of_an_experiment_that_nothing_reads_is_found(script: Script, tmp_path: Path) -> None:
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nobjective:\n  temprature: 1\n")
-    line = only_line(script, "--config-dir=conf", "experiment=mine", "name=x")
+def test_a_key_of_an_experiment_that_nothing_reads_is_found(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nobjective:\n  temprature: 1\n")
+    line = refused(f"--config-dir={tmp_path / 'mine'}", "experiment=own", "name=x")
     assert "did you mean objective.temperature?" in line
 
 
-def test_the_evaluation_refuses_in_one_line_too(script: Script) -> None:
-    assert "run=outputs/NAME" in only_line(script, name="eval_linear.py")
-    assert "no such file" in only_line(script, "run=outputs/nothing", name="eval_linear.py")
-    assert "did you mean run?" in only_line(script, "runs=outputs/x", name="eval_linear.py")
+def test_the_evaluation_refuses_in_one_line_too(refused: Refused) -> None:
+    assert "run=outputs/NAME" in refused(name="eval_linear.py")
+    assert "no such file" in refused("run=outputs/nothing", name="eval_linear.py")
+    assert "did you mean run?" in refused("runs=outputs/x", name="eval_linear.py")
 
 
 def test_help_answers_within_four_seconds_and_lists_the_choices(script: Script) -> None:
