@@ -92,6 +92,7 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic", "square_root"]),
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
+        (["trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "use ddp"]),
         (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
         (["backbone=timm", "backbone.model=resnet51"], ["backbone.model=resnet51", "resnet50"]),
     ],

@@ -1,11 +1,11 @@
-"""SimCLR's projector, counted by hand."""
+"""Projectors, counted by hand."""
 
 import pytest
 import torch
 from torch import nn
 
 from unlabeled.errors import UserError
-from unlabeled.heads import simclr_projector
+from unlabeled.heads import simclr_projector, swav_projector
 
 
 @pytest.mark.parametrize(("layers", "hidden"), [(1, 0), (2, 1), (3, 2)])
@@ -50,3 +50,22 @@ def test_the_projection_of_a_batch_has_mean_zero_and_variance_one_per_column() -
 def test_a_projector_without_layers_is_refused_by_its_key() -> None:
     with pytest.raises(UserError, match=r"^objective\.projection_layers=0"):
         simclr_projector(16, 0, 8)
+
+
+def test_swavs_projector_has_the_official_names_and_number_of_parameters() -> None:
+    projector = swav_projector(2048, [2048], 128, batch_norm=True)
+    assert list(projector.state_dict()) == [
+        *("0.weight", "0.bias"),
+        *("1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"),
+        *("3.weight", "3.bias"),
+    ]
+    expected = 2048 * 2048 + 2048 + 2 * 2048 + 2048 * 128 + 128
+    assert sum(parameter.numel() for parameter in projector.parameters()) == expected
+
+
+def test_seers_projector_has_two_hidden_layers_and_no_norm() -> None:
+    with torch.device("meta"):
+        projector = swav_projector(7392, [8192, 8192], 256, batch_norm=False)
+    assert [type(module) for module in projector] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+    expected = 7392 * 8192 + 8192 + 8192 * 8192 + 8192 + 8192 * 256 + 256
+    assert sum(parameter.numel() for parameter in projector.parameters()) == expected

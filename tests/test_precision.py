@@ -53,3 +53,19 @@ def test_gradients_flow_back_to_16_bit_inputs_in_their_own_dtype() -> None:
 def test_the_name_and_the_docstring_of_the_loss_are_kept() -> None:
     assert product.__name__ == "product"
     assert str(product.__doc__).startswith("A product")
+
+
+@full_precision
+def sum_of_products(pairs: list[Tensor], others: list[Tensor] | None = None) -> Tensor:
+    """Products of the tensors of a list with themselves; its dtype tells whether autocast was on."""
+    return torch.stack([a @ a.T for a in (*pairs, *(others or []))]).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tensors_in_lists_are_lifted_too(dtype: torch.dtype) -> None:
+    a = torch.arange(6.0).reshape(2, 3).to(dtype) / 7
+    expected = 3 * (a.double() @ a.double().T).sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = sum_of_products([a, a], others=[a])
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)

@@ -103,6 +103,11 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
 
 def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
+    if str(config.trainer.strategy).startswith(("fsdp", "deepspeed")):
+        raise UserError(
+            f"trainer.strategy={config.trainer.strategy} cuts weights into flat pieces, where LARS and the lengths of "
+            "prototypes need whole tensors: use ddp, with backbone.checkpoint_activations=true for a large RegNet"
+        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     logger = [instantiate(config.logger)] if "logger" in config else []
     online = [] if config.online_knn is None else [instantiate(config.online_knn)]

@@ -60,3 +60,12 @@ def total(values: Tensor) -> Tensor:
     summed = values.detach().clone()
     dist.all_reduce(summed)
     return summed
+
+
+def maximum(values: Tensor) -> Tensor:
+    """Elementwise maximum over all processes, without a gradient; ``values`` itself on one process."""
+    if world_size() == 1:
+        return values
+    largest = values.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

@@ -1,5 +1,7 @@
 """Heads that objectives put on a backbone."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from unlabeled.errors import UserError
@@ -24,6 +26,27 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
     last = nn.BatchNorm1d(out_features)
     last.register_parameter("bias", None)  # batch_norm takes None: a scale alone
     return nn.Sequential(*modules, _linear(in_features, out_features), last)
+
+
+def swav_projector(
+    in_features: int, hidden_features: Sequence[int], out_features: int, batch_norm: bool
+) -> nn.Sequential:
+    """The projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
+
+    Hidden layers are Linear, BatchNorm and ReLU, the last layer is Linear alone; every Linear has a bias and torch's
+    initial weights. With one hidden layer its tensors have the official names ``0``, ``1`` and ``3``.
+
+    Args:
+        in_features: width of the backbone's features.
+        hidden_features: width of each hidden layer; none makes the projector linear.
+        out_features: width of the embeddings.
+        batch_norm: whether hidden layers have BatchNorm; SEER's heads have none (facebookresearch/vissl).
+    """
+    modules: list[nn.Module] = []
+    for width in hidden_features:
+        modules += [nn.Linear(in_features, width), *([nn.BatchNorm1d(width)] if batch_norm else []), nn.ReLU()]
+        in_features = width
+    return nn.Sequential(*modules, nn.Linear(in_features, out_features))
 
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:

@@ -1,6 +1,6 @@
 """Losses run in float32 whatever precision the network runs in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import ParamSpec
 
@@ -11,13 +11,16 @@ P = ParamSpec("P")
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run a loss with autocast off and its 16-bit tensors lifted to float32; float64 stays float64."""
+    """Run a loss with autocast off and its 16-bit tensors lifted to float32; float64 stays float64.
+
+    Tensors are lifted where they are arguments, or stand in a list that is one.
+    """
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         lifted = [_lift(value) for value in args]
         named = {name: _lift(value) for name, value in kwargs.items()}
-        device = next(value.device.type for value in (*lifted, *named.values()) if isinstance(value, Tensor))
+        device = next(_tensors([*lifted, *named.values()])).device.type
         with torch.autocast(device, enabled=False):
             return loss(*lifted, **named)  # type: ignore[arg-type]
 
@@ -27,4 +30,14 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def _lift(value: object) -> object:
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
+    if isinstance(value, list | tuple):
+        return [_lift(element) for element in value]
     return value
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        for element in value:
+            yield from _tensors(element)

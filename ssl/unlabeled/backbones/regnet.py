@@ -1,0 +1,164 @@
+"""RegNetY by its parameters: the networks of Radosavovic et al. 2020, arXiv:2003.13678, from millions to ten billion.
+
+Blocks and tensor names are torchvision's, so that a checkpoint of the one loads in the other. Names such as
+``RegNetY-256GF`` mean different networks in different places: build by parameters, and count.
+"""
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+STEM_WIDTH = 32
+
+
+class Stage(NamedTuple):
+    """Blocks of one width."""
+
+    width: int
+    depth: int
+    group_width: int
+
+
+class RegNetY(Backbone):
+    """Convolutional features, averaged over the image.
+
+    Args:
+        depth: number of blocks.
+        w_0, w_a, w_m: first width, slope and step of the quantised linear widths (arXiv:2003.13678, section 3.3).
+        group_width: channels per group of the 3×3 convolutions.
+        se_ratio: width of the squeeze-and-excitation, of a block's input; 0.25 in every RegNetY.
+        rounding: how widths are made multiples of the group width, see :func:`stages`.
+        checkpoint_activations: recompute each block in the backward pass instead of keeping its activations; costs one
+            more forward, changes no number.
+
+    Shape: images [B, 3, h, w] → features [B, num_features].
+
+    Raises:
+        UserError: parameters that describe no network.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        w_0: int,
+        w_a: float,
+        w_m: float,
+        group_width: int,
+        se_ratio: float = 0.25,
+        rounding: Literal["nearest", "torchvision"] = "nearest",
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        plan = stages(depth, w_0, w_a, w_m, group_width, rounding)
+        widths = [STEM_WIDTH, *(stage.width for stage in plan)]
+        self.stem = SimpleStemIN(3, STEM_WIDTH, nn.BatchNorm2d, nn.ReLU)
+        self.trunk_output = nn.Sequential(
+            OrderedDict(
+                (f"block{number}", _stage(number, in_width, stage, se_ratio))
+                for number, (in_width, stage) in enumerate(zip(widths, plan, strict=False), start=1)
+            )
+        )
+        self.num_features = widths[-1]
+        self.checkpoint_activations = checkpoint_activations
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        recomputes = self.checkpoint_activations and self.training
+        for stage in self.trunk_output.children():
+            for block in stage.children():
+                x = _checkpointed(block, x) if recomputes else block(x)
+        features: Tensor = x.mean(dim=(2, 3))
+        return features
+
+
+def stages(
+    depth: int, w_0: int, w_a: float, w_m: float, group_width: int, rounding: Literal["nearest", "torchvision"]
+) -> list[Stage]:
+    """Quantised linear widths (arXiv:2003.13678, eq. 2 to 4), made multiples of the group width.
+
+    Args:
+        rounding: ``nearest`` is the paper's (facebookresearch/pycls), also of ClassyVision, VISSL and timm;
+            ``torchvision`` never falls below 90 % of the width, which changes RegNetX-400MF, RegNetY-800MF and -8GF.
+
+    Returns:
+        One :class:`Stage` per distinct width.
+    """
+    if depth < 1 or w_0 < 8 or w_0 % 8 or w_a < 0 or w_m <= 1 or group_width < 1:
+        raise UserError(
+            f"backbone.w_0={w_0} must be a multiple of 8, w_a={w_a} not below 0, w_m={w_m} above 1, "
+            f"depth={depth} and group_width={group_width} at least 1"
+        )
+    if rounding not in ("nearest", "torchvision"):
+        raise UserError(f"backbone.rounding={rounding} is neither nearest nor torchvision")
+    steps = [round(math.log((w_0 + w_a * block) / w_0) / math.log(w_m)) for block in range(depth)]
+    widths = [8 * round(w_0 * w_m**step / 8) for step in steps]
+    found = []
+    for width, blocks in itertools.groupby(widths):
+        group = min(group_width, width)
+        found.append(Stage(_divisible(width, group, rounding), len(list(blocks)), group))
+    return found
+
+
+def _divisible(width: int, group: int, rounding: str) -> int:
+    if rounding == "nearest":
+        return round(width / group) * group
+    rounded = int(width + group / 2) // group * group
+    return rounded + group if rounded < 0.9 * width else rounded
+
+
+def _stage(number: int, in_width: int, stage: Stage, se_ratio: float) -> AnyStage:
+    return AnyStage(
+        in_width,
+        stage.width,
+        stride=2,
+        depth=stage.depth,
+        block_constructor=ResBottleneckBlock,
+        norm_layer=nn.BatchNorm2d,
+        activation_layer=nn.ReLU,
+        group_width=stage.group_width,
+        bottleneck_multiplier=1.0,
+        se_ratio=se_ratio,
+        stage_index=number,
+    )
+
+
+def _initialise(network: nn.Module) -> None:
+    """He's initialisation with a fan-out that does not see groups, as pycls and torchvision have it."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _running_statistics_kept(block)
+
+    recomputed: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return recomputed
+
+
+@contextmanager
+def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorm sees each batch twice when a block is recomputed; only the first time may move its statistics."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

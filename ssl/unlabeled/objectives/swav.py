@@ -1,0 +1,258 @@
+"""SwAV: each crop of an image predicts to which prototypes the image's other crops are assigned.
+
+Caron et al. 2020, arXiv:2006.09882. Official code: github.com/facebookresearch/swav (main_swav.py). SEER is SwAV with a
+RegNet on uncurated images: Goyal et al. 2021, arXiv:2103.01988; configurations in github.com/facebookresearch/vissl.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.errors import UserError
+from unlabeled.heads import swav_projector
+from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.precision import full_precision
+
+
+@full_precision
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Soft assignments of samples to prototypes that use every prototype alike (arXiv:2006.09882, eq. 3 and 5).
+
+    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to 1; what
+    ends on the samples leaves the prototypes' totals near B/K, not at it: a smaller ``epsilon`` wants more iterations.
+    The official ``distributed_sinkhorn`` divides exp(scores/ε), infinite in 16 bits; this subtracts logarithms.
+
+    Args:
+        scores: [B, K], cosines, not divided by a temperature. B may differ between processes.
+        epsilon: above 0; small makes assignments hard.
+        iterations: at least 1.
+
+    Returns:
+        Codes [B, K] without a gradient; rows sum to 1.
+    """
+    log_codes = scores.detach() / epsilon
+    for _ in range(iterations):
+        log_codes = F.log_softmax(log_codes - _log_total(log_codes), dim=1)
+    return log_codes.exp()
+
+
+def _log_total(log_values: Tensor) -> Tensor:
+    """Logarithm of each column's total over the rows of all processes, [B, K] → [K]; cannot overflow."""
+    largest = distributed.maximum(log_values.amax(0))
+    return largest + distributed.total((log_values - largest).exp().sum(0)).log()
+
+
+@full_precision
+def swapped_prediction(
+    scores: Sequence[Tensor],
+    assigned: Sequence[int],
+    temperature: float,
+    epsilon: float,
+    iterations: int,
+    queue_scores: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Cross-entropy between the codes of each assigned crop and the predictions of every other crop.
+
+    arXiv:2006.09882, eq. 2 and 6: the mean over assigned crops, over the crops that are not the assigned one, and over
+    the B local images. A crop never predicts its own code.
+
+    Args:
+        scores: [B, K] for each crop, cosines with the prototypes.
+        assigned: positions of the crops that give codes.
+        temperature: of the predictions.
+        epsilon, iterations: of :func:`sinkhorn`.
+        queue_scores: [Q, K] for each assigned crop, earlier samples that are assigned along with the batch and then
+            dropped. On several processes each gives its part of the queue; only the whole matters.
+
+    Returns:
+        Scalar; ln K when all scores are equal.
+    """
+    predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]
+    losses = []
+    for position, crop in enumerate(assigned):
+        queued = [] if queue_scores is None else [queue_scores[position]]
+        codes = sinkhorn(torch.cat([*queued, scores[crop]]), epsilon, iterations)[-len(scores[crop]) :]
+        others = [prediction for number, prediction in enumerate(predictions) if number != crop]
+        losses += [-(codes * prediction).sum(1).mean() for prediction in others]
+    return torch.stack(losses).mean()
+
+
+class FeatureQueue(nn.Module):
+    """The newest embeddings of all processes, the latest first.
+
+    Every process holds the whole queue and scores its part of it: the queue is the same for any number of processes,
+    a checkpoint of the first process has all of it, and DDP's broadcast of buffers changes nothing.
+
+    Args:
+        crops: how many crops of an image give codes; each has its own rows.
+        length: rows per crop, over all processes.
+        dim: width of the embeddings.
+    """
+
+    embeddings: Tensor  # [crops, length, dim], unit rows; zeros where nothing has been written
+    filled: Tensor  # int64 scalar, rows that have been written
+
+    def __init__(self, crops: int, length: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(crops, length, dim))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row has been written."""
+        return int(self.filled) == self.embeddings.shape[1]
+
+    def share(self) -> Tensor:
+        """The rows that this process scores, [crops, length / processes, dim]."""
+        return self.embeddings.tensor_split(distributed.world_size(), dim=1)[distributed.rank()]
+
+    def enqueue(self, embeddings: Tensor) -> None:
+        """Put the batch of all processes in front, in the order of the global batch; the oldest rows fall out.
+
+        Args:
+            embeddings: [crops, B, dim], of this process.
+        """
+        newest = distributed.gather(embeddings.detach().transpose(0, 1)).transpose(0, 1)
+        length = self.embeddings.shape[1]
+        self.embeddings.copy_(torch.cat([newest.to(self.embeddings), self.embeddings], 1)[:, :length])
+        self.filled.add_(newest.shape[1]).clamp_(max=length)
+
+
+class SwAV(Objective):
+    """Backbone, projector and prototypes, trained with :func:`swapped_prediction`.
+
+    Args:
+        backbone: what is pretrained.
+        projection_hidden: width of each hidden layer of the projector.
+        projection_dim: width of the embeddings.
+        projection_batch_norm: whether the projector has BatchNorm; its statistics are over all crops together.
+        prototypes: how many; about ten times the number of classes that one expects (swav issue 37).
+        assigned: positions of the views that give codes, the large ones.
+        temperature: of the predictions.
+        epsilon, iterations: of :func:`sinkhorn`.
+        freeze_prototypes_epochs: prototypes stay as they were drawn until then; may be a part of an epoch.
+        queue_length: embeddings per assigned view that are kept, over all processes; 0 for no queue.
+        queue_from_epoch: filled from then on, and used as soon as it is full.
+
+    Raises:
+        UserError: values that cannot work, also in the first step, when the views and the batch are known.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projection_hidden: Sequence[int],
+        projection_dim: int,
+        projection_batch_norm: bool,
+        prototypes: int,
+        assigned: Sequence[int],
+        temperature: float,
+        epsilon: float,
+        iterations: int,
+        freeze_prototypes_epochs: float,
+        queue_length: int,
+        queue_from_epoch: float,
+    ) -> None:
+        super().__init__()
+        _check_settings(assigned, epsilon, iterations)
+        self.backbone = backbone
+        self.projector = swav_projector(backbone.num_features, projection_hidden, projection_dim, projection_batch_norm)
+        self.prototypes = nn.Linear(projection_dim, prototypes, bias=False)
+        self.queue = FeatureQueue(len(assigned), queue_length, projection_dim) if queue_length else None
+        self.assigned, self.temperature = list(assigned), temperature
+        self.epsilon, self.iterations = epsilon, iterations
+        self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
+        self._normalise_prototypes()
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
+        self._check(batch, progress)
+        features = _by_resolution(self.backbone, batch.views)
+        embeddings = _unit_rows(self.projector(features))
+        scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
+        queue_scores = self._queue_scores(progress)
+        loss = swapped_prediction(scores, self.assigned, self.temperature, self.epsilon, self.iterations, queue_scores)
+        self._enqueue(embeddings.chunk(len(batch.views)), progress)
+        return Output(loss, self._first(features, batch), self._metrics(scores, queue_scores))
+
+    def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
+        """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
+        if self.queue is None or progress.epoch < self.queue_from_epoch or not self.queue.is_full:
+            return None
+        return [_dot_products(rows, self.prototypes.weight.detach()) for rows in self.queue.share()]
+
+    def _enqueue(self, embeddings: Sequence[Tensor], progress: Progress) -> None:
+        """After the codes are made: the queue never holds the batch that it is used with."""
+        if self.queue is not None and self.training and progress.epoch >= self.queue_from_epoch:
+            self.queue.enqueue(torch.stack([embeddings[crop] for crop in self.assigned]))
+
+    def _first(self, features: Tensor, batch: Batch) -> Tensor:
+        """Features of the first large crop, for probes."""
+        return features.detach().chunk(len(batch.views))[self.assigned[0]]
+
+    def _metrics(self, scores: Sequence[Tensor], queue_scores: list[Tensor] | None) -> dict[str, Tensor]:
+        """How many prototypes the batch's predictions are spread over, from 1 to all; whether the queue is in use."""
+        usage = F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1).mean(0)
+        metrics = {"effective_prototypes": torch.special.entr(usage).sum().exp()}
+        if self.queue is not None:
+            metrics["queue_in_use"] = usage.new_tensor(float(queue_scores is not None))
+        return metrics
+
+    def _check(self, batch: Batch, progress: Progress) -> None:
+        """Raise UserError for what cannot work with these views or with this many images."""
+        if len(batch.views) < 2 or max(self.assigned) >= len(batch.views):
+            raise UserError(f"objective.assigned={self.assigned}: {len(batch.views)} view(s), numbered from 0")
+        images = progress.steps_per_epoch * len(batch.images) * distributed.world_size()
+        length = 0 if self.queue is None else self.queue.embeddings.shape[1]
+        if length > images:
+            raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
+
+    def after_backward(self, progress: Progress) -> None:
+        """Without a gradient the optimizer skips them: a gradient of 0 would still let momentum and decay act."""
+        if progress.epoch < self.freeze_prototypes_epochs:
+            self.prototypes.weight.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        """The prototypes have length 1 in every forward."""
+        if progress.epoch >= self.freeze_prototypes_epochs:
+            self._normalise_prototypes()
+
+    @torch.no_grad()
+    def _normalise_prototypes(self) -> None:
+        """Plain weights are optimised, then set to length 1; the official code does it before the next forward.
+
+        There it would be lost under FSDP, where a forward sees a joined copy of the pieces that are optimised.
+        """
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    def collapsed_at(self) -> float | None:
+        """ln K."""
+        return math.log(self.prototypes.out_features)
+
+
+def _by_resolution(backbone: Backbone, views: Sequence[Tensor]) -> Tensor:
+    """Features of all views, [V·B, F] in the order of the views; neighbours of equal size share one forward."""
+    groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
+    return torch.cat([backbone(torch.cat(list(group))) for _, group in groups])
+
+
+@full_precision
+def _unit_rows(rows: Tensor) -> Tensor:
+    return F.normalize(rows, dim=1)
+
+
+@full_precision
+def _dot_products(rows: Tensor, others: Tensor) -> Tensor:
+    return rows @ others.T
+
+
+def _check_settings(assigned: Sequence[int], epsilon: float, iterations: int) -> None:
+    if not assigned or min(assigned) < 0 or len(set(assigned)) < len(assigned):
+        raise UserError(f"objective.assigned={list(assigned)}: give at least one view by its number, each once, from 0")
+    if epsilon <= 0 or iterations < 1:
+        raise UserError(f"objective.epsilon={epsilon} must be above 0, objective.iterations={iterations} at least 1")
