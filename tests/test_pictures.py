@@ -85,7 +85,9 @@ def test_a_picture_holds_each_image_enlarged_in_its_row_and_column() -> None:
 
 
 def test_tensorboard_gets_the_picture(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
     picture = draw({"one": torch.rand(1, 3, 128, 128)})

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from unlabeled.backbones.vit import ViT, sincos_position
+from unlabeled.backbones.vit import Block, ViT, sincos_position
 from unlabeled.errors import UserError
 
 
@@ -120,7 +120,9 @@ def bound_of(weight: Tensor) -> float:
 @pytest.mark.parametrize(("scheme", "outputs"), [("mae", 3 * 96), ("moco_v3", 96)])
 def test_initial_weights_are_those_of_the_official_code(scheme: Any, outputs: int) -> None:
     network = small(width=96, initialisation=scheme)
-    attention, mlp = network.blocks[0].attn, network.blocks[0].mlp
+    block = network.blocks[0]
+    assert isinstance(block, Block)
+    attention, mlp = block.attn, block.mlp
     assert bound_of(attention.qkv.weight) == pytest.approx(math.sqrt(6 / (96 + outputs)), rel=0.02)
     assert bound_of(attention.proj.weight) == pytest.approx(math.sqrt(6 / 192), rel=0.02)
     assert bound_of(mlp.fc1.weight) == pytest.approx(math.sqrt(6 / (96 * 5)), rel=0.02)
