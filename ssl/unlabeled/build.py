@@ -110,12 +110,12 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     logger = [instantiate(config.logger)] if "logger" in config else []
-    online = [] if config.online_knn is None else [instantiate(config.online_knn)]
+    watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
     trainer: pl.Trainer = instantiate(config.trainer)(
         precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
-        callbacks=[RunProgress(), *online, last],
+        callbacks=[RunProgress(), *watching, last],
         default_root_dir=config.run_dir,
         log_every_n_steps=config.log_every_n_steps,
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.ends_epoch

@@ -49,6 +49,7 @@ FREE_KEYS = (
     "memory_gib",
     "num_workers",
     "online_knn",
+    "pictures",
     "probe",
     "trainer",
 )

@@ -64,6 +64,19 @@ class Objective(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
 
+    def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """What the method makes of some images, to look at; nothing by default.
+
+        Args:
+            batch: with one view, as evaluation sees it.
+            seed: of every random draw.
+
+        Returns:
+            By name, in the order of columns, [B, 3, h, w] each with the values of views. Called without gradients, in
+            eval mode, and by one process alone: nothing in here may wait for another.
+        """
+        return {}
+
     def collapsed_at(self) -> float | None:
         """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
         return None

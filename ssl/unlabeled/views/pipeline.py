@@ -77,6 +77,13 @@ class Views(nn.Module):
         scaled = images.float() / 255
         return self._normalise(crop_resize(scaled, boxes, flip, self.size, self.evaluation_interpolation))
 
+    def as_pixels(self, views: Tensor) -> Tensor:
+        """Views [B, 3, h, w] back to values in [0, 1], to look at; what lies outside is clamped."""
+        if self.mean is not None and self.std is not None:
+            mean, std = views.new_tensor(self.mean)[:, None, None], views.new_tensor(self.std)[:, None, None]
+            views = views * std + mean
+        return views.clamp(0, 1)
+
     def _normalise(self, images: Tensor) -> Tensor:
         if self.mean is None or self.std is None:
             return images

@@ -1,0 +1,235 @@
+"""Vision transformers whose encoder can be given some of the patches only, as masked pretraining needs it.
+
+Dosovitskiy et al. 2020, arXiv:2010.11929, with the names that timm's vision_transformer and the official MAE and
+MoCo v3 code give to every tensor, so that a checkpoint of the one loads in the other.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+Position = Literal["sincos", "sincos_rows_first", "learned"]
+Initialisation = Literal["mae", "moco_v3"]
+Pooling = Literal["cls", "gap"]
+
+EPSILON = 1e-6  # of every LayerNorm, as timm, MAE and MoCo v3; torch's own default is 1e-5
+
+
+class ViT(Backbone):
+    """A class token and the patches of an image, through a stack of transformer blocks and a last LayerNorm.
+
+    Args:
+        image_size: height and width of the images, pixels.
+        patch_size: height and width of a patch, pixels.
+        width: of the tokens; a multiple of 4.
+        depth: number of blocks.
+        heads: of the attention; divides ``width``.
+        position: ``sincos`` is the fixed table of MAE, ``sincos_rows_first`` that of MoCo v3 (see
+            :func:`sincos_position`), ``learned`` a trained table.
+        initialisation: see :meth:`_initialise`.
+        pooling: ``cls`` is the class token, ``gap`` the mean of the patches without it. Both are taken **after** the
+            last norm, so that one checkpoint serves both (MAE's fine-tuning drops that norm and puts a new ``fc_norm``
+            after the mean instead).
+
+    Shape: images [B, 3, image_size, image_size] → features [B, width].
+
+    Raises:
+        UserError: sizes that do not fit each other, or images of another size.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        position: Position = "sincos",
+        initialisation: Initialisation = "mae",
+        pooling: Pooling = "cls",
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise UserError(f"backbone.patch_size={patch_size} does not divide backbone.image_size={image_size}")
+        if pooling not in ("cls", "gap"):
+            raise UserError(f"backbone.pooling={pooling} is neither cls nor gap")
+        check_width(width, heads, "backbone.")
+        self.image_size, self.patch_size, self.pooling = image_size, patch_size, pooling
+        self.num_features = width
+        self.grid = image_size // patch_size  # patches along a side
+        self.num_patches = self.grid**2
+        self.patch_embed = PatchEmbedding(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(_position(position, width, self.grid), requires_grad=position == "learned")
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=EPSILON)
+        self._initialise(initialisation)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.tokens(images))
+
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The class token and the patches after the last norm.
+
+        Args:
+            images: [B, 3, image_size, image_size].
+            keep: int64 [B, k], the patches that the blocks may see, in this order; None for all L of them. Patches
+                count row by row and have got their position before any is left out.
+
+        Returns:
+            [B, 1 + k, width], or [B, 1 + L, width]; the class token comes first.
+        """
+        if images.shape[2:] != (self.image_size, self.image_size):
+            given = "×".join(map(str, images.shape[2:]))
+            raise UserError(f"backbone.image_size={self.image_size} but images are {given}: give views.size to both")
+        patches = self.patch_embed(images) + self.pos_embed[:, 1:]
+        if keep is not None:
+            patches = take(patches, keep)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        tokens: Tensor = self.norm(self.blocks(torch.cat([first, patches], 1)))
+        return tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, 1 + n, width] → features [B, width]."""
+        return tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(1)
+
+    def freeze_patch_projection(self) -> None:
+        """Keep the random projection of the patches (MoCo v3, arXiv:2104.02057, section 4: training is stabler)."""
+        self.patch_embed.proj.requires_grad_(False)
+
+    def _initialise(self, scheme: Initialisation) -> None:
+        """As the official code of MAE (models_mae.py) or MoCo v3 (vits.py).
+
+        Both draw linear layers by Xavier with biases of 0, and the patch projection as the linear layer that it is.
+        ``mae`` has a class token of N(0, 0.02²) and leaves the projection's bias as convolutions have it; ``moco_v3``
+        has N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers of their own.
+        """
+        if scheme not in ("mae", "moco_v3"):
+            raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
+        xavier_linears(self)
+        projection = self.patch_embed.proj
+        xavier_uniform(projection.weight, inputs=3 * self.patch_size**2, outputs=self.num_features)
+        nn.init.normal_(self.cls_token, std=0.02 if scheme == "mae" else 1e-6)
+        if self.pos_embed.requires_grad:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if scheme == "moco_v3":
+            assert projection.bias is not None
+            nn.init.zeros_(projection.bias)
+            for block in self.blocks.modules():
+                if isinstance(block, Attention):
+                    xavier_uniform(block.qkv.weight, inputs=self.num_features, outputs=self.num_features)
+
+
+class PatchEmbedding(nn.Module):
+    """Images [B, 3, h, w] → one linear projection per patch, row by row [B, L, width]."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        projected: Tensor = self.proj(images)
+        return projected.flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron of four times the width, each normalised before and added: [B, n, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPSILON)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=EPSILON)
+        self.mlp = Perceptron(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        added: Tensor = x + self.mlp(self.norm2(x))
+        return added
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, queries, keys and values from one linear layer: [B, n, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, n, width / heads] each
+        attended = F.scaled_dot_product_attention(q, k, v)
+        mixed: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return mixed
+
+
+class Perceptron(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Rows of each image's tokens: [B, n, D] and int64 [B, k] → [B, k, D]."""
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
+    """Fixed positions on a square grid, zero for the class token: [1, 1 + grid², width].
+
+    A quarter of the channels each: sine and cosine of the patch's column, then of its row, at the angles
+    index · 10000^(−4i/width). MAE's code (util/pos_embed.py) calls that first half ``emb_h``. MoCo v3 (vits.py) means
+    the same and, by the order of its meshgrid, has the row first: ``rows_first``.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, width / 2]
+    rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
+    table = torch.cat([rows, columns] if rows_first else [columns, rows], 2).flatten(0, 1)
+    return F.pad(table, (0, 0, 1, 0))[None].float()
+
+
+def xavier_linears(network: nn.Module) -> None:
+    """Every linear layer of ``network`` uniform after Glorot and Bengio 2010, its bias 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
+    """The same for a weight whose shape does not say how many inputs and outputs its layers have."""
+    bound = math.sqrt(6 / (inputs + outputs))
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def check_width(width: int, heads: int, owner: str) -> None:
+    """Raise UserError where blocks cannot be built; ``owner`` begins the keys that its message names."""
+    if width % heads:
+        raise UserError(f"{owner}heads={heads} does not divide {owner}width={width}")
+    if width % 4:
+        raise UserError(f"{owner}width={width} is not a multiple of 4, as sines and cosines of two axes need")
+
+
+def _position(kind: Position, width: int, grid: int) -> Tensor:
+    if kind not in ("sincos", "sincos_rows_first", "learned"):
+        raise UserError(f"backbone.position={kind} is not one of sincos, sincos_rows_first, learned")
+    if kind == "learned":
+        return torch.zeros(1, 1 + grid**2, width)
+    return sincos_position(width, grid, rows_first=kind == "sincos_rows_first")

@@ -1,0 +1,184 @@
+"""ViTs equal timm's; positions and initial weights are counted by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbones.vit import Block, ViT, sincos_position
+from unlabeled.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def small(**changed: Any) -> ViT:
+    given: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
+    return ViT(**(given | changed))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "gap"])
+def test_weights_load_from_timm_and_back_under_the_same_names_and_give_equal_features(pooling: Any) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False).eval()
+    for parameter in theirs.parameters():  # biases and norms that are not those of a fresh network
+        nn.init.normal_(parameter, std=0.05)
+    state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("head.")}
+    with torch.device("meta"):  # no time spent on initial weights
+        ours = ViT(224, 16, width=192, depth=12, heads=3, pooling=pooling)
+    ours.load_state_dict(state, strict=True, assign=True)
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = theirs.forward_features(images)
+        expected = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)
+        torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+    fresh = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    fresh.load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "width", "depth", "heads", "count"),
+    [
+        (16, 192, 12, 3, 5_524_416),
+        (16, 384, 12, 6, 21_665_664),
+        (16, 768, 12, 12, 85_798_656),
+        (16, 1024, 24, 16, 303_301_632),
+        (14, 1280, 32, 16, 630_764_800),
+    ],
+)
+def test_sizes_have_the_published_number_of_parameters(
+    patch_size: int, width: int, depth: int, heads: int, count: int
+) -> None:
+    with torch.device("meta"):
+        network = ViT(224, patch_size, width, depth, heads)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@pytest.mark.parametrize("rows_first", [False, True])
+def test_positions_equal_a_literal_loop(rows_first: bool) -> None:
+    width, grid = 16, 3
+    expected = [[0.0] * width]
+    for row in range(grid):
+        for column in range(grid):
+            entry: list[float] = []
+            for index in (row, column) if rows_first else (column, row):
+                angles = [index / 10000 ** (i / (width / 4)) for i in range(width // 4)]
+                entry += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            expected.append(entry)
+    table = sincos_position(width, grid, rows_first)
+    assert table.dtype == torch.float32
+    torch.testing.assert_close(table[0], torch.tensor(expected), rtol=0, atol=1e-7)
+    position: Any = "sincos_rows_first" if rows_first else "sincos"
+    assert torch.equal(small(width=16, heads=2, image_size=24, position=position).pos_embed, table)
+
+
+@pytest.mark.parametrize("rows_first", [False, True])
+def test_a_quarter_of_the_channels_follows_only_the_axis_that_is_said(rows_first: bool) -> None:
+    table = sincos_position(32, 5, rows_first)[0, 1:].view(5, 5, 32)
+    first, second = table[:, :, :16], table[:, :, 16:]
+    along_rows, along_columns = (first, second) if rows_first else (second, first)
+    assert torch.equal(along_rows, along_rows[:, :1].expand_as(along_rows))
+    assert torch.equal(along_columns, along_columns[:1].expand_as(along_columns))
+
+
+def step(network: ViT) -> list[str]:
+    """Names of the tensors that one step of SGD with weight decay moves."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    torch.optim.SGD(trained, lr=0.1, weight_decay=0.1).step()
+    return [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
+
+
+def test_fixed_positions_never_move_and_learned_ones_do() -> None:
+    assert "pos_embed" not in step(small())
+    assert "pos_embed" in step(small(position="learned"))
+
+
+def test_a_frozen_patch_projection_does_not_move_and_everything_else_does() -> None:
+    network = small(initialisation="moco_v3")
+    network.freeze_patch_projection()
+    still = network.state_dict().keys() - set(step(network))
+    # qkv.bias starts at 0 but has a gradient through the values
+    assert still == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= set(step(small()))
+
+
+def bound_of(weight: Tensor) -> float:
+    """The bound of a uniform distribution, from its deviation; the values are asserted to keep to it."""
+    bound = float(weight.detach().std()) * math.sqrt(3)
+    assert float(weight.detach().abs().max()) < 1.05 * bound
+    return bound
+
+
+@pytest.mark.parametrize(("scheme", "outputs"), [("mae", 3 * 96), ("moco_v3", 96)])
+def test_initial_weights_are_those_of_the_official_code(scheme: Any, outputs: int) -> None:
+    network = small(width=96, initialisation=scheme)
+    block = network.blocks[0]
+    assert isinstance(block, Block)
+    attention, mlp = block.attn, block.mlp
+    assert bound_of(attention.qkv.weight) == pytest.approx(math.sqrt(6 / (96 + outputs)), rel=0.02)
+    assert bound_of(attention.proj.weight) == pytest.approx(math.sqrt(6 / 192), rel=0.02)
+    assert bound_of(mlp.fc1.weight) == pytest.approx(math.sqrt(6 / (96 * 5)), rel=0.02)
+    assert bound_of(network.patch_embed.proj.weight) == pytest.approx(math.sqrt(6 / (3 * 64 + 96)), rel=0.02)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            assert int(module.bias.count_nonzero()) == 0
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == 1e-6
+    patch_bias = network.patch_embed.proj.bias
+    assert patch_bias is not None
+    if scheme == "mae":
+        assert float(network.cls_token.std()) == pytest.approx(0.02, rel=0.3)
+        assert bound_of(patch_bias) == pytest.approx(1 / math.sqrt(3 * 64), rel=0.2)
+    else:
+        assert float(network.cls_token.std()) == pytest.approx(1e-6, rel=0.3)
+        assert int(patch_bias.count_nonzero()) == 0
+
+
+def test_patches_count_row_by_row_and_keep_chooses_them_after_their_position() -> None:
+    network = small().double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    keep = torch.tensor([[5, 0, 2], [15, 3, 8]])
+    with torch.no_grad():
+        every = network.tokens(images, torch.arange(16).expand(2, -1))
+        torch.testing.assert_close(every, network.tokens(images), rtol=0, atol=1e-12)
+        some = network.tokens(images, keep)
+        assert some.shape == (2, 4, 24)
+        by_hand = []
+        for image, chosen in zip(images, keep, strict=True):
+            tokens = [network.cls_token[0, 0] + network.pos_embed[0, 0]]
+            for patch in chosen.tolist():
+                top, left = 8 * (patch // 4), 8 * (patch % 4)
+                cut = image[:, top : top + 8, left : left + 8]
+                tokens.append(network.patch_embed(cut[None])[0, 0] + network.pos_embed[0, 1 + patch])
+            by_hand.append(network.norm(network.blocks(torch.stack(tokens)[None]))[0])
+    torch.testing.assert_close(some, torch.stack(by_hand), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"patch_size": 7}, "backbone.patch_size=7 does not divide backbone.image_size=32"),
+        ({"heads": 5}, "backbone.heads=5 does not divide backbone.width=24"),
+        ({"width": 30}, "backbone.width=30 is not a multiple of 4, as sines and cosines of two axes need"),
+        ({"position": "rope"}, "backbone.position=rope is not one of sincos, sincos_rows_first, learned"),
+        ({"initialisation": "timm"}, "backbone.initialisation=timm is neither mae nor moco_v3"),
+        ({"pooling": "max"}, "backbone.pooling=max is neither cls nor gap"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_its_key(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        small(**changed)
+    assert str(caught.value) == message
+
+
+def test_images_of_another_size_are_refused_by_their_key() -> None:
+    with pytest.raises(UserError, match=r"^backbone\.image_size=32 but images are 32×24: give views\.size to both$"):
+        small()(torch.zeros(1, 3, 32, 24))
