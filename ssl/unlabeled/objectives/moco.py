@@ -1,9 +1,10 @@
 """MoCo: a view finds the key of its other view among the keys of a momentum encoder.
 
-v1: He et al. 2019, arXiv:1911.05722. v2: Chen et al. 2020, arXiv:2003.04297 (github.com/facebookresearch/moco). v3: Chen
-et al. 2021, arXiv:2104.02057 (github.com/facebookresearch/moco-v3).
+v1: He et al. 2019, arXiv:1911.05722. v2: Chen et al. 2020, arXiv:2003.04297. Official code:
+github.com/facebookresearch/moco. v3: Chen et al. 2021, arXiv:2104.02057, github.com/facebookresearch/moco-v3.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -123,8 +124,8 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, permutat
 class MoCo(Objective):
     """MoCo v1 and v2: :func:`queue_contrast` against a queue of keys.
 
-    Both encoders take BatchNorm statistics over ``bn_splits`` parts of the global batch, keys over shuffled parts, as on
-    that many GPUs with ShuffleBN; one process and several then compute the same.
+    Both encoders take BatchNorm statistics over ``bn_splits`` parts of the global batch, keys over shuffled parts, as
+    on that many GPUs with ShuffleBN; one process and several then compute the same.
 
     Args:
         backbone: what is pretrained; its BatchNorms are replaced by split ones where ``bn_splits`` is above 1.
@@ -152,7 +153,7 @@ class MoCo(Objective):
         bn_splits: int,
     ) -> None:
         super().__init__()
-        _check_momentum(momentum)
+        _check(momentum, projection_layers)
         if bn_splits < 1:
             raise UserError(f"objective.bn_splits={bn_splits}: must be at least 1")
         if bn_splits > 1:
@@ -160,7 +161,7 @@ class MoCo(Objective):
         self.backbone = backbone
         self.projector: nn.Module = moco_projector(backbone.num_features, projection_layers, projection_dim)
         self.momentum_backbone = ema.frozen_copy(self.backbone)
-        self.momentum_projector = ema.frozen_copy(self.projector)
+        self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
         self.queue = KeyQueue(queue_size, projection_dim)
         self.temperature, self.momentum = temperature, momentum
         self.symmetric, self.bn_splits = symmetric, bn_splits
@@ -236,7 +237,7 @@ class MoCoV3(Objective):
         freeze_patch_projection: bool,
     ) -> None:
         super().__init__()
-        _check_momentum(momentum)
+        _check(momentum, projection_layers)
         if freeze_patch_projection:
             _freeze_patch_projection(backbone)
         self.backbone = backbone
@@ -244,7 +245,7 @@ class MoCoV3(Objective):
         self.projector: nn.Module = moco_v3_head(widths, last_norm=True)
         self.predictor: nn.Module = moco_v3_head([projection_dim, hidden_dim, projection_dim], last_norm=predictor_norm)
         self.momentum_backbone = ema.frozen_copy(self.backbone)
-        self.momentum_projector = ema.frozen_copy(self.projector)
+        self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
         self.temperature, self.momentum = temperature, momentum
         self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
 
@@ -279,8 +280,6 @@ class MoCoV3(Objective):
 
 def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
     """Linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py)."""
-    if layers < 1:
-        raise UserError(f"objective.projection_layers={layers}: a projector has at least one layer")
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
         modules += [nn.Linear(in_features, in_features), nn.ReLU(inplace=True)]
@@ -294,10 +293,8 @@ def moco_v3_head(widths: list[int], last_norm: bool) -> nn.Sequential:
         widths: of the input, of each hidden layer and of the output.
         last_norm: end in a BatchNorm without scale and bias.
     """
-    if len(widths) < 2:
-        raise UserError(f"objective.projection_layers={len(widths) - 1}: a projector has at least one layer")
     modules: list[nn.Module] = []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+    for before, after in itertools.pairwise(widths[:-1]):
         modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     modules.append(nn.Linear(widths[-2], widths[-1], bias=False))
     if last_norm:
@@ -313,9 +310,11 @@ def _freeze_patch_projection(backbone: Backbone) -> None:
     freeze()
 
 
-def _check_momentum(momentum: float) -> None:
+def _check(momentum: float, projection_layers: int) -> None:
     if not 0 <= momentum <= 1:
         raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
+    if projection_layers < 1:
+        raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
 
 
 def _similarity(q: Tensor, k: Tensor) -> Tensor:
