@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views.colour import jitter, luminance, shift_hue
-from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, Operation
+from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, Operation, Solarize
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 IDENTITY = [1.0, 1.0, 1.0, 0.0]
@@ -92,6 +92,18 @@ def test_grayscale_gives_equal_channels_to_the_chosen_rows_and_leaves_the_others
     assert difference(ours[applied], F.rgb_to_grayscale(images[applied], num_output_channels=3)) <= LEVEL
 
 
+def test_solarize_equals_torchvision_on_every_level_and_leaves_images_that_are_not_chosen() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(3, 3, 16, 16)
+    applied = torch.tensor([True, False, True])
+    for threshold in (128 / 255, 0.50196078):  # the second as it stands in the yaml
+        ours = Solarize(threshold, 0.2).apply(levels / 255, {"applied": applied})
+        assert torch.equal((ours[applied] * 255).round().to(torch.uint8), F.solarize(levels[applied], 128))
+        assert torch.equal(ours[~applied], levels[~applied] / 255)
+    images = images_of(3)
+    theirs = F.solarize(images, 0.3)
+    assert torch.equal(Solarize(0.3, 1.0).apply(images, {"applied": torch.ones(3, dtype=torch.bool)}), theirs)
+
+
 @pytest.mark.parametrize(("size", "taps"), [(224, 23), (96, 9), (32, 3), (24, 3)])
 def test_blur_equals_torchvision_with_the_documented_number_of_taps_up_to_the_border(size: int, taps: int) -> None:
     images, sigma = images_of(3, size), torch.tensor([0.1, 0.7, 2.0])
@@ -140,6 +152,7 @@ def test_the_share_of_changed_images_lies_within_four_standard_errors(probabilit
         ColourJitter(0.4, 0.4, 0.4, 0.1, probability),
         Grayscale(probability),
         GaussianBlur((0.1, 2.0), 0.1, probability),
+        Solarize(0.5, probability),
     ]
     for operation in operations:
         applied = operation.sample(10_000, 8, 8, torch.Generator().manual_seed(0))["applied"]

@@ -128,6 +128,25 @@ class Grayscale:
         return torch.where(parameters["applied"].to(images.device)[:, None, None, None], luminance(images), images)
 
 
+class Solarize:
+    """Bright values turned over in a random share of the images: v → 1 − v where v ≥ threshold.
+
+    Args:
+        threshold: in [0, 1]; 128/255 is PIL's 128.
+        probability: share of the images that are changed.
+    """
+
+    def __init__(self, threshold: float, probability: float) -> None:
+        self.threshold, self.probability = threshold, probability
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        return {"applied": torch.rand(count, generator=generator) < self.probability}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        turned = parameters["applied"].to(images.device)[:, None, None, None] & (images >= self.threshold)
+        return torch.where(turned, 1 - images, images)
+
+
 class GaussianBlur:
     """A Gaussian of random width over a random share of the images.
 

@@ -1,0 +1,321 @@
+"""MoCo: a view finds the key of its other view among the keys of a momentum encoder.
+
+v1: He et al. 2019, arXiv:1911.05722. v2: Chen et al. 2020, arXiv:2003.04297. Official code:
+github.com/facebookresearch/moco. v3: Chen et al. 2021, arXiv:2104.02057, github.com/facebookresearch/moco-v3.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed, ema
+from unlabeled.batchnorm import split_batchnorm
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.precision import full_precision
+from unlabeled.randomness import mix
+
+_SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
+
+
+@full_precision
+def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE over the positive key and the queue (arXiv:1911.05722, eq. 1), mean over the local queries.
+
+    Args:
+        q: [B, D], queries, unnormalised.
+        k: [B, D], the key of each query, unnormalised; gets no gradient.
+        queue: [K, D], unit rows, as they are before ``k`` is enqueued; gets no gradient and may change afterwards.
+        temperature: above 0.
+
+    Returns:
+        Scalar; ln(K+1) when all embeddings are equal.
+    """
+    q, k = F.normalize(q, dim=1), F.normalize(k.detach(), dim=1)
+    positive = (q * k).sum(1, keepdim=True)  # [B, 1]
+    negative = q @ queue.detach().clone().T  # [B, K]; clone: enqueue writes into the queue before backward reads it
+    logits = torch.cat([positive, negative], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+@full_precision
+def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: float) -> Tensor:
+    """MoCo v3's loss (arXiv:2104.02057, Algorithm 1): ctr(q1, k2) + ctr(q2, k1), a sum and no mean.
+
+    Negatives of a query are the keys of the other view of the other images of all processes.
+
+    Args:
+        q1, q2: [B, D], queries of the two views, unnormalised, the same B on every process.
+        k1, k2: [B, D], their keys, unnormalised; get no gradient.
+        temperature: above 0.
+
+    Returns:
+        Scalar; 2·2T·ln N when all embeddings are equal, with N images over all processes.
+    """
+    return _one_way(q1, k2, temperature) + _one_way(q2, k1, temperature)
+
+
+def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """2T·CE: the factor makes the size of the gradient depend less on the temperature."""
+    keys = distributed.gather(F.normalize(k.detach(), dim=1))  # [N, D]
+    logits = F.normalize(q, dim=1) @ keys.T / temperature
+    labels = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)
+    return 2 * temperature * F.cross_entropy(logits, labels)
+
+
+class KeyQueue(nn.Module):
+    """The last ``size`` keys of all processes, first in, first out.
+
+    Starts with random unit rows drawn from torch's global generator, which a run seeds.
+
+    Args:
+        size: number of keys, K.
+        dim: their width, D.
+    """
+
+    keys: Tensor  # [K, D], unit rows
+    pointer: Tensor  # int64 [], the row that is written next, which holds the oldest key
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise UserError(f"objective.queue_size={size}: a queue holds at least one key")
+        self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, k: Tensor) -> None:
+        """Replace the oldest keys by ``k`` of all processes, in rank order.
+
+        Args:
+            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue the last K stay.
+        """
+        new = distributed.gather(F.normalize(k.to(self.keys.dtype), dim=1))
+        kept = new[-len(self.keys) :]
+        skipped = len(new) - len(kept)
+        rows = self.pointer + skipped + torch.arange(len(kept), device=new.device)
+        self.keys.index_copy_(0, rows % len(self.keys), kept)
+        self.pointer.add_(len(new)).remainder_(len(self.keys))
+
+
+def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, permutation: Tensor) -> Tensor:
+    """ShuffleBN (arXiv:1911.05722, section 3.3): encode another share of the global batch, return one's own rows.
+
+    BatchNorm statistics then are of other images than the query's, and do not give the positive away.
+
+    Args:
+        encode: [B, ...] → [B, D].
+        images: [B, ...], this process's.
+        permutation: int64 [N] of the global batch, the same on every process.
+
+    Returns:
+        [B, D], row i belongs to ``images[i]``.
+    """
+    mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
+    permutation = permutation.to(images.device)
+    encoded = distributed.gather(encode(distributed.gather(images)[permutation[mine]]))
+    return encoded[permutation.argsort()[mine]]
+
+
+class MoCo(Objective):
+    """MoCo v1 and v2: :func:`queue_contrast` against a queue of keys.
+
+    Both encoders take BatchNorm statistics over ``bn_splits`` parts of the global batch, keys over shuffled parts, as
+    on that many GPUs with ShuffleBN; one process and several then compute the same.
+
+    Args:
+        backbone: what is pretrained; its BatchNorms are replaced by split ones where ``bn_splits`` is above 1.
+        projection_layers: depth of the projector, 1 (linear) in v1 and 2 in v2.
+        projection_dim: width of the embeddings, D.
+        temperature: of the softmax.
+        momentum: of the momentum encoder, constant.
+        queue_size: number of keys, K.
+        symmetric: use each view once as query and once as key, and add the two losses (CIFAR demo).
+        bn_splits: parts of the global batch with BatchNorm statistics of their own; 1 leaves BatchNorm as it is.
+
+    Raises:
+        UserError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projection_layers: int,
+        projection_dim: int,
+        temperature: float,
+        momentum: float,
+        queue_size: int,
+        symmetric: bool,
+        bn_splits: int,
+    ) -> None:
+        super().__init__()
+        _check(momentum, projection_layers)
+        if bn_splits < 1:
+            raise UserError(f"objective.bn_splits={bn_splits}: must be at least 1")
+        if bn_splits > 1:
+            split_batchnorm(backbone, bn_splits)
+        self.backbone = backbone
+        self.projector: nn.Module = moco_projector(backbone.num_features, projection_layers, projection_dim)
+        self.momentum_backbone = ema.frozen_copy(self.backbone)
+        self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
+        self.queue = KeyQueue(queue_size, projection_dim)
+        self.temperature, self.momentum = temperature, momentum
+        self.symmetric, self.bn_splits = symmetric, bn_splits
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
+        x1, x2 = batch.views
+        self._check_batch(len(x1))
+        if self.training:
+            ema.update(self.momentum_backbone, self.backbone, self.momentum)
+            ema.update(self.momentum_projector, self.projector, self.momentum)
+        features = self.backbone(x1)
+        q1, k2 = self.projector(features), self._keys(x2, progress, 0)
+        loss, keys = queue_contrast(q1, k2, self.queue.keys, self.temperature), [k2]
+        if self.symmetric:
+            q2, k1 = self.projector(self.backbone(x2)), self._keys(x1, progress, 1)
+            loss, keys = loss + queue_contrast(q2, k1, self.queue.keys, self.temperature), [k1, k2]
+        if self.training:
+            for k in keys:  # one by one: the order in the queue is then that of the global batch
+                self.queue.enqueue(k)
+        return Output(loss, features.detach(), {"positive_similarity": _similarity(q1, k2)})
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor, progress: Progress, turn: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, turn, _SHUFFLE))
+        permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
+        return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
+
+    def _check_batch(self, images: int) -> None:
+        """On every process ``bn_splits`` / processes parts of equal size."""
+        processes, splits = distributed.world_size(), self.bn_splits
+        if splits == 1:
+            return
+        if splits % processes:
+            raise UserError(f"objective.bn_splits={splits}: must be a multiple of the {processes} processes")
+        if images % (splits // processes):
+            total = images * processes
+            raise UserError(f"batch_size={total}: must be a multiple of objective.bn_splits={splits}")
+
+    def collapsed_at(self) -> float | None:
+        """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
+        return (1 + self.symmetric) * math.log(len(self.queue.keys) + 1)
+
+
+class MoCoV3(Objective):
+    """MoCo v3: :func:`batch_contrast` between predictions and the keys of a momentum encoder, without a queue.
+
+    BatchNorm is over the global batch in the official code: trainer.sync_batchnorm=true.
+
+    Args:
+        backbone: what is pretrained.
+        projection_layers: depth of the projector, 2 with a ResNet and 3 with a ViT.
+        hidden_dim: width inside projector and predictor.
+        projection_dim: width of the embeddings.
+        predictor_norm: a BatchNorm without scale and bias at the predictor's end; not with a ResNet, with a ViT.
+        temperature: of the softmax.
+        momentum: of the momentum encoder at the start; rises to 1 by half a cosine.
+        freeze_patch_projection: leave a ViT's patch projection at its random start, which is steadier (section 4).
+
+    Raises:
+        UserError: an argument that cannot work, with this backbone or at all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projection_layers: int,
+        hidden_dim: int,
+        projection_dim: int,
+        predictor_norm: bool,
+        temperature: float,
+        momentum: float,
+        freeze_patch_projection: bool,
+    ) -> None:
+        super().__init__()
+        _check(momentum, projection_layers)
+        if freeze_patch_projection:
+            _freeze_patch_projection(backbone)
+        self.backbone = backbone
+        widths = [backbone.num_features, *[hidden_dim] * (projection_layers - 1), projection_dim]
+        self.projector: nn.Module = moco_v3_head(widths, last_norm=True)
+        self.predictor: nn.Module = moco_v3_head([projection_dim, hidden_dim, projection_dim], last_norm=predictor_norm)
+        self.momentum_backbone = ema.frozen_copy(self.backbone)
+        self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
+        self.temperature, self.momentum = temperature, momentum
+        self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """One forward per view: BatchNorm sees the views apart, as in the official code."""
+        x1, x2 = batch.views
+        self.batch_size = len(x1) * distributed.world_size()
+        features = self.backbone(x1)
+        q1, q2 = self._predict(features), self._predict(self.backbone(x2))
+        momentum = ema.momentum_at(progress.fraction, self.momentum)
+        if self.training:
+            ema.update(self.momentum_backbone, self.backbone, momentum)
+            ema.update(self.momentum_projector, self.projector, momentum)
+        k1, k2 = self._keys(x1), self._keys(x2)
+        loss = batch_contrast(q1, q2, k1, k2, self.temperature)
+        metrics = {"positive_similarity": _similarity(q1, k2), "momentum": torch.tensor(momentum, device=loss.device)}
+        return Output(loss, features.detach(), metrics)
+
+    def _predict(self, features: Tensor) -> Tensor:
+        prediction: Tensor = self.predictor(self.projector(features))
+        return prediction
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor) -> Tensor:
+        keys: Tensor = self.momentum_projector(self.momentum_backbone(images))
+        return keys
+
+    def collapsed_at(self) -> float | None:
+        """2·2T·ln N for a global batch of N images."""
+        return 4 * self.temperature * math.log(self.batch_size) if self.batch_size else None
+
+
+def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
+    """Linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py)."""
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [nn.Linear(in_features, in_features), nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules, nn.Linear(in_features, out_features))
+
+
+def moco_v3_head(widths: list[int], last_norm: bool) -> nn.Sequential:
+    """Linear layers without bias, BatchNorm and ReLU between them (facebookresearch/moco-v3, moco/builder.py).
+
+    Args:
+        widths: of the input, of each hidden layer and of the output.
+        last_norm: end in a BatchNorm without scale and bias.
+    """
+    modules: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths[:-1]):
+        modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    modules.append(nn.Linear(widths[-2], widths[-1], bias=False))
+    if last_norm:
+        modules.append(nn.BatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*modules)
+
+
+def _freeze_patch_projection(backbone: Backbone) -> None:
+    freeze = getattr(backbone, "freeze_patch_projection", None)
+    if freeze is None:
+        name = type(backbone).__name__
+        raise UserError(f"objective.freeze_patch_projection=true: {name} has no patch projection, a ViT has; set false")
+    freeze()
+
+
+def _check(momentum: float, projection_layers: int) -> None:
+    if not 0 <= momentum <= 1:
+        raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
+    if projection_layers < 1:
+        raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
+
+
+def _similarity(q: Tensor, k: Tensor) -> Tensor:
+    return F.cosine_similarity(q.detach().float(), k.float()).mean()
