@@ -27,7 +27,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()  # before empty_like: channels-last rows would arrive with their bytes in another order
+        rows = rows.contiguous()  # before empty_like: one memory format on both sides, whatever the views have
         gathered = [torch.empty_like(rows) for _ in range(world_size())]
         dist.all_gather(gathered, rows)
         return torch.cat(gathered)
