@@ -118,7 +118,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         callbacks=[RunProgress(), *watching, last],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
-        max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.ends_epoch
+        max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,

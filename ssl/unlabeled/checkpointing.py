@@ -51,15 +51,10 @@ class LastCheckpoint(pl.Callback):
         interrupted = trainer.world_size == 1 and self._interrupted
         if trainer.world_size > 1:  # a terminal interrupts all processes, though not at the same step
             interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        if interrupted or self._is_due(pl_module):
+        if interrupted or pl_module.is_due(self.every_n_epochs):
             self.save(trainer)
         if interrupted:
             raise Interrupted
-
-    def _is_due(self, module: Pretraining) -> bool:
-        progress = module.progress
-        is_nth = progress.step % (self.every_n_epochs * progress.steps_per_epoch) == 0
-        return is_nth or progress.step == progress.total_steps
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write to a temporary name, then rename: a reader sees the old state or the new one, never half of it."""

@@ -39,17 +39,15 @@ class Pictures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretraining)
-        progress = pl_module.progress
-        is_due = progress.step % (self.every_n_epochs * progress.steps_per_epoch) == 0
-        if not trainer.is_global_zero or (not is_due and progress.step < progress.total_steps):
+        if not trainer.is_global_zero or not pl_module.is_due(self.every_n_epochs):
             return
         columns = self.make(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         if columns:
             folder = Path(trainer.default_root_dir) / "pictures"
             folder.mkdir(exist_ok=True)
             picture = draw(columns)
-            picture.save(folder / f"step-{progress.step:08d}.png")
-            log_picture(trainer.loggers, picture, progress.step)
+            picture.save(folder / f"step-{trainer.global_step:08d}.png")
+            log_picture(trainer.loggers, picture, trainer.global_step)
 
     @torch.no_grad()
     def make(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:

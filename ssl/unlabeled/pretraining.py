@@ -54,13 +54,13 @@ class Pretraining(pl.LightningModule):
         """Where the run is; ``step`` counts the optimizer steps that are done."""
         return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed)
 
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether the step just taken was the last of an epoch, or of the run.
+    def is_due(self, every_n_epochs: int) -> bool:
+        """Whether the step just taken ended such a number of epochs, or the run: for callbacks at the end of a batch.
 
         To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
         """
-        return self.global_step % self.steps_per_epoch == 0 or self.global_step == self.total_steps
+        step = self.global_step
+        return step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps
 
     @property
     def learning_rate(self) -> float:

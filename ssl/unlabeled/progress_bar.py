@@ -53,7 +53,7 @@ class RunProgress(pl.callbacks.ProgressBar):
             self._line = self._numbers(pl_module, float(outputs["loss"]), step)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line or "pretraining")
-        elif pl_module.ends_epoch:
+        elif pl_module.is_due(every_n_epochs=1):
             self.console.print(self._epoch_line(pl_module, step), highlight=False)
 
     def _numbers(self, module: Pretraining, loss: float, step: int) -> str:

@@ -38,14 +38,12 @@ class OnlineKNN(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretraining)
-        progress = pl_module.progress
-        is_due = progress.step % (self.every_n_epochs * progress.steps_per_epoch) == 0
-        if not is_due and progress.step < progress.total_steps:
+        if not pl_module.is_due(self.every_n_epochs):
             return
         # Every process computes the same number: none waits for another, and none runs ahead.
         top1 = self.measure(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         if top1 is not None:
-            pl_module.write({"probe/knn_top1": torch.tensor(top1, dtype=torch.float64)}, progress.step)
+            pl_module.write({"probe/knn_top1": torch.tensor(top1, dtype=torch.float64)}, pl_module.global_step)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
         """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""
