@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -153,8 +153,8 @@ def _check_node(node: Any, path: str) -> None:
 def _parameters(target: str, path: str) -> dict[str, Any]:
     """Names and types of what a constructor or function takes; only our own are precise enough to be checked."""
     try:
-        called = get_object(target)
-    except Exception as error:
+        called = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
     names = inspect.signature(called).parameters
     function = called.__init__ if inspect.isclass(called) else called

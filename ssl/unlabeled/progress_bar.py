@@ -36,8 +36,9 @@ class RunProgress(pl.callbacks.ProgressBar):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         if self.console.is_terminal:
             self._bar = Progress(*columns, console=self.console)
