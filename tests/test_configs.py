@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
-from unlabeled.objective import Backbone, Batch, Objective, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress
 from unlabeled.optimizers import Recipe
 from unlabeled.views.key import ViewKey
 
@@ -74,16 +74,17 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     backbone = objective.backbone
     views = instantiate(config.views)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    objective.check(Plan(16, 1, 100_000, [view.shape[-1] for view in views(images[:1], ViewKey(0, 0, 0, 1))]))
     before = {key: value.clone() for key, value in objective.state_dict().items()}
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
-        made = views(images, ViewKey(0, step, 0, 8))
-        output = objective(Batch(images, torch.arange(8), torch.full((8,), -1), made), progress)
+        made = views(images, ViewKey(0, step, 0, 16))
+        output = objective(Batch(images, torch.arange(16), torch.full((16,), -1), made), progress)
         assert output.loss.shape == ()
         assert output.loss.dtype == torch.float32
         assert bool(output.loss.isfinite())
-        assert output.features.shape == (8, backbone.num_features)
+        assert output.features.shape == (16, backbone.num_features)
         assert not output.features.requires_grad
         assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
         optimizer.zero_grad()
@@ -97,7 +98,7 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     collapsed = objective.collapsed_at()
     assert collapsed is None or math.isfinite(collapsed)
     plain = views.plain(images)
-    for column in objective.pictures(Batch(images, torch.arange(8), torch.arange(8), (plain,)), 0).values():
+    for column in objective.pictures(Batch(images, torch.arange(16), torch.arange(16), (plain,)), 0).values():
         assert column.shape == plain.shape
     objective.load_state_dict(before)
 

@@ -19,13 +19,16 @@ from unlabeled.checkpointing import LastCheckpoint
 from unlabeled.config import is_sweep, write_config
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
 from unlabeled.loggers import JsonLines
-from unlabeled.objective import Backbone, Objective
+from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.views.key import ViewKey
+from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
 
 
@@ -86,10 +89,12 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
+    views: Views = instantiate(config.views)
+    check_together(backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
-        instantiate(config.views),
+        views,
         instantiate(config.optimizer),
         config.batch_size,
         data.total_steps,
@@ -99,6 +104,20 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
     )
     return Run(trainer, module, data, checkpoint)
+
+
+def check_together(
+    backbone: Backbone, objective: Objective, views: Views, train: Source, batch_size: int, processes: int
+) -> None:
+    """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
+    black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
+    sizes = [view.shape[-1] for view in views(black, ViewKey(seed=0, step=0, first=0, total=1))]
+    objective.check(Plan(batch_size, processes, len(train), sizes))
+    if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
+        raise UserError(
+            f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
+            f"{sizes}: give views of that size, or a backbone without a table of positions"
+        )
 
 
 def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
