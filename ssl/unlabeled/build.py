@@ -27,6 +27,7 @@ from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
@@ -122,16 +123,18 @@ def check_together(
 
 def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
-    if str(config.trainer.strategy).startswith(("fsdp", "deepspeed")):
+    strategy = config.trainer.strategy
+    if str(strategy).startswith(("fsdp_", "deepspeed")):
         raise UserError(
-            f"trainer.strategy={config.trainer.strategy} cuts weights into flat pieces, where LARS and the lengths of "
-            "prototypes need whole tensors: use ddp, with backbone.checkpoint_activations=true for a large RegNet"
+            f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
+            "whole tensors: use fsdp (which is FSDP2 here), or ddp"
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     logger = [instantiate(config.logger)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
     trainer: pl.Trainer = instantiate(config.trainer)(
+        strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
         callbacks=[RunProgress(), *watching, last],

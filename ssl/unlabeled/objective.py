@@ -69,6 +69,10 @@ class Backbone(nn.Module):
     num_features: int
     image_size: int | None = None  # the only height and width that it takes, pixels; None: any
 
+    def shards(self) -> list[nn.Module]:
+        """The parts that are called one after another; what FSDP keeps whole on a device one at a time."""
+        return []
+
 
 class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""

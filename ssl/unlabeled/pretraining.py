@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from unlabeled.objective import Batch, Objective, Progress
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
+from unlabeled.sharding import mesh_of, shard
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
@@ -66,6 +67,12 @@ class Pretraining(pl.LightningModule):
     def learning_rate(self) -> float:
         """Of the step that comes next."""
         return self.recipe.lr_at(self.progress, self.batch_size)
+
+    def configure_model(self) -> None:
+        """Called once the processes know each other."""
+        mesh = mesh_of(self.trainer.strategy)
+        if mesh is not None:
+            shard(self.objective, mesh)
 
     def configure_optimizers(self) -> Optimizer:
         return self.recipe.build(self.objective, self.batch_size)

@@ -72,6 +72,9 @@ class ViT(Backbone):
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self._initialise(initialisation)
 
+    def shards(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))
 
