@@ -92,6 +92,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         objective: Objective = instantiate(config.objective, backbone=backbone)
     views: Views = instantiate(config.views)
     check_together(backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    if isinstance(trainer.strategy, FullySharded) and config.pictures and type(objective).pictures != Objective.pictures:
+        raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,

@@ -8,7 +8,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -60,6 +60,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         for block in backbone.shards():
             fully_shard(block, mesh=mesh)
         fully_shard(backbone, mesh=mesh)  # probes call it by itself
+        if hasattr(backbone, "tokens"):  # by which MAE enters a ViT; FSDP watches forward alone
+            register_fsdp_forward_method(backbone, "tokens")
     fully_shard(module, mesh=mesh)
 
 
