@@ -26,6 +26,7 @@ from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
 
 
@@ -83,13 +84,15 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
             raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
+    views: Views = instantiate(config.views)
+    views.require_masks(data.splits.train)
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
-        instantiate(config.views),
+        views,
         instantiate(config.optimizer),
         config.batch_size,
         data.total_steps,
