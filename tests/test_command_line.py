@@ -68,6 +68,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         ("objectiv=simclr", ["objectiv", "did you mean objective?"]),
         ("experiment=digit", ["experiment=digit", "did you mean digits?"]),
         ("data=folder", ["data.path"]),
+        ("views=relicv2", ["views.masks: has no default; give views.masks=…"]),
         ("batch_size=", ["batch_size", "a whole number"]),
         ("probe=null", ["~group"]),
     ],

@@ -87,12 +87,18 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
             raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
+    views: Views = instantiate(config.views)
+    views.require_masks(data.splits.train)
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
     views: Views = instantiate(config.views)
     check_together(backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    if isinstance(trainer.strategy, FullySharded) and config.pictures and type(objective).pictures != Objective.pictures:
+    if (
+        isinstance(trainer.strategy, FullySharded)
+        and config.pictures
+        and type(objective).pictures != Objective.pictures
+    ):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
@@ -114,7 +120,10 @@ def check_together(
 ) -> None:
     """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
     black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
-    sizes = [view.shape[-1] for view in views(black, ViewKey(seed=0, step=0, first=0, total=1))]
+    sizes = [
+        view.shape[-1]
+        for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
+    ]
     objective.check(Plan(batch_size, processes, len(train), sizes))
     if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
         raise UserError(

@@ -92,7 +92,7 @@ class Pretraining(pl.LightningModule):
         first = self.global_rank * len(batch.images)
         key = ViewKey(self.seed, self.global_step, first, self.batch_size)
         with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, key)
+            views = self.views(batch.images, batch.ids, key)
         return batch._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
