@@ -17,6 +17,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 
 from unlabeled.checkpointing import LastCheckpoint
 from unlabeled.config import is_sweep, write_config
+from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.errors import UserError
@@ -26,7 +27,10 @@ from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
+
+DISJOINT = "none has the name of a test image (contents were not compared)"
 
 
 @dataclass
@@ -42,8 +46,10 @@ class Run:
         """Train to the end, from the checkpoint if there is one; record what is run."""
         resumes = self.checkpoint.exists()
         run_dir = self.checkpoint.parent.parent
+        self._check_labels(run_dir / "labels.txt", resumes)
         if self.trainer.is_global_zero:
             write_config(resolved, run_dir)
+            self._record_labels(run_dir / "labels.txt")
             if not resumes:  # drop what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for logger in self.trainer.loggers:
@@ -53,9 +59,20 @@ class Run:
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
+    def _check_labels(self, path: Path, resumes: bool) -> None:
+        """The configuration names the list; what stands in it may have changed since the run was started."""
+        labels = self.data.labels
+        if labels is not None and resumes and path.exists() and path.read_text() != labels.text:
+            raise UserError(f"{path} is not the list of labelled images that objective.support now gives; put it back")
+
+    def _record_labels(self, path: Path) -> None:
+        if self.data.labels is not None:
+            path.write_text(self.data.labels.text)
+            print(f"{self.data.labels}; {DISJOINT}")
+
     def _write_summary(self, path: Path, seconds: float) -> None:
         """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
-        summary = {
+        summary: dict[str, Any] = {
             "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
             "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
@@ -65,6 +82,8 @@ class Run:
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
             "collapsed_at": self.module.objective.collapsed_at(),
         }
+        if self.data.labels is not None:
+            summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -86,10 +105,12 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     backbone = build_backbone(config.backbone, config.seed)
     with seeded(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
+    views: Views = instantiate(config.views)
+    serve_support(data, objective, views, trainer.world_size)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
-        instantiate(config.views),
+        views,
         instantiate(config.optimizer),
         config.batch_size,
         data.total_steps,
@@ -144,6 +165,22 @@ def build_data(config: DictConfig) -> DataModule:
     """The data set as batches; lists and labels are read here, images are not."""
     splits = instantiate(config.data)
     return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
+
+
+def serve_support(data: DataModule, objective: Objective, views: Views, processes: int) -> None:
+    """Refuse views that the objective cannot work with, and let the data have the labelled images that it asks for."""
+    needed = max(objective.views_needed, 0 if objective.support is None else objective.support.views)
+    if views.count < needed:
+        raise UserError(
+            f"views: {views.count} of each image, the objective needs {needed}; raise views.groups[0].count"
+        )
+    if objective.support is None:
+        return
+    data.serve(objective.support, processes)
+    if data.splits.test is not None and data.labels is not None:
+        shared = shared_names(data.labels, data.splits.train, data.splits.test)
+        if shared:
+            raise UserError(f"objective.support: {len(shared)} labelled images are test images too, e.g. {shared[0]}")
 
 
 def build_backbone(config: DictConfig, seed: int) -> Backbone:

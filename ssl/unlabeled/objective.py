@@ -1,9 +1,21 @@
 """The contract between data, views, backbone, objective and the training loop. Nothing else lives here."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unlabeled.data.support import ClassBalanced
+
+
+class Support(NamedTuple):
+    """Labelled images beside a batch. S is their number on this process; every class of the step has equally many."""
+
+    images: Tensor  # uint8 [S, 3, H, W], as decoded
+    ids: Tensor  # int64 [S], position of each image in its source
+    slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
+    views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
 
 
 class Batch(NamedTuple):
@@ -13,6 +25,7 @@ class Batch(NamedTuple):
     ids: Tensor  # int64 [B], position of each image in its source
     labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
+    support: Support | None = None  # labelled images, for an objective that asks for them and for no other
 
 
 class Progress(NamedTuple):
@@ -53,6 +66,8 @@ class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
 
     backbone: Backbone
+    views_needed: int = 1  # views without which it cannot compute a loss
+    support: "ClassBalanced | None" = None  # which labelled images it wants beside each batch; None: it needs no label
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""
@@ -63,6 +78,10 @@ class Objective(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
+
+    def head(self) -> nn.Module | None:
+        """What turns features [B, num_features] into embeddings [B, D], for probes that look at those; None: nothing."""
+        return None
 
     def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """What the method makes of some images, to look at; nothing by default.

@@ -44,19 +44,25 @@ class Views(nn.Module):
         self.mean, self.std = mean, std
         self.evaluation_crop, self.evaluation_interpolation = evaluation_crop, evaluation_interpolation
 
+    @property
+    def count(self) -> int:
+        """How many views are made of each image."""
+        return sum(group.count for group in self.groups)
+
     @torch.no_grad()
-    def forward(self, images: Tensor, key: ViewKey) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
         """Draw and make the views.
 
         Args:
             images: uint8 [B, 3, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
             key: names the draws.
+            first: how many of the first views are made; all where None.
 
         Returns:
             One float32 [B, 3, h, w] per view.
         """
         scaled = images.float() / 255
-        operations = [group.operations for group in self.groups for _ in range(group.count)]
+        operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         return tuple(self._view(scaled, key, number, steps) for number, steps in enumerate(operations))
 
     def _view(self, images: Tensor, key: ViewKey, number: int, operations: Sequence[Operation]) -> Tensor:
