@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from unlabeled.data.order import check_batch_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
+from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
 from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective
 from unlabeled.pretraining import Pretraining
@@ -102,9 +103,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
             raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
-    backbone = build_backbone(config.backbone, config.seed)
-    with seeded(config.seed):
-        objective: Objective = instantiate(config.objective, backbone=backbone)
+    objective = build_objective(config)
     views: Views = instantiate(config.views)
     serve_support(data, objective, views, trainer.world_size)
     data.plan(config.max_epochs, config.max_steps)
@@ -190,6 +189,14 @@ def build_backbone(config: DictConfig, seed: int) -> Backbone:
     return backbone
 
 
+def build_objective(config: DictConfig) -> Objective:
+    """The method around its backbone, both initialised from the run's seed."""
+    backbone = build_backbone(config.backbone, config.seed)
+    with seeded(config.seed):
+        objective: Objective = instantiate(config.objective, backbone=backbone)
+    return objective
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed`` and leave the global random state as it was."""
@@ -206,6 +213,7 @@ def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     """
     own = OmegaConf.create(checkpoint.config or {})
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
+    config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):
         config[name] = config.get(name) or own.get(name)
         if config[name] is None:
@@ -226,18 +234,45 @@ def build_evaluation(
     """
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     precision = resolve_precision(precision, accelerator)
-    probes: Any = OmegaConf.to_container(config.probe, resolve=True)
+    settings: Any = OmegaConf.to_container(config.probe, resolve=True)
+    data, probes = data or build_data(config), build_probes(config)
+    objective, random_objective, behind_head = prepare_soft_neighbours(probes, config, data)
     return Evaluation(
         backbone=build_backbone(config.backbone, config.seed),
         random_backbone=build_backbone(config.backbone, config.seed),
         views=instantiate(config.views),
-        data=data or build_data(config),
-        probes=build_probes(config),
+        data=data,
+        probes=probes,
         device=torch.device("cuda" if gpu else "cpu"),
         precision=precision,
         batch_size=config.batch_size,
-        settings={"probe": probes, "seed": config.seed, "precision": precision},
+        settings={"probe": settings, "seed": config.seed, "precision": precision},
+        behind_head=behind_head,
+        objective=objective,
+        random_objective=random_objective,
     )
+
+
+def prepare_soft_neighbours(
+    probes: Mapping[str, Probe], config: DictConfig, data: DataModule
+) -> tuple[Objective | None, Objective | None, list[str]]:
+    """Give such probes the run's list of labels, and the run's objective, twice, where its head goes before them.
+
+    Returns:
+        An objective to load, a random one, and the names of the probes behind their heads; none where there is no such
+        probe or no head.
+    """
+    ours = {name: probe for name, probe in probes.items() if isinstance(probe, SoftNearestNeighbours)}
+    if not ours:
+        return None, None, []
+    own = [build_objective(config) for _ in range(2)] if config.get("objective") else []
+    support = own[0].support if own else None
+    has_head = bool(own) and own[0].head() is not None
+    for probe in ours.values():
+        probe.prepare(
+            data.splits.train, None if support is None else support.choice, "head" if has_head else "backbone"
+        )
+    return (own[0], own[1], list(ours)) if has_head else (None, None, [])
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe]:

@@ -80,7 +80,7 @@ class Objective(nn.Module):
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
 
     def head(self) -> nn.Module | None:
-        """What turns features [B, num_features] into embeddings [B, D], for probes that look at those; None: nothing."""
+        """What turns features [B, num_features] into embeddings [B, D], for probes that look at these, if anything."""
         return None
 
     def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:

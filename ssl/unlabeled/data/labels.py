@@ -145,7 +145,7 @@ def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
 
 
 def _matches(lines: list[str], source: Source) -> list[list[int]]:
-    """Images that each line can mean: the one of this name, else those whose path ends so, else the one of this number."""
+    """Images that each line can mean: the one of this name, else those whose paths end so, else that of this number."""
     root = _common_folder(source)
     ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for id in range(len(source)):

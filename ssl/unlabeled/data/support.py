@@ -45,7 +45,7 @@ class ClassBalanced:
         for name in ("classes_per_batch", "images_per_class", "views"):
             if getattr(self, name) < 1:
                 raise UserError(f"objective.support.{name}={getattr(self, name)}: must be at least 1")
-        self._choice()
+        assert self.choice  # made now, so that what it refuses is refused now
 
     @property
     def images_per_step(self) -> int:
@@ -63,7 +63,7 @@ class ClassBalanced:
                 f"objective.support: {self.classes_per_batch} classes × {self.images_per_class} images must be a"
                 f" multiple of the {processes} processes; change objective.support.images_per_class"
             )
-        labels = self._choice().of(source)
+        labels = self.choice.of(source)
         self.check(labels.labels, source.classes)
         return labels
 
@@ -85,7 +85,9 @@ class ClassBalanced:
                 " images; give no more than that, or more labels"
             )
 
-    def _choice(self) -> LabelChoice:
+    @property
+    def choice(self) -> LabelChoice:
+        """Which images may be used."""
         return LabelChoice(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
 
 

@@ -147,7 +147,7 @@ class PAWS(Objective):
             predicted[:rows],
             torch.cat([second, first]),
             projected[:rows],
-            self._labels(support),
+            self._labels(support, projected.dtype),
             len(small),
             self.temperature,
             self.sharpen,
@@ -159,10 +159,10 @@ class PAWS(Objective):
         groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
         return [self.predictor(self.projector(self.backbone(torch.cat(list(group))))) for _, group in groups]
 
-    def _labels(self, support: Support) -> Tensor:
+    def _labels(self, support: Support, dtype: torch.dtype) -> Tensor:
         """Smoothed labels [views · S, K]; which class lies in a slot does not matter (suncet issue 20)."""
-        classes = self.classes
-        labels = F.one_hot(support.slots, classes) * (1 - self.label_smoothing) + self.label_smoothing / classes
+        exact = F.one_hot(support.slots, self.classes).to(torch.promote_types(dtype, torch.float32))
+        labels = exact * (1 - self.label_smoothing) + self.label_smoothing / self.classes
         return labels.repeat(len(support.views), 1)
 
     def head(self) -> nn.Module | None:
