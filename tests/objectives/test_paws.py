@@ -73,7 +73,7 @@ def test_both_parts_of_the_loss_and_their_gradients_equal_the_papers_loop(
     targets, target_supports = draw(2 * B, 2), draw(S, 3)
     found = paws_loss(anchors, supports, targets, target_supports, LABELS, small_views, temperature, sharpen)
     expected = literal_loss(
-        list(anchors.split(B)), supports, list(targets.split(B)), target_supports, temperature, sharpen
+        list(torch.split(anchors, B)), supports, list(torch.split(targets, B)), target_supports, temperature, sharpen
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     for ours, theirs in zip(found, expected, strict=True):
@@ -153,8 +153,9 @@ def test_in_16_bits_the_loss_is_float32_and_that_of_the_lifted_embeddings(dtype:
     given = [100 * rows if kind == "large" else rows[:1].repeat(len(rows), 1) for rows in given]
     given[0].requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
-        found = paws_loss(*given, LABELS.float(), 2, 0.1, 0.25)  # type: ignore[arg-type]
-    expected = paws_loss(*[rows.float() for rows in given], LABELS.float(), 2, 0.1, 0.25)  # type: ignore[arg-type]
+        found = paws_loss(given[0], given[1], given[2], given[3], LABELS.float(), 2, 0.1, 0.25)
+    lifted = [rows.detach().float() for rows in given]
+    expected = paws_loss(lifted[0], lifted[1], lifted[2], lifted[3], LABELS.float(), 2, 0.1, 0.25)
     assert {part.dtype for part in found} == {torch.float32}
     assert [part.item() for part in found] == [part.item() for part in expected]
     (found[0] + found[1]).backward()  # type: ignore[no-untyped-call]
@@ -307,10 +308,10 @@ def test_without_small_views_there_is_one_forward_and_the_metrics_add_up() -> No
 def test_a_network_with_equal_embeddings_has_the_loss_that_collapsed_at_says() -> None:
     objective = make_objective(prediction_head=False)
     last = objective.projector[-1]  # type: ignore[index]
-    nn.init.zeros_(last.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(last.weight)
     output = output_of(objective, make_batch(0))
     assert objective.collapsed_at() == 0
-    assert float(output.loss) == pytest.approx(0, abs=1e-12)
+    assert output.loss.item() == pytest.approx(0, abs=1e-12)
     assert float(output.metrics["cross_entropy"]) == pytest.approx(math.log(3), abs=1e-12)
 
 
