@@ -27,6 +27,8 @@ TINY = (
     "log_every_n_steps=1",
 )
 
+PAWS = ("objective=paws", "views=paws_thin", "objective.support.classes_per_batch=10")
+
 
 def only_line(script: Script, *overrides: str, name: str = "train.py") -> str:
     """The one line that a refused command prints; asserts exit code 2."""
@@ -96,6 +98,12 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
         (["trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "use ddp"]),
         (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
+        (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
+        ([*PAWS, "objective.support.views=3"], ["objective.support.views=3", "at most 2"]),
+        ([*PAWS, "objective.support.per_class=3"], ["not fraction=0.1 and per_class=3"]),
+        ([*PAWS, "views=mae_small"], ["views: 1 of each image, the objective needs 2"]),
+        ([*PAWS, "objective.support.images_per_class=20"], ["objective.support.images_per_class=20", "class"]),
+        (["probe=paws_nn", "probe.paws_nn.per_class=0"], ["probe.paws_nn.per_class=0"]),
         (["backbone=timm", "backbone.model=resnet51"], ["backbone.model=resnet51", "resnet50"]),
     ],
 )

@@ -95,6 +95,28 @@ def test_after_ctrl_c_the_same_command_ends_bit_for_bit_where_an_uninterrupted_r
             assert torch.equal(ours["optimizer_states"][0]["state"][index][name], value), (index, name)
 
 
+def test_a_run_with_labelled_images_beside_its_batches_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    paws = (
+        "objective=paws",
+        "views=paws_thin",
+        "views.size=8",
+        "objective.support.fraction=0.2",
+        "objective.support.classes_per_batch=4",
+        "objective.support.images_per_class=3",
+        "objective.projection_hidden=[16,16]",
+        "objective.projection_dim=16",
+        "max_epochs=1",
+        "online_knn=null",
+    )
+    expected = run_to_the_end(config_of(tmp_path / "straight", *paws), None)
+    resumed = run_to_the_end(config_of(tmp_path / "stopped", *paws), 2)
+    assert resumed.trainer.global_step == expected.trainer.global_step == 5
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "stopped")]
+    assert metrics[0] == metrics[1]
+    for name, value in state_of(expected)["state_dict"].items():
+        assert torch.equal(state_of(resumed)["state_dict"][name], value), name
+
+
 def test_a_finished_run_is_not_trained_again(straight: tuple[Run, str]) -> None:
     run, metrics = straight
     folder = run.checkpoint.parents[1]

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from pytorch_lightning.accelerators import CPUAccelerator
 
 from unlabeled.checkpointing import LastCheckpoint
 from unlabeled.config import is_sweep, write_config
+from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
+from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
 from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
@@ -31,6 +33,8 @@ from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
+
+DISJOINT = "none has the name of a test image (contents were not compared)"
 
 
 @dataclass
@@ -46,8 +50,10 @@ class Run:
         """Train to the end, from the checkpoint if there is one; record what is run."""
         resumes = self.checkpoint.exists()
         run_dir = self.checkpoint.parent.parent
+        self._check_labels(run_dir / "labels.txt", resumes)
         if self.trainer.is_global_zero:
             write_config(resolved, run_dir)
+            self._record_labels(run_dir / "labels.txt")
             if not resumes:  # drop what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for logger in self.trainer.loggers:
@@ -57,9 +63,20 @@ class Run:
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
+    def _check_labels(self, path: Path, resumes: bool) -> None:
+        """The configuration names the list; what stands in it may have changed since the run was started."""
+        labels = self.data.labels
+        if labels is not None and resumes and path.exists() and path.read_text() != labels.text:
+            raise UserError(f"{path} is not the list of labelled images that objective.support now gives; put it back")
+
+    def _record_labels(self, path: Path) -> None:
+        if self.data.labels is not None:
+            path.write_text(self.data.labels.text)
+            print(f"{self.data.labels}; {DISJOINT}")
+
     def _write_summary(self, path: Path, seconds: float) -> None:
         """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
-        summary = {
+        summary: dict[str, Any] = {
             "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
             "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
@@ -69,6 +86,8 @@ class Run:
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
             "collapsed_at": self.module.objective.collapsed_at(),
         }
+        if self.data.labels is not None:
+            summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -89,17 +108,12 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
             raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
     views: Views = instantiate(config.views)
     views.require_masks(data.splits.train)
-    backbone = build_backbone(config.backbone, config.seed)
-    with seeded(config.seed):
-        objective: Objective = instantiate(config.objective, backbone=backbone)
-    views: Views = instantiate(config.views)
-    check_together(backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    if (
-        isinstance(trainer.strategy, FullySharded)
-        and config.pictures
-        and type(objective).pictures != Objective.pictures
-    ):
+    objective = build_objective(config)
+    check_together(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    paints = config.pictures is not None and type(objective).pictures != Objective.pictures
+    if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
+    serve_support(data, objective, trainer.world_size)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
@@ -115,9 +129,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     return Run(trainer, module, data, checkpoint)
 
 
-def check_together(
-    backbone: Backbone, objective: Objective, views: Views, train: Source, batch_size: int, processes: int
-) -> None:
+def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
     """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
     black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
     sizes = [
@@ -125,6 +137,7 @@ def check_together(
         for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
     ]
     objective.check(Plan(batch_size, processes, len(train), sizes))
+    backbone = objective.backbone
     if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
         raise UserError(
             f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
@@ -179,11 +192,30 @@ def build_data(config: DictConfig) -> DataModule:
     return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
 
 
+def serve_support(data: DataModule, objective: Objective, processes: int) -> None:
+    """Let the data have the labelled images that the objective asks for, which must not be test images."""
+    if objective.support is None:
+        return
+    data.serve(objective.support, processes)
+    if data.splits.test is not None and data.labels is not None:
+        shared = shared_names(data.labels, data.splits.train, data.splits.test)
+        if shared:
+            raise UserError(f"objective.support: {len(shared)} labelled images are test images too, e.g. {shared[0]}")
+
+
 def build_backbone(config: DictConfig, seed: int) -> Backbone:
     """A backbone initialised from ``seed``: the start of a run, and the random baseline of its evaluation."""
     with seeded(seed):
         backbone: Backbone = instantiate(config)
     return backbone
+
+
+def build_objective(config: DictConfig) -> Objective:
+    """The method around its backbone, both initialised from the run's seed."""
+    backbone = build_backbone(config.backbone, config.seed)
+    with seeded(config.seed):
+        objective: Objective = instantiate(config.objective, backbone=backbone)
+    return objective
 
 
 @contextmanager
@@ -202,6 +234,7 @@ def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     """
     own = OmegaConf.create(checkpoint.config or {})
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
+    config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):
         config[name] = config.get(name) or own.get(name)
         if config[name] is None:
@@ -222,18 +255,45 @@ def build_evaluation(
     """
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     precision = resolve_precision(precision, accelerator)
-    probes: Any = OmegaConf.to_container(config.probe, resolve=True)
+    settings: Any = OmegaConf.to_container(config.probe, resolve=True)
+    data, probes = data or build_data(config), build_probes(config)
+    objective, random_objective, behind_head = prepare_soft_neighbours(probes, config, data)
     return Evaluation(
         backbone=build_backbone(config.backbone, config.seed),
         random_backbone=build_backbone(config.backbone, config.seed),
         views=instantiate(config.views),
-        data=data or build_data(config),
-        probes=build_probes(config),
+        data=data,
+        probes=probes,
         device=torch.device("cuda" if gpu else "cpu"),
         precision=precision,
         batch_size=config.batch_size,
-        settings={"probe": probes, "seed": config.seed, "precision": precision},
+        settings={"probe": settings, "seed": config.seed, "precision": precision},
+        behind_head=behind_head,
+        objective=objective,
+        random_objective=random_objective,
     )
+
+
+def prepare_soft_neighbours(
+    probes: Mapping[str, Probe], config: DictConfig, data: DataModule
+) -> tuple[Objective | None, Objective | None, list[str]]:
+    """Give such probes the run's list of labels, and the run's objective, twice, where its head goes before them.
+
+    Returns:
+        An objective to load, a random one, and the names of the probes behind their heads; none where there is no such
+        probe or no head.
+    """
+    ours = {name: probe for name, probe in probes.items() if isinstance(probe, SoftNearestNeighbours)}
+    if not ours:
+        return None, None, []
+    own = [build_objective(config) for _ in range(2)] if config.get("objective") else []
+    support = own[0].support if own else None
+    has_head = bool(own) and own[0].head() is not None
+    for probe in ours.values():
+        probe.prepare(
+            data.splits.train, None if support is None else support.choice, "head" if has_head else "backbone"
+        )
+    return (own[0], own[1], list(ours)) if has_head else (None, None, [])
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe]:

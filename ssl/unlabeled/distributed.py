@@ -54,6 +54,30 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
+class _Mean(torch.autograd.Function):
+    """Mean over processes whose backward is the identity.
+
+    A loss that every process computes from the same mean, with a gradient averaged over processes (as DDP does), then
+    has exactly the gradient of one process; a backward that sums too gives a gradient larger by their number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values) / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean of ``values`` over all processes, differentiable; ``values`` itself on one process."""
+    if world_size() == 1:
+        return values
+    averaged: Tensor = _Mean.apply(values)
+    return averaged
+
+
 def total(values: Tensor) -> Tensor:
     """Sum of ``values`` over all processes, without a gradient; ``values`` itself on one process."""
     if world_size() == 1:

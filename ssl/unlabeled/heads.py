@@ -63,6 +63,22 @@ def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Se
     return nn.Sequential(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
 
 
+def paws_predictor(width: int) -> nn.Sequential:
+    """The prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, a quarter as wide inside.
+
+    Args:
+        width: of the embeddings that go in and come out, a multiple of 4.
+    """
+    if width % 4:
+        raise UserError(
+            f"objective.projection_dim={width}: must be a multiple of 4 with objective.prediction_head=true"
+        )
+    hidden = width // 4
+    return nn.Sequential(
+        nn.BatchNorm1d(width), nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
+    )
+
+
 def _linear(in_features: int, out_features: int) -> nn.Linear:
     linear = nn.Linear(in_features, out_features, bias=False)
     nn.init.normal_(linear.weight, std=0.01)

@@ -2,11 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from unlabeled.data.support import ClassBalanced
+
+
+class Support(NamedTuple):
+    """Labelled images beside a batch. S is their number on this process; every class of the step has equally many."""
+
+    images: Tensor  # uint8 [S, 3, H, W], as decoded
+    ids: Tensor  # int64 [S], position of each image in its source
+    slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
+    views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
 
 
 class Batch(NamedTuple):
@@ -16,6 +28,7 @@ class Batch(NamedTuple):
     ids: Tensor  # int64 [B], position of each image in its source
     labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
+    support: Support | None = None  # labelled images, for an objective that asks for them and for no other
 
 
 class Progress(NamedTuple):
@@ -78,6 +91,7 @@ class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
 
     backbone: Backbone
+    support: "ClassBalanced | None" = None  # which labelled images it wants beside each batch; None: it needs no label
 
     def check(self, plan: Plan) -> None:
         """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
@@ -91,6 +105,10 @@ class Objective(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
+
+    def head(self) -> nn.Module | None:
+        """What turns features [B, num_features] into embeddings [B, D], for probes that look at these, if anything."""
+        return None
 
     def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """What the method makes of some images, to look at; nothing by default.

@@ -2,22 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Run a loss with autocast off and its 16-bit tensors lifted to float32; float64 stays float64.
 
     Tensors are lifted where they are arguments, or stand in a list that is one.
     """
 
     @wraps(loss)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         lifted = [_lift(value) for value in args]
         named = {name: _lift(value) for name, value in kwargs.items()}
         device = next(_tensors([*lifted, *named.values()])).device.type

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.objective import Batch, Objective, Progress
+from unlabeled.objective import Batch, Objective, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
 from unlabeled.sharding import mesh_of, shard
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
+
+_SUPPORT = 0x5099  # keeps the draws of labelled images apart from those of the batch
 
 
 class Pretraining(pl.LightningModule):
@@ -93,7 +95,20 @@ class Pretraining(pl.LightningModule):
         key = ViewKey(self.seed, self.global_step, first, self.batch_size)
         with torch.autocast(batch.images.device.type, enabled=False):
             views = self.views(batch.images, batch.ids, key)
-        return batch._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
+        views = tuple(view.to(memory_format=torch.channels_last) for view in views)
+        return batch._replace(views=views, support=self._support_with_views(batch.support))
+
+    def _support_with_views(self, support: Support | None) -> Support | None:
+        """Labelled images are seen as the batch's first views are, with draws of their own."""
+        wanted = self.objective.support
+        if support is None or wanted is None:
+            return None
+        images = len(support.images)
+        seed = mix(self.seed, _SUPPORT)
+        key = ViewKey(seed, self.global_step, self.global_rank * images, wanted.images_per_step)
+        with torch.autocast(support.images.device.type, enabled=False):
+            views = self.views(support.images, support.ids, key, first=wanted.views)
+        return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""

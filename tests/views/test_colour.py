@@ -9,8 +9,8 @@ from scipy.stats import kstest  # type: ignore[import-untyped]
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from unlabeled.views.colour import jitter, luminance, shift_hue
-from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, Operation, Solarize
+from unlabeled.views.colour import equalize, jitter, luminance, shift_hue
+from unlabeled.views.operations import ColourJitter, Equalize, GaussianBlur, Grayscale, Operation, Solarize
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 IDENTITY = [1.0, 1.0, 1.0, 0.0]
@@ -104,6 +104,38 @@ def test_solarize_equals_torchvision_on_every_level_and_leaves_images_that_are_n
     assert torch.equal(Solarize(0.3, 1.0).apply(images, {"applied": torch.ones(3, dtype=torch.bool)}), theirs)
 
 
+def test_a_range_of_thresholds_gives_each_image_its_own_which_is_uniform_and_used() -> None:
+    operation = Solarize((0.0, 256 / 255), 1.0)
+    drawn = operation.sample(5000, 8, 8, torch.Generator().manual_seed(0))
+    assert kstest(drawn["threshold"].numpy(), "uniform", args=(0, 256 / 255)).pvalue > 1e-3
+    images = images_of(3)
+    ours = operation.apply(images, {name: values[:3] for name, values in drawn.items()})
+    for row, image, threshold in zip(ours, images, drawn["threshold"], strict=False):
+        expected = F.solarize(image, float(threshold)) if threshold <= 1 else image
+        assert torch.equal(row, expected)
+
+
+def test_a_fixed_threshold_draws_nothing_more_than_which_images() -> None:
+    assert Solarize(0.5, 0.2).sample(4, 8, 8, torch.Generator()).keys() == {"applied"}
+
+
+@pytest.mark.parametrize("size", [1, 4, 15, 16, 17, 32, 96])
+def test_equalize_equals_torchvision_on_pictures_of_few_and_of_many_values(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    levels = torch.randint(0, 256, (6, 3, size, size), generator=generator, dtype=torch.uint8)
+    levels[1] //= 64  # four values
+    levels[2] = 255 * (levels[2] > 127)  # black and white
+    levels[3] = 200  # one value
+    levels[4, 0] = 0  # one channel of one value
+    levels[5] = (levels[5].double() / 255).pow(4).mul(255).to(torch.uint8)  # dark
+    ours = equalize(levels / 255)
+    assert torch.equal((ours * 255).round().to(torch.uint8), F.equalize(levels))
+    applied = torch.tensor([True, False, True, False, True, True])
+    some = Equalize(0.5).apply(levels / 255, {"applied": applied})
+    assert torch.equal(some[applied], ours[applied])
+    assert torch.equal(some[~applied], (levels / 255)[~applied])
+
+
 @pytest.mark.parametrize(("size", "taps"), [(224, 23), (96, 9), (32, 3), (24, 3)])
 def test_blur_equals_torchvision_with_the_documented_number_of_taps_up_to_the_border(size: int, taps: int) -> None:
     images, sigma = images_of(3, size), torch.tensor([0.1, 0.7, 2.0])
@@ -153,6 +185,7 @@ def test_the_share_of_changed_images_lies_within_four_standard_errors(probabilit
         Grayscale(probability),
         GaussianBlur((0.1, 2.0), 0.1, probability),
         Solarize(0.5, probability),
+        Equalize(probability),
     ]
     for operation in operations:
         applied = operation.sample(10_000, 8, 8, torch.Generator().manual_seed(0))["applied"]

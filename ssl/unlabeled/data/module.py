@@ -1,19 +1,22 @@
 """Batches for training and for probes, from memory where the data set fits and from workers where it does not."""
 
+import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unlabeled.data.labels import LabelList
 from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all, lazy_decode
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.source import Source, Splits
-from unlabeled.objective import Batch
+from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
+from unlabeled.objective import Batch, Support
 
 
 class DataModule(pl.LightningDataModule):
@@ -33,6 +36,8 @@ class DataModule(pl.LightningDataModule):
         self.memory_bytes, self.seed = memory_gib * 2**30, seed
         self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
         self.corrupt: list[str] = []
+        self.support: ClassBalanced | None = None
+        self.labels: LabelList | None = None  # what the support is drawn from
         self._train: DecodedSource | Source | None = None
 
     @property
@@ -42,11 +47,17 @@ class DataModule(pl.LightningDataModule):
             self._train = self._fit_into_memory(self.splits.train)
         return self._train
 
+    def serve(self, support: ClassBalanced, processes: int) -> None:
+        """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""
+        self.support, self.labels = support, support.choose(self.splits.train, processes)
+
     def plan(self, max_epochs: int | None, max_steps: int | None) -> None:
         """Set ``steps_per_epoch`` and ``total_steps``."""
         check_batch_size(self.batch_size, len(self.train.labels), 1)  # corrupt images may have been left out
         self.steps_per_epoch = len(self.train.labels) // self.batch_size
         self.total_steps = plan_steps(max_epochs, max_steps, self.steps_per_epoch)
+        if self.support is not None:
+            self.support.check(self.train.labels[self._listed()], self.train.classes)
 
     def train_dataloader(self) -> "ArrayLoader | LazyLoader":
         """Batches of the run, from the trainer's next step on."""
@@ -61,9 +72,24 @@ class DataModule(pl.LightningDataModule):
             trainer.world_size,
             next_step=lambda: trainer.global_step,
         )
+        support = self._support_order(order)
         if isinstance(self.train, DecodedSource):
-            return ArrayLoader(self.train, order, trainer.strategy.root_device)
-        return LazyLoader(self.train, order, self.num_workers, self.corrupt)
+            return ArrayLoader(self.train, order, trainer.strategy.root_device, support)
+        return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support)
+
+    def _support_order(self, order: GlobalOrder) -> SupportOrder | None:
+        if self.support is None:
+            return None
+        listed = self._listed()
+        labels = self.train.labels[listed]
+        return SupportOrder(self.support, labels, listed, self.seed, order.rank, order.world_size, order.next_step)
+
+    def _listed(self) -> Tensor:
+        """Positions of the listed images in what is trained on, ascending; corrupt ones may have been left out."""
+        assert self.labels is not None
+        if not isinstance(self.train, DecodedSource):
+            return self.labels.ids
+        return torch.isin(self.train.ids, self.labels.ids).nonzero().flatten()
 
     def labelled(self, split: str, batch_size: int) -> "list[Batch] | LazyLoader":
         """The labelled images of ``train`` or ``test`` in their own order, for probes."""
@@ -107,13 +133,21 @@ class Resumable:
 class ArrayLoader(Resumable):
     """Batches gathered from one uint8 array, which lies on the GPU where there is room for it."""
 
-    def __init__(self, source: DecodedSource, order: GlobalOrder, device: torch.device) -> None:
-        self.order = order
+    def __init__(
+        self, source: DecodedSource, order: GlobalOrder, device: torch.device, support: SupportOrder | None = None
+    ) -> None:
+        self.order, self.support = order, support
         self.source = _on(source, device) if _has_room(source.images, device) else source
 
     def __iter__(self) -> Iterator[Batch]:
-        for positions in self.order:
-            yield _take(self.source, torch.tensor(positions, device=self.source.images.device))
+        for positions, beside in _side_by_side(self.order, self.support):
+            batch = _take(self.source, torch.tensor(positions, device=self.source.images.device))
+            yield batch if beside is None else batch._replace(support=self._take_support(beside))
+
+    def _take_support(self, positions: list[int]) -> Support:
+        assert self.support is not None
+        taken = _take(self.source, torch.tensor(positions, device=self.source.images.device))
+        return Support(taken.images, taken.ids, self.support.slots.to(taken.ids.device))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -122,7 +156,8 @@ class ArrayLoader(Resumable):
 class LazyLoader(Resumable):
     """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed.
 
-    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label.
+    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label. The
+    place of a labelled image beside a batch is taken by another one of its class.
     """
 
     def __init__(
@@ -132,11 +167,13 @@ class LazyLoader(Resumable):
         num_workers: int,
         corrupt: list[str],
         keep_shape: bool = True,
+        support: SupportOrder | None = None,
     ) -> None:
-        self.source, self.batches, self.corrupt, self.keep_shape = source, batches, corrupt, keep_shape
+        self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
+        self.batches = batches if support is None else _Joined(batches, support)
         self.loader: DataLoader[Any] = DataLoader(
-            _LazyImages(source),
-            batch_sampler=batches,
+            _LazyImages(source, support),
+            batch_sampler=self.batches,
             num_workers=num_workers,
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
@@ -147,8 +184,9 @@ class LazyLoader(Resumable):
 
     def __iter__(self) -> Iterator[Batch]:
         for asked, batch in zip(self.batches, self.loader, strict=True):
-            if asked != batch.ids.tolist():
-                self._list_corrupt(asked, batch.ids.tolist())
+            got = batch.ids.tolist() + ([] if batch.support is None else batch.support.ids.tolist())
+            if asked != got:
+                self._list_corrupt(asked, got)
             if not self.keep_shape:
                 batch = _intact(batch, asked)
             if len(batch.ids):
@@ -165,22 +203,51 @@ class LazyLoader(Resumable):
                 print(f"skipped a corrupt image ({len(self.corrupt)} so far): {name}")
 
 
+class _Joined(Sampler[list[int]]):
+    """Positions of a batch with those of its support behind them: one list is what a worker is given."""
+
+    def __init__(self, batches: "GlobalOrder | list[list[int]]", support: SupportOrder) -> None:
+        self.batches, self.support = batches, support
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (positions + beside for positions, beside in zip(self.batches, self.support, strict=False))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 class _LazyImages(Dataset[Batch]):
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, support: SupportOrder | None) -> None:
         self.source = source
+        self.slots = torch.tensor([], dtype=torch.long) if support is None else support.slots
+        self.listed = self.slots if support is None else support.positions
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        decoded = [lazy_decode(self.source, index) for index in indices]
-        ids = torch.tensor([used for _, used in decoded])
-        return Batch(torch.stack([image for image, _ in decoded]), ids, self.source.labels[ids])
+        first = len(indices) - len(self.slots)  # of the support
+        images, ids = _stacked(lazy_decode(self.source, index) for index in indices[:first])
+        batch = Batch(images, ids, self.source.labels[ids])
+        if not len(self.slots):
+            return batch
+        beside = _stacked(decode_labelled(self.source, index, self.listed) for index in indices[first:])
+        return batch._replace(support=Support(*beside, self.slots))
 
 
 def _ignore_ctrl_c(worker: int) -> None:
     """A terminal sends it to every process; the workers must last until the training process has stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stacked(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, ids = zip(*decoded, strict=True)
+    return torch.stack(images), torch.tensor(ids)
+
+
+def _side_by_side(order: GlobalOrder, support: SupportOrder | None) -> Iterable[tuple[list[int], list[int] | None]]:
+    """Both begin at the trainer's next step; only ``order`` ends."""
+    return zip(order, itertools.repeat(None) if support is None else support, strict=False)
 
 
 def _as_is(batch: Any) -> Any:

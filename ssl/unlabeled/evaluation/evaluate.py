@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
@@ -16,9 +17,9 @@ from unlabeled.evaluation.features import Probe, extract
 from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
-from unlabeled.objective import Backbone
+from unlabeled.objective import Backbone, Objective
 from unlabeled.views.pipeline import Views
-from unlabeled.weights import Checkpoint, load_backbone
+from unlabeled.weights import Checkpoint, load_backbone, load_objective
 
 
 @dataclass
@@ -37,6 +38,9 @@ class Evaluation:
     precision: str
     batch_size: int
     settings: dict[str, Any]  # of probes and seeds, for the report
+    behind_head: Sequence[str] = ()  # names of probes that look at embeddings instead of features
+    objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
+    random_objective: Objective | None = None  # the same, left as it is
 
 
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
@@ -61,6 +65,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         len(data.splits.test.classes),
         evaluation.device,
         evaluation.precision,
+        heads=_heads(evaluation, checkpoint),
     )
     report_dir.mkdir(parents=True, exist_ok=True)
     features = extract(evaluation.backbone, test, plain, evaluation.device, evaluation.precision)
@@ -87,6 +92,16 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
     )
     print(f"\n{table(rows)}\n\nthe whole report is in {report}")
     return rows
+
+
+def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
+    """For each probe behind the head: the trained one for pretrained features, a random one for random features."""
+    if evaluation.objective is None or evaluation.random_objective is None:
+        return {}
+    trained, random = load_objective(checkpoint, evaluation.objective).head(), evaluation.random_objective.head()
+    assert trained is not None
+    assert random is not None
+    return {name: {"pretrained": trained, "random init": random} for name in evaluation.behind_head}
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from unlabeled.objective import Batch
 
 Transform = Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] on the device → float [B, 3, h, w], nothing random
 
+HEAD_ROWS = 4096  # features that go through a head at a time
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -88,6 +89,15 @@ def extract(
     if not rows:
         raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
     return _finite(Features(*(torch.cat(column) for column in _columns(rows))), precision)
+
+
+@torch.no_grad()
+def behind(head: nn.Module, features: Features) -> Features:
+    """What a head in eval mode makes of features [N, D], where they lie; the head is moved there."""
+    head.to(features.x.device)
+    with eval_mode(head), full_float32(features.x.device):
+        x = torch.cat([head(rows) for rows in torch.split(features.x, HEAD_ROWS)])
+    return Features(x, features.labels, features.ids)
 
 
 def pixels(batches: Iterable[Batch], transform: Transform, device: torch.device | str = "cpu") -> Features:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Pixels, Probe, Transform, extract, state_hash
+from unlabeled.evaluation.features import Features, Pixels, Probe, Transform, behind, extract, state_hash
 from unlabeled.objective import Batch
 
 Say = Callable[[str], None]
@@ -41,14 +41,17 @@ def judge(
     precision: str = "32-true",
     raw_pixels: bool = True,
     say: Say = print,
+    heads: Mapping[str, Mapping[str, nn.Module]] | None = None,
 ) -> list[Row]:
     """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
 
     ``train`` and ``test`` are read once per kind of features, so they must be iterable again and give the same images:
     ``batched(images, labels, ids, batch_size)`` for arrays, a loader for more than memory holds. Images without a label
-    are left out. ``raw_pixels`` off skips that baseline. Both networks are moved to ``device``; the probes run there.
-    Global random states are left as found. Raises RuntimeError if the state of ``backbone`` is not bit for bit the
-    same afterwards, UserError where a label is not below ``num_classes`` or nothing is labelled.
+    are left out. ``raw_pixels`` off skips that baseline. ``heads``: by a probe's name and by the kind of features, what
+    the features go through before that probe; kinds without a head are left out of it. Both networks are moved to
+    ``device``; the probes run there. Global random states are left as found. Raises RuntimeError if the state of
+    ``backbone`` is not bit for bit the same afterwards, UserError where a label is not below ``num_classes`` or nothing
+    is labelled.
     """
     networks = {"pretrained": backbone, "random init": random_backbone} | (
         {"raw pixels": Pixels()} if raw_pixels else {}
@@ -64,7 +67,7 @@ def judge(
             features = _labelled_features(name, "test", network, test, transform, num_classes, device, kind, say)
             _same_images(reference, features, name)
             reference = features
-            rows += _run(name, probes, train_features, features, num_classes, say)
+            rows += _run(name, probes, train_features, features, num_classes, say, heads or {})
     assert reference is not None
     _note_equal_weights(rows, backbone, random_backbone)
     return rows + chance(reference.labels, num_classes)
@@ -117,11 +120,22 @@ def _labelled_features(
     return labelled.to(device)
 
 
-def _run(name: str, probes: Mapping[str, Probe], train: Features, test: Features, classes: int, say: Say) -> list[Row]:
+def _run(
+    name: str,
+    probes: Mapping[str, Probe],
+    train: Features,
+    test: Features,
+    classes: int,
+    say: Say,
+    heads: Mapping[str, Mapping[str, nn.Module]],
+) -> list[Row]:
     rows = []
-    for probe in probes.values():
+    for probe_name, probe in probes.items():
+        own = heads.get(probe_name, {name: nn.Identity()})
+        if name not in own:
+            continue
         start = time.perf_counter()
-        scores = probe.fit_predict(train, test, classes)
+        scores = probe.fit_predict(behind(own[name], train), behind(own[name], test), classes)
         seconds = time.perf_counter() - start
         for score in scores:
             say(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")

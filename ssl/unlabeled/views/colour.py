@@ -40,6 +40,25 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     return images
 
 
+def equalize(images: Tensor) -> Tensor:
+    """Spread the values of each channel so that their histogram is as even as PIL's ``ImageOps.equalize`` makes it.
+
+    Args:
+        images: float [B, C, h, w] in [0, 1]; rounded to 256 levels first.
+
+    Returns:
+        [B, C, h, w]; a channel with one value, or nearly so, stays as it is.
+    """
+    levels = (images * 255).round().long().flatten(2)  # [B, C, pixels]
+    counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))
+    brightest = counts.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255  # pixels per level of the result
+    darker = counts.cumsum(2) - counts
+    table = (darker + step // 2) // step.clamp(min=1)
+    table = torch.where(step == 0, torch.arange(256, device=images.device), table.clamp(max=255))
+    return (table.gather(2, levels) / 255).to(images.dtype).view_as(images)
+
+
 def _blend(images: Tensor, factors: Tensor, operation: Tensor) -> Tensor:
     """Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves.
 

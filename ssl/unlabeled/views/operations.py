@@ -12,7 +12,7 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 
-from unlabeled.views.colour import jitter, luminance
+from unlabeled.views.colour import equalize, jitter, luminance
 from unlabeled.views.crop import Interpolation, crop_resize
 
 Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" [B] as well, wherever the batch has them
@@ -132,19 +132,42 @@ class Solarize:
     """Bright values turned over in a random share of the images: v → 1 − v where v ≥ threshold.
 
     Args:
-        threshold: in [0, 1]; 128/255 is PIL's 128.
+        threshold: in [0, 1], 128/255 is PIL's 128; or the smallest and the largest, uniform for each image.
         probability: share of the images that are changed.
     """
 
-    def __init__(self, threshold: float, probability: float) -> None:
-        self.threshold, self.probability = threshold, probability
+    def __init__(self, threshold: float | tuple[float, float], probability: float) -> None:
+        self.low, self.high = (threshold, threshold) if isinstance(threshold, float | int) else threshold
+        self.probability = probability
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        drawn = {"applied": torch.rand(count, generator=generator) < self.probability}
+        if self.low < self.high:
+            drawn["threshold"] = _uniform((count,), self.low, self.high, generator).float()
+        return drawn
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        drawn = parameters.get("threshold")
+        threshold = self.low if drawn is None else drawn.to(images.device)[:, None, None, None]
+        turned = parameters["applied"].to(images.device)[:, None, None, None] & (images >= threshold)
+        return torch.where(turned, 1 - images, images)
+
+
+class Equalize:
+    """The histogram of each channel made even, as PIL does it, in a random share of the images.
+
+    Args:
+        probability: share of the images that are changed.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
 
     def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        turned = parameters["applied"].to(images.device)[:, None, None, None] & (images >= self.threshold)
-        return torch.where(turned, 1 - images, images)
+        return on_some(images, parameters["applied"], lambda some, rows: equalize(some))
 
 
 class GaussianBlur:

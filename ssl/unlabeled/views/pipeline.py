@@ -65,19 +65,20 @@ class Views(nn.Module):
             open_masks(self.masks).require(source, self.masks)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, key: ViewKey) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
         """Draw and make the views.
 
         Args:
             images: uint8 [B, 3, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
             ids: int64 [B], of the images in their source.
             key: names the draws.
+            first: how many of the first views are made; all where None.
 
         Returns:
             One float32 [B, 3, h, w] per view.
         """
         scaled = images.float() / 255
-        operations = [group.operations for group in self.groups for _ in range(group.count)]
+        operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         return tuple(self._view(scaled, ids, key, number, steps) for number, steps in enumerate(operations))
 
     def _view(self, images: Tensor, ids: Tensor, key: ViewKey, number: int, operations: Sequence[Operation]) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone
+from unlabeled.objective import Backbone, Objective
 
 # Where checkpoints keep a backbone, the most specific first; "" is a bare state dict (torchvision, timm).
 PREFIXES = ("objective.backbone.", "backbone.", "")
@@ -67,8 +67,24 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
         UserError: a tensor is missing, left over or of another shape; lists every one. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    found = _backbone_part(checkpoint.state_dict)
-    wanted = backbone.state_dict()
+    _load_whole(backbone, _backbone_part(checkpoint.state_dict), f"{checkpoint.path} does not fit the backbone")
+    return backbone
+
+
+def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
+    """Load every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
+
+    Raises:
+        UserError: as :func:`load_backbone`.
+    """
+    prefix = "objective."
+    found = {key.removeprefix(prefix): v for key, v in checkpoint.state_dict.items() if key.startswith(prefix)}
+    _load_whole(objective, found, f"{checkpoint.path} does not fit the objective")
+    return objective
+
+
+def _load_whole(module: nn.Module, found: Mapping[str, Tensor], problem: str) -> None:
+    wanted = module.state_dict()
     problems = [f"missing {key}" for key in wanted if key not in found]
     problems += [f"unknown {key}" for key in found if key not in wanted]
     problems += [
@@ -77,9 +93,8 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
         if key in found and found[key].shape != wanted[key].shape
     ]
     if problems:
-        raise UserError(f"checkpoint={checkpoint.path} does not fit the backbone: {'; '.join(problems)}")
-    backbone.load_state_dict(found)
-    return backbone
+        raise UserError(f"checkpoint={problem}: {'; '.join(problems)}")
+    module.load_state_dict(found)
 
 
 def _backbone_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,168 @@
+"""Which labelled images a method may use: those of a list or a draw of them, and how such a choice is recorded."""
+
+import hashlib
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+from unlabeled.randomness import mix
+
+_SHOWN = 5  # names in an error
+
+
+@dataclass(frozen=True)
+class LabelList:
+    """Some labelled images of one source. n is their number."""
+
+    ids: Tensor  # int64 [n], positions in the source, ascending
+    labels: Tensor  # int64 [n]
+    names: list[str]  # one for each; where names are paths, from the folder on that all images of the source share
+
+    @cached_property
+    def text(self) -> str:
+        """One name a line: a file that ``labels_file`` takes again, on any machine."""
+        return "".join(f"{name}\n" for name in self.names)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of :attr:`text`, so ``sha256sum labels.txt`` gives the same."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def per_class(self) -> Tensor:
+        """Images of each class that has any, int64 [classes with an image]."""
+        counts = self.labels.bincount()
+        return counts[counts > 0]
+
+    def summary(self) -> dict[str, int | str]:
+        """Size and fingerprint, for reports."""
+        return {"images": len(self.ids), "classes": len(self.per_class()), "sha256": self.sha256}
+
+    def __str__(self) -> str:
+        counts = self.per_class()
+        low, high = int(counts.min()), int(counts.max())
+        many = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return f"{len(self.ids):,} labelled images, {many} in each of {len(counts):,} classes, sha256 {self.sha256}"
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """How the list is made; one of the first three, the others None.
+
+    Args:
+        labels_file: text file with one image a line: its name, the end of its path, or its number in the source.
+        fraction: share of the labelled images of each class, above 0 and at most 1; at least one image a class.
+        per_class: images of each class.
+        seed: which ones are drawn; a smaller draw with the same seed is part of a larger one. Not used with a file.
+        key: of the configuration, for errors.
+    """
+
+    labels_file: str | None
+    fraction: float | None
+    per_class: int | None
+    seed: int
+    key: str
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("labels_file", "fraction", "per_class")}
+        named = [f"{name}={value}" for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            raise UserError(
+                f"{self.key}: give one of labels_file, fraction and per_class, not {' and '.join(named) or 'none'}"
+            )
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UserError(f"{self.key}.fraction={self.fraction}: must be above 0 and at most 1")
+        if self.per_class is not None and self.per_class < 1:
+            raise UserError(f"{self.key}.per_class={self.per_class}: must be at least 1")
+
+    def of(self, source: Source) -> LabelList:
+        """The list for one source; reads labels and names, no image.
+
+        Raises:
+            UserError: the source has no labels, too few of a class, or the file does not fit it.
+        """
+        if not bool((source.labels >= 0).any()):
+            raise UserError(f"{self.key}: the training images have no labels; give data=… that has some")
+        ids = self._drawn(source) if self.labels_file is None else self._read(Path(self.labels_file), source)
+        root = _common_folder(source)
+        return LabelList(ids, source.labels[ids], [source.name(id).removeprefix(root) for id in ids.tolist()])
+
+    def _drawn(self, source: Source) -> Tensor:
+        kept = []
+        for label in range(int(source.labels.max()) + 1):
+            members = (source.labels == label).nonzero().flatten()
+            generator = torch.Generator().manual_seed(mix(self.seed, label))
+            kept.append(
+                members[torch.randperm(len(members), generator=generator)[: self._count(members, label, source)]]
+            )
+        return torch.cat(kept).sort().values
+
+    def _count(self, members: Tensor, label: int, source: Source) -> int:
+        if self.fraction is not None:
+            return min(len(members), max(1, round(self.fraction * len(members))))
+        assert self.per_class is not None
+        if len(members) < self.per_class:
+            name = source.classes[label]
+            raise UserError(f"{self.key}.per_class={self.per_class}: class {name} has {len(members)} labelled images")
+        return self.per_class
+
+    def _read(self, path: Path, source: Source) -> Tensor:
+        if not path.is_file():
+            raise UserError(f"{self.key}.labels_file={path}: no such file")
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        if not lines:
+            raise UserError(f"{self.key}.labels_file={path}: names no image")
+        found = _matches(lines, source)
+        self._refuse("unknown", [line for line, ids in zip(lines, found, strict=True) if not ids], lines)
+        self._refuse("ambiguous", [line for line, ids in zip(lines, found, strict=True) if len(ids) > 1], lines)
+        ids = torch.tensor([only for (only,) in found])
+        order = ids.sort(stable=True)
+        again = (order.values.diff() == 0).nonzero().flatten() + 1
+        self._refuse("named twice", [lines[place] for place in order.indices[again].tolist()], lines)
+        unlabelled = (source.labels[ids] < 0).nonzero().flatten().tolist()
+        self._refuse("without a label", [lines[place] for place in unlabelled], lines)
+        return order.values
+
+    def _refuse(self, problem: str, lines: list[str], of: list[str]) -> None:
+        if lines:
+            some = ", ".join(lines[:_SHOWN]) + (", …" if len(lines) > _SHOWN else "")
+            raise UserError(
+                f"{self.key}.labels_file={self.labels_file}: {len(lines)} of {len(of)} images {problem} in the training"
+                f" split: {some}"
+            )
+
+
+def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
+    """Names of listed images that are in the evaluation split too; both splits' names, as their sources give them."""
+    held_out = {test.name(id) for id in range(len(test))}
+    return [name for id in labels.ids.tolist() if (name := train.name(id)) in held_out]
+
+
+def _matches(lines: list[str], source: Source) -> list[list[int]]:
+    """Images that each line can mean: the one of this name, else those whose paths end so, else that of this number."""
+    root = _common_folder(source)
+    ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for id in range(len(source)):
+        name = source.name(id)
+        ending[os.path.basename(name)].append((name, id))
+    return [_match(line, ending.get(os.path.basename(line), []), root, len(source)) for line in lines]
+
+
+def _match(line: str, candidates: list[tuple[str, int]], root: str, images: int) -> list[int]:
+    whole = [id for name, id in candidates if name in (line, root + line)]
+    ends = [id for name, id in candidates if name.endswith(f"/{line}")]
+    number = [int(line)] if line.isdecimal() and int(line) < images else []
+    return whole or ends or number
+
+
+def _common_folder(source: Source) -> str:
+    """The folder of all images with its final separator; empty where names are no paths."""
+    names = [source.name(id) for id in range(len(source))]
+    folder = os.path.commonpath([os.path.dirname(min(names)), os.path.dirname(max(names))])
+    return f"{folder}{os.sep}" if folder else ""

@@ -1,0 +1,182 @@
+"""Labelled images beside each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
+
+The official sampler keeps iterators (facebookresearch/suncet, data_manager.py ``ClassStratifiedSampler``); here the
+support of a step is a function of (seed, step), so that nothing has to be saved and every process sees the same one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.labels import LabelChoice, LabelList
+from unlabeled.data.source import CorruptImage, Source
+from unlabeled.errors import UserError
+from unlabeled.randomness import mix
+
+_CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and from the order of the batches
+
+
+@dataclass(frozen=True)
+class ClassBalanced:
+    """Which labelled images a method may use, and how many of them lie beside each batch; all numbers are global.
+
+    Args:
+        labels_file, fraction, per_class, seed: which images, see :class:`unlabeled.data.labels.LabelChoice`.
+        classes_per_batch: classes in a step, K.
+        images_per_class: images of each of them.
+        views: how many of a batch's first views are made of each image; the support has K · images · views rows.
+
+    Raises:
+        UserError: values that cannot work.
+    """
+
+    labels_file: str | None
+    fraction: float | None
+    per_class: int | None
+    seed: int
+    classes_per_batch: int
+    images_per_class: int
+    views: int
+
+    def __post_init__(self) -> None:
+        for name in ("classes_per_batch", "images_per_class", "views"):
+            if getattr(self, name) < 1:
+                raise UserError(f"objective.support.{name}={getattr(self, name)}: must be at least 1")
+        assert self.choice  # made now, so that what it refuses is refused now
+
+    @property
+    def images_per_step(self) -> int:
+        """Over all processes."""
+        return self.classes_per_batch * self.images_per_class
+
+    def choose(self, source: Source, processes: int) -> LabelList:
+        """The list that the support is drawn from; reads labels and names, no image.
+
+        Raises:
+            UserError: these labels cannot serve, or a step cannot be shared out among the processes.
+        """
+        if self.images_per_step % processes:
+            raise UserError(
+                f"objective.support: {self.classes_per_batch} classes × {self.images_per_class} images must be a"
+                f" multiple of the {processes} processes; change objective.support.images_per_class"
+            )
+        labels = self.choice.of(source)
+        self.check(labels.labels, source.classes)
+        return labels
+
+    def check(self, labels: Tensor, names: list[str]) -> None:
+        """Raise UserError unless ``labels`` [n] hold enough classes, and enough images of each."""
+        counts = labels.bincount()
+        classes = counts.nonzero().flatten()
+        if len(classes) < self.classes_per_batch:
+            raise UserError(
+                f"objective.support.classes_per_batch={self.classes_per_batch}: {len(classes)} classes have labelled"
+                " images; give no more than that"
+            )
+        rarest = int(classes[counts[classes].argmin()])
+        fewest = int(counts[rarest])
+        if fewest < self.images_per_class:
+            name = names[rarest]
+            raise UserError(
+                f"objective.support.images_per_class={self.images_per_class}: class {name} has {fewest} labelled"
+                " images; give no more than that, or more labels"
+            )
+
+    @property
+    def choice(self) -> LabelChoice:
+        """Which images may be used."""
+        return LabelChoice(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
+
+
+class SupportOrder:
+    """Positions of the labelled images that this process sees, step by step.
+
+    Round r of the classes is a permutation drawn from (seed, r), cut into steps of ``classes_per_batch`` classes;
+    classes that do not fill a last step are left out of that round. A class goes through its images in permutations
+    too, ``images_per_class`` a round: none comes again before the others were there, but for a rest smaller than
+    ``images_per_class`` that is left out of that permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
+    support is of the class in slot i mod ``classes_per_batch``, in every step.
+
+    Args:
+        settings: how many of what.
+        labels: int64 [n], of the listed images.
+        positions: int64 [n], where they lie in what is trained on.
+        seed: of the run.
+        rank, world_size: which process this is, of how many; process r has the r-th part of the rows.
+        next_step: asked at the start of each iteration for the step that comes next.
+    """
+
+    def __init__(
+        self,
+        settings: ClassBalanced,
+        labels: Tensor,
+        positions: Tensor,
+        seed: int,
+        rank: int,
+        world_size: int,
+        next_step: Callable[[], int],
+    ) -> None:
+        self.settings, self.seed, self.next_step, self.positions = settings, seed, next_step, positions
+        self._members = [positions[labels == label] for label in labels.bincount().nonzero().flatten()]
+        share = settings.images_per_step // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
+        self.slots = torch.arange(settings.images_per_step)[self._mine] % settings.classes_per_batch
+        self._shuffled = lru_cache(maxsize=len(self._members))(self._shuffle)  # one draw serves many rounds
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.next_step()
+        while True:
+            yield self.rows(step)[self._mine].tolist()
+            step += 1
+
+    def rows(self, step: int) -> Tensor:
+        """The whole support of one step, over all processes: positions, int64 [images per step]."""
+        number = self.settings.classes_per_batch
+        turn, block = divmod(step, len(self._members) // number)
+        order = _permutation(len(self._members), self.seed, _CLASSES, turn)
+        classes = order[block * number : (block + 1) * number].tolist()
+        return torch.stack([self._images(which, turn) for which in classes], 1).flatten()
+
+    def _images(self, which: int, turn: int) -> Tensor:
+        """Images of a class in one round, [images per class]."""
+        number = self.settings.images_per_class
+        epoch, place = divmod(turn, len(self._members[which]) // number)
+        return self._shuffled(which, epoch)[place * number : (place + 1) * number]
+
+    def _shuffle(self, which: int, epoch: int) -> Tensor:
+        members = self._members[which]
+        return members[_permutation(len(members), self.seed, _IMAGES, which, epoch)]
+
+
+def _permutation(size: int, *seeds: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(mix(*seeds)))
+
+
+def decode_labelled(source: Source, index: int, listed: Tensor) -> tuple[Tensor, int]:
+    """Image ``index``, or the next listed one of its class (cyclically) that is not corrupt: uint8 [3, S, S] and index.
+
+    A neighbour of another class, or one that the list leaves out, must not stand under this label.
+
+    Args:
+        source: where the images are.
+        index: of a listed image.
+        listed: int64 [n], all of them, ascending.
+
+    Raises:
+        UserError: none of the class can be decoded.
+    """
+    try:
+        return source.decode(index), index
+    except CorruptImage as error:
+        reason = str(error)
+    own = listed[source.labels[listed] == source.labels[index]]
+    for candidate in own.roll(-int((own <= index).sum())).tolist():
+        try:
+            return source.decode(candidate), candidate
+        except CorruptImage:
+            continue
+    name = source.classes[int(source.labels[index])]
+    raise UserError(f"{reason}; none of the {len(own)} labelled images of class {name} can be decoded: mend data.path")

@@ -1,0 +1,214 @@
+"""PAWS: each view predicts the class probabilities that the other view has among labelled support images.
+
+Assran et al. 2021, arXiv:2104.13963. Official code: github.com/facebookresearch/suncet (src/losses.py, paws_train.py).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.data.support import ClassBalanced
+from unlabeled.errors import UserError
+from unlabeled.heads import paws_predictor, swav_projector
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Support
+from unlabeled.precision import full_precision
+
+SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
+LARGE = 2  # the first views, which give targets to each other
+
+
+@full_precision
+def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Class probabilities of queries: labels of supports, weighted by a softmax of cosines (arXiv:2104.13963, eq. 1).
+
+    Args:
+        queries: [B, D], unnormalised.
+        supports: [S, D], unnormalised.
+        labels: [S, C], rows sum to 1.
+        temperature: above 0.
+
+    Returns:
+        [B, C], rows sum to 1.
+    """
+    cosines = F.normalize(queries, dim=1) @ F.normalize(supports, dim=1).T
+    return F.softmax(cosines / temperature, dim=1) @ labels.to(cosines.dtype)
+
+
+def sharpened(probabilities: Tensor, sharpen: float) -> Tensor:
+    """ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
+    largest = probabilities.detach().amax(1, keepdim=True)  # ρ does not feel it; without it 1000 classes underflow
+    powers = (probabilities / largest) ** (1 / sharpen)
+    return powers / powers.sum(1, keepdim=True)
+
+
+@full_precision
+def paws_loss(
+    anchors: Tensor,
+    supports: Tensor,
+    targets: Tensor,
+    target_supports: Tensor,
+    labels: Tensor,
+    small_views: int,
+    temperature: float,
+    sharpen: float,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each view with its target, and mean entropy maximisation (arXiv:2104.13963, eq. 3 and 4).
+
+    The target of a small view is the mean of the two sharpened targets. Supports and labels are gathered from all
+    processes; the cross-entropy is the mean over the local anchors, me-max is of the mean over those of all processes.
+
+    Args:
+        anchors: [(2+M)·B, D], view by view, the two large views first; unnormalised, as all embeddings here.
+        supports: [S, D], of the same head as ``anchors``; S is the same on every process.
+        targets: [2·B, D], swapped: the first B rows are of the second view and belong to the first. No gradient.
+        target_supports: [S, D], of the same head as ``targets``. No gradient.
+        labels: [S, C], rows sum to 1.
+        small_views: M.
+        temperature: of the soft nearest neighbours.
+        sharpen: T, in (0, 1].
+
+    Returns:
+        Cross-entropy and me-max, scalars: the loss is their sum. Where all embeddings are equal and all classes have
+        equally many supports they are ln C and −ln C.
+    """
+    labels = distributed.gather(labels)
+    predictions = soft_nearest_neighbours(anchors, distributed.gather(_unit_rows(supports)), labels, temperature)
+    with torch.no_grad():
+        gathered = distributed.gather(_unit_rows(target_supports))
+        wanted = sharpened(soft_nearest_neighbours(targets, gathered, labels, temperature), sharpen)
+        first, second = wanted.chunk(LARGE)
+        wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
+        wanted = wanted.where(wanted >= SMALLEST_TARGET, torch.zeros_like(wanted))
+    mean = distributed.mean(sharpened(predictions, sharpen).mean(0))
+    return -_x_log_y(wanted, predictions).sum(1).mean(), _x_log_y(mean, mean).sum()
+
+
+def _x_log_y(x: Tensor, y: Tensor) -> Tensor:
+    """x·ln y with a finite value and gradient at y = 0, which torch.xlogy and entr do not have."""
+    return x * y.clamp(min=torch.finfo(y.dtype).tiny).log()
+
+
+class PAWS(Objective):
+    """Backbone, projector and optional prediction head, trained with :func:`paws_loss`.
+
+    The first two views are the large ones, all others are small.
+
+    Args:
+        backbone: what is pretrained.
+        projection_hidden: width of each hidden layer of the projector.
+        projection_dim: width of the embeddings.
+        prediction_head: whether anchors and their supports go through one more head; targets never do.
+        label_smoothing: share of a support's label that is spread over all classes of the step.
+        temperature: of the soft nearest neighbours.
+        sharpen: T, in (0, 1]; small makes targets hard.
+        support: the labelled images beside each batch.
+
+    Raises:
+        UserError: values that cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projection_hidden: Sequence[int],
+        projection_dim: int,
+        prediction_head: bool,
+        label_smoothing: float,
+        temperature: float,
+        sharpen: float,
+        support: ClassBalanced,
+    ) -> None:
+        super().__init__()
+        _check(label_smoothing, temperature, sharpen, support.views)
+        self.backbone = backbone
+        self.projector: nn.Module = swav_projector(backbone.num_features, projection_hidden, projection_dim, True)
+        self.predictor: nn.Module = paws_predictor(projection_dim) if prediction_head else nn.Identity()
+        self.label_smoothing, self.temperature, self.sharpen = label_smoothing, temperature, sharpen
+        self.support, self.classes = support, support.classes_per_batch
+
+    def check(self, plan: Plan) -> None:
+        plan.needs_views(LARGE)
+        sizes = list(plan.views[:LARGE])
+        if len(set(sizes)) > 1:
+            raise UserError(f"views: the first {LARGE} of objective=paws are the large ones, of one size; here {sizes}")
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
+        large, small = batch.views[:LARGE], batch.views[LARGE:]
+        support = _support_of(batch)
+        rows, images = sum(len(view) for view in support.views), len(batch.images)
+        features = self.backbone(torch.cat([*support.views, *large]))
+        projected = self.projector(features)
+        predicted = self.predictor(projected)
+        anchors = torch.cat([predicted[rows:], *self._small(small)])
+        first, second = projected[rows:].chunk(LARGE)
+        cross_entropy, me_max = paws_loss(
+            anchors,
+            predicted[:rows],
+            torch.cat([second, first]),
+            projected[:rows],
+            self._labels(support, projected.dtype),
+            len(small),
+            self.temperature,
+            self.sharpen,
+        )
+        return Output(cross_entropy + me_max, features[rows : rows + images].detach(), _metrics(cross_entropy, me_max))
+
+    def _small(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors of the small views; each size has a forward and BatchNorm statistics of its own, heads included."""
+        groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
+        return [self.predictor(self.projector(self.backbone(torch.cat(list(group))))) for _, group in groups]
+
+    def _labels(self, support: Support, dtype: torch.dtype) -> Tensor:
+        """Smoothed labels [views · S, K]; which class lies in a slot does not matter (suncet issue 20)."""
+        exact = F.one_hot(support.slots, self.classes).to(torch.promote_types(dtype, torch.float32))
+        labels = exact * (1 - self.label_smoothing) + self.label_smoothing / self.classes
+        return labels.repeat(len(support.views), 1)
+
+    def head(self) -> nn.Module | None:
+        """Projector and prediction head: the official evaluation compares what comes out of both."""
+        return nn.Sequential(self.projector, self.predictor)
+
+    def collapsed_at(self) -> float | None:
+        """0: with equal embeddings the cross-entropy is ln K and me-max −ln K; one class for all gives nearly 0 too."""
+        return 0.0
+
+
+def _support_of(batch: Batch) -> Support:
+    support = batch.support
+    if support is None or not support.views:
+        raise UserError("objective=paws needs labelled images beside each batch: Batch.support, with views")
+    sizes = {tuple(view.shape[-2:]) for view in (*support.views, *batch.views[:LARGE])}
+    if len(batch.views) < LARGE or len(sizes) > 1:
+        raise UserError(f"views: objective=paws needs {LARGE} large views of one size first; there are {sorted(sizes)}")
+    return support
+
+
+@torch.no_grad()
+def _metrics(cross_entropy: Tensor, me_max: Tensor) -> dict[str, Tensor]:
+    """The two parts of the loss, and over how many classes the mean prediction is spread, from 1 to K."""
+    return {
+        "cross_entropy": cross_entropy.detach(),
+        "me_max": me_max.detach(),
+        "effective_classes": (-me_max.detach()).exp(),
+    }
+
+
+@full_precision
+def _unit_rows(rows: Tensor) -> Tensor:
+    return F.normalize(rows, dim=1)
+
+
+def _check(label_smoothing: float, temperature: float, sharpen: float, support_views: int) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"objective.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+    if temperature <= 0:
+        raise UserError(f"objective.temperature={temperature}: must be above 0")
+    if not 0 < sharpen <= 1:
+        raise UserError(f"objective.sharpen={sharpen}: must be above 0 and at most 1")
+    if support_views > LARGE:
+        raise UserError(f"objective.support.views={support_views}: only the {LARGE} large views, so at most {LARGE}")
