@@ -19,6 +19,11 @@ from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Support
+from unlabeled.pretraining import _SUPPORT, Pretraining
+from unlabeled.randomness import mix
+from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import RandomResizedCrop
+from unlabeled.views.pipeline import ViewGroup, Views
 
 CLASSES, EACH = 5, 8
 
@@ -161,6 +166,30 @@ def test_a_run_that_goes_on_and_several_processes_see_the_supports_of_one_uninte
     joined = [a.ids.tolist() + b.ids.tolist() for a, b in zip(*halves, strict=True)]
     assert joined == whole
     assert torch.cat([half[0].slots for half in halves]).tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_supports_are_seen_as_the_first_views_are_with_draws_of_their_own_whatever_the_number_of_processes(
+    processes: int,
+) -> None:
+    crop = RandomResizedCrop(4, (0.3, 1.0), (0.75, 4 / 3), "bilinear", 0.5)
+    views = Views(4, [ViewGroup(2, [crop]), ViewGroup(1, [crop])], None, None, 1.0, "bilinear")
+    images = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    parts = []
+    for rank, share in enumerate(images.chunk(processes)):
+        objective = SimpleNamespace(support=settings(views=2))
+        run = SimpleNamespace(objective=objective, views=views, seed=5, global_step=3, global_rank=rank)
+        made = Pretraining._support_with_views(cast(Any, run), Support(share, torch.arange(1), torch.arange(1)))
+        assert made is not None
+        assert len(made.views) == 2
+        parts.append(torch.stack(made.views))
+    whole = torch.cat(parts, 1)
+    assert whole.shape == (2, 6, 3, 4, 4)
+    of_the_batch = torch.stack(views(images, ViewKey(5, 3, 0, 6), first=2))
+    assert not bool((whole == of_the_batch).flatten(2).all(2).any())
+    key = ViewKey(mix(5, _SUPPORT), 3, 0, 6)
+    assert torch.equal(whole, torch.stack(views(images, key, first=2)))
+    assert Pretraining._support_with_views(cast(Any, run), None) is None
 
 
 def test_two_workers_give_the_supports_of_none() -> None:
