@@ -179,6 +179,13 @@ def test_the_fused_map_finds_the_disc_at_both_working_sizes_and_its_prior_lowers
     assert float(with_prior[corners].mean()) < 0.5 * float(without[corners].mean())
 
 
+def test_a_more_generous_share_of_otsus_threshold_keeps_more_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise(4, 32)
+    usual = (fuse(images, MB_PLUS, 0.5) >= 0.5).sum((1, 2))
+    monkeypatch.setattr("unlabeled.views.saliency_fusion.GENEROSITY", 0.5)
+    assert bool(((fuse(images, MB_PLUS, 0.5) >= 0.5).sum((1, 2)) > usual + 30).all())
+
+
 def test_holes_are_filled_to_the_lowest_way_out_and_open_bays_are_not() -> None:
     ring = nested(0.1, 0.7, 0.2)[:, 0]
     ring[0, 2, 5] = 0.6  # the lowest of the outer wall, but the inner one is 0.7
@@ -186,7 +193,8 @@ def test_holes_are_filled_to_the_lowest_way_out_and_open_bays_are_not() -> None:
     assert filled[0, 5, 5] == pytest.approx(0.7)
     torch.testing.assert_close(filled[0, :4], ring[0, :4])
     ring[0, 2:4, 5] = 0.3
-    assert fill_holes(ring)[0, 5, 5] == pytest.approx(0.3)
+    for turns in range(4):
+        assert fill_holes(ring.rot90(turns, (1, 2)))[0, 5, 5] == pytest.approx(0.3)
 
 
 def test_otsu_finds_the_threshold_of_a_literal_search_and_balance_puts_its_share_at_one_half() -> None:
