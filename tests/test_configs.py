@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
-from unlabeled.objective import Backbone, Batch, Objective, Progress, Support
+from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.views.key import ViewKey
 
@@ -35,6 +35,17 @@ def chosen(experiment: str) -> dict[str, str]:
     content: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
     entries = content.get("defaults", [])
     return {str(group).removeprefix("override /"): str(name) for entry in entries for group, name in entry.items()}
+
+
+def missing_keys(config: DictConfig) -> set[str]:
+    """Keys without a value. OmegaConf's function of this name fails where another key refers to one of them."""
+    found: set[str] = set()
+    for key in map(str, config):
+        if OmegaConf.is_missing(config, key):
+            found.add(key)
+        elif not OmegaConf.is_interpolation(config, key) and isinstance(config[key], DictConfig):
+            found |= {f"{key}.{below}" for below in missing_keys(config[key])}
+    return found
 
 
 def views_for(objective: str) -> str:
@@ -59,6 +70,7 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
     refusals = []
     for small in ("resnet_thin", "vit_tiny_small"):
         config = composed(f"objective={name}", f"backbone={small}", f"views={views_for(name)}")
+        config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
             config.objective.support.classes_per_batch = 2
@@ -76,17 +88,26 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     backbone = objective.backbone
     views = instantiate(config.views)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    objective.check(
+        Plan(
+            16,
+            1,
+            100_000,
+            [view.shape[-1] for view in views(images[:1], torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))],
+        )
+    )
     before = {key: value.clone() for key, value in objective.state_dict().items()}
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
-        made = views(images, ViewKey(0, step, 0, 8))
-        support = None if objective.support is None else Support(images, torch.arange(8), torch.arange(8) % 2, made[:1])
-        output = objective(Batch(images, torch.arange(8), torch.full((8,), -1), made, support), progress)
+        ids = torch.arange(16)
+        made = views(images, ids, ViewKey(0, step, 0, 16))
+        support = None if objective.support is None else Support(images, ids, ids % 2, made[:1])
+        output = objective(Batch(images, ids, torch.full((16,), -1), made, support), progress)
         assert output.loss.shape == ()
         assert output.loss.dtype == torch.float32
         assert bool(output.loss.isfinite())
-        assert output.features.shape == (8, backbone.num_features)
+        assert output.features.shape == (16, backbone.num_features)
         assert not output.features.requires_grad
         assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
         optimizer.zero_grad()
@@ -100,7 +121,7 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     collapsed = objective.collapsed_at()
     assert collapsed is None or math.isfinite(collapsed)
     plain = views.plain(images)
-    for column in objective.pictures(Batch(images, torch.arange(8), torch.arange(8), (plain,)), 0).values():
+    for column in objective.pictures(Batch(images, torch.arange(16), torch.arange(16), (plain,)), 0).values():
         assert column.shape == plain.shape
     objective.load_state_dict(before)
 
@@ -110,8 +131,8 @@ def test_every_experiment_composes_and_builds_and_its_header_says_how_to_run_it(
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"experiment={name}" in "\n".join(line for line in lines if line.startswith("#"))
-    missing = OmegaConf.missing_keys(composed(f"experiment={name}"))
-    assert missing <= {"data.path"}
+    missing = missing_keys(composed(f"experiment={name}"))
+    assert missing <= {"data.path", "views.masks"}
     config = composed(f"experiment={name}", *(f"{key}=x" for key in missing))
     check_keys(config, CONF / "train.yaml")
     with torch.device("meta"):

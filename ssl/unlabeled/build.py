@@ -20,14 +20,17 @@ from unlabeled.config import is_sweep, write_config
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
+from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
 from unlabeled.loggers import JsonLines
-from unlabeled.objective import Backbone, Objective
+from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.sharding import FullySharded
+from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
 
@@ -103,9 +106,17 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
             raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
-    objective = build_objective(config)
     views: Views = instantiate(config.views)
-    serve_support(data, objective, views, trainer.world_size)
+    views.require_masks(data.splits.train)
+    objective = build_objective(config)
+    check_together(objective.backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    serve_support(data, objective, trainer.world_size)
+    if (
+        isinstance(trainer.strategy, FullySharded)
+        and config.pictures
+        and type(objective).pictures != Objective.pictures
+    ):
+        raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
@@ -121,18 +132,37 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     return Run(trainer, module, data, checkpoint)
 
 
+def check_together(
+    backbone: Backbone, objective: Objective, views: Views, train: Source, batch_size: int, processes: int
+) -> None:
+    """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
+    black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
+    sizes = [
+        view.shape[-1]
+        for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
+    ]
+    objective.check(Plan(batch_size, processes, len(train), sizes))
+    if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
+        raise UserError(
+            f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
+            f"{sizes}: give views of that size, or a backbone without a table of positions"
+        )
+
+
 def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
-    if str(config.trainer.strategy).startswith(("fsdp", "deepspeed")):
+    strategy = config.trainer.strategy
+    if str(strategy).startswith(("fsdp_", "deepspeed")):
         raise UserError(
-            f"trainer.strategy={config.trainer.strategy} cuts weights into flat pieces, where LARS and the lengths of "
-            "prototypes need whole tensors: use ddp, with backbone.checkpoint_activations=true for a large RegNet"
+            f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
+            "whole tensors: use fsdp (which is FSDP2 here), or ddp"
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     logger = [instantiate(config.logger)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
     trainer: pl.Trainer = instantiate(config.trainer)(
+        strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
         callbacks=[RunProgress(), *watching, last],
@@ -166,13 +196,8 @@ def build_data(config: DictConfig) -> DataModule:
     return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
 
 
-def serve_support(data: DataModule, objective: Objective, views: Views, processes: int) -> None:
-    """Refuse views that the objective cannot work with, and let the data have the labelled images that it asks for."""
-    needed = max(objective.views_needed, 0 if objective.support is None else objective.support.views)
-    if views.count < needed:
-        raise UserError(
-            f"views: {views.count} of each image, the objective needs {needed}; raise views.groups[0].count"
-        )
+def serve_support(data: DataModule, objective: Objective, processes: int) -> None:
+    """Let the data have the labelled images that the objective asks for; raises UserError for test images."""
     if objective.support is None:
         return
     data.serve(objective.support, processes)

@@ -4,14 +4,15 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,6 +40,15 @@ TYPES: dict[str, Any] = {
     "report_dir": str | None,
     "accelerator": str,
     "precision": str,
+    "out": str,
+    "work_size": int,
+    "centre_sigma": float | None,
+    "mask_size": int | None,
+    "threshold": float,
+    "refine": bool,
+    "refine_images": int,
+    "refine_epochs": int,
+    "device": Literal["auto", "cpu", "cuda"],
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
@@ -75,7 +85,34 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
         _stop("a group cannot be null on the command line: leave it out with ~group")
 
 
-def _stop(message: str) -> None:
+def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:
+    """What the scripts do, for a command within the package: ``python -m unlabeled.… key=value``.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        command: gets the composed configuration, and the same as plain values.
+    """
+    with one_line_errors(conf := _conf(config_name), config_name):
+
+        def checked(config: DictConfig) -> None:
+            with one_line_errors(conf, config_name):
+                check_keys(config, conf / f"{config_name}.yaml")
+                resolved: Any = OmegaConf.to_container(config, resolve=True)
+                command(config, resolved)
+
+        hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
+
+
+def _conf(config_name: str) -> Path:
+    """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
+    folders = [Path(__file__).parents[2] / "conf", Path.cwd() / "conf"]
+    found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
+    if not found:
+        _stop(f"conf/{config_name}.yaml: not in {folders[1].parent}; run this in the repository's root")
+    return found[0]
+
+
+def _stop(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)
 

@@ -65,6 +65,20 @@ def paws_predictor(width: int) -> nn.Sequential:
     )
 
 
+def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    """Projector and predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
+
+    Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
+    1 / inputs, cut off at two deviations.
+    """
+    first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
+    nn.init.zeros_(first.bias)
+    for linear in (first, last):
+        std = linear.in_features**-0.5
+        nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
+
+
 def _linear(in_features: int, out_features: int) -> nn.Linear:
     linear = nn.Linear(in_features, out_features, bias=False)
     nn.init.normal_(linear.weight, std=0.01)

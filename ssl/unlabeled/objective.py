@@ -1,9 +1,12 @@
 """The contract between data, views, backbone, objective and the training loop. Nothing else lives here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+
+from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from unlabeled.data.support import ClassBalanced
@@ -47,6 +50,23 @@ class Progress(NamedTuple):
         return self.step / self.steps_per_epoch
 
 
+class Plan(NamedTuple):
+    """What a run will give its objective, known before an image is read."""
+
+    batch_size: int  # over all processes
+    processes: int
+    images: int  # in the training split
+    views: Sequence[int]  # height and width of each view of an image, pixels
+
+    def needs_views(self, at_least: int, at_most: int | None = None) -> None:
+        """Raise UserError unless so many views are made."""
+        if len(self.views) < at_least or (at_most is not None and len(self.views) > at_most):
+            wanted = f"exactly {at_least}" if at_least == at_most else f"at least {at_least}"
+            raise UserError(
+                f"views: these make {len(self.views)} of an image, the objective takes {wanted}: give views=…"
+            )
+
+
 @dataclass
 class Output:
     """What an objective returns for one batch."""
@@ -60,14 +80,21 @@ class Backbone(nn.Module):
     """Images [B, 3, h, w] → features [B, num_features]. The product of a run."""
 
     num_features: int
+    image_size: int | None = None  # the only height and width that it takes, pixels; None: any
+
+    def shards(self) -> list[nn.Module]:
+        """The parts that are called one after another; what FSDP keeps whole on a device one at a time."""
+        return []
 
 
 class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
 
     backbone: Backbone
-    views_needed: int = 1  # views without which it cannot compute a loss
     support: "ClassBalanced | None" = None  # which labelled images it wants beside each batch; None: it needs no label
+
+    def check(self, plan: Plan) -> None:
+        """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from unlabeled.objective import Batch, Objective, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
+from unlabeled.sharding import mesh_of, shard
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
@@ -69,6 +70,12 @@ class Pretraining(pl.LightningModule):
         """Of the step that comes next."""
         return self.recipe.lr_at(self.progress, self.batch_size)
 
+    def configure_model(self) -> None:
+        """Called once the processes know each other."""
+        mesh = mesh_of(self.trainer.strategy)
+        if mesh is not None:
+            shard(self.objective, mesh)
+
     def configure_optimizers(self) -> Optimizer:
         return self.recipe.build(self.objective, self.batch_size)
 
@@ -87,7 +94,7 @@ class Pretraining(pl.LightningModule):
         first = self.global_rank * len(batch.images)
         key = ViewKey(self.seed, self.global_step, first, self.batch_size)
         with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, key)
+            views = self.views(batch.images, batch.ids, key)
         views = tuple(view.to(memory_format=torch.channels_last) for view in views)
         return batch._replace(views=views, support=self._support_with_views(batch.support))
 
@@ -100,7 +107,7 @@ class Pretraining(pl.LightningModule):
         seed = mix(self.seed, _SUPPORT)
         key = ViewKey(seed, self.global_step, self.global_rank * images, wanted.images_per_step)
         with torch.autocast(support.images.device.type, enabled=False):
-            views = self.views(support.images, key, first=wanted.views)
+            views = self.views(support.images, support.ids, key, first=wanted.views)
         return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from unlabeled import ema
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Objective, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress
 from unlabeled.objectives.moco import (
     KeyQueue,
     MoCo,
@@ -502,5 +502,14 @@ def test_what_cannot_work_is_refused_by_its_key() -> None:
         MoCo(LinearBackbone(), 1, 4, 0.2, 0.9, 12, False, 0)
     with pytest.raises(UserError, match=r"^objective\.bn_splits=2: the backbone has no BatchNorm"):
         moco(bn_splits=2)
-    with pytest.raises(UserError, match=r"^batch_size=8: must be a multiple of objective\.bn_splits=3"):
-        moco(NormedBackbone, bn_splits=3)(make_batch(), Progress(0, 10, 5, 3))
+    plan = Plan(8, 1, 100, [4, 4])
+    with pytest.raises(UserError, match=r"^batch_size=8: must be a multiple of objective\.bn_splits=3$"):
+        moco(NormedBackbone, bn_splits=3).check(plan)
+    with pytest.raises(UserError, match=r"^objective\.bn_splits=2: must be a multiple of the 4 processes$"):
+        moco(NormedBackbone, bn_splits=2).check(plan._replace(processes=4))
+    with pytest.raises(UserError, match=r"^objective\.queue_size=12: there are 11 training images"):
+        moco().check(plan._replace(images=11))
+    for objective in (moco(), moco_v3()):
+        with pytest.raises(UserError, match=r"^views: these make 3 of an image, the objective takes exactly 2"):
+            objective.check(plan._replace(views=[4, 4, 4]))
+        objective.check(plan)

@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Progress
+from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives import swav
 from unlabeled.objectives.swav import FeatureQueue, SwAV, sinkhorn, swapped_prediction
 from unlabeled.optimizers import LARS
@@ -403,9 +403,9 @@ def test_settings_that_cannot_work_are_refused_by_their_key(changed: dict[str, o
     assert str(caught.value) == message
 
 
-def test_a_queue_longer_than_an_epoch_and_a_missing_view_are_refused_in_the_first_step() -> None:
+def test_a_queue_longer_than_an_epoch_and_a_missing_view_are_refused_before_data_is_read() -> None:
     with pytest.raises(UserError, match=r"^objective\.queue_length=81 is longer than an epoch of 80 images$"):
-        make_objective(queue_length=81)(make_batch(0), progress_at(0))
-    one_view = make_batch(0)._replace(views=make_batch(0).views[:1])
-    with pytest.raises(UserError, match=r"^objective\.assigned=\[0, 1\]: 1 view"):
-        make_objective()(one_view, progress_at(0))
+        make_objective(queue_length=81).check(Plan(8, 1, 87, [4, 4]))  # ten batches, and seven images left over
+    with pytest.raises(UserError, match=r"^views: these make 1 of an image, the objective takes at least 2: give"):
+        make_objective().check(Plan(8, 1, 80, [4]))
+    make_objective(queue_length=80).check(Plan(8, 1, 87, [4, 4]))

@@ -73,12 +73,14 @@ class RegNetY(Backbone):
         self.checkpoint_activations = checkpoint_activations
         _initialise(self)
 
+    def shards(self) -> list[nn.Module]:
+        return [block for stage in self.trunk_output.children() for block in stage.children()]
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         recomputes = self.checkpoint_activations and self.training
-        for stage in self.trunk_output.children():
-            for block in stage.children():
-                x = _checkpointed(block, x) if recomputes else block(x)
+        for block in self.shards():
+            x = _checkpointed(block, x) if recomputes else block(x)
         features: Tensor = x.mean(dim=(2, 3))
         return features
 

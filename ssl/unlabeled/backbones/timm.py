@@ -39,6 +39,9 @@ class TimmBackbone(Backbone):
             raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null") from error
         # Not timm's num_features: MobileNetV3, VGG and others have a layer between the pooling and the classifier.
         self.num_features = int(self.model.head_hidden_size)
+        published = self.model.pretrained_cfg
+        fixed = published.get("fixed_input_size", False)
+        self.image_size = image_size or (published["input_size"][-1] if fixed else None)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)

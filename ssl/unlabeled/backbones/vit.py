@@ -60,7 +60,8 @@ class ViT(Backbone):
         if pooling not in ("cls", "gap"):
             raise UserError(f"backbone.pooling={pooling} is neither cls nor gap")
         check_width(width, heads, "backbone.")
-        self.image_size, self.patch_size, self.pooling = image_size, patch_size, pooling
+        self.image_size: int = image_size
+        self.patch_size, self.pooling = patch_size, pooling
         self.num_features = width
         self.grid = image_size // patch_size  # patches along a side
         self.num_patches = self.grid**2
@@ -70,6 +71,9 @@ class ViT(Backbone):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self._initialise(initialisation)
+
+    def shards(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.backbones.vit import EPSILON, Block, ViT, check_width, sincos_position, take, xavier_linears
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 from unlabeled.randomness import mix
 
@@ -237,9 +237,11 @@ class MAE(Objective):
         )
         self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
 
+    def check(self, plan: Plan) -> None:
+        """A second view would be made for nothing."""
+        plan.needs_views(1, 1)
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        if len(batch.views) != 1:
-            raise UserError(f"objective=mae takes one view of an image, there are {len(batch.views)}: give views=mae")
         images = batch.views[0]
         noise = masking_noise(progress, len(images), self.backbone.num_patches).to(images.device)
         prediction, mask, tokens = reconstruct(self.backbone, self.decoder, images, noise, self.mask_ratio)

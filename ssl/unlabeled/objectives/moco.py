@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 from unlabeled.randomness import mix
 
@@ -166,10 +166,22 @@ class MoCo(Objective):
         self.temperature, self.momentum = temperature, momentum
         self.symmetric, self.bn_splits = symmetric, bn_splits
 
+    def check(self, plan: Plan) -> None:
+        """Two views, a queue no longer than the data set, and ``bn_splits`` parts of equal size over all processes."""
+        plan.needs_views(2, 2)
+        size, splits = len(self.queue.keys), self.bn_splits
+        if size > plan.images:
+            raise UserError(
+                f"objective.queue_size={size}: there are {plan.images} training images, allowed: up to that"
+            )
+        if splits > 1 and splits % plan.processes:
+            raise UserError(f"objective.bn_splits={splits}: must be a multiple of the {plan.processes} processes")
+        if plan.batch_size % splits:
+            raise UserError(f"batch_size={plan.batch_size}: must be a multiple of objective.bn_splits={splits}")
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
         x1, x2 = batch.views
-        self._check_batch(len(x1))
         if self.training:
             ema.update(self.momentum_backbone, self.backbone, self.momentum)
             ema.update(self.momentum_projector, self.projector, self.momentum)
@@ -189,17 +201,6 @@ class MoCo(Objective):
         generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, turn, _SHUFFLE))
         permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
         return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
-
-    def _check_batch(self, images: int) -> None:
-        """On every process ``bn_splits`` / processes parts of equal size."""
-        processes, splits = distributed.world_size(), self.bn_splits
-        if splits == 1:
-            return
-        if splits % processes:
-            raise UserError(f"objective.bn_splits={splits}: must be a multiple of the {processes} processes")
-        if images % (splits // processes):
-            total = images * processes
-            raise UserError(f"batch_size={total}: must be a multiple of objective.bn_splits={splits}")
 
     def collapsed_at(self) -> float | None:
         """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
@@ -248,6 +249,9 @@ class MoCoV3(Objective):
         self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
         self.temperature, self.momentum = temperature, momentum
         self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
+
+    def check(self, plan: Plan) -> None:
+        plan.needs_views(2, 2)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward per view: BatchNorm sees the views apart, as in the official code."""

@@ -14,7 +14,7 @@ from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.heads import paws_predictor, swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress, Support
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Support
 from unlabeled.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
@@ -108,10 +108,8 @@ class PAWS(Objective):
         support: the labelled images beside each batch.
 
     Raises:
-        UserError: values that cannot work, also in the first step, when the views are known.
+        UserError: values that cannot work.
     """
-
-    views_needed = LARGE
 
     def __init__(
         self,
@@ -131,6 +129,12 @@ class PAWS(Objective):
         self.predictor: nn.Module = paws_predictor(projection_dim) if prediction_head else nn.Identity()
         self.label_smoothing, self.temperature, self.sharpen = label_smoothing, temperature, sharpen
         self.support, self.classes = support, support.classes_per_batch
+
+    def check(self, plan: Plan) -> None:
+        """Two large views at least; they share a forward with the supports, so they are of one size."""
+        plan.needs_views(LARGE)
+        if len(set(plan.views[:LARGE])) > 1:
+            raise UserError(f"views: the first {LARGE} must be of one size, here {list(plan.views[:LARGE])} pixels")
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
@@ -175,13 +179,9 @@ class PAWS(Objective):
 
 
 def _support_of(batch: Batch) -> Support:
-    support = batch.support
-    if support is None or not support.views:
+    if batch.support is None or not batch.support.views:
         raise UserError("objective=paws needs labelled images beside each batch: Batch.support, with views")
-    sizes = {tuple(view.shape[-2:]) for view in (*support.views, *batch.views[:LARGE])}
-    if len(batch.views) < LARGE or len(sizes) > 1:
-        raise UserError(f"views: objective=paws needs {LARGE} large views of one size first; there are {sorted(sizes)}")
-    return support
+    return batch.support
 
 
 @torch.no_grad()

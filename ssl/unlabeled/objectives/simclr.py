@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlabeled import distributed
 from unlabeled.heads import simclr_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 
 
@@ -56,6 +56,9 @@ class SimCLR(Objective):
         self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
         self.temperature = temperature
         self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
+
+    def check(self, plan: Plan) -> None:
+        plan.needs_views(2, 2)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward over both views: BatchNorm sees 2B images, as in the official code."""

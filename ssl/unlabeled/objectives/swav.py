@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.heads import swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 
 
@@ -140,7 +140,7 @@ class SwAV(Objective):
         queue_from_epoch: filled from then on, and used as soon as it is full.
 
     Raises:
-        UserError: values that cannot work, also in the first step, when the views and the batch are known.
+        UserError: values that cannot work.
     """
 
     def __init__(
@@ -169,9 +169,16 @@ class SwAV(Objective):
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
         self._normalise_prototypes()
 
+    def check(self, plan: Plan) -> None:
+        """Every assigned view is made, beside another one, and the queue is filled within an epoch."""
+        plan.needs_views(max(2, max(self.assigned) + 1))
+        images = plan.images // plan.batch_size * plan.batch_size
+        length = 0 if self.queue is None else self.queue.embeddings.shape[1]
+        if length > images:
+            raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
-        self._check(batch, progress)
         features = _by_resolution(self.backbone, batch.views)
         embeddings = _unit_rows(self.projector(features))
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
@@ -202,15 +209,6 @@ class SwAV(Objective):
         if self.queue is not None:
             metrics["queue_in_use"] = usage.new_tensor(float(queue_scores is not None))
         return metrics
-
-    def _check(self, batch: Batch, progress: Progress) -> None:
-        """Raise UserError for what cannot work with these views or with this many images."""
-        if len(batch.views) < 2 or max(self.assigned) >= len(batch.views):
-            raise UserError(f"objective.assigned={self.assigned}: {len(batch.views)} view(s), numbered from 0")
-        images = progress.steps_per_epoch * len(batch.images) * distributed.world_size()
-        length = 0 if self.queue is None else self.queue.embeddings.shape[1]
-        if length > images:
-            raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
 
     def after_backward(self, progress: Progress) -> None:
         """Without a gradient the optimizer skips them: a gradient of 0 would still let momentum and decay act."""

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from unlabeled.views.colour import equalize, jitter, luminance
 from unlabeled.views.crop import Interpolation, crop_resize
 
-Parameters = dict[str, Tensor]  # name → one row per image, on the CPU
+Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" [B] as well, wherever the batch has them
 
 
 class Operation(Protocol):
@@ -106,7 +106,7 @@ class ColourJitter:
         return {"factors": torch.stack(factors, 1).float(), "order": order, "applied": applied}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return _on_some(
+        return on_some(
             images,
             parameters["applied"],
             lambda some, rows: jitter(
@@ -167,7 +167,7 @@ class Equalize:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return _on_some(images, parameters["applied"], lambda some, rows: equalize(some))
+        return on_some(images, parameters["applied"], lambda some, rows: equalize(some))
 
 
 class GaussianBlur:
@@ -194,14 +194,14 @@ class GaussianBlur:
             blurred: Tensor = gaussian_blur2d(some, (taps, taps), torch.stack([sigma, sigma], 1), "reflect")
             return blurred
 
-        return _on_some(images, parameters["applied"], blur)
+        return on_some(images, parameters["applied"], blur)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-def _on_some(images: Tensor, applied: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def on_some(images: Tensor, applied: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Replace the rows where ``applied`` (on the CPU, so that nothing waits for the device) by ``change`` of them."""
     rows = applied.nonzero().flatten()
     if len(rows) == 0:

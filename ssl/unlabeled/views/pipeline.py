@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+from unlabeled.views.background import RemoveBackground
 from unlabeled.views.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
+from unlabeled.views.masks import open_masks
 from unlabeled.views.operations import Operation
 
 
@@ -28,6 +32,10 @@ class Views(nn.Module):
         mean, std: per channel, subtracted and divided at the very end; None leaves values in [0, 1].
         evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
         evaluation_interpolation: ``bilinear`` or ``bicubic``.
+        masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
+
+    Raises:
+        UserError: the groups read another file, or none.
     """
 
     def __init__(
@@ -38,23 +46,31 @@ class Views(nn.Module):
         std: Sequence[float] | None,
         evaluation_crop: float,
         evaluation_interpolation: Interpolation,
+        masks: str | None = None,
     ) -> None:
         super().__init__()
         self.size, self.groups = size, groups
         self.mean, self.std = mean, std
         self.evaluation_crop, self.evaluation_interpolation = evaluation_crop, evaluation_interpolation
+        self.masks = masks
+        steps = [step for group in groups for step in group.operations if isinstance(step, RemoveBackground)]
+        if {masks} - {None} != {step.masks for step in steps} - {None}:
+            raise UserError(
+                f"views.masks={masks}: RemoveBackground in views.groups must read it (masks: ${{views.masks}})"
+            )
 
-    @property
-    def count(self) -> int:
-        """How many views are made of each image."""
-        return sum(group.count for group in self.groups)
+    def require_masks(self, source: Source) -> None:
+        """Raise UserError if there are to be masks and they are missing or not those of ``source``."""
+        if self.masks is not None:
+            open_masks(self.masks).require(source, self.masks)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
         """Draw and make the views.
 
         Args:
             images: uint8 [B, 3, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
+            ids: int64 [B], of the images in their source.
             key: names the draws.
             first: how many of the first views are made; all where None.
 
@@ -63,14 +79,14 @@ class Views(nn.Module):
         """
         scaled = images.float() / 255
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
-        return tuple(self._view(scaled, key, number, steps) for number, steps in enumerate(operations))
+        return tuple(self._view(scaled, ids, key, number, steps) for number, steps in enumerate(operations))
 
-    def _view(self, images: Tensor, key: ViewKey, number: int, operations: Sequence[Operation]) -> Tensor:
+    def _view(self, images: Tensor, ids: Tensor, key: ViewKey, number: int, operations: Sequence[Operation]) -> Tensor:
         generator = key.generator(number)
         mine = slice(key.first, key.first + len(images))
         for operation in operations:
             drawn = operation.sample(key.total, images.shape[2], images.shape[3], generator)
-            images = operation.apply(images, {name: values[mine] for name, values in drawn.items()})
+            images = operation.apply(images, {name: values[mine] for name, values in drawn.items()} | {"ids": ids})
         return self._normalise(images)
 
     @torch.no_grad()

@@ -1,0 +1,244 @@
+"""ReLIC: each view finds its image among a few, and all pairs of views must see the same likeness among them.
+
+v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. The pretraining code
+of neither was published (github.com/google-deepmind/relicv2 evaluates): what no public text gives is an argument.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed, ema
+from unlabeled.errors import UserError
+from unlabeled.heads import byol_mlp
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.precision import full_precision
+from unlabeled.randomness import mix
+
+StopGradient = Literal["entropy", "first_argument"]
+
+_NEGATIVES = 0x4E6E  # keeps the draw of negatives apart from those of the views, which mix (seed, step, view)
+
+
+@full_precision
+def relic_loss(
+    online_a: Tensor,
+    online_b: Tensor,
+    target_a: Tensor,
+    target_b: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    alpha: float,
+    beta: float,
+    stop_gradient: StopGradient = "entropy",
+) -> Tensor:
+    """α · contrast of view a with view b + β · KL(p(a→b) ‖ p(b→a)), mean over the local rows (arXiv:2201.05119).
+
+    p(a→b) is the softmax of an online embedding of view a over target embeddings of view b: those of its own image and
+    of its negatives, whose images are the same in p(b→a).
+
+    Args:
+        online_a, online_b: [B, D], online embeddings of two views, unnormalised, the same B on every process.
+        target_a, target_b: [B, D], the target network's, unnormalised; get no gradient.
+        negatives: int64 [B, n], rows of the joined batch of all processes, none of them the row's own.
+        temperature: above 0.
+        alpha, beta: weights of contrast and invariance.
+        stop_gradient: see :func:`divergence`.
+
+    Returns:
+        Scalar; α · ln(n+1) when all embeddings are equal.
+    """
+    there = log_likeness(online_a, gather_targets(target_b), negatives, temperature)
+    back = log_likeness(online_b, gather_targets(target_a), negatives, temperature)
+    return alpha * contrast(there) + beta * divergence(there, back, stop_gradient)
+
+
+@full_precision
+def log_likeness(online: Tensor, targets: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """log p over an image and its negatives.
+
+    Args:
+        online: [B, D], unnormalised.
+        targets: [N, D], of :func:`gather_targets`.
+        negatives: int64 [B, n], rows of ``targets``.
+        temperature: above 0.
+
+    Returns:
+        [B, 1 + n], its own image first.
+    """
+    own = distributed.rank() * len(online) + torch.arange(len(online), device=online.device)
+    logits = F.normalize(online, dim=1) @ targets.T / temperature  # [B, N]
+    return F.log_softmax(logits.gather(1, torch.cat([own[:, None], negatives], 1)), dim=1)
+
+
+@full_precision
+def gather_targets(target: Tensor) -> Tensor:
+    """Unit rows [N, D] of all processes, without a gradient, from [B, D]."""
+    return distributed.gather(F.normalize(target.detach(), dim=1))
+
+
+def contrast(log_p: Tensor) -> Tensor:
+    """Negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
+    return -log_p[:, 0].mean()
+
+
+def divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> Tensor:
+    """KL(p ‖ q) of rows [B, 1 + n] in logarithms, mean over the rows; the value does not depend on ``stop_gradient``.
+
+    Args:
+        log_p, log_q: log-probabilities.
+        stop_gradient: ``entropy`` holds Σ p ln p alone, and p still learns through Σ p ln q, as in SemPPL's formula;
+            ``first_argument`` holds p everywhere.
+    """
+    held = log_p.detach()
+    entropy = (held.exp() * held).sum(1)
+    p = log_p.exp() if stop_gradient == "entropy" else held.exp()
+    return (entropy - (p * log_q).sum(1)).mean()
+
+
+def sample_negatives(images: int, count: int, generator: torch.Generator) -> Tensor:
+    """For each of ``images`` rows, ``count`` other rows: every subset alike likely, none twice.
+
+    Floyd's algorithm, all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): ``count`` short draws, and
+    never a matrix of images × images.
+
+    Returns:
+        int64 [images, count], on the CPU.
+    """
+    chosen = torch.full((images, count), -1)
+    for turn in range(count):
+        last = images - 1 - count + turn  # of the others, numbered 0 … images − 2
+        drawn = torch.randint(0, last + 1, (images, 1), generator=generator)
+        taken = (chosen == drawn).any(1, keepdim=True)
+        chosen[:, turn : turn + 1] = torch.where(taken, last, drawn)
+    return chosen + (chosen >= torch.arange(images)[:, None])  # steps over the row itself
+
+
+class ReLIC(Objective):
+    """Online and target network; ReLICv2 with more than two large views or with small ones, else ReLIC.
+
+    The views of the first one's size are large: all of them are seen by both networks. The others are small and seen by
+    the online network alone. The target network follows after each optimizer step, with the new weights.
+
+    Args:
+        backbone: what is pretrained.
+        hidden_dim: width inside projector and predictor.
+        projection_dim: width of the embeddings, D.
+        predictor: a second MLP on the online side, as BYOL.
+        temperature: of the softmax.
+        alpha, beta: weights of contrast and invariance.
+        negatives: other images that each is told from, n, of all processes' batch; None takes all of them.
+        stop_gradient: see :func:`divergence`.
+        include_same_view: also contrast a large view with itself as the target network sees it.
+        small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) with p(l→j) held, where the large
+            view l is the one after j.
+        momentum: of the target network at the start; rises to 1 by half a cosine.
+
+    Raises:
+        UserError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        hidden_dim: int,
+        projection_dim: int,
+        predictor: bool,
+        temperature: float,
+        alpha: float,
+        beta: float,
+        negatives: int | None,
+        stop_gradient: StopGradient,
+        include_same_view: bool,
+        small_invariance: bool,
+        momentum: float,
+    ) -> None:
+        super().__init__()
+        _check(stop_gradient, negatives, momentum)
+        self.backbone = backbone
+        self.projector: nn.Module = byol_mlp(backbone.num_features, hidden_dim, projection_dim)
+        self.predictor: nn.Module = byol_mlp(projection_dim, hidden_dim, projection_dim) if predictor else nn.Identity()
+        self.target_backbone = ema.frozen_copy(self.backbone)
+        self.target_projector: nn.Module = ema.frozen_copy(self.projector)
+        self.temperature, self.alpha, self.beta = temperature, alpha, beta
+        self.negatives, self.stop_gradient, self.momentum = negatives, stop_gradient, momentum
+        self.include_same_view, self.small_invariance = include_same_view, small_invariance
+        self.candidates = 1 + negatives if negatives else 0  # of the last batch where all are taken
+
+    def check(self, plan: Plan) -> None:
+        """Two large views at least, and as many other images as negatives."""
+        plan.needs_views(2)
+        if self.negatives is not None and self.negatives > plan.batch_size - 1:
+            given = f"objective.negatives={self.negatives}"
+            raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Every view apart, as in BYOL's code: BatchNorm never mixes views."""
+        large = [view for view in batch.views if view.shape == batch.views[0].shape]
+        features = [self.backbone(view) for view in batch.views]
+        online = [self.predictor(self.projector(each)) for each in features]
+        targets = [gather_targets(self._target(view)) for view in large]
+        negatives = self._negatives(len(online[0]), progress).to(online[0].device)
+        log_p = [[log_likeness(o, t, negatives, self.temperature) for t in targets] for o in online]
+        loss, metrics = self._all_pairs(log_p)
+        return Output(loss, features[0].detach(), metrics)
+
+    @torch.no_grad()
+    def _target(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.target_projector(self.target_backbone(images))
+        return embeddings
+
+    def _negatives(self, images: int, progress: Progress) -> Tensor:
+        """Once a step, so that all pairs of views are compared on the same images; drawn for the global batch."""
+        total = images * distributed.world_size()
+        count = total - 1 if self.negatives is None else self.negatives
+        self.candidates = 1 + count
+        generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, _NEGATIVES))
+        first = distributed.rank() * images
+        return sample_negatives(total, count, generator)[first : first + images]
+
+    def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over pairs of an online and a target view, Algorithm 1; pairs without an invariance term count too.
+
+        A view has none with itself: the divergence is 0, and ``entropy`` would leave a gradient of that zero.
+        """
+        pairs = list(self._pairs(len(log_p), len(log_p[0])))
+        contrasts = torch.stack([contrast(log_p[i][j]) for i, j in pairs]).mean()
+        divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
+        found = torch.stack([log_p[i][j].detach().argmax(1) == 0 for i, j in pairs]).float().mean()
+        metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "top1": found}
+        return self.alpha * contrasts + self.beta * divergences, metrics
+
+    def _pairs(self, views: int, large: int) -> Iterator[tuple[int, int]]:
+        return ((i, j) for i in range(views) for j in range(large) if self.include_same_view or i != j)
+
+    def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor:
+        large = len(log_p[0])
+        if i < large and i != j:
+            return divergence(log_p[i][j], log_p[j][i], self.stop_gradient)
+        if i >= large and self.small_invariance:
+            return divergence(log_p[(j + 1) % large][j], log_p[i][j], "first_argument")
+        return log_p[i][j].new_zeros(())
+
+    def after_step(self, progress: Progress) -> None:
+        """θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
+        momentum = ema.momentum_at(progress.fraction, self.momentum)
+        ema.update(self.target_backbone, self.backbone, momentum)
+        ema.update(self.target_projector, self.projector, momentum)
+
+    def collapsed_at(self) -> float | None:
+        """α · ln(n+1)."""
+        return self.alpha * math.log(self.candidates) if self.candidates else None
+
+
+def _check(stop_gradient: str, negatives: int | None, momentum: float) -> None:
+    if stop_gradient not in ("entropy", "first_argument"):
+        raise UserError(f"objective.stop_gradient={stop_gradient}: allowed are entropy and first_argument")
+    if negatives is not None and negatives < 1:
+        raise UserError(f"objective.negatives={negatives}: must be at least 1, or null for all other images")
+    if not 0 <= momentum <= 1:
+        raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")

@@ -1,0 +1,88 @@
+"""Weights, gradients and optimizer state cut over all processes (FSDP2), for backbones that one device cannot hold."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from unlabeled.objective import Backbone
+
+
+class FullySharded(ModelParallelStrategy):
+    """Data parallel over all processes, every parameter cut along its first dimension.
+
+    FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a tensor of its own, as LARS and prototypes of
+    length 1 need; the older FSDP joins them into flat pieces. A checkpoint is one file of whole tensors, the same as
+    without sharding: a run may go on with or without it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Lightning's ``auto`` would be tensor parallel within a machine; here every process has its own images."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Whole tensors, on the first process; numbered as the optimizer numbers them, which Lightning changes."""
+        state = optimizer.state_dict()
+        whole = {i: {name: _whole(value) for name, value in slots.items()} for i, slots in state["state"].items()}
+        return {**state, "state": whole} if self.global_rank == 0 else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every process reads the file and takes its pieces."""
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        assert self.model is not None
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=StateDictOptions(full_state_dict=True))
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(_cut(state, optimizer))
+        return checkpoint
+
+
+def mesh_of(strategy: Any) -> DeviceMesh | None:
+    """Of the processes among which a run is cut; None where it is not."""
+    return strategy.device_mesh["data_parallel"] if isinstance(strategy, FullySharded) else None
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Cut every backbone inside ``module`` block by block, then what is left of it, in place."""
+    module.to(memory_format=torch.contiguous_format)  # FSDP2 refuses weights that are channels last
+    for backbone in [each for each in module.modules() if isinstance(each, Backbone)]:
+        for block in backbone.shards():
+            fully_shard(block, mesh=mesh)
+        fully_shard(backbone, mesh=mesh)  # probes call it by itself
+        if hasattr(backbone, "tokens"):  # by which MAE enters a ViT; FSDP watches forward alone
+            register_fsdp_forward_method(backbone, "tokens")
+    fully_shard(module, mesh=mesh)
+
+
+def _whole(value: Any) -> Any:
+    """A collective where ``value`` is cut: every process must come here."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _cut(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer with each tensor cut as its parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def cut(value: Any, parameter: DTensor) -> Any:
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            return value
+        piece = value.to(parameter.device)
+        return distribute_tensor(piece, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    pieces = {
+        i: {name: cut(value, parameters[i]) for name, value in slots.items()} for i, slots in state["state"].items()
+    }
+    return {**state, "state": pieces}

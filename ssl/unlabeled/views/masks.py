@@ -1,0 +1,96 @@
+"""Foreground masks of a whole data set in one file: a bit per pixel, read where it lies on disk."""
+
+import hashlib
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+
+FORMAT = "unlabeled masks 1"
+MAKE = "python -m unlabeled.views.saliency data=…"
+
+
+@dataclass
+class Masks:
+    """One mask per image of a source, by its id. N is their number."""
+
+    packed: Tensor  # uint8 [N, ceil(size²/8)], see pack
+    coverage: Tensor  # float32 [N], share of foreground
+    size: int  # height and width, pixels
+    samples: str  # SHA-256 of what the images are called
+    classes: list[str]  # of the source, where it knows them
+    data: str  # the data set in words
+    settings: dict[str, Any]  # how the masks were made
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all; readable with ``torch.load(weights_only=True, mmap=True)``."""
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:  # by its name, torch.save would put the name into the file
+            torch.save({"format": FORMAT, **vars(self)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def rows(self, ids: Tensor, device: torch.device) -> Tensor:
+        """The masks of ``ids`` int64 [n] as bool [n, size, size]; only their bits travel to the device."""
+        return unpack(self.packed[ids].to(device), self.size)
+
+    def require(self, source: Source, path: str) -> None:
+        """Raise UserError unless these are the masks of ``source``; ``path`` is for the message."""
+        both_named = self.classes and source.classes  # rows of parquet files are called alike in all data sets
+        if self.samples != samples_hash(source) or (both_named and self.classes != source.classes):
+            raise UserError(
+                f"views.masks={path} was made for other data ({self.data}), not for the {len(source):,} training "
+                f"images of this run; make their own: {MAKE} out=…, or give views.masks=null"
+            )
+
+
+def open_masks(path: str) -> Masks:
+    """The masks in a file, mapped and not read.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"views.masks={path}: no such file; make it: {MAKE} out={path}, or give views.masks=null")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
+        raise UserError(f"views.masks={path}: not a file of masks, or cut short; make it again: {MAKE}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise UserError(f"views.masks={path}: not a file of masks; {MAKE} out=… makes one")
+    return Masks(**content)
+
+
+def pack(masks: Tensor) -> Tensor:
+    """Bool [B, S, S] → uint8 [B, ceil(S²/8)]: pixels in rows, the first in the lowest bit, the end filled with 0."""
+    bits = masks.flatten(1)
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
+    return (bits << torch.arange(8, device=bits.device, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, size: int) -> Tensor:
+    """Uint8 [B, ceil(size²/8)] → bool [B, size, size], the inverse of :func:`pack`."""
+    bits: Tensor = packed[:, :, None] >> torch.arange(8, device=packed.device, dtype=torch.uint8) & 1
+    return bits.flatten(1)[:, : size**2].view(-1, size, size).bool()
+
+
+def samples_hash(source: Source) -> str:
+    """SHA-256 over the number of images and their names in order, below the folder that they share.
+
+    Data may be moved, as to a cluster's local disk, without making masks again. Some seconds for a million images.
+    """
+    names = [source.name(index) for index in range(len(source))]
+    shared = os.path.commonpath([os.path.dirname(name) for name in (min(names), max(names))])
+    digest = hashlib.sha256(f"{len(names)}\n".encode())
+    for name in names:
+        digest.update(os.fsencode(name[len(shared) :].lstrip(os.sep)) + b"\n")
+    return digest.hexdigest()
