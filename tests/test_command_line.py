@@ -101,7 +101,7 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
         ([*PAWS, "objective.support.views=3"], ["objective.support.views=3", "at most 2"]),
         ([*PAWS, "objective.support.per_class=3"], ["not fraction=0.1 and per_class=3"]),
-        ([*PAWS, "views=mae_small"], ["views: 1 of each image, the objective needs 2"]),
+        ([*PAWS, "views=mae_small"], ["views: these make 1 of an image", "at least 2"]),
         ([*PAWS, "objective.support.images_per_class=20"], ["objective.support.images_per_class=20", "class"]),
         (["probe=paws_nn", "probe.paws_nn.per_class=0"], ["probe.paws_nn.per_class=0"]),
         (["backbone=timm", "backbone.model=resnet51"], ["backbone.model=resnet51", "resnet50"]),

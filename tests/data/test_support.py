@@ -179,16 +179,18 @@ def test_supports_are_seen_as_the_first_views_are_with_draws_of_their_own_whatev
     for rank, share in enumerate(images.chunk(processes)):
         objective = SimpleNamespace(support=settings(views=2))
         run = SimpleNamespace(objective=objective, views=views, seed=5, global_step=3, global_rank=rank)
-        made = Pretraining._support_with_views(cast(Any, run), Support(share, torch.arange(1), torch.arange(1)))
+        made = Pretraining._support_with_views(
+            cast(Any, run), Support(share, torch.arange(len(share)), torch.arange(1))
+        )
         assert made is not None
         assert len(made.views) == 2
         parts.append(torch.stack(made.views))
     whole = torch.cat(parts, 1)
     assert whole.shape == (2, 6, 3, 4, 4)
-    of_the_batch = torch.stack(views(images, ViewKey(5, 3, 0, 6), first=2))
+    of_the_batch = torch.stack(views(images, torch.arange(6), ViewKey(5, 3, 0, 6), first=2))
     assert not bool((whole == of_the_batch).flatten(2).all(2).any())
     key = ViewKey(mix(5, _SUPPORT), 3, 0, 6)
-    assert torch.equal(whole, torch.stack(views(images, key, first=2)))
+    assert torch.equal(whole, torch.stack(views(images, torch.arange(6), key, first=2)))
     assert Pretraining._support_with_views(cast(Any, run), None) is None
 
 
