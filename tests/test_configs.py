@@ -88,19 +88,19 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     backbone = objective.backbone
     views = instantiate(config.views)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    ids = torch.arange(16)
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     objective.check(
         Plan(
             16,
             1,
             100_000,
-            [view.shape[-1] for view in views(images[:1], torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))],
+            [view.shape[-1] for view in views(images[:1], ids[:1], ViewKey(0, 0, 0, 1))],
         )
     )
     before = {key: value.clone() for key, value in objective.state_dict().items()}
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
-        ids = torch.arange(16)
         made = views(images, ids, ViewKey(0, step, 0, 16))
         support = None if objective.support is None else Support(images, ids, ids % 2, made[:1])
         output = objective(Batch(images, ids, torch.full((16,), -1), made, support), progress)
@@ -121,7 +121,7 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     collapsed = objective.collapsed_at()
     assert collapsed is None or math.isfinite(collapsed)
     plain = views.plain(images)
-    for column in objective.pictures(Batch(images, torch.arange(16), torch.arange(16), (plain,)), 0).values():
+    for column in objective.pictures(Batch(images, ids, ids, (plain,)), 0).values():
         assert column.shape == plain.shape
     objective.load_state_dict(before)
 

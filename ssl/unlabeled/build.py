@@ -109,14 +109,11 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views: Views = instantiate(config.views)
     views.require_masks(data.splits.train)
     objective = build_objective(config)
-    check_together(objective.backbone, objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    serve_support(data, objective, trainer.world_size)
-    if (
-        isinstance(trainer.strategy, FullySharded)
-        and config.pictures
-        and type(objective).pictures != Objective.pictures
-    ):
+    check_together(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    paints = config.pictures is not None and type(objective).pictures != Objective.pictures
+    if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
+    serve_support(data, objective, trainer.world_size)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
@@ -132,9 +129,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     return Run(trainer, module, data, checkpoint)
 
 
-def check_together(
-    backbone: Backbone, objective: Objective, views: Views, train: Source, batch_size: int, processes: int
-) -> None:
+def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
     """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
     black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
     sizes = [
@@ -142,6 +137,7 @@ def check_together(
         for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
     ]
     objective.check(Plan(batch_size, processes, len(train), sizes))
+    backbone = objective.backbone
     if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
         raise UserError(
             f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
@@ -197,7 +193,7 @@ def build_data(config: DictConfig) -> DataModule:
 
 
 def serve_support(data: DataModule, objective: Objective, processes: int) -> None:
-    """Let the data have the labelled images that the objective asks for; raises UserError for test images."""
+    """Let the data have the labelled images that the objective asks for, which must not be test images."""
     if objective.support is None:
         return
     data.serve(objective.support, processes)

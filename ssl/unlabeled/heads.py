@@ -49,6 +49,20 @@ def swav_projector(
     return nn.Sequential(*modules, nn.Linear(in_features, out_features))
 
 
+def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    """Projector and predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
+
+    Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
+    1 / inputs, cut off at two deviations.
+    """
+    first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
+    nn.init.zeros_(first.bias)
+    for linear in (first, last):
+        std = linear.in_features**-0.5
+        nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
+
+
 def paws_predictor(width: int) -> nn.Sequential:
     """The prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, a quarter as wide inside.
 
@@ -63,20 +77,6 @@ def paws_predictor(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.BatchNorm1d(width), nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
     )
-
-
-def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Projector and predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
-
-    Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
-    1 / inputs, cut off at two deviations.
-    """
-    first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
-    nn.init.zeros_(first.bias)
-    for linear in (first, last):
-        std = linear.in_features**-0.5
-        nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
-    return nn.Sequential(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
 
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:
