@@ -133,8 +133,9 @@ class PAWS(Objective):
     def check(self, plan: Plan) -> None:
         """Two large views at least; they share a forward with the supports, so they are of one size."""
         plan.needs_views(LARGE)
-        if len(set(plan.views[:LARGE])) > 1:
-            raise UserError(f"views: the first {LARGE} must be of one size, here {list(plan.views[:LARGE])} pixels")
+        sizes = list(plan.views[:LARGE])
+        if len(set(sizes)) > 1:
+            raise UserError(f"views: the first {LARGE} of objective=paws are the large ones, of one size; here {sizes}")
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
@@ -179,9 +180,13 @@ class PAWS(Objective):
 
 
 def _support_of(batch: Batch) -> Support:
-    if batch.support is None or not batch.support.views:
+    support = batch.support
+    if support is None or not support.views:
         raise UserError("objective=paws needs labelled images beside each batch: Batch.support, with views")
-    return batch.support
+    sizes = {tuple(view.shape[-2:]) for view in (*support.views, *batch.views[:LARGE])}
+    if len(batch.views) < LARGE or len(sizes) > 1:
+        raise UserError(f"views: objective=paws needs {LARGE} large views of one size first; there are {sorted(sizes)}")
+    return support
 
 
 @torch.no_grad()
