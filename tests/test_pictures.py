@@ -8,10 +8,11 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torchvision.transforms.functional import pil_to_tensor
 
-from unlabeled.build import Run, build_run
+from unlabeled.build import build_run
 from unlabeled.config import open_run
 from unlabeled.evaluation.features import state_hash
 from unlabeled.pictures import GAP, TITLE, Pictures, draw, log_picture
+from unlabeled.run import Run
 
 CONF = Path(__file__).parents[1] / "conf"
 MAE = (

@@ -11,9 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from unlabeled.build import Run, build_run
+from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
+from unlabeled.run import Run
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -1,11 +1,8 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
-import json
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
 from unlabeled.checkpointing import LastCheckpoint
-from unlabeled.config import is_sweep, write_config
+from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
@@ -29,66 +26,11 @@ from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
+from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint
-
-DISJOINT = "none has the name of a test image (contents were not compared)"
-
-
-@dataclass
-class Run:
-    """What a pretraining run is made of."""
-
-    trainer: pl.Trainer
-    module: Pretraining
-    data: DataModule
-    checkpoint: Path  # where the run's state is kept
-
-    def fit(self, resolved: dict[str, Any]) -> None:
-        """Train to the end, from the checkpoint if there is one; record what is run."""
-        resumes = self.checkpoint.exists()
-        run_dir = self.checkpoint.parent.parent
-        self._check_labels(run_dir / "labels.txt", resumes)
-        if self.trainer.is_global_zero:
-            write_config(resolved, run_dir)
-            self._record_labels(run_dir / "labels.txt")
-            if not resumes:  # drop what a run left that never reached its first checkpoint
-                (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams(resolved)
-        started = time.monotonic()
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
-        if self.trainer.is_global_zero and self.module.steps_taken:
-            self._write_summary(run_dir / "training.json", time.monotonic() - started)
-
-    def _check_labels(self, path: Path, resumes: bool) -> None:
-        """The configuration names the list; what stands in it may have changed since the run was started."""
-        labels = self.data.labels
-        if labels is not None and resumes and path.exists() and path.read_text() != labels.text:
-            raise UserError(f"{path} is not the list of labelled images that objective.support now gives; put it back")
-
-    def _record_labels(self, path: Path) -> None:
-        if self.data.labels is not None:
-            path.write_text(self.data.labels.text)
-            print(f"{self.data.labels}; {DISJOINT}")
-
-    def _write_summary(self, path: Path, seconds: float) -> None:
-        """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
-        summary: dict[str, Any] = {
-            "steps_of_last_session": self.module.steps_taken,
-            "seconds_of_last_session": round(seconds, 1),
-            "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
-            "processes": self.trainer.world_size,
-            "precision": self.trainer.precision,
-            "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
-            "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
-            "collapsed_at": self.module.objective.collapsed_at(),
-        }
-        if self.data.labels is not None:
-            summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
-        path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:

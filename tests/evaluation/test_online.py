@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from unlabeled.build import Run, build_run
+from unlabeled.build import build_run
 from unlabeled.config import open_run
 from unlabeled.evaluation.features import state_hash
 from unlabeled.evaluation.online import OnlineKNN
+from unlabeled.run import Run
 
 CONF = Path(__file__).parents[2] / "conf"
 
