@@ -291,7 +291,7 @@ def test_the_command_masks_every_training_image_and_writes_the_same_bytes_again(
     assert torch.equal(shares, content["coverage"])
     assert 0.2 < float(shares.mean()) < 0.7
     with Image.open(tmp_path / "one.png") as picture:
-        assert picture.size == (7 * (128 + 4), 16 + 8 * (128 + 4))
+        assert picture.size == (9 * (128 + 4), 16 + 8 * (128 + 4))
     command("data=digits", "out=two.pt", "num_workers=0", "device=cpu", "seed=3", "batch_size=256")
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "one.pt", "two.png", "two.pt"]

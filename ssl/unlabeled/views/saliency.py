@@ -23,12 +23,14 @@ from unlabeled.pictures import draw
 from unlabeled.randomness import mix
 from unlabeled.views.background import Fill, paint_background
 from unlabeled.views.masks import Masks, pack, samples_hash
+from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.saliency_fusion import fuse
 from unlabeled.views.saliency_maps import MAPS
 from unlabeled.views.saliency_network import train_network
 
 SETTINGS = ("maps", "work_size", "centre_sigma", "threshold", "refine", "refine_images", "refine_epochs", "seed")
 DEGENERATE = (0.05, 0.95)  # coverages that the report counts; as min_coverage, max_coverage in conf/views/relicv2.yaml
+LARGE_SCALE = (0.3, 1.0)  # of the picture's crops, as in conf/views/relicv2_small.yaml
 ROWS = 8  # of the picture
 
 Saliency = Callable[[Tensor], Tensor]  # float [B, 3, h, w] at the working resolution → [B, h, w] in [0, 1]
@@ -143,7 +145,7 @@ def resized_maps(maps: Tensor, size: int) -> Tensor:
 def _columns(
     data: DataModule, masks: Masks, saliency: Saliency, work_size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Some random images, their maps and masks, and what each fill makes of them: the columns of the picture."""
+    """Some random images, their maps and masks, what each fill makes of them, and views of that: the picture."""
     batches = data.batches(data.train, _random_positions(data, ROWS, masks.settings["seed"]), ROWS)
     batch = next(iter(batches))
     images = batch.images.to(device)
@@ -154,7 +156,14 @@ def _columns(
     generator = torch.Generator().manual_seed(masks.settings["seed"])
     grey, seed = torch.rand(len(images), generator=generator), torch.randint(2**62, (len(images),), generator=generator)
     fills = {fill: paint_background(scaled, foreground, fill, grey, seed) for fill in get_args(Fill)}
-    return columns | fills
+    crops = {f"view {number}": _view(fills["random_gray"], generator) for number in (1, 2)}
+    return columns | fills | crops
+
+
+def _view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A large crop, as the views of ReLICv2 take it of a masked image."""
+    crop = RandomResizedCrop(images.shape[-1], LARGE_SCALE, (3 / 4, 4 / 3), "bicubic", flip=0.5)
+    return crop.apply(images, crop.sample(len(images), images.shape[2], images.shape[3], generator)).clamp(0, 1)
 
 
 def _grey(maps: Tensor) -> Tensor:
