@@ -1,6 +1,7 @@
 """Schedules as pure functions of progress: there is no schedule state to save or to lose."""
 
 import math
+from collections.abc import Sequence
 
 
 def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
@@ -14,3 +15,13 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
         return step / warmup_steps
     done = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def warmup_tenths(epoch: float, warmup_epochs: float, milestones: Sequence[float]) -> float:
+    """Factor on the peak value: linear from 0 over the warm-up, then a tenth of it after each milestone, in epochs.
+
+    As facebookresearch/moco (``adjust_learning_rate`` without ``--cos``), whose epochs are whole ones.
+    """
+    if epoch < warmup_epochs:
+        return epoch / warmup_epochs
+    return float(0.1 ** sum(epoch >= milestone for milestone in milestones))

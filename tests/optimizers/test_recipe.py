@@ -74,6 +74,13 @@ def test_without_a_warm_up_the_first_step_has_the_peak_rate() -> None:
     assert recipe(warmup_epochs=0).lr_at(at(0), 256) == pytest.approx(0.3)
 
 
+def test_milestones_leave_a_tenth_each_from_the_first_step_of_their_epoch_on() -> None:
+    steps = recipe(warmup_epochs=2, milestones=[12, 16])
+    rate = [steps.lr_at(at(step, total_steps=200), 256) / 0.3 for step in (0, 10, 20, 119, 120, 159, 160, 199)]
+    assert rate == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert recipe(warmup_epochs=0, milestones=[]).lr_at(at(999), 256) == pytest.approx(0.3)
+
+
 def test_a_run_of_one_step_works_with_and_without_a_warm_up() -> None:
     assert recipe(warmup_epochs=0).lr_at(at(0, total_steps=1), 256) == pytest.approx(0.3)
     assert recipe().lr_at(at(0, total_steps=1), 256) == 0

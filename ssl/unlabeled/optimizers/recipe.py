@@ -1,7 +1,7 @@
 """How a run is optimised: the optimizer, the scaling of its learning rate, its schedule and who is decayed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
-from unlabeled.schedules import warmup_cosine
+from unlabeled.schedules import warmup_cosine, warmup_tenths
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Recipe:
         warmup_epochs: linear rise from 0.
         weight_decay: of every parameter that is decayed.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
+        milestones: epochs after which the rate is a tenth of what it was; None lets it fall to 0 by half a cosine.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -32,6 +33,7 @@ class Recipe:
     warmup_epochs: float
     weight_decay: float
     decay_bias_and_norm: bool
+    milestones: Sequence[float] | None = None
 
     def peak_lr(self, batch_size: int) -> float:
         """Learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""
@@ -42,6 +44,8 @@ class Recipe:
 
     def lr_at(self, progress: Progress, batch_size: int) -> float:
         """Learning rate of one step, a pure function of progress."""
+        if self.milestones is not None:
+            return self.peak_lr(batch_size) * warmup_tenths(progress.epoch, self.warmup_epochs, self.milestones)
         warmup_steps = self.warmup_epochs * progress.steps_per_epoch
         return self.peak_lr(batch_size) * warmup_cosine(progress.step, warmup_steps, progress.total_steps)
 

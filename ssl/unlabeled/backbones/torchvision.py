@@ -1,0 +1,67 @@
+"""Any classification model of torchvision as a backbone: what goes into its last linear layer."""
+
+import difflib
+
+import torchvision
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+
+class TorchvisionBackbone(Backbone):
+    """A freshly initialised torchvision model without its last linear layer and the dropout before it.
+
+    ``backbone=resnet18`` and the like are better for ResNets: they know the stem for small images.
+
+    Args:
+        model: a name that ``torchvision.models.list_models(torchvision.models)`` knows, e.g. ``convnext_tiny``.
+        image_size: height and width of the views, for a ViT, whose weights depend on it; None leaves it at 224 there.
+
+    Shape: images [B, 3, h, w] → features [B, num_features].
+
+    Raises:
+        UserError: torchvision has no such model, the model takes no ``image_size``, or does not end in a linear layer.
+    """
+
+    def __init__(self, model: str, image_size: int | None = None) -> None:
+        super().__init__()
+        known = torchvision.models.list_models(torchvision.models)
+        if model not in known:
+            close = difflib.get_close_matches(model, known, n=3)
+            suggestion = f"did you mean {' or '.join(close)}?" if close else "torchvision.models.list_models() has them"
+            raise UserError(f"backbone.model={model}: torchvision has no such classification model; {suggestion}")
+        if image_size is not None and not model.startswith("vit_"):
+            raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null")
+        self.model: nn.Module = torchvision.models.get_model(model, weights=None, **_arguments(model, image_size))
+        self.num_features = _remove_classifier(self.model, model)
+        self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model(images)
+        return features
+
+
+def _arguments(model: str, image_size: int | None) -> dict[str, object]:
+    if model in ("googlenet", "inception_v3"):  # a second output while training would be a tuple
+        return {"aux_logits": False, "init_weights": True, "dropout": 0.0}
+    return {} if image_size is None else {"image_size": image_size}
+
+
+def _remove_classifier(network: nn.Module, name: str) -> int:
+    """Make the last linear layer, and dropout in the part where it stands, pass on what they get; returns its width."""
+    paths = dict(network.named_modules())
+    head = list(paths)[-1].partition(".")[0]  # the outermost part that comes last
+    linears = [path for path, module in paths.items() if isinstance(module, nn.Linear) and _inside(path, head)]
+    if not linears:
+        raise UserError(f"backbone.model={name}: does not end in a linear layer that could be taken off")
+    classifier = paths[linears[-1]]
+    assert isinstance(classifier, nn.Linear)
+    for path, module in paths.items():
+        if path == linears[-1] or (isinstance(module, nn.Dropout) and _inside(path, head)):
+            network.set_submodule(path, nn.Identity())
+    return classifier.in_features
+
+
+def _inside(path: str, part: str) -> bool:
+    return path.partition(".")[0] == part
