@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
@@ -81,33 +82,24 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
     pytest.fail(f"no small backbone serves objective={name}: {refusals}")
 
 
-@pytest.mark.parametrize("name", members("objective"))
-def test_every_objective_keeps_the_contract(name: str) -> None:
-    torch.manual_seed(0)
-    config, objective = small_objective(name)
-    backbone = objective.backbone
-    views = instantiate(config.views)
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    ids = torch.arange(16)
-    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    objective.check(
-        Plan(
-            16,
-            1,
-            100_000,
-            [view.shape[-1] for view in views(images[:1], ids[:1], ViewKey(0, 0, 0, 1))],
-        )
-    )
-    before = {key: value.clone() for key, value in objective.state_dict().items()}
+def sizes_of(views: Any, image_size: int) -> list[int]:
+    black = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+    return [view.shape[-1] for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
+
+
+def take_three_steps(objective: Objective, optimizer: torch.optim.Optimizer, views: Any, images: Tensor) -> None:
+    """As training does; every promise of the contract is looked at."""
+    ids, unlabelled = torch.arange(len(images)), torch.full((len(images),), -1)
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
-        made = views(images, ids, ViewKey(0, step, 0, 16))
-        support = None if objective.support is None else Support(images, ids, ids % 2, made[:1])
-        output = objective(Batch(images, ids, torch.full((16,), -1), made, support), progress)
+        made = views(images, ids, ViewKey(0, step, 0, len(images)))
+        slots = ids % objective.support.classes_per_batch if objective.support else ids
+        support = Support(images, ids, slots, made[:1]) if objective.support else None
+        output = objective(Batch(images, ids, unlabelled, made, support), progress)
         assert output.loss.shape == ()
         assert output.loss.dtype == torch.float32
         assert bool(output.loss.isfinite())
-        assert output.features.shape == (16, backbone.num_features)
+        assert output.features.shape == (len(images), objective.backbone.num_features)
         assert not output.features.requires_grad
         assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
         optimizer.zero_grad()
@@ -116,14 +108,33 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
         objective.after_backward(progress)
         optimizer.step()
         objective.after_step(progress)
+
+
+@pytest.mark.parametrize("name", members("objective"))
+def test_every_objective_keeps_the_contract(name: str) -> None:
+    torch.manual_seed(0)
+    config, objective = small_objective(name)
+    views = instantiate(config.views)
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    objective.check(Plan(16, 1, 100_000, sizes_of(views, 16)))
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    take_three_steps(objective, torch.optim.SGD(objective.parameters(), lr=0.1), views, images)
     moved = [key for key, value in objective.state_dict().items() if not torch.equal(value, before[key])]
     assert any(key.startswith("backbone.") for key in moved)
     collapsed = objective.collapsed_at()
     assert collapsed is None or math.isfinite(collapsed)
-    plain = views.plain(images)
+    plain, ids = views.plain(images), torch.arange(16)
     for column in objective.pictures(Batch(images, ids, ids, (plain,)), 0).values():
         assert column.shape == plain.shape
     objective.load_state_dict(before)
+
+
+def composed_experiment(name: str) -> DictConfig:
+    """With a word for what only a user knows, and no masks."""
+    missing = missing_keys(composed(f"experiment={name}"))
+    assert missing <= {"data.path", "views.masks"}
+    given = {"data.path": "x", "views.masks": "null"}
+    return composed(f"experiment={name}", *(f"{key}={given[key]}" for key in missing))
 
 
 @pytest.mark.parametrize("name", members("experiment"))
@@ -131,14 +142,24 @@ def test_every_experiment_composes_and_builds_and_its_header_says_how_to_run_it(
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"experiment={name}" in "\n".join(line for line in lines if line.startswith("#"))
-    missing = missing_keys(composed(f"experiment={name}"))
-    assert missing <= {"data.path", "views.masks"}
-    config = composed(f"experiment={name}", *(f"{key}=x" for key in missing))
+    config = composed_experiment(name)
     check_keys(config, CONF / "train.yaml")
     with torch.device("meta"):
-        instantiate(config.objective, backbone=instantiate(config.backbone))
-    instantiate(config.views)
+        objective: Objective = instantiate(config.objective, backbone=instantiate(config.backbone))
+    views = instantiate(config.views)
+    images = 1347 if name == "digits" else 50_000 if "cifar10" in name else 1_281_167
+    objective.check(Plan(config.batch_size, 1, images, sizes_of(views, config.views.size)))
     assert isinstance(instantiate(config.optimizer), Recipe)
+
+
+@pytest.mark.parametrize("name", [name for name in members("experiment") if name == "digits" or name.endswith("_cpu")])
+def test_every_small_experiment_takes_three_steps(name: str) -> None:
+    torch.manual_seed(0)
+    config = composed_experiment(name)
+    objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+    optimizer = instantiate(config.optimizer).build(objective, 32)
+    images = torch.randint(0, 256, (32, 3, config.views.size, config.views.size), dtype=torch.uint8)
+    take_three_steps(objective, optimizer, instantiate(config.views), images)
 
 
 @pytest.mark.parametrize("name", members("optimizer"))
