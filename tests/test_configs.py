@@ -129,6 +129,29 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     objective.load_state_dict(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("name", members("objective"))
+def test_every_objective_has_a_finite_float32_loss_under_autocast_on_identical_images_and_on_large_embeddings(
+    name: str, scale: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    config, objective = small_objective(name)
+    head = getattr(objective, "projector", getattr(objective, "decoder", None))
+    assert isinstance(head, torch.nn.Module)
+    head.register_forward_hook(lambda module, given, made: made * scale)
+    for images in (torch.rand(16, 3, 16, 16), torch.rand(1, 3, 16, 16).expand(16, -1, -1, -1)):
+        sizes = sizes_of(instantiate(config.views), 16)
+        views = tuple(torch.nn.functional.interpolate(images, (size, size)) for size in sizes)
+        ids = torch.arange(16)
+        slots = ids % objective.support.classes_per_batch if objective.support else ids
+        support = Support(images, ids, slots, views[:1]) if objective.support else None
+        with torch.autocast("cpu", dtype=dtype):
+            output = objective(Batch(images, ids, ids, views, support), Progress(0, 3, 3, 0))
+        assert output.loss.dtype == torch.float32
+        assert bool(output.loss.isfinite())
+
+
 def composed_experiment(name: str) -> DictConfig:
     """With a word for what only a user knows, and no masks."""
     missing = missing_keys(composed(f"experiment={name}"))

@@ -1,6 +1,7 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
             "whole tensors: use fsdp (which is FSDP2 here), or ddp"
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     logger = [instantiate(config.logger)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)

@@ -210,7 +210,7 @@ class ReLIC(Objective):
         contrasts = torch.stack([contrast(log_p[i][j]) for i, j in pairs]).mean()
         divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
         found = torch.stack([log_p[i][j].detach().argmax(1) == 0 for i, j in pairs]).float().mean()
-        metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "top1": found}
+        metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "instance_top1": found}
         return self.alpha * contrasts + self.beta * divergences, metrics
 
     def _pairs(self, views: int, large: int) -> Iterator[tuple[int, int]]:
