@@ -9,12 +9,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
+from pytorch_lightning.plugins import TorchSyncBatchNorm
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
+from unlabeled.sharding import FullySharded
 
 CONF = Path(__file__).parents[1] / "conf"
 STEPS = 8
@@ -72,12 +78,25 @@ def train_until(step: int, strategy: str, run_dir: str) -> int:
     return stop.cut
 
 
+def assert_batchnorm_is_synchronised() -> None:
+    """As far as a CPU can tell, where such a layer does not run."""
+    strategy = FullySharded()
+    strategy._layer_sync = TorchSyncBatchNorm()
+    strategy._device_mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
+    network = nn.Sequential(ResNet(10, 0.125, "cifar"))
+    strategy.cut(network)
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    assert len(norms) > 5
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
 def one_of_two(rank: int, port: int, folder: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     assert train_until(STEPS, "ddp", f"{folder}/whole") == 0
     parameters = train_until(STEPS, "fsdp", f"{folder}/cut")
     assert parameters > 40
+    assert_batchnorm_is_synchronised()
     for step, strategy in ((2, "fsdp"), (5, "ddp"), (STEPS, "fsdp")):
         train_until(step, strategy, f"{folder}/moved")
 

@@ -96,6 +96,9 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
             f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
             "whole tensors: use fsdp (which is FSDP2 here), or ddp"
         )
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    if strategy == "fsdp" and precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     logger = [instantiate(config.logger)] if "logger" in config else []
@@ -103,7 +106,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
-        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        precision=precision,
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
         callbacks=[RunProgress(), *watching, last],
         default_root_dir=config.run_dir,

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from unlabeled.objective import Batch, Objective, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
-from unlabeled.sharding import mesh_of, shard
+from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
@@ -72,9 +72,8 @@ class Pretraining(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Called once the processes know each other."""
-        mesh = mesh_of(self.trainer.strategy)
-        if mesh is not None:
-            shard(self.objective, mesh)
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.cut(self.objective)
 
     def configure_optimizers(self) -> Optimizer:
         return self.recipe.build(self.objective, self.batch_size)

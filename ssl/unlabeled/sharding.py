@@ -31,6 +31,12 @@ class FullySharded(ModelParallelStrategy):
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
+    def cut(self, module: nn.Module) -> None:
+        """Cut ``module`` over the processes, in place; to be called in ``configure_model``."""
+        if self._layer_sync is not None:  # Trainer(sync_batchnorm=true), which Lightning forgets with this strategy
+            self._layer_sync.apply(module)
+        shard(module, self.device_mesh["data_parallel"])
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole tensors, on the first process; numbered as the optimizer numbers them, which Lightning changes."""
         state = optimizer.state_dict()
@@ -46,11 +52,6 @@ class FullySharded(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(_cut(state, optimizer))
         return checkpoint
-
-
-def mesh_of(strategy: Any) -> DeviceMesh | None:
-    """Of the processes among which a run is cut; None where it is not."""
-    return strategy.device_mesh["data_parallel"] if isinstance(strategy, FullySharded) else None
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
