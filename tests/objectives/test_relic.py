@@ -129,7 +129,7 @@ def test_under_autocast_the_loss_is_float32_and_finite_for_large_and_for_equal_e
     assert float(losses[1]) == pytest.approx(0.3 * math.log(11), abs=1e-4)
 
 
-@pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 4), (40, 10)])
+@pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 4), (40, 10), (40, 38), (2000, 1999)])
 def test_negatives_are_other_images_and_none_twice(images: int, count: int) -> None:
     negatives = negatives_of(images, count)
     assert negatives.shape == (images, count)
@@ -309,6 +309,25 @@ def test_negatives_follow_seed_and_step_and_none_means_the_whole_batch() -> None
     assert objective.collapsed_at() == pytest.approx(0.7 * math.log(4))
 
 
+def test_the_share_of_images_that_are_found_is_that_of_the_loop_and_none_where_all_embeddings_are_equal() -> None:
+    objective, batch = make_objective(include_same_view=False), make_batch(large=2, small=0)
+    online, targets = embeddings(objective, batch, 2)
+    negatives = objective._negatives(8, Progress(0, 10, 5, 0))
+    found = [
+        max(others := literal_probabilities(online[i], targets[1 - i], n, row, 0.3)) is others[0]
+        for i in (0, 1)
+        for n, row in enumerate(negatives.tolist())
+    ]
+    output = objective(batch, Progress(0, 10, 5, 0))
+    assert float(output.metrics["instance_top1"]) == pytest.approx(sum(found) / 16)
+    assert 0 < sum(found) < 16
+    nn.init.zeros_(objective.projector.weight)  # type: ignore[arg-type]
+    nn.init.zeros_(objective.target_projector.weight)  # type: ignore[arg-type]
+    collapsed = objective(batch, Progress(0, 10, 5, 0))
+    assert float(collapsed.metrics["instance_top1"]) == 0
+    assert float(collapsed.loss.detach()) == pytest.approx(objective.collapsed_at(), abs=1e-12)
+
+
 def test_state_survives_save_and_load_bit_for_bit() -> None:
     objective, other = make_objective(), make_objective()
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.5)
@@ -367,4 +386,7 @@ def test_what_cannot_work_is_refused_by_its_key() -> None:
         make_objective().check(Plan(3, 1, 100, [4, 4]))
     with pytest.raises(UserError, match=r"^views: these make 1 of an image, the objective takes at least 2"):
         make_objective().check(Plan(8, 1, 100, [4]))
-    make_objective().check(Plan(4, 1, 100, [4, 4]))
+    for sizes in ([4, 2], [2, 4, 4], [2, 2, 4]):
+        with pytest.raises(UserError, match=r"^views: two or more large views come first, then small ones; here \["):
+            make_objective().check(Plan(8, 1, 100, sizes))
+    make_objective().check(Plan(4, 1, 100, [4, 4, 2]))

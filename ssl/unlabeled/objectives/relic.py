@@ -109,11 +109,11 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
     Returns:
         int64 [images, count], on the CPU.
     """
-    chosen = torch.full((images, count), -1)
-    for turn in range(count):
+    chosen = torch.arange(count).repeat(images, 1)  # all that there are, if they are no more than count
+    for turn in range(count if count < images - 1 else 0):
         last = images - 1 - count + turn  # of the others, numbered 0 … images − 2
         drawn = torch.randint(0, last + 1, (images, 1), generator=generator)
-        taken = (chosen == drawn).any(1, keepdim=True)
+        taken = (chosen[:, :turn] == drawn).any(1, keepdim=True)
         chosen[:, turn : turn + 1] = torch.where(taken, last, drawn)
     return chosen + (chosen >= torch.arange(images)[:, None])  # steps over the row itself
 
@@ -172,6 +172,10 @@ class ReLIC(Objective):
     def check(self, plan: Plan) -> None:
         """Two large views at least, and as many other images as negatives."""
         plan.needs_views(2)
+        if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
+            raise UserError(
+                f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"
+            )
         if self.negatives is not None and self.negatives > plan.batch_size - 1:
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
@@ -209,7 +213,7 @@ class ReLIC(Objective):
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
         contrasts = torch.stack([contrast(log_p[i][j]) for i, j in pairs]).mean()
         divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
-        found = torch.stack([log_p[i][j].detach().argmax(1) == 0 for i, j in pairs]).float().mean()
+        found = torch.stack([_own_first(log_p[i][j].detach()) for i, j in pairs]).mean()
         metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "instance_top1": found}
         return self.alpha * contrasts + self.beta * divergences, metrics
 
@@ -233,6 +237,11 @@ class ReLIC(Objective):
     def collapsed_at(self) -> float | None:
         """α · ln(n+1)."""
         return self.alpha * math.log(self.candidates) if self.candidates else None
+
+
+def _own_first(log_p: Tensor) -> Tensor:
+    """Share of the rows [B, 1 + n] whose own image is ahead of all others; 0 where all embeddings are equal."""
+    return (log_p[:, 0] > log_p[:, 1:].amax(1)).float().mean()
 
 
 def _check(stop_gradient: str, negatives: int | None, momentum: float) -> None:
