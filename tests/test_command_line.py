@@ -96,13 +96,7 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic", "square_root"]),
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
-        (
-            (
-                ["trainer.strategy=fsdp", "trainer.precision=16-mixed"],
-                ["trainer.precision=16-mixed", "32-true or bf16"],
-            ),
-            ["trainer.precision=16-mixed", "give 32-true or bf16-"],
-        ),
+        (["trainer.strategy=fsdp", "trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "32-true or bf16"]),
         (["trainer.strategy=deepspeed"], ["trainer.strategy=deepspeed", "use fsdp", "or ddp"]),
         (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
         (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
