@@ -84,6 +84,17 @@ def test_every_pipeline_makes_whole_views_of_one_tiny_or_thin_image(name: str, h
     torch.testing.assert_close(expected, colour.float(), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize(("height", "width", "ratio"), [(1, 10, (0.3, 0.4)), (10, 1, (2.5, 3.0))])
+def test_a_box_has_a_pixel_even_where_torchvisions_fallback_has_none(
+    height: int, width: int, ratio: tuple[float, float]
+) -> None:
+    crop = RandomResizedCrop(4, (0.5, 1.0), ratio, "bilinear", 0.5)
+    boxes = crop.sample(3, height, width, torch.Generator().manual_seed(0))["box"]
+    assert boxes[:, 2:].tolist() == [[1, 1]] * 3
+    view = one_view(Views(4, [ViewGroup(1, [crop])], None, None, 1.0, "bilinear"), uint8_images(3, height, width))
+    assert bool(view.isfinite().all())
+
+
 @pytest.mark.parametrize("pixels", [1, 2, 3, 7])
 def test_operations_after_the_crop_work_on_views_of_a_few_pixels(pixels: int) -> None:
     crop = RandomResizedCrop(pixels, (0.08, 1.0), (0.75, 4 / 3), "bicubic", 0.5)

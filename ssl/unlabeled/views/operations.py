@@ -76,9 +76,9 @@ class RandomResizedCrop:
 
     def _central(self, height: int, width: int) -> tuple[int, int]:
         if width / height < self.ratio[0]:
-            return round(width / self.ratio[0]), width
+            return max(1, round(width / self.ratio[0])), width
         if width / height > self.ratio[1]:
-            return height, round(height * self.ratio[1])
+            return height, max(1, round(height * self.ratio[1]))
         return height, width
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
@@ -108,12 +108,12 @@ class ColourJitter:
     ) -> None:
         self.strengths, self.hue, self.probability = (brightness, contrast, saturation), hue, probability
         self.additive_brightness = additive_brightness
+        self.ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in self.strengths] + [(-hue, hue)]
+        if additive_brightness:
+            self.ranges[0] = (-brightness, brightness)
 
     def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
-        ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in self.strengths] + [(-self.hue, self.hue)]
-        if self.additive_brightness:
-            ranges[0] = (-self.strengths[0], self.strengths[0])
-        factors = [_uniform((count,), low, high, generator) for low, high in ranges]
+        factors = [_uniform((count,), low, high, generator) for low, high in self.ranges]
         order = torch.rand((count, 4), generator=generator).argsort(1)
         applied = torch.rand(count, generator=generator) < self.probability
         return {"factors": torch.stack(factors, 1).float(), "order": order, "applied": applied}
