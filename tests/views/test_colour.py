@@ -62,6 +62,38 @@ def test_jitter_in_each_of_the_24_orders_equals_torchvision_one_after_the_other(
     assert difference(same[ORDERS.index((0, 1, 2, 3))], same[ORDERS.index((1, 0, 2, 3))]) > 0.01  # order matters
 
 
+def test_added_brightness_in_each_of_the_24_orders_is_that_of_a_literal_loop() -> None:
+    """x + δ as tf.image.random_brightness (SimCLR's data_util.py, simclrv1; BYOL), clipped after each operation."""
+    images, order = images_of(24), torch.tensor(ORDERS)
+    numbers = torch.tensor([0.0, 0.5, 0.8, 0.0]) + torch.rand(24, 4, generator=torch.Generator().manual_seed(1))
+    shifts = torch.linspace(-0.4, 0.4, 24)
+    factors = torch.cat([shifts[:, None], numbers[:, 1:3], 0.2 * numbers[:, 3:] - 0.1], 1)
+    expected = []
+    for row, values, turns in zip(images.double(), factors.tolist(), ORDERS, strict=True):
+        for which in turns:
+            row = (row + values[0]).clamp(0, 1) if which == 0 else THEIRS[which](row, values[which])
+        expected.append(row)
+    ours = jitter(images, factors, order, additive_brightness=True)
+    assert difference(ours, torch.stack(expected)) <= LEVEL
+    multiplied = jitter(images, factors + torch.tensor([1.0, 0, 0, 0]), order)
+    assert difference(ours, multiplied) > 0.3
+
+
+def test_added_brightness_is_uniform_on_both_sides_of_zero_and_leaves_every_other_draw_as_it_was() -> None:
+    operation = ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True)
+    added = operation.sample(5000, 8, 8, torch.Generator().manual_seed(0))
+    multiplied = ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8).sample(5000, 8, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(added["factors"][:, 0] + 1, multiplied["factors"][:, 0], rtol=0, atol=1e-6)
+    assert kstest(added["factors"][:, 0].numpy(), "uniform", args=(-0.4, 0.8)).pvalue > 1e-3
+    assert torch.equal(added["factors"][:, 1:], multiplied["factors"][:, 1:])
+    assert torch.equal(added["order"], multiplied["order"])
+    grey = torch.full((5, 3, 4, 4), 0.5)
+    ours = operation.apply(grey, {name: values[:5] for name, values in added.items()})
+    shifts = torch.where(added["applied"], added["factors"][:, 0], torch.zeros(5000))[:5, None, None, None]
+    assert float(shifts.abs().max()) > 0.1
+    torch.testing.assert_close(ours, 0.5 + shifts.expand(5, 3, 4, 4), rtol=0, atol=1e-5)  # grey has no other change
+
+
 def test_factors_of_one_change_nothing_bit_for_bit_and_no_shift_of_hue_almost_nothing() -> None:
     images = images_of(24)
     factors = torch.tensor([IDENTITY]).expand(24, 4)

@@ -19,21 +19,22 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     return turned
 
 
-def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+def jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
     Args:
         images: float [B, 3, h, w] in [0, 1].
         factors: [B, 4], multiplicative for brightness, contrast and saturation (1 changes nothing), a shift in turns
-            for hue (0 changes nothing).
+            for hue (0 changes nothing). With ``additive_brightness`` the first is what is added (0 changes nothing).
         order: int64 [B, 4] **on the CPU**, a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image.
+        additive_brightness: brightness as TensorFlow's ``random_brightness`` instead of torchvision's.
 
     Returns:
         [B, 3, h, w].
     """
     for turn in range(4):
         operation = order[:, turn]
-        images = _blend(images, factors, operation.to(images.device))
+        images = _blend(images, factors, operation.to(images.device), additive_brightness)
         rows = (operation == 3).nonzero().flatten().to(images.device)  # order is on the CPU: no wait for the device
         if len(rows):
             images = images.index_copy(0, rows, shift_hue(images[rows], factors[rows, 3]))
@@ -59,17 +60,22 @@ def equalize(images: Tensor) -> Tensor:
     return (table.gather(2, levels) / 255).to(images.dtype).view_as(images)
 
 
-def _blend(images: Tensor, factors: Tensor, operation: Tensor) -> Tensor:
+def _blend(images: Tensor, factors: Tensor, operation: Tensor, additive_brightness: bool) -> Tensor:
     """Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves.
 
-    Factor 0 leaves black, the mean grey value of the image, or its grey picture. Rows whose turn is hue get factor 1.
+    Factor 0 leaves black, the mean grey value of the image, or its grey picture. Rows whose turn is hue get factor 1,
+    and so do those whose brightness is added to.
     """
-    factor = factors.gather(1, operation[:, None]).where((operation < 3)[:, None], torch.ones_like(factors[:, :1]))
+    blended = (operation < 3) & (operation >= int(additive_brightness))
+    factor = factors.gather(1, operation[:, None]).where(blended[:, None], torch.ones_like(factors[:, :1]))
     grey = luminance(images)
     base = torch.where(_is(operation, 1), grey.mean((2, 3), keepdim=True), grey)
     base = torch.where(_is(operation, 0), torch.zeros_like(base), base)
     factor = factor[:, :, None, None]
-    return (factor * images + (1 - factor) * base).clamp(0, 1)
+    base = (1 - factor) * base
+    if additive_brightness:
+        base = base + factors[:, :1, None, None] * _is(operation, 0)
+    return (factor * images + base).clamp(0, 1)
 
 
 def _is(operation: Tensor, which: int) -> Tensor:

@@ -76,9 +76,9 @@ class RandomResizedCrop:
 
     def _central(self, height: int, width: int) -> tuple[int, int]:
         if width / height < self.ratio[0]:
-            return round(width / self.ratio[0]), width
+            return max(1, round(width / self.ratio[0])), width
         if width / height > self.ratio[1]:
-            return height, round(height * self.ratio[1])
+            return height, max(1, round(height * self.ratio[1]))
         return height, width
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
@@ -93,26 +93,37 @@ class ColourJitter:
         brightness, contrast, saturation: factors are uniform in [max(0, 1 − value), 1 + value].
         hue: shifts are uniform in [−value, value] turns, at most 0.5.
         probability: share of the images that are changed at all.
+        additive_brightness: what is uniform in [−brightness, brightness] is added to all values instead, as TensorFlow
+            has it: SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
-    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float, probability: float) -> None:
+    def __init__(
+        self,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+        probability: float,
+        additive_brightness: bool = False,
+    ) -> None:
         self.strengths, self.hue, self.probability = (brightness, contrast, saturation), hue, probability
+        self.additive_brightness = additive_brightness
+        self.ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in self.strengths] + [(-hue, hue)]
+        if additive_brightness:
+            self.ranges[0] = (-brightness, brightness)
 
     def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
-        factors = [_uniform((count,), max(0.0, 1 - s), 1 + s, generator) for s in self.strengths]
-        factors.append(_uniform((count,), -self.hue, self.hue, generator))
+        factors = [_uniform((count,), low, high, generator) for low, high in self.ranges]
         order = torch.rand((count, 4), generator=generator).argsort(1)
         applied = torch.rand(count, generator=generator) < self.probability
         return {"factors": torch.stack(factors, 1).float(), "order": order, "applied": applied}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return on_some(
-            images,
-            parameters["applied"],
-            lambda some, rows: jitter(
-                some, parameters["factors"][rows].to(images.device, images.dtype), parameters["order"][rows]
-            ),
-        )
+        def change(some: Tensor, rows: Tensor) -> Tensor:
+            factors = parameters["factors"][rows].to(images.device, images.dtype)
+            return jitter(some, factors, parameters["order"][rows], self.additive_brightness)
+
+        return on_some(images, parameters["applied"], change)
 
 
 class Grayscale:

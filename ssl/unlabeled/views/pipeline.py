@@ -76,8 +76,11 @@ class Views(nn.Module):
 
         Returns:
             One float32 [B, 3, h, w] per view.
+
+        Raises:
+            UserError: images of another type or shape.
         """
-        scaled = images.float() / 255
+        scaled = _scaled(images)
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         return tuple(self._view(scaled, ids, key, number, steps) for number, steps in enumerate(operations))
 
@@ -91,12 +94,12 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def plain(self, images: Tensor) -> Tensor:
-        """What evaluation sees: uint8 [B, 3, H, W] → float32 [B, 3, size, size], nothing random."""
+        """What evaluation sees: uint8 [B, 3, H, W] → float32 [B, 3, size, size], nothing random; errors as forward."""
+        scaled = _scaled(images)
         height, width = images.shape[2:]
         side = round(min(height, width) * self.evaluation_crop)
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side], device=images.device)
         boxes, flip = box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        scaled = images.float() / 255
         return self._normalise(crop_resize(scaled, boxes, flip, self.size, self.evaluation_interpolation))
 
     def as_pixels(self, views: Tensor) -> Tensor:
@@ -111,3 +114,14 @@ class Views(nn.Module):
             return images
         mean, std = images.new_tensor(self.mean)[:, None, None], images.new_tensor(self.std)[:, None, None]
         return (images - mean) / std
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Uint8 [B, 3, H, W] → float32 in [0, 1]; any other tensor would give wrong views without a word."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        raise UserError(
+            f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.rgb makes that of grey, "
+            "RGBA and 16-bit images"
+        )
+    return images.float() / 255

@@ -1,0 +1,101 @@
+"""Augmentations of kornia and transforms of torchvision in a pipeline, as reproducible as its own operations."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.views.operations import Parameters
+
+
+class Foreign:
+    """One image after the other through ``transform``, with the global random state seeded for each and put back.
+
+    Such transforms draw from the global random state, so a whole batch at once would depend on which images a process
+    holds. Here each image has a seed, drawn for the global batch: its result is a function of the key and of its
+    position, whatever the number of processes. The price is a Python loop, slow on a GPU and for small images: 0.15 ms
+    for 32 × 32 pixels on one core, where Solarize takes 0.02; at 224 × 224 both take 1 ms.
+
+    In a yaml, below ``operations:``::
+
+        - _target_: unlabeled.views.foreign.Foreign
+          transform:
+            _target_: torchvision.transforms.v2.RandomAdjustSharpness # or kornia.augmentation.RandomPosterize, …
+            sharpness_factor: 2.0
+            p: 0.5
+
+    What the transform returns is clamped to [0, 1], as every operation's result is: interpolation and noise overshoot.
+
+    Args:
+        transform: float [1, 3, h, w] in [0, 1] → float [1, 3, h', w'], of the same size for all images.
+
+    Raises:
+        UserError: it normalises, which the clamp would spoil; or, at the first batch, returns something else.
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+        if any(type(part).__name__ == "Normalize" for part in _parts(transform)):
+            raise UserError("Foreign: no Normalize within views; give views.mean and views.std, which come last")
+        self.transform = transform
+
+    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+        return {"seed": torch.randint(2**62, (count,), generator=generator)}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        changed = []
+        with _restored_randomness(images.device):
+            for row, seed in enumerate(parameters["seed"].tolist()):
+                image = images[row : row + 1].clone()  # some transforms write into it, and other views are made of it
+                _seed(seed, images.device)
+                changed.append(self._checked(self.transform(image), image))
+        if len({each.shape for each in changed}) > 1:
+            raise UserError(f"{self._name()} gives images of several sizes; crop them to one")
+        return torch.cat(changed).to(images.dtype).clamp(0, 1)
+
+    def _checked(self, result: object, image: Tensor) -> Tensor:
+        """``result``, if it is an image as it must be."""
+        if not isinstance(result, Tensor):
+            raise UserError(f"{self._name()} gives a {type(result).__name__}, and not a tensor")
+        if not result.is_floating_point() or result.dim() != 4 or result.shape[:2] != image.shape[:2]:
+            what = f"{str(result.dtype).removeprefix('torch.')} {list(result.shape)}"
+            raise UserError(
+                f"{self._name()} gives {what} for float {list(image.shape)}; it must stay float [1, 3, h, w]"
+            )
+        return result
+
+    def _name(self) -> str:
+        return f"Foreign: {type(self.transform).__name__}"
+
+
+def _parts(transform: object) -> Iterator[object]:
+    """It and all within; torchvision's containers keep a list of ``transforms`` that torch does not know as modules."""
+    yield transform
+    children = list(transform.children()) if isinstance(transform, nn.Module) else []
+    for part in (*children, *getattr(transform, "transforms", ())):
+        yield from _parts(part)
+
+
+@contextmanager
+def _restored_randomness(device: torch.device) -> Iterator[None]:
+    """Put back what Python, numpy, torch on the CPU and torch on ``device`` would have drawn next."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed``, which would also seed the GPUs that nobody puts back."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
