@@ -15,13 +15,16 @@ def train(config: DictConfig, command: str) -> None:
     """One run: go on where it was stopped, train to the end, judge the last state."""
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, build_run
+    from unlabeled.build import build_evaluation, build_preview, build_run
     from unlabeled.checkpointing import Interrupted
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
     run_dir = Path(config.run_dir)
     resolved = open_run(config)
+    if config.preview is not None:
+        print("nothing is trained; the views are in", *build_preview(config).write(run_dir / "preview"))
+        return
     run = build_run(config, resolved)
     try:
         run.fit(resolved)
