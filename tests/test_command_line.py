@@ -95,6 +95,11 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
         (["optimizer.lr_scaling=cubic"], ["optimizer.lr_scaling=cubic", "square_root"]),
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
+        (["preview=0"], ["preview=0", "between 1 and batch_size=256"]),
+        (["preview=257"], ["preview=257", "batch_size=256"]),
+        (["preview=true"], ["preview=True", "a whole number or null"]),
+        (["preview=8", "data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
+        (["preview=8", "views.masks=/nowhere", "views=relicv2_small"], ["/nowhere"]),
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
         (
             (

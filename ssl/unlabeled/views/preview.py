@@ -1,7 +1,7 @@
 """What a run's views look like before it is trained: the pictures that its first step sees, and what is drawn.
 
 Nothing is drawn anew for the page. The run's own ``Views`` make the pictures while each operation writes down what it
-was given; the distributions are those of the first draws of this very run.
+was given; the distributions are those of the first draws of this very run. On a GPU the pixels differ by rounding.
 """
 
 import copy
@@ -89,7 +89,8 @@ class Preview:
         """Write ``index.html`` and ``views.png`` into ``folder`` and return their paths; nothing else is touched."""
         batch = first_images(self.splits.train, self.images, self.batch_size, self.seed)
         shown = trace(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size))
-        text = page(self._facts(), self._rows(batch), batch.images, shown, self.measured(shown))
+        title, rows = f"Views of {folder.parent.name}", self._rows(batch)
+        text = page(title, self._facts(), rows, batch.images, shown, self.measured(shown))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.html").write_text(text, encoding="utf-8")
         draw(_of_one_size(batch.images, shown)).save(folder / "views.png")
@@ -120,8 +121,9 @@ class Preview:
     def _rows(self, batch: Batch) -> list[str]:
         """What stands under each image: its name in the source, and its class if it has one."""
         classes, train = self.splits.train.classes, self.splits.train
-        labels = [classes[label] if 0 <= label < len(classes) else "" for label in batch.labels.tolist()]
-        return [f"{train.name(i)}  {label}".strip() for i, label in zip(batch.ids.tolist(), labels, strict=True)]
+        names = [train.name(index).rsplit("/", 1)[-1] for index in batch.ids.tolist()]
+        labels = [f"class {classes[label]}" if 0 <= label < len(classes) else "" for label in batch.labels.tolist()]
+        return [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]
 
 
 def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batch:

@@ -65,7 +65,7 @@ class Rate:
         if self.configured is None or self.measured == self.configured:
             return 0.0
         variance = self.configured * (1 - self.configured) / len(self.drawn)
-        return abs(self.measured - self.configured) / variance**0.5 if variance else float("inf")
+        return abs(self.measured - self.configured) / variance**0.5 if variance > 0 else float("inf")
 
     @property
     def flagged(self) -> bool:
@@ -102,15 +102,15 @@ def draws(steps: Sequence[Step], numbers: Sequence[int], seed: int, batch_size: 
 
 def measure(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> list[Quantity | Rate]:
     """Every number and every yes or no that an operation drew, beside what it was configured to draw."""
-    title, ranges = title_of(operation), _ranges(operation)
-    applied = drawn.get("applied")
+    title, ranges, named = title_of(operation), _ranges(operation), columns(operation, drawn, frame)
+    applied = named.get("applied")
     measured: list[Quantity | Rate] = []
-    for name, values in columns(operation, drawn, frame).items():
+    for name, values in named.items():
         if values.dtype == torch.bool:
             label = title if name == "applied" else f"{title}: {name}"
             measured.append(Rate(label, values, _probability(operation, name)))
         else:
-            values = values if applied is None else values[applied]
+            values = values[values.isfinite() if applied is None else applied.bool() & values.isfinite()]
             measured.append(Quantity(f"{title}: {name}", values, ranges.get(name), name == "width / height"))
     return [each for each in measured if isinstance(each, Rate) or len(each.values)]
 

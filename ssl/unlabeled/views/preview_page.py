@@ -14,6 +14,8 @@ from unlabeled.views.operations import ColourJitter, RandomResizedCrop
 from unlabeled.views.preview_draws import JITTER, Group, Step, columns, title_of
 from unlabeled.views.preview_tables import table, verdict
 
+WIDE, NARROW = 208, 146  # pixels of a picture: nine columns of narrow ones fit a screen of 1,600
+
 STYLE = """
 body { font: 14px/1.4 system-ui, "Liberation Sans", Arial, sans-serif; color: #222; margin: 24px; }
 h1 { font-size: 22px; margin: 0 0 8px; } h2 { font-size: 16px; margin: 32px 0 8px; } h3 { font-size: 14px; margin: 0; }
@@ -22,11 +24,12 @@ table { border-collapse: collapse; } th { text-align: left; font-weight: 600; }
 .views { table-layout: fixed; }
 .views th, .views td { width: var(--tile); padding: 0 12px 16px 0; vertical-align: top; }
 .views th { padding-bottom: 8px; } .views th span { display: block; border-top: 4px solid; padding-top: 2px; }
-.tile { position: relative; width: var(--tile); } .tile img { display: block; width: 100%; image-rendering: pixelated; }
+.tile { position: relative; width: var(--tile); } .tile img { display: block; width: 100%; }
+.pixels { image-rendering: pixelated; }
 .tile svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .drawn { font-size: 11px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere; }
 .groups { display: flex; flex-wrap: wrap; gap: 24px 48px; }
-.group th, .group td { padding: 3px 16px 3px 0; white-space: nowrap; font-size: 12px; }
+.group th, .group td { padding: 3px 14px 3px 0; white-space: nowrap; font-size: 12px; }
 .group td { border-bottom: 1px solid #e4e4e4; vertical-align: middle; } .group svg { display: block; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .flagged { color: #b00020; font-weight: 600; }
@@ -43,25 +46,31 @@ class Shown:
 
 
 def page(
-    facts: dict[str, str], names: Sequence[str], images: Tensor, shown: Sequence[Shown], groups: Sequence[Group]
+    title: str,
+    facts: dict[str, str],
+    names: Sequence[str],
+    images: Tensor,
+    shown: Sequence[Shown],
+    groups: Sequence[Group],
 ) -> str:
     """The HTML text.
 
     Args:
+        title: of the page.
         facts: what stands at the top, by its title.
-        names: of the images.
+        names: of the images, one or more lines each.
         images: uint8 [B, 3, H, W], as decoded.
         shown: their views.
         groups: what was measured.
     """
-    tile = 208 if len(shown) <= 4 else 146  # pixels: nine columns fit a screen of 1,600
-    top = "".join(f"<p><b>{escape(title)}</b>: {escape(text)}</p>" for title, text in facts.items())
+    tile = WIDE if len(shown) <= 5 else NARROW
+    top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
     rows = "".join(_row(row, name, images, shown) for row, name in enumerate(names))
     tables = "".join(table(group) for group in groups)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Views before training</title>'
-        f"<style>{STYLE}</style></head>\n"
-        f"<body><h1>Views before training</h1>{top}<p>{verdict(groups)}</p>\n"
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>'
+        f"{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>{top}<p>{verdict(groups)}</p>\n"
         "<h2>What the first step sees</h2><p>Boxes on the left show where the views were cut out, in the colours of "
         "their columns. Operations are listed in the order in which they are applied.</p>"
         f'<table class="views" style="--tile: {tile}px">{_header(images, shown)}\n{rows}</table>\n'
@@ -90,15 +99,15 @@ def _row(row: int, name: str, images: Tensor, shown: Sequence[Shown]) -> str:
     boxes = "".join(_box(view, row, _colour(number)) for number, view in enumerate(shown, 1))
     height, width = images.shape[2:]
     frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{boxes}</svg>'
-    cells = [_cell(images[row], frame, f"<div>{escape(name)}</div>")]
+    cells = [_cell(images[row], frame, "".join(f"<div>{escape(line)}</div>" for line in name.splitlines()))]
     cells += [_cell((view.pixels[row] * 255).round().byte(), "", _captions(view.steps, row)) for view in shown]
     return f'<tr class="image">{"".join(cells)}</tr>\n'
 
 
 def _cell(pixels: Tensor, over: str, below: str) -> str:
-    return (
-        f'<td><div class="tile"><img alt="" src="{_inline(pixels)}">{over}</div><div class="drawn">{below}</div></td>'
-    )
+    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # a browser smooths what it enlarges
+    picture = f'<img alt=""{enlarged} src="{_inline(pixels)}">'
+    return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
 
 
 def _inline(pixels: Tensor) -> str:
@@ -139,7 +148,7 @@ def _captions(steps: Sequence[Step], row: int) -> str:
 
 
 def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
-    """One operation on one image, e.g. ``jitter: hue +0.03 → contrast 1.2 → saturation 0.9 → brightness 1.1``.
+    """One operation on one image, e.g. ``jitter: → hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
         step: with the rows of all images.
@@ -148,18 +157,23 @@ def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
     """
     if isinstance(step.operation, RandomResizedCrop):
         top, left, height, width = step.drawn["box"][row].tolist()
-        flipped = ", flipped" if bool(values["flip"]) else ""
-        return f"crop {width} × {height} at {left}, {top}: area {float(values['area']):.0%}{flipped}"
+        parts = [f"crop {width} × {height}", f"at {left}, {top}:", f"area {float(values['area']):.0%}"]
+        return " ".join(_together(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
     if isinstance(step.operation, ColourJitter):
         order = [JITTER[which] for which in step.drawn["order"][row].tolist()]
-        return "jitter: " + " → ".join(
-            f"{name} {_number(values[name], '+' if name == 'hue' else '')}" for name in order
-        )
-    words = ", ".join(f"{name} {_number(value)}" for name, value in values.items())
+        return "jitter: " + " ".join(_together(f"→ {name} {_number(name, values[name])}") for name in order)
+    words = ", ".join(_together(f"{name} {_number(name, value)}") for name, value in values.items())
     return title_of(step.operation) + (f": {words}" if words else "")
 
 
-def _number(value: Tensor, sign: str = "") -> str:
+def _together(words: str) -> str:
+    """No line ends within."""
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _number(name: str, value: Tensor) -> str:
     if value.dtype == torch.bool:
         return "yes" if bool(value) else "no"
-    return f"{value.item():{sign}.2f}" if value.is_floating_point() else str(value.item())
+    if not value.is_floating_point():
+        return str(value.item())
+    return f"{value.item():+.3f}".replace("-", "−") if name == "hue" else f"{value.item():.2f}"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unlabeled.views.preview_draws import FLAGGED, Group, Quantity, Rate
 
-BINS = 30
-WIDTH, HEIGHT, BELOW = 250, 30, 12  # of a picture and of the text below it, pixels
+BINS, AROUND, MOST_BINS = 24, 2, 60  # within the configured range, to each side of it, in all
+WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a picture and of the text below it, pixels
 INK, PALE, LINE = "#0072B2", "#e3edf4", "#D55E00"  # measured, configured range, configured density
 
 
@@ -58,7 +58,7 @@ def _line(name: str, configured: str, measured: str, count: int, picture: str) -
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
+    return (f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}").replace("-", "−")
 
 
 def _bar(rate: Rate) -> str:
@@ -71,33 +71,39 @@ def _bar(rate: Rate) -> str:
 
 
 def _histogram(quantity: Quantity) -> str:
-    """Shares of the draws in ``BINS`` bins; the configured range behind them, its density as a line."""
-    edges = _edges(quantity)
+    """Shares of the draws in bins; the configured range behind them, its density as a line."""
+    edges = bin_edges(quantity)
     counts = torch.histogram(quantity.values.double().cpu(), edges).hist / len(quantity.values)
-    expected = _expected(quantity, edges)
+    expected = expected_shares(quantity, edges)
     tallest = max(float(counts.max()), float(expected.max()))
-    step = WIDTH / BINS
+    step = WIDTH / len(counts)
     heights = [HEIGHT * count / tallest for count in counts.tolist()]
     bars = "".join(_rectangle(i * step, HEIGHT - height, step - 1, height, INK) for i, height in enumerate(heights))
     levels = [HEIGHT * (1 - share / tallest) for share in expected.tolist()]
-    points = " ".join(f"{(i + 0.5) * step:.1f},{level:.1f}" for i, level in enumerate(levels))
+    points = " ".join(f"{i * step:.1f},{y:.1f} {(i + 1) * step:.1f},{y:.1f}" for i, y in enumerate(levels))
     behind, labels = _range(quantity, edges)
     line = f'<polyline points="{points}" fill="none" stroke="{LINE}" stroke-width="1.5"/>' if expected.any() else ""
     return f'<svg width="{WIDTH}" height="{HEIGHT + BELOW}">{behind}{bars}{line}{labels}</svg>'
 
 
-def _edges(quantity: Quantity) -> Tensor:
-    """Of the bins, float64 [BINS + 1]: what is measured, what is configured, and a little more."""
-    ends = [float(quantity.values.min()), float(quantity.values.max()), *(quantity.configured or ())]
-    low, high = min(ends), max(ends)
+def bin_edges(quantity: Quantity) -> Tensor:
+    """Of the bins, float64: the configured range in ``BINS`` parts, and as many to each side as the values need."""
+    least, most = float(quantity.values.min()), float(quantity.values.max())
+    low, high = quantity.configured or (least, most)
+    width = (high - low) / BINS
+    if width > 0:
+        before, after = (max(AROUND, math.floor(over / width) + 1) for over in (low - least, most - high))
+        if before + BINS + after <= MOST_BINS:
+            return low + width * torch.arange(-before, BINS + after + 1, dtype=torch.float64)
+    low, high = min(least, low), max(most, high)
     margin = 0.05 * (high - low) or 0.5 * max(abs(high), 1.0)
     return torch.linspace(low - margin, high + margin, BINS + 1, dtype=torch.float64)
 
 
-def _expected(quantity: Quantity, edges: Tensor) -> Tensor:
+def expected_shares(quantity: Quantity, edges: Tensor) -> Tensor:
     """Share of the draws that each bin should hold; zeros where nothing is known, or but one value is possible."""
     if quantity.configured is None or quantity.configured[0] == quantity.configured[1]:
-        return torch.zeros(BINS)
+        return torch.zeros(len(edges) - 1)
     low, high = quantity.configured
     inside = edges.clamp(low, high)
     if quantity.logarithmic:
