@@ -17,7 +17,9 @@ from torch import Generator, Tensor
 
 from tests.conftest import ROOT, Script
 from unlabeled.build import build_preview, build_run
+from unlabeled.config import open_run, write_config
 from unlabeled.data.digits import digits
+from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
     ColourJitter,
@@ -294,7 +296,7 @@ def test_below_a_view_stand_its_parameters_in_the_order_in_which_they_were_used(
             factors, names = steps[1].drawn["factors"][row], ("brightness", "contrast", "saturation", "hue")
             words = [f"{name} {factor:.2f}" for name, factor in zip(names[:3], factors.tolist()[:3], strict=True)]
             words.append(f"hue {factors[3]:+.3f}".replace("-", "−"))
-            assert "jitter: → " + " → ".join(words[which] for which in steps[1].drawn["order"][row]) in text
+            assert "jitter: " + " → ".join(words[which] for which in steps[1].drawn["order"][row]) in text
         if steps[3].drawn["applied"][row]:
             assert f"blur: sigma {steps[3].drawn['sigma'][row]:.2f}" in text
 
@@ -357,3 +359,14 @@ def test_the_command_writes_the_page_trains_nothing_and_leaves_what_lies_in_the_
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     new = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path not in before}
     assert new == {"preview/index.html", "preview/views.png"}
+
+
+def test_a_run_may_be_looked_at_and_gone_on_with_but_its_folder_takes_no_other_views(tmp_path: Path) -> None:
+    config = composed(f"run_dir={tmp_path}")
+    write_config(open_run(config), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert open_run(composed(f"run_dir={tmp_path}", "preview=8"))["preview"] == 8
+    assert open_run(config)["preview"] is None
+    with pytest.raises(UserError, match="another views"):
+        open_run(composed(f"run_dir={tmp_path}", "preview=8", "views=swav_small"))

@@ -148,7 +148,7 @@ def _captions(steps: Sequence[Step], row: int) -> str:
 
 
 def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
-    """One operation on one image, e.g. ``jitter: → hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
+    """One operation on one image, e.g. ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
         step: with the rows of all images.
@@ -161,7 +161,8 @@ def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
         return " ".join(_together(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
     if isinstance(step.operation, ColourJitter):
         order = [JITTER[which] for which in step.drawn["order"][row].tolist()]
-        return "jitter: " + " ".join(_together(f"→ {name} {_number(name, values[name])}") for name in order)
+        parts = [f"{name} {_number(name, values[name])}" for name in order]
+        return "jitter: " + " ".join(_together(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
     words = ", ".join(_together(f"{name} {_number(name, value)}") for name, value in values.items())
     return title_of(step.operation) + (f": {words}" if words else "")
 
