@@ -74,9 +74,9 @@ def page(
         "<h2>What the first step sees</h2><p>Boxes on the left show where the views were cut out, in the colours of "
         "their columns. Operations are listed in the order in which they are applied.</p>"
         f'<table class="views" style="--tile: {tile}px">{_header(images, shown)}\n{rows}</table>\n'
-        "<h2>What is drawn</h2><p>The first draws of this run. Pale: the configured range or probability; the line is "
-        "its density. Boxes are whole pixels, and one that does not fit into the image is drawn again, so that large "
-        "areas come seldom and small images give few shapes.</p>"
+        "<h2>What is drawn</h2><p>The first draws of this run; numbers are those of the images that got the operation. "
+        "Pale: the configured range or probability; the line is its density. Boxes are whole pixels, and one that does "
+        "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"
         f'<div class="groups">{tables}</div></body></html>\n'
     )
 
