@@ -12,16 +12,20 @@ CONF = Path(__file__).parent / "conf"
 
 
 def train(config: DictConfig, command: str) -> None:
-    """One run: go on where it was stopped, train to the end, judge the last state."""
+    """One run: go on where it was stopped, train to the end, judge the last state; or only look at its views."""
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, build_run
+    from unlabeled.build import build_evaluation, build_preview, build_run
     from unlabeled.checkpointing import Interrupted
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
     run_dir = Path(config.run_dir)
     resolved = open_run(config)
+    if config.preview is not None:
+        page, picture = build_preview(config).write(run_dir / "preview")
+        print(f"nothing is trained; the views are in {page} and {picture}")
+        return
     run = build_run(config, resolved)
     try:
         run.fit(resolved)

@@ -18,7 +18,7 @@ from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
@@ -31,6 +31,7 @@ from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
+from unlabeled.views.preview import Preview
 from unlabeled.weights import Checkpoint
 
 
@@ -70,6 +71,14 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
     )
     return Run(trainer, module, data, checkpoint)
+
+
+def build_preview(config: DictConfig) -> Preview:
+    """What ``preview=…`` needs of a run: its data and its views, no network."""
+    splits: Splits = instantiate(config.data)
+    views: Views = instantiate(config.views)
+    views.require_masks(splits.train)
+    return Preview(views, splits, config.seed, config.batch_size, config.preview)
 
 
 def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:

@@ -35,6 +35,7 @@ TYPES: dict[str, Any] = {
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
     "log_every_n_steps": int,
+    "preview": int | None,
     "run": str | None,
     "checkpoint": str | None,
     "report_dir": str | None,
@@ -60,6 +61,7 @@ FREE_KEYS = (
     "num_workers",
     "online_knn",
     "pictures",
+    "preview",
     "probe",
     "trainer",
 )

@@ -1,0 +1,155 @@
+"""What operations draw, in words and numbers: named columns of their parameters, beside what is configured."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import ColourJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
+
+DRAWS = 2000  # that are measured, per group of views
+FLAGGED = 4.0  # standard errors: one honest rate in 16,000 lies further off
+JITTER = ("brightness", "contrast", "saturation", "hue")
+TITLES = {
+    "RandomResizedCrop": "crop",
+    "ColourJitter": "jitter",
+    "Grayscale": "grayscale",
+    "GaussianBlur": "blur",
+    "Solarize": "solarize",
+    "Equalize": "equalize",
+    "RemoveBackground": "background",
+}
+HIDDEN = ("ids", "seed", "order")  # parameters that say nothing as numbers
+MOST_COLUMNS = 8  # of a parameter that are shown; a larger one is a picture, not a number
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on one view of some images."""
+
+    operation: Operation
+    frame: tuple[int, int]  # height and width of what it was given
+    drawn: Parameters  # one row per image
+    changed: Tensor | None  # bool [B], whether a pixel became another; None where the shape did
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Numbers [n] as drawn for the images that got the operation, and the range that the configuration gives."""
+
+    name: str
+    values: Tensor
+    configured: tuple[float, float] | None  # None: an operation that the preview does not know
+    logarithmic: bool = False  # its logarithm is uniform, not itself
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often something was drawn, bool [n], and its configured probability."""
+
+    name: str
+    drawn: Tensor
+    configured: float | None
+
+    @property
+    def measured(self) -> float:
+        """Share of the draws."""
+        return float(self.drawn.double().mean())
+
+    @property
+    def errors(self) -> float:
+        """Binomial standard errors between measured and configured; 0 where nothing is configured."""
+        if self.configured is None or self.measured == self.configured:
+            return 0.0
+        variance = self.configured * (1 - self.configured) / len(self.drawn)
+        return abs(self.measured - self.configured) / variance**0.5 if variance > 0 else float("inf")
+
+    @property
+    def flagged(self) -> bool:
+        """Whether that is more than chance explains."""
+        return self.errors > FLAGGED
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured of views that are drawn alike."""
+
+    numbers: range  # which views, from 0
+    size: int  # their height and width, pixels
+    measured: list[Quantity | Rate]
+
+
+def draws(steps: Sequence[Step], numbers: Sequence[int], seed: int, batch_size: int) -> list[Parameters]:
+    """The first ``DRAWS`` parameters that a run draws for some views, one dict per operation.
+
+    Args:
+        steps: of one of these views, for the operations and their frames.
+        numbers: of the views, from 0, which are drawn alike.
+        seed, batch_size: of the run.
+    """
+    rounds: list[list[Parameters]] = []
+    for step, number in itertools.product(range(-(-DRAWS // (batch_size * len(numbers)))), numbers):
+        generator = ViewKey(seed, step, 0, batch_size).generator(number)
+        rounds.append([each.operation.sample(batch_size, *each.frame, generator) for each in steps])
+    return [
+        {name: torch.cat([drawn[name] for drawn in parts])[:DRAWS] for name in parts[0]}
+        for parts in zip(*rounds, strict=True)
+    ]
+
+
+def measure(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> list[Quantity | Rate]:
+    """Every number and every yes or no that an operation drew, beside what it was configured to draw."""
+    title, ranges, named = title_of(operation), _ranges(operation), columns(operation, drawn, frame)
+    applied = named.get("applied")
+    measured: list[Quantity | Rate] = []
+    for name, values in named.items():
+        if values.dtype == torch.bool:
+            label = title if name == "applied" else f"{title}: {name}"
+            measured.append(Rate(label, values, _probability(operation, name)))
+        else:
+            values = values[values.isfinite() if applied is None else applied.bool() & values.isfinite()]
+            measured.append(Quantity(f"{title}: {name}", values, ranges.get(name), name == "width / height"))
+    return [each for each in measured if isinstance(each, Rate) or len(each.values)]
+
+
+def columns(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> dict[str, Tensor]:
+    """Parameters as named columns [n]: those of our operations in words, any other's by its own names."""
+    found: dict[str, Tensor] = {}
+    if isinstance(operation, RandomResizedCrop):
+        height, width = drawn["box"][:, 2].double(), drawn["box"][:, 3].double()
+        return {"area": height * width / (frame[0] * frame[1]), "width / height": width / height, "flip": drawn["flip"]}
+    for name, values in sorted(drawn.items(), key=lambda item: item[0] != "applied"):
+        parts = values.flatten(1).unbind(1) if values.ndim > 1 else (values,)
+        if name in HIDDEN or len(parts) > MOST_COLUMNS:
+            continue
+        names = [f"{name} {number}" for number in range(len(parts))] if len(parts) > 1 else [name]
+        if isinstance(operation, ColourJitter) and name == "factors":
+            names = list(JITTER)
+        found |= dict(zip(names, parts, strict=True))
+    return found
+
+
+def title_of(operation: Operation) -> str:
+    """What the page calls an operation."""
+    name = type(operation).__name__
+    return TITLES.get(name, name)
+
+
+def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
+    if isinstance(operation, RandomResizedCrop):
+        return {"area": operation.scale, "width / height": operation.ratio}
+    if isinstance(operation, ColourJitter):
+        factors = [(max(0.0, 1 - strength), 1 + strength) for strength in operation.strengths]
+        return dict(zip(JITTER, [*factors, (-operation.hue, operation.hue)], strict=True))
+    if isinstance(operation, GaussianBlur):
+        return {"sigma": operation.sigma}
+    return {"threshold": (operation.low, operation.high)} if isinstance(operation, Solarize) else {}
+
+
+def _probability(operation: Operation, name: str) -> float | None:
+    """Configured probability of ``applied`` or of ``flip``; any operation may keep one in ``probability``."""
+    found = getattr(operation, {"applied": "probability"}.get(name, name), None)
+    return float(found) if isinstance(found, float | int) else None
