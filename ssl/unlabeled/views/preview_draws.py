@@ -142,8 +142,7 @@ def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
     if isinstance(operation, RandomResizedCrop):
         return {"area": operation.scale, "width / height": operation.ratio}
     if isinstance(operation, ColourJitter):
-        factors = [(max(0.0, 1 - strength), 1 + strength) for strength in operation.strengths]
-        return dict(zip(JITTER, [*factors, (-operation.hue, operation.hue)], strict=True))
+        return dict(zip(JITTER, operation.ranges, strict=True))
     if isinstance(operation, GaussianBlur):
         return {"sigma": operation.sigma}
     return {"threshold": (operation.low, operation.high)} if isinstance(operation, Solarize) else {}
