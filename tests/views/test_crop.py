@@ -12,7 +12,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views import operations
-from unlabeled.views.crop import Interpolation, crop_resize, resize_weights
+from unlabeled.views.crop import Interpolation, crop_resize, taps
+from unlabeled.views.resample import matrix
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -87,12 +88,25 @@ def test_a_box_of_the_size_of_the_result_is_copied(interpolation: Interpolation)
 @pytest.mark.parametrize("size", [5, 24, 200])
 def test_weights_sum_to_one_and_are_zero_outside_the_interval(size: int, interpolation: Interpolation) -> None:
     start, length = torch.tensor([0, 0, 30, 17, 63]), torch.tensor([64, 3, 34, 20, 1])
-    weights = resize_weights(start, length, 64, size, interpolation)
+    weights = matrix(taps(start, length, 64, size, interpolation), 64)
     assert weights.shape == (5, size, 64)
     torch.testing.assert_close(weights.sum(2), torch.ones(5, size), rtol=0, atol=2e-6)
     pixel = torch.arange(64)
     outside = (pixel < start[:, None]) | (pixel >= (start + length)[:, None])
     assert weights.transpose(1, 2)[outside].abs().max() == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sums_over_few_pixels_equal_the_products_with_whole_matrices(interpolation: Interpolation) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 3, 41, 70, generator=generator)
+    boxes = torch.tensor(
+        [[0, 0, 41, 70], [3, 5, 1, 1], [40, 69, 1, 1], [10, 2, 25, 9], [0, 60, 41, 10], [20, 0, 4, 66]]
+    )
+    flip = torch.tensor([True, False, True, False, True, False])
+    summed = crop_resize(images, boxes, flip, 24, interpolation)  # float32 on a CPU
+    multiplied = crop_resize(images.double(), boxes, flip, 24, interpolation)  # as on a GPU
+    torch.testing.assert_close(summed.double(), multiplied, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (37, 50), (60, 30)])

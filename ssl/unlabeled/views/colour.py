@@ -1,7 +1,8 @@
 """Colour operations on batches in [0, 1], each image with its own factor, equal to torchvision's functional ones."""
 
+import itertools
+
 import torch
-from kornia.enhance import adjust_hue
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
@@ -9,13 +10,29 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
 
 def luminance(images: Tensor) -> Tensor:
     """Grey value of each pixel, [B, 3, h, w] → [B, 1, h, w]."""
-    weights = images.new_tensor(LUMA)[:, None, None]
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.chunk(3, dim=1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it."""
-    turned: Tensor = adjust_hue(images, shift * (2 * torch.pi))  # kornia counts in radians
+    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it.
+
+    Hue, chroma and value (largest channel) as in HSV, and back by value − chroma · clamp(min(k, 4 − k), 0, 1) with
+    k = n + hue in sixths of a turn, n = 5, 3, 1 for red, green, blue. kornia's ``adjust_hue`` takes four times as long (20
+    and 80 ms for 26 images of 224 pixels, one core).
+    """
+    red, green, blue = images.chunk(3, dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    divisor = chroma.masked_fill(chroma == 0, 1)
+    hue = torch.where(value == green, (blue - red).div_(divisor).add_(2), (red - green).div_(divisor).add_(4))
+    hue = torch.where(value == red, (green - blue).div_(divisor), hue).add_(6 * shift[:, None, None, None])
+    turned = torch.empty_like(images)
+    for channel, number in enumerate((5, 3, 1)):
+        k = hue + number
+        k.sub_((k / 6).floor_(), alpha=6)
+        share = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(k, 4 − k)
+        turned[:, channel : channel + 1] = torch.addcmul(value, chroma, share, value=-1)
     return turned
 
 
@@ -32,13 +49,29 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: 
     Returns:
         [B, 3, h, w].
     """
-    for turn in range(4):
-        operation = order[:, turn]
-        images = _blend(images, factors, operation.to(images.device), additive_brightness)
-        rows = (operation == 3).nonzero().flatten().to(images.device)  # order is on the CPU: no wait for the device
+    images = images.clone()
+    for turn, operation in itertools.product(range(4), range(4)):
+        # order is on the CPU: no wait for the device
+        rows = (order[:, turn] == operation).nonzero().flatten().to(images.device)
         if len(rows):
-            images = images.index_copy(0, rows, shift_hue(images[rows], factors[rows, 3]))
+            changed = _change(images[rows], operation, factors[rows, operation], additive_brightness)
+            images.index_copy_(0, rows, changed)
     return images
+
+
+def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
+    """One operation on all of ``images``, which may be written to.
+
+    Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves, which is
+    black, the mean grey value of the image, or its grey picture.
+    """
+    if operation == 3:
+        return shift_hue(images, factor)
+    factor = factor[:, None, None, None]
+    if operation == 0:
+        return (images.add_(factor) if additive_brightness else images.mul_(factor)).clamp_(0, 1)
+    grey = luminance(images) if operation == 2 else luminance(images.mean((2, 3), keepdim=True))
+    return images.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -58,25 +91,3 @@ def equalize(images: Tensor) -> Tensor:
     table = (darker + step // 2) // step.clamp(min=1)
     table = torch.where(step == 0, torch.arange(256, device=images.device), table.clamp(max=255))
     return (table.gather(2, levels) / 255).to(images.dtype).view_as(images)
-
-
-def _blend(images: Tensor, factors: Tensor, operation: Tensor, additive_brightness: bool) -> Tensor:
-    """Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves.
-
-    Factor 0 leaves black, the mean grey value of the image, or its grey picture. Rows whose turn is hue get factor 1,
-    and so do those whose brightness is added to.
-    """
-    blended = (operation < 3) & (operation >= int(additive_brightness))
-    factor = factors.gather(1, operation[:, None]).where(blended[:, None], torch.ones_like(factors[:, :1]))
-    grey = luminance(images)
-    base = torch.where(_is(operation, 1), grey.mean((2, 3), keepdim=True), grey)
-    base = torch.where(_is(operation, 0), torch.zeros_like(base), base)
-    factor = factor[:, :, None, None]
-    base = (1 - factor) * base
-    if additive_brightness:
-        base = base + factors[:, :1, None, None] * _is(operation, 0)
-    return (factor * images + base).clamp(0, 1)
-
-
-def _is(operation: Tensor, which: int) -> Tensor:
-    return (operation == which)[:, None, None, None]

@@ -1,14 +1,17 @@
-"""Crop, resize and flip of a whole batch, each image with its own box, as two matrix products per image.
+"""Crop, resize and flip of a whole batch, each image with its own box.
 
 Resizing is linear and separable: out = R · image · Cᵀ, where row i of R holds the weights of the pixels that output
 row i is made of. Weights are those of PIL and of torchvision with ``antialias=True``; the box and the flip are folded
-into the two matrices. kornia's crop has no antialias.
+into them. kornia's crop has no antialias.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from unlabeled.views.resample import Taps, resample
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -25,27 +28,31 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpol
         [B, C, size, size], same dtype; bicubic weights overshoot, so values are clamped to [0, 1].
     """
     top, left, height, width = boxes.unbind(1)
-    rows = resize_weights(top, height, images.shape[2], size, interpolation)
-    columns = resize_weights(left, width, images.shape[3], size, interpolation)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    rows, columns = rows.to(images.dtype), columns.to(images.dtype)
-    return (rows[:, None] @ images @ columns[:, None].mT).clamp(0, 1)
+    rows = taps(top, height, images.shape[2], size, interpolation)
+    columns = taps(left, width, images.shape[3], size, interpolation)
+    columns = Taps(*(torch.where(flip[:, None, None], each.flip(1), each) for each in columns))
+    return resample(images, rows, columns).clamp(0, 1)
 
 
-def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int, interpolation: Interpolation) -> Tensor:
-    """Weights [B, size, pixels] that resize the interval ``start`` … ``start + length`` of a line of ``pixels``.
+def taps(start: Tensor, length: Tensor, pixels: int, size: int, interpolation: Interpolation) -> Taps:
+    """How to resize the interval ``start`` … ``start + length`` [B] of a line of ``pixels`` to ``size`` pixels.
 
-    Rows sum to 1 and are 0 outside the interval, as if it had been cut out before resizing.
+    Nothing outside the interval counts, as if it had been cut out before resizing.
     """
-    position = torch.arange(pixels, device=start.device) - start[:, None]  # [B, pixels], within the interval
     scale = length[:, None] / size
+    stretch = scale.clamp(min=1)  # antialias: the kernel widens when the image shrinks
+    reach = 1 if interpolation == "bilinear" else 2
+    support = stretch * reach
     centre = (torch.arange(size, device=start.device) + 0.5) * scale  # [B, size]
-    stretch = scale.clamp(min=1)[:, :, None]  # antialias: the kernel widens when the image shrinks
-    distance = (position[:, None] + 0.5 - centre[:, :, None]) / stretch
-    weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    inside = (position >= 0) & (position < length[:, None])
-    weights = weights * inside[:, None]
-    return weights / weights.sum(2, keepdim=True)
+    first = (centre - support).floor()
+    longest = int(length.max()) if length.device.type == "cpu" else pixels  # a GPU is not waited for
+    count = 2 * math.ceil(reach * max(1.0, longest / size)) + 1
+    position = first[:, :, None] + torch.arange(count, device=start.device)  # within the interval
+    distance = (position + 0.5 - centre[:, :, None]) / stretch[:, :, None]
+    weight = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+    weight = weight * ((position >= 0) & (position < length[:, None, None]))
+    pixel = start[:, None, None] + position.long().clamp(min=0).minimum(length[:, None, None] - 1)
+    return Taps(pixel, weight / weight.sum(2, keepdim=True))
 
 
 def _triangle(x: Tensor) -> Tensor:

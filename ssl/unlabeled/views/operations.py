@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 
 from unlabeled.views.colour import equalize, jitter, luminance
 from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.resample import Taps, resample
 
 Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" [B] as well, wherever the batch has them
 
@@ -198,14 +198,24 @@ class GaussianBlur:
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        taps = 2 * (int(images.shape[-1] * self.kernel_fraction) // 2) + 1
+        radius = int(images.shape[-1] * self.kernel_fraction) // 2
 
         def blur(some: Tensor, rows: Tensor) -> Tensor:
-            sigma = parameters["sigma"][rows].to(images.device, images.dtype)
-            blurred: Tensor = gaussian_blur2d(some, (taps, taps), torch.stack([sigma, sigma], 1), "reflect")
-            return blurred
+            sigma = parameters["sigma"][rows].to(images.device)
+            return resample(some, *(_gaussian(sigma, radius, side) for side in some.shape[2:]))
 
         return on_some(images, parameters["applied"], blur)
+
+
+def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
+    """A Gaussian of deviation ``sigma`` [n] around each pixel of a line; beyond its ends the line is mirrored."""
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    weight = (-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()
+    weight = weight / weight.sum(1, keepdim=True)
+    period = max(1, 2 * (pixels - 1))
+    pixel = (torch.arange(pixels, device=sigma.device)[:, None] + offset) % period
+    pixel = torch.minimum(pixel, period - pixel)
+    return Taps(pixel.expand(len(sigma), -1, -1), weight[:, None].expand(-1, pixels, -1))
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:

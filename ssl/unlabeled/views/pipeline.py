@@ -124,4 +124,4 @@ def _scaled(images: Tensor) -> Tensor:
             f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.rgb makes that of grey, "
             "RGBA and 16-bit images"
         )
-    return images.float() / 255
+    return images.float().div_(255)
