@@ -20,7 +20,8 @@ class FullySharded(ModelParallelStrategy):
 
     FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a tensor of its own, as LARS and prototypes of
     length 1 need; the older FSDP joins them into flat pieces. A checkpoint is one file of whole tensors, the same as
-    without sharding: a run may go on with or without it.
+    without sharding: a run may go on with or without it. Each process builds the whole network on the CPU before it is
+    cut, so that a machine needs memory for as many copies as it has GPUs.
     """
 
     def __init__(self) -> None:
@@ -40,8 +41,9 @@ class FullySharded(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole tensors, on the first process; numbered as the optimizer numbers them, which Lightning changes."""
         state = optimizer.state_dict()
-        whole = {i: {name: _whole(value) for name, value in slots.items()} for i, slots in state["state"].items()}
-        return {**state, "state": whole} if self.global_rank == 0 else {}
+        keep = self.global_rank == 0  # every process must join in, but one alone has the memory for all of it
+        whole = {i: {name: _whole(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()}
+        return {**state, "state": whole} if keep else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Every process reads the file and takes its pieces."""
@@ -66,10 +68,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def _whole(value: Any) -> Any:
-    """A collective where ``value`` is cut: every process must come here."""
+def _whole(value: Any, keep: bool) -> Any:
+    """On the CPU, None where it is not kept. A collective where ``value`` is cut: every process must come here."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
+    if not keep:
+        return None
     return value.cpu() if isinstance(value, Tensor) else value
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 from unlabeled.randomness import mix
 
@@ -90,7 +90,7 @@ class LabelChoice:
         if not bool((source.labels >= 0).any()):
             raise UserError(f"{self.key}: the training images have no labels; give data=… that has some")
         ids = self._drawn(source) if self.labels_file is None else self._read(Path(self.labels_file), source)
-        root = _common_folder(source)
+        root = common_folder(source)
         return LabelList(ids, source.labels[ids], [source.name(id).removeprefix(root) for id in ids.tolist()])
 
     def _drawn(self, source: Source) -> Tensor:
@@ -146,7 +146,7 @@ def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
 
 def _matches(lines: list[str], source: Source) -> list[list[int]]:
     """Images that each line can mean: the one of this name, else those whose paths end so, else that of this number."""
-    root = _common_folder(source)
+    root = common_folder(source)
     ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for id in range(len(source)):
         name = source.name(id)
@@ -159,10 +159,3 @@ def _match(line: str, candidates: list[tuple[str, int]], root: str, images: int)
     ends = [id for name, id in candidates if name.endswith(f"/{line}")]
     number = [int(line)] if line.isdecimal() and int(line) < images else []
     return whole or ends or number
-
-
-def _common_folder(source: Source) -> str:
-    """The folder of all images with its final separator; empty where names are no paths."""
-    names = [source.name(id) for id in range(len(source))]
-    folder = os.path.commonpath([os.path.dirname(min(names)), os.path.dirname(max(names))])
-    return f"{folder}{os.sep}" if folder else ""

@@ -1,5 +1,6 @@
 """What every data source is: images that can be decoded one by one, and the splits made of them."""
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,3 +36,9 @@ class Splits:
     train: Source
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
     description: str  # one line for reports: what it is, where it came from
+
+
+def common_folder(source: Source) -> str:
+    """The folder of all images with its final separator, "" where names are no paths: what differs between machines."""
+    names = [source.name(index) for index in range(len(source))]
+    return os.path.join(os.path.commonpath([os.path.dirname(min(names)), os.path.dirname(max(names))]), "")

@@ -131,11 +131,12 @@ def _run(
 ) -> list[Row]:
     rows = []
     for probe_name, probe in probes.items():
-        own = heads.get(probe_name, {name: nn.Identity()})
-        if name not in own:
+        own = heads.get(probe_name)
+        if own is not None and name not in own:
             continue
         start = time.perf_counter()
-        scores = probe.fit_predict(behind(own[name], train), behind(own[name], test), classes)
+        seen = (train, test) if own is None else (behind(own[name], train), behind(own[name], test))
+        scores = probe.fit_predict(*seen, classes)
         seconds = time.perf_counter() - start
         for score in scores:
             say(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")

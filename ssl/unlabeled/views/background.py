@@ -20,8 +20,7 @@ class RemoveBackground:
     """What lies outside an image's mask replaced in a random share of the images; first of a group, before the crop.
 
     x_m = m · x + (1 − m) · c (Tomasev et al. 2022, arXiv:2201.05119; c after Ryali et al. 2021, arXiv:2103.12719). The
-    masks stay in their file, which is opened when the first image is changed: evaluation does not need it. On a GPU
-    each view waits for the device once, to read the ids there.
+    masks stay in their file, which is opened when the first image is changed: evaluation does not need it.
 
     Args:
         masks: file of ``python -m unlabeled.views.saliency``; None changes no image.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
 FORMAT = "unlabeled masks 1"
@@ -88,9 +88,8 @@ def samples_hash(source: Source) -> str:
 
     Data may be moved, as to a cluster's local disk, without making masks again. Some seconds for a million images.
     """
-    names = [source.name(index) for index in range(len(source))]
-    shared = os.path.commonpath([os.path.dirname(name) for name in (min(names), max(names))])
-    digest = hashlib.sha256(f"{len(names)}\n".encode())
-    for name in names:
-        digest.update(os.fsencode(name[len(shared) :].lstrip(os.sep)) + b"\n")
+    folder = common_folder(source)
+    digest = hashlib.sha256(f"{len(source)}\n".encode())
+    for index in range(len(source)):
+        digest.update(os.fsencode(source.name(index).removeprefix(folder)) + b"\n")
     return digest.hexdigest()
