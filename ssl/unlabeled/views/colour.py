@@ -52,7 +52,7 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: 
     images, turns = images.clone(), list(itertools.product(range(4), range(4)))
     # order is on the CPU: no wait for the device, and one copy to it
     parts = [(order[:, turn] == operation).nonzero().flatten() for turn, operation in turns]
-    on_device = torch.cat(parts).to(images.device).split([len(part) for part in parts])
+    on_device = torch.split(torch.cat(parts).to(images.device), [len(part) for part in parts])
     for (_, operation), rows in zip(turns, on_device, strict=True):
         if len(rows):
             changed = _change(images[rows], operation, factors[rows, operation], additive_brightness)

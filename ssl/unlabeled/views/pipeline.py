@@ -81,9 +81,7 @@ class Views(nn.Module):
             UserError: images of another type or shape.
         """
         scaled = _scaled(images)
-        ids = (
-            ids if self.masks is None else ids.cpu()
-        )  # where the masks are: a GPU is waited for once, not in each view
+        ids = ids if self.masks is None else ids.cpu()  # as the masks: wait for a GPU once, not in each view
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         return tuple(self._view(scaled, ids, key, number, steps) for number, steps in enumerate(operations))
 
