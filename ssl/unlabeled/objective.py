@@ -19,6 +19,7 @@ class Support(NamedTuple):
     ids: Tensor  # int64 [S], position of each image in its source
     slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
     views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
+    sizes: Tensor | None = None  # int64 [S, 2], as of a batch
 
 
 class Batch(NamedTuple):
@@ -29,6 +30,8 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
     support: Support | None = None  # labelled images, for an objective that asks for them and for no other
+    # int64 [B, 2], height and width of each image, in the upper left corner of its canvas; None: every image fills it
+    sizes: Tensor | None = None
 
 
 class Progress(NamedTuple):

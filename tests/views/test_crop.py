@@ -12,8 +12,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views import operations
-from unlabeled.views.crop import Interpolation, crop_resize, taps
-from unlabeled.views.resample import matrix
+from unlabeled.views.crop import Interpolation, crop_resize, kernel, matrix, taps
+from unlabeled.views.resample import add_up, multiply
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -45,6 +45,11 @@ def crop(size: int = 8, **changed: Any) -> operations.RandomResizedCrop:
     return operations.RandomResizedCrop(size, **(given | changed))
 
 
+def boxes_drawn(operation: operations.RandomResizedCrop, count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    sizes = torch.tensor([[height, width]]).expand(count, 2)
+    return operation.boxes(operation.sample(count, torch.Generator().manual_seed(seed)), sizes)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (37, 50), (96, 96), (224, 224)])
 @pytest.mark.parametrize("size", [7, 32, 96])
@@ -64,9 +69,9 @@ def test_random_crops_of_a_photograph_equal_torchvision(interpolation: Interpola
     photograph = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1).float() / 255
     height, width = photograph.shape[1:]
     images = photograph.expand(6, 3, height, width)
-    drawn = crop(224).sample(6, height, width, torch.Generator().manual_seed(1))
-    ours = crop_resize(images, drawn["box"], drawn["flip"], 224, interpolation)
-    theirs = rows_of_torchvision(images, drawn["box"], drawn["flip"], 224, interpolation)
+    boxes, flip = boxes_drawn(crop(224), 6, height, width, 1), torch.arange(6) % 2 == 0
+    ours = crop_resize(images, boxes, flip, 224, interpolation)
+    theirs = rows_of_torchvision(images, boxes, flip, 224, interpolation)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
@@ -88,8 +93,12 @@ def test_a_box_of_the_size_of_the_result_is_copied(interpolation: Interpolation)
 @pytest.mark.parametrize("size", [5, 24, 200])
 def test_weights_sum_to_one_and_are_zero_outside_the_interval(size: int, interpolation: Interpolation) -> None:
     start, length = torch.tensor([0, 0, 30, 17, 63]), torch.tensor([64, 3, 34, 20, 1])
-    weights = matrix(taps(start, length, 64, size, interpolation), 64)
+    lines = kernel(start, length, torch.zeros(5, dtype=torch.bool), size, interpolation)
+    few = taps(lines)
+    weights = torch.zeros(5, size, 64).scatter_add_(2, few.pixel.long(), few.weight)
     assert weights.shape == (5, size, 64)
+    whole = matrix(lines, 64)
+    torch.testing.assert_close(weights, whole, rtol=0, atol=2e-6)
     torch.testing.assert_close(weights.sum(2), torch.ones(5, size), rtol=0, atol=2e-6)
     pixel = torch.arange(64)
     outside = (pixel < start[:, None]) | (pixel >= (start + length)[:, None])
@@ -104,14 +113,17 @@ def test_sums_over_few_pixels_equal_the_products_with_whole_matrices(interpolati
         [[0, 0, 41, 70], [3, 5, 1, 1], [40, 69, 1, 1], [10, 2, 25, 9], [0, 60, 41, 10], [20, 0, 4, 66]]
     )
     flip = torch.tensor([True, False, True, False, True, False])
-    summed = crop_resize(images, boxes, flip, 24, interpolation)  # float32 on a CPU
-    multiplied = crop_resize(images.double(), boxes, flip, 24, interpolation)  # as on a GPU
-    torch.testing.assert_close(summed.double(), multiplied, rtol=0, atol=2e-6)
+    rows = kernel(boxes[:, 0], boxes[:, 2], torch.zeros_like(flip), 24, interpolation)
+    columns = kernel(boxes[:, 1], boxes[:, 3], flip, 24, interpolation)
+    summed = add_up(images, taps(rows), taps(columns))  # as on a CPU
+    multiplied = multiply(images, matrix(rows, 41), matrix(columns, 70))  # as on a GPU
+    torch.testing.assert_close(summed, multiplied, rtol=0, atol=2e-6)
+    torch.testing.assert_close(summed.clamp(0, 1), crop_resize(images, boxes, flip, 24, interpolation), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (37, 50), (60, 30)])
 def test_boxes_follow_the_distribution_of_torchvision(height: int, width: int) -> None:
-    ours = crop().sample(5000, height, width, torch.Generator().manual_seed(0))["box"]
+    ours = boxes_drawn(crop(), 5000, height, width)
     blank = torch.zeros(3, height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -123,7 +135,7 @@ def test_boxes_follow_the_distribution_of_torchvision(height: int, width: int) -
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (5, 90), (224, 160)])
 def test_boxes_lie_inside_the_image(height: int, width: int) -> None:
-    top, left, h, w = crop().sample(2000, height, width, torch.Generator().manual_seed(0))["box"].unbind(1)
+    top, left, h, w = boxes_drawn(crop(), 2000, height, width).unbind(1)
     assert min(int(top.min()), int(left.min())) >= 0
     assert min(int(h.min()), int(w.min())) >= 1
     assert int((top + h).max()) <= height
@@ -132,12 +144,12 @@ def test_boxes_lie_inside_the_image(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(4, 200, 0.9), (200, 4, 0.9), (3, 10, 0.9), (40, 45, 3.0)])
 def test_the_fallback_of_an_extreme_image_is_that_of_torchvision(height: int, width: int, scale: float) -> None:
-    ours = crop(scale=(scale, scale)).sample(3, height, width, torch.Generator().manual_seed(0))["box"]
+    ours = boxes_drawn(crop(scale=(scale, scale)), 3, height, width)
     theirs = RandomResizedCrop.get_params(torch.zeros(3, height, width), [scale, scale], list(RATIO))
     assert ours.tolist() == [list(theirs)] * 3
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
 def test_the_share_of_flips_lies_within_four_standard_errors(probability: float) -> None:
-    flip = crop(flip=probability).sample(10_000, 32, 32, torch.Generator().manual_seed(0))["flip"]
+    flip = crop(flip=probability).sample(10_000, torch.Generator().manual_seed(0))["flip"]
     assert abs(flip.float().mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / 10_000)

@@ -48,8 +48,12 @@ def torchvisions_seed() -> Iterator[None]:
         yield
 
 
-def ours(operation: Operation, height: int = 8, width: int = 8) -> dict[str, Tensor]:
-    return operation.sample(DRAWS, height, width, Generator().manual_seed(0))
+def ours(operation: Operation) -> dict[str, Tensor]:
+    return operation.sample(DRAWS, Generator().manual_seed(0))
+
+
+def boxes_of(operation: RandomResizedCrop, height: int, width: int) -> Tensor:
+    return operation.boxes(ours(operation), torch.tensor([[height, width]]).expand(DRAWS, 2))
 
 
 def same_numbers(one: Tensor, other: Tensor) -> float:
@@ -75,7 +79,7 @@ def test_area_ratio_position_and_fallback_of_a_box_are_torchvisions(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     operation = RandomResizedCrop(8, scale, ratio, "bilinear", 0.5)
-    boxes, blank = ours(operation, height, width)["box"], torch.zeros(3, height, width)
+    boxes, blank = boxes_of(operation, height, width), torch.zeros(3, height, width)
     drawn = [theirs.RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(DRAWS)]
     other = torch.tensor(drawn)
     for (name, one), two in zip(measures(boxes).items(), measures(other).values(), strict=True):
@@ -88,7 +92,7 @@ def test_area_ratio_position_and_fallback_of_a_box_are_torchvisions(
 
 
 def test_within_one_image_a_box_lies_as_likely_at_one_border_as_at_the_other() -> None:
-    boxes = ours(RandomResizedCrop(8, (0.08, 1.0), USUAL, "bilinear", 0.5), 32, 32)["box"]
+    boxes = boxes_of(RandomResizedCrop(8, (0.08, 1.0), USUAL, "bilinear", 0.5), 32, 32)
     top, left, height, width = boxes.unbind(1)
     assert same_numbers(top, 32 - top - height) > REJECTED
     assert same_numbers(left, 32 - left - width) > REJECTED
@@ -167,15 +171,16 @@ def test_images_are_mirrored_as_often_as_torchvisions(probability: float) -> Non
 
 def test_what_is_drawn_for_one_operation_says_nothing_of_another_nor_of_the_next_image() -> None:
     generator = Generator().manual_seed(0)
-    crop = RandomResizedCrop(8, (0.08, 1.0), USUAL, "bilinear", 0.5).sample(DRAWS, 96, 96, generator)
-    jitter = ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8).sample(DRAWS, 8, 8, generator)
-    grey = Grayscale(0.2).sample(DRAWS, 8, 8, generator)["applied"]
-    blur = GaussianBlur((0.1, 2.0), 0.1, 0.5).sample(DRAWS, 8, 8, generator)
+    crop = RandomResizedCrop(8, (0.08, 1.0), USUAL, "bilinear", 0.5).sample(DRAWS, generator)
+    jitter = ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8).sample(DRAWS, generator)
+    grey = Grayscale(0.2).sample(DRAWS, generator)["applied"]
+    blur = GaussianBlur((0.1, 2.0), 0.1, 0.5).sample(DRAWS, generator)
     chances = [crop["flip"], jitter["applied"], grey, blur["applied"], jitter["order"][:, 0] == 0]
     for one, other in itertools.combinations(chances, 2):
         assert same_counts(other[one], other[~one]) > REJECTED
     for each in chances:
         assert same_counts(each[1:][each[:-1]], each[1:][~each[:-1]]) > REJECTED
-    numbers = torch.stack([crop["box"][:, 0].float(), *jitter["factors"].unbind(1), blur["sigma"]])
+    places = [crop["area"][:, 0].float(), crop["ratio"][:, 0].float(), *crop["where"].float().unbind(1)]
+    numbers = torch.stack([*places, *jitter["factors"].unbind(1), blur["sigma"]])
     correlation = torch.corrcoef(numbers) - torch.eye(len(numbers))
     assert float(correlation.abs().max()) < 4 / DRAWS**0.5

@@ -89,7 +89,7 @@ def test_a_box_has_a_pixel_even_where_torchvisions_fallback_has_none(
     height: int, width: int, ratio: tuple[float, float]
 ) -> None:
     crop = RandomResizedCrop(4, (0.5, 1.0), ratio, "bilinear", 0.5)
-    boxes = crop.sample(3, height, width, torch.Generator().manual_seed(0))["box"]
+    boxes = crop.boxes(crop.sample(3, torch.Generator().manual_seed(0)), torch.tensor([[height, width]]).expand(3, 2))
     assert boxes[:, 2:].tolist() == [[1, 1]] * 3
     view = one_view(Views(4, [ViewGroup(1, [crop])], None, None, 1.0, "bilinear"), uint8_images(3, height, width))
     assert bool(view.isfinite().all())

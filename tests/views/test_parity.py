@@ -21,8 +21,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views.colour import jitter
-from unlabeled.views.crop import Interpolation
-from unlabeled.views.operations import Equalize, GaussianBlur, Grayscale, RandomResizedCrop, Solarize
+from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.operations import Equalize, GaussianBlur, Grayscale, Solarize
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared/data/cifar10/test.parquet"
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -76,8 +76,8 @@ def boxes_of(height: int, width: int) -> list[list[int]]:
 
 
 def crops(images: Tensor, box: list[int], mirrored: bool, size: int, mode: Interpolation) -> Tensor:
-    drawn = {"box": torch.tensor([box] * len(images)), "flip": torch.tensor([mirrored] * len(images))}
-    return RandomResizedCrop(size, (0.08, 1.0), (0.75, 4 / 3), mode, 0.5).apply(images, drawn)
+    boxes, flip = torch.tensor([box] * len(images)), torch.tensor([mirrored] * len(images))
+    return crop_resize(images, boxes, flip, size, mode)
 
 
 @pytest.mark.parametrize("size", [17, 32, 96, 224])

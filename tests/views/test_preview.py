@@ -33,7 +33,7 @@ from unlabeled.views.operations import (
 )
 from unlabeled.views.pipeline import ViewGroup, Views
 from unlabeled.views.preview import Preview, first_images, trace
-from unlabeled.views.preview_draws import DRAWS, Group, Quantity, Rate, draws, measure
+from unlabeled.views.preview_draws import DRAWS, Group, Quantity, Rate, draws, measure, settled
 from unlabeled.views.preview_tables import bin_edges, expected_shares
 
 CONF = ROOT / "conf"
@@ -46,10 +46,10 @@ class Shift:
     def __init__(self, probability: float, really: float) -> None:
         self.probability, self.really = probability, really
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         return {
             "offset": torch.rand(count, 3, generator=generator),
-            "noise": torch.rand(count, 3, height, width, generator=generator),
+            "noise": torch.rand(count, 3, 16, 16, generator=generator),
             "twice": torch.rand(count, generator=generator) < 0.5,
             "applied": torch.rand(count, generator=generator) < self.really,
         }
@@ -136,7 +136,7 @@ def test_the_noted_parameters_give_the_shown_pixels_again() -> None:
     for view in trace(pipeline(), images, torch.arange(8), ViewKey(3, 0, 0, 64)):
         made = images.float() / 255
         for step in view.steps:
-            assert step.frame == tuple(made.shape[2:])
+            assert step.sizes.tolist() == [list(made.shape[2:])] * 8
             made = step.operation.apply(made, step.drawn)
         torch.testing.assert_close(view.pixels, made.clamp(0, 1), rtol=0, atol=1e-6)  # mean and std there and back
 
@@ -218,8 +218,9 @@ def assert_as_configured(groups: list[Group]) -> None:
 
 def test_crops_are_measured_as_shares_of_the_frame_and_as_width_by_height() -> None:
     crop = RandomResizedCrop(8, (0.2, 0.4), (0.5, 2.0), "bilinear", 0.5)
-    drawn = crop.sample(DRAWS, 300, 400, torch.Generator().manual_seed(0))
-    area, ratio, flip = measure(crop, drawn, (300, 400))
+    sizes = torch.tensor([[300, 400]]).expand(DRAWS, 2)
+    drawn = settled(crop, crop.sample(DRAWS, torch.Generator().manual_seed(0)), sizes)
+    area, ratio, flip = measure(crop, drawn, sizes)
     assert isinstance(area, Quantity)
     assert isinstance(ratio, Quantity)
     assert (area.name, area.configured, ratio.name, ratio.configured) == (
@@ -235,8 +236,8 @@ def test_crops_are_measured_as_shares_of_the_frame_and_as_width_by_height() -> N
 
 def test_factors_are_measured_where_they_were_applied() -> None:
     jitter = ColourJitter(0.4, 0.3, 0.2, 0.1, 0.25)
-    drawn = jitter.sample(DRAWS, 8, 8, torch.Generator().manual_seed(0))
-    rate, *factors = measure(jitter, drawn, (8, 8))
+    drawn = jitter.sample(DRAWS, torch.Generator().manual_seed(0))
+    rate, *factors = measure(jitter, drawn, torch.tensor([[8, 8]]))
     assert isinstance(rate, Rate)
     assert rate.name == "jitter"
     for column, factor in enumerate(factors):

@@ -5,11 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from unlabeled.errors import UserError
 from unlabeled.views.colour import luminance
-from unlabeled.views.masks import Masks, open_masks
+from unlabeled.views.masks import Masks, open_masks, unpack
 from unlabeled.views.operations import Parameters, on_some
 
 Fill = Literal["black", "mean_gray", "random_gray", "gaussian_noise"]
@@ -30,6 +29,8 @@ class RemoveBackground:
         min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
     """
 
+    framed = True
+
     def __init__(
         self, masks: str | None, probability: float, fill: Fill, min_coverage: float, max_coverage: float
     ) -> None:
@@ -39,7 +40,7 @@ class RemoveBackground:
         self.min_coverage, self.max_coverage = min_coverage, max_coverage
         self._opened: Masks | None = None
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         return {
             "applied": torch.rand(count, generator=generator) < self.probability,
             "grey": torch.rand(count, generator=generator),
@@ -54,52 +55,71 @@ class RemoveBackground:
             self._opened = open_masks(self.masks)
         masks, ids = self._opened, parameters["ids"].cpu()
         coverage = masks.coverage[ids]
-        usable = (coverage >= self.min_coverage) & (coverage <= self.max_coverage)
+        applied = drawn & (coverage >= self.min_coverage) & (coverage <= self.max_coverage)
+        packed = masks.packed.new_zeros(len(ids), masks.packed.shape[1])
+        packed[applied] = masks.packed[ids[applied]]  # no other is read from the disk
 
-        def paint(some: Tensor, rows: Tensor) -> Tensor:
-            foreground = masks.rows(ids[rows], some.device)
-            return paint_background(some, foreground, self.fill, parameters["grey"][rows], parameters["seed"][rows])
+        def paint(some: Tensor, packed: Tensor, grey: Tensor, seed: Tensor, *sizes: Tensor) -> Tensor:
+            return paint_background(some, unpack(packed, masks.size), self.fill, grey, seed, *sizes)
 
-        return on_some(images, drawn & usable, paint)
+        sizes = [parameters["sizes"].cpu()] if "sizes" in parameters else []
+        return on_some(images, applied, paint, packed, parameters["grey"], parameters["seed"], *sizes)
 
 
-def paint_background(images: Tensor, masks: Tensor, fill: Fill, grey: Tensor, seed: Tensor) -> Tensor:
+def paint_background(
+    images: Tensor, masks: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor | None = None
+) -> Tensor:
     """Replace what the masks leave out.
 
     Args:
         images: float [n, 3, H, W] in [0, 1].
-        masks: bool [n, h, w], True on the foreground; resized to H × W (nearest).
+        masks: bool [n, h, w], True on the foreground; resized (nearest) to the image, whatever its shape.
         fill: as in :class:`RemoveBackground`.
         grey: [n] in [0, 1], read by ``random_gray``.
         seed: int64 [n], read by ``gaussian_noise``.
+        sizes: int64 [n, 2], height and width of each image in the upper left corner of black; None: H and W.
 
     Returns:
         [n, 3, H, W].
     """
-    masks = F.interpolate(masks[:, None].to(images.dtype), images.shape[2:], mode="nearest-exact") > 0.5
-    return torch.where(masks, images, _colour(images, fill, grey.to(images), seed.to(images.device)))
+    if sizes is None:
+        sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+    sizes = sizes.to(images.device)
+    return torch.where(stretched(masks, sizes, images), images, _colour(images, fill, grey.to(images), seed, sizes))
 
 
-def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor) -> Tensor:
+def stretched(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
+    """Bool [n, h, w] → [n, 1, H, W], over the ``sizes`` [n, 2] of ``images`` [n, 3, H, W]; beyond, the last pixel."""
+    rows, columns = (  # (i + 0.5) · side / length in whole numbers
+        ((2 * torch.arange(pixels, device=sizes.device) + 1) * side // (2 * length[:, None])).clamp(max=side - 1)
+        for pixels, side, length in zip(images.shape[2:], masks.shape[1:], sizes.unbind(1), strict=True)
+    )
+    number = torch.arange(len(masks), device=masks.device)[:, None, None]
+    return masks[number, rows[:, :, None], columns[:, None]][:, None]
+
+
+def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor) -> Tensor:
     """c, in a shape that broadcasts to [n, 3, H, W]."""
     if fill == "mean_gray":
-        return luminance(images).mean((2, 3), keepdim=True)
+        return (luminance(images).flatten(1).sum(1) / sizes.prod(1))[:, None, None, None]
     if fill == "random_gray":
         return grey[:, None, None, None]
     if fill == "gaussian_noise":
-        noise = normal_noise(seed, images[0].numel()).view_as(images)
+        channel, row, column = (torch.arange(length, device=images.device) for length in images.shape[1:])
+        place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # the same in a canvas of any size
+        noise = normal_noise(seed.to(images.device), place)
         return (NOISE_MEAN + NOISE_DEVIATION * noise).clamp(0, 1).to(images.dtype)
     return images.new_zeros(())
 
 
-def normal_noise(seed: Tensor, count: int) -> Tensor:
-    """Standard normal numbers float32 [n, count], each a function of its row's ``seed`` int64 [n] and its place alone.
+def normal_noise(seed: Tensor, place: Tensor) -> Tensor:
+    """Standard normal numbers float32 [n, …], each a function of ``seed`` int64 [n] and ``place`` int64 […] alone.
 
     SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: no state, so rows may be drawn on
     any process and on the device itself.
     """
-    place = torch.arange(1, count + 1, device=seed.device)
-    bits = _scramble(seed[:, None] + place * -0x61C8864680B583EB)
+    seed = seed.view(-1, *[1] * place.dim())
+    bits = _scramble(seed + (place + 1) * -0x61C8864680B583EB)
     radius = ((bits >> 40 & 0xFFFFFF) + 1).float() / 2**24  # in (0, 1]: its logarithm is finite
     angle = (bits >> 8 & 0xFFFFFF).float() / 2**24
     return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
+_HUGE = 1e30  # any difference of two values of an image, times this, is beyond every bound
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -15,53 +16,72 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it.
+    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it; in place.
 
-    Hue, chroma and value (largest channel) as in HSV, and back by value − chroma · clamp(min(k, 4 − k), 0, 1) with
-    k = n + hue in sixths of a turn, n = 5, 3, 1 for red, green, blue. kornia's ``adjust_hue`` takes four times as long:
-    80 ms, and this 20, for 26 images of 224 pixels on one core.
+    Hue, chroma and value (largest channel) as in HSV, and back by value − chroma · clamp(2 − d, 0, 1), where d is the
+    distance of the hue in sixths of a turn from 3, 5 and 1 for red, green and blue, around the circle: at most 3.
     """
-    red, green, blue = images.chunk(3, dim=1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    divisor = chroma.masked_fill(chroma == 0, 1)
-    hue = torch.where(value == green, (blue - red).div_(divisor).add_(2), (red - green).div_(divisor).add_(4))
-    hue = torch.where(value == red, (green - blue).div_(divisor), hue).add_(6 * shift[:, None, None, None])
-    turned = torch.empty_like(images)
-    for channel, number in enumerate((5, 3, 1)):
-        k = hue + number
-        k.sub_((k / 6).floor_(), alpha=6)
-        share = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(k, 4 − k)
-        turned[:, channel : channel + 1] = torch.addcmul(value, chroma, share, value=-1)
-    return turned
+    hue, chroma, value = _hexagon(*images.chunk(3, dim=1))
+    hue = hue.div_(6).add_(shift[:, None, None, None])
+    for channel, number in enumerate((3, 5, 1)):
+        distance = hue - number / 6
+        distance = distance.sub_(distance.round()).abs_()
+        share = distance.mul_(-6).add_(2).clamp_(0, 1)
+        images[:, channel : channel + 1] = torch.addcmul(value, chroma, share, value=-1)
+    return images
+
+
+def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in sixths of a turn, in [0, 6]; chroma; value.
+
+    The channels are sorted by minimum and maximum, and where they change places the hue is counted from another corner
+    (after S. Hocevar's form without branches). ``where`` takes thirty times as long as a product on a CPU.
+    """
+    larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
+    corner = (green - blue).mul_(_HUGE).clamp_(-6, 0)  # −6 where blue is larger than green
+    not_red = (larger - red).mul_(_HUGE).clamp_(0, 1)  # 1 where red is not the largest
+    corner.addcmul_(not_red, corner + 1, value=-2)  # −2 − corner there
+    value, middle = torch.maximum(red, larger), torch.minimum(red, larger)
+    chroma = value - torch.minimum(red, smaller)
+    hue = middle.sub_(smaller).div_(chroma.clamp(min=1 / _HUGE)).add_(corner).abs_()
+    return hue, chroma, value
 
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
+    Before each turn the images are sorted by what is to be done to them, so that it is done to neighbours in place.
+    Compiled, everything is done to all of them and what was not meant is dropped: shapes stay, and it is one kernel.
+
     Args:
         images: float [B, 3, h, w] in [0, 1].
         factors: [B, 4], multiplicative for brightness, contrast and saturation (1 changes nothing), a shift in turns
             for hue (0 changes nothing). With ``additive_brightness`` the first is what is added (0 changes nothing).
-        order: int64 [B, 4] **on the CPU**, a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image.
+        order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is nothing.
+            On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
         additive_brightness: brightness as TensorFlow's ``random_brightness`` instead of torchvision's.
 
     Returns:
-        [B, 3, h, w].
+        [B, 3, h, w], of its own memory.
     """
-    images, turns = images.clone(), list(itertools.product(range(4), range(4)))
-    # order is on the CPU: no wait for the device, and one copy to it
-    parts = [(order[:, turn] == operation).nonzero().flatten() for turn, operation in turns]
-    on_device = torch.split(torch.cat(parts).to(images.device), [len(part) for part in parts])
-    for (_, operation), rows in zip(turns, on_device, strict=True):
-        if len(rows):
-            changed = _change(images[rows], operation, factors[rows, operation], additive_brightness)
-            images.index_copy_(0, rows, changed)
-    return images
+    if torch.compiler.is_compiling():
+        for turn, operation in itertools.product(range(4), range(4)):
+            changed = _change(images.clone(), operation, factors[:, operation], additive_brightness)
+            images = torch.where((order[:, turn] == operation)[:, None, None, None], changed, images)
+        return images
+    place = torch.arange(len(images))  # which image stands where
+    for turn in range(4):
+        kinds, by_kind = order[place, turn].sort(stable=True)
+        images, place = images.index_select(0, by_kind.to(images.device, non_blocking=True)), place[by_kind]
+        counts = kinds.bincount(minlength=5).tolist()
+        parts = zip(torch.split(images, counts), torch.split(factors[place], counts), strict=True)
+        for operation, (some, own) in enumerate(itertools.islice(parts, 4)):
+            _change(some, operation, own[:, operation].to(images.device, non_blocking=True), additive_brightness)
+    return images.index_select(0, place.argsort().to(images.device, non_blocking=True))
 
 
 def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
-    """One operation on all of ``images``, which may be written to.
+    """One operation on all of ``images``, in place.
 
     Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves, which is
     black, the mean grey value of the image, or its grey picture.
@@ -73,6 +93,12 @@ def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness:
         return (images.add_(factor) if additive_brightness else images.mul_(factor)).clamp_(0, 1)
     grey = luminance(images) if operation == 2 else luminance(images.mean((2, 3), keepdim=True))
     return images.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 1)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Turn bright values over: v → 1 − v where v ≥ ``threshold`` [B] in [0, 1]; [B, C, h, w], in place."""
+    bright = (images - threshold[:, None, None, None]).mul_(_HUGE).add_(1).clamp_(0, 1)
+    return images.addcmul_(bright, 1 - 2 * images)
 
 
 def equalize(images: Tensor) -> Tensor:

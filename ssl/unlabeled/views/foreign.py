@@ -42,7 +42,7 @@ class Foreign:
             raise UserError("Foreign: no Normalize within views; give views.mean and views.std, which come last")
         self.transform = transform
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         return {"seed": torch.randint(2**62, (count,), generator=generator)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:

@@ -11,22 +11,27 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from unlabeled.views.colour import equalize, jitter, luminance
+from unlabeled.views.colour import equalize, jitter, luminance, solarize
 from unlabeled.views.crop import Interpolation, crop_resize
-from unlabeled.views.resample import Taps, resample
+from unlabeled.views.resample import Taps, add_up, few_count, matrix, multiply
 
-Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" [B] as well, wherever the batch has them
+Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
 
 
 class Operation(Protocol):
-    """A random operation on a batch of float images [B, 3, h, w] in [0, 1]."""
+    """A random operation on a batch of images [B, 3, h, w] in [0, 1], float32 or bfloat16.
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
-        """Draw the parameters of ``count`` images of ``height`` × ``width`` pixels."""
+    One with an attribute ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
+    ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes them all of one
+    size, and leaves what it was given as it is.
+    """
+
+    def sample(self, count: int, generator: Generator) -> Parameters:
+        """Draw the parameters of ``count`` images, whatever their sizes."""
         ...
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Do it."""
+        """Do it, in float32 whatever the dtype of ``images``, which may be written to."""
         ...
 
 
@@ -43,6 +48,8 @@ class RandomResizedCrop:
         flip: probability of a horizontal flip.
     """
 
+    framed = crops = True
+
     def __init__(
         self,
         size: int,
@@ -54,36 +61,43 @@ class RandomResizedCrop:
         self.size, self.scale, self.ratio = size, scale, ratio
         self.interpolation, self.flip = interpolation, flip
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         tries = 10
-        area = _uniform((count, tries), *self.scale, generator) * (height * width)
-        ratio = _uniform((count, tries), math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp()
-        box_width = (area * ratio).sqrt().round().long()
-        box_height = (area / ratio).sqrt().round().long()
-        fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
-        first = fits.long().argmax(1, keepdim=True)  # of equal values, the first
-        fallback = self._central(height, width)
-        found = fits.any(1)
-        box_height = torch.where(found, box_height.gather(1, first)[:, 0], fallback[0])
-        box_width = torch.where(found, box_width.gather(1, first)[:, 0], fallback[1])
-        where = torch.rand((count, 2), generator=generator, dtype=torch.float64)
-        top = (where[:, 0] * (height - box_height + 1)).long()
-        left = (where[:, 1] * (width - box_width + 1)).long()
-        top = torch.where(found, top, (height - box_height) // 2)
-        left = torch.where(found, left, (width - box_width) // 2)
-        flip = torch.rand(count, generator=generator) < self.flip
-        return {"box": torch.stack([top, left, box_height, box_width], 1), "flip": flip}
+        return {
+            "area": _uniform((count, tries), *self.scale, generator),
+            "ratio": _uniform((count, tries), math.log(self.ratio[0]), math.log(self.ratio[1]), generator).exp(),
+            "where": torch.rand((count, 2), generator=generator, dtype=torch.float64),
+            "flip": torch.rand(count, generator=generator) < self.flip,
+        }
 
-    def _central(self, height: int, width: int) -> tuple[int, int]:
-        if width / height < self.ratio[0]:
-            return max(1, round(width / self.ratio[0])), width
-        if width / height > self.ratio[1]:
-            return height, max(1, round(height * self.ratio[1]))
-        return height, width
+    def boxes(self, parameters: Parameters, sizes: Tensor) -> Tensor:
+        """What the draws come to in images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
+        area, ratio, where = (parameters[name].to(sizes.device) for name in ("area", "ratio", "where"))
+        sizes = sizes.double()
+        area = area * sizes.prod(1, keepdim=True)
+        tries = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round()  # [B, 10, 2]
+        fits = ((tries > 0) & (tries <= sizes[:, None])).all(2)
+        first = fits.long().argmax(1)  # of equal values, the first
+        found = fits.any(1)[:, None]
+        box = torch.where(found, tries[torch.arange(len(tries), device=first.device), first], self._central(sizes))
+        corner = torch.where(found, where * (sizes - box + 1), (sizes - box) / 2)
+        return torch.cat([corner.floor(), box], 1).long()
+
+    def _central(self, sizes: Tensor) -> Tensor:
+        """The largest boxes of allowed shape, but of one pixel at least."""
+        height, width = sizes.unbind(1)
+        shape = width / height
+        highest = torch.where(shape < self.ratio[0], (width / self.ratio[0]).round(), height)
+        widest = torch.where(shape > self.ratio[1], (height * self.ratio[1]).round(), width)
+        return torch.stack([highest, widest], 1).clamp(min=1)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        box, flip = parameters["box"].to(images.device), parameters["flip"].to(images.device)
-        return crop_resize(images, box, flip, self.size, self.interpolation)
+        sizes = parameters.get("sizes")
+        if sizes is None:
+            sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+        boxes, flip = self.boxes(parameters, sizes), parameters["flip"]
+        boxes, flip = (each.to(images.device, non_blocking=True) for each in (boxes, flip))
+        return crop_resize(images, boxes, flip, self.size, self.interpolation)
 
 
 class ColourJitter:
@@ -112,18 +126,15 @@ class ColourJitter:
         if additive_brightness:
             self.ranges[0] = (-brightness, brightness)
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         factors = [_uniform((count,), low, high, generator) for low, high in self.ranges]
         order = torch.rand((count, 4), generator=generator).argsort(1)
         applied = torch.rand(count, generator=generator) < self.probability
         return {"factors": torch.stack(factors, 1).float(), "order": order, "applied": applied}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        def change(some: Tensor, rows: Tensor) -> Tensor:
-            factors = parameters["factors"][rows].to(images.device, images.dtype)
-            return jitter(some, factors, parameters["order"][rows], self.additive_brightness)
-
-        return on_some(images, parameters["applied"], change)
+        order = parameters["order"].masked_fill(~parameters["applied"][:, None], 4)
+        return jitter(images.float(), parameters["factors"], order, self.additive_brightness).to(images.dtype)
 
 
 class Grayscale:
@@ -132,11 +143,11 @@ class Grayscale:
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return torch.where(parameters["applied"].to(images.device)[:, None, None, None], luminance(images), images)
+        return on_some(images, parameters["applied"], lambda some: some.copy_(luminance(some)))
 
 
 class Solarize:
@@ -151,17 +162,15 @@ class Solarize:
         self.low, self.high = (threshold, threshold) if isinstance(threshold, float | int) else threshold
         self.probability = probability
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         drawn = {"applied": torch.rand(count, generator=generator) < self.probability}
         if self.low < self.high:
             drawn["threshold"] = _uniform((count,), self.low, self.high, generator).float()
         return drawn
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        drawn = parameters.get("threshold")
-        threshold = self.low if drawn is None else drawn.to(images.device)[:, None, None, None]
-        turned = parameters["applied"].to(images.device)[:, None, None, None] & (images >= threshold)
-        return torch.where(turned, 1 - images, images)
+        drawn = parameters.get("threshold", torch.full((len(images),), self.low, device=parameters["applied"].device))
+        return on_some(images, parameters["applied"], solarize, drawn)
 
 
 class Equalize:
@@ -174,11 +183,11 @@ class Equalize:
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return on_some(images, parameters["applied"], lambda some, rows: equalize(some))
+        return on_some(images, parameters["applied"], equalize)
 
 
 class GaussianBlur:
@@ -193,18 +202,22 @@ class GaussianBlur:
     def __init__(self, sigma: tuple[float, float], kernel_fraction: float, probability: float) -> None:
         self.sigma, self.kernel_fraction, self.probability = sigma, kernel_fraction, probability
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
+    def sample(self, count: int, generator: Generator) -> Parameters:
         sigma = _uniform((count,), *self.sigma, generator).float()
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         radius = int(images.shape[-1] * self.kernel_fraction) // 2
+        return on_some(
+            images, parameters["applied"], lambda some, sigma: _blur(some, sigma, radius), parameters["sigma"]
+        )
 
-        def blur(some: Tensor, rows: Tensor) -> Tensor:
-            sigma = parameters["sigma"][rows].to(images.device)
-            return resample(some, *(_gaussian(sigma, radius, side) for side in some.shape[2:]))
 
-        return on_some(images, parameters["applied"], blur)
+def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    rows, columns = (_gaussian(sigma, radius, side) for side in images.shape[2:])
+    if few_count(images):
+        return add_up(images, rows, columns)
+    return multiply(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
 
 
 def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
@@ -214,7 +227,7 @@ def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
     weight = weight / weight.sum(1, keepdim=True)
     period = max(1, 2 * (pixels - 1))
     pixel = (torch.arange(pixels, device=sigma.device)[:, None] + offset) % period
-    pixel = torch.minimum(pixel, period - pixel)
+    pixel = torch.minimum(pixel, period - pixel).int()
     return Taps(pixel.expand(len(sigma), -1, -1), weight[:, None].expand(-1, pixels, -1))
 
 
@@ -222,10 +235,28 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-def on_some(images: Tensor, applied: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace the rows where ``applied`` (on the CPU, so that nothing waits for the device) by ``change`` of them."""
+def on_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """``change`` some images, in float32: ``images`` are written to.
+
+    Compiled, all are changed and what was not meant is dropped, so that shapes do not depend on ``applied``.
+
+    Args:
+        images: [B, 3, h, w].
+        applied: bool [B], which. On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
+        change: float32 [n, 3, h, w] and the rows of ``parameters`` → [n, 3, h, w]; may write to the images.
+        parameters: [B] each, where ``applied`` is.
+
+    Returns:
+        [B, 3, h, w].
+    """
+    if torch.compiler.is_compiling():
+        changed = change(images.to(torch.float32, copy=True), *parameters).to(images.dtype)
+        return torch.where(applied[:, None, None, None], changed, images)
     rows = applied.nonzero().flatten()
-    if len(rows) == 0:
-        return images
-    on_device = rows.to(images.device)
-    return images.index_copy(0, on_device, change(images[on_device], rows))
+    own = (each[rows].to(images.device, non_blocking=True) for each in parameters)
+    if len(rows) == len(images):
+        return change(images.float(), *own).to(images.dtype)
+    if len(rows):
+        there = rows.to(images.device, non_blocking=True)
+        images.index_copy_(0, there, change(images.index_select(0, there).float(), *own).to(images.dtype))
+    return images

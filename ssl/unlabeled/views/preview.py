@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from unlabeled.pictures import draw
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters
 from unlabeled.views.pipeline import ViewGroup, Views
-from unlabeled.views.preview_draws import Group, Step, draws, measure
+from unlabeled.views.preview_draws import Group, Step, draws, in_turns, measure, settled
 from unlabeled.views.preview_page import Shown, page
 
 
@@ -31,23 +32,25 @@ class _Recorder:
 
     def __init__(self, operation: Operation, steps: list[Step]) -> None:
         self.operation, self.steps = operation, steps
+        self.framed, self.crops = (getattr(operation, name, False) for name in ("framed", "crops"))
 
-    def sample(self, count: int, height: int, width: int, generator: Generator) -> Parameters:
-        return self.operation.sample(count, height, width, generator)
+    def sample(self, count: int, generator: Generator) -> Parameters:
+        return self.operation.sample(count, generator)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        before, frame = images.clone(), (images.shape[2], images.shape[3])
+        before, sizes = images.clone(), parameters.get("sizes", torch.tensor(images.shape[2:]).expand(len(images), 2))
         made = self.operation.apply(images, parameters)
         changed = (made != before).flatten(1).any(1) if made.shape == before.shape else None
-        self.steps.append(Step(self.operation, frame, parameters, changed))
+        self.steps.append(Step(self.operation, sizes, settled(self.operation, parameters, sizes), changed))
         return made
 
 
-def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey) -> list[Shown]:
-    """What ``views(images, ids, key)`` returns, as pixels, with every operation's parameters; ``views`` stays as it is.
+def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor | None = None) -> list[Shown]:
+    """The views of a batch as pixels, with every operation's parameters; ``views`` stays as it is.
 
     Args:
-        images, ids, key: as :meth:`Views.forward` takes them.
+        views: of a run.
+        images, ids, key, sizes: as :meth:`Views.forward` takes them.
     """
     operations = [group.operations for group in views.groups for _ in range(group.count)]
     logs: list[list[Step]] = [[] for _ in operations]
@@ -56,7 +59,8 @@ def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey) -> list[Shown
         ViewGroup(1, [_Recorder(operation, log) for operation in each])
         for each, log in zip(operations, logs, strict=True)
     ]
-    made = recorded(images, ids, key)
+    recorded.compiles, recorded.block = False, len(images)  # each operation is called once for each view
+    made = recorded(images, ids, key, sizes=sizes)
     return [Shown(views.as_pixels(view), log) for view, log in zip(made, logs, strict=True)]
 
 
@@ -88,16 +92,16 @@ class Preview:
     def write(self, folder: Path) -> list[Path]:
         """Write ``index.html`` and ``views.png`` into ``folder`` and return their paths; nothing else is touched."""
         batch = first_images(self.splits.train, self.images, self.batch_size, self.seed)
-        shown = trace(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size))
+        shown = trace(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size), batch.sizes)
         title, rows = f"Views of {folder.parent.name}", self._rows(batch)
-        text = page(title, self._facts(), rows, batch.images, shown, self.measured(shown))
+        text = page(title, self._facts(), rows, frames(batch), shown, self.measured(shown))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.html").write_text(text, encoding="utf-8")
-        draw(_of_one_size(batch.images, shown)).save(folder / "views.png")
+        draw(_of_one_size(frames(batch), shown)).save(folder / "views.png")
         return [folder / "index.html", folder / "views.png"]
 
     def measured(self, shown: Sequence[Shown]) -> list[Group]:
-        """What is drawn for each group of views, by the frames of the first of them in ``shown``."""
+        """What is drawn for each group of views, by the images of the first of them in ``shown``."""
         found, first = [], 0
         for group in self.views.groups:
             numbers = range(first, first + group.count)
@@ -108,7 +112,9 @@ class Preview:
 
     def _group(self, numbers: range, view: Shown) -> Group:
         drawn = draws(view.steps, numbers, self.seed, self.batch_size)
-        parts = [measure(step.operation, each, step.frame) for step, each in zip(view.steps, drawn, strict=True)]
+        parts = [
+            measure(step.operation, each, in_turns(step.sizes)) for step, each in zip(view.steps, drawn, strict=True)
+        ]
         return Group(numbers, view.pixels.shape[-1], list(itertools.chain(*parts)))
 
     def _facts(self) -> dict[str, str]:
@@ -138,9 +144,26 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
     return batch
 
 
-def _of_one_size(images: Tensor, shown: Sequence[Shown]) -> dict[str, Tensor]:
-    """Columns for a picture: the images and their views, smaller ones enlarged without smoothing."""
-    columns = {"as decoded": images.float() / 255}
-    columns |= {f"view {number}": view.pixels for number, view in enumerate(shown, 1)}
-    side = max(column.shape[-1] for column in columns.values())
-    return {name: F.interpolate(column, (side, side), mode="nearest-exact") for name, column in columns.items()}
+def frames(batch: Batch) -> list[Tensor]:
+    """Each image as decoded, uint8 [3, h, w], without what its canvas has around it."""
+    if batch.sizes is None:
+        return list(batch.images)
+    return [
+        image[:, :height, :width] for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
+    ]
+
+
+def _of_one_size(images: Sequence[Tensor], shown: Sequence[Shown]) -> dict[str, Tensor]:
+    """Columns for a picture: the images and their views, enlarged without smoothing; the larger side fills a square."""
+    columns = {"as decoded": [image.float() / 255 for image in images]}
+    columns |= {f"view {number}": list(view.pixels) for number, view in enumerate(shown, 1)}
+    side = max(max(image.shape[1:]) for column in columns.values() for image in column)
+    return {name: torch.stack([_in_square(image, side) for image in column]) for name, column in columns.items()}
+
+
+def _in_square(image: Tensor, side: int) -> Tensor:
+    """[3, h, w] → [3, side, side], the image in the upper left corner on white."""
+    height, width = (max(1, round(side * length / max(image.shape[1:]))) for length in image.shape[1:])
+    square = image.new_ones(3, side, side)
+    square[:, :height, :width] = F.interpolate(image[None], (height, width), mode="nearest-exact")[0]
+    return square

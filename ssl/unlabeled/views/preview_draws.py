@@ -31,8 +31,8 @@ class Step:
     """One operation on one view of some images."""
 
     operation: Operation
-    frame: tuple[int, int]  # height and width of what it was given
-    drawn: Parameters  # one row per image
+    sizes: Tensor  # int64 [B, 2], height and width of what it was given
+    drawn: Parameters  # one row per image, see settled
     changed: Tensor | None  # bool [B], whether a pixel became another; None where the shape did
 
 
@@ -82,27 +82,40 @@ class Group:
     measured: list[Quantity | Rate]
 
 
+def settled(operation: Operation, drawn: Parameters, sizes: Tensor) -> Parameters:
+    """What was drawn for images of ``sizes`` [B, 2], and of crops the boxes that it comes to."""
+    if isinstance(operation, RandomResizedCrop):
+        return drawn | {"box": operation.boxes(drawn, sizes.cpu())}
+    return drawn
+
+
 def draws(steps: Sequence[Step], numbers: Sequence[int], seed: int, batch_size: int) -> list[Parameters]:
     """The first ``DRAWS`` parameters that a run draws for some views, one dict per operation.
 
     Args:
-        steps: of one of these views, for the operations and their frames.
+        steps: of one of these views, for the operations and the sizes of images, which take turns.
         numbers: of the views, from 0, which are drawn alike.
         seed, batch_size: of the run.
     """
     rounds: list[list[Parameters]] = []
     for step, number in itertools.product(range(-(-DRAWS // (batch_size * len(numbers)))), numbers):
         generator = ViewKey(seed, step, 0, batch_size).generator(number)
-        rounds.append([each.operation.sample(batch_size, *each.frame, generator) for each in steps])
-    return [
+        rounds.append([each.operation.sample(batch_size, generator) for each in steps])
+    joined = [
         {name: torch.cat([drawn[name] for drawn in parts])[:DRAWS] for name in parts[0]}
         for parts in zip(*rounds, strict=True)
     ]
+    return [settled(step.operation, drawn, in_turns(step.sizes)) for step, drawn in zip(steps, joined, strict=True)]
 
 
-def measure(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> list[Quantity | Rate]:
-    """Every number and every yes or no that an operation drew, beside what it was configured to draw."""
-    title, ranges, named = title_of(operation), _ranges(operation), columns(operation, drawn, frame)
+def in_turns(sizes: Tensor) -> Tensor:
+    """Sizes [B, 2] of some images for ``DRAWS`` draws."""
+    return sizes[torch.arange(DRAWS) % len(sizes)]
+
+
+def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quantity | Rate]:
+    """Every number and every yes or no that was drawn for images of ``sizes`` [n, 2], beside what is configured."""
+    title, ranges, named = title_of(operation), _ranges(operation), columns(operation, drawn, sizes)
     applied = named.get("applied")
     measured: list[Quantity | Rate] = []
     for name, values in named.items():
@@ -115,12 +128,13 @@ def measure(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> 
     return [each for each in measured if isinstance(each, Rate) or len(each.values)]
 
 
-def columns(operation: Operation, drawn: Parameters, frame: tuple[int, int]) -> dict[str, Tensor]:
+def columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str, Tensor]:
     """Parameters as named columns [n]: those of our operations in words, any other's by its own names."""
     found: dict[str, Tensor] = {}
     if isinstance(operation, RandomResizedCrop):
         height, width = drawn["box"][:, 2].double(), drawn["box"][:, 3].double()
-        return {"area": height * width / (frame[0] * frame[1]), "width / height": width / height, "flip": drawn["flip"]}
+        area = height * width / sizes.prod(1)
+        return {"area": area, "width / height": width / height, "flip": drawn["flip"]}
     for name, values in sorted(drawn.items(), key=lambda item: item[0] != "applied"):
         parts = values.flatten(1).unbind(1) if values.ndim > 1 else (values,)
         if name in HIDDEN or len(parts) > MOST_COLUMNS:

@@ -49,7 +49,7 @@ def page(
     title: str,
     facts: dict[str, str],
     names: Sequence[str],
-    images: Tensor,
+    images: Sequence[Tensor],
     shown: Sequence[Shown],
     groups: Sequence[Group],
 ) -> str:
@@ -59,7 +59,7 @@ def page(
         title: of the page.
         facts: what stands at the top, by its title.
         names: of the images, one or more lines each.
-        images: uint8 [B, 3, H, W], as decoded.
+        images: uint8 [3, h, w] each, as decoded.
         shown: their views.
         groups: what was measured.
     """
@@ -81,12 +81,13 @@ def page(
     )
 
 
-def _header(images: Tensor, shown: Sequence[Shown]) -> str:
+def _header(images: Sequence[Tensor], shown: Sequence[Shown]) -> str:
     titles = [("as decoded", images, "transparent")]
-    titles += [(f"view {number}", view.pixels, _colour(number)) for number, view in enumerate(shown, 1)]
+    titles += [(f"view {number}", list(view.pixels), _colour(number)) for number, view in enumerate(shown, 1)]
     cells = []
-    for title, x, colour in titles:
-        size = f'<small class="quiet">{x.shape[-1]} × {x.shape[-2]}</small>'
+    for title, column, colour in titles:
+        sizes = {f"{image.shape[2]} × {image.shape[1]}" for image in column}
+        size = f'<small class="quiet">{sizes.pop() if len(sizes) == 1 else "of different sizes"}</small>'
         cells.append(f'<th><span style="border-color: {colour}">{title} {size}</span></th>')
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -95,9 +96,9 @@ def _colour(number: int) -> str:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def _row(row: int, name: str, images: Tensor, shown: Sequence[Shown]) -> str:
+def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[Shown]) -> str:
     boxes = "".join(_box(view, row, _colour(number)) for number, view in enumerate(shown, 1))
-    height, width = images.shape[2:]
+    height, width = images[row].shape[1:]
     frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{boxes}</svg>'
     cells = [_cell(images[row], frame, "".join(f"<div>{escape(line)}</div>" for line in name.splitlines()))]
     cells += [_cell((view.pixels[row] * 255).round().byte(), "", _captions(view.steps, row)) for view in shown]
@@ -135,7 +136,7 @@ def _captions(steps: Sequence[Step], row: int) -> str:
     """What was done to an image, a line per operation, and what was not."""
     done, left_out = [], []
     for step in steps:
-        values = {name: column[row] for name, column in columns(step.operation, step.drawn, step.frame).items()}
+        values = {name: column[row] for name, column in columns(step.operation, step.drawn, step.sizes).items()}
         if not bool(values.pop("applied", True)):
             left_out.append(title_of(step.operation))
             continue

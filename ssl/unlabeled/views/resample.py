@@ -15,12 +15,17 @@ from torch.nn import functional as F
 class Taps(NamedTuple):
     """What each pixel of a line is made of."""
 
-    pixel: Tensor  # int64 [B, size, K], numbers of pixels of the line before
+    pixel: Tensor  # int32 [B, size, K], numbers of pixels of the line before
     weight: Tensor  # float32 [B, size, K]; 0 where fewer than K pixels count
 
 
-def resample(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """New rows and columns out of old ones.
+def few_count(images: Tensor) -> bool:
+    """Whether to add up few pixels, or to multiply by dense matrices."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def add_up(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """New rows and columns out of the few old ones that count.
 
     Args:
         images: float [B, C, H, W].
@@ -28,25 +33,28 @@ def resample(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
         columns: with numbers below W, T of them.
 
     Returns:
-        [B, C, S, T], same dtype.
+        float32 [B, C, S, T].
     """
-    if images.device.type == "cpu" and images.dtype == torch.float32:
-        return _add_up(_add_up(images, rows).mT.contiguous(), columns).mT
-    left, right = matrix(rows, images.shape[2]), matrix(columns, images.shape[3])
-    product: Tensor = left.to(images.dtype)[:, None] @ images @ right.to(images.dtype)[:, None].mT
+    images = images.float()
+    return _new_rows(_new_rows(images.mT, columns).mT, rows)  # columns first, so that what comes out is contiguous
+
+
+def multiply(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same by weights float32 [B, S, H] and [B, T, W]: ``rows`` · images · ``columns`` transposed."""
+    product: Tensor = rows[:, None] @ images.float() @ columns[:, None].mT
     return product
 
 
 def matrix(taps: Taps, pixels: int) -> Tensor:
     """The weights as [B, size, pixels]."""
     empty = taps.weight.new_zeros(*taps.weight.shape[:2], pixels)
-    return empty.scatter_add_(2, taps.pixel.expand(taps.weight.shape), taps.weight)
+    return empty.scatter_add_(2, taps.pixel.long().expand(taps.weight.shape), taps.weight)
 
 
-def _add_up(images: Tensor, rows: Taps) -> Tensor:
+def _new_rows(images: Tensor, rows: Taps) -> Tensor:
     """[B, C, H, W] → [B, C, S, W], each new row the weighted sum of a few old ones."""
     batch, channels, height, width = images.shape
-    lines = torch.arange(batch * channels).view(batch, channels, 1, 1) * height
+    lines = torch.arange(batch * channels, dtype=torch.int32).view(batch, channels, 1, 1) * height
     pixel = (lines + rows.pixel[:, None]).flatten(0, 2)
     weight = rows.weight[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
     table = images.reshape(-1, width)

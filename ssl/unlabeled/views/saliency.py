@@ -163,7 +163,7 @@ def _columns(
 def _view(images: Tensor, generator: torch.Generator) -> Tensor:
     """A large crop, as the views of ReLICv2 take it of a masked image."""
     crop = RandomResizedCrop(images.shape[-1], LARGE_SCALE, (3 / 4, 4 / 3), "bicubic", flip=0.5)
-    return crop.apply(images, crop.sample(len(images), images.shape[2], images.shape[3], generator)).clamp(0, 1)
+    return crop.apply(images, crop.sample(len(images), generator)).clamp(0, 1)
 
 
 def _grey(maps: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""What a GPU needs of the views, as far as a CPU can tell: precision, compiled code, bounded memory, products."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unlabeled.errors import UserError
+from unlabeled.views import crop, operations, pipeline
+from unlabeled.views.foreign import Foreign
+from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import (
+    ColourJitter,
+    Equalize,
+    GaussianBlur,
+    Grayscale,
+    Operation,
+    RandomResizedCrop,
+    Solarize,
+)
+from unlabeled.views.pipeline import ViewGroup, Views
+
+CROP = RandomResizedCrop(24, (0.08, 1.0), (0.75, 4 / 3), "bicubic", 0.5)
+COLOURS: list[Operation] = [
+    ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8),
+    ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True),
+    Grayscale(0.5),
+    GaussianBlur((0.1, 2.0), 0.2, 0.5),
+    Solarize((0.0, 1.0), 0.5),
+    Equalize(0.5),
+]
+
+
+def photographs(count: int, height: int, width: int) -> Tensor:
+    sources = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
+    return torch.stack([sources[row % 2][:, row % 7 : row % 7 + height, row : row + width] for row in range(count)])
+
+
+def everything(compile: bool = False) -> Views:
+    first, second = ViewGroup(2, [CROP, *COLOURS]), ViewGroup(1, [CROP, *COLOURS[2:]])
+    return Views(24, [first, second], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3], 1.0, "bicubic", compile=compile)
+
+
+@pytest.mark.parametrize("operation", [CROP, *COLOURS], ids=lambda each: type(each).__name__)
+def test_bfloat16_images_come_out_as_the_float32_result_rounded_once(operation: Operation) -> None:
+    images = (photographs(32, 40, 40) / 255).bfloat16()
+    drawn = operation.sample(32, torch.Generator().manual_seed(0))
+    ours, exact = operation.apply(images.clone(), drawn), operation.apply(images.float(), drawn)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, exact.bfloat16())
+    assert not torch.equal(ours, images)
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler for a CPU")
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_views_are_the_same_and_nothing_is_compiled_again_from_step_to_step() -> None:
+    views, compiled, images, ids = everything(), everything(compile=True), photographs(16, 40, 48), torch.arange(16)
+    compiled(images, ids, ViewKey(0, 0, 0, 16))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(1, 4):
+            key = ViewKey(0, step, 0, 16)
+            for one, other in zip(compiled(images, ids, key), views(images, ids, key), strict=True):
+                difference = (one - other).abs().flatten(1).amax(1)
+                # an equalized image is rounded to 256 levels before: one may fall on the other side, one in a thousand
+                assert float(difference.quantile(0.75)) < 2e-5
+                assert float((one - other).abs().mean()) < 1e-3
+    assert len(compiled._compiled) == 2  # one graph for each group; a break in it would have been an error
+
+
+def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> None:
+    foreign = Foreign(torch.nn.Identity())
+    with pytest.raises(UserError, match=r"views\.compile=true: Foreign .* views\.compile=false"):
+        Views(24, [ViewGroup(1, [CROP, foreign])], None, None, 1.0, "bicubic", compile=True)
+    Views(24, [ViewGroup(1, [foreign, CROP])], None, None, 1.0, "bicubic", compile=True)
+    Views(24, [ViewGroup(1, [CROP, foreign])], None, None, 1.0, "bicubic")
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop, "few_count", lambda images: False)
+    monkeypatch.setattr(operations, "few_count", lambda images: False)
+    monkeypatch.setattr(pipeline, "CPU_BLOCK", pipeline.GPU_BLOCK)
+
+
+def test_the_products_of_a_gpu_and_the_sums_of_a_cpu_give_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = Views(24, [ViewGroup(2, [CROP, *COLOURS[:4]])], None, None, 1.0, "bicubic")
+    images, ids, key = photographs(16, 70, 90), torch.arange(16), ViewKey(0, 0, 0, 16)
+    summed, plain = views(images, ids, key), views.plain(images)
+    as_on_a_gpu(monkeypatch)
+    for one, other in zip(summed, views(images, ids, key), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+    torch.testing.assert_close(plain, views.plain(images), rtol=0, atol=2e-6)
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the bytes of the largest tensor that any operation within makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, Tensor):
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(("count", "pixels", "size", "views"), [(16, 400, 224, 2), (16, 420, 112, 1), (64, 32, 32, 2)])
+def test_no_temporary_is_larger_than_four_times_the_views_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, count: int, pixels: int, size: int, views: int
+) -> None:
+    if gpu:
+        as_on_a_gpu(monkeypatch)
+    one = RandomResizedCrop(size, (0.08, 1.0), (0.75, 4 / 3), "bicubic", 0.5)
+    made = Views(size, [ViewGroup(views, [one, *COLOURS[:5]])], [0.5] * 3, [0.2] * 3, 1.0, "bicubic")
+    images = photographs(count, pixels, pixels)
+    with Largest() as largest:
+        result = made(images, torch.arange(count), ViewKey(0, 0, 0, count))
+    assert largest.bytes <= 4 * sum(view.nbytes for view in result)
+    assert largest.bytes >= result[0].nbytes
