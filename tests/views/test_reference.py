@@ -33,9 +33,7 @@ from unlabeled.views.pipeline import ViewGroup, Views
 CONF = Path(__file__).parents[2] / "conf"
 BATCHES = 12  # of 120 photographs and 240 views
 ERRORS = 4.0  # standard errors that chance explains: one number in 16,000 lies further off
-ROUNDING = (
-    0.5 / 255
-)  # Pillow's two roundings of a resized image make it brighter by 0.15 / 255 on average, measured here
+ROUNDING = 0.5 / 255  # Pillow rounds a resized image twice: brighter by 0.15 / 255 on average, measured here
 REFERENCE = "views._target_=tests.views.reference.TorchvisionViews"
 
 
@@ -73,8 +71,8 @@ def everything() -> list[Operation]:
     return [crop(), jitter(), Grayscale(0.2), blur(), solarize()]
 
 
-def pipeline(kind: type[Views], steps: list[Operation], size: int = 24) -> Views:
-    return kind(size, [ViewGroup(2, steps)], None, None, 1.0, "bilinear")
+def pipeline(kind: type[Views], steps: list[Operation]) -> Views:
+    return kind(24, [ViewGroup(2, steps)], None, None, 1.0, "bilinear")
 
 
 def drawn(kind: type[Views], steps: list[Operation], images: Tensor) -> Tensor:
@@ -98,6 +96,7 @@ def measures(views: Tensor) -> dict[str, Tensor]:
 def errors(one: dict[str, Tensor], other: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
     """The largest difference of a measure's mean, or of its mean distance from the image's own, in standard errors.
 
+    What rounding explains is taken off first.
     Paired: row by row, ``one`` and ``other`` are of views of the same image, which without any operation has ``plain``.
     """
     found = []
