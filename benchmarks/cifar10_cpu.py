@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from unlabeled.evaluation.report import made_with
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -100,7 +102,7 @@ def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
     ]
     for recipe, results in found:
         lines += rows(recipe, results)
-    return "\n".join([*lines, "", *provenance(found)]) + "\n"
+    return "\n".join([*lines, "", *made_with([results["provenance"] for _, results in found])]) + "\n"
 
 
 def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
@@ -118,19 +120,6 @@ def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
         numbers = f"{ours:.2f} | {random:.2f} | {ours - random:+.2f} | {wanted} | {pixels or float('nan'):.2f} | {seed}"
         lines.append(f"| {start} | {protocol} | {numbers} |".replace("nan", "–"))
     return lines
-
-
-def provenance(found: list[tuple[Recipe, dict[str, Any]]]) -> list[str]:
-    """Versions and machines, once each; the reports have the rest."""
-    versions = {json.dumps(results["provenance"]["versions"]) for _, results in found}
-    machines = {json.dumps(results["provenance"]["machine"]) for _, results in found}
-    dates = sorted(results["provenance"]["date"][:10] for _, results in found)
-    described = [", ".join(f"{name} {version}" for name, version in json.loads(each).items()) for each in versions]
-    computers = [f"{machine['cpu']}, {machine['cpus']} cores" for machine in map(json.loads, machines)]
-    return [
-        f"Versions: {'; '.join(sorted(described))}.",
-        f"Machine: {'; '.join(sorted(set(computers)))}. Dates: {dates[0]} to {dates[-1]}.",
-    ]
 
 
 if __name__ == "__main__":

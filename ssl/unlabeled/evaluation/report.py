@@ -81,6 +81,18 @@ def machine() -> dict[str, Any]:
     return {"system": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus}
 
 
+def made_with(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Versions, machines and dates of several reports' ``provenance``, each said once: two lines for below a table."""
+    used = {json.dumps(each["versions"]) for each in provenances}
+    described = [", ".join(f"{name} {version}" for name, version in json.loads(each).items()) for each in used]
+    computers = {f"{each['machine']['cpu']}, {each['machine']['cpus']} cores" for each in provenances}
+    dates = sorted(each["date"][:10] for each in provenances)
+    return [
+        f"Versions: {'; '.join(sorted(described))}.",
+        f"Machine: {'; '.join(sorted(computers))}. Dates: {dates[0]} to {dates[-1]}.",
+    ]
+
+
 def label_hash(labels: Tensor) -> str:
     """SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
     return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()

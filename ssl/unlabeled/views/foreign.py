@@ -47,10 +47,10 @@ class Foreign:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         changed = []
-        with _restored_randomness(images.device):
+        with restored_randomness(images.device):
             for row, seed in enumerate(parameters["seed"].tolist()):
                 image = images[row : row + 1].clone()  # some transforms write into it, and other views are made of it
-                _seed(seed, images.device)
+                seed_all(seed, images.device)
                 changed.append(self._checked(self.transform(image), image))
         if len({each.shape for each in changed}) > 1:
             raise UserError(f"{self._name()} gives images of several sizes; crop them to one")
@@ -80,7 +80,7 @@ def _parts(transform: object) -> Iterator[object]:
 
 
 @contextmanager
-def _restored_randomness(device: torch.device) -> Iterator[None]:
+def restored_randomness(device: torch.device) -> Iterator[None]:
     """Put back what Python, numpy, torch on the CPU and torch on ``device`` would have drawn next."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -91,7 +91,7 @@ def _restored_randomness(device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _seed(seed: int, device: torch.device) -> None:
+def seed_all(seed: int, device: torch.device) -> None:
     """As ``torch.manual_seed``, which would also seed the GPUs that nobody puts back."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
