@@ -1,7 +1,7 @@
 """How fast SimCLR's views are made: this project, kornia, and torchvision on PIL images one by one.
 
     python benchmarks/views.py                 on one CPU core
-    python benchmarks/views.py --device cuda   and what all views cost beside a training step of ResNet-50
+    python benchmarks/views.py --device cuda   compiled too, and all views beside a training step of ResNet-50
 
 All are timed in turn within one process, several times; medians go to benchmarks/results/views_DEVICE.md. The images
 are cut-outs of scikit-learn's two photographs.
@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kornia.augmentation as K
@@ -30,6 +31,7 @@ from unlabeled.views.pipeline import Views
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {"simclr_small": (32, 256), "simclr": (400, 32)}  # pixels of the images, batch size on a CPU
 VIEWS = 2  # of each image
+MULTI_VIEWS = ("simclr", "byol", "swav")  # beside a training step
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
         images = photographs(size, batch_size if arguments.device == "cpu" else 256).to(arguments.device)
         lines += compare(name, images, arguments.repeats)
     if arguments.device == "cuda":
-        lines += ["", beside_a_training_step(arguments.repeats)]
+        lines += ["", *beside_a_training_step(arguments.repeats)]
     page = ROOT / "benchmarks" / "results" / f"views_{arguments.device}.md"
     page.write_text("\n".join([*header(arguments), *lines, ""]))
     print(page.read_text())
@@ -61,9 +63,9 @@ def photographs(size: int, count: int) -> Tensor:
     return torch.stack(cut)
 
 
-def views_of(name: str) -> Views:
+def views_of(name: str, compiled: bool = False) -> Views:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        views: Views = instantiate(compose("train", ["name=x", f"views={name}"]).views)
+        views: Views = instantiate(compose("train", ["name=x", f"views={name}", f"views.compile={compiled}"]).views)
     return views
 
 
@@ -77,6 +79,9 @@ def compare(name: str, images: Tensor, repeats: int) -> list[str]:
         "this project": lambda: views(images, ids, key),
         "kornia": lambda: [theirs(images.float() / 255) for _ in range(VIEWS)],
     }
+    if images.device.type == "cuda":
+        compiled = views_of(name, compiled=True)
+        ways["this project, compiled"] = lambda: compiled(images, ids, key)
     if images.device.type == "cpu":
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         one_by_one = with_pil(views.size, blur=name == "simclr")
@@ -139,23 +144,42 @@ def timed(ways: dict[str, Callable[[], object]], repeats: int, device: torch.dev
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
-def beside_a_training_step(repeats: int) -> str:
-    """What two views of 256 images cost, in per cent of a step of ResNet-50 on both of them in bf16."""
-    images = photographs(400, 256).cuda()
-    views, ids, key = views_of("simclr"), torch.arange(256), ViewKey(0, 0, 0, 256)
-    network = models.resnet50().cuda().to(memory_format=torch.channels_last)
+def beside_a_training_step(repeats: int) -> list[str]:
+    """What all views of 256 images cost, in per cent of a step of ResNet-50 on the same views in bf16."""
+    table = ["| pipeline, 400 px, batch 256 | views, ms | compiled, ms | training step, ms | share | compiled |"]
+    table += ["|---|---:|---:|---:|---:|---:|"]
+    for name in MULTI_VIEWS:
+        images, ids, key = photographs(400, 256).cuda(), torch.arange(256), ViewKey(0, 0, 0, 256)
+        views = views_of(name)
+        ways: dict[str, Callable[[], object]] = {
+            "eager": partial(views, images, ids, key),
+            "compiled": partial(views_of(name, compiled=True), images, ids, key),
+            "step": training_step(views(images, ids, key)),
+        }
+        spent = timed(ways, repeats, images.device)
+        shares = [100 * spent[way] / spent["step"] for way in ("eager", "compiled")]
+        numbers = [f"{spent[way]:.1f}" for way in ("eager", "compiled", "step")] + [
+            f"{share:.1f} %" for share in shares
+        ]
+        table.append(f"| {name} | {' | '.join(numbers)} |")
+    return table
+
+
+def training_step(views: tuple[Tensor, ...]) -> Callable[[], None]:
+    """Forward and backward of ResNet-50 on all views in bf16, one pass for each size, and an SGD step."""
+    network = models.resnet50().to(views[0].device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    batch = torch.cat(views(images, ids, key)).to(memory_format=torch.channels_last)
+    sizes = sorted({view.shape[-1] for view in views})
+    batches = [torch.cat([view for view in views if view.shape[-1] == size]) for size in sizes]
+    batches = [batch.to(memory_format=torch.channels_last) for batch in batches]
 
     def step() -> None:
-        with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16):
-            network(batch).float().mean().backward()
+        with torch.enable_grad(), torch.autocast(views[0].device.type, torch.bfloat16):
+            torch.cat([network(batch).float().mean()[None] for batch in batches]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
-    spent = timed({"views": lambda: views(images, ids, key), "step": step}, repeats, images.device)
-    share = 100 * spent["views"] / spent["step"]
-    return f"Views {spent['views']:.1f} ms, a training step {spent['step']:.1f} ms: {share:.1f} %."
+    return step
 
 
 def header(arguments: argparse.Namespace) -> list[str]:

@@ -175,12 +175,12 @@ def test_a_normalize_anywhere_within_is_refused_because_views_normalise_last(nor
             Foreign(transform)
 
 
-def with_transform(transform: dict[str, Any]) -> DictConfig:
+def with_transform(transform: dict[str, Any], wrapped: bool = True) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["name=x", "views=simclr_small", "data=digits"])
     with open_dict(config):
-        added = {"_target_": "unlabeled.views.foreign.Foreign", "transform": transform}
-        config.views.groups[0].operations.append(added)
+        foreign = {"_target_": "unlabeled.views.foreign.Foreign", "transform": transform}
+        config.views.groups[0].operations.append(foreign if wrapped else transform)
     return config
 
 
@@ -191,12 +191,21 @@ BOTH = {"_target_": "torchvision.transforms.v2.Compose", "transforms": [SHARPNES
 
 @pytest.mark.parametrize("transform", [SHARPNESS, POSTERIZE, BOTH], ids=lambda config: str(config["_target_"]))
 def test_a_yaml_names_it_by_target_and_its_keys_are_checked_before_an_image_is_read(transform: dict[str, Any]) -> None:
-    config = with_transform(transform)
-    check_keys(config, CONF / "train.yaml")
-    views: Views = instantiate(config.views)
-    for view in views(uint8_images(6, 40), torch.arange(6), ViewKey(0, 0, 0, 6)):
+    made = []
+    for wrapped in (True, False):
+        config = with_transform(transform, wrapped)
+        check_keys(config, CONF / "train.yaml")
+        views: Views = instantiate(config.views)
+        made.append(views(uint8_images(6, 40), torch.arange(6), ViewKey(0, 0, 0, 6)))
+    for view, alone in zip(*made, strict=True):
         assert tuple(view.shape) == (6, 3, 32, 32)
         assert 0 <= float(view.min()) < float(view.max()) <= 1
+        assert torch.equal(view, alone)  # a transform by itself is put into a Foreign
+
+
+def test_what_is_neither_an_operation_nor_a_transform_costs_one_line() -> None:
+    with pytest.raises(UserError, match=r"views\.groups: 0\.5 is no operation and no transform"):
+        ViewGroup(1, [0.5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,11 @@ class Foreign:
     position, whatever the number of processes. The price is a Python loop, slow on a GPU and for small images: 0.15 ms
     for 32 × 32 pixels on one core, where Solarize takes 0.02; at 224 × 224 both take 1 ms.
 
-    In a yaml, below ``operations:``::
+    In a yaml, below ``operations:``, a transform stands as any operation::
 
-        - _target_: unlabeled.views.foreign.Foreign
-          transform:
-            _target_: torchvision.transforms.v2.RandomAdjustSharpness # or kornia.augmentation.RandomPosterize, …
-            sharpness_factor: 2.0
-            p: 0.5
+        - _target_: torchvision.transforms.v2.RandomAdjustSharpness # or kornia.augmentation.RandomPosterize, …
+          sharpness_factor: 2.0
+          p: 0.5
 
     What the transform returns is clamped to [0, 1], as every operation's result is: interpolation and noise overshoot.
 

@@ -6,7 +6,7 @@ no Python per image.
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +18,7 @@ from unlabeled.views.resample import Taps, add_up, few_count, matrix, multiply
 Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
 
 
+@runtime_checkable
 class Operation(Protocol):
     """A random operation on a batch of images [B, 3, h, w] in [0, 1], float32 or bfloat16.
 

@@ -27,10 +27,17 @@ CPU_BLOCK, GPU_BLOCK = 250_000, 8_000_000
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views that are drawn alike: how many, and the operations in order."""
+    """Views that are drawn alike: how many, and the operations in order; transforms of kornia or torchvision as well.
+
+    Raises:
+        UserError: among the operations is something else.
+    """
 
     count: int
     operations: Sequence[Operation]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", [_as_operation(step) for step in self.operations])
 
     @property
     def after_crop(self) -> int:
@@ -192,6 +199,15 @@ class Views(nn.Module):
         if self.mean is None or self.std is None:
             return images
         return images.sub_(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
+
+
+def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
+    """What draws apart from applying, as it is; any other transform of an image as an operation."""
+    if isinstance(step, Operation):
+        return step
+    if not callable(step):
+        raise UserError(f"views.groups: {step!r} is no operation and no transform; give a _target_ that is one")
+    return Foreign(step)
 
 
 def chain(operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
