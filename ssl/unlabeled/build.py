@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.accelerators import CPUAccelerator
 
 from unlabeled.checkpointing import LastCheckpoint
 from unlabeled.config import is_sweep
@@ -29,6 +28,7 @@ from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
 from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
+from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
@@ -117,7 +117,8 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
-        callbacks=[RunProgress(), *watching, last],
+        callbacks=[EqualStatistics(), RunProgress(), *watching, last],
+        plugins=[SyncBatchNorms()] if config.trainer.sync_batchnorm else None,
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
@@ -125,8 +126,6 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    if trainer.world_size > 1 and config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
-        raise UserError("trainer.sync_batchnorm=true needs GPUs; with several CPU processes set it to false")
     if trainer.world_size > 1 and is_sweep():
         raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
     return trainer
