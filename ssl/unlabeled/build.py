@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled import preflight
 from unlabeled.checkpointing import LastCheckpoint
 from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
@@ -58,6 +59,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     serve_support(data, objective, trainer.world_size)
+    facts = preflight.facts_of(resolved, checkpoint, len(data.splits.train))
+    preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoint)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
@@ -118,7 +121,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         precision=precision,
         logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
         callbacks=[EqualStatistics(), RunProgress(), *watching, last],
-        plugins=[SyncBatchNorms()] if config.trainer.sync_batchnorm else None,
+        plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
@@ -126,6 +129,7 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    preflight.check_started(trainer)
     if trainer.world_size > 1 and is_sweep():
         raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
     return trainer

@@ -35,6 +35,8 @@ TYPES: dict[str, Any] = {
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
     "log_every_n_steps": int,
+    "preflight_seconds": float,
+    "timeout_minutes": float,
     "preview": int | None,
     "run": str | None,
     "checkpoint": str | None,
@@ -61,8 +63,10 @@ FREE_KEYS = (
     "num_workers",
     "online_knn",
     "pictures",
+    "preflight_seconds",
     "preview",
     "probe",
+    "timeout_minutes",
     "trainer",
 )
 
@@ -237,7 +241,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(resolved["run_dir"])
     if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        differing = [key for key in differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
         if differing:
             keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
             raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")
@@ -251,13 +255,16 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
 
 
 def is_sweep() -> bool:
-    """Whether this is one job of ``--multirun``."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    """Whether this is one job of ``--multirun`` by a process that has others; submitit gives each job its own."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().launcher.get("_target_")).endswith("submitit_launcher.SlurmLauncher")
 
 
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Dotted names of the values that two trees of plain values do not share."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         below = f"{path}." if path else ""
-        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{below}{key}")]
+        return [found for key in keys for found in differences(a.get(key), b.get(key), f"{below}{key}")]
     return [] if a == b else [path]
