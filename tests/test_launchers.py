@@ -122,22 +122,25 @@ def assert_same_weights(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert torch.equal(ours["state_dict"][name], value), name
 
 
-def test_lightning_torchrun_and_slurm_make_the_same_run_in_one_folder(folder: Path) -> None:
+def test_lightning_torchrun_and_slurm_make_the_same_run_in_one_folder_and_fsdp_nearly(folder: Path) -> None:
     codes, printed = finish(start(folder, "max_steps=3", "name=lightning"))
+    codes_cut, printed_cut = finish(start(folder, "max_steps=3", "name=cut", "trainer.strategy=fsdp"))
     more, others = finish(start(folder, "max_steps=3", "name=torchrun", launcher=TORCHRUN))
     port = free_port()
     ranks = [start(folder, "max_steps=3", "name=slurm", environment=by_slurm(port, rank)) for rank in range(2)]
     last, slurm = finish(*ranks)
-    assert codes + more + last == [0] * 4, printed + others + slurm
-    for output in (*printed, *others, "".join(slurm)):
+    assert codes + codes_cut + more + last == [0] * 5, printed + printed_cut + others + slurm
+    for output in (*printed, *printed_cut, *others, "".join(slurm)):
         assert output.count("2 processes on 1 machine, all-reduce 12 MB in ") == 1
         assert output.count("no probe, or no test split") == 1
-    assert sorted(path.name for path in (folder / "outputs").iterdir()) == ["lightning", "slurm", "torchrun"]
+    assert sorted(path.name for path in (folder / "outputs").iterdir()) == ["cut", "lightning", "slurm", "torchrun"]
     lines = (folder / "outputs" / "lightning" / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2, 3]
     for name in ("torchrun", "slurm"):
         assert (folder / "outputs" / name / "metrics.jsonl").read_text() == lines
         assert_same_weights(end_of(folder, name), end_of(folder, "lightning"))
+    for name, value in end_of(folder, "lightning")["state_dict"].items():
+        torch.testing.assert_close(end_of(folder, "cut")["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_processes_that_were_given_different_values_are_refused_in_one_line_before_data_is_touched(

@@ -14,8 +14,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from unlabeled import preflight
+from unlabeled.config import is_sweep
 from unlabeled.errors import UserError
 from unlabeled.meeting import Place, meet, open_store
 
@@ -140,6 +143,22 @@ def test_slurms_processes_are_found_without_lightnings_requeueing_and_ntasks_alo
     for name, value in TORCHRUN.items():  # torchrun within a job of Slurm's
         monkeypatch.setenv(name, value)
     assert preflight.cluster() == []
+
+
+@pytest.mark.parametrize(("launcher", "shared"), [("basic", True), ("submitit_slurm", False)])
+def test_submitit_gives_each_job_of_a_sweep_processes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, shared: bool
+) -> None:
+    targets = {
+        "basic": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "submitit_slurm": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    }
+    settings = SimpleNamespace(mode=RunMode.MULTIRUN, launcher={"_target_": targets[launcher]})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: settings)
+    assert is_sweep() is shared
+    settings.mode = RunMode.RUN
+    assert is_sweep() is False
 
 
 @pytest.fixture

@@ -47,7 +47,6 @@ OVERRIDES = [
     "log_every_n_steps=1",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
-    "trainer.sync_batchnorm=false",
 ]
 
 

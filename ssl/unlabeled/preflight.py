@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import time
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from unlabeled.errors import UserError
@@ -115,20 +116,17 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
         UserError: see :func:`unlabeled.meeting.meet`; or no message gets through.
     """
     strategy = trainer.strategy
-    if trainer.world_size == 1 or dist.is_initialized():
-        return
+    if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
+        return  # the last is a notebook's
     assert isinstance(strategy, DDPStrategy | ModelParallelStrategy)
-    launcher, environment = strategy.launcher, strategy.cluster_environment
-    if not isinstance(launcher, _SubprocessScriptLauncher) or environment is None:  # in a notebook
-        return
-    if not environment.creates_processes_externally:
-        launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
-    end_with_this_process(launcher.procs)
+    environment = strategy.cluster_environment
+    assert environment is not None
+    children = _start_others(strategy.launcher, environment)
     place = Place(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
     store = open_store(place, patience)
-    hosts = meet(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in launcher.procs))
+    hosts = meet(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
     together = Together(
-        place.rank, place.processes, launcher.procs, open_store(place, patience), lambda: answers(place), checkpoint
+        place.rank, place.processes, children, open_store(place, patience), lambda: answers(place), checkpoint
     )
     together.watch()
     _open(store, place, strategy.root_device, timeout)
@@ -138,6 +136,15 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
         machines = f"{len(set(hosts))} machine{'s' if len(set(hosts)) > 1 else ''}"
         size = f"{ELEMENTS * 4 / 1e6:.0f} MB"
         print(f"{place.processes} processes on {machines}, all-reduce {size} in {seconds * 1e3:.0f} ms", flush=True)
+
+
+def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subprocess.Popen[bytes]"]:
+    """Of this machine; none where somebody has started this process as well. They end with it."""
+    if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
+        return []
+    launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
+    end_with_this_process(launcher.procs)
+    return launcher.procs
 
 
 def _open(store: Store, place: Place, device: torch.device, timeout: float) -> None:

@@ -123,8 +123,7 @@ class Together:
 
 def end_with_this_process(children: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Whatever the way by which it ends, but for SIGKILL."""
-    if children:
-        atexit.register(end_children, children, SILENCE)
+    atexit.register(end_children, children, SILENCE)
 
 
 def end_children(children: Sequence["subprocess.Popen[bytes]"], patience: float) -> None:

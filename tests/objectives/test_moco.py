@@ -222,7 +222,7 @@ def moco_v3(backbone: type[Backbone] = LinearBackbone) -> MoCoV3:
 
 
 def moco_v3_without_norms() -> MoCoV3:
-    """BatchNorm over the global batch is sync_batchnorm's affair, which needs GPUs."""
+    """BatchNorm over the global batch is sync_batchnorm's affair."""
     torch.manual_seed(0)
     objective = moco_v3()
     objective.projector, objective.predictor = nn.Linear(6, 4).double(), nn.Linear(4, 4).double()
