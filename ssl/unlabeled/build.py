@@ -23,6 +23,9 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
+from unlabeled.faults.guard import Faults
+from unlabeled.faults.record import read_record
+from unlabeled.faults.replay import Replay
 from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
@@ -69,6 +72,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         config.seed,
         config.log_every_n_steps,
         resolved,
+        Faults(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
     return Run(trainer, module, data, checkpoint)
 
@@ -79,6 +83,13 @@ def build_preview(config: DictConfig) -> Preview:
     views: Views = instantiate(config.views)
     views.require_masks(splits.train)
     return Preview(views, splits, config.seed, config.batch_size, config.preview)
+
+
+def build_replay(path: str) -> Replay:
+    """What ``replay=FILE`` needs: the views, the objective and the batch of that file, on the CPU."""
+    record = read_record(path)
+    config = OmegaConf.create(record["config"])
+    return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 
 def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:

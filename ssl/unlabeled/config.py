@@ -35,7 +35,9 @@ TYPES: dict[str, Any] = {
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
     "log_every_n_steps": int,
+    "max_faults_in_a_row": int,
     "preview": int | None,
+    "replay": str | None,
     "run": str | None,
     "checkpoint": str | None,
     "report_dir": str | None,
@@ -57,12 +59,14 @@ FREE_KEYS = (
     "checkpoint_every_n_epochs",
     "log_every_n_steps",
     "logger",
+    "max_faults_in_a_row",
     "memory_gib",
     "num_workers",
     "online_knn",
     "pictures",
     "preview",
     "probe",
+    "replay",
     "trainer",
 )
 
@@ -248,6 +252,14 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def check_alone(key: str) -> None:
+    """Raise UserError if the command gives any other key: nothing would read it."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    others = [override for override in given if override.split("=")[0] != key]
+    if others:
+        raise UserError(f"{key}=… takes everything else from the file: leave out {' '.join(others)}")
 
 
 def is_sweep() -> bool:

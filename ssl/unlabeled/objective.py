@@ -100,7 +100,11 @@ class Objective(nn.Module):
         """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""
+        """The loss of one batch.
+
+        Must not change state that a later step reads, except, in training, its own buffers and the parameters that no
+        optimizer trains: these are put back where the loss turns out not to be finite, and the step is not taken.
+        """
         raise NotImplementedError
 
     def after_backward(self, progress: Progress) -> None:

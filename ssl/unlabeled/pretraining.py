@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.objective import Batch, Objective, Progress, Support
+from unlabeled.faults.guard import Faults
+from unlabeled.objective import Batch, Objective, Output, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
 from unlabeled.sharding import FullySharded
@@ -29,6 +30,7 @@ class Pretraining(pl.LightningModule):
         seed: of every random draw.
         log_every_n_steps: how often metrics are read from the device and written.
         config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
+        faults: decides which steps are taken.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Pretraining(pl.LightningModule):
         seed: int,
         log_every_n_steps: int,
         config: dict[str, Any],
+        faults: Faults,
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last, on GPUs and on CPUs.
@@ -49,7 +52,7 @@ class Pretraining(pl.LightningModule):
         self.views = views
         self.recipe, self.batch_size = optimizer, batch_size
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
-        self.log_every_n_steps, self.config = log_every_n_steps, config
+        self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
         self.steps_taken = 0  # by this process, since it was started
 
     @property
@@ -79,21 +82,29 @@ class Pretraining(pl.LightningModule):
         return self.recipe.build(self.objective, self.batch_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
-        # run draws the same, and to the process, so that two do not drop the same units.
-        torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
-        output = self.objective(self._with_views(batch), self.progress)
+        output = self.output_of(batch)
         if (self.global_step + 1) % self.log_every_n_steps == 0:  # reading a loss waits for the device
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
+            metrics["skipped_steps"] = torch.tensor(float(self.faults.skipped))
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
         return {"loss": output.loss, "features": output.features, "labels": batch.labels}
 
+    def output_of(self, batch: Batch) -> Output:
+        """What the objective makes of a batch in the step that comes next; the same whenever it is asked."""
+        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
+        # run draws the same, and to the process, so that two do not drop the same units.
+        torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
+        output: Output = self.objective(self._with_views(batch), self.progress)
+        return output
+
+    def view_key(self, batch: Batch) -> ViewKey:
+        """Names the draws of the views: (seed, step), and the place in the global batch."""
+        return ViewKey(self.seed, self.global_step, self.global_rank * len(batch.images), self.batch_size)
+
     def _with_views(self, batch: Batch) -> Batch:
-        """Views are made on the device, in full precision, from (seed, step) and the place in the global batch."""
-        first = self.global_rank * len(batch.images)
-        key = ViewKey(self.seed, self.global_step, first, self.batch_size)
+        """Views are made on the device, in full precision."""
         with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, batch.ids, key)
+            views = self.views(batch.images, batch.ids, self.view_key(batch))
         views = tuple(view.to(memory_format=torch.channels_last) for view in views)
         return batch._replace(views=views, support=self._support_with_views(batch.support))
 
@@ -119,16 +130,30 @@ class Pretraining(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.objective.after_backward(self.progress)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.faults.batch = batch
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the planned learning rate, then the objective's own update with the progress of that step."""
+        """One step at the planned learning rate, then the objective's own update with the progress of that step.
+
+        Neither where the loss or a gradient is not finite: the step then counts, and changes nothing.
+        """
         progress = self.progress
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.after_step(progress)
+        loss = self.faults.attempt(self, optimizer_closure)
+        if loss is not None:
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+            self.objective.after_step(progress)
         self.steps_taken += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint says what it is: plain values, readable with ``torch.load(weights_only=True)``."""
+        self.faults.check_weights(self)
+        checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config
         checkpoint["progress"] = self.progress._asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "faults" in checkpoint:  # not in those of earlier versions
+            self.faults.load_state_dict(checkpoint["faults"])
