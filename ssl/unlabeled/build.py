@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from unlabeled.checkpointing import LastCheckpoint
+from unlabeled.checkpointing import Checkpointing
+from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
@@ -42,8 +43,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         config: as composed from ``conf/train.yaml``.
         resolved: the same as plain values, to travel in the checkpoints.
     """
-    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(config, checkpoint)
+    checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
+    trainer = build_trainer(config, checkpoints)
     data = build_data(config)
     check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size)
     labelled = int((data.splits.train.labels >= 0).sum())
@@ -70,7 +71,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         config.log_every_n_steps,
         resolved,
     )
-    return Run(trainer, module, data, checkpoint)
+    return Run(trainer, module, data, checkpoints)
 
 
 def build_preview(config: DictConfig) -> Preview:
@@ -97,7 +98,7 @@ def check_together(objective: Objective, views: Views, train: Source, batch_size
         )
 
 
-def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
+def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
     strategy = config.trainer.strategy
     if str(strategy).startswith(("fsdp_", "deepspeed")):
@@ -112,12 +113,13 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     logger = [instantiate(config.logger)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
-    last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
+    metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+    every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
-        logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
-        callbacks=[RunProgress(), *watching, last],
+        logger=[metrics, *logger],
+        callbacks=[RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due

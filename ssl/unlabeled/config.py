@@ -34,6 +34,10 @@ TYPES: dict[str, Any] = {
     "num_workers": int,
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
+    "checkpoint_every_n_steps": int | None,
+    "checkpoint_every_n_minutes": float | None,
+    "checkpoints_kept": int,
+    "resume": Literal["same", "override"],
     "log_every_n_steps": int,
     "preview": int | None,
     "run": str | None,
@@ -55,6 +59,9 @@ TYPES: dict[str, Any] = {
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "checkpoint_every_n_epochs",
+    "checkpoint_every_n_minutes",
+    "checkpoint_every_n_steps",
+    "checkpoints_kept",
     "log_every_n_steps",
     "logger",
     "memory_gib",
@@ -63,6 +70,7 @@ FREE_KEYS = (
     "pictures",
     "preview",
     "probe",
+    "resume",
     "trainer",
 )
 
@@ -235,12 +243,15 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     run_dir = Path(resolved["run_dir"])
-    if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
+    begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
+    if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
         if differing:
-            keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
-            raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")
+            raise UserError(
+                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override to "
+                "go on with the new values, or remove that folder"
+            )
     return dict(resolved)
 
 

@@ -1,6 +1,7 @@
 """``metrics.jsonl``: one object a line, appended and never rewritten. The other loggers mirror it."""
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,24 @@ class JsonLines(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def sync(self) -> int:
+        """Wait until all lines are on the disk, and return how many bytes they are."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Keep the first ``size`` bytes: what was written when a state was, and not what came after it."""
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < size:
+            print(
+                f"warning: {self.path} had {size:,} bytes when the checkpoint was written and has {there:,}: lines are lost"
+            )
+        elif there > size:
+            os.truncate(self.path, size)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
