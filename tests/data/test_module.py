@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.folder import folder
+from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource, DecodedSource, decode_all
-from unlabeled.data.module import ArrayLoader, DataModule, LazyLoader
+from unlabeled.data.module import DataModule
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.errors import UserError

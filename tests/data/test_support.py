@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unlabeled.data.folder import folder
 from unlabeled.data.labels import LabelChoice, shared_names
+from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource
-from unlabeled.data.module import ArrayLoader, DataModule, LazyLoader
+from unlabeled.data.module import DataModule
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
