@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.canvas import sizes_of
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.views.background import RemoveBackground
@@ -65,7 +66,9 @@ class Views(nn.Module):
             open_masks(self.masks).require(source, self.masks)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None, sizes: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Draw and make the views.
 
         Args:
@@ -73,6 +76,7 @@ class Views(nn.Module):
             ids: int64 [B], of the images in their source.
             key: names the draws.
             first: how many of the first views are made; all where None.
+            sizes: int64 [B, 2], height and width of each image; None: every image fills H × W.
 
         Returns:
             One float32 [B, 3, h, w] per view.
@@ -80,6 +84,8 @@ class Views(nn.Module):
         Raises:
             UserError: images of another type or shape.
         """
+        if sizes is not None:
+            raise NotImplementedError("views of images of several sizes")
         scaled = _scaled(images)
         ids = ids if self.masks is None else ids.cpu()  # as the masks: wait for a GPU once, not in each view
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
@@ -94,13 +100,15 @@ class Views(nn.Module):
         return self._normalise(images)
 
     @torch.no_grad()
-    def plain(self, images: Tensor) -> Tensor:
-        """What evaluation sees: uint8 [B, 3, H, W] → float32 [B, 3, size, size], nothing random; errors as forward."""
-        scaled = _scaled(images)
-        height, width = images.shape[2:]
-        side = round(min(height, width) * self.evaluation_crop)
-        box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side], device=images.device)
-        boxes, flip = box.expand(len(images), 4), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    def plain(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """What evaluation sees: uint8 [B, 3, H, W] → float32 [B, 3, size, size], nothing random; errors as forward.
+
+        ``sizes`` as in forward: each image's own centre is seen.
+        """
+        scaled, frames = _scaled(images), sizes_of(images, sizes)
+        sides = (frames.amin(1).double() * self.evaluation_crop).round().long().clamp(min=1)
+        boxes = torch.cat([(frames - sides[:, None]) // 2, sides[:, None].expand(-1, 2)], 1)
+        flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return self._normalise(crop_resize(scaled, boxes, flip, self.size, self.evaluation_interpolation))
 
     def as_pixels(self, views: Tensor) -> Tensor:
