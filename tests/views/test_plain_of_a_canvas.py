@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from unlabeled.data.canvas import canvas
 from unlabeled.views.pipeline import Views
 
-SHAPES = [(64, 64), (40, 66), (66, 40), (32, 90), (3, 5), (1, 60), (60, 1)]  # CenterCrop rounds odd margins otherwise
+SHAPES = [(64, 64), (40, 65), (67, 40), (32, 91), (3, 5), (1, 60), (60, 1)]
 
 
 def images() -> list[Tensor]:
@@ -28,10 +28,7 @@ def test_plain_is_the_centre_crop_and_resize_of_torchvision_of_each_image(interp
     made = views(interpolation, share).plain(together, sizes)
     for view, image, (height, width) in zip(made, images(), SHAPES, strict=True):
         side = max(1, round(min(height, width) * share))
-        top, left = (height - side) // 2, (width - side) // 2
-        centre = image[:, top : top + side, left : left + side].float() / 255
-        if (height - side) % 2 == (width - side) % 2 == 0:
-            assert torch.equal(centre, F.center_crop(image, [side, side]).float() / 255)
+        centre = F.center_crop(image, [side, side]).float() / 255
         expected = F.resize(centre, [24, 24], InterpolationMode(interpolation), antialias=True).clamp(0, 1)
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
 

@@ -107,7 +107,8 @@ class Views(nn.Module):
         """
         scaled, frames = _scaled(images), sizes_of(images, sizes)
         sides = (frames.amin(1).double() * self.evaluation_crop).round().long().clamp(min=1)
-        boxes = torch.cat([(frames - sides[:, None]) // 2, sides[:, None].expand(-1, 2)], 1)
+        margins = ((frames - sides[:, None]) / 2).round().long()  # half a pixel to even, as torchvision's CenterCrop
+        boxes = torch.cat([margins, sides[:, None].expand(-1, 2)], 1)
         flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return self._normalise(crop_resize(scaled, boxes, flip, self.size, self.evaluation_interpolation))
 
