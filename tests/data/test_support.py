@@ -41,7 +41,8 @@ class Files:
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self._images, self._broken = in_memory(), broken
-        self.labels, self.classes, self.image_size = self._images.labels, self._images.classes, 2
+        self.labels, self.classes = self._images.labels, self._images.classes
+        self.image_size, self.square = 2, True
 
     def __len__(self) -> int:
         return len(self._images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unlabeled.data.canvas import canvas
 from unlabeled.data.memory import DecodedSource, lazy_decode
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import Source
@@ -28,7 +29,7 @@ class Resumable:
 
 
 class ArrayLoader(Resumable):
-    """Batches gathered from one uint8 array, which lies on the GPU where there is room for it."""
+    """Batches gathered from images in memory: that of the GPU where there is room for them."""
 
     def __init__(
         self,
@@ -42,13 +43,13 @@ class ArrayLoader(Resumable):
 
     def __iter__(self) -> Iterator[Batch]:
         for positions, beside in _side_by_side(self.batches, self.support):
-            batch = _take(self.source, torch.tensor(positions, device=self.source.images.device))
+            batch = _take(self.source, positions)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
 
     def _take_support(self, positions: list[int]) -> Support:
         assert self.support is not None
-        taken = _take(self.source, torch.tensor(positions, device=self.source.images.device))
-        return Support(taken.images, taken.ids, self.support.slots.to(taken.ids.device))
+        taken = _take(self.source, positions)
+        return Support(taken.images, taken.ids, self.support.slots.to(taken.ids.device), sizes=taken.sizes)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -128,12 +129,13 @@ class _LazyImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         first = len(indices) - len(self.slots)  # of the support
-        images, ids = _stacked(lazy_decode(self.source, index) for index in indices[:first])
-        batch = Batch(images, ids, self.source.labels[ids])
+        images, ids, sizes = _on_a_canvas(lazy_decode(self.source, index) for index in indices[:first])
+        batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
         if not len(self.slots):
             return batch
-        beside = _stacked(decode_labelled(self.source, index, self.listed) for index in indices[first:])
-        return batch._replace(support=Support(*beside, self.slots))
+        labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
+        images, ids, sizes = _on_a_canvas(labelled)
+        return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
 def _ignore_ctrl_c(worker: int) -> None:
@@ -141,9 +143,11 @@ def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _stacked(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, ids and sizes of a batch."""
     images, ids = zip(*decoded, strict=True)
-    return torch.stack(images), torch.tensor(ids)
+    together, sizes = canvas(list(images))
+    return together, torch.tensor(ids), sizes
 
 
 def _side_by_side(
@@ -160,21 +164,29 @@ def _as_is(batch: Any) -> Any:
 def _intact(batch: Batch, asked: list[int]) -> Batch:
     """Without the rows whose image was replaced by a successor."""
     keep = batch.ids == torch.tensor(asked)
-    return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep])
+    sizes = None if batch.sizes is None else batch.sizes[keep]
+    return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
 
 
-def _take(source: DecodedSource, positions: Tensor) -> Batch:
-    return Batch(source.images[positions], source.ids[positions], source.labels[positions])
+def _take(source: DecodedSource, positions: list[int]) -> Batch:
+    rows = torch.tensor(positions, dtype=torch.long, device=source.ids.device)
+    if isinstance(source.images, Tensor):
+        images, sizes = source.images[rows], None
+    else:
+        images, sizes = canvas([source.images[position] for position in positions])
+    return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
 
 
 def _on(source: DecodedSource, device: torch.device) -> DecodedSource:
-    images, ids, labels = source.images.to(device), source.ids.to(device), source.labels.to(device)
-    return replace(source, images=images, ids=ids, labels=labels)
+    images, ids, labels = source.images, source.ids.to(device), source.labels.to(device)
+    moved = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    return replace(source, images=moved, ids=ids, labels=labels)
 
 
-def _has_room(images: Tensor, device: torch.device) -> bool:
-    """Whether a GPU can hold the array and still have three quarters of its free memory for training."""
+def _has_room(images: Tensor | list[Tensor], device: torch.device) -> bool:
+    """Whether a GPU can hold the images and still have three quarters of its free memory for training."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes < free / 4
+    needed = images.nbytes if isinstance(images, Tensor) else sum(image.nbytes for image in images)
+    return needed < free / 4
