@@ -180,7 +180,7 @@ def test_whole_images_in_memory_lie_each_in_memory_of_its_own_that_no_worker_sha
 
 
 class Mixture:
-    """Whole images of random shapes, every fourth a panorama; of every ``broken``-th nothing can be decoded."""
+    """Whole images of random shapes, every fourth a panorama, the last half of them small; every n-th is corrupt."""
 
     classes: list[str] = []  # noqa: RUF012
     square = False
@@ -198,10 +198,18 @@ class Mixture:
         if (index + 1) % self.broken == 0:
             raise CorruptImage(self.name(index))
         height, width = self.random[index]
+        height //= 1 if 2 * index < len(self) else 2
         return torch.ones(3, height, 2 * width if index % 4 == 0 else width, dtype=torch.uint8)
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+class Panoramas(Mixture):
+    """As large as images can be."""
+
+    def decode(self, index: int) -> Tensor:
+        return torch.ones(3, self.image_size, 2 * self.image_size, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("broken", [10**9, 5, 2])
@@ -231,11 +239,11 @@ def test_a_set_that_does_not_fit_by_the_guess_is_read_from_files(tmp_path: Path)
 def test_no_message_of_a_worker_is_larger_than_the_limit_but_for_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CHUNK_BYTES", 10_000)
     for image_size in (8, 20, 60):
-        source = Mixture(300, image_size)
-        chunks = memory._Chunks(source)
+        chunks = memory._Chunks(Panoramas(300, image_size))
         messages = [chunks[number] for number in range(len(chunks))]
         assert sum(len(shapes) for _, shapes, _ in messages) == 300
         assert all(pixels.nbytes <= 10_000 or len(shapes) == 1 for pixels, shapes, _ in messages)
+        assert max(len(shapes) for _, shapes, _ in messages) == max(1, 10_000 // (6 * image_size**2))
 
 
 def test_parquet_gives_whole_images_too_and_the_splits_say_what_was_kept(tmp_path: Path) -> None:
