@@ -1,6 +1,7 @@
 """A run on a folder of photographs of different sizes, from the first batch to the probe."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_a_run_on_images_of_different_sizes_is_the_same_from_memory_and_from_wor
     assert lines[0] == lines[1]
     losses = [json.loads(line)["train/loss"] for line in lines[0].splitlines()]
     assert len(losses) == 6
-    assert all(0 < loss < 4 for loss in losses)
+    most = math.log(15) + 2 / 0.1  # sixteen views, of which the other one of an image is the least like it
+    assert all(0 < loss < most for loss in losses)
 
 
 def test_squares_of_the_same_images_give_another_run(photographs: Path, tmp_path: Path) -> None:
