@@ -255,5 +255,6 @@ def prepare_soft_neighbours(
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe]:
-    """How frozen features are judged, by name; none with ``probe=none``."""
-    return {name: instantiate(probe) for name, probe in (config.get("probe") or {}).items()}
+    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null."""
+    chosen = config.get("probe") or {}
+    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None}

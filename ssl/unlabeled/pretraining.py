@@ -93,7 +93,7 @@ class Pretraining(pl.LightningModule):
         first = self.global_rank * len(batch.images)
         key = ViewKey(self.seed, self.global_step, first, self.batch_size)
         with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, batch.ids, key)
+            views = self.views(batch.images, batch.ids, key, sizes=batch.sizes)
         views = tuple(view.to(memory_format=torch.channels_last) for view in views)
         return batch._replace(views=views, support=self._support_with_views(batch.support))
 
@@ -106,7 +106,7 @@ class Pretraining(pl.LightningModule):
         seed = mix(self.seed, _SUPPORT)
         key = ViewKey(seed, self.global_step, self.global_rank * images, wanted.images_per_step)
         with torch.autocast(support.images.device.type, enabled=False):
-            views = self.views(support.images, support.ids, key, first=wanted.views)
+            views = self.views(support.images, support.ids, key, first=wanted.views, sizes=support.sizes)
         return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:

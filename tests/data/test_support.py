@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unlabeled.data.folder import folder
 from unlabeled.data.labels import LabelChoice, shared_names
+from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource
-from unlabeled.data.module import ArrayLoader, DataModule, LazyLoader
+from unlabeled.data.module import DataModule
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
@@ -40,7 +41,8 @@ class Files:
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self._images, self._broken = in_memory(), broken
-        self.labels, self.classes, self.image_size = self._images.labels, self._images.classes, 2
+        self.labels, self.classes = self._images.labels, self._images.classes
+        self.image_size, self.square = 2, True
 
     def __len__(self) -> int:
         return len(self._images)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.canvas import sizes_of
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.views.background import RemoveBackground
@@ -175,13 +176,15 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def plain(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward."""
+        """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward.
+
+        ``sizes`` as in forward: each image's own centre is seen.
+        """
         _require_uint8(images)
-        if sizes is None:
-            sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
-        side = (sizes.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
-        boxes = torch.cat([(sizes - side) // 2, side, side], 1).to(images.device)
-        flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        frames = sizes_of(images, sizes)
+        sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
+        margins = ((frames - sides) / 2).round().long()  # half a pixel to even, as torchvision's CenterCrop
+        boxes, flip = torch.cat([margins, sides, sides], 1), torch.zeros_like(sides[:, 0], dtype=torch.bool)
         made = [
             crop_resize(_scaled(images[rows]), boxes[rows], flip[rows], self.size, self.evaluation_interpolation)
             for rows in self._blocks(images)
