@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled.checkpointing import Checkpointing
 from unlabeled.checkpoints import CheckpointFolder
@@ -24,7 +25,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
-from unlabeled.loggers import JsonLines
+from unlabeled.loggers import JsonLines, kept_id
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
@@ -46,7 +47,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
     trainer = build_trainer(config, checkpoints)
     data = build_data(config)
-    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size)
+    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
     labelled = int((data.splits.train.labels >= 0).sum())
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
@@ -65,6 +66,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         views,
         instantiate(config.optimizer),
         config.batch_size,
+        config.accumulate,
         data.total_steps,
         data.steps_per_epoch,
         config.seed,
@@ -98,9 +100,22 @@ def check_together(objective: Objective, views: Views, train: Source, batch_size
         )
 
 
+def build_logger(config: DictConfig) -> Logger:
+    """What mirrors the metrics. A run that goes on stays one run at Weights & Biases: its id is kept in ``run_dir``."""
+    known = {}
+    if config.logger._target_.endswith("WandbLogger") and "id" not in config.logger:
+        known = {"id": kept_id(Path(config.run_dir) / "wandb_run_id"), "resume": "allow"}
+    logger: Logger = instantiate(config.logger, **known)
+    return logger
+
+
 def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
     strategy = config.trainer.strategy
+    if "accumulate_grad_batches" in config.trainer:
+        raise UserError(
+            "trainer.accumulate_grad_batches: give accumulate=…, which learning rate and order of samples know"
+        )
     if str(strategy).startswith(("fsdp_", "deepspeed")):
         raise UserError(
             f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
@@ -111,7 +126,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
-    logger = [instantiate(config.logger)] if "logger" in config else []
+    logger = [build_logger(config)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
@@ -123,6 +138,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
+        accumulate_grad_batches=config.accumulate,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -147,7 +163,9 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 def build_data(config: DictConfig) -> DataModule:
     """The data set as batches; lists and labels are read here, images are not."""
     splits = instantiate(config.data)
-    return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
+    return DataModule(
+        splits, config.batch_size, config.num_workers, config.memory_gib, config.seed, config.get("accumulate", 1)
+    )
 
 
 def serve_support(data: DataModule, objective: Objective, processes: int) -> None:

@@ -57,10 +57,10 @@ class Checkpointing(pl.Callback):
         self._signal = 0
         self._before: dict[int, Any] = {}
         self._written: int | None = None  # step of the state in last.ckpt
-        self._seen, self._since = 0, 0.0  # last step that was looked at; when the last state was written
+        self._since = 0.0  # when the last state was written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seen, self._since = trainer.global_step, time.monotonic()
+        self._since = time.monotonic()
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -79,9 +79,8 @@ class Checkpointing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretraining)
-        if trainer.global_step == self._seen:  # gradients are being accumulated
+        if pl_module.part:  # gradients are being accumulated
             return
-        self._seen = trainer.global_step
         stop = _anywhere(trainer, self._signal != 0)
         if stop or self._due(pl_module) or self._late(trainer):
             self._save(trainer)
@@ -110,8 +109,8 @@ class Checkpointing(pl.Callback):
         except (OSError, RuntimeError) as error:
             kept = "none was written before" if self._written is None else f"that of step {self._written} is whole"
             raise UserError(
-                f"{self.folder.folder}: the state of step {step} cannot be written ({error}); {kept}; make room and give "
-                "the same command again"
+                f"{self.folder.folder}: the state of step {step} cannot be written ({error}); {kept}; make room and "
+                "give the same command again"
             ) from error
         self._written, self._since = step, time.monotonic()
 

@@ -1,9 +1,10 @@
-"""The files that hold a run's state: written whole or not at all, checked when they are read, the older ones in reserve."""
+"""The files that hold a run's state: written whole or not at all, checked when read, the older ones in reserve."""
 
 import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from unlabeled.errors import UserError
@@ -53,8 +54,8 @@ class CheckpointFolder:
             )
         if found:
             raise UserError(
-                f"{self.folder}: every checkpoint is damaged, {', '.join(path.name for path in found)}; put a whole one "
-                f"there as {NEWEST}, or give another name=… to begin again"
+                f"{self.folder}: every checkpoint is damaged, {', '.join(path.name for path in found)}; put a whole "
+                f"one there as {NEWEST}, or give another name=… to begin again"
             )
         return None
 
@@ -129,7 +130,5 @@ def _link(path: Path, name: Path) -> None:
 
 def _rename_if_there(path: Path, name: Path) -> None:
     """Another process of the run may have done so."""
-    try:
+    with suppress(FileNotFoundError):
         os.replace(path, name)
-    except FileNotFoundError:
-        pass

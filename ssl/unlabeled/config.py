@@ -29,6 +29,7 @@ TYPES: dict[str, Any] = {
     "run_dir": str,
     "seed": int,
     "batch_size": int,
+    "accumulate": int,
     "max_epochs": int | None,
     "max_steps": int | None,
     "num_workers": int,
@@ -249,8 +250,8 @@ def open_run(config: DictConfig) -> dict[str, Any]:
         differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
         if differing:
             raise UserError(
-                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override to "
-                "go on with the new values, or remove that folder"
+                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
+                "to go on with the new values, or remove that folder"
             )
     return dict(resolved)
 

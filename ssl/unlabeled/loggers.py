@@ -2,12 +2,26 @@
 
 import json
 import os
+import secrets
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+
+def kept_id(path: Path) -> str:
+    """A random name that is the same whenever the run is started: drawn by its first process, and kept in a file."""
+    if not path.exists():
+        _draw_id(path)
+    return path.read_text().strip() if path.exists() else ""
+
+
+@rank_zero_only
+def _draw_id(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(secrets.token_hex(8) + "\n")
 
 
 class JsonLines(Logger):
@@ -46,9 +60,7 @@ class JsonLines(Logger):
         """Keep the first ``size`` bytes: what was written when a state was, and not what came after it."""
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < size:
-            print(
-                f"warning: {self.path} had {size:,} bytes when the checkpoint was written and has {there:,}: lines are lost"
-            )
+            print(f"warning: {self.path} has {there:,} bytes and had {size:,} at the checkpoint: lines are lost")
         elif there > size:
             os.truncate(self.path, size)
 

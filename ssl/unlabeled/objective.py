@@ -40,6 +40,13 @@ class Progress(NamedTuple):
     total_steps: int
     steps_per_epoch: int
     seed: int
+    part: int = 0  # batches of this step before this one: their gradients are averaged
+    parts: int = 1  # batches in a step
+
+    @property
+    def batch(self) -> int:
+        """Batches before this one: what random draws depend on, so that no two batches share them."""
+        return self.step * self.parts + self.part
 
     @property
     def fraction(self) -> float:

@@ -25,6 +25,7 @@ class Pretraining(pl.LightningModule):
         views: makes the views of a batch.
         optimizer: how it is optimised.
         batch_size: over all processes.
+        accumulate: batches whose gradients are averaged in a step.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
         log_every_n_steps: how often metrics are read from the device and written.
@@ -37,6 +38,7 @@ class Pretraining(pl.LightningModule):
         views: Views,
         optimizer: Recipe,
         batch_size: int,
+        accumulate: int,
         total_steps: int,
         steps_per_epoch: int,
         seed: int,
@@ -47,28 +49,34 @@ class Pretraining(pl.LightningModule):
         # Convolutions are faster with channels last, on GPUs and on CPUs.
         self.objective: Objective = objective.to(memory_format=torch.channels_last)
         self.views = views
-        self.recipe, self.batch_size = optimizer, batch_size
+        self.recipe, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config = log_every_n_steps, config
+        self.part = 0  # batches since the last optimizer step
         self.steps_taken = 0  # by this process, since it was started
 
     @property
     def progress(self) -> Progress:
         """Where the run is; ``step`` counts the optimizer steps that are done."""
-        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed)
+        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed, self.part, self.accumulate)
 
     def is_due(self, every_n_epochs: int) -> bool:
-        """Whether the step just taken ended such a number of epochs, or the run: for callbacks at the end of a batch.
+        """Whether a step was just taken and ended such a number of epochs, or the run: for callbacks after a batch.
 
         To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
         """
         step = self.global_step
-        return step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps
+        return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
 
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
-        return self.recipe.lr_at(self.progress, self.batch_size)
+        return self.recipe.lr_at(self.progress, self.images_per_step)
+
+    @property
+    def images_per_step(self) -> int:
+        """Over all processes and batches."""
+        return self.batch_size * self.accumulate
 
     def configure_model(self) -> None:
         """Called once the processes know each other."""
@@ -76,22 +84,25 @@ class Pretraining(pl.LightningModule):
             self.trainer.strategy.cut(self.objective)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.recipe.build(self.objective, self.batch_size)
+        return self.recipe.build(self.objective, self.images_per_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
         # run draws the same, and to the process, so that two do not drop the same units.
-        torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
+        torch.manual_seed(mix(self.seed, self.progress.batch, self.global_rank))
         output = self.objective(self._with_views(batch), self.progress)
-        if (self.global_step + 1) % self.log_every_n_steps == 0:  # reading a loss waits for the device
+        self.part += 1
+        if (
+            self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0
+        ):  # reading a loss waits for the device
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
         return {"loss": output.loss, "features": output.features, "labels": batch.labels}
 
     def _with_views(self, batch: Batch) -> Batch:
-        """Views are made on the device, in full precision, from (seed, step) and the place in the global batch."""
+        """Views are made on the device, in full precision, from (seed, batch) and the place in the global batch."""
         first = self.global_rank * len(batch.images)
-        key = ViewKey(self.seed, self.global_step, first, self.batch_size)
+        key = ViewKey(self.seed, self.progress.batch, first, self.batch_size)
         with torch.autocast(batch.images.device.type, enabled=False):
             views = self.views(batch.images, batch.ids, key, sizes=batch.sizes)
         views = tuple(view.to(memory_format=torch.channels_last) for view in views)
@@ -104,7 +115,7 @@ class Pretraining(pl.LightningModule):
             return None
         images = len(support.images)
         seed = mix(self.seed, _SUPPORT)
-        key = ViewKey(seed, self.global_step, self.global_rank * images, wanted.images_per_step)
+        key = ViewKey(seed, self.progress.batch, self.global_rank * images, wanted.images_per_step)
         with torch.autocast(support.images.device.type, enabled=False):
             views = self.views(support.images, support.ids, key, first=wanted.views, sizes=support.sizes)
         return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
@@ -117,14 +128,15 @@ class Pretraining(pl.LightningModule):
             logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.objective.after_backward(self.progress)
+        self.objective.after_backward(self.progress._replace(part=0))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the planned learning rate, then the objective's own update with the progress of that step."""
-        progress = self.progress
+        progress = self.progress._replace(part=0)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.part = 0
         self.objective.after_step(progress)
         self.steps_taken += 1
 

@@ -64,7 +64,7 @@ class Run:
         summary: dict[str, Any] = {
             "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
-            "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
+            "images_per_second": round(self.module.steps_taken * self.module.images_per_step / seconds, 1),
             "processes": self.trainer.world_size,
             "precision": self.trainer.precision,
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),

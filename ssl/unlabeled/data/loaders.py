@@ -1,9 +1,13 @@
 """Where batches come from: gathered from memory, or decoded by worker processes."""
 
 import itertools
+import multiprocessing
+import multiprocessing.util
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -80,7 +84,7 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=_OutliveSignals(),
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
@@ -138,9 +142,26 @@ class _LazyImages(Dataset[Batch]):
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends it to every process; the workers must last until the training process has stopped."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _OutliveSignals:
+    """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
+
+    That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = multiprocessing.Value("b", 0, lock=False)
+        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # before workers are sent SIGTERM
+
+    def _leave(self) -> None:
+        self.leaving.value = 1
+
+    def __call__(self, worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remain)
+
+    def _remain(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and self.leaving.value:
+            os._exit(0)
 
 
 def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:

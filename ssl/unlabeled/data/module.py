@@ -21,12 +21,15 @@ class DataModule(pl.LightningDataModule):
         num_workers: processes that decode images; 0 decodes in this one.
         memory_gib: a split that needs no more than this as uint8 is decoded once and kept.
         seed: of the order of samples.
+        accumulate: batches in a step.
     """
 
-    def __init__(self, splits: Splits, batch_size: int, num_workers: int, memory_gib: float, seed: int) -> None:
+    def __init__(
+        self, splits: Splits, batch_size: int, num_workers: int, memory_gib: float, seed: int, accumulate: int = 1
+    ) -> None:
         super().__init__()
         self.splits, self.batch_size, self.num_workers = splits, batch_size, num_workers
-        self.memory_bytes, self.seed = memory_gib * 2**30, seed
+        self.memory_bytes, self.seed, self.accumulate = memory_gib * 2**30, seed, accumulate
         self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
         self.corrupt: list[str] = []
         self.support: ClassBalanced | None = None
@@ -46,8 +49,10 @@ class DataModule(pl.LightningDataModule):
 
     def plan(self, max_epochs: int | None, max_steps: int | None) -> None:
         """Set ``steps_per_epoch`` and ``total_steps``."""
-        check_batch_size(self.batch_size, len(self.train.labels), 1)  # corrupt images may have been left out
-        self.steps_per_epoch = len(self.train.labels) // self.batch_size
+        check_batch_size(
+            self.batch_size, len(self.train.labels), 1, self.accumulate
+        )  # corrupt images may have been left out
+        self.steps_per_epoch = len(self.train.labels) // (self.batch_size * self.accumulate)
         self.total_steps = plan_steps(max_epochs, max_steps, self.steps_per_epoch)
         if self.support is not None:
             self.support.check(self.train.labels[self._listed()], self.train.classes)
@@ -64,6 +69,7 @@ class DataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             next_step=lambda: trainer.global_step,
+            accumulate=self.accumulate,
         )
         support = self._support_order(order)
         if isinstance(self.train, DecodedSource):
@@ -75,7 +81,15 @@ class DataModule(pl.LightningDataModule):
             return None
         listed = self._listed()
         labels = self.train.labels[listed]
-        return SupportOrder(self.support, labels, listed, self.seed, order.rank, order.world_size, order.next_step)
+        return SupportOrder(
+            self.support,
+            labels,
+            listed,
+            self.seed,
+            order.rank,
+            order.world_size,
+            next_step=lambda: order.next_step() * self.accumulate,  # a support for each batch
+        )
 
     def _listed(self) -> Tensor:
         """Positions of the listed images in what is trained on, ascending; corrupt ones may have been left out."""
