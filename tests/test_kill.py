@@ -1,7 +1,6 @@
 """``kill -9`` at any moment, the same command again, and at the end everything is as if nothing had happened."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,12 +10,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from tests.processes import start
 from tests.small import members, small_run
-from unlabeled.build import build_run
-from unlabeled.config import open_run
 
 STEPS, EVERY, KILLS = 40, 7, 5
 MOMENTS = (
@@ -26,8 +23,6 @@ MOMENTS = (
     "on_train_batch_end",
     "half_written",
 )
-# Forks a process that has torch and Lightning imported already: a run begins within half a second.
-SERVER = multiprocessing.get_context("forkserver")
 
 
 class Killed(pl.Callback):
@@ -65,27 +60,6 @@ def _half_written(content: Any, file: Any, *others: Any, **more: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live(config: str, death: tuple[int, str] | None) -> None:
-    """What ``train.py`` does, in a process of its own."""
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the run's own workers, as in a process of its own
-    again = OmegaConf.create(config)
-    assert isinstance(again, DictConfig)
-    resolved = open_run(again)
-    run = build_run(again, resolved)
-    if death is not None:
-        run.trainer.callbacks.insert(0, Killed(*death))  # type: ignore[attr-defined]
-    run.fit(resolved)
-
-
-def start(config: Any, death: tuple[int, str] | None = None) -> int | None:
-    """Exit code of a run: −9 if it was killed."""
-    process = SERVER.Process(target=live, args=(OmegaConf.to_yaml(config), death))
-    process.start()
-    process.join(60)
-    return process.exitcode
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """72 images of noise in three classes, one of them no image at all."""
@@ -95,7 +69,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.frombytes("RGB", (10, 12), draw.randbytes(360)).save(place)
     (folder / "train" / "a" / "00.png").write_bytes(b"no image")
-    SERVER.set_forkserver_preload(["unlabeled.build", "tests.small"])
     return folder
 
 
@@ -126,10 +99,11 @@ def test_a_run_killed_five_times_ends_bit_for_bit_where_one_that_was_left_alone_
     overrides = [f"data.path={images}", "data=folder", "data.image_size=10", f"max_steps={STEPS}", "max_epochs=null"]
     overrides += [f"num_workers={workers}", f"memory_gib={0 if workers else 1}", f"accumulate={accumulate}"]
     overrides += [f"checkpoint_every_n_steps={EVERY}", "checkpoint_every_n_epochs=100"]
-    assert start(small_run(name, tmp_path / "straight", *overrides)) == 0
+    assert start(small_run(name, tmp_path / "straight", *overrides)).code == 0
     config, draw = small_run(name, tmp_path / "killed", *overrides), random.Random(f"{name} {workers}")
     for step in sorted(draw.sample(range(1, STEPS), KILLS)):
         death = (step, draw.choice(MOMENTS))
-        assert start(config, death) == -signal.SIGKILL, death
-    assert start(config) == 0
+        ended = start(config, Killed(*death))
+        assert ended.code == -signal.SIGKILL, (death, ended.output)
+    assert start(config).code == 0
     compare(tmp_path / "straight", tmp_path / "killed")

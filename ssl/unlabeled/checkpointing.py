@@ -122,8 +122,11 @@ class Checkpointing(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Drop the lines of steps that are taken again."""
+        """Drop the lines of steps that are taken again; open a run that had ended and has been made longer."""
+        assert isinstance(pl_module, Pretraining)
         self._written = checkpoint["global_step"]
+        if self._written < pl_module.total_steps:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         if trainer.is_global_zero and "metrics_bytes" in checkpoint:
             self.metrics.cut(checkpoint["metrics_bytes"])
 
