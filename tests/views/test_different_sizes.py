@@ -143,3 +143,10 @@ def test_what_would_count_the_canvas_in_is_refused_before_the_crop_and_welcome_f
     with pytest.raises(UserError, match=rf"{name} needs images of one size.*crop before it.*data\.square=true"):
         everything(before)(joined, IDS, KEY, sizes=sizes)
     assert len(everything(before)(joined, IDS, KEY)) == 2
+
+
+def test_a_group_that_never_crops_is_refused_for_images_of_different_sizes() -> None:
+    joined, sizes = on_canvas(pictures(), 60, 60)
+    views = Views(16, [ViewGroup(1, [])], None, None, 1.0, "bicubic")
+    with pytest.raises(UserError, match=r"images differ in size and a group has no crop.*data\.square=true"):
+        views(joined, IDS, KEY, sizes=sizes)
