@@ -84,7 +84,8 @@ class Checkpointing(pl.Callback):
         stop = _anywhere(trainer, self._signal != 0)
         if stop or self._due(pl_module) or self._late(trainer):
             self._save(trainer)
-        if stop or _anywhere(trainer, self._signal != 0):  # it may have come while the state was written
+            stop = _anywhere(trainer, self._signal != 0)  # it may have come while the state was written
+        if stop:
             raise Interrupted(self._signal)
 
     def _due(self, module: Pretraining) -> bool:
