@@ -47,7 +47,6 @@ class CheckpointFolder:
             damage = damage_of(path)
             if damage is None:
                 return path
-            path.with_name(path.name + ".damaged").unlink(missing_ok=True)
             _rename_if_there(path, path.with_name(path.name + ".damaged"))
             print(
                 f"warning: {path} is damaged ({damage}), the state before it is used; it is kept as {path.name}.damaged"
