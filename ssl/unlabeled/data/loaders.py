@@ -80,7 +80,7 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=ignore_ctrl_c,
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
@@ -138,7 +138,7 @@ class _LazyImages(Dataset[Batch]):
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
-def _ignore_ctrl_c(worker: int) -> None:
+def ignore_ctrl_c(worker: int) -> None:
     """A terminal sends it to every process; the workers must last until the training process has stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
