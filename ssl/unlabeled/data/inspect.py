@@ -13,27 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unlabeled.build import build_splits
 from unlabeled.config import run_module
 from unlabeled.data.decode_speed import decode_speed
 from unlabeled.data.duplicates import Exact, Images, Near, both, find_equal, find_near
+from unlabeled.data.inspect_picture import draw_pairs
 from unlabeled.data.inspect_text import text
 from unlabeled.data.perceptual import Ints
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.survey import Survey, survey
 from unlabeled.errors import UserError
 from unlabeled.evaluation.report import versions
-from unlabeled.pictures import SMALLEST_TILE, draw
 
 ASPECTS = {"up to 1:2": 0.5, "up to 3:4": 0.75, "up to 1:1": 1 - 1e-9, "1:1": 1.0, "up to 4:3": 4 / 3, "up to 2:1": 2.0}
 WIDER = "wider"  # than the last of these; each ends at its width : height
 MOST_DISTANCE = 11  # bits; beyond it most of what is found is chance, and the search takes long
 NAMED = 1000  # of the images too plain to compare
-ROWS, PAIRS = 8, 24  # of the picture
+PAIRS = 24  # in the picture
 
 
 @dataclass
@@ -220,31 +218,9 @@ def _picture(seen: list[Split], near: Near | None, path: Path) -> str:
     first = len(seen[0].seen.ids)
     across = (near.pairs[:, 0] < first) & (near.pairs[:, 1] >= first)
     pairs = near.pairs[np.argsort(~across, kind="stable")[:PAIRS]]
-    size = max(SMALLEST_TILE, min(split.source.image_size for split in seen))
-    draw(_columns(seen, pairs, size)).save(path)
+    images = [[split.source.decode(index) for split, index in (_where(seen, a), _where(seen, b))] for a, b, _ in pairs]
+    draw_pairs(images).save(path)
     return f"\n![the first near duplicates, those between train and test before others]({path.name})\n"
-
-
-def _columns(seen: list[Split], pairs: Ints, size: int) -> dict[str, Tensor]:
-    """Pairs [P, 3] beside each other, each column but the last full; what is left of that is white."""
-    columns: dict[str, Tensor] = {}
-    for begin in range(0, len(pairs), ROWS):
-        some = pairs[begin : begin + ROWS]
-        missing = min(ROWS, len(pairs)) - len(some)
-        for side, name in enumerate((f"{begin + 1}–{begin + len(some)}", f"near {begin + 1}–{begin + len(some)}")):
-            tiles = torch.stack([_tile(*_where(seen, k), size) for k in some[:, side].tolist()])
-            columns[name] = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, missing), value=1.0)
-    return columns
-
-
-def _tile(split: Split, index: int, size: int) -> Tensor:
-    """An image within a white square, float [3, size, size] in [0, 1]."""
-    image = split.source.decode(index).float() / 255
-    height, width = (max(1, side * size // max(image.shape[1:])) for side in image.shape[1:])
-    smaller = size < max(image.shape[1:])
-    mode = "bilinear" if smaller else "nearest"
-    fitted = F.interpolate(image[None], (height, width), mode=mode, antialias=smaller)[0]
-    return F.pad(fitted, (0, size - width, 0, size - height), value=1.0).clamp(0, 1)
 
 
 def _write(path: Path, content: str) -> None:
