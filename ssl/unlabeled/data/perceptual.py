@@ -4,8 +4,8 @@ The hash is the signs of the 64 lowest frequencies of the brightness (pHash, Zau
 comparison with the median). Measured on CIFAR-10 (60,000 images, 1.8 billion pairs, 100 of each kind judged by eye): of
 the 707 pairs within 6 bits about 4 % are not of one photograph, of the 637 at 7 or 8 bits about 28 %. Differences of
 neighbouring pixels (dHash) put 1,433 pairs at 5 bits, of which most look nothing alike. Within 6 bits of an image are
-99 % of its copies as JPEG of quality 30, in grey, of half or twice the size, or brighter by 10 %, 94 % of those brighter
-by 30 %, 53 % of those cut by a pixel on each side, 28 % of those moved by one, and none of its mirror images.
+99 % of its copies as JPEG of quality 30, in grey, of half or twice the size, brighter by 10 %; 94 % of those that are
+brighter by 30 %; 53 % of those cut by a pixel on each side; 28 % of those moved by one; and none of its mirror images.
 """
 
 import itertools
