@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from unlabeled.data.decode_speed import decode_speed
 from unlabeled.data.digits import digits
 from unlabeled.data.duplicates import MOST_PAIRS, both, find_equal, find_near, first_of_equal
 from unlabeled.data.folder import folder
@@ -145,6 +146,10 @@ def test_everything_planted_is_found_and_nothing_else(command: Command, tmp_path
     assert near["test_images"] == 1  # the leaked one equals a train image, and counts there
     assert train["plain"]["count"] == 3
     assert [Path(name).name for name in train["plain"]["images"]] == ["flat0.png", "flat1.png", "flat2.png"]
+    assert (
+        "2 in train, 0 in test; 1 test images are in train. 3 pictures are there more than once, 1 of them" in printed
+    )
+    assert "1 within train, 1 within test, 1 between them; 1 of all have two labels. 1 test images (6.67%)" in printed
     assert "**two labels**: train photos/train/dog/2.png (dog) ~ test photos/test/cat/brighter.png (cat)" in printed
     with Image.open(tmp_path / "outputs" / "inspect-folder" / "near_duplicates.png") as picture:
         assert picture.size == (2 * (2 * 85 + 4), 16 + 3 * (2 * 85 + 4))  # 85 × 64 pixels, enlarged twice
@@ -211,6 +216,20 @@ def test_sizes_and_modes_are_those_of_the_files_before_they_are_decoded(command:
     assert train["stored_bytes"] == sum(path.stat().st_size for path in photos.iterdir())
     assert train["classes"] is None
     assert "test" not in found
+
+
+def test_the_speed_of_decoding_says_how_many_workers_feed_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(0).save(tmp_path / "0.png")
+    photograph(1).save(tmp_path / "1.png")
+    length = sum(path.stat().st_size for path in tmp_path.iterdir())
+    clock = iter([10.0, 10.1, 10.25, 10.25])  # at the start, after each of the two, at the end
+    monkeypatch.setattr("unlabeled.data.decode_speed.time.perf_counter", lambda: next(clock))
+    speed = decode_speed(folder(str(tmp_path)).train, np.arange(2), 17)
+    assert (speed["images"], speed["encoded"], speed["workers"]) == (2, True, 3)  # 8 images/s of each
+    assert speed["images_per_second"] == pytest.approx(8)
+    assert speed["megabytes_per_second"] == pytest.approx(length / 0.25 / 1e6)
 
 
 def test_classes_are_counted_with_the_empty_and_the_unlabelled(command: Command, tmp_path: Path) -> None:
@@ -381,6 +400,8 @@ def test_where_nothing_can_be_decoded_the_files_are_listed(command: Command, tmp
     assert "19.png: empty, 0 bytes" in printed
     assert "20.png" not in printed
     assert "… 5 more" in printed
+    assert "have two labels" in printed
+    assert "within train;" in printed  # and not a word of the test split that is not there
     assert "24.png" in (tmp_path / "outputs" / "inspect-folder" / "inspect.md").read_text()
 
 

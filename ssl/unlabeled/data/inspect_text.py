@@ -10,7 +10,7 @@ def text(report: dict[str, Any], most: int) -> str:
     """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
     parts = [f"# {report['data']}"]
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
-    parts += _exact(report["duplicates"]["exact"], most)
+    parts += _exact(report["duplicates"]["exact"], "test" in report["splits"], most)
     parts += _near(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
     parts += [_normalisation(report["normalisation"]), _speed(report["speed"], report["splits"])]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -60,13 +60,12 @@ def _classes(classes: dict[str, Any] | None, most: int) -> list[str]:
     ]
 
 
-def _exact(exact: dict[str, Any], most: int) -> list[str]:
+def _exact(exact: dict[str, Any], test: bool, most: int) -> list[str]:
     repeated, groups = exact["repeated"], exact["groups"]
-    across = f"; {repeated['train and test']:,} test images are in train" if "train and test" in repeated else ""
+    across = f", {repeated['test']:,} in test; {repeated['train and test']:,} test images are in train" if test else ""
     line = (
-        f"Images whose pixels an earlier one of their split has: {repeated['train']:,} in train,"
-        f" {repeated['test']:,} in test{across}. {len(groups):,} pictures are there more than once,"
-        f" {exact['conflicts']:,} of them under two labels."
+        f"Images whose pixels an earlier one of their split has: {repeated['train']:,} in train{across}."
+        f" {len(groups):,} pictures are there more than once, {exact['conflicts']:,} of them under two labels."
     )
     rows = (f"- {_flag(group)}{' = '.join(map(_image, group['images'][:10]))}" for group in groups)
     return ["## Exact duplicates", line, "\n".join(_some(rows, len(groups), most))]
@@ -76,10 +75,10 @@ def _near(near: dict[str, Any] | None, distance: int | None, splits: dict[str, A
     if near is None:
         return []
     counts, listed = near["pairs"], near["listed"]
+    across = f", {counts['test']:,} within test, {counts['train and test']:,} between them" if "test" in splits else ""
     line = (
         f"Pairs whose perceptual hashes differ in at most {distance} of 64 bits, and not of equal pixels:"
-        f" {counts['train']:,} within train, {counts['test']:,} within test, {counts['train and test']:,} between"
-        f" them; {near['conflicts']:,} of all have two labels."
+        f" {counts['train']:,} within train{across}; {near['conflicts']:,} of all have two labels."
     )
     if "test" in splits and splits["test"]["decoded"]:
         share = near["test_images"] / splits["test"]["decoded"]
