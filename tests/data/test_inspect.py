@@ -302,21 +302,24 @@ def test_of_more_pairs_than_are_kept_the_nearest_stay_and_all_are_counted(monkey
 
 
 def test_test_images_like_train_are_counted_with_their_equals_and_not_twice() -> None:
-    hashes = np.array([[0] * 4, [1, 0, 0, 0], [9, 9, 9, 9], [1, 0, 0, 0], [0] * 4, [9, 9, 9, 8]], np.uint16)
-    digests = np.array([[0, 1], [0, 2], [0, 3], [0, 2], [0, 1], [0, 6]], np.uint64)
-    parts = [slice(0, 1), slice(1, 6)]  # one train image and five of test: 4 equals it, 1 and 3 are near and equal
+    rows = [[0, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0], [9, 9, 9, 9], [1, 0, 0, 0], [0, 0, 0, 0], [9, 9, 9, 8]]
+    hashes = np.array(rows, np.uint16)
+    digests = np.array([[0, each] for each in (0, 1, 2, 3, 2, 0, 6)], np.uint64)
+    parts = [slice(0, 2), slice(2, 7)]  # two of train and five of test: 2 and 4 are near 0, 5 equals it
     surveys = [
         Survey(
-            np.arange(6)[part], np.ones((6, 2), np.int32)[part], digests[part], hashes[part], np.zeros(6, bool)[part]
+            np.arange(7)[part], np.ones((7, 2), np.int32)[part], digests[part], hashes[part], np.zeros(7, bool)[part]
         )
         for part in parts
     ]
-    images = both(surveys, [np.array([0]), np.array([1, -1, 1, 0, -1])])
+    images = both(surveys, [np.array([0, 0]), np.array([1, 2, -1, 0, -1])])
     exact = find_equal(images)
     assert exact.repeated == {"train": 0, "train and test": 1, "test": 1}
+    assert [group.tolist() for group in exact.groups] == [[0, 5], [2, 4]]
+    assert exact.conflicts == [False, False]  # no label is not another label
     near = find_near(images, exact, 1)
-    assert near.pairs.tolist() == [[0, 1, 1], [2, 5, 1]]
-    assert near.count == {"train": 0, "train and test": 1, "test": 1}
+    assert near.pairs.tolist() == [[0, 1, 1], [0, 2, 1], [3, 6, 1]]
+    assert near.count == {"train": 1, "train and test": 1, "test": 1}
     assert (near.test_images, near.conflicts) == (2, 1)
 
 
