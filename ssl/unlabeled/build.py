@@ -78,7 +78,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
 
 def build_preview(config: DictConfig) -> Preview:
     """What ``preview=…`` needs of a run: its data and its views, no network."""
-    splits: Splits = instantiate(config.data)
+    splits = build_splits(config)
     views: Views = instantiate(config.views)
     views.require_masks(splits.train)
     return Preview(views, splits, config.seed, config.batch_size, config.preview)
@@ -160,9 +160,15 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if flags.exists() and "amx_bf16" in flags.read_text() else "32-true"
 
 
+def build_splits(config: DictConfig) -> Splits:
+    """The data set as a list of images."""
+    splits: Splits = instantiate(config.data)
+    return splits
+
+
 def build_data(config: DictConfig) -> DataModule:
     """The data set as batches; lists and labels are read here, images are not."""
-    splits = instantiate(config.data)
+    splits = build_splits(config)
     return DataModule(
         splits, config.batch_size, config.num_workers, config.memory_gib, config.seed, config.get("accumulate", 1)
     )

@@ -55,6 +55,9 @@ TYPES: dict[str, Any] = {
     "refine_images": int,
     "refine_epochs": int,
     "device": Literal["auto", "cpu", "cuda"],
+    "near_distance": int | None,
+    "limit": int | None,
+    "images_per_second": float,
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.

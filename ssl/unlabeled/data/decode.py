@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +62,24 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) 
             return rgb(image, size, square)
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
+
+
+class Header(NamedTuple):
+    """What an encoded image says of itself before it is decoded."""
+
+    format: str  # Pillow's name: JPEG, PNG, …
+    mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
+    height: int  # pixels, as it is shown: turned upright where EXIF asks for it
+    width: int
+
+
+def read_header(data: bytes | Path) -> Header:
+    """Of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return Header(image.format or "unknown", image.mode, height, width)
 
 
 def check_image_size(size: int) -> None:

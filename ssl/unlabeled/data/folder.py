@@ -34,7 +34,10 @@ class FolderSource:
         return len(self._files)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(Path(self.name(index)), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> Path:
+        return Path(self.name(index))
 
     def name(self, index: int) -> str:
         return str(self._root / os.fsdecode(self._files[index]))

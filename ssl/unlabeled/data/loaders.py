@@ -84,7 +84,7 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_OutliveSignals(),
+            worker_init_fn=OutliveSignals(),
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
@@ -142,7 +142,7 @@ class _LazyImages(Dataset[Batch]):
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
-class _OutliveSignals:
+class OutliveSignals:
     """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
 
     That one ends its workers by SIGTERM too, when it exits: it says so beforehand.

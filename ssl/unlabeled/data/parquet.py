@@ -34,10 +34,13 @@ class ParquetSource:
         return len(self.labels)
 
     def decode(self, index: int) -> Tensor:
-        data = self._table.encoded[index].as_py()
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> bytes:
+        data: bytes | None = self._table.encoded[index].as_py()
         if data is None:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
-        return decode_bytes(data, self.name(index), self.image_size, self.square)
+        return data
 
     def name(self, index: int) -> str:
         return _row_name(self._table, index)

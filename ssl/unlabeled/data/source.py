@@ -2,7 +2,8 @@
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +28,15 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a user would call this image: its path, or file and row."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """What a source of encoded images has besides, for ``unlabeled.data.inspect``; one of arrays goes without."""
+
+    def encoded(self, index: int) -> bytes | Path:
+        """Image ``index`` as it is stored: its bytes, or its file. Raises CorruptImage where there is none."""
         ...
 
 
