@@ -16,7 +16,7 @@ def train(config: DictConfig, command: str) -> None:
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
     from unlabeled.build import build_evaluation, build_preview, build_replay, build_run
-    from unlabeled.checkpointing import Interrupted
+    from unlabeled.checkpointing import Interrupted, requeue
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
@@ -32,9 +32,11 @@ def train(config: DictConfig, command: str) -> None:
     run = build_run(config, resolved)
     try:
         run.fit(resolved)
-    except Interrupted:
-        print(f"stopped after step {run.trainer.global_step}; the same command goes on from there:\n  {command}")
-        raise SystemExit(130) from None
+    except Interrupted as stop:
+        if run.trainer.is_global_zero:
+            again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
+            print(f"stopped after step {run.trainer.global_step}; {again}")
+        raise SystemExit(128 + stop.number) from None
     if not run.trainer.is_global_zero:
         return
     if not config.get("probe") or run.data.splits.test is None:

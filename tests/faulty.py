@@ -23,6 +23,7 @@ from unlabeled.objectives.moco import MoCo, MoCoV3
 from unlabeled.objectives.relic import ReLIC
 from unlabeled.objectives.simclr import SimCLR
 from unlabeled.objectives.swav import SwAV
+from unlabeled.pretraining import Pretraining
 from unlabeled.run import Run
 
 BATCH = 32
@@ -80,7 +81,7 @@ def run_of(config: DictConfig, *callbacks: pl.Callback) -> Run:
 
 def image_of(step: int) -> int:
     """An image that only the batch of ``step`` shows, in the first epoch of a run with seed 0."""
-    return int(GlobalOrder(1347, BATCH, 100, 0, 0, 1, next_step=lambda: 0).epoch(0)[step][-1])
+    return int(GlobalOrder(1347, BATCH, 100, 0, 0, 1, next_step=lambda: 0).epoch(0)[step, 0, -1])
 
 
 class _BadBackward(torch.autograd.Function):
@@ -124,10 +125,13 @@ class Untaken(pl.Callback):
         self.steps = steps
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
-        self.state = copy.deepcopy((pl_module.state_dict(), trainer.optimizers[0].state_dict()))
+        assert isinstance(pl_module, Pretraining)
+        if pl_module.part == 0:
+            self.state = copy.deepcopy((pl_module.state_dict(), trainer.optimizers[0].state_dict()))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
-        if trainer.global_step - 1 in self.steps:
+        assert isinstance(pl_module, Pretraining)
+        if pl_module.part == 0 and trainer.global_step - 1 in self.steps:
             pl_module.load_state_dict(self.state[0])
             trainer.optimizers[0].load_state_dict(self.state[1])
 

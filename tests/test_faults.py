@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from tests.faulty import METHODS, Untaken, Witness, config_of, metrics_of, run_of, same, spoil, state_of
+from tests.faulty import METHODS, Untaken, Witness, config_of, image_of, metrics_of, run_of, same, spoil, state_of
+from unlabeled.build import build_replay
 from unlabeled.checkpointing import Interrupted
 from unlabeled.errors import UserError
 from unlabeled.faults.guard import Faults
@@ -56,6 +57,24 @@ def test_a_bad_step_changes_no_bit_and_what_follows_is_a_run_that_did_not_take_i
     assert ours == theirs
     assert metrics_of(run_dir, "train/learning_rate") == metrics_of(expected, "train/learning_rate")
     assert metrics_of(run_dir, "train/skipped_steps") == {number + 1: float(number >= step) for number in range(8)}
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize(("method", "how"), [(MoCo, "loss"), (SwAV, "gradient")])
+def test_one_bad_batch_of_several_voids_their_step_and_is_the_one_that_is_kept(
+    tmp_path: Path, monkeypatch: Patch, method: type[Objective], how: str, part: int
+) -> None:
+    accumulated = ("accumulate=3", "max_steps=6")
+    run_of(config_of(tmp_path / "expected", method, *accumulated), Untaken(2))
+    spoil(monkeypatch, method, how, 3 * 2 + part)  # in batches
+    run = run_of(config_of(tmp_path / "run", method, *accumulated))
+    assert run.module.faults.skipped == 1
+    assert same(state_of(tmp_path / "run"), state_of(tmp_path / "expected"))
+    file = tmp_path / "run" / "faults" / "step_000003.pt"
+    record = torch.load(file, weights_only=True)
+    assert (record["progress"]["step"], record["progress"]["part"], record["key"]["step"]) == (2, part, 6 + part)
+    assert image_of(6 + part) in record["batch"]["ids"]
+    assert build_replay(str(file)).run()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -29,11 +29,16 @@ TYPES: dict[str, Any] = {
     "run_dir": str,
     "seed": int,
     "batch_size": int,
+    "accumulate": int,
     "max_epochs": int | None,
     "max_steps": int | None,
     "num_workers": int,
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
+    "checkpoint_every_n_steps": int | None,
+    "checkpoint_every_n_minutes": float | None,
+    "checkpoints_kept": int,
+    "resume": Literal["same", "override"],
     "log_every_n_steps": int,
     "max_faults_in_a_row": int,
     "preview": int | None,
@@ -52,11 +57,17 @@ TYPES: dict[str, Any] = {
     "refine_images": int,
     "refine_epochs": int,
     "device": Literal["auto", "cpu", "cuda"],
+    "near_distance": int | None,
+    "limit": int | None,
+    "images_per_second": float,
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "checkpoint_every_n_epochs",
+    "checkpoint_every_n_minutes",
+    "checkpoint_every_n_steps",
+    "checkpoints_kept",
     "log_every_n_steps",
     "logger",
     "max_faults_in_a_row",
@@ -67,6 +78,7 @@ FREE_KEYS = (
     "preview",
     "probe",
     "replay",
+    "resume",
     "trainer",
 )
 
@@ -239,12 +251,15 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     run_dir = Path(resolved["run_dir"])
-    if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
+    begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
+    if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
         if differing:
-            keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
-            raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")
+            raise UserError(
+                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
+                "to go on with the new values, or remove that folder"
+            )
     return dict(resolved)
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from unlabeled.data.decode import decode_bytes, rgb
 from unlabeled.data.source import CorruptImage
+from unlabeled.views.pipeline import Views
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -119,6 +121,73 @@ def test_another_size_is_resized_and_cropped_as_torchvision_does(shape: tuple[in
 def test_a_hair_thin_image_does_not_fill_the_memory() -> None:
     image = Image.new("RGB", (60_000, 1), (9, 8, 7))  # resized whole, before the crop: 224 × 13,440,000 pixels
     assert rgb(image, 224)[:, 0, 0].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((640, 427), 256, (383, 256)),
+        ((427, 640), 256, (256, 383)),
+        ((60, 60), 24, (24, 24)),
+        ((48, 24), 24, (48, 24)),  # fits as it is
+        ((25, 24), 24, (25, 24)),
+        ((25, 25), 24, (24, 24)),
+        ((80, 40), 24, (48, 24)),  # twice as wide as high: either limit gives this
+        ((81, 40), 24, (48, 23)),  # from here on the longer side decides
+        ((100, 24), 24, (48, 11)),
+        ((24, 100), 24, (11, 48)),
+        ((50, 2), 24, (48, 1)),
+        ((7, 3), 24, (7, 3)),  # never enlarged
+        ((1, 1), 24, (1, 1)),
+        ((60_000, 1), 224, (448, 1)),
+        ((1, 60_000), 224, (1, 448)),
+        ((3, 2), 1, (1, 1)),
+    ],
+)
+def test_a_whole_image_keeps_its_shape_and_is_reduced_as_pillow_does_until_it_fits(
+    shape: tuple[int, int], size: int, expected: tuple[int, int]
+) -> None:
+    image = noise(*shape)
+    pixels = rgb(image, size, square=False)
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, expected[1], expected[0]))
+    across = image.resize((expected[0], shape[1]), Image.Resampling.BICUBIC)
+    theirs = np.array(across.resize(expected, Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), theirs)
+    at_once = np.array(image.resize(expected, Image.Resampling.BICUBIC))  # Pillow 13 begins with the cheaper axis
+    assert np.abs(theirs.astype(int) - at_once).max() <= 2
+    assert torch.equal(decode_bytes(encoded(image, "PNG"), "a.png", size, square=False), pixels)
+
+
+def test_a_whole_image_is_torchvisions_resize_where_its_shorter_side_decides() -> None:
+    for shape in ((640, 427), (427, 640), (333, 500), (500, 251)):
+        image = noise(*shape)
+        theirs = F.resize(image, 100, InterpolationMode.BICUBIC)
+        assert np.array_equal(rgb(image, 100, square=False).permute(1, 2, 0).numpy(), np.array(theirs))
+
+
+@pytest.mark.parametrize("size", [200, 224, 256])
+def test_of_a_photograph_evaluation_sees_the_same_of_the_square_and_of_the_whole_image(size: int) -> None:
+    # The margins of both are rounded alike at these sizes; at others, as 240, the regions may lie one pixel apart.
+    views = Views(round(0.875 * size), [], None, None, 0.875, "bicubic")
+    for photograph in load_sample_images().images:  # 427 × 640
+        for picture in (Image.fromarray(photograph), Image.fromarray(photograph).transpose(Image.Transpose.ROTATE_90)):
+            square, whole = (views.plain(rgb(picture, size, square)[None]) for square in (True, False))
+            difference = (square - whole).abs() * 255
+            assert float(difference.max()) <= 2
+            assert float(difference.mean()) < 0.01
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_whole_image_is_turned_before_it_is_reduced(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(60, 30), "PNG", exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    pixels = decode_bytes(data, "a", 20, square=False)
+    assert tuple(pixels.shape[1:]) == ((40, 20) if orientation in (6, 8) else (20, 40))
+    assert torch.equal(pixels, rgb(upright, 20, square=False))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])

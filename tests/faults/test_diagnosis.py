@@ -58,14 +58,14 @@ class PlainViews(Views):
         super().__init__(2, [], None, None, 1.0, "bilinear")
         self.bad = bad
 
-    def forward(self, images: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, ids: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, ...]:
         view = images.float()
         view[torch.isin(ids, torch.tensor(self.bad)), 1, 0, 0] = torch.inf
         return (view,)
 
 
 def found(objective: Objective, *bad: int) -> Finding:
-    module = AtStep(objective, PlainViews(*bad), None, 4, 10, 5, 0, 1, {}, Faults(Path(), 1))  # type: ignore[arg-type]
+    module = AtStep(objective, PlainViews(*bad), None, 4, 1, 10, 5, 0, 1, {}, Faults(Path(), 1))  # type: ignore[arg-type]
     module.train()
     batch = Batch(torch.full((4, 3, 2, 2), 2, dtype=torch.uint8), torch.tensor([11, 12, 13, 14]), torch.zeros(4).long())
     return find(module, batch, nullcontext())

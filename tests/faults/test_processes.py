@@ -55,7 +55,7 @@ def test_the_process_with_the_bad_loss_writes_what_it_saw(folder: Path, name: st
     assert [path.name for path in (folder / name / "faults").iterdir()] == [f"step_{STEP + 1:06d}.pt"]
     record = torch.load(folder / name / "faults" / f"step_{STEP + 1:06d}.pt", weights_only=True)
     assert (record["rank"], record["world_size"], record["named"]) == (1, 2, "the loss of finite outputs is inf")
-    rows = GlobalOrder(1347, BATCH, 8, 0, 0, 1, next_step=lambda: 0).epoch(0)[STEP][BATCH // 2 :]
+    rows = GlobalOrder(1347, BATCH, 8, 0, 0, 1, next_step=lambda: 0).epoch(0)[STEP, 0, BATCH // 2 :]
     assert torch.equal(record["batch"]["ids"], rows)
     assert record["key"] == {"seed": 0, "step": STEP, "first": BATCH // 2, "total": BATCH}
     assert record["state_dict"].keys() == {key.removeprefix("objective.") for key in state_of(folder / name)["network"]}

@@ -34,7 +34,8 @@ def test_a_file_is_plain_and_holds_all_that_the_step_depends_on(tmp_path: Path, 
     run = run_of(config)
     record = torch.load(tmp_path / "faults" / "step_000004.pt", weights_only=True)
     assert record["config"] == run.module.config
-    assert record["progress"] == {"step": 3, "total_steps": 8, "steps_per_epoch": 1347 // BATCH, "seed": 0}
+    progress = {"step": 3, "total_steps": 8, "steps_per_epoch": 1347 // BATCH, "seed": 0, "part": 0, "parts": 1}
+    assert record["progress"] == progress
     assert record["key"] == {"seed": 0, "step": 3, "first": 0, "total": BATCH}
     assert (record["rank"], record["world_size"], record["precision"]) == (0, 1, "32-true")
     ids = record["batch"]["ids"]

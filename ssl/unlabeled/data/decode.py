@@ -1,7 +1,8 @@
-"""Any image file that Pillow can read → a square uint8 tensor, the same pixels on every machine and in every worker."""
+"""Any image file that Pillow can read → a uint8 tensor, the same pixels on every machine and in every worker."""
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ _UPRIGHT = {
 }
 
 
-def rgb(image: Image.Image, size: int) -> Tensor:
-    """The image upright, in RGB and square: uint8 [3, size, size].
+def rgb(image: Image.Image, size: int, square: bool = True) -> Tensor:
+    """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
     Deep grey images, which ``convert`` clips at 255, keep their brightness instead:
@@ -34,36 +35,62 @@ def rgb(image: Image.Image, size: int) -> Tensor:
     - ``F``: the first of 0..1, 0..255 and 0..65535 that holds all values, else its own minimum..maximum;
       values that are not finite count as 0.
 
-    An image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in the
-    centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` already keeps every bit.
+    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in
+    the centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` keeps every bit.
+    Whole: it is reduced alike, until its shorter side is at most ``size`` and its longer one at most twice that; one
+    that is so already keeps every bit, and none is enlarged.
     """
     image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
     turn = _UPRIGHT.get(_orientation(image))
     image = _colours(image)
     if turn is not None:
         image = image.transpose(turn)
-    pixels = np.frombuffer(_square(image, size).tobytes(), np.uint8).reshape(size, size, 3)
+    image = _square(image, size) if square else _whole(image, size)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     return torch.from_numpy(
         pixels.transpose(2, 0, 1).copy()
     )  # by numpy: half the time of the same in torch at 32 pixels
 
 
-def decode_bytes(data: bytes | Path, name: str, size: int) -> Tensor:
-    """One encoded image, given as its bytes or its file, as uint8 [3, size, size].
+def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) -> Tensor:
+    """One encoded image, given as its bytes or its file, as :func:`rgb` makes it.
 
     Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return rgb(image, size)
+            return rgb(image, size, square)
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
+
+
+class Header(NamedTuple):
+    """What an encoded image says of itself before it is decoded."""
+
+    format: str  # Pillow's name: JPEG, PNG, …
+    mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
+    height: int  # pixels, as it is shown: turned upright where EXIF asks for it
+    width: int
+
+
+def read_header(data: bytes | Path) -> Header:
+    """Of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return Header(image.format or "unknown", image.mode, height, width)
 
 
 def check_image_size(size: int) -> None:
     """Raises UserError unless ``size`` is a whole number of pixels, at least 1."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise UserError(f"data.image_size={size} is not a size: give a whole number of pixels, 1 or more")
+
+
+def in_words(size: int, square: bool) -> str:
+    """What :func:`rgb` leaves of an image, for reports."""
+    return f"squares of {size} pixels" if square else f"whole images within {size} × {2 * size} pixels"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -108,13 +135,27 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     resized = (int(size * width / short), int(size * height / short))
     left, top = (round((side - size) / 2) for side in resized)
-    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut. One axis
-    # after the other, because Pillow 13 picks their order by the box, and the order shows in the last bits.
+    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut.
     x, y = width / resized[0], height / resized[1]  # source pixels per resized pixel
-    across = (left * x, 0, min((left + size) * x, width), height)
-    image = image.resize((size, height), Image.Resampling.BICUBIC, box=across)
-    down = (0, top * y, size, min((top + size) * y, height))
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=down)
+    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
+    return _resized(image, size, size, box)
+
+
+def _whole(image: Image.Image, size: int) -> Image.Image:
+    short, long = sorted(image.size)
+    side, limit = (short, size) if long <= 2 * short else (long, 2 * size)
+    if side <= limit:
+        return image
+    width, height = (max(1, limit * pixels // side) for pixels in image.size)
+    return _resized(image, width, height, (0, 0, *image.size))
+
+
+def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
+    """``box`` (left, top, right, bottom) of the image as ``width`` × ``height`` pixels."""
+    # One axis after the other: Pillow 13 picks their order by the box, and the order shows in the last bits.
+    left, top, right, bottom = box
+    image = image.resize((width, image.height), Image.Resampling.BICUBIC, box=(left, 0, right, image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(0, top, width, bottom))
 
 
 def _reason(data: bytes | Path, error: Exception) -> str:

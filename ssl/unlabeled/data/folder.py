@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.decode import check_image_size, decode_bytes
+from unlabeled.data.decode import check_image_size, decode_bytes, in_words
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -20,26 +20,36 @@ _TESTS = ("test", "val")  # in this order, where data.test is not given
 class FolderSource:
     """A list of image files with their labels; files are opened when they are decoded and not before."""
 
-    def __init__(self, root: Path, files: list[str], labels: Tensor, classes: list[str], image_size: int) -> None:
+    def __init__(
+        self, root: Path, files: list[str], labels: Tensor, classes: list[str], image_size: int, square: bool
+    ) -> None:
         self._root = root
         # One array, not a million str objects: their reference counts would copy the list into every forked worker.
         self._files = np.array([os.fsencode(file) for file in files])
         self.labels = labels
         self.classes = classes
-        self.image_size = image_size
+        self.image_size, self.square = image_size, square
 
     def __len__(self) -> int:
         return len(self._files)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(Path(self.name(index)), self.name(index), self.image_size)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> Path:
+        return Path(self.name(index))
 
     def name(self, index: int) -> str:
         return str(self._root / os.fsdecode(self._files[index]))
 
 
 def folder(
-    path: str, train: str | None = None, test: str | None = None, image_size: int = 256, labels: str = "auto"
+    path: str,
+    train: str | None = None,
+    test: str | None = None,
+    image_size: int = 256,
+    labels: str = "auto",
+    square: bool = False,
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 
@@ -51,6 +61,8 @@ def folder(
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
     sub-folders, ``none`` if all lie directly in the folder, and an error if both occur.
 
+    Images. ``square`` or whole, see :func:`unlabeled.data.decode.rgb`, with ``image_size`` in pixels.
+
     Files and classes are in sorted order. Raises UserError where the layout does not say what is meant.
     """
     check_image_size(image_size)
@@ -60,17 +72,16 @@ def folder(
     _require_folder(base, f"data.path={path}")
     train_root = _train_root(base, train)
     test_root = _test_root(base, train_root, test)
-    source = _source(train_root, labels, image_size)
+    source, kept = _source(train_root, labels, image_size, square), in_words(image_size, square)
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {train_root} has no labels; leave data.test out")
     if not source.classes or test_root is None:
-        return Splits(
-            source, None, f"{len(source):,} images from {train_root}, {_count(source.classes)}, no test split"
-        )
-    held_out = _source(test_root, "folders", image_size)
+        counts = f"{len(source):,} images from {train_root}, {_count(source.classes)}, no test split"
+        return Splits(source, None, f"{counts}, {kept}")
+    held_out = _source(test_root, "folders", image_size, square)
     _require_equal_classes(train_root, source.classes, test_root, held_out.classes)
     counts = f"{len(source):,} train ({train_root.name}) and {len(held_out):,} test ({test_root.name}) images"
-    return Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}")
+    return Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}, {kept}")
 
 
 def _train_root(base: Path, train: str | None) -> Path:
@@ -106,7 +117,7 @@ def _test_root(base: Path, train_root: Path, test: str | None) -> Path | None:
     return base / test
 
 
-def _source(root: Path, labels: str, image_size: int) -> FolderSource:
+def _source(root: Path, labels: str, image_size: int, square: bool) -> FolderSource:
     files = list(_images(root))
     if not files:
         raise UserError(f"{root} holds no image that Pillow can read: change data.path=... (or data.train, data.test)")
@@ -119,11 +130,12 @@ def _source(root: Path, labels: str, image_size: int) -> FolderSource:
             " give data.labels=none to read all without labels, or move the file"
         )
     if loose or labels == "none":
-        return FolderSource(root, files, torch.full((len(files),), -1), [], image_size)
+        return FolderSource(root, files, torch.full((len(files),), -1), [], image_size, square)
     owners = [file.split(os.sep, 1)[0] for file in files]
     classes = sorted(set(owners))
     number = {name: label for label, name in enumerate(classes)}
-    return FolderSource(root, files, torch.tensor([number[owner] for owner in owners]), classes, image_size)
+    numbers = torch.tensor([number[owner] for owner in owners])
+    return FolderSource(root, files, numbers, classes, image_size, square)
 
 
 def _images(root: Path, skip: list[str] | None = None) -> Iterator[str]:

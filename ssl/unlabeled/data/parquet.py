@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.decode import check_image_size, decode_bytes
+from unlabeled.data.decode import check_image_size, decode_bytes, in_words
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.errors import UserError
 
@@ -24,20 +24,23 @@ _BINARY = ("binary", "large_binary")  # how arrow's names of the types that hold
 class ParquetSource:
     """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share."""
 
-    def __init__(self, table: "_Table", classes: list[str], image_size: int) -> None:
+    def __init__(self, table: "_Table", classes: list[str], image_size: int, square: bool) -> None:
         self._table = table
         self.labels = table.labels
         self.classes = classes
-        self.image_size = image_size
+        self.image_size, self.square = image_size, square
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def decode(self, index: int) -> Tensor:
-        data = self._table.encoded[index].as_py()
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> bytes:
+        data: bytes | None = self._table.encoded[index].as_py()
         if data is None:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
-        return decode_bytes(data, self.name(index), self.image_size)
+        return data
 
     def name(self, index: int) -> str:
         return _row_name(self._table, index)
@@ -59,6 +62,7 @@ def parquet(
     train: str = "train.parquet",
     test: str | None = "test.parquet",
     image_size: int = 32,
+    square: bool = True,
     image_column: str = "image",
     label_column: str | None = "label",
     num_classes: int | None = None,
@@ -68,7 +72,8 @@ def parquet(
     ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
     are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
-    continues either list. Rows count from 0. Reads all encoded bytes, decodes none.
+    continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.rgb`;
+    ``image_size`` is in pixels. Reads all encoded bytes, decodes none.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """
@@ -77,15 +82,16 @@ def parquet(
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)
     classes = [] if label_column is None else _classes(train_table, num_classes)
-    source = ParquetSource(train_table, classes, image_size)
+    source, kept = ParquetSource(train_table, classes, image_size, square), in_words(image_size, square)
     if test is None:
-        return Splits(source, None, f"{len(source):,} images from {path}, {len(classes)} classes, no test split")
+        counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
+        return Splits(source, None, f"{counts}, {kept}")
     test_table = _read(path, test, "data.test", image_column, label_column)
     _require_same_split(train_table, test_table)
     _require_labels_below(len(classes), test_table, "the classes of train")
-    held_out = ParquetSource(test_table, classes, image_size)
+    held_out = ParquetSource(test_table, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images"
-    return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes")
+    return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> _Table:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.faults.diagnosis import Finding, find
+from unlabeled.faults.diagnosis import NOWHERE, Finding, find
 from unlabeled.faults.record import write_record
 from unlabeled.faults.snapshot import Snapshot, local
 from unlabeled.objective import Batch
@@ -48,7 +48,8 @@ class Faults:
             raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1, which stops at the first")
         self.folder, self.max_in_a_row = folder, max_in_a_row
         self.skipped = self.in_a_row = self.saved = 0
-        self.batch: Batch | None = None  # of the step that is taken, without views
+        self._batches: list[Batch] = []  # of the step that is taken, without views
+        self._loss: Tensor | float = 0.0  # their sum
         self._before: Snapshot | None = None
 
     def state_dict(self) -> dict[str, int]:
@@ -58,16 +59,27 @@ class Faults:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row, self.saved = state["skipped"], state["in_a_row"], state["saved"]
 
+    def begin(self, module: "Pretraining", batch: Batch) -> None:
+        """To be told of each batch before its forward; the first of a step finds the state to go back to."""
+        if module.part == 0:
+            self._before = self._before or Snapshot(module.objective)
+            self._before.keep()
+            self._batches, self._loss = [], 0.0
+        self._batches.append(batch)
+
+    def note(self, loss: Tensor) -> None:
+        """To be told of each loss; nothing waits for it."""
+        self._loss = self._loss + loss.detach()
+
     def attempt(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None:
         """The loss of the step, its gradients in place; None for a step that must not be taken.
 
         Raises:
             UserError: too many in a row, or weights that are not finite, which no later step can mend.
         """
-        self._before = self._before or Snapshot(module.objective)
-        self._before.keep()
         loss = forward_backward()
-        if not self._is_bad(loss, self._before.parameters, module.trainer):
+        assert self._before is not None
+        if not self._is_bad(torch.as_tensor(self._loss), self._before.parameters, module.trainer):
             self.in_a_row = 0
             return loss
         self._before.restore()
@@ -102,16 +114,28 @@ class Faults:
 
     def _look(self, module: "Pretraining") -> str:
         """Name the first bad tensor, and let the process that has it write the file."""
-        assert self.batch is not None
         assert self._before is not None
-        finding = find(module, self.batch, module.trainer.precision_plugin.train_step_context())
+        found = self._compute_again(module, len(self._batches))
         self._before.restore()
-        module.objective.zero_grad()
+        bad = distributed.maximum(torch.tensor([each.place != NOWHERE for each in found], device=module.device).float())
+        part = int(bad.argmax())  # the first that is bad on any process
+        self._compute_again(module, part)  # to the state that the bad batch found
+        finding, module.part = found[part], part
         first = _earliest(finding, module.device)
         path = self.folder / f"step_{module.global_step + 1:06d}.pt"
-        write_record(path, module, self.batch, finding, keep=distributed.rank() == first)
+        write_record(path, module, self._batches[part], finding, keep=distributed.rank() == first)
+        self._before.restore()
+        module.objective.zero_grad()
         self.saved += 1
         return str(module.trainer.strategy.broadcast(f"{finding}; python train.py replay={path}", src=first))
+
+    def _compute_again(self, module: "Pretraining", parts: int) -> list[Finding]:
+        """The first batches of the step, one after the other."""
+        found = []
+        for module.part in range(parts):
+            context = module.trainer.precision_plugin.train_step_context()
+            found.append(find(module, self._batches[module.part], context))
+        return found
 
 
 def is_bad(tensors: Iterable[Tensor]) -> bool:

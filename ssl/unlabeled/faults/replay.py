@@ -47,9 +47,10 @@ class Replay:
         objective.load_state_dict(record["state_dict"])
         views.compiles = False  # it would take minutes, for one step
         key, progress, nothing = record["key"], record["progress"], Faults(Path(), 1)
-        steps = progress["total_steps"], progress["steps_per_epoch"]
+        steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
         self.module = AtStep(objective, views, optimizer, key["total"], *steps, key["seed"], 1, {}, nothing)
-        self.module.at_step, self.module.at_rank = key["step"], record["rank"]
+        self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
+        self.module.part = progress["part"]
         self.module.train()
 
     def run(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from unlabeled.data.module import LazyLoader
+from unlabeled.data.loaders import LazyLoader
 from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
