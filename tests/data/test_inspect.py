@@ -235,17 +235,17 @@ def test_the_speed_of_decoding_says_how_many_workers_feed_a_training(
 def test_classes_are_counted_with_the_empty_and_the_unlabelled(command: Command, tmp_path: Path) -> None:
     stream = io.BytesIO()
     photograph(0, 32, 32).save(stream, "PNG")
-    for name, labels in (("train", [0, 0, 0, 2, 2, None, 4, None]), ("test", [0, 2])):
+    for name, labels in (("train", [0, 0, 0, 0, 2, 2, None, 4, 4, None]), ("test", [0, 2])):
         table = pa.table({"image": pa.array([stream.getvalue()] * len(labels)), "label": pa.array(labels)})
         pq.write_table(table, tmp_path / f"{name}.parquet")
     printed = command("data=parquet", f"data.path={tmp_path}", "num_workers=0")
     found = report(tmp_path / "outputs" / "inspect-parquet")
     train = found["splits"]["train"]["classes"]
-    assert train["counts"] == {"0": 3, "1": 0, "2": 2, "3": 0, "4": 1}
-    assert (train["min"], train["median"], train["max"], train["imbalance"]) == (0, 1, 3, 3)
-    assert (train["empty"], train["labelled"], train["unlabelled"]) == (["1", "3"], 6, 2)
+    assert train["counts"] == {"0": 4, "1": 0, "2": 2, "3": 0, "4": 2}
+    assert (train["min"], train["median"], train["max"], train["imbalance"]) == (0, 2, 4, 2)
+    assert (train["empty"], train["labelled"], train["unlabelled"]) == (["1", "3"], 8, 2)
     assert "2 classes without an image: 1, 3" in printed
-    assert found["duplicates"]["exact"]["repeated"] == {"train": 7, "train and test": 2, "test": 1}
+    assert found["duplicates"]["exact"]["repeated"] == {"train": 9, "train and test": 2, "test": 1}
     assert found["duplicates"]["exact"]["conflicts"] == 1
     assert found["duplicates"]["near"]["listed"] == []  # equal ones are not near besides
 

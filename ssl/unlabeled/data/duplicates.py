@@ -93,7 +93,7 @@ def find_near(images: Images, exact: Exact, distance: int) -> Near:
         conflicts += int(((labels[0] != labels[1]) & (labels >= 0).all(0)).sum())
         like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
         kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
-    found = (images.test & like_train)[exact.first] & images.test
+    found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
     return Near(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
 
 
