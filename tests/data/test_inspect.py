@@ -235,17 +235,17 @@ def test_the_speed_of_decoding_says_how_many_workers_feed_a_training(
 def test_classes_are_counted_with_the_empty_and_the_unlabelled(command: Command, tmp_path: Path) -> None:
     stream = io.BytesIO()
     photograph(0, 32, 32).save(stream, "PNG")
-    for name, labels in (("train", [0, 0, 0, 2, 2, None, 4, None]), ("test", [0, 2])):
+    for name, labels in (("train", [0, 0, 0, 0, 2, 2, None, 4, 4, None]), ("test", [0, 2])):
         table = pa.table({"image": pa.array([stream.getvalue()] * len(labels)), "label": pa.array(labels)})
         pq.write_table(table, tmp_path / f"{name}.parquet")
     printed = command("data=parquet", f"data.path={tmp_path}", "num_workers=0")
     found = report(tmp_path / "outputs" / "inspect-parquet")
     train = found["splits"]["train"]["classes"]
-    assert train["counts"] == {"0": 3, "1": 0, "2": 2, "3": 0, "4": 1}
-    assert (train["min"], train["median"], train["max"], train["imbalance"]) == (0, 1, 3, 3)
-    assert (train["empty"], train["labelled"], train["unlabelled"]) == (["1", "3"], 6, 2)
+    assert train["counts"] == {"0": 4, "1": 0, "2": 2, "3": 0, "4": 2}
+    assert (train["min"], train["median"], train["max"], train["imbalance"]) == (0, 2, 4, 2)
+    assert (train["empty"], train["labelled"], train["unlabelled"]) == (["1", "3"], 8, 2)
     assert "2 classes without an image: 1, 3" in printed
-    assert found["duplicates"]["exact"]["repeated"] == {"train": 7, "train and test": 2, "test": 1}
+    assert found["duplicates"]["exact"]["repeated"] == {"train": 9, "train and test": 2, "test": 1}
     assert found["duplicates"]["exact"]["conflicts"] == 1
     assert found["duplicates"]["near"]["listed"] == []  # equal ones are not near besides
 
@@ -256,6 +256,9 @@ def test_a_limit_looks_at_images_evenly_spaced(command: Command, tmp_path: Path)
     assert (train["images"], train["looked_at"], train["decoded"]) == (1347, 100, 100)
     assert train["classes"]["labelled"] == 1347
     assert "train: 1,347 images, 100 of them looked at" in printed
+    pixels = digits().train.images[torch.arange(100) * 1347 // 100].double() / 255  # type: ignore[attr-defined]
+    found = report(tmp_path / "outputs" / "inspect-digits")["normalisation"]
+    np.testing.assert_allclose(found["mean"], float(pixels.mean()), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("seed", "distance"), [(0, 0), (1, 2), (2, 3), (3, 4), (4, 6), (5, 7), (6, 8), (7, 11)])
@@ -369,6 +372,13 @@ def test_flat_images_and_straight_gradients_are_plain_and_have_the_same_bits_at_
     assert hashes.max() == 0
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 4).astype(np.uint8)[None, :, None], (64, 1, 3)))
     assert hashed(ramp)[1].all()
+
+
+def test_equal_bytes_in_another_shape_are_another_picture(tmp_path: Path) -> None:
+    for name, shape in (("high", (20, 40)), ("same", (20, 40)), ("wide", (40, 20))):
+        Image.new("RGB", shape, (9, 9, 9)).save(tmp_path / f"{name}.png")
+    seen = survey(folder(str(tmp_path)).train, np.arange(3), 0, "")
+    assert first_of_equal(seen.digests).tolist() == [0, 0, 2]
 
 
 def test_what_a_survey_keeps_of_an_image_is_less_than_100_bytes() -> None:

@@ -84,8 +84,6 @@ def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
 def find_near(images: Images, exact: Exact, distance: int) -> Near:
     """All pairs whose hashes differ in at most ``distance`` bits, plain images left out."""
     chosen = np.flatnonzero((exact.first == np.arange(len(exact.first))) & ~images.plain)
-    in_train = np.zeros(len(images.test), bool)  # by the first image of a group
-    in_train[exact.first[~images.test]] = True
     like_train, count, conflicts = np.zeros(len(images.test), bool), np.zeros(3, np.int64), 0
     kept = np.empty((0, 3), np.int64)
     for one, other, bits in near_pairs(images.hashes[chosen], distance):
@@ -93,9 +91,9 @@ def find_near(images: Images, exact: Exact, distance: int) -> Near:
         count += np.bincount(images.test[a].astype(np.int64) + images.test[b], minlength=3)
         labels = images.labels[[a, b]]
         conflicts += int(((labels[0] != labels[1]) & (labels >= 0).all(0)).sum())
-        like_train[a[in_train[b]]] = like_train[b[in_train[a]]] = True
+        like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
         kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
-    found = images.test & like_train[exact.first] & ~in_train[exact.first]
+    found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
     return Near(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
 
 
