@@ -188,20 +188,6 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> Non
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["progress"]["step"] == steps
 
 
-def test_two_processes_share_a_run_folder_and_write_each_line_once(script: Script, tmp_path: Path) -> None:
-    two = ("trainer.accelerator=cpu", "trainer.devices=2", "max_steps=3", "name=two")
-    finished = script("train.py", *TINY, *two, "trainer.sync_batchnorm=false")
-    assert finished.returncode == 0, finished.stderr
-    lines = (tmp_path / "outputs" / "two" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["two"]
-    assert finished.stdout.count("report.md") == 1
-    assert "trainer.sync_batchnorm" in only_line(script, *TINY, *two)  # torch's needs GPUs
-    assert "trainer.devices=1" in only_line(
-        script, *TINY, *two, "trainer.sync_batchnorm=false", "seed=1,2", "name=two-${seed}", "-m"
-    )
-
-
 TOY = """
 import torch
 from unlabeled.objective import Backbone, Batch, Objective, Output, Progress

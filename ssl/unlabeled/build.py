@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers.logger import Logger
 
+from unlabeled import preflight
 from unlabeled.checkpointing import Checkpointing
 from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import is_sweep
@@ -34,6 +34,7 @@ from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
 from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
+from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
@@ -63,6 +64,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     serve_support(data, objective, trainer.world_size)
+    facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
+    preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
@@ -145,7 +148,8 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *logger],
-        callbacks=[RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
+        callbacks=[EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
+        plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
@@ -154,8 +158,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    if trainer.world_size > 1 and config.trainer.sync_batchnorm and isinstance(trainer.accelerator, CPUAccelerator):
-        raise UserError("trainer.sync_batchnorm=true needs GPUs; with several CPU processes set it to false")
+    preflight.check_started(trainer)
     if trainer.world_size > 1 and is_sweep():
         raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
     return trainer

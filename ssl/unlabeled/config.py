@@ -41,6 +41,8 @@ TYPES: dict[str, Any] = {
     "resume": Literal["same", "override"],
     "log_every_n_steps": int,
     "max_faults_in_a_row": int,
+    "preflight_seconds": float,
+    "timeout_minutes": float,
     "preview": int | None,
     "replay": str | None,
     "run": str | None,
@@ -75,10 +77,12 @@ FREE_KEYS = (
     "num_workers",
     "online_knn",
     "pictures",
+    "preflight_seconds",
     "preview",
     "probe",
     "replay",
     "resume",
+    "timeout_minutes",
     "trainer",
 )
 
@@ -254,7 +258,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        differing = [key for key in differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
         if differing:
             raise UserError(
                 f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
@@ -278,13 +282,16 @@ def check_alone(key: str) -> None:
 
 
 def is_sweep() -> bool:
-    """Whether this is one job of ``--multirun``."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    """Whether this is one job of ``--multirun`` by a process that has others; submitit gives each job its own."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().launcher.get("_target_")).endswith("submitit_launcher.SlurmLauncher")
 
 
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Dotted names of the values that two trees of plain values do not share."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         below = f"{path}." if path else ""
-        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{below}{key}")]
+        return [found for key in keys for found in differences(a.get(key), b.get(key), f"{below}{key}")]
     return [] if a == b else [path]

@@ -204,7 +204,7 @@ class SwAV(Objective):
 
     def _metrics(self, scores: Sequence[Tensor], queue_scores: list[Tensor] | None) -> dict[str, Tensor]:
         """How many prototypes the batch's predictions are spread over, from 1 to all; whether the queue is in use."""
-        usage = F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1).mean(0)
+        usage = distributed.mean(F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1).mean(0))
         metrics = {"effective_prototypes": torch.special.entr(usage).sum().exp()}
         if self.queue is not None:
             metrics["queue_in_use"] = usage.new_tensor(float(queue_scores is not None))

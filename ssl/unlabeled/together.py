@@ -1,0 +1,147 @@
+"""The end of one process is the end of all: in seconds, with its own traceback and one line that says how to go on."""
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+
+STOPPED = (
+    0,
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+    128 + signal.SIGUSR1,
+)  # exit codes of processes that end on request
+GRACE = 3.0  # seconds for a process to end by its own error, before it is ended
+SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as planned, as this one will
+
+
+class Together:
+    """Watches the other processes from a thread, and this one's last exception.
+
+    Who fails first writes its error into the store that all can read, and prints its traceback; the others print why
+    they end, and no traceback of what follows from it. One that is killed says nothing: who started it sees it end.
+    Without this a GPU would wait for the others until the timeout.
+
+    Args:
+        rank, processes: which process this is, of how many.
+        children: that this one has started, of the next ranks on this machine.
+        store: another one than the main thread may be waiting with.
+        answers: whether process 0 can be reached; torch prints pages where it cannot.
+        checkpoint: of the run.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        processes: int,
+        children: Sequence["subprocess.Popen[bytes]"],
+        store: Store,
+        answers: Callable[[], bool],
+        checkpoint: Path,
+    ) -> None:
+        self.rank, self.processes, self.children = rank, processes, children
+        self.store, self.answers, self.checkpoint = store, answers, checkpoint
+        self._ending, self._leaving = threading.Lock(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="together", daemon=True)
+
+    def watch(self) -> None:
+        """The others, from now on until Python ends."""
+        self._watcher.start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """A thread that is inside of torch when Python ends is torn out of it, and the process aborts."""
+        self._leaving.set()
+        self._watcher.join(SILENCE)
+
+    def catch(self) -> None:
+        """This process's last exception. To be called when torch has its own hook, which keeps back what is printed."""
+        self._print_traceback, sys.excepthook = sys.excepthook, self._on_exception
+
+    def _watch(self) -> None:
+        heard, world = time.monotonic(), None
+        while not self._leaving.wait(1):
+            now = dist.group.WORLD if dist.is_initialized() else None
+            world = world or now
+            if now is not world:  # what was to be done together is done
+                return
+            if self.answers():
+                heard = time.monotonic()
+            cause = self._cause() or ("process 0 does not answer" if time.monotonic() - heard > SILENCE else None)
+            if cause:
+                time.sleep(GRACE)
+                self._end(self._cause() or cause)
+
+    def _cause(self) -> str | None:
+        """What is known of the first failure: a child that was killed, what a process has said, a child that ended."""
+        host, ended = socket.gethostname(), None
+        for rank, child in enumerate(self.children, self.rank + 1):
+            code = child.poll()
+            if code is not None and code < 0:
+                return f"process {rank} on {host} was killed by {signal.Signals(-code).name}"
+            if code is not None and code not in STOPPED:
+                ended = f"process {rank} on {host} ended with code {code}"
+        if self.answers():
+            with contextlib.suppress(dist.DistError):
+                return self.store.get("failed").decode() if self.store.check(["failed"]) else ended
+        return ended
+
+    def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Python calls this with what nobody has caught, and ends then."""
+        what = traceback.format_exception_only(error)[-1].strip().splitlines()[0][:200]
+        lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's, of a connection
+        how = f"lost another one ({what})" if lost else f"failed with {what}"
+        own = f"process {self.rank} on {socket.gethostname()} {how}"
+        if lost or not self._claim(own):
+            time.sleep(1)  # until the other has said what happened, or is seen dead
+        cause = self._cause() or own
+        if cause == own:
+            self._print_traceback(kind, error, trace)
+        self._end(cause)
+
+    def _claim(self, cause: str) -> bool:
+        """Say so, if this is the first failure."""
+        if self.answers():
+            with contextlib.suppress(dist.DistError):
+                if self.store.add("failures", 1) > 1:
+                    return False
+                self.store.set("failed", cause)
+        return True
+
+    def _end(self, cause: str) -> None:
+        with self._ending:  # never given back
+            if self.children:  # nobody else may know
+                self._claim(cause)
+            how = f"goes on from {self.checkpoint}" if self.checkpoint.exists() else "starts anew: no checkpoint yet"
+            print(f"process {self.rank} of {self.processes} ends: {cause}. The same command {how}", file=sys.stderr)
+            end_children(self.children, GRACE)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # an ordinary exit may wait for messages that never come
+
+
+def end_with_this_process(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Whatever the way by which it ends, but for SIGKILL."""
+    if children:
+        atexit.register(end_children, children, SILENCE)
+
+
+def end_children(children: Sequence["subprocess.Popen[bytes]"], patience: float) -> None:
+    """Kill those that do not end by themselves within ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+        child.kill()
