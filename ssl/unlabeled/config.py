@@ -55,6 +55,7 @@ TYPES: dict[str, Any] = {
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "checkpoint_every_n_epochs",
+    "data.index",
     "log_every_n_steps",
     "logger",
     "memory_gib",
@@ -237,7 +238,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(resolved["run_dir"])
     if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in _differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        differing = [key for key in _differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
         if differing:
             keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
             raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")

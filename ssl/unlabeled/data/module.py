@@ -28,7 +28,7 @@ class DataModule(pl.LightningDataModule):
         self.splits, self.batch_size, self.num_workers = splits, batch_size, num_workers
         self.memory_bytes, self.seed = memory_gib * 2**30, seed
         self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
-        self.corrupt: list[str] = []
+        self.corrupt = list(splits.corrupt)
         self.support: ClassBalanced | None = None
         self.labels: LabelList | None = None  # what the support is drawn from
         self._train: DecodedSource | Source | None = None

@@ -1,8 +1,6 @@
 """Encoded images in parquet files, as Hugging Face data sets store them."""
 
-import glob
 import json
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.decode import check_image_size, decode_bytes, in_words
+from unlabeled.data.files import line, matching, some
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.errors import UserError
 
@@ -95,7 +94,7 @@ def _read(path: str, pattern: str, key: str, image_column: str, label_column: st
     """One split's files; the columns of all are checked before the first image is read."""
     import pyarrow as pa
 
-    names = _files(path, pattern, key)
+    names = matching(path, pattern, key, "parquet")
     files = [_open(name, key) for name in names]
     for name, file in zip(names, files, strict=True):
         _require_columns(name, file.schema_arrow, image_column, label_column)
@@ -105,29 +104,12 @@ def _read(path: str, pattern: str, key: str, image_column: str, label_column: st
         encoded += _bytes(_column(name, file, image_column)).chunks
     *starts, rows = np.cumsum([0] + [len(part) for part in labels]).tolist()
     if rows == 0:
-        raise UserError(f"{key}={pattern}: {_some(names)} in data.path={path} holds no rows; give files with images")
+        raise UserError(f"{key}={pattern}: {some(names)} in data.path={path} holds no rows; give files with images")
     class_names = [found for file in files if (found := _class_names(file.schema_arrow, label_column)) is not None]
     if any(other != class_names[0] for other in class_names):
-        raise UserError(f"{key}={pattern}: class names differ between {_some(names)}; give files of one data set")
+        raise UserError(f"{key}={pattern}: class names differ between {some(names)}; give files of one data set")
     merged = torch.from_numpy(np.concatenate(labels))
     return _Table(names, starts, pa.chunked_array(encoded), merged, class_names[0] if class_names else None)
-
-
-def _files(path: str, pattern: str, key: str) -> list[str]:
-    base = os.path.expanduser(path)
-    if os.path.isfile(base):
-        raise UserError(f"data.path={path} is a file: give its folder as data.path and its name as data.train")
-    prefix = os.path.join(base, "") if os.path.isdir(base) else base
-    if os.path.isfile(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
-        return [prefix + pattern]
-    found = sorted(name for name in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(name))
-    if found:
-        return found
-    there = sorted(os.path.basename(name) for name in glob.glob(glob.escape(prefix) + "*"))
-    if not there and not os.path.isdir(base):
-        raise UserError(f"data.path={path} does not exist ({os.path.abspath(base)}): give the parquet files' folder")
-    none = "; data.test=null goes without" if key == "data.test" else ""
-    raise UserError(f"{key}={pattern} matches no file in data.path={path}, which holds {_some(there)}{none}")
 
 
 def _open(name: str, key: str) -> Any:
@@ -137,7 +119,7 @@ def _open(name: str, key: str) -> Any:
     try:
         return pq.ParquetFile(name)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a parquet file, or cut short ({_line(error)}): change {key}") from error
+        raise UserError(f"{name} is not a parquet file, or cut short ({line(error)}): change {key}") from error
 
 
 def _column(name: str, file: Any, column: str) -> Any:
@@ -146,7 +128,7 @@ def _column(name: str, file: Any, column: str) -> Any:
     try:
         return file.read(columns=[column]).column(column)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: column {column} cannot be read ({_line(error)}): fetch data.path again") from error
+        raise UserError(f"{name}: column {column} cannot be read ({line(error)}): fetch data.path again") from error
 
 
 def _require_columns(name: str, schema: Any, image_column: str, label_column: str | None) -> None:
@@ -162,7 +144,7 @@ def _require_columns(name: str, schema: Any, image_column: str, label_column: st
         allowed = _BINARY if column == image_column else ("int", "uint", "null")
         if not str(kind).startswith(allowed):
             problem = "is missing" if kind is None else f"is {kind}"
-            present = _some([f"{field.name}: {field.type}" for field in schema])
+            present = some([f"{field.name}: {field.type}" for field in schema])
             raise UserError(f"{name}: column {column} {problem}, {content} are needed; give {key}, one of {present}")
 
 
@@ -224,7 +206,7 @@ def _require_same_split(train: _Table, test: _Table) -> None:
     if shared := set(train.files) & set(test.files):
         raise UserError(f"{min(shared)} is matched by data.train and by data.test: tests need images not trained on")
     if train.class_names and test.class_names and train.class_names != test.class_names:
-        first, second = _some(train.class_names), _some(test.class_names)
+        first, second = some(train.class_names), some(test.class_names)
         raise UserError(
             f"class names differ: data.train has {first}; data.test has {second}; give files of one data set"
         )
@@ -233,11 +215,3 @@ def _require_same_split(train: _Table, test: _Table) -> None:
 def _row_name(table: _Table, index: int) -> str:
     part = bisect_right(table.starts, index) - 1
     return f"{table.files[part]} row {index - table.starts[part]}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
