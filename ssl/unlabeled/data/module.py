@@ -8,6 +8,7 @@ from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
+from unlabeled.data.rowgroups import Blocks
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder
 
@@ -64,11 +65,17 @@ class DataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             next_step=lambda: trainer.global_step,
+            blocks=self._blocks(),
         )
         support = self._support_order(order)
         if isinstance(self.train, DecodedSource):
             return ArrayLoader(self.train, order, trainer.strategy.root_device, support)
         return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support)
+
+    def _blocks(self) -> Blocks | None:
+        """Also for images in memory: what fits there must not change the order."""
+        whole = len(self.train.labels) == len(self.splits.train)
+        return getattr(self.splits.train, "blocks", None) if whole else None
 
     def _support_order(self, order: GlobalOrder) -> SupportOrder | None:
         if self.support is None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from unlabeled.data.rowgroups import Blocks
 from unlabeled.errors import UserError
 from unlabeled.randomness import mix
 
@@ -25,6 +26,8 @@ class GlobalOrder(Sampler[list[int]]):
         rank, world_size: which process this is, of how many.
         next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
             skips nothing by reading it.
+        blocks: of rows that lie together, where reading them in any order would read the same bytes over and over:
+            the permutation is then one by blocks.
     """
 
     def __init__(
@@ -36,11 +39,12 @@ class GlobalOrder(Sampler[list[int]]):
         rank: int,
         world_size: int,
         next_step: Callable[[], int],
+        blocks: Blocks | None = None,
     ) -> None:
         check_batch_size(batch_size, size, world_size)
         self.size, self.batch_size, self.total_steps, self.seed = size, batch_size, total_steps, seed
         self.rank, self.world_size, self.next_step = rank, world_size, next_step
-        self.steps_per_epoch = size // batch_size
+        self.blocks, self.steps_per_epoch = blocks, size // batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.next_step()
@@ -57,8 +61,11 @@ class GlobalOrder(Sampler[list[int]]):
     def epoch(self, number: int) -> Tensor:
         """Global batches of one epoch, int64 [steps_per_epoch, batch_size]."""
         generator = torch.Generator().manual_seed(mix(self.seed, number))
-        used = torch.randperm(self.size, generator=generator)[: self.steps_per_epoch * self.batch_size]
-        return used.view(self.steps_per_epoch, self.batch_size)
+        if self.blocks is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = self.blocks.permutation(generator)
+        return order[: self.steps_per_epoch * self.batch_size].view(self.steps_per_epoch, self.batch_size)
 
 
 def check_batch_size(batch_size: int, size: int, world_size: int) -> None:

@@ -11,29 +11,37 @@ from torch import Tensor
 
 from unlabeled.data.decode import check_image_size, decode_bytes, in_words
 from unlabeled.data.files import line, matching, some
+from unlabeled.data.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (
     100_000  # a greater label, where nothing says how many there are, is taken for an id (ImageNet-21k: 21,841)
 )
+MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
 _BINARY = ("binary", "large_binary")  # how arrow's names of the types that hold encoded images begin
 
 
 class ParquetSource:
-    """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share."""
+    """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
+    are read by row groups; then an epoch's order goes by these ``blocks``."""
 
     def __init__(self, table: "_Table", classes: list[str], image_size: int, square: bool) -> None:
         self._table = table
         self.labels = table.labels
         self.classes = classes
         self.image_size, self.square = image_size, square
+        self.blocks: Blocks | None = table.encoded.blocks if isinstance(table.encoded, RowGroups) else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def decode(self, index: int) -> Tensor:
-        data = self._table.encoded[index].as_py()
+        try:
+            data = self._table.encoded[index]
+        except CorruptImage as error:
+            raise CorruptImage(f"{self.name(index)}: {error}") from error
+        data = data if isinstance(self._table.encoded, RowGroups) else data.as_py()
         if data is None:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
         return decode_bytes(data, self.name(index), self.image_size, self.square)
@@ -48,7 +56,7 @@ class _Table:
 
     files: list[str]
     starts: list[int]  # index of the first row of each
-    encoded: Any  # pyarrow.ChunkedArray [N] of bytes or null
+    encoded: Any  # pyarrow.ChunkedArray [N] of bytes or null, or RowGroups
     labels: Tensor  # int64 [N], -1 where null
     class_names: list[str] | None  # from Hugging Face's metadata
 
@@ -69,7 +77,10 @@ def parquet(
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
     are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
     continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.rgb`;
-    ``image_size`` is in pixels. Reads all encoded bytes, decodes none.
+    ``image_size`` is in pixels.
+
+    Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
+    as many of them at a time as :data:`unlabeled.data.rowgroups.WINDOW_BYTES` hold: each worker reads each once.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """
@@ -92,16 +103,11 @@ def parquet(
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> _Table:
     """One split's files; the columns of all are checked before the first image is read."""
-    import pyarrow as pa
-
     names = matching(path, pattern, key, "parquet")
     files = [_open(name, key) for name in names]
     for name, file in zip(names, files, strict=True):
         _require_columns(name, file.schema_arrow, image_column, label_column)
-    labels, encoded = [], []
-    for name, file in zip(names, files, strict=True):
-        labels.append(_labels(name, file, label_column))
-        encoded += _bytes(_column(name, file, image_column)).chunks
+    labels = [_labels(name, file, label_column) for name, file in zip(names, files, strict=True)]
     *starts, rows = np.cumsum([0] + [len(part) for part in labels]).tolist()
     if rows == 0:
         raise UserError(f"{key}={pattern}: {some(names)} in data.path={path} holds no rows; give files with images")
@@ -109,7 +115,21 @@ def _read(path: str, pattern: str, key: str, image_column: str, label_column: st
     if any(other != class_names[0] for other in class_names):
         raise UserError(f"{key}={pattern}: class names differ between {some(names)}; give files of one data set")
     merged = torch.from_numpy(np.concatenate(labels))
-    return _Table(names, starts, pa.chunked_array(encoded), merged, class_names[0] if class_names else None)
+    encoded = _encoded(names, files, image_column)
+    return _Table(names, starts, encoded, merged, class_names[0] if class_names else None)
+
+
+def _encoded(names: list[str], files: list[Any], column: str) -> Any:
+    """The encoded images of all files: in memory, or to be read by row groups."""
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    metadata = [file.metadata for file in files]
+    if encoded_bytes(metadata, column) <= MEMORY:
+        parts = (_bytes(_column(name, file, column)) for name, file in zip(names, files, strict=True))
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+    nested = [kinds.is_struct(file.schema_arrow.field(column).type) for file in files]
+    return RowGroups(names, metadata, [f"{column}.bytes" if each else column for each in nested], _bytes)
 
 
 def _open(name: str, key: str) -> Any:
