@@ -9,11 +9,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.data.columns import MAX_CLASSES
 from unlabeled.data.decode import check_image_size, in_words
 from unlabeled.data.files import is_url, line, matching, opened, over, some, stamps
 from unlabeled.data.folder import readable_extensions
 from unlabeled.data.index import Index, Note, kept
-from unlabeled.data.parquet import MAX_CLASSES
 from unlabeled.data.records import RecordSource, labels_of
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
