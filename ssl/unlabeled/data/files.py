@@ -64,7 +64,7 @@ def matching(path: str, pattern: str, key: str, kind: str) -> list[str]:
     if os.path.isfile(base):
         raise UserError(f"data.path={path} is a file: give its folder as data.path and its name as data.train")
     prefix = os.path.join(base, "") if is_url(base) or os.path.isdir(base) else base
-    if _is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
+    if is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
         return [prefix + pattern]
     each = [_found(prefix, one) for one in expanded(pattern)]
     missing = [one for one, found in zip(expanded(pattern), each, strict=True) if not found]
@@ -124,7 +124,7 @@ def _stamp(path: str) -> list[Any]:
     return [path, int(info["size"] or 0), str(version)]
 
 
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
     if not is_url(path):
         return os.path.isfile(path)
     system, inside = _system(path)
@@ -136,7 +136,7 @@ def _found(prefix: str, pattern: str) -> list[str]:
         there = [prefix + pattern] if os.path.isfile(prefix + pattern) else []
         return there or [one for one in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(one)]
     if not glob.has_magic(pattern):
-        return [prefix + pattern] if _is_file(prefix + pattern) else []
+        return [prefix + pattern] if is_file(prefix + pattern) else []
     system, inside = _system(prefix + pattern)
     return [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
 
