@@ -157,7 +157,7 @@ def test_every_cut_of_a_shard_gives_the_whole_records_before_it_and_says_so(
         assert reds(splits.train) == [*range(sum(end <= length for end in ends)), 7, 8], length
         (problem,) = splits.corrupt
         assert problem.startswith(f"{tmp_path}/train.tar: ")
-        assert ("cut short" in problem) or (length < 512 and "no tar file" in problem)
+        assert ("cut short" in problem) or length == 0
         assert f"shards: {problem}" in capsys.readouterr().out
     put(tmp_path, train=whole[: last + 512], train_b=tar(records(7, 9)))
     assert opened(tmp_path).corrupt == []
@@ -171,8 +171,8 @@ def test_a_damaged_header_and_other_files_are_said_and_cost_what_lies_behind(tmp
     assert reds(splits.train) == [0, 1]
     assert [problem.removeprefix(f"{tmp_path}/train_") for problem in splits.corrupt] == [
         f"a.tar: damaged from byte {data.index(b'02.png') - 1:,} on; 4 whole members are used",
-        "b.tar: no tar file (empty file); 0 whole members are used",
-        "c.tar: no tar file (invalid header); 0 whole members are used",
+        "b.tar: empty; 0 whole members are used",
+        "c.tar: no tar file; 0 whole members are used",
         "d.tar: compressed, unpack it first; 0 whole members are used",
     ]
     assert DataModule(splits, 2, 0, memory_gib=1, seed=0).corrupt == splits.corrupt
@@ -219,13 +219,12 @@ def test_a_shard_that_is_gone_or_cut_after_it_was_listed_costs_its_records_and_n
         lazy_decode(afresh, 0)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_what_this_process_reads(tmp_path: Path, method: str) -> None:
+def test_workers_read_what_this_process_reads(tmp_path: Path) -> None:
     put(tmp_path, train=tar(records(0, 5)))
     source = opened(tmp_path).train
     assert reds(source) == [0, 1, 2, 3, 4]  # the file is open when the worker is forked
     loader = torch.utils.data.DataLoader(
-        Decoded(source), batch_size=None, num_workers=1, multiprocessing_context=multiprocessing.get_context(method)
+        Decoded(source), batch_size=None, num_workers=1, multiprocessing_context=multiprocessing.get_context("fork")
     )
     assert [int(image[0, 0, 0]) for image in loader] == [0, 1, 2, 3, 4]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,9 +15,8 @@ from unlabeled.data.folder import readable_extensions
 from unlabeled.data.index import Index, Note, kept
 from unlabeled.data.records import RecordSource, labels_of
 from unlabeled.data.source import Splits
+from unlabeled.data.tar import Damaged, Member, members
 from unlabeled.errors import UserError
-
-_BLOCK = 512  # bytes, of a tar file
 
 
 @dataclass
@@ -132,62 +130,44 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
 
 def _scan_shard(path: str, labels: str) -> _Scanned:
     """The image of each record, in the shard's order, with the label that stands before or behind it."""
-    extensions, problems = readable_extensions(), list[str]()
+    extensions, problems = {extension.encode() for extension in readable_extensions()}, list[str]()
     rows: list[list[int]] = []
-    names, key, image, label = list[bytes](), ("", ""), True, -1
+    names, key, image, label = list[bytes](), (b"", b""), True, -1
     for member, content in _members(path, problems, labels):
-        folder, name = os.path.split(member.name)
-        stem, _, extension = name.partition(".")
+        folder, _, name = member.name.rpartition(b"/")
+        stem, _, extension = name.partition(b".")
         if key != (folder, stem):
             key, image, label = (folder, stem), False, -1
         if content is not None:
-            label = _label(content, labels, f"{path}/{member.name}")
+            label = _label(content, labels, f"{path}/{os.fsdecode(member.name)}")
             if image:
                 rows[-1][2] = label
-        elif not image and f".{extension.lower()}" in extensions:
+        elif not image and b"." + extension.lower() in extensions:
             image = True
-            rows.append([member.offset_data, member.size, label])
-            names.append(os.fsencode(member.name))
+            rows.append([member.offset, member.size, label])
+            names.append(member.name)
     return _Scanned(np.array(rows, np.int64).reshape(-1, 3), names, problems)
 
 
-def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Whole regular members, with the content of those that hold a label; what ends them too early is a problem."""
-    suffix = {"cls": ".cls", "none": None}.get(labels, ".json")
+def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[Member, bytes | None]]:
+    """Whole members, with the content of those that hold a label; what ends them too early is a problem."""
+    suffix = {"cls": b".cls", "none": None}.get(labels, b".json")
     with opened(path) as file:
-        length, count, begun = file.seek(0, os.SEEK_END), 0, False
-        file.seek(0)
+        length, count = file.seek(0, os.SEEK_END), 0
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                begun = True
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
-                    if member.isreg() and member.offset_data + member.size <= length:
-                        count += 1
-                        read = suffix is not None and member.name.endswith(suffix)
-                        yield member, _content(tar, member) if read else None
-                problem = _end(file, tar.offset, length)
-        except tarfile.TarError as error:
+            for count, member in enumerate(members(file, length), 1):  # noqa: B007
+                read = suffix is not None and member.name.endswith(suffix)
+                yield member, _content(file, member) if read else None
+        except Damaged as error:
             file.seek(0)
-            packed = "compressed, unpack it first" if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5") else ""
-            problem = packed or ("cut short" if begun else f"no tar file ({line(error)})")
-    if problem:
-        problems.append(f"{path}: {problem}; {count:,} whole members are used")
+            packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+            problem = "compressed, unpack it first" if packed else str(error)
+            problems.append(f"{path}: {problem}; {count:,} whole members are used")
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read()
-
-
-def _end(file: IO[bytes], offset: int, length: int) -> str:
-    """What is wrong with where the members end; tarfile takes a damaged header, too, for the end."""
-    file.seek(offset)
-    block = file.read(_BLOCK)
-    if offset >= length or len(block) < _BLOCK:
-        return f"cut short at byte {length:,}, without a mark of its end"
-    return "" if not any(block) else f"damaged from byte {offset:,} on"
+def _content(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _label(content: bytes, labels: str, name: str) -> int:
