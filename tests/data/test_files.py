@@ -55,3 +55,12 @@ def test_patterns_find_files_in_an_object_store() -> None:
 def test_a_kind_of_store_whose_package_is_missing_is_one_line_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"^nosuch://bucket/a\.tar cannot be read \(.*\): pip install .*, or copy it$"):
         matching("nosuch://bucket", "a.tar", "data.train", "tar")
+
+
+def test_whatever_a_store_raises_is_one_line_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, path: str) -> None:
+        raise RuntimeError("no credentials\nfor you")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "isfile", refuse)
+    with pytest.raises(UserError, match=r"^memory:..x.a\.tar cannot be reached \(RuntimeError: no credentials for you"):
+        matching("memory://x", "a.tar", "data.train", "tar")

@@ -35,8 +35,9 @@ def opened(path: str) -> IO[bytes]:
     """The file, to be read from its beginning to its end."""
     if not is_url(path):
         return open(path, "rb", buffering=2**16)
-    system, inside = _system(path)
-    file: IO[bytes] = system.open(inside, "rb", block_size=2**24, cache_type="readahead")
+    file: IO[bytes] = _asked(
+        path, lambda system, inside: system.open(inside, "rb", block_size=2**24, cache_type="readahead")
+    )
     return file
 
 
@@ -118,8 +119,7 @@ def _stamp(path: str) -> list[Any]:
     if not is_url(path):
         status = os.stat(path)
         return [path, status.st_size, status.st_mtime_ns]
-    system, inside = _system(path)
-    info = system.info(inside)
+    info = _asked(path, lambda system, inside: system.info(inside))
     version = next((info[key] for key in _VERSIONS if key in info), "")
     return [path, int(info["size"] or 0), str(version)]
 
@@ -127,8 +127,7 @@ def _stamp(path: str) -> list[Any]:
 def is_file(path: str) -> bool:
     if not is_url(path):
         return os.path.isfile(path)
-    system, inside = _system(path)
-    return bool(system.isfile(inside))
+    return bool(_asked(path, lambda system, inside: system.isfile(inside)))
 
 
 def _found(prefix: str, pattern: str) -> list[str]:
@@ -137,8 +136,21 @@ def _found(prefix: str, pattern: str) -> list[str]:
         return there or [one for one in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(one)]
     if not glob.has_magic(pattern):
         return [prefix + pattern] if is_file(prefix + pattern) else []
-    system, inside = _system(prefix + pattern)
-    return [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
+    return _asked(
+        prefix + pattern, lambda system, inside: [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
+    )
+
+
+def _asked(url: str, question: Callable[[Any, str], _Result]) -> _Result:
+    """What a store says; raises FileNotFoundError, and UserError for whatever else it raises instead."""
+    system, inside = _system(url)
+    try:
+        return question(system, inside)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each store has errors of its own: no network, no credentials, no such bucket
+        reason = f"{type(error).__name__}: {line(error)}"
+        raise UserError(f"{url} cannot be reached ({reason}): mend the address, or what the store asks for") from error
 
 
 def _system(url: str) -> tuple[Any, str]:
