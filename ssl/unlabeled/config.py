@@ -70,6 +70,7 @@ FREE_KEYS = (
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
     "checkpoints_kept",
+    "data.index",
     "log_every_n_steps",
     "logger",
     "max_faults_in_a_row",
@@ -258,7 +259,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
         if differing:
             raise UserError(
                 f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -263,3 +264,66 @@ def test_random_damage_is_always_reported_as_corrupt_or_decoded() -> None:
             except CorruptImage:
                 corrupt += 1
     assert 30 < corrupt < 210
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """One of two, mirrored by seed, of any size."""
+    image = Image.fromarray(load_sample_images().images[seed % 2])
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(stream, "JPEG", quality=95, exif=exif)
+    return stream.getvalue()
+
+
+def decoded_whole(data: bytes, size: int, square: bool) -> torch.Tensor:
+    return rgb(Image.open(io.BytesIO(data)), size, square)
+
+
+@pytest.mark.parametrize(
+    ("short", "size", "expected"),
+    [(79, 20, 79), (80, 20, 40), (159, 20, 80), (160, 20, 40), (320, 20, 40), (400, 20, 50), (81, 20, 41)],
+)
+def test_a_large_jpeg_is_decoded_at_the_least_scale_that_is_twice_the_size_needed(
+    short: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = list[int](), JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: loaded.append(min(image.size)) or load(image))  # type: ignore[func-returns-value]
+    for shape in ((short, short), (short, 2 * short), (short + 7, short)):
+        decode_bytes(jpeg(noise(*shape)), "a.jpg", size)
+    assert set(loaded) == {expected}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("square", [True, False])
+def test_scaled_decoding_shows_the_same_picture_at_the_same_place(orientation: int, square: bool) -> None:
+    for shape in ((403, 301), (301, 407), (299, 640)):  # the last column and row of eight pixels are not full
+        data = jpeg(photograph(*shape), orientation)
+        for size in (16, 33, 70):
+            ours, whole = decode_bytes(data, "a", size, square), decoded_whole(data, size, square)
+            assert ours.shape == whole.shape
+            assert not torch.equal(ours, whole)
+            difference = (ours.float() - whole.float()).abs()
+            moved = (whole[:, 1:, 1:].float() - whole[:, :-1, :-1].float()).abs()  # by one pixel
+            assert float(difference.mean()) < 1.5
+            assert float(difference.mean()) < 0.12 * float(moved.mean())
+            edges = torch.cat([difference[:, 0], difference[:, -1], difference[..., 0], difference[..., -1]], -1)
+            assert float(edges.mean()) < 2.5
+
+
+def test_below_four_times_the_size_and_in_other_formats_every_bit_is_as_without_scaling() -> None:
+    image = photograph(400, 300)
+    assert torch.equal(decode_bytes(jpeg(image), "a", 76), decoded_whole(jpeg(image), 76, True))
+    for kind in ("PNG", "BMP", "TIFF"):
+        assert torch.equal(decode_bytes(encoded(image, kind), "a", 16), rgb(image, 16))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_are_scaled_too(mode: str) -> None:
+    data = encoded(photograph(400, 300).convert(mode), "JPEG")
+    ours, whole = decode_bytes(data, "a", 30), decoded_whole(data, 30, True)
+    assert float((ours.float() - whole.float()).abs().mean()) < 1.5
+    assert not torch.equal(ours, whole)

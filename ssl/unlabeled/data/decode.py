@@ -24,7 +24,12 @@ _UPRIGHT = {
 }
 
 
-def rgb(image: Image.Image, size: int, square: bool = True) -> Tensor:
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn the left, or upper, edge over there
+
+Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
+
+
+def rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None) -> Tensor:
     """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
@@ -39,13 +44,19 @@ def rgb(image: Image.Image, size: int, square: bool = True) -> Tensor:
     the centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` keeps every bit.
     Whole: it is reduced alike, until its shorter side is at most ``size`` and its longer one at most twice that; one
     that is so already keeps every bit, and none is enlarged.
+
+    ``shown`` is the width and height that the picture fills, in pixels of an image that was reduced while it was
+    decoded: fractions, as its last column and row may go beyond the picture. None: all of it.
     """
     image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
-    turn = _UPRIGHT.get(_orientation(image))
+    (width, height), orientation = shown or image.size, _orientation(image)
     image = _colours(image)
-    if turn is not None:
-        image = image.transpose(turn)
-    image = _square(image, size) if square else _whole(image, size)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+        width, height = (height, width) if orientation >= 5 else (width, height)
+    left = image.width - width if orientation in _FROM_RIGHT else 0
+    top = image.height - height if orientation in _FROM_BOTTOM else 0
+    image = (_square if square else _whole)(image, size, (left, top, width, height))
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     return torch.from_numpy(
         pixels.transpose(2, 0, 1).copy()
@@ -55,11 +66,14 @@ def rgb(image: Image.Image, size: int, square: bool = True) -> Tensor:
 def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) -> Tensor:
     """One encoded image, given as its bytes or its file, as :func:`rgb` makes it.
 
+    A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
+    below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
+
     Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return rgb(image, size, square)
+            return rgb(image, size, square, _reduce(image, size))
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
 
@@ -80,6 +94,19 @@ def read_header(data: bytes | Path) -> Header:
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
         width, height = reversed(image.size) if turned else image.size
         return Header(image.format or "unknown", image.mode, height, width)
+
+
+def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
+    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`rgb`.
+
+    Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
+    """
+    factor = next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * factor * size), 1)
+    if factor == 1:
+        return None
+    width, height = image.size
+    drafted = image.draft(None, (width // factor, height // factor))  # None: not a JPEG
+    return None if drafted is None else drafted[1][2:]
 
 
 def check_image_size(size: int) -> None:
@@ -128,8 +155,8 @@ def _value_range(mode: str, lowest: float, highest: float) -> tuple[float, float
     return lowest, highest if highest > lowest else lowest + 1
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
+def _square(image: Image.Image, size: int, region: Region) -> Image.Image:
+    first, above, width, height = region
     if width == height == size:
         return image
     short = min(width, height)
@@ -137,17 +164,18 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     left, top = (round((side - size) / 2) for side in resized)
     # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut.
     x, y = width / resized[0], height / resized[1]  # source pixels per resized pixel
-    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-    return _resized(image, size, size, box)
+    right, bottom = min((left + size) * x, width), min((top + size) * y, height)
+    return _resized(image, size, size, (first + left * x, above + top * y, first + right, above + bottom))
 
 
-def _whole(image: Image.Image, size: int) -> Image.Image:
-    short, long = sorted(image.size)
+def _whole(image: Image.Image, size: int, region: Region) -> Image.Image:
+    left, top, *sides = region
+    short, long = sorted(sides)
     side, limit = (short, size) if long <= 2 * short else (long, 2 * size)
     if side <= limit:
         return image
-    width, height = (max(1, limit * pixels // side) for pixels in image.size)
-    return _resized(image, width, height, (0, 0, *image.size))
+    width, height = (max(1, int(limit * pixels // side)) for pixels in sides)
+    return _resized(image, width, height, (left, top, left + sides[0], top + sides[1]))
 
 
 def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:

@@ -8,6 +8,7 @@ from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
+from unlabeled.data.rowgroups import Blocks
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder
 
@@ -31,7 +32,7 @@ class DataModule(pl.LightningDataModule):
         self.splits, self.batch_size, self.num_workers = splits, batch_size, num_workers
         self.memory_bytes, self.seed, self.accumulate = memory_gib * 2**30, seed, accumulate
         self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
-        self.corrupt: list[str] = []
+        self.corrupt = list(splits.corrupt)
         self.support: ClassBalanced | None = None
         self.labels: LabelList | None = None  # what the support is drawn from
         self._train: DecodedSource | Source | None = None
@@ -70,11 +71,17 @@ class DataModule(pl.LightningDataModule):
             trainer.world_size,
             next_step=lambda: trainer.global_step,
             accumulate=self.accumulate,
+            blocks=self._blocks(),
         )
         support = self._support_order(order)
         if isinstance(self.train, DecodedSource):
             return ArrayLoader(self.train, order, trainer.strategy.root_device, support)
         return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support)
+
+    def _blocks(self) -> Blocks | None:
+        """Also for images in memory: what fits there must not change the order."""
+        whole = len(self.train.labels) == len(self.splits.train)
+        return getattr(self.splits.train, "blocks", None) if whole else None
 
     def _support_order(self, order: GlobalOrder) -> SupportOrder | None:
         if self.support is None:

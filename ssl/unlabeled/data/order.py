@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from unlabeled.data.rowgroups import Blocks
 from unlabeled.errors import UserError
 from unlabeled.randomness import mix
 
@@ -27,6 +28,8 @@ class GlobalOrder(Sampler[list[int]]):
         next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
             skips nothing by reading it.
         accumulate: batches in a step.
+        blocks: of rows that lie together, where reading them in any order would read the same bytes over and over:
+            the permutation is then one by blocks.
     """
 
     def __init__(
@@ -39,11 +42,12 @@ class GlobalOrder(Sampler[list[int]]):
         world_size: int,
         next_step: Callable[[], int],
         accumulate: int = 1,
+        blocks: Blocks | None = None,
     ) -> None:
         check_batch_size(batch_size, size, world_size, accumulate)
         self.size, self.batch_size, self.total_steps, self.seed = size, batch_size, total_steps, seed
         self.rank, self.world_size, self.next_step = rank, world_size, next_step
-        self.accumulate, self.steps_per_epoch = accumulate, size // (batch_size * accumulate)
+        self.accumulate, self.blocks, self.steps_per_epoch = accumulate, blocks, size // (batch_size * accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.next_step()
@@ -61,7 +65,11 @@ class GlobalOrder(Sampler[list[int]]):
         """What one epoch sees, step by step and batch by batch: int64 [steps_per_epoch, accumulate, batch_size]."""
         generator = torch.Generator().manual_seed(mix(self.seed, number))
         shape = (self.steps_per_epoch, self.accumulate, self.batch_size)
-        return torch.randperm(self.size, generator=generator)[: math.prod(shape)].view(shape)
+        if self.blocks is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = self.blocks.permutation(generator)
+        return order[: math.prod(shape)].view(shape)
 
 
 def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: int = 1) -> None:

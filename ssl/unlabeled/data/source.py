@@ -1,7 +1,7 @@
 """What every data source is: images that can be decoded one by one, and the splits made of them."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -47,6 +47,7 @@ class Splits:
     train: Source
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
     description: str  # one line for reports: what it is, where it came from
+    corrupt: list[str] = field(default_factory=list)  # files known to be damaged, each with what is wrong with it
 
 
 def common_folder(source: Source) -> str:
