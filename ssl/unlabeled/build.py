@@ -1,5 +1,6 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -101,9 +102,11 @@ def build_replay(path: str) -> Replay:
 def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
     """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
     black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
+    tried = copy.copy(views)
+    tried.compiles = False  # it would be compiled for a batch of one
     sizes = [
         view.shape[-1]
-        for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
+        for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
     ]
     objective.check(Plan(batch_size, processes, len(train), sizes))
     backbone = objective.backbone
