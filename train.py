@@ -6,20 +6,23 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from unlabeled.config import check_keys, one_line_errors, open_run
+from unlabeled.config import check_alone, check_keys, one_line_errors, open_run
 
 CONF = Path(__file__).parent / "conf"
 
 
 def train(config: DictConfig, command: str) -> None:
-    """One run: go on where it was stopped, train to the end, judge the last state; or only look at its views."""
+    """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, build_preview, build_run
-    from unlabeled.checkpointing import Interrupted
+    from unlabeled.build import build_evaluation, build_preview, build_replay, build_run
+    from unlabeled.checkpointing import Interrupted, requeue
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
+    if config.replay is not None:
+        check_alone("replay")
+        raise SystemExit(0 if build_replay(config.replay).run() else 1)
     run_dir = Path(config.run_dir)
     resolved = open_run(config)
     if config.preview is not None:
@@ -29,9 +32,11 @@ def train(config: DictConfig, command: str) -> None:
     run = build_run(config, resolved)
     try:
         run.fit(resolved)
-    except Interrupted:
-        print(f"stopped after step {run.trainer.global_step}; the same command goes on from there:\n  {command}")
-        raise SystemExit(130) from None
+    except Interrupted as stop:
+        if run.trainer.is_global_zero:
+            again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
+            print(f"stopped after step {run.trainer.global_step}; {again}")
+        raise SystemExit(128 + stop.number) from None
     if not run.trainer.is_global_zero:
         return
     if not config.get("probe") or run.data.splits.test is None:

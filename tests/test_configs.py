@@ -7,79 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
+from tests.small import CONF, composed, members, missing_keys, small_objective
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
 from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.views.key import ViewKey
-
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def members(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["name=x", *overrides])
-
-
-def chosen(experiment: str) -> dict[str, str]:
-    """Group → choice of an experiment's defaults list."""
-    content: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
-    entries = content.get("defaults", [])
-    return {str(group).removeprefix("override /"): str(name) for entry in entries for group, name in entry.items()}
-
-
-def missing_keys(config: DictConfig) -> set[str]:
-    """Keys without a value. OmegaConf's function of this name fails where another key refers to one of them."""
-    found: set[str] = set()
-    for key in map(str, config):
-        if OmegaConf.is_missing(config, key):
-            found.add(key)
-        elif not OmegaConf.is_interpolation(config, key) and isinstance(config[key], DictConfig):
-            found |= {f"{key}.{below}" for below in missing_keys(config[key])}
-    return found
-
-
-def views_for(objective: str) -> str:
-    """Views that an experiment trains this objective with; SimCLR's two where there is none."""
-    choices = [chosen(experiment) for experiment in members("experiment")]
-    return next(
-        (each["views"] for each in choices if each.get("objective") == objective and "views" in each), "simclr_small"
-    )
-
-
-def shrink(views: DictConfig, size: int) -> None:
-    """Make evaluation see ``size`` pixels and all crops smaller in the same proportion."""
-    for group in views.groups:
-        for operation in group.operations:
-            if "size" in operation:
-                operation.size = round(operation.size * size / views.size)
-    views.size = size
-
-
-def small_objective(name: str) -> tuple[DictConfig, Objective]:
-    """The objective with its own views, small, on the first small backbone that it accepts."""
-    refusals = []
-    for small in ("resnet_thin", "vit_tiny_small"):
-        config = composed(f"objective={name}", f"backbone={small}", f"views={views_for(name)}")
-        config.views.update({key: None for key in missing_keys(config.views)})
-        shrink(config.views, 16)
-        if "support" in config.objective:  # ImageNet's would be hundreds of classes
-            config.objective.support.classes_per_batch = 2
-        try:
-            return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
-        except InstantiationException as error:
-            refusals.append(error.__cause__)
-    pytest.fail(f"no small backbone serves objective={name}: {refusals}")
 
 
 def sizes_of(views: Any, image_size: int) -> list[int]:

@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import spawn
 
-from tests.test_configs import composed, members, missing_keys, shrink, views_for
+from tests.small import composed, members, missing_keys, shrink, views_for
 from unlabeled.build import build_objective, build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run

@@ -1,5 +1,6 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,11 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled import preflight
-from unlabeled.checkpointing import LastCheckpoint
+from unlabeled.checkpointing import Checkpointing
+from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
@@ -23,7 +26,10 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Probe
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
-from unlabeled.loggers import JsonLines
+from unlabeled.faults.guard import Faults
+from unlabeled.faults.record import read_record
+from unlabeled.faults.replay import Replay
+from unlabeled.loggers import JsonLines, kept_id
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
@@ -43,10 +49,10 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         config: as composed from ``conf/train.yaml``.
         resolved: the same as plain values, to travel in the checkpoints.
     """
-    checkpoint = Path(config.run_dir) / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(config, checkpoint)
+    checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
+    trainer = build_trainer(config, checkpoints)
     data = build_data(config)
-    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size)
+    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
     labelled = int((data.splits.train.labels >= 0).sum())
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
@@ -59,37 +65,48 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     serve_support(data, objective, trainer.world_size)
-    facts = preflight.facts_of(resolved, checkpoint, len(data.splits.train))
-    preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoint)
+    facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
+    preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps)
     module = Pretraining(
         objective,
         views,
         instantiate(config.optimizer),
         config.batch_size,
+        config.accumulate,
         data.total_steps,
         data.steps_per_epoch,
         config.seed,
         config.log_every_n_steps,
         resolved,
+        Faults(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
-    return Run(trainer, module, data, checkpoint)
+    return Run(trainer, module, data, checkpoints)
 
 
 def build_preview(config: DictConfig) -> Preview:
     """What ``preview=…`` needs of a run: its data and its views, no network."""
-    splits: Splits = instantiate(config.data)
+    splits = build_splits(config)
     views: Views = instantiate(config.views)
     views.require_masks(splits.train)
     return Preview(views, splits, config.seed, config.batch_size, config.preview)
 
 
+def build_replay(path: str) -> Replay:
+    """What ``replay=FILE`` needs: the views, the objective and the batch of that file, on the CPU."""
+    record = read_record(path)
+    config = OmegaConf.create(record["config"])
+    return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
+
+
 def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
     """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
     black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
+    tried = copy.copy(views)
+    tried.compiles = False  # it would be compiled for a batch of one
     sizes = [
         view.shape[-1]
-        for view in views(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
+        for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
     ]
     objective.check(Plan(batch_size, processes, len(train), sizes))
     backbone = objective.backbone
@@ -100,9 +117,22 @@ def check_together(objective: Objective, views: Views, train: Source, batch_size
         )
 
 
-def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
+def build_logger(config: DictConfig) -> Logger:
+    """What mirrors the metrics. A run that goes on stays one run at Weights & Biases: its id is kept in ``run_dir``."""
+    known = {}
+    if config.logger._target_.endswith("WandbLogger") and "id" not in config.logger:
+        known = {"id": kept_id(Path(config.run_dir) / "wandb_run_id"), "resume": "allow"}
+    logger: Logger = instantiate(config.logger, **known)
+    return logger
+
+
+def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
     strategy = config.trainer.strategy
+    if "accumulate_grad_batches" in config.trainer:
+        raise UserError(
+            "trainer.accumulate_grad_batches: give accumulate=…, which learning rate and order of samples know"
+        )
     if str(strategy).startswith(("fsdp_", "deepspeed")):
         raise UserError(
             f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
@@ -113,18 +143,20 @@ def build_trainer(config: DictConfig, checkpoint: Path) -> pl.Trainer:
         raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
-    logger = [instantiate(config.logger)] if "logger" in config else []
+    logger = [build_logger(config)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
-    last = LastCheckpoint(checkpoint, config.checkpoint_every_n_epochs)
+    metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+    every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
-        logger=[JsonLines(Path(config.run_dir) / "metrics.jsonl"), *logger],
-        callbacks=[EqualStatistics(), RunProgress(), *watching, last],
+        logger=[metrics, *logger],
+        callbacks=[EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
+        accumulate_grad_batches=config.accumulate,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -145,10 +177,18 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if flags.exists() and "amx_bf16" in flags.read_text() else "32-true"
 
 
+def build_splits(config: DictConfig) -> Splits:
+    """The data set as a list of images."""
+    splits: Splits = instantiate(config.data)
+    return splits
+
+
 def build_data(config: DictConfig) -> DataModule:
     """The data set as batches; lists and labels are read here, images are not."""
-    splits = instantiate(config.data)
-    return DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
+    splits = build_splits(config)
+    return DataModule(
+        splits, config.batch_size, config.num_workers, config.memory_gib, config.seed, config.get("accumulate", 1)
+    )
 
 
 def serve_support(data: DataModule, objective: Objective, processes: int) -> None:
@@ -256,5 +296,6 @@ def prepare_soft_neighbours(
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe]:
-    """How frozen features are judged, by name; none with ``probe=none``."""
-    return {name: instantiate(probe) for name, probe in (config.get("probe") or {}).items()}
+    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null."""
+    chosen = config.get("probe") or {}
+    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None}

@@ -29,15 +29,22 @@ TYPES: dict[str, Any] = {
     "run_dir": str,
     "seed": int,
     "batch_size": int,
+    "accumulate": int,
     "max_epochs": int | None,
     "max_steps": int | None,
     "num_workers": int,
     "memory_gib": float,
     "checkpoint_every_n_epochs": int,
+    "checkpoint_every_n_steps": int | None,
+    "checkpoint_every_n_minutes": float | None,
+    "checkpoints_kept": int,
+    "resume": Literal["same", "override"],
     "log_every_n_steps": int,
+    "max_faults_in_a_row": int,
     "preflight_seconds": float,
     "timeout_minutes": float,
     "preview": int | None,
+    "replay": str | None,
     "run": str | None,
     "checkpoint": str | None,
     "report_dir": str | None,
@@ -52,13 +59,21 @@ TYPES: dict[str, Any] = {
     "refine_images": int,
     "refine_epochs": int,
     "device": Literal["auto", "cpu", "cuda"],
+    "near_distance": int | None,
+    "limit": int | None,
+    "images_per_second": float,
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "checkpoint_every_n_epochs",
+    "checkpoint_every_n_minutes",
+    "checkpoint_every_n_steps",
+    "checkpoints_kept",
+    "data.index",
     "log_every_n_steps",
     "logger",
+    "max_faults_in_a_row",
     "memory_gib",
     "num_workers",
     "online_knn",
@@ -66,6 +81,8 @@ FREE_KEYS = (
     "preflight_seconds",
     "preview",
     "probe",
+    "replay",
+    "resume",
     "timeout_minutes",
     "trainer",
 )
@@ -239,12 +256,15 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     run_dir = Path(resolved["run_dir"])
-    if (run_dir / "checkpoints" / "last.ckpt").exists() and (run_dir / "config.yaml").exists():
+    begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
+    if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in differences(before, resolved) if key.split(".")[0] not in FREE_KEYS]
+        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
         if differing:
-            keys = ", ".join(differing[:6]) + (", …" if len(differing) > 6 else "")
-            raise UserError(f"{run_dir} holds a run with another {keys}; give another name=…, or remove that folder")
+            raise UserError(
+                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
+                "to go on with the new values, or remove that folder"
+            )
     return dict(resolved)
 
 
@@ -252,6 +272,14 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def check_alone(key: str) -> None:
+    """Raise UserError if the command gives any other key: nothing would read it."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    others = [override for override in given if override.split("=")[0] != key]
+    if others:
+        raise UserError(f"{key}=… takes everything else from the file: leave out {' '.join(others)}")
 
 
 def is_sweep() -> bool:

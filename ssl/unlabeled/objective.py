@@ -15,23 +15,22 @@ if TYPE_CHECKING:
 class Support(NamedTuple):
     """Labelled images beside a batch. S is their number on this process; every class of the step has equally many."""
 
-    images: Tensor  # uint8 [S, 3, H, W], as decoded
+    images: Tensor  # uint8 [S, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [S], position of each image in its source
     slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
     views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
-    sizes: Tensor | None = None  # int64 [S, 2], as of a batch
+    sizes: Tensor | None = None  # int64 [S, 2], height and width of each image; None: every image fills H × W
 
 
 class Batch(NamedTuple):
     """What one step sees. B is the number of images on this process; row order is the order of the global batch."""
 
-    images: Tensor  # uint8 [B, 3, H, W], as decoded
+    images: Tensor  # uint8 [B, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [B], position of each image in its source
     labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
     support: Support | None = None  # labelled images, for an objective that asks for them and for no other
-    # int64 [B, 2], height and width of each image, in the upper left corner of its canvas; None: every image fills it
-    sizes: Tensor | None = None
+    sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
 
 
 class Progress(NamedTuple):
@@ -41,6 +40,13 @@ class Progress(NamedTuple):
     total_steps: int
     steps_per_epoch: int
     seed: int
+    part: int = 0  # batches of this step before this one: their gradients are averaged
+    parts: int = 1  # batches in a step
+
+    @property
+    def batch(self) -> int:
+        """Batches before this one: what random draws depend on, so that no two batches share them."""
+        return self.step * self.parts + self.part
 
     @property
     def fraction(self) -> float:
@@ -100,7 +106,11 @@ class Objective(nn.Module):
         """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """The loss of one batch; must not change state that a later step reads, except its own buffers in training."""
+        """The loss of one batch.
+
+        Must not change state that a later step reads, except, in training, its own buffers and the parameters that no
+        optimizer trains: these are put back where the loss turns out not to be finite, and the step is not taken.
+        """
         raise NotImplementedError
 
     def after_backward(self, progress: Progress) -> None:

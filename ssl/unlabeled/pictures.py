@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from unlabeled.data.canvas import on_device
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.features import eval_mode
 from unlabeled.objective import Batch
@@ -54,8 +55,9 @@ class Pictures(pl.Callback):
         """Columns [N, 3, h, w] in [0, 1] by their names; the network and its mode stay as they are."""
         positions = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(module.seed))
         for batch in data.batches(data.train, positions[: self.num_images], self.num_images):
-            images = batch.images.to(device)
-            seen = Batch(images, batch.ids, batch.labels, (module.views.plain(images),))
+            images, sizes = on_device(batch, device)
+            view = module.views.plain(images, sizes)
+            seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
             with eval_mode(module.objective), torch.autocast(device.type, enabled=False):
                 columns = module.objective.pictures(seen, module.seed)
             return {name: module.views.as_pixels(column) for name, column in columns.items()}

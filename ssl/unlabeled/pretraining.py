@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.objective import Batch, Objective, Progress, Support
+from unlabeled.faults.guard import Faults
+from unlabeled.objective import Batch, Objective, Output, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.randomness import mix
 from unlabeled.sharding import FullySharded
@@ -25,10 +26,12 @@ class Pretraining(pl.LightningModule):
         views: makes the views of a batch.
         optimizer: how it is optimised.
         batch_size: over all processes.
+        accumulate: batches whose gradients are averaged in a step.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
         log_every_n_steps: how often metrics are read from the device and written.
         config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
+        faults: decides which steps are taken.
     """
 
     def __init__(
@@ -37,38 +40,46 @@ class Pretraining(pl.LightningModule):
         views: Views,
         optimizer: Recipe,
         batch_size: int,
+        accumulate: int,
         total_steps: int,
         steps_per_epoch: int,
         seed: int,
         log_every_n_steps: int,
         config: dict[str, Any],
+        faults: Faults,
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last, on GPUs and on CPUs.
         self.objective: Objective = objective.to(memory_format=torch.channels_last)
         self.views = views
-        self.recipe, self.batch_size = optimizer, batch_size
+        self.recipe, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
-        self.log_every_n_steps, self.config = log_every_n_steps, config
+        self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
+        self.part = 0  # batches since the last optimizer step
         self.steps_taken = 0  # by this process, since it was started
 
     @property
     def progress(self) -> Progress:
         """Where the run is; ``step`` counts the optimizer steps that are done."""
-        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed)
+        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed, self.part, self.accumulate)
 
     def is_due(self, every_n_epochs: int) -> bool:
-        """Whether the step just taken ended such a number of epochs, or the run: for callbacks at the end of a batch.
+        """Whether a step was just taken and ended such a number of epochs, or the run: for callbacks after a batch.
 
         To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
         """
         step = self.global_step
-        return step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps
+        return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
 
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
-        return self.recipe.lr_at(self.progress, self.batch_size)
+        return self.recipe.lr_at(self.progress, self.images_per_step)
+
+    @property
+    def images_per_step(self) -> int:
+        """Over all processes and batches."""
+        return self.batch_size * self.accumulate
 
     def configure_model(self) -> None:
         """Called once the processes know each other."""
@@ -76,24 +87,35 @@ class Pretraining(pl.LightningModule):
             self.trainer.strategy.cut(self.objective)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.recipe.build(self.objective, self.batch_size)
+        return self.recipe.build(self.objective, self.images_per_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
-        # run draws the same, and to the process, so that two do not drop the same units.
-        torch.manual_seed(mix(self.seed, self.global_step, self.global_rank))
-        output = self.objective(self._with_views(batch), self.progress)
-        if (self.global_step + 1) % self.log_every_n_steps == 0:  # reading a loss waits for the device
+        output = self.output_of(batch)
+        self.faults.note(output.loss)
+        self.part += 1
+        # Reading a loss waits for the device.
+        if self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0:
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
+            metrics["skipped_steps"] = torch.tensor(float(self.faults.skipped))
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
         return {"loss": output.loss, "features": output.features, "labels": batch.labels}
 
+    def output_of(self, batch: Batch) -> Output:
+        """What the objective makes of the batch that comes next; the same whenever it is asked."""
+        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
+        # run draws the same, and to the process, so that two do not drop the same units.
+        torch.manual_seed(mix(self.seed, self.progress.batch, self.global_rank))
+        output: Output = self.objective(self._with_views(batch), self.progress)
+        return output
+
+    def view_key(self, batch: Batch) -> ViewKey:
+        """Names the draws of the views: (seed, batch), and the place in the global batch."""
+        return ViewKey(self.seed, self.progress.batch, self.global_rank * len(batch.images), self.batch_size)
+
     def _with_views(self, batch: Batch) -> Batch:
-        """Views are made on the device, in full precision, from (seed, step) and the place in the global batch."""
-        first = self.global_rank * len(batch.images)
-        key = ViewKey(self.seed, self.global_step, first, self.batch_size)
+        """Views are made on the device, in full precision."""
         with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, batch.ids, key)
+            views = self.views(batch.images, batch.ids, self.view_key(batch), sizes=batch.sizes)
         views = tuple(view.to(memory_format=torch.channels_last) for view in views)
         return batch._replace(views=views, support=self._support_with_views(batch.support))
 
@@ -104,9 +126,9 @@ class Pretraining(pl.LightningModule):
             return None
         images = len(support.images)
         seed = mix(self.seed, _SUPPORT)
-        key = ViewKey(seed, self.global_step, self.global_rank * images, wanted.images_per_step)
+        key = ViewKey(seed, self.progress.batch, self.global_rank * images, wanted.images_per_step)
         with torch.autocast(support.images.device.type, enabled=False):
-            views = self.views(support.images, support.ids, key, first=wanted.views)
+            views = self.views(support.images, support.ids, key, first=wanted.views, sizes=support.sizes)
         return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
@@ -117,18 +139,33 @@ class Pretraining(pl.LightningModule):
             logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.objective.after_backward(self.progress)
+        self.objective.after_backward(self.progress._replace(part=0))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.faults.begin(self, batch)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the planned learning rate, then the objective's own update with the progress of that step."""
-        progress = self.progress
+        """One step at the planned learning rate, then the objective's own update with the progress of that step.
+
+        Neither where the loss or a gradient is not finite: the step then counts, and changes nothing.
+        """
+        progress = self.progress._replace(part=0)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.after_step(progress)
+        loss = self.faults.attempt(self, optimizer_closure)
+        self.part = 0
+        if loss is not None:
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+            self.objective.after_step(progress)
         self.steps_taken += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint says what it is: plain values, readable with ``torch.load(weights_only=True)``."""
+        self.faults.check_weights(self)
+        checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config
         checkpoint["progress"] = self.progress._asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "faults" in checkpoint:  # not in those of earlier versions
+            self.faults.load_state_dict(checkpoint["faults"])

@@ -50,6 +50,8 @@ class RunProgress(pl.callbacks.ProgressBar):
     ) -> None:
         assert isinstance(pl_module, Pretraining)
         step = trainer.global_step
+        if pl_module.part:  # gradients are being accumulated
+            return
         if step % pl_module.log_every_n_steps == 0:
             self._line = self._numbers(pl_module, float(outputs["loss"]), step)
         if self._bar is not None:
@@ -60,7 +62,7 @@ class RunProgress(pl.callbacks.ProgressBar):
     def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
         last_step, last_time = self._since
         self._since = (step, time.monotonic())
-        speed = (step - last_step) * module.batch_size / (self._since[1] - last_time)
+        speed = (step - last_step) * module.images_per_step / (self._since[1] - last_time)
         return f"loss {loss:.3f}  lr {module.learning_rate:.2e}  {speed:,.0f} images/s"
 
     def _epoch_line(self, module: Pretraining, step: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import write_config
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
@@ -23,22 +24,27 @@ class Run:
     trainer: pl.Trainer
     module: Pretraining
     data: DataModule
-    checkpoint: Path  # where the run's state is kept
+    checkpoints: CheckpointFolder  # where its state is kept
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest state."""
+        return self.checkpoints.newest
 
     def fit(self, resolved: dict[str, Any]) -> None:
         """Train to the end, from the checkpoint if there is one; record what is run."""
-        resumes = self.checkpoint.exists()
-        run_dir = self.checkpoint.parent.parent
-        self._check_labels(run_dir / "labels.txt", resumes)
+        begun = self.checkpoints.find()
+        run_dir = self.checkpoints.folder.parent
+        self._check_labels(run_dir / "labels.txt", begun is not None)
         if self.trainer.is_global_zero:
             write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
-            if not resumes:  # drop what a run left that never reached its first checkpoint
+            if begun is None:  # drop what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
         started = time.monotonic()
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoint if resumes else None)
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
@@ -58,7 +64,7 @@ class Run:
         summary: dict[str, Any] = {
             "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
-            "images_per_second": round(self.module.steps_taken * self.module.batch_size / seconds, 1),
+            "images_per_second": round(self.module.steps_taken * self.module.images_per_step / seconds, 1),
             "processes": self.trainer.world_size,
             "precision": self.trainer.precision,
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),

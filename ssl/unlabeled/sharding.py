@@ -42,7 +42,9 @@ class FullySharded(ModelParallelStrategy):
         """Whole tensors, on the first process; numbered as the optimizer numbers them, which Lightning changes."""
         state = optimizer.state_dict()
         keep = self.global_rank == 0  # every process must join in, but one alone has the memory for all of it
-        whole = {i: {name: _whole(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()}
+        whole = {
+            i: {name: whole_tensor(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()
+        }
         return {**state, "state": whole} if keep else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def _whole(value: Any, keep: bool) -> Any:
+def whole_tensor(value: Any, keep: bool) -> Any:
     """On the CPU, None where it is not kept. A collective where ``value`` is cut: every process must come here."""
     if isinstance(value, DTensor):
         value = value.full_tensor()

@@ -17,7 +17,12 @@ from types import TracebackType
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of processes that end on request
+STOPPED = (
+    0,
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+    128 + signal.SIGUSR1,
+)  # exit codes of processes that end on request
 GRACE = 3.0  # seconds for a process to end by its own error, before it is ended
 SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as planned, as this one will
 
@@ -48,11 +53,18 @@ class Together:
     ) -> None:
         self.rank, self.processes, self.children = rank, processes, children
         self.store, self.answers, self.checkpoint = store, answers, checkpoint
-        self._ending = threading.Lock()
+        self._ending, self._leaving = threading.Lock(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="together", daemon=True)
 
     def watch(self) -> None:
-        """The others, from now on."""
-        threading.Thread(target=self._watch, name="together", daemon=True).start()
+        """The others, from now on until Python ends."""
+        self._watcher.start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """A thread that is inside of torch when Python ends is torn out of it, and the process aborts."""
+        self._leaving.set()
+        self._watcher.join(SILENCE)
 
     def catch(self) -> None:
         """This process's last exception. To be called when torch has its own hook, which keeps back what is printed."""
@@ -60,8 +72,7 @@ class Together:
 
     def _watch(self) -> None:
         heard, world = time.monotonic(), None
-        while True:
-            time.sleep(1)
+        while not self._leaving.wait(1):
             now = dist.group.WORLD if dist.is_initialized() else None
             world = world or now
             if now is not world:  # what was to be done together is done

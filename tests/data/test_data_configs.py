@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from unlabeled.config import open_run, write_config
+from unlabeled.errors import UserError
+
 CONFIGS = Path(__file__).parents[2] / "conf/data"
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "stl10", "folder", "parquet"])
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONFIGS.glob("*.yaml")))
 def test_a_yaml_gives_every_parameter_with_its_default_and_a_comment(name: str) -> None:
     file = CONFIGS / f"{name}.yaml"
     config = OmegaConf.to_container(OmegaConf.load(file))
@@ -23,3 +26,15 @@ def test_a_yaml_gives_every_parameter_with_its_default_and_a_comment(name: str) 
         if parameter.default is not inspect.Parameter.empty:
             assert config[key] == parameter.default, key
     assert all(" # " in line for line in file.read_text().splitlines() if not line.startswith("#"))
+
+
+def test_a_run_goes_on_with_another_place_for_its_list_of_images_and_not_with_other_images(tmp_path: Path) -> None:
+    config = OmegaConf.create({"run_dir": str(tmp_path), "data": {"path": "here", "index": None}})
+    write_config(open_run(config), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    config.data.index = "elsewhere"
+    assert open_run(config)["data"]["index"] == "elsewhere"
+    config.data.path = "there"
+    with pytest.raises(UserError, match=r"holds a run with another data\.path; "):
+        open_run(config)

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from unlabeled.data.decode import decode_bytes, rgb
 from unlabeled.data.source import CorruptImage
+from unlabeled.views.pipeline import Views
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -121,6 +124,73 @@ def test_a_hair_thin_image_does_not_fill_the_memory() -> None:
     assert rgb(image, 224)[:, 0, 0].tolist() == [9, 8, 7]
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((640, 427), 256, (383, 256)),
+        ((427, 640), 256, (256, 383)),
+        ((60, 60), 24, (24, 24)),
+        ((48, 24), 24, (48, 24)),  # fits as it is
+        ((25, 24), 24, (25, 24)),
+        ((25, 25), 24, (24, 24)),
+        ((80, 40), 24, (48, 24)),  # twice as wide as high: either limit gives this
+        ((81, 40), 24, (48, 23)),  # from here on the longer side decides
+        ((100, 24), 24, (48, 11)),
+        ((24, 100), 24, (11, 48)),
+        ((50, 2), 24, (48, 1)),
+        ((7, 3), 24, (7, 3)),  # never enlarged
+        ((1, 1), 24, (1, 1)),
+        ((60_000, 1), 224, (448, 1)),
+        ((1, 60_000), 224, (1, 448)),
+        ((3, 2), 1, (1, 1)),
+    ],
+)
+def test_a_whole_image_keeps_its_shape_and_is_reduced_as_pillow_does_until_it_fits(
+    shape: tuple[int, int], size: int, expected: tuple[int, int]
+) -> None:
+    image = noise(*shape)
+    pixels = rgb(image, size, square=False)
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, expected[1], expected[0]))
+    across = image.resize((expected[0], shape[1]), Image.Resampling.BICUBIC)
+    theirs = np.array(across.resize(expected, Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), theirs)
+    at_once = np.array(image.resize(expected, Image.Resampling.BICUBIC))  # Pillow 13 begins with the cheaper axis
+    assert np.abs(theirs.astype(int) - at_once).max() <= 2
+    assert torch.equal(decode_bytes(encoded(image, "PNG"), "a.png", size, square=False), pixels)
+
+
+def test_a_whole_image_is_torchvisions_resize_where_its_shorter_side_decides() -> None:
+    for shape in ((640, 427), (427, 640), (333, 500), (500, 251)):
+        image = noise(*shape)
+        theirs = F.resize(image, 100, InterpolationMode.BICUBIC)
+        assert np.array_equal(rgb(image, 100, square=False).permute(1, 2, 0).numpy(), np.array(theirs))
+
+
+@pytest.mark.parametrize("size", [200, 224, 256])
+def test_of_a_photograph_evaluation_sees_the_same_of_the_square_and_of_the_whole_image(size: int) -> None:
+    # The margins of both are rounded alike at these sizes; at others, as 240, the regions may lie one pixel apart.
+    views = Views(round(0.875 * size), [], None, None, 0.875, "bicubic")
+    for photograph in load_sample_images().images:  # 427 × 640
+        for picture in (Image.fromarray(photograph), Image.fromarray(photograph).transpose(Image.Transpose.ROTATE_90)):
+            square, whole = (views.plain(rgb(picture, size, square)[None]) for square in (True, False))
+            difference = (square - whole).abs() * 255
+            assert float(difference.max()) <= 2
+            assert float(difference.mean()) < 0.01
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_whole_image_is_turned_before_it_is_reduced(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(60, 30), "PNG", exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    pixels = decode_bytes(data, "a", 20, square=False)
+    assert tuple(pixels.shape[1:]) == ((40, 20) if orientation in (6, 8) else (20, 40))
+    assert torch.equal(pixels, rgb(upright, 20, square=False))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_once(kind: str) -> None:
     exif = Image.Exif()
@@ -194,3 +264,66 @@ def test_random_damage_is_always_reported_as_corrupt_or_decoded() -> None:
             except CorruptImage:
                 corrupt += 1
     assert 30 < corrupt < 210
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """One of two, mirrored by seed, of any size."""
+    image = Image.fromarray(load_sample_images().images[seed % 2])
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(stream, "JPEG", quality=95, exif=exif)
+    return stream.getvalue()
+
+
+def decoded_whole(data: bytes, size: int, square: bool) -> torch.Tensor:
+    return rgb(Image.open(io.BytesIO(data)), size, square)
+
+
+@pytest.mark.parametrize(
+    ("short", "size", "expected"),
+    [(79, 20, 79), (80, 20, 40), (159, 20, 80), (160, 20, 40), (320, 20, 40), (400, 20, 50), (81, 20, 41)],
+)
+def test_a_large_jpeg_is_decoded_at_the_least_scale_that_is_twice_the_size_needed(
+    short: int, size: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = list[int](), JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: loaded.append(min(image.size)) or load(image))  # type: ignore[func-returns-value]
+    for shape in ((short, short), (short, 2 * short), (short + 7, short)):
+        decode_bytes(jpeg(noise(*shape)), "a.jpg", size)
+    assert set(loaded) == {expected}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("square", [True, False])
+def test_scaled_decoding_shows_the_same_picture_at_the_same_place(orientation: int, square: bool) -> None:
+    for shape in ((403, 301), (301, 407), (299, 640)):  # the last column and row of eight pixels are not full
+        data = jpeg(photograph(*shape), orientation)
+        for size in (16, 33, 70):
+            ours, whole = decode_bytes(data, "a", size, square), decoded_whole(data, size, square)
+            assert ours.shape == whole.shape
+            assert not torch.equal(ours, whole)
+            difference = (ours.float() - whole.float()).abs()
+            moved = (whole[:, 1:, 1:].float() - whole[:, :-1, :-1].float()).abs()  # by one pixel
+            assert float(difference.mean()) < 1.5
+            assert float(difference.mean()) < 0.12 * float(moved.mean())
+            edges = torch.cat([difference[:, 0], difference[:, -1], difference[..., 0], difference[..., -1]], -1)
+            assert float(edges.mean()) < 2.5
+
+
+def test_below_four_times_the_size_and_in_other_formats_every_bit_is_as_without_scaling() -> None:
+    image = photograph(400, 300)
+    assert torch.equal(decode_bytes(jpeg(image), "a", 76), decoded_whole(jpeg(image), 76, True))
+    for kind in ("PNG", "BMP", "TIFF"):
+        assert torch.equal(decode_bytes(encoded(image, kind), "a", 16), rgb(image, 16))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_are_scaled_too(mode: str) -> None:
+    data = encoded(photograph(400, 300).convert(mode), "JPEG")
+    ours, whole = decode_bytes(data, "a", 30), decoded_whole(data, 30, True)
+    assert float((ours.float() - whole.float()).abs().mean()) < 1.5
+    assert not torch.equal(ours, whole)

@@ -21,7 +21,7 @@ class Counting:
     def __init__(self, count: int, broken: set[int]) -> None:
         self.classes = ["only"]
         self.labels = torch.arange(count) % 7
-        self.image_size = 2
+        self.image_size, self.square = 2, True
         self._broken = broken
 
     def __len__(self) -> int:
@@ -44,13 +44,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("broken", [set(), {0}, {999}, {3, 4, 500, 255, 256}])
+@pytest.mark.parametrize("broken", [set(), {0}, {999}, {3, 4, 500, 255, 256}, set(range(250, 520))])
 def test_decoding_keeps_order_and_leaves_out_only_what_is_corrupt(workers: int, broken: set[int]) -> None:
     decoded = decode_all(Counting(1000, broken), workers, progress=False)
     ids = [index for index in range(1000) if index not in broken]
     assert decoded.ids.tolist() == ids
     assert decoded.ids.dtype == decoded.labels.dtype == torch.int64
     assert decoded.labels.tolist() == [index % 7 for index in ids]
+    assert isinstance(decoded.images, Tensor)
     assert decoded.images.shape == (len(ids), 3, 2, 2)
     assert decoded.images.dtype == torch.uint8
     assert (decoded.images.flatten(1) == torch.tensor(ids)[:, None] % 251).all()
@@ -73,7 +74,8 @@ def test_corrupt_files_are_skipped_counted_and_listed_by_name(tmp_path: Path) ->
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:1000])
     (tmp_path / "d.png").write_text("a text file")
     (tmp_path / "f.png").write_bytes(b"")
-    decoded = decode_all(folder(str(tmp_path), image_size=8).train, workers=2)
+    decoded = decode_all(folder(str(tmp_path), image_size=8, square=True).train, workers=2)
+    assert isinstance(decoded.images, Tensor)
     assert decoded.images[:, 0, 0, 0].tolist() == [10, 30, 50]
     assert decoded.ids.tolist() == [0, 2, 4]
     assert [line.split(": ")[0] for line in decoded.corrupt] == [
@@ -99,6 +101,7 @@ def test_images_in_memory_are_passed_on_without_a_copy() -> None:
     train = digits().train
     assert isinstance(train, ArraySource)
     decoded = decode_all(train, workers=2)
+    assert isinstance(decoded.images, Tensor)
     assert decoded.images.data_ptr() == train.images.data_ptr()
     assert decoded.ids.tolist() == list(range(1347))
     assert decoded.corrupt == []

@@ -81,7 +81,9 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) ->
     assert names(splits.train, tmp_path) == ["train/a/1.png", "train/b/2.png"]
     assert splits.test.labels.tolist() == [0, 0, 1]
     assert splits.test.classes == ["a", "b"]
-    assert splits.description.startswith(f"2 train (train) and 3 test ({held_out}) images")
+    assert splits.description == (
+        f"2 train (train) and 3 test ({held_out}) images from {tmp_path}, 2 classes, whole images within 4 × 8 pixels"
+    )
 
 
 def test_test_goes_before_val_and_parameters_before_both(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_every_image_is_shown_as_often_as_any_other_in_the_long_run() -> None:
 
 def test_epochs_and_seeds_differ_and_the_same_ones_are_equal() -> None:
     one = order()
-    assert one.epoch(0).shape == (6, 8)
+    assert one.epoch(0).shape == (6, 1, 8)
     assert torch.equal(one.epoch(1), order().epoch(1))
     assert not torch.equal(one.epoch(0), one.epoch(1))
     assert not torch.equal(one.epoch(1), order(seed=1).epoch(0))  # seed and epoch are not simply added

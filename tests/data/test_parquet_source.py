@@ -66,6 +66,7 @@ def test_bytes_in_a_struct_or_plain_are_decoded_in_row_order(tmp_path: Path, pla
     assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([2, 0, 1], [1])
     assert splits.train.labels.dtype == torch.int64
     assert splits.train.classes == splits.test.classes == ["0", "1", "2"]
+    assert splits.description == f"3 train and 1 test images from {tmp_path}, 3 classes, squares of 4 pixels"
 
 
 def test_a_pattern_reads_several_files_in_sorted_order_and_numbers_rows_within_each(tmp_path: Path) -> None:

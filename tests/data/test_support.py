@@ -13,12 +13,13 @@ from torch import Tensor
 
 from unlabeled.data.folder import folder
 from unlabeled.data.labels import LabelChoice, shared_names
+from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource
-from unlabeled.data.module import ArrayLoader, DataModule, LazyLoader
+from unlabeled.data.module import DataModule
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
-from unlabeled.objective import Support
+from unlabeled.objective import Progress, Support
 from unlabeled.pretraining import _SUPPORT, Pretraining
 from unlabeled.randomness import mix
 from unlabeled.views.key import ViewKey
@@ -40,7 +41,8 @@ class Files:
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self._images, self._broken = in_memory(), broken
-        self.labels, self.classes, self.image_size = self._images.labels, self._images.classes, 2
+        self.labels, self.classes = self._images.labels, self._images.classes
+        self.image_size, self.square = 2, True
 
     def __len__(self) -> int:
         return len(self._images)
@@ -178,7 +180,8 @@ def test_supports_are_seen_as_the_first_views_are_with_draws_of_their_own_whatev
     parts = []
     for rank, share in enumerate(images.chunk(processes)):
         objective = SimpleNamespace(support=settings(views=2))
-        run = SimpleNamespace(objective=objective, views=views, seed=5, global_step=3, global_rank=rank)
+        progress = Progress(3, 9, 9, 5)
+        run = SimpleNamespace(objective=objective, views=views, seed=5, progress=progress, global_rank=rank)
         made = Pretraining._support_with_views(
             cast(Any, run), Support(share, torch.arange(len(share)), torch.arange(1))
         )

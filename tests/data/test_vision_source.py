@@ -45,7 +45,9 @@ def test_cifar10_is_read_batch_after_batch(tmp_path: Path) -> None:
     assert splits.test.labels.tolist() == [5, 9]
     assert splits.train.classes == [f"c{label}" for label in range(10)]
     expected = torch.from_numpy(np.concatenate([pixels(2, 32, seed) for seed in range(5)]))
-    assert torch.equal(decode_all(splits.train, 1).images, expected)
+    decoded = decode_all(splits.train, 1).images
+    assert isinstance(decoded, torch.Tensor)
+    assert torch.equal(decoded, expected)
     assert torch.equal(splits.test.decode(1), torch.from_numpy(pixels(2, 32, 5)[1]))
     assert splits.test.name(1) == "CIFAR-10 test image 1"
     assert vision.cifar10(str(tmp_path), False, image_size=16).train.decode(0).shape == (3, 16, 16)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.canvas import canvas
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, batched, extract, pixels, state_hash
 from unlabeled.objective import Batch
+from unlabeled.views.pipeline import Views
 
 N = 23
 
@@ -36,7 +38,7 @@ def batches(size: int = 5) -> list[Batch]:
     return batched(images(), torch.arange(N) % 3 - 1, torch.arange(N) + 100, size)
 
 
-def scale(x: Tensor) -> Tensor:
+def scale(x: Tensor, sizes: Tensor | None = None) -> Tensor:
     return x.float() / 255
 
 
@@ -77,7 +79,7 @@ def test_extraction_leaves_modes_buffers_and_random_state_as_they_were() -> None
 def test_modes_come_back_when_the_extraction_fails() -> None:
     network = net().train()
     with pytest.raises(RuntimeError):
-        extract(network, batches(), lambda x: scale(x)[:, :2], "cpu")
+        extract(network, batches(), lambda x, sizes: scale(x)[:, :2], "cpu")
     assert all(module.training for module in network.modules())
 
 
@@ -95,6 +97,22 @@ def test_the_batch_size_does_not_change_the_features() -> None:
     torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_features_of_images_on_a_canvas_are_those_of_each_image_by_itself(size: int) -> None:
+    shapes = [(9, 30), (24, 11), (16, 16), (40, 25)]
+    generator = torch.Generator().manual_seed(1)
+    alone = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
+    views = Views(16, [], [0.5, 0.4, 0.3], [0.2, 0.2, 0.2], 0.875, "bicubic")
+    labels, ids = torch.tensor([2, 0, -1, 1]), torch.arange(4)
+    together, sizes = canvas(alone)
+    found = extract(net(), batched(together, labels, ids, size, sizes), views.plain, "cpu")
+    one_by_one = [Batch(image[None], ids[i, None], labels[i, None]) for i, image in enumerate(alone)]
+    expected = extract(net(), one_by_one, views.plain, "cpu")
+    torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.labels, expected.labels)
+
+
 def test_batches_may_be_lazy_but_an_exhausted_generator_is_refused() -> None:
     lazy = (batch for batch in batches())
     assert len(extract(net(), lazy, scale, "cpu").x) == N
@@ -103,7 +121,7 @@ def test_batches_may_be_lazy_but_an_exhausted_generator_is_refused() -> None:
 
 
 def test_features_that_are_not_finite_name_the_first_image() -> None:
-    def broken(x: Tensor) -> Tensor:
+    def broken(x: Tensor, sizes: Tensor | None) -> Tensor:
         return torch.where(torch.arange(len(x))[:, None, None, None] == 3, math.inf, scale(x))
 
     with pytest.raises(UserError, match=r"1 of 23 images are not finite \(first id 103\) under precision 32-true"):

@@ -17,7 +17,7 @@ from unlabeled.objective import Batch
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def scale(x: Tensor) -> Tensor:
+def scale(x: Tensor, sizes: Tensor | None = None) -> Tensor:
     return x.float() / 255
 
 
@@ -112,7 +112,7 @@ def test_a_backbone_that_changes_while_it_is_judged_is_refused() -> None:
 def test_a_transform_that_changes_the_backbone_is_refused() -> None:
     backbone = Halves()
 
-    def meddles(x: Tensor) -> Tensor:
+    def meddles(x: Tensor, sizes: Tensor | None) -> Tensor:
         backbone.gain.data[0] = 2.0
         return scale(x)
 

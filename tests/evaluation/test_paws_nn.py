@@ -123,7 +123,7 @@ def test_a_head_goes_before_its_probe_only_and_kinds_without_one_are_left_out() 
         Mean(),
         batches,
         batches,
-        lambda images: images.float(),
+        lambda images, sizes: images.float(),
         {"plain": plain, "embedded": embedded},
         10,
         say=lambda line: None,

@@ -121,7 +121,7 @@ def pictures() -> dict[str, tuple[Image.Image, list[int]]]:
 def test_files_with_one_two_and_four_channels_16_bits_or_few_pixels_give_views_of_their_colour(tmp_path: Path) -> None:
     for name, (picture, _) in pictures().items():
         picture.save(tmp_path / f"{name}.png")
-    source = folder(str(tmp_path), image_size=24).train
+    source = folder(str(tmp_path), image_size=24, square=True).train
     images = torch.stack([source.decode(index) for index in range(len(source))])
     view = one_view(pipeline(), images)
     for row, name in zip(view, sorted(pictures()), strict=True):

@@ -118,7 +118,7 @@ def test_plain_of_another_size_is_the_resize_of_torchvision(pixels: int, interpo
 @pytest.mark.parametrize("share", [0.875, 0.5, 1.0])
 def test_plain_keeps_the_central_share_of_the_shorter_side(height: int, width: int, share: float) -> None:
     images, side = uint8_images(2, height, width), round(min(height, width) * share)
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = round((height - side) / 2), round((width - side) / 2)
     cut = images[:, :, top : top + side, left : left + side].float() / 255
     theirs = F.resize(cut, [24, 24], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     torch.testing.assert_close(pipeline(crop=share).plain(images), theirs, rtol=0, atol=1e-5)

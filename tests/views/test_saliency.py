@@ -339,6 +339,41 @@ def test_a_corrupt_image_keeps_its_place_with_a_mask_of_ones_in_memory_and_from_
     assert float(overlap(found[others], truth[others]).min()) > 0.7
 
 
+def write_stretched_photos(where: Path) -> Tensor:
+    """Discs in photographs of several shapes; where the discs lie in frames that are brought to 24 × 24 pixels."""
+    where.mkdir()
+    images, truth = discs(6, 96)
+    for number, (image, shape) in enumerate(zip(images, [(96, 60), (40, 96), (60, 60)] * 2, strict=True)):
+        photo = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).resize(shape)
+        photo.save(where / f"{number}.png")
+    return truth[:, 2::4, 2::4]
+
+
+@pytest.mark.parametrize("memory_gib", [8, 0])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_masks_of_whole_images_span_each_from_corner_to_corner_whatever_images_share_its_batch(
+    command: Command, tmp_path: Path, memory_gib: int, batch_size: int
+) -> None:
+    truth = write_stretched_photos(tmp_path / "photos")
+    common = ("data=folder", "data.path=photos", "data.image_size=24", "num_workers=0", "device=cpu")
+    assert "6 masks of 24 × 24 pixels" in command(*common, "out=all.pt", "batch_size=6")
+    command(*common, "out=some.pt", f"batch_size={batch_size}", f"memory_gib={memory_gib}")
+    together, apart = (open_masks(str(tmp_path / name)) for name in ("all.pt", "some.pt"))
+    assert together.settings["square"] is False
+    found, others = (masks.rows(torch.arange(6), torch.device("cpu")) for masks in (together, apart))
+    assert float(overlap(found, truth).min()) > 0.85
+    assert int((found != others).sum()) <= 6  # a batch of images of one size comes without a canvas
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size == (9 * (6 * 24 + 4), 16 + 6 * (6 * 24 + 4))
+
+
+def test_whole_images_may_train_the_network_too(command: Command, tmp_path: Path) -> None:
+    write_stretched_photos(tmp_path / "photos")
+    common = ("data=folder", "data.path=photos", "num_workers=0", "device=cpu", "work_size=16", "mask_size=8")
+    command(*common, "refine=true", "refine_epochs=1", "out=masks.pt", "batch_size=1")
+    assert open_masks(str(tmp_path / "masks.pt")).packed.shape == (6, 8)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -368,7 +403,7 @@ def test_without_conf_the_command_says_where_to_run_it(
 
 
 def made_for(path: Path, image_size: int = 24) -> Masks:
-    source = folder(str(path), image_size=image_size).train
+    source = folder(str(path), image_size=image_size, square=True).train
     ones = pack(torch.ones(len(source), 4, 4, dtype=torch.bool))
     return Masks(ones, torch.ones(len(source)), 4, samples_hash(source), source.classes, "photos", {})
 
@@ -377,19 +412,39 @@ def test_masks_fit_data_that_was_moved_and_no_other(tmp_path: Path) -> None:
     for name, count in (("photos", 5), ("moved", 5), ("fewer", 4)):
         write_photos(tmp_path / name, count)
     masks = made_for(tmp_path / "photos")
-    masks.require(folder(str(tmp_path / "moved"), image_size=8).train, "m.pt")
+    masks.require(folder(str(tmp_path / "moved"), image_size=8, square=True).train, "m.pt")
     (tmp_path / "moved" / "0.png").rename(tmp_path / "moved" / "7.png")
     for other in ("moved", "fewer"):
         with pytest.raises(
             UserError, match=r"views\.masks=m\.pt was made for other data \(photos\).*unlabeled.*saliency"
         ):
             masks.require(folder(str(tmp_path / other)).train, "m.pt")
-    named = folder(str(tmp_path / "photos")).train
+    named = folder(str(tmp_path / "photos"), square=True).train
     named.classes = ["cat"]
     masks.require(named, "m.pt")  # masks that know no classes
     masks.classes = ["dog"]
     with pytest.raises(UserError, match="other data"):
         masks.require(named, "m.pt")
+
+
+def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    masks = made_for(tmp_path / "photos")
+    square, whole = (folder(str(tmp_path / "photos"), square=each).train for each in (True, False))
+    for settings, fits, other, given, wanted in (
+        ({}, square, whole, "true", "false"),  # an old file
+        ({"square": True}, square, whole, "true", "false"),
+        ({"square": False}, whole, square, "false", "true"),
+    ):
+        masks.settings = settings
+        masks.require(fits, "m.pt")
+        with pytest.raises(UserError) as caught:
+            masks.require(other, "m.pt")
+        assert str(caught.value) == (
+            f"views.masks=m.pt was made with data.square={given}, this run has data.square={wanted} and so other"
+            f" frames; give data.square={given}, or make new masks: python -m unlabeled.views.saliency data=…"
+            f" data.square={wanted} out=…"
+        )
 
 
 def test_a_file_that_is_missing_or_cut_short_or_something_else_costs_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Any image file that Pillow can read → a square uint8 tensor, the same pixels on every machine and in every worker."""
+"""Any image file that Pillow can read → a uint8 tensor, the same pixels on every machine and in every worker."""
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,13 @@ _UPRIGHT = {
 }
 
 
-def rgb(image: Image.Image, size: int) -> Tensor:
-    """The image upright, in RGB and square: uint8 [3, size, size].
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn the left, or upper, edge over there
+
+Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
+
+
+def rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None) -> Tensor:
+    """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
     Deep grey images, which ``convert`` clips at 255, keep their brightness instead:
@@ -34,36 +40,84 @@ def rgb(image: Image.Image, size: int) -> Tensor:
     - ``F``: the first of 0..1, 0..255 and 0..65535 that holds all values, else its own minimum..maximum;
       values that are not finite count as 0.
 
-    An image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in the
-    centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` already keeps every bit.
+    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in
+    the centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` keeps every bit.
+    Whole: it is reduced alike, until its shorter side is at most ``size`` and its longer one at most twice that; one
+    that is so already keeps every bit, and none is enlarged.
+
+    ``shown`` is the width and height that the picture fills, in pixels of an image that was reduced while it was
+    decoded: fractions, as its last column and row may go beyond the picture. None: all of it.
     """
     image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
-    turn = _UPRIGHT.get(_orientation(image))
+    (width, height), orientation = shown or image.size, _orientation(image)
     image = _colours(image)
-    if turn is not None:
-        image = image.transpose(turn)
-    pixels = np.frombuffer(_square(image, size).tobytes(), np.uint8).reshape(size, size, 3)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+        width, height = (height, width) if orientation >= 5 else (width, height)
+    left = image.width - width if orientation in _FROM_RIGHT else 0
+    top = image.height - height if orientation in _FROM_BOTTOM else 0
+    image = (_square if square else _whole)(image, size, (left, top, width, height))
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     return torch.from_numpy(
         pixels.transpose(2, 0, 1).copy()
     )  # by numpy: half the time of the same in torch at 32 pixels
 
 
-def decode_bytes(data: bytes | Path, name: str, size: int) -> Tensor:
-    """One encoded image, given as its bytes or its file, as uint8 [3, size, size].
+def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) -> Tensor:
+    """One encoded image, given as its bytes or its file, as :func:`rgb` makes it.
+
+    A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
+    below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
 
     Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return rgb(image, size)
+            return rgb(image, size, square, _reduce(image, size))
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
+
+
+class Header(NamedTuple):
+    """What an encoded image says of itself before it is decoded."""
+
+    format: str  # Pillow's name: JPEG, PNG, …
+    mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
+    height: int  # pixels, as it is shown: turned upright where EXIF asks for it
+    width: int
+
+
+def read_header(data: bytes | Path) -> Header:
+    """Of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return Header(image.format or "unknown", image.mode, height, width)
+
+
+def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
+    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`rgb`.
+
+    Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
+    """
+    factor = next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * factor * size), 1)
+    if factor == 1:
+        return None
+    width, height = image.size
+    drafted = image.draft(None, (width // factor, height // factor))  # None: not a JPEG
+    return None if drafted is None else drafted[1][2:]
 
 
 def check_image_size(size: int) -> None:
     """Raises UserError unless ``size`` is a whole number of pixels, at least 1."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise UserError(f"data.image_size={size} is not a size: give a whole number of pixels, 1 or more")
+
+
+def in_words(size: int, square: bool) -> str:
+    """What :func:`rgb` leaves of an image, for reports."""
+    return f"squares of {size} pixels" if square else f"whole images within {size} × {2 * size} pixels"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -101,20 +155,35 @@ def _value_range(mode: str, lowest: float, highest: float) -> tuple[float, float
     return lowest, highest if highest > lowest else lowest + 1
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
+def _square(image: Image.Image, size: int, region: Region) -> Image.Image:
+    first, above, width, height = region
     if width == height == size:
         return image
     short = min(width, height)
     resized = (int(size * width / short), int(size * height / short))
     left, top = (round((side - size) / 2) for side in resized)
-    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut. One axis
-    # after the other, because Pillow 13 picks their order by the box, and the order shows in the last bits.
+    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut.
     x, y = width / resized[0], height / resized[1]  # source pixels per resized pixel
-    across = (left * x, 0, min((left + size) * x, width), height)
-    image = image.resize((size, height), Image.Resampling.BICUBIC, box=across)
-    down = (0, top * y, size, min((top + size) * y, height))
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=down)
+    right, bottom = min((left + size) * x, width), min((top + size) * y, height)
+    return _resized(image, size, size, (first + left * x, above + top * y, first + right, above + bottom))
+
+
+def _whole(image: Image.Image, size: int, region: Region) -> Image.Image:
+    left, top, *sides = region
+    short, long = sorted(sides)
+    side, limit = (short, size) if long <= 2 * short else (long, 2 * size)
+    if side <= limit:
+        return image
+    width, height = (max(1, int(limit * pixels // side)) for pixels in sides)
+    return _resized(image, width, height, (left, top, left + sides[0], top + sides[1]))
+
+
+def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
+    """``box`` (left, top, right, bottom) of the image as ``width`` × ``height`` pixels."""
+    # One axis after the other: Pillow 13 picks their order by the box, and the order shows in the last bits.
+    left, top, right, bottom = box
+    image = image.resize((width, image.height), Image.Resampling.BICUBIC, box=(left, 0, right, image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(0, top, width, bottom))
 
 
 def _reason(data: bytes | Path, error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Image files in folders: one sub-folder per class, or just images."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,37 +10,48 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.decode import check_image_size, decode_bytes
+from unlabeled.data.decode import check_image_size, decode_bytes, in_words
+from unlabeled.data.index import Index, Note, kept
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow opens them, but cannot decode them by itself
+_SETTLED = 2 * 10**9  # ns: a folder changed so shortly before its scan may change again within one tick of its clock
 _TESTS = ("test", "val")  # in this order, where data.test is not given
 
 
 class FolderSource:
     """A list of image files with their labels; files are opened when they are decoded and not before."""
 
-    def __init__(self, root: Path, files: list[str], labels: Tensor, classes: list[str], image_size: int) -> None:
-        self._root = root
-        # One array, not a million str objects: their reference counts would copy the list into every forked worker.
-        self._files = np.array([os.fsencode(file) for file in files])
+    def __init__(
+        self, root: Path, listed: Index, labels: Tensor, classes: list[str], image_size: int, square: bool
+    ) -> None:
+        self._root, self._listed = root, listed
         self.labels = labels
         self.classes = classes
-        self.image_size = image_size
+        self.image_size, self.square = image_size, square
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._listed)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(Path(self.name(index)), self.name(index), self.image_size)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> Path:
+        return Path(self.name(index))
 
     def name(self, index: int) -> str:
-        return str(self._root / os.fsdecode(self._files[index]))
+        return str(self._root / os.fsdecode(self._listed.text("path", index)))
 
 
 def folder(
-    path: str, train: str | None = None, test: str | None = None, image_size: int = 256, labels: str = "auto"
+    path: str,
+    train: str | None = None,
+    test: str | None = None,
+    image_size: int = 256,
+    labels: str = "auto",
+    square: bool = False,
+    index: str | None = None,
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 
@@ -51,7 +63,12 @@ def folder(
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
     sub-folders, ``none`` if all lie directly in the folder, and an error if both occur.
 
-    Files and classes are in sorted order. Raises UserError where the layout does not say what is meant.
+    Images. ``square`` or whole, see :func:`unlabeled.data.decode.rgb`, with ``image_size`` in pixels.
+
+    Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
+    :func:`unlabeled.data.index.kept`, and made again when a folder's time of change says that a file has come or gone.
+
+    Raises UserError where the layout does not say what is meant.
     """
     check_image_size(image_size)
     if labels not in ("auto", "folders", "none"):
@@ -60,17 +77,16 @@ def folder(
     _require_folder(base, f"data.path={path}")
     train_root = _train_root(base, train)
     test_root = _test_root(base, train_root, test)
-    source = _source(train_root, labels, image_size)
+    source, kept = _source(train_root, labels, image_size, square, index), in_words(image_size, square)
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {train_root} has no labels; leave data.test out")
     if not source.classes or test_root is None:
-        return Splits(
-            source, None, f"{len(source):,} images from {train_root}, {_count(source.classes)}, no test split"
-        )
-    held_out = _source(test_root, "folders", image_size)
+        counts = f"{len(source):,} images from {train_root}, {_count(source.classes)}, no test split"
+        return Splits(source, None, f"{counts}, {kept}")
+    held_out = _source(test_root, "folders", image_size, square, index)
     _require_equal_classes(train_root, source.classes, test_root, held_out.classes)
     counts = f"{len(source):,} train ({train_root.name}) and {len(held_out):,} test ({test_root.name}) images"
-    return Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}")
+    return Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}, {kept}")
 
 
 def _train_root(base: Path, train: str | None) -> Path:
@@ -106,12 +122,12 @@ def _test_root(base: Path, train_root: Path, test: str | None) -> Path | None:
     return base / test
 
 
-def _source(root: Path, labels: str, image_size: int) -> FolderSource:
-    files = list(_images(root))
-    if not files:
+def _source(root: Path, labels: str, image_size: int, square: bool, place: str | None) -> FolderSource:
+    listed = _listed(root, place)
+    if not len(listed):
         raise UserError(f"{root} holds no image that Pillow can read: change data.path=... (or data.train, data.test)")
-    loose = next((file for file in files if os.sep not in file), None)
-    nested = next((file for file in files if os.sep in file), None)
+    owners = listed.numbers("owner")
+    loose, nested = _first(listed, owners < 0), _first(listed, owners >= 0)
     if loose and (labels == "folders" or (labels == "auto" and nested)):
         other = f"others in sub-folders ({nested})" if nested else "none in sub-folders"
         raise UserError(
@@ -119,25 +135,63 @@ def _source(root: Path, labels: str, image_size: int) -> FolderSource:
             " give data.labels=none to read all without labels, or move the file"
         )
     if loose or labels == "none":
-        return FolderSource(root, files, torch.full((len(files),), -1), [], image_size)
-    owners = [file.split(os.sep, 1)[0] for file in files]
-    classes = sorted(set(owners))
-    number = {name: label for label, name in enumerate(classes)}
-    return FolderSource(root, files, torch.tensor([number[owner] for owner in owners]), classes, image_size)
+        return FolderSource(root, listed, torch.full((len(listed),), -1), [], image_size, square)
+    return FolderSource(root, listed, torch.from_numpy(owners.copy()), listed.note["classes"], image_size, square)
 
 
-def _images(root: Path, skip: list[str] | None = None) -> Iterator[str]:
-    """Paths of all images under a folder, relative to it, in a fixed order, without the top folders ``skip``."""
-    extensions = _extensions()
+def _listed(root: Path, place: str | None) -> Index:
+    """All images under a folder: columns ``path``, relative to it, and ``owner``, the number of the class folder."""
+    wanted: Note = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}
+    return kept(wanted, place, lambda note: _unchanged(root, note["folders"]), lambda: _scan(root))
+
+
+def _scan(root: Path) -> tuple[dict[str, np.ndarray | list[bytes]], Note]:
+    settled = time.time_ns() - _SETTLED
+    paths, owners, classes, folders = list[bytes](), list[int](), dict[str, int](), list[tuple[str, int]]()
+    for inside, names in _walk(root):
+        changed = os.stat(root / inside).st_mtime_ns
+        folders.append((inside, changed if changed < settled else 0))
+        owner = inside.split(os.sep, 1)[0]
+        number = -1 if inside == "." else classes.setdefault(owner, len(classes)) if names else 0
+        paths += [os.fsencode(os.path.normpath(os.path.join(inside, name))) for name in names]
+        owners += [number] * len(names)
+    return {"path": paths, "owner": np.array(owners, np.int64)}, {"classes": list(classes), "folders": folders}
+
+
+def _unchanged(root: Path, folders: list[tuple[str, int]]) -> bool:
+    """Whether no file has come or gone: no file is looked at."""
+    try:
+        return all(os.stat(root / inside).st_mtime_ns == changed for inside, changed in folders)
+    except OSError:
+        return False
+
+
+def _first(listed: Index, chosen: np.ndarray) -> str | None:
+    rows = np.flatnonzero(chosen)
+    return os.fsdecode(listed.text("path", int(rows[0]))) if len(rows) else None
+
+
+def _images(root: Path, skip: list[str]) -> Iterator[str]:
+    """Paths of all images under a folder, relative to it, without the top folders ``skip``."""
+    for inside, names in _walk(root, skip):
+        yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
+
+
+def _walk(root: Path, skip: Iterable[str] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Each folder under ``root``, relative to it, with the names of its images, in a fixed order."""
+    extensions = readable_extensions()
     for directory, folders, names in os.walk(root, followlinks=True):
         inside = os.path.relpath(directory, root)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (inside == "." and f in (skip or [])))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
-                yield os.path.normpath(os.path.join(inside, name))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (inside == "." and f in skip))
+        yield inside, [name for name in sorted(names) if _is_image(name, extensions)]
 
 
-def _extensions() -> set[str]:
+def _is_image(name: str, extensions: set[str]) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+
+
+def readable_extensions() -> set[str]:
+    """Of the files that Pillow can decode by itself, in lower case and with their dot."""
     readable = Image.registered_extensions().items()
     return {extension for extension, kind in readable if kind in Image.OPEN and kind not in _NOT_PICTURES}
 

@@ -1,7 +1,9 @@
-"""Images held in memory as one uint8 array: sources that are born so, and any source decoded once."""
+"""Images held in memory as uint8: sources that are born so, and any source decoded once."""
 
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +17,15 @@ from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
 
 _CHUNK_BYTES = 2**21  # decoded per message of a worker: hides its cost, and fits a container's 64 MB of /dev/shm
+_SAMPLE = 64  # whole images that are decoded to guess how much memory all need
+
+Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # all bytes of some images, uint8, and the shape of each
 
 
 class ArraySource:
     """A source whose images are an array already: uint8 [N, 3, S, S], with int64 labels [N]."""
+
+    square = True
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], prefix: str) -> None:
         assert images.dtype == torch.uint8
@@ -43,7 +50,7 @@ class ArraySource:
 class DecodedSource:
     """All images of a source that can be decoded, in its order. M is their number."""
 
-    images: Tensor  # uint8 [M, 3, S, S]
+    images: Tensor | list[Tensor]  # uint8 [M, 3, S, S]; of whole images M tensors, uint8 [3, h, w]
     ids: Tensor  # int64 [M], positions in the source
     labels: Tensor  # int64 [M], -1 where there is none
     classes: list[str]
@@ -51,29 +58,34 @@ class DecodedSource:
 
 
 def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSource:
-    """Decodes every image once, with ``workers`` processes (0: in this one), into one array.
+    """Decodes every image once, with ``workers`` processes (0: in this one): square ones into one array.
 
     An ArraySource is passed on without a copy. Corrupt images are left out and listed. The progress bar shows on a
     terminal only. Raises UserError when no image can be decoded.
     """
     if isinstance(source, ArraySource):
         return DecodedSource(source.images, torch.arange(len(source)), source.labels, source.classes)
-    images = torch.empty(len(source), 3, source.image_size, source.image_size, dtype=torch.uint8)
-    corrupt = _decode_into(images, source, workers, progress)
-    if len(corrupt) == len(source):
+    corrupt: dict[int, str] = {}
+    decoded = _decoded(source, workers, progress, corrupt)
+    images = _as_array(decoded, source) if source.square else _as_list(decoded)
+    if not len(images):
         raise _nothing_decodes(source, next(iter(corrupt.values()), "there is none"))
     ids = torch.tensor([index for index in range(len(source)) if index not in corrupt])
-    _close_gaps(images, ids)
-    return DecodedSource(images[: len(ids)], ids, source.labels[ids], source.classes, list(corrupt.values()))
+    return DecodedSource(images, ids, source.labels[ids], source.classes, list(corrupt.values()))
 
 
 def bytes_needed(source: Source) -> int:
-    """Memory that ``decode_all`` would allocate, in bytes: 0 for an ArraySource, which is in memory already."""
-    return 0 if isinstance(source, ArraySource) else len(source) * 3 * source.image_size**2
+    """Memory that ``decode_all`` would allocate, in bytes: 0 for an ArraySource, which is in memory already.
+
+    For whole images a guess: 64 of them, evenly spaced, are decoded, and the corrupt ones left out of the mean.
+    """
+    if isinstance(source, ArraySource):
+        return 0
+    return int(len(source) * (_most_bytes(source) if source.square else _mean_bytes(source)))
 
 
 def lazy_decode(source: Source, index: int) -> tuple[Tensor, int]:
-    """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, S, S] and the index it came from.
+    """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, h, w] and the index it came from.
 
     A pure function of the index, so a batch keeps its shape and a resumed run its samples. Raises UserError when no
     image can be decoded.
@@ -96,43 +108,71 @@ def resized(images: Tensor, size: int) -> Tensor:
     return torch.stack([rgb(picture, size) for picture in pictures])
 
 
+def _most_bytes(source: Source) -> int:
+    """Of one image."""
+    return 3 * source.image_size**2 * (1 if source.square else 2)
+
+
+def _mean_bytes(source: Source) -> float:
+    """Of one image, by a sample; the most if none of the sample can be decoded."""
+    count, found = min(_SAMPLE, len(source)), []
+    for number in range(count):
+        with suppress(CorruptImage):
+            found.append(source.decode(number * len(source) // count).nbytes)
+    return sum(found) / len(found) if found else _most_bytes(source)
+
+
 class _Chunks(Dataset[Any]):
-    """Runs of images, decoded together: (uint8 [n, 3, S, S], name and reason of the corrupt ones by index)."""
+    """Runs of images, decoded together: all their bytes, their shapes, and name and reason of the corrupt by index."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._rows = max(1, _CHUNK_BYTES // (3 * source.image_size**2))
+        self._rows = max(1, _CHUNK_BYTES // _most_bytes(source))
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._rows)
 
-    def __getitem__(self, chunk: int) -> tuple[Tensor, dict[int, str]]:
-        rows = range(chunk * self._rows, min((chunk + 1) * self._rows, len(self._source)))
-        images = torch.zeros(len(rows), 3, self._source.image_size, self._source.image_size, dtype=torch.uint8)
-        corrupt = {}
-        for place, row in enumerate(rows):
+    def __getitem__(self, chunk: int) -> tuple[Tensor, list[torch.Size], dict[int, str]]:
+        images, corrupt = [torch.empty(0, dtype=torch.uint8)], {}
+        for row in range(chunk * self._rows, min((chunk + 1) * self._rows, len(self._source))):
             try:
-                images[place] = self._source.decode(row)
+                images.append(self._source.decode(row))
             except CorruptImage as error:
                 corrupt[row] = str(error)
-        return images, corrupt
+        # One tensor: each in a message takes a file descriptor, and a process may open few.
+        return torch.cat([image.flatten() for image in images]), [image.shape for image in images[1:]], corrupt
 
 
-def _decode_into(images: Tensor, source: Source, workers: int, progress: bool) -> dict[int, str]:
-    """Fills row i of ``images`` with image i; returns name and reason of the corrupt ones by index, ascending."""
+def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, str]) -> Decoded:
+    """The images in order; name and reason of those left out go into ``corrupt``."""
     chunks = _Chunks(source)
     workers = workers if len(chunks) > 1 else 0
     # Processes, not threads: of a 32 pixel image most is Python, and two threads took longer than one (GIL).
     forked = "fork" if workers and sys.platform == "linux" else None  # the source is shared, not pickled
     own = torch.Generator()  # without it a DataLoader draws its workers' seeds from the global random state
     loader = DataLoader(chunks, None, num_workers=workers, multiprocessing_context=forked, generator=own)
-    corrupt: dict[int, str] = {}
-    row = 0
-    for part, failures in _with_bar(loader, len(chunks), progress):
-        images[row : row + len(part)] = part
-        corrupt |= failures
-        row += len(part)
-    return corrupt
+    for pixels, shapes, failures in _with_bar(loader, len(chunks), progress):
+        corrupt.update(failures)
+        yield pixels, shapes
+
+
+def _as_array(decoded: Decoded, source: Source) -> Tensor:
+    """Square images in one tensor; what corrupt ones leave free at its end is never touched."""
+    array = torch.empty(len(source), 3, source.image_size, source.image_size, dtype=torch.uint8)
+    count = 0
+    for pixels, shapes in decoded:
+        array[count : count + len(shapes)] = pixels.view(-1, *array.shape[1:])
+        count += len(shapes)
+    return array[:count]
+
+
+def _as_list(decoded: Decoded) -> list[Tensor]:
+    """Each in memory of its own: that of a worker is scarce, and all images of a message would keep it together."""
+    images: list[Tensor] = []
+    for pixels, shapes in decoded:
+        parts = torch.split(pixels, [math.prod(shape) for shape in shapes])
+        images += [part.view(shape).clone() for part, shape in zip(parts, shapes, strict=True)]
+    return images
 
 
 def _with_bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
@@ -142,13 +182,6 @@ def _with_bar(results: Iterable[Any], total: int, progress: bool) -> Iterable[An
     from rich.progress import track
 
     return track(results, "Decoding images", total, console=Console(stderr=True), transient=True)
-
-
-def _close_gaps(images: Tensor, ids: Tensor) -> None:
-    """Moves row ids[i] to row i, in place: a second array might not fit in memory."""
-    for new, old in enumerate(ids.tolist()):
-        if new != old:
-            images[new] = images[old]
 
 
 def _nothing_decodes(source: Source, reason: str) -> UserError:

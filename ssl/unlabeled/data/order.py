@@ -1,12 +1,14 @@
 """The order of samples is a function of (seed, step): nothing to save, nothing to lose, the same on any number of
 processes."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from unlabeled.data.rowgroups import Blocks
 from unlabeled.errors import UserError
 from unlabeled.randomness import mix
 
@@ -15,16 +17,19 @@ class GlobalOrder(Sampler[list[int]]):
     """Positions of the images that this process sees, batch by batch, to the end of the run.
 
     Epoch e is a permutation drawn from (seed, e); batch t of it is its t-th run of ``batch_size`` positions, of which
-    process r of W takes the r-th part. Images that do not fill a last batch are left out of that epoch.
+    process r of W takes the r-th part. Images that do not fill the batches of a last step are left out of that epoch.
 
     Args:
         size: images in the source.
         batch_size: over all processes.
-        total_steps: batches of the whole run; its length, also when it goes on in the middle.
+        total_steps: of the whole run, also when it goes on in the middle.
         seed: of the run.
         rank, world_size: which process this is, of how many.
         next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
             skips nothing by reading it.
+        accumulate: batches in a step.
+        blocks: of rows that lie together, where reading them in any order would read the same bytes over and over:
+            the permutation is then one by blocks.
     """
 
     def __init__(
@@ -36,35 +41,45 @@ class GlobalOrder(Sampler[list[int]]):
         rank: int,
         world_size: int,
         next_step: Callable[[], int],
+        accumulate: int = 1,
+        blocks: Blocks | None = None,
     ) -> None:
-        check_batch_size(batch_size, size, world_size)
+        check_batch_size(batch_size, size, world_size, accumulate)
         self.size, self.batch_size, self.total_steps, self.seed = size, batch_size, total_steps, seed
         self.rank, self.world_size, self.next_step = rank, world_size, next_step
-        self.steps_per_epoch = size // batch_size
+        self.accumulate, self.blocks, self.steps_per_epoch = accumulate, blocks, size // (batch_size * accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.next_step()
         while step < self.total_steps:
             epoch, first = divmod(step, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - step)
-            batches = self.epoch(epoch)[first:last].view(last - first, self.world_size, -1)
+            batches = self.epoch(epoch)[first:last].view((last - first) * self.accumulate, self.world_size, -1)
             yield from batches[:, self.rank].tolist()
             step += last - first
 
     def __len__(self) -> int:
-        return self.total_steps
+        return self.total_steps * self.accumulate
 
     def epoch(self, number: int) -> Tensor:
-        """Global batches of one epoch, int64 [steps_per_epoch, batch_size]."""
+        """What one epoch sees, step by step and batch by batch: int64 [steps_per_epoch, accumulate, batch_size]."""
         generator = torch.Generator().manual_seed(mix(self.seed, number))
-        used = torch.randperm(self.size, generator=generator)[: self.steps_per_epoch * self.batch_size]
-        return used.view(self.steps_per_epoch, self.batch_size)
+        shape = (self.steps_per_epoch, self.accumulate, self.batch_size)
+        if self.blocks is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = self.blocks.permutation(generator)
+        return order[: math.prod(shape)].view(shape)
 
 
-def check_batch_size(batch_size: int, size: int, world_size: int) -> None:
-    """Raise UserError unless ``batch_size`` images can be drawn and shared out evenly."""
+def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: int = 1) -> None:
+    """Raise UserError unless ``accumulate`` batches of that size can be drawn and shared out evenly."""
     if not 0 < batch_size <= size:
         raise UserError(f"batch_size={batch_size}: it must lie between 1 and the {size} training images")
+    if not 0 < accumulate <= size // batch_size:
+        raise UserError(
+            f"accumulate={accumulate}: from 1 to {size // batch_size} batches of {batch_size} images can be drawn"
+        )
     if batch_size % world_size:
         raise UserError(f"batch_size={batch_size} is global and must be a multiple of the {world_size} processes")
 

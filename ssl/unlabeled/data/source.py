@@ -1,8 +1,9 @@
 """What every data source is: images that can be decoded one by one, and the splits made of them."""
 
 import os
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,16 +17,26 @@ class Source(Protocol):
 
     classes: list[str]  # class names in label order; [] where nothing is labelled
     labels: Tensor  # int64 [N], -1 where there is no label
-    image_size: int  # height and width that `decode` returns, pixels
+    image_size: int  # pixels: height and width of the images if they are square, else the most of the shorter side
+    square: bool  # false: whole images, each with its own height and width, the longer side at most 2 · image_size
 
     def __len__(self) -> int: ...
 
     def decode(self, index: int) -> Tensor:
-        """Image ``index`` as uint8 [3, image_size, image_size]; raises CorruptImage. Safe in threads and in workers."""
+        """Image ``index`` as uint8 [3, h, w]; raises CorruptImage. Safe in threads and in workers."""
         ...
 
     def name(self, index: int) -> str:
         """What a user would call this image: its path, or file and row."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """What a source of encoded images has besides, for ``unlabeled.data.inspect``; one of arrays goes without."""
+
+    def encoded(self, index: int) -> bytes | Path:
+        """Image ``index`` as it is stored: its bytes, or its file. Raises CorruptImage where there is none."""
         ...
 
 
@@ -36,6 +47,7 @@ class Splits:
     train: Source
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
     description: str  # one line for reports: what it is, where it came from
+    corrupt: list[str] = field(default_factory=list)  # files known to be damaged, each with what is wrong with it
 
 
 def common_folder(source: Source) -> str:

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.canvas import on_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
 
-Transform = Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] on the device → float [B, 3, h, w], nothing random
+# uint8 [B, 3, H, W] and the images' sizes (int64 [B, 2], or None) on the device → float [B, 3, h, w], nothing random
+Transform = Callable[[Tensor, Tensor | None], Tensor]
 
 HEAD_ROWS = 4096  # features that go through a head at a time
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -57,10 +59,14 @@ class Probe(Protocol):
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
 
 
-def batched(images: Tensor, labels: Tensor, ids: Tensor, batch_size: int) -> list[Batch]:
-    """Cuts an array uint8 [N, 3, H, W] into batches; they are views, so the list costs no memory."""
-    parts = zip(*(torch.split(part, batch_size) for part in (images, ids, labels)), strict=True)
-    return [Batch(*part) for part in parts]
+def batched(images: Tensor, labels: Tensor, ids: Tensor, batch_size: int, sizes: Tensor | None = None) -> list[Batch]:
+    """Cuts an array uint8 [N, 3, H, W] into batches; they are views, so the list costs no memory.
+
+    ``sizes`` int64 [N, 2] for images that do not fill H × W.
+    """
+    parts = list(zip(*(torch.split(part, batch_size) for part in (images, ids, labels)), strict=True))
+    frames = [None] * len(parts) if sizes is None else torch.split(sizes, batch_size)
+    return [Batch(x, i, label, sizes=frame) for (x, i, label), frame in zip(parts, frames, strict=True)]
 
 
 def extract(
@@ -84,7 +90,7 @@ def extract(
     rows: list[Features] = []
     with eval_mode(network), _random_state_kept(device), torch.no_grad():
         for batch in batches:
-            x = _forward(network, transform(batch.images.to(device)), AUTOCAST[precision])
+            x = _forward(network, transform(*on_device(batch, device)), AUTOCAST[precision])
             rows.append(Features(x.cpu(), batch.labels.cpu(), batch.ids.cpu()))
     if not rows:
         raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")

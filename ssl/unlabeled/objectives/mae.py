@@ -277,5 +277,5 @@ class MAE(Objective):
 def masking_noise(progress: Progress, count: int, num_patches: int) -> Tensor:
     """Noise [count, L] of this process's images; a function of (seed, step, position in the global batch)."""
     first, total = distributed.rank() * count, distributed.world_size() * count
-    generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, MASKING))
+    generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, MASKING))
     return torch.rand(total, num_patches, generator=generator)[first : first + count]

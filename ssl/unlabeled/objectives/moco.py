@@ -182,7 +182,7 @@ class MoCo(Objective):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
         x1, x2 = batch.views
-        if self.training:
+        if self.training and progress.part == 0:  # once a step
             ema.update(self.momentum_backbone, self.backbone, self.momentum)
             ema.update(self.momentum_projector, self.projector, self.momentum)
         features = self.backbone(x1)
@@ -198,7 +198,7 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def _keys(self, images: Tensor, progress: Progress, turn: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, turn, _SHUFFLE))
+        generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, turn, _SHUFFLE))
         permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
         return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
 
@@ -260,7 +260,7 @@ class MoCoV3(Objective):
         features = self.backbone(x1)
         q1, q2 = self._predict(features), self._predict(self.backbone(x2))
         momentum = ema.momentum_at(progress.fraction, self.momentum)
-        if self.training:
+        if self.training and progress.part == 0:  # once a step
             ema.update(self.momentum_backbone, self.backbone, momentum)
             ema.update(self.momentum_projector, self.projector, momentum)
         k1, k2 = self._keys(x1), self._keys(x2)

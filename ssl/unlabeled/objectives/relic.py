@@ -201,7 +201,7 @@ class ReLIC(Objective):
         total = images * distributed.world_size()
         count = total - 1 if self.negatives is None else self.negatives
         self.candidates = 1 + count
-        generator = torch.Generator().manual_seed(mix(progress.seed, progress.step, _NEGATIVES))
+        generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, _NEGATIVES))
         first = distributed.rank() * images
         return sample_negatives(total, count, generator)[first : first + images]
 

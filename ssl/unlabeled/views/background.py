@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from unlabeled.data.canvas import sizes_of
 from unlabeled.errors import UserError
 from unlabeled.views.colour import luminance
 from unlabeled.views.masks import Masks, open_masks, unpack
@@ -82,9 +83,7 @@ def paint_background(
     Returns:
         [n, 3, H, W].
     """
-    if sizes is None:
-        sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
-    sizes = sizes.to(images.device)
+    sizes = sizes_of(images, sizes)
     return torch.where(stretched(masks, sizes, images), images, _colour(images, fill, grey.to(images), seed, sizes))
 
 

@@ -50,6 +50,13 @@ class Masks:
                 f"views.masks={path} was made for other data ({self.data}), not for the {len(source):,} training "
                 f"images of this run; make their own: {MAKE} out=…, or give views.masks=null"
             )
+        square = self.settings.get("square", True)  # as all were before there were whole images
+        if square != source.square:
+            given, wanted = str(square).lower(), str(source.square).lower()
+            raise UserError(
+                f"views.masks={path} was made with data.square={given}, this run has data.square={wanted} and so other "
+                f"frames; give data.square={given}, or make new masks: {MAKE} data.square={wanted} out=…"
+            )
 
 
 def open_masks(path: str) -> Masks:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from unlabeled.data.canvas import sizes_of
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.views.background import RemoveBackground
@@ -56,7 +57,8 @@ class Views(nn.Module):
         evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
         evaluation_interpolation: ``bilinear`` or ``bicubic``.
         masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
-        compile: what follows the crop by ``torch.compile``, for a GPU; the first step then takes minutes.
+        compile: what follows the crop by ``torch.compile``, for a GPU; the first step then takes longer. On a CPU each
+            step does: 213 ms in place of 104 for two views of 32 photographs on one core.
 
     Raises:
         UserError: the groups read another file of masks, or none, or after the crop; they cannot be compiled.
@@ -156,7 +158,7 @@ class Views(nn.Module):
         """What comes after the crop, and normalising."""
         return self._normalise(chain(operations, images, drawn))
 
-    def _compiled_finish(self, group: ViewGroup) -> "Colour":
+    def _compiled_finish(self, group: ViewGroup) -> Colour:
         """Made at first use, one for each group: the shapes stay from step to step, so it is compiled once."""
         if id(group) not in self._compiled:
             finish = partial(self._finish, group.operations[group.after_crop :])
@@ -175,13 +177,15 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def plain(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward."""
+        """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward.
+
+        ``sizes`` as in forward: each image's own centre is seen.
+        """
         _require_uint8(images)
-        if sizes is None:
-            sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
-        side = (sizes.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
-        boxes = torch.cat([(sizes - side) // 2, side, side], 1).to(images.device)
-        flip = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        frames = sizes_of(images, sizes)
+        sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
+        margins = ((frames - sides) / 2).round().long()  # half a pixel to even, as torchvision's CenterCrop
+        boxes, flip = torch.cat([margins, sides, sides], 1), torch.zeros_like(sides[:, 0], dtype=torch.bool)
         made = [
             crop_resize(_scaled(images[rows]), boxes[rows], flip[rows], self.size, self.evaluation_interpolation)
             for rows in self._blocks(images)
@@ -243,6 +247,8 @@ def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
 def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
     """What does not know where an image ends would count its canvas in."""
     for group in groups:
+        if not any(getattr(step, "crops", False) for step in group.operations):
+            raise UserError("views.groups: images differ in size and a group has no crop; add one, or data.square=true")
         for step in group.operations[: group.after_crop]:
             if not getattr(step, "framed", False):
                 raise UserError(

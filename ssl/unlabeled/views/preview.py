@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from unlabeled.data.module import LazyLoader
+from unlabeled.data.loaders import LazyLoader
 from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
@@ -138,7 +138,8 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
     A corrupt one is replaced by its successor, as in training from a source that does not fit into memory. One that
     fits is decoded as a whole there and its corrupt images are left out: with such, training begins with other images.
     """
-    order = GlobalOrder(len(source), batch_size, 1, seed, 0, 1, next_step=lambda: 0)
+    blocks = getattr(source, "blocks", None)
+    order = GlobalOrder(len(source), batch_size, 1, seed, 0, 1, next_step=lambda: 0, blocks=blocks)
     positions = next(iter(order))[:count]
     batch: Batch = next(iter(LazyLoader(source, [positions], num_workers=0, corrupt=[])))
     return batch

@@ -1,7 +1,8 @@
 """Foreground masks of a training split, without labels: ``python -m unlabeled.views.saliency data=… out=masks.pt``.
 
 Handcrafted saliency maps at a working resolution (or a small network trained to give them) → 0.5 is the border between
-foreground and background → one bit per pixel. The masks are what ``RemoveBackground`` reads.
+foreground and background → one bit per pixel. The masks are what ``RemoveBackground`` reads. All are square: that of a
+whole image spans it from corner to corner.
 """
 
 import sys
@@ -16,12 +17,14 @@ from torch.nn import functional as F
 
 from unlabeled.build import build_data
 from unlabeled.config import run_module
+from unlabeled.data.canvas import on_device, sizes_of
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
 from unlabeled.pictures import draw
 from unlabeled.randomness import mix
 from unlabeled.views.background import Fill, paint_background
+from unlabeled.views.crop import crop_resize
 from unlabeled.views.masks import Masks, pack, samples_hash
 from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.saliency_fusion import fuse
@@ -52,7 +55,7 @@ def make_masks(config: Any, resolved: dict[str, Any]) -> None:
     saliency = build_saliency(resolved, data, device)
     masks = write_masks(data, saliency, resolved, out, device)
     picture = out.with_suffix(".png")
-    draw(_columns(data, masks, saliency, resolved["work_size"], device)).save(picture)
+    draw(_columns(data, masks, saliency, _work_size(resolved, data), device)).save(picture)
     seconds = time.monotonic() - started
     unusable = ((masks.coverage < DEGENERATE[0]) | (masks.coverage > DEGENERATE[1])).float().mean()
     print(
@@ -88,8 +91,8 @@ def build_saliency(settings: dict[str, Any], data: DataModule, device: torch.dev
     if not settings["refine"]:
         return fused
     chosen = _random_positions(data, settings["refine_images"], settings["seed"])
-    batches = data.batches(data.train, chosen, settings["batch_size"])
-    images = torch.cat([working_images(batch.images.to(device), settings["work_size"]) for batch in batches])
+    batches, size = data.batches(data.train, chosen, settings["batch_size"]), _work_size(settings, data)
+    images = torch.cat([frames(batch, data.splits.train.square, size, device) for batch in batches])
     return train_network(images, fused, settings["refine_epochs"], settings["seed"]).maps
 
 
@@ -98,10 +101,27 @@ def _random_positions(data: DataModule, count: int, seed: int) -> Tensor:
     return torch.randperm(len(data.train.labels), generator=generator)[:count]
 
 
-def working_images(images: Tensor, work_size: int) -> Tensor:
-    """Uint8 [B, 3, S, S] → float [B, 3, w, w] in [0, 1] with w = min(S, work_size): never enlarged."""
-    size = min(images.shape[-1], work_size)
-    return F.interpolate(images.float() / 255, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+def _work_size(settings: dict[str, Any], data: DataModule) -> int:
+    wanted: int = settings["work_size"]
+    return min(wanted, data.splits.train.image_size)
+
+
+def frames(batch: Batch, square: bool, size: int, device: torch.device) -> Tensor:
+    """Each image of a batch from corner to corner as a square: float [B, 3, size, size] in [0, 1] on ``device``.
+
+    Args:
+        batch: of decoded images.
+        square: whether its source gives square ones; if not, height and width are scaled apart.
+        size: pixels.
+        device: where it is done.
+    """
+    images, sizes = on_device(batch, device)
+    scaled = images.float() / 255
+    if square:
+        return F.interpolate(scaled, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    own = sizes_of(images, sizes)
+    flip = torch.zeros(len(images), dtype=torch.bool, device=device)
+    return crop_resize(scaled, torch.cat([torch.zeros_like(own), own], 1), flip, size, "bilinear")
 
 
 def write_masks(
@@ -111,7 +131,7 @@ def write_masks(
 
     The bits are gathered in a file beside ``out``: ImageNet's at 224 pixels are 8 GB, of which little is in memory.
     """
-    source = data.splits.train
+    source, work_size = data.splits.train, _work_size(settings, data)
     size = settings["mask_size"] or source.image_size
     rows = out.with_name(out.name + ".rows")
     try:
@@ -120,21 +140,17 @@ def write_masks(
         coverage = torch.full((len(source),), -1.0)
         everything = data.batches(data.train, torch.arange(len(data.train.labels)), settings["batch_size"])
         for batch in _with_bar(everything):
-            bits = masks_of(batch.images.to(device), saliency, settings["work_size"], settings["threshold"], size)
+            images = frames(batch, source.square, work_size, device)
+            bits = resized_maps(saliency(images), size) >= settings["threshold"]
             packed[batch.ids], coverage[batch.ids] = pack(bits).cpu(), bits.float().mean((1, 2)).cpu()
         corrupt = coverage < 0
         packed[corrupt], coverage[corrupt] = pack(torch.ones(1, size, size, dtype=torch.bool)), 1.0
-        kept = {key: settings[key] for key in SETTINGS}
+        kept = {key: settings[key] for key in SETTINGS} | {"square": source.square}
         masks = Masks(packed, coverage, size, samples_hash(source), source.classes, data.splits.description, kept)
         masks.save(out)
     finally:
         rows.unlink(missing_ok=True)
     return masks
-
-
-def masks_of(images: Tensor, saliency: Saliency, work_size: int, threshold: float, size: int) -> Tensor:
-    """Uint8 [B, 3, S, S] → bool [B, size, size], True where the map, resized (bilinear), reaches the threshold."""
-    return resized_maps(saliency(working_images(images, work_size)), size) >= threshold
 
 
 def resized_maps(maps: Tensor, size: int) -> Tensor:
@@ -148,14 +164,14 @@ def _columns(
     """Some random images, their maps and masks, what each fill makes of them, and views of that: the picture."""
     batches = data.batches(data.train, _random_positions(data, ROWS, masks.settings["seed"]), ROWS)
     batch = next(iter(batches))
-    images = batch.images.to(device)
-    scaled, foreground = images.float() / 255, masks.rows(batch.ids, device)
-    maps = resized_maps(saliency(working_images(images, work_size)), images.shape[-1])
-    shown = resized_maps(foreground.float(), images.shape[-1])
-    columns = {"image": scaled, "map": _grey(maps), "mask": _grey(shown)}
+    source, count = data.splits.train, len(batch.ids)
+    images, foreground = frames(batch, source.square, source.image_size, device), masks.rows(batch.ids, device)
+    maps = resized_maps(saliency(frames(batch, source.square, work_size, device)), source.image_size)
+    shown = resized_maps(foreground.float(), source.image_size)
+    columns = {"image": images, "map": _grey(maps), "mask": _grey(shown)}
     generator = torch.Generator().manual_seed(masks.settings["seed"])
-    grey, seed = torch.rand(len(images), generator=generator), torch.randint(2**62, (len(images),), generator=generator)
-    fills = {fill: paint_background(scaled, foreground, fill, grey, seed) for fill in get_args(Fill)}
+    grey, seed = torch.rand(count, generator=generator), torch.randint(2**62, (count,), generator=generator)
+    fills = {fill: paint_background(images, foreground, fill, grey, seed) for fill in get_args(Fill)}
     crops = {f"view {number}": _view(fills["random_gray"], generator) for number in (1, 2)}
     return columns | fills | crops
 

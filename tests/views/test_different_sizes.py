@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from unlabeled.data.canvas import canvas
 from unlabeled.errors import UserError
 from unlabeled.views.background import Fill, paint_background
 from unlabeled.views.crop import Interpolation, crop_resize
@@ -35,10 +36,10 @@ def pictures() -> list[Tensor]:
 
 
 def on_canvas(images: list[Tensor], height: int, width: int, around: int = 0) -> tuple[Tensor, Tensor]:
-    canvas = torch.full((len(images), 3, height, width), around, dtype=torch.uint8)
+    made = torch.full((len(images), 3, height, width), around, dtype=torch.uint8)
     for row, image in enumerate(images):
-        canvas[row, :, : image.shape[1], : image.shape[2]] = image
-    return canvas, torch.tensor([image.shape[1:] for image in images])
+        made[row, :, : image.shape[1], : image.shape[2]] = image
+    return made, torch.tensor([image.shape[1:] for image in images])
 
 
 def one_by_one(views: Views, images: list[Tensor]) -> list[Tensor]:
@@ -52,21 +53,21 @@ def test_every_pipeline_makes_of_an_image_on_a_canvas_what_it_makes_of_the_image
         config = compose("train", [f"views={name}", "name=x"])
     config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
     views: Views = instantiate(config.views)
-    canvas, sizes = on_canvas(pictures(), 64, 64)
-    for view, alone in zip(views(canvas, IDS, KEY, sizes=sizes), one_by_one(views, pictures()), strict=True):
+    joined, sizes = on_canvas(pictures(), 64, 64)
+    for view, alone in zip(views(joined, IDS, KEY, sizes=sizes), one_by_one(views, pictures()), strict=True):
         torch.testing.assert_close(view, alone, rtol=0, atol=1e-5)
     alone = torch.cat([views.plain(image[None]) for image in pictures()])
-    torch.testing.assert_close(views.plain(canvas, sizes), alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(views.plain(joined, sizes), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_crops_at_the_borders_of_an_image_see_nothing_of_its_canvas(interpolation: Interpolation) -> None:
-    canvas, sizes = on_canvas(pictures(), 64, 70, around=255)
+    joined, sizes = on_canvas(pictures(), 64, 70, around=255)
     mode = InterpolationMode(interpolation)
     for corner in itertools.product((False, True), (False, True)):
         side = (sizes + 1) // 2
         boxes = torch.cat([(sizes - side) * torch.tensor(corner), side], 1)
-        ours = crop_resize(canvas / 255, boxes, torch.zeros(len(canvas), dtype=torch.bool), 20, interpolation)
+        ours = crop_resize(joined / 255, boxes, torch.zeros(len(joined), dtype=torch.bool), 20, interpolation)
         for image, box, cut in zip(pictures(), boxes.tolist(), ours, strict=True):
             theirs = F.resized_crop(image / 255, *box, [20, 20], interpolation=mode, antialias=True).clamp(0, 1)
             torch.testing.assert_close(cut, theirs, rtol=0, atol=1 / 255 / 10)
@@ -80,11 +81,25 @@ def everything(*before: Operation) -> Views:
 @pytest.mark.parametrize(("height", "width", "around"), [(60, 60, 77), (61, 83, 0), (128, 64, 255)])
 def test_neither_the_size_of_the_canvas_nor_what_is_on_it_changes_a_bit(height: int, width: int, around: int) -> None:
     views = everything()
-    canvas, sizes = on_canvas(pictures(), 60, 60)
+    joined, sizes = on_canvas(pictures(), 60, 60)
     other, _ = on_canvas(pictures(), height, width, around)
-    for one, two in zip(views(canvas, IDS, KEY, sizes=sizes), views(other, IDS, KEY, sizes=sizes), strict=True):
+    for one, two in zip(views(joined, IDS, KEY, sizes=sizes), views(other, IDS, KEY, sizes=sizes), strict=True):
         assert torch.equal(one, two)
-    assert torch.equal(views.plain(canvas, sizes), views.plain(other, sizes))
+    assert torch.equal(views.plain(joined, sizes), views.plain(other, sizes))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_with_canvases_of_their_own_make_the_views_of_one_process(processes: int) -> None:
+    joined, sizes = canvas(pictures())
+    whole = everything()(joined, IDS, KEY, sizes=sizes)
+    share = len(SIZES) // processes
+    parts = []
+    for first in range(0, len(SIZES), share):
+        joined, sizes = canvas(pictures()[first : first + share])
+        ids = IDS[first : first + share]
+        parts.append(everything()(joined, ids, KEY._replace(first=first), sizes=sizes))
+    for number, view in enumerate(whole):
+        assert torch.equal(torch.cat([part[number] for part in parts]), view)
 
 
 def test_boxes_of_images_of_different_sizes_are_those_of_each_size_alone() -> None:
@@ -105,15 +120,15 @@ def test_backgrounds_on_a_canvas_are_painted_as_those_of_the_image_alone(fill: F
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(len(SIZES), 12, 12, generator=generator) < 0.5
     grey, seed = torch.rand(len(SIZES), generator=generator), torch.arange(len(SIZES)) + 99
-    canvas, sizes = on_canvas(pictures(), 60, 60)
-    painted = paint_background(canvas / 255, masks, fill, grey, seed, sizes)
+    joined, sizes = on_canvas(pictures(), 60, 60)
+    painted = paint_background(joined / 255, masks, fill, grey, seed, sizes)
     for row, (image, (height, width)) in enumerate(zip(pictures(), SIZES, strict=True)):
         own = slice(row, row + 1)
         alone = paint_background(image[None] / 255, masks[own], fill, grey[own], seed[own])
         torch.testing.assert_close(painted[own, :, :height, :width], alone, rtol=0, atol=1e-6)
         rows, columns = ((2 * torch.arange(side) + 1) * 12 // (2 * side) for side in (height, width))  # nearest
         shape = masks[row][rows][:, columns]
-        assert torch.equal((painted[row] == canvas[row] / 255).all(0)[:height, :width] | ~shape, torch.ones_like(shape))
+        assert torch.equal((painted[row] == joined[row] / 255).all(0)[:height, :width] | ~shape, torch.ones_like(shape))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +138,15 @@ def test_backgrounds_on_a_canvas_are_painted_as_those_of_the_image_alone(fill: F
 def test_what_would_count_the_canvas_in_is_refused_before_the_crop_and_welcome_for_images_of_one_size(
     before: Operation,
 ) -> None:
-    canvas, sizes = on_canvas(pictures(), 60, 60)
+    joined, sizes = on_canvas(pictures(), 60, 60)
     name = type(before).__name__
     with pytest.raises(UserError, match=rf"{name} needs images of one size.*crop before it.*data\.square=true"):
-        everything(before)(canvas, IDS, KEY, sizes=sizes)
-    assert len(everything(before)(canvas, IDS, KEY)) == 2
+        everything(before)(joined, IDS, KEY, sizes=sizes)
+    assert len(everything(before)(joined, IDS, KEY)) == 2
+
+
+def test_a_group_that_never_crops_is_refused_for_images_of_different_sizes() -> None:
+    joined, sizes = on_canvas(pictures(), 60, 60)
+    views = Views(16, [ViewGroup(1, [])], None, None, 1.0, "bicubic")
+    with pytest.raises(UserError, match=r"images differ in size and a group has no crop.*data\.square=true"):
+        views(joined, IDS, KEY, sizes=sizes)

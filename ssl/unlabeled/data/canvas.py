@@ -1,0 +1,37 @@
+"""Images of several sizes in one tensor: each lies in the upper left corner of a canvas that holds the largest."""
+
+import torch
+from torch import Tensor
+
+from unlabeled.objective import Batch
+
+
+def canvas(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Bring images into one tensor.
+
+    Args:
+        images: uint8 [3, h, w] each, one or more, on one device.
+
+    Returns:
+        uint8 [B, 3, largest h, largest w], 0 beside and below an image, and the height and width of each, int64 [B, 2];
+        None in place of these where all are of one size.
+    """
+    sizes = [tuple(image.shape[1:]) for image in images]
+    if len(set(sizes)) == 1:
+        return torch.stack(images), None
+    made = images[0].new_zeros(len(images), 3, *(max(sides) for sides in zip(*sizes, strict=True)))
+    for place, image, (height, width) in zip(made, images, sizes, strict=True):
+        place[:, :height, :width] = image
+    return made, torch.tensor(sizes, device=made.device)
+
+
+def sizes_of(images: Tensor, sizes: Tensor | None) -> Tensor:
+    """Height and width of each image of [B, 3, H, W], int64 [B, 2] on its device; None: every image fills H × W."""
+    if sizes is None:
+        sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+    return sizes.to(images.device)
+
+
+def on_device(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """Images and sizes of a batch on a device."""
+    return batch.images.to(device), None if batch.sizes is None else batch.sizes.to(device)

@@ -1,0 +1,164 @@
+"""Local files, and those of object stores (``s3://``, ``gs://``, ``https://`` through fsspec), read by byte ranges."""
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import IO, Any, TypeVar
+
+from unlabeled.errors import UserError
+
+_AT_ONCE = 16  # requests to an object store, whose answers take long and whose lines are broad
+_OPEN_FILES = 64  # kept open by a process
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # what the stores call it
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_Result = TypeVar("_Result")
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """``size`` bytes from ``offset`` on, fewer where the file ends. Raises OSError. Safe in threads and in workers."""
+    if not is_url(path):
+        file = _open_file(path)  # held here, so that no other thread's opening can close it
+        return os.pread(file.fileno(), size, offset)
+    system, inside = _system(path)
+    return bytes(system.cat_file(inside, start=offset, end=offset + size))
+
+
+def opened(path: str) -> IO[bytes]:
+    """The file, to be read from its beginning to its end."""
+    if not is_url(path):
+        return open(path, "rb", buffering=2**16)
+    file: IO[bytes] = _asked(
+        path, lambda system, inside: system.open(inside, "rb", block_size=2**24, cache_type="readahead")
+    )
+    return file
+
+
+def stamps(paths: list[str]) -> list[list[Any]]:
+    """Path, size and time (or version) of each: what changes with a file. Raises OSError."""
+    return over(_stamp, paths)
+
+
+def over(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
+    """The function of each path, many at once where they are far away."""
+    if not any(map(is_url, paths)):
+        return [function(path) for path in paths]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(function, paths))
+
+
+def matching(path: str, pattern: str, key: str, kind: str) -> list[str]:
+    """The files that ``pattern`` names in ``path``, a folder or the beginning that their paths share, sorted.
+
+    ``{000..146}`` and ``{a,b}`` name each of these files, which must be there; ``*``, ``?`` and ``**`` those that are.
+
+    Raises UserError, with ``key`` of the configuration and ``kind`` of file, where there is none, or one is missing.
+    """
+    base = os.path.expanduser(path)
+    if os.path.isfile(base):
+        raise UserError(f"data.path={path} is a file: give its folder as data.path and its name as data.train")
+    prefix = os.path.join(base, "") if is_url(base) or os.path.isdir(base) else base
+    if is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
+        return [prefix + pattern]
+    each = [_found(prefix, one) for one in expanded(pattern)]
+    missing = [one for one, found in zip(expanded(pattern), each, strict=True) if not found]
+    if missing and len(missing) < len(each):
+        raise UserError(
+            f"{key}={pattern}: {len(missing)} of {len(each)} files are not in data.path={path} ({some(missing)});"
+            " fetch them, or give a pattern with *, which takes those that are there"
+        )
+    if not missing:
+        return sorted(set(itertools.chain.from_iterable(each)))
+    there = [] if is_url(base) else sorted(os.path.basename(name) for name in glob.glob(glob.escape(prefix) + "*"))
+    if not there and not is_url(base) and not os.path.isdir(base):
+        raise UserError(f"data.path={path} does not exist ({os.path.abspath(base)}): give the {kind} files' folder")
+    none = "; data.test=null goes without" if key == "data.test" else ""
+    holds = "" if is_url(base) else f", which holds {some(there)}"
+    raise UserError(f"{key}={pattern} matches no file in data.path={path}{holds}{none}")
+
+
+def expanded(pattern: str) -> list[str]:
+    """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        return [pattern]
+    span = _RANGE.fullmatch(braces[1])
+    if span is not None:
+        options = [f"{number:0{len(span[1])}}" for number in range(int(span[1]), int(span[2]) + 1)]
+    elif "," in braces[1]:
+        options = braces[1].split(",")
+    else:
+        return [pattern]
+    rest = expanded(pattern[braces.end() :])
+    return [pattern[: braces.start()] + option + end for option in options for end in rest]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first ten, and how many there are."""
+    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
+
+
+def line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())
+
+
+@lru_cache(_OPEN_FILES)
+def _open_file(path: str) -> IO[bytes]:
+    return open(path, "rb", buffering=0)
+
+
+def _stamp(path: str) -> list[Any]:
+    if not is_url(path):
+        status = os.stat(path)
+        return [path, status.st_size, status.st_mtime_ns]
+    info = _asked(path, lambda system, inside: system.info(inside))
+    version = next((info[key] for key in _VERSIONS if key in info), "")
+    return [path, int(info["size"] or 0), str(version)]
+
+
+def is_file(path: str) -> bool:
+    if not is_url(path):
+        return os.path.isfile(path)
+    return bool(_asked(path, lambda system, inside: system.isfile(inside)))
+
+
+def _found(prefix: str, pattern: str) -> list[str]:
+    if not is_url(prefix):
+        there = [prefix + pattern] if os.path.isfile(prefix + pattern) else []
+        return there or [one for one in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(one)]
+    if not glob.has_magic(pattern):
+        return [prefix + pattern] if is_file(prefix + pattern) else []
+    return _asked(
+        prefix + pattern, lambda system, inside: [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
+    )
+
+
+def _asked(url: str, question: Callable[[Any, str], _Result]) -> _Result:
+    """What a store says; raises FileNotFoundError, and UserError for whatever else it raises instead."""
+    system, inside = _system(url)
+    try:
+        return question(system, inside)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each store has errors of its own: no network, no credentials, no such bucket
+        reason = f"{type(error).__name__}: {line(error)}"
+        raise UserError(f"{url} cannot be reached ({reason}): mend the address, or what the store asks for") from error
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path inside it; fsspec keeps one of each kind in every process."""
+    try:
+        from fsspec.core import url_to_fs
+
+        system, inside = url_to_fs(url)
+    except (ImportError, ValueError) as error:  # not installed, nor the package of this store; no such kind of store
+        raise UserError(f"{url} cannot be read ({line(error)}): pip install 'unlabeled[remote]', or copy it") from error
+    return system, str(inside)

@@ -1,0 +1,147 @@
+"""Lists of millions of images as one memory-mapped file: no scan at a warm start, and no copy of it in any worker."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from unlabeled.errors import UserError
+
+MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
+_FORMAT = 1  # of the kept files; another number makes them stale
+
+Note = dict[str, Any]  # plain values that JSON holds
+
+
+class Index:
+    """N rows in columns of numbers (int64) and of bytes, and a note: in memory, or in a mapped file that forked and
+    spawned workers share."""
+
+    def __init__(self, table: Any, file: str | None = None) -> None:
+        self._table, self._file = table.combine_chunks(), file
+        self.note: Note = json.loads(table.schema.metadata[b"note"])
+        self._texts = {
+            name: self._table.column(name).chunk(0) if len(self) else []
+            for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+            if kind != "int64"
+        }
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __reduce__(self) -> Any:
+        return (Index, (self._table,)) if self._file is None else (_mapped, (self._file,))
+
+    def numbers(self, column: str) -> np.ndarray:
+        """int64 [N], read-only and not copied."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        return np.asarray(self._table.column(column).chunk(0).to_numpy(zero_copy_only=True))
+
+    def has(self, column: str) -> bool:
+        """Whether there is such a column of bytes."""
+        return column in self._texts
+
+    def text(self, column: str, row: int) -> bytes:
+        """One value of a column of bytes."""
+        return bytes(self._texts[column][row].as_py())
+
+
+def made(columns: dict[str, np.ndarray | list[bytes]], note: Note) -> Index:
+    """An index in memory: int64 arrays and lists of bytes, all of N rows."""
+    return Index(_table(columns, note))
+
+
+def kept(
+    wanted: Note,
+    place: str | None,
+    is_fresh: Callable[[Note], bool],
+    make: Callable[[], tuple[dict[str, np.ndarray | list[bytes]], Note]],
+    always: bool = False,
+) -> Index:
+    """The index that was kept for ``wanted``, or a new one, which is kept where it is long.
+
+    Args:
+        wanted: what the index is of; another one has another file.
+        place: folder for the file, ``data.index``; None: ``~/.cache/unlabeled``, for :data:`MANY` rows and more only.
+        is_fresh: whether a kept note still describes what is there.
+        make: scans: the columns and the note.
+        always: keep a short one too, its scan is slow.
+
+    Raises:
+        UserError: ``place`` cannot be written to. A cache that cannot be written to is done without.
+    """
+    file = _folder(place) / f"{_digest(wanted)}.arrow"
+    before = _read(file)
+    if before is not None and is_fresh(before.note):
+        return before
+    if before is not None:
+        print(f"the list of images in {file} is out of date: scanning {wanted['of']} again")
+    index = made(*make())
+    if place is None and not always and len(index) < MANY:
+        return index
+    return _write(index, file, place)
+
+
+def fingerprint(values: Iterable[str]) -> str:
+    """Short and stable, of some text."""
+    return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _folder(place: str | None) -> Path:
+    if place is not None:
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled"
+
+
+def _digest(wanted: Note) -> str:
+    return fingerprint([json.dumps(wanted | {"format": _FORMAT}, sort_keys=True)])
+
+
+def _table(columns: dict[str, np.ndarray | list[bytes]], note: Note) -> Any:
+    import pyarrow as pa
+
+    arrays = {
+        name: pa.array(values, pa.int64() if isinstance(values, np.ndarray) else pa.large_binary())
+        for name, values in columns.items()
+    }
+    return pa.table(arrays).replace_schema_metadata({b"note": json.dumps(note)})
+
+
+def _mapped(file: str) -> Index:
+    import pyarrow as pa
+
+    return Index(pa.ipc.open_file(pa.memory_map(file)).read_all(), file)
+
+
+def _read(file: Path) -> Index | None:
+    """None where there is nothing that can be read: a process killed while it wrote leaves no half file, a disk may."""
+    try:
+        return _mapped(str(file))
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def _write(index: Index, file: Path, place: str | None) -> Index:
+    import pyarrow as pa
+
+    part = file.with_suffix(f".{uuid4().hex}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, index._table.schema) as writer:
+            writer.write_table(index._table)
+        os.replace(part, file)  # whole or not at all, whatever other processes do
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        if place is not None:
+            raise UserError(f"data.index={place} cannot be written to ({error}): give a folder that can") from error
+        print(f"the list of images cannot be kept in {file.parent} ({error}); data.index=... gives another folder")
+        return index
+    return _mapped(str(file))

@@ -1,0 +1,213 @@
+"""Where batches come from: gathered from memory, or decoded by worker processes."""
+
+import itertools
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unlabeled.data.canvas import canvas
+from unlabeled.data.memory import DecodedSource, lazy_decode
+from unlabeled.data.order import GlobalOrder
+from unlabeled.data.source import Source
+from unlabeled.data.support import SupportOrder, decode_labelled
+from unlabeled.objective import Batch, Support
+
+
+class Resumable:
+    """Tells Lightning that a loader goes on where a run was stopped. It has no state: its order knows the next step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class ArrayLoader(Resumable):
+    """Batches gathered from images in memory: that of the GPU where there is room for them."""
+
+    def __init__(
+        self,
+        source: DecodedSource,
+        batches: GlobalOrder | list[list[int]],
+        device: torch.device,
+        support: SupportOrder | None = None,
+    ) -> None:
+        self.batches, self.support = batches, support
+        self.source = _on(source, device) if _has_room(source.images, device) else source
+
+    def __iter__(self) -> Iterator[Batch]:
+        for positions, beside in _side_by_side(self.batches, self.support):
+            batch = _take(self.source, positions)
+            yield batch if beside is None else batch._replace(support=self._take_support(beside))
+
+    def _take_support(self, positions: list[int]) -> Support:
+        assert self.support is not None
+        taken = _take(self.source, positions)
+        return Support(taken.images, taken.ids, self.support.slots.to(taken.ids.device), sizes=taken.sizes)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class LazyLoader(Resumable):
+    """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed.
+
+    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label. The
+    place of a labelled image beside a batch is taken by another one of its class.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batches: GlobalOrder | list[list[int]],
+        num_workers: int,
+        corrupt: list[str],
+        keep_shape: bool = True,
+        support: SupportOrder | None = None,
+    ) -> None:
+        self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
+        self.batches = batches if support is None else _Joined(batches, support)
+        self.loader: DataLoader[Any] = DataLoader(
+            _LazyImages(source, support),
+            batch_sampler=self.batches,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            worker_init_fn=OutliveSignals(),
+            generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for asked, batch in zip(self.batches, self.loader, strict=True):
+            got = batch.ids.tolist() + ([] if batch.support is None else batch.support.ids.tolist())
+            if asked != got:
+                self._list_corrupt(asked, got)
+            if not self.keep_shape:
+                batch = _intact(batch, asked)
+            if len(batch.ids):
+                yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def _list_corrupt(self, asked: list[int], got: list[int]) -> None:
+        for wanted, used in zip(asked, got, strict=True):
+            name = self.source.name(wanted)
+            if wanted != used and name not in self.corrupt:
+                self.corrupt.append(name)
+                print(f"skipped a corrupt image ({len(self.corrupt)} so far): {name}")
+
+
+class _Joined(Sampler[list[int]]):
+    """Positions of a batch with those of its support behind them: one list is what a worker is given."""
+
+    def __init__(self, batches: GlobalOrder | list[list[int]], support: SupportOrder) -> None:
+        self.batches, self.support = batches, support
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (positions + beside for positions, beside in zip(self.batches, self.support, strict=False))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _LazyImages(Dataset[Batch]):
+    def __init__(self, source: Source, support: SupportOrder | None) -> None:
+        self.source = source
+        self.slots = torch.tensor([], dtype=torch.long) if support is None else support.slots
+        self.listed = self.slots if support is None else support.positions
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        first = len(indices) - len(self.slots)  # of the support
+        images, ids, sizes = _on_a_canvas(lazy_decode(self.source, index) for index in indices[:first])
+        batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
+        if not len(self.slots):
+            return batch
+        labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
+        images, ids, sizes = _on_a_canvas(labelled)
+        return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
+
+
+class OutliveSignals:
+    """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
+
+    That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = multiprocessing.Value("b", 0, lock=False)
+        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # before workers are sent SIGTERM
+
+    def _leave(self) -> None:
+        self.leaving.value = 1
+
+    def __call__(self, worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remain)
+
+    def _remain(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and self.leaving.value:
+            os._exit(0)
+
+
+def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, ids and sizes of a batch."""
+    images, ids = zip(*decoded, strict=True)
+    together, sizes = canvas(list(images))
+    return together, torch.tensor(ids), sizes
+
+
+def _side_by_side(
+    batches: GlobalOrder | list[list[int]], support: SupportOrder | None
+) -> Iterable[tuple[list[int], list[int] | None]]:
+    """Both begin at the trainer's next step; only ``batches`` ends."""
+    return zip(batches, itertools.repeat(None) if support is None else support, strict=False)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _intact(batch: Batch, asked: list[int]) -> Batch:
+    """Without the rows whose image was replaced by a successor."""
+    keep = batch.ids == torch.tensor(asked)
+    sizes = None if batch.sizes is None else batch.sizes[keep]
+    return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
+
+
+def _take(source: DecodedSource, positions: list[int]) -> Batch:
+    rows = torch.tensor(positions, dtype=torch.long, device=source.ids.device)
+    if isinstance(source.images, Tensor):
+        images, sizes = source.images[rows], None
+    else:
+        images, sizes = canvas([source.images[position] for position in positions])
+    return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
+
+
+def _on(source: DecodedSource, device: torch.device) -> DecodedSource:
+    images, ids, labels = source.images, source.ids.to(device), source.labels.to(device)
+    moved = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    return replace(source, images=moved, ids=ids, labels=labels)
+
+
+def _has_room(images: Tensor | list[Tensor], device: torch.device) -> bool:
+    """Whether a GPU can hold the images and still have three quarters of its free memory for training."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = images.nbytes if isinstance(images, Tensor) else sum(image.nbytes for image in images)
+    return needed < free / 4

@@ -1,0 +1,81 @@
+"""The members of a tar file from its headers alone, and where it is damaged: ``tarfile`` takes that for its end."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+_BLOCK = 512  # bytes
+_FIELDS = struct.Struct("100s24x12s12x8sc100s6s82x155s12x")  # name, size, checksum, kind, link, magic, prefix
+_FILES, _LONG_NAME, _NEXT, _ALL = (b"0", b"\0", b"7"), b"L", b"x", b"g"  # kinds of members
+
+
+class Damaged(Exception):
+    """Where the members end too early, and why."""
+
+
+@dataclass
+class Member:
+    """A file in a tar file."""
+
+    name: bytes
+    offset: int  # of its first byte
+    size: int
+
+
+def members(file: IO[bytes], length: int) -> Iterator[Member]:
+    """Whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
+
+    Args:
+        file: at any place.
+        length: of the file in bytes.
+
+    Raises:
+        Damaged: after the last whole one before the end of the file, a header that is none, or a missing end mark.
+    """
+    place, name, size = 0, None, None
+    while True:
+        file.seek(place)
+        header = file.read(_BLOCK)
+        if len(header) < _BLOCK:
+            raise Damaged(f"cut short at byte {length:,}" if place or header else "empty")
+        if not any(header):
+            return
+        member, kind = _parsed(header, place)
+        member.size, start = member.size if size is None else size, place + _BLOCK
+        if start + member.size > length:
+            raise Damaged(f"cut short at byte {length:,}")
+        place = start + -(-member.size // _BLOCK) * _BLOCK
+        if kind == _LONG_NAME:
+            name = file.read(member.size).rstrip(b"\0")
+        elif kind == _NEXT:
+            name, size = _pax(file.read(member.size), name)
+        elif kind != _ALL:
+            if kind in _FILES:
+                yield Member(member.name if name is None else name, start, member.size)
+            name = size = None
+
+
+def _parsed(header: bytes, place: int) -> tuple[Member, bytes]:
+    name, size, checksum, kind, _, magic, prefix = _FIELDS.unpack(header)
+    try:
+        expected = int(checksum.split(b"\0")[0] or b"0", 8)
+        number = int.from_bytes(size[1:], "big") if size[0] == 0x80 else int(size.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        expected, number = -1, 0
+    if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is made with spaces in its own place
+        raise Damaged(f"damaged from byte {place:,} on" if place else "no tar file")
+    name, prefix = name.split(b"\0")[0], prefix.split(b"\0")[0] if magic == b"ustar\0" else b""
+    return Member(prefix + b"/" + name if prefix else name, place + _BLOCK, number), kind
+
+
+def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
+    """Name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``."""
+    size = None
+    while records:
+        length = int(records.split(b" ")[0])
+        key, _, value = records[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
+        name = value if key == b"path" else name
+        size = int(value) if key == b"size" else size
+        records = records[length:]
+    return name, size

@@ -1,0 +1,106 @@
+"""Images of several sizes share a tensor without touching each other, and their sizes travel with them."""
+
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.utilities import move_data_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unlabeled.data.canvas import canvas, on_device, sizes_of
+from unlabeled.objective import Batch, Support
+
+SIZES = [(3, 5), (4, 2), (1, 1), (4, 5)]
+
+
+def images(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    """None of their pixels is 0."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(1, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+
+
+def mixed_batch() -> Batch:
+    made, sizes = canvas(images(SIZES))
+    ids = torch.arange(4)
+    support = Support(made[:2], ids[:2], ids[:2], sizes=torch.tensor(SIZES[:2]))
+    return Batch(made, ids, ids, support=support, sizes=sizes)
+
+
+def test_each_image_lies_in_the_upper_left_corner_and_all_else_is_zero() -> None:
+    given = images(SIZES)
+    made, sizes = canvas(given)
+    assert (made.dtype, tuple(made.shape)) == (torch.uint8, (4, 3, 4, 5))
+    assert sizes is not None
+    assert (sizes.dtype, sizes.tolist()) == (torch.int64, [list(size) for size in SIZES])
+    for row, image, (height, width) in zip(made, given, SIZES, strict=True):
+        assert torch.equal(row[:, :height, :width], image)
+        assert int((row > 0).sum()) == 3 * height * width
+
+
+def test_the_canvas_is_as_high_as_the_highest_and_as_wide_as_the_widest_though_no_image_is_both() -> None:
+    made, sizes = canvas(images([(7, 2), (3, 6)]))
+    assert tuple(made.shape) == (2, 3, 7, 6)
+    assert sizes is not None
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 5)])
+def test_images_of_one_size_fill_their_tensor_and_need_no_sizes(size: tuple[int, int]) -> None:
+    given = images([size] * 3)
+    made, sizes = canvas(given)
+    assert sizes is None
+    assert torch.equal(made, torch.stack(given))
+    assert sizes_of(made, sizes).tolist() == [list(size)] * 3
+
+
+def test_a_canvas_shares_no_memory_with_its_images() -> None:
+    for given in (images(SIZES), images([(2, 2)])):
+        canvas(given)[0].zero_()
+        assert all(bool((image > 0).all()) for image in given)
+
+
+def test_known_sizes_are_kept() -> None:
+    batch = mixed_batch()
+    assert torch.equal(sizes_of(batch.images, batch.sizes), torch.tensor(SIZES))
+    seen, sizes = on_device(batch, "cpu")
+    assert torch.equal(seen, batch.images)
+    assert sizes is not None
+    assert on_device(batch._replace(sizes=None), "cpu")[1] is None
+
+
+class OneBatch(Dataset[Batch]):
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return mixed_batch()
+
+    def __len__(self) -> int:
+        return 4
+
+
+def same(batch: Any) -> Any:
+    return batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sizes_survive_a_workers_message_and_lightnings_way_to_the_device(workers: int) -> None:
+    (arrived,) = DataLoader(OneBatch(), batch_size=4, num_workers=workers, collate_fn=same)
+    for batch in (arrived, move_data_to_device(arrived, torch.device("cpu"))):
+        assert isinstance(batch, Batch)
+        assert batch.sizes is not None
+        assert torch.equal(batch.sizes, torch.tensor(SIZES))
+        assert isinstance(batch.support, Support)
+        assert batch.support.sizes is not None
+        assert torch.equal(batch.support.sizes, torch.tensor(SIZES[:2]))
+    on_meta = move_data_to_device(arrived, torch.device("meta"))
+    assert on_meta.sizes.device.type == on_meta.support.sizes.device.type == "meta"
+    without = move_data_to_device(arrived._replace(sizes=None), torch.device("cpu"))
+    assert without.sizes is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only memory for a GPU is pinned")
+def test_sizes_are_pinned_and_moved_with_their_images() -> None:
+    (pinned,) = DataLoader(OneBatch(), batch_size=4, collate_fn=same, pin_memory=True)
+    assert pinned.sizes.is_pinned()
+    seen, sizes = on_device(pinned, "cuda")
+    assert sizes is not None
+    assert seen.device == sizes.device
+    assert sizes.tolist() == [list(size) for size in SIZES]

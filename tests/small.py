@@ -1,0 +1,119 @@
+"""Configurations of ``conf/`` made small enough for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from unlabeled.build import build_backbone
+from unlabeled.objective import Objective
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def members(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["name=x", *overrides])
+
+
+def chosen(experiment: str) -> dict[str, str]:
+    """Group → choice of an experiment's defaults list."""
+    content: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    entries = content.get("defaults", [])
+    return {str(group).removeprefix("override /"): str(name) for entry in entries for group, name in entry.items()}
+
+
+def missing_keys(config: DictConfig) -> set[str]:
+    """Keys without a value. OmegaConf's function of this name fails where another key refers to one of them."""
+    found: set[str] = set()
+    for key in map(str, config):
+        if OmegaConf.is_missing(config, key):
+            found.add(key)
+        elif not OmegaConf.is_interpolation(config, key) and isinstance(config[key], DictConfig):
+            found |= {f"{key}.{below}" for below in missing_keys(config[key])}
+    return found
+
+
+def views_for(objective: str) -> str:
+    """Views that an experiment trains this objective with; SimCLR's two where there is none."""
+    choices = [chosen(experiment) for experiment in members("experiment")]
+    return next(
+        (each["views"] for each in choices if each.get("objective") == objective and "views" in each), "simclr_small"
+    )
+
+
+def shrink(views: DictConfig, size: int) -> None:
+    """Make evaluation see ``size`` pixels and all crops smaller in the same proportion."""
+    for group in views.groups:
+        for operation in group.operations:
+            if "size" in operation:
+                operation.size = round(operation.size * size / views.size)
+    views.size = size
+
+
+def small_objective(name: str) -> tuple[DictConfig, Objective]:
+    """The objective with its own views, small, on the first small backbone that it accepts."""
+    refusals = []
+    for small in ("resnet_thin", "vit_tiny_small"):
+        config = composed(f"objective={name}", f"backbone={small}", f"views={views_for(name)}")
+        config.views.update({key: None for key in missing_keys(config.views)})
+        shrink(config.views, 16)
+        if "support" in config.objective:  # ImageNet's would be hundreds of classes
+            config.objective.support.classes_per_batch = 2
+        try:
+            return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+        except InstantiationException as error:
+            refusals.append(error.__cause__)
+    pytest.fail(f"no small backbone serves objective={name}: {refusals}")
+
+
+def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
+    """A whole run of an objective that takes milliseconds a step; ``data.path`` and such are among the overrides."""
+    backbone = "vit_tiny_small" if name == "mae" else "resnet_thin"
+    narrow = ["width=24", "heads=2", "depth=2"] if name == "mae" else ["width=0.125"]
+    chosen = [f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}", f"run_dir={run_dir}"]
+    config = composed(*chosen, *(f"backbone.{each}" for each in narrow), *RUN, *overrides)
+    config.views.update({key: None for key in missing_keys(config.views)})
+    shrink(config.views, 8)
+    tiny = {key: value for key, value in TINY.items() if key in config.objective}
+    config.objective.update(
+        {key: value[: len(config.objective[key])] if isinstance(value, list) else value for key, value in tiny.items()}
+    )
+    if "support" in config.objective:
+        config.objective.support.update({"fraction": 0.5, "classes_per_batch": 2, "images_per_class": 4})
+    return config
+
+
+RUN = [
+    "optimizer=sgd",
+    "batch_size=16",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.sync_batchnorm=false",
+    "online_knn=null",
+    "pictures=null",
+    "probe=none",
+    "log_every_n_steps=1",
+]
+TINY = {
+    "projection_hidden": [16, 16],
+    "projection_dim": 16,
+    "hidden_dim": 16,
+    "prototypes": 12,
+    "queue_size": 48,
+    "queue_length": 32,
+    "queue_from_epoch": 1,
+    "freeze_prototypes_epochs": 1,
+    "bn_splits": 2,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
