@@ -59,7 +59,9 @@ def test_views_of_a_batch_and_of_its_support_are_made_with_their_sizes(known: bo
     batch = Batch(together, torch.arange(4), torch.arange(4), support=support, sizes=sizes)
     views = Seeing()
     wanted = SimpleNamespace(support=SimpleNamespace(views=1, images_per_step=2))
-    run = SimpleNamespace(objective=wanted, views=views, seed=0, global_step=0, global_rank=0, batch_size=4)
+    progress = Progress(0, 1, 1, 0)
+    run = SimpleNamespace(objective=wanted, views=views, seed=0, progress=progress, global_rank=0, batch_size=4)
+    run.view_key = lambda each: Pretraining.view_key(cast(Any, run), each)
     run._support_with_views = lambda each: Pretraining._support_with_views(cast(Any, run), each)
     made = Pretraining._with_views(cast(Any, run), batch)
     assert len(views.told) == 2
