@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,13 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from tests.small import composed
 from unlabeled import preflight
+from unlabeled.build import build_run
 from unlabeled.config import is_sweep
 from unlabeled.errors import UserError
 from unlabeled.meeting import Place, meet, open_store
+from unlabeled.together import end_children
 
 HOST = socket.gethostname()
 FACTS = {"config": {"optimizer": {"lr": 0.1}, "views": ["a", "b"]}, "torch": "2.15.0", "code": "12ab"}
@@ -127,6 +131,8 @@ def test_another_number_of_processes_than_were_started_is_refused_with_the_keys_
         with pytest.raises(UserError, match=rf"^{by} started 8 .* give trainer\.devices=4 trainer\.num_nodes=2$"):
             preflight.check_started(trainer)
     preflight.check_started(cast(pl.Trainer, SimpleNamespace(world_size=8, num_nodes=2)))
+    with pytest.raises(UserError, match=rf"^{by} started 8 processes, the trainer has 1: give trainer\.devices=4"):
+        build_run(composed("data=digits", "backbone=resnet_thin", "trainer.accelerator=cpu"), {})
 
 
 def test_slurms_processes_are_found_without_lightnings_requeueing_and_ntasks_alone_is_refused(
@@ -193,3 +199,11 @@ def test_with_one_process_nothing_is_started_and_nothing_connected(tmp_path: Pat
     preflight.connect(trainer, {}, 1, 1, tmp_path / "last.ckpt")
     assert not dist.is_initialized()
     assert "MASTER_PORT" not in os.environ
+
+
+def test_started_processes_that_do_not_end_by_themselves_are_ended() -> None:
+    quick, slow = (subprocess.Popen(["sleep", seconds]) for seconds in ("0", "100"))
+    started = time.monotonic()
+    end_children([quick, slow], 1)
+    assert 1 <= time.monotonic() - started < 10
+    assert (quick.wait(10), slow.wait(10)) == (0, -9)
