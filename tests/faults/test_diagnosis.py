@@ -32,14 +32,14 @@ class Chain(Backbone):
 
 
 class Tiny(Objective):
-    """The mean square of the features of one view; NaN as the loss, or as the gradient of a weight, on request."""
+    """The mean square of the features of one view; NaN as the loss, or as the gradient of weights, on request."""
 
-    def __init__(self, bad_loss: bool = False, bad_gradient: str | None = None) -> None:
+    def __init__(self, *bad_gradients: str, bad_loss: bool = False) -> None:
         super().__init__()
         self.backbone = Chain()
         self.bad_loss = bad_loss
-        if bad_gradient is not None:
-            spoilt = self.get_parameter(bad_gradient)
+        for name in bad_gradients:
+            spoilt = self.get_parameter(name)
             spoilt.register_hook(lambda gradient: gradient.index_fill(0, _FIRST, torch.nan))  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -112,9 +112,15 @@ def test_a_loss_that_goes_bad_by_itself_is_named() -> None:
 
 
 def test_a_gradient_is_named_where_all_else_is_finite() -> None:
-    finding = found(Tiny(bad_gradient="backbone.layers.0.weight"))
+    finding = found(Tiny("backbone.layers.0.weight"))
     assert finding[:2] == (GRADIENTS, "the gradient of backbone.layers.0.weight has 3 non-finite of 12 values")
     assert finding.loss == pytest.approx(7.5**2)
+
+
+def test_of_several_bad_gradients_the_one_nearest_to_the_loss_is_named_and_older_ones_do_not_count() -> None:
+    objective = Tiny("backbone.layers.0.weight", "backbone.layers.2.weight")
+    objective.backbone.layers[2].bias.grad = torch.full((2,), torch.nan)  # type: ignore[index, union-attr]
+    assert found(objective).name == "the gradient of backbone.layers.2.weight has 4 non-finite of 8 values"
 
 
 def test_hooks_are_gone_afterwards() -> None:

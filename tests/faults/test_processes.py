@@ -11,12 +11,25 @@ from torch.multiprocessing.spawn import spawn
 from tests.faulty import BATCH, Untaken, config_of, metrics_of, run_of, same, spoil, state_of
 from unlabeled.build import build_replay
 from unlabeled.data.order import GlobalOrder
+from unlabeled.objective import Batch, Output, Progress
 from unlabeled.objectives.moco import MoCo
 from unlabeled.objectives.swav import SwAV
 
 # Writing metrics would average the loss over the processes, in place: only at the end.
 TWO = ("trainer.devices=2", "trainer.sync_batchnorm=false", "log_every_n_steps=8")
 STEP = 3
+
+
+def watch(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """Write the views of the bad step, and a draw from the global random state."""
+    original = MoCo.forward
+
+    def forward(self: MoCo, batch: Batch, progress: Progress) -> Output:
+        if progress.step == STEP:
+            torch.save([*batch.views, torch.rand(3)], path)
+        return original(self, batch, progress)
+
+    patch.setattr(MoCo, "forward", forward)
 
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
@@ -29,6 +42,10 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
         skipped = run_of(config_of(f"{folder}/skipped", MoCo, *TWO))
         run_of(config_of(f"{folder}/ddp", SwAV, *TWO))
         run_of(config_of(f"{folder}/fsdp", SwAV, *TWO, "trainer.strategy=fsdp"))
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, MoCo, "gradient", STEP)
+        watch(patch, Path(f"{folder}/seen{rank}.pt"))
+        run_of(config_of(f"{folder}/gradient", MoCo, *TWO))
     torch.save([parameter.data for parameter in skipped.module.parameters()], f"{folder}/skipped{rank}.pt")
 
 
@@ -61,6 +78,14 @@ def test_the_process_with_the_bad_loss_writes_what_it_saw(folder: Path, name: st
     assert record["state_dict"].keys() == {key.removeprefix("objective.") for key in state_of(folder / name)["network"]}
 
 
+def test_views_and_draws_of_a_replay_are_those_of_the_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch(monkeypatch, folder / "again.pt")
+    build_replay(str(folder / "gradient" / "faults" / f"step_{STEP + 1:06d}.pt")).run()
+    seen = [torch.load(folder / f"{name}.pt") for name in ("again", "seen0", "seen1")]
+    assert same(seen[0], seen[2])
+    assert not any(same(*pair) for pair in zip(seen[0], seen[1], strict=True))
+
+
 def test_the_rows_of_one_process_are_replayed_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +94,13 @@ def test_the_rows_of_one_process_are_replayed_by_one(
     spoil(monkeypatch, SwAV, "loss alone", STEP)
     assert build_replay(path).run()
     assert "the images of process 1 of 2 alone" in capsys.readouterr().out
+
+
+def test_a_bad_gradient_is_traced_to_its_process_though_ddp_has_averaged_it(folder: Path) -> None:
+    record = torch.load(folder / "gradient" / "faults" / f"step_{STEP + 1:06d}.pt", weights_only=True)
+    assert record["rank"] == 1
+    assert record["named"].startswith("the gradient of projector.")
+    assert same(state_of(folder / "gradient"), state_of(folder / "expected"))
 
 
 def test_weights_that_are_cut_are_skipped_as_whole_ones(folder: Path) -> None:

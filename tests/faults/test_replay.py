@@ -71,7 +71,10 @@ def test_a_replay_names_the_same_tensor_and_without_the_fault_says_that_it_was_n
     assert "not reproduced" in capsys.readouterr().out
 
 
-def test_views_draws_and_loss_of_a_replay_are_those_of_the_step(tmp_path: Path, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_views_draws_and_loss_of_a_replay_are_those_of_the_step(
+    tmp_path: Path, monkeypatch: Patch, precision: str
+) -> None:
     seen: list[tuple[torch.Tensor, ...]] = []
     original = SimCLR.forward
 
@@ -83,7 +86,7 @@ def test_views_draws_and_loss_of_a_replay_are_those_of_the_step(tmp_path: Path, 
 
     monkeypatch.setattr(SimCLR, "forward", watched)
     spoil(monkeypatch, SimCLR, "gradient", 2)
-    run_of(config_of(tmp_path, SimCLR, "max_steps=3"))
+    run_of(config_of(tmp_path, SimCLR, "max_steps=3", f"trainer.precision={precision}"))
     build_replay(str(tmp_path / "faults" / "step_000003.pt")).run()
     assert len(seen) == 3  # the step, its diagnosis, its replay
     for again in seen[1:]:
