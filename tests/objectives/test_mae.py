@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from tests.group import leave
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
@@ -347,7 +348,7 @@ def one_of_two(rank: int, folder: str) -> None:
         torch.distributed.all_reduce(value)
         value /= 2
     torch.save((result, masking_noise(START, 4, 16)), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_have_the_masks_the_loss_and_every_gradient_of_one(tmp_path: Path) -> None:

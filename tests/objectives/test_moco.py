@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
+from tests.group import leave
 from unlabeled import ema
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress
@@ -420,7 +421,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
     results["shuffled"] = encode_shuffled(encode, images[where], permutation).flatten().tolist(), seen
     torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

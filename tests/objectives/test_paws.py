@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from tests.group import leave
 from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
@@ -251,7 +252,7 @@ def one_of_several(rank: int, processes: int, folder: str) -> None:
     init = f"file://{folder}/rendezvous"
     torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=processes)
     torch.save(everything(rank, processes), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("processes", [2, 4])

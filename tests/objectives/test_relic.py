@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from tests.group import leave
 from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
 from unlabeled.objective import Backbone, Batch, Plan, Progress
@@ -362,7 +363,7 @@ def one_of_two(rank: int, folder: str) -> None:
         value /= 2
     if rank == 0:
         torch.save(result, f"{folder}/result.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_have_the_loss_and_every_gradient_of_one_with_the_joined_batch(tmp_path: Path) -> None:

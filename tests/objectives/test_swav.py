@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
+from tests.group import leave
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Plan, Progress
@@ -219,7 +220,7 @@ def one_of_several(rank: int, processes: int, folder: str) -> None:
     local = 8 // processes
     rows = slice(local * rank, local * (rank + 1))
     torch.save({"whole": all_of_it(rows), "pieces": train_in_pieces(rows)}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def train_in_pieces(rows: slice) -> dict[str, Tensor]:
