@@ -212,6 +212,29 @@ def test_when_the_first_process_is_killed_the_others_end_too(folder: Path) -> No
     assert f"process 1 of 2 ends: process 1 on {HOST} lost another one" in printed[0]
 
 
+def is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_process_whose_first_one_is_gone_ends_though_it_waits_and_nobody_reads_what_it_prints(folder: Path) -> None:
+    first = start(folder, "objective=faulty", "name=x", environment={"FAULT": "hang:1:2"})
+    metrics = folder / "outputs" / "x" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
+        assert first.poll() is None
+        time.sleep(0.2)
+    time.sleep(2)  # until it hangs, and is not in a message to the first
+    (second,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+    first.kill()
+    assert first.stdout is not None
+    first.stdout.close()
+    assert first.wait(10) == -9
+    deadline = time.monotonic() + 60
+    while is_alive(second) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_alive(second)
+
+
 def test_a_process_that_hangs_ends_the_run_after_the_timeout_given(folder: Path) -> None:
     codes, printed = finish(
         start(folder, "objective=faulty", "name=x", "timeout_minutes=0.05", environment={"FAULT": "hang:1:2"})

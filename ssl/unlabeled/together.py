@@ -107,9 +107,11 @@ class Together:
         if lost or not self._claim(own):
             time.sleep(1)  # until the other has said what happened, or is seen dead
         cause = self._cause() or own
-        if cause == own:
-            self._print_traceback(kind, error, trace)
-        self._end(cause)
+        try:
+            if cause == own:
+                self._print_traceback(kind, error, trace)
+        finally:
+            self._end(cause)
 
     def _claim(self, cause: str) -> bool:
         """Say so, if this is the first failure."""
@@ -122,14 +124,18 @@ class Together:
 
     def _end(self, cause: str) -> None:
         with self._ending:  # never given back
-            if self.children:  # nobody else may know
-                self._claim(cause)
-            how = f"goes on from {self.checkpoint}" if self.checkpoint.exists() else "starts anew: no checkpoint yet"
-            print(f"process {self.rank} of {self.processes} ends: {cause}. The same command {how}", file=sys.stderr)
-            end_children(self.children, GRACE)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # an ordinary exit may wait for messages that never come
+            try:
+                if self.children:  # nobody else may know
+                    self._claim(cause)
+                end_children(self.children, GRACE)
+                how = (
+                    f"goes on from {self.checkpoint}" if self.checkpoint.exists() else "starts anew: no checkpoint yet"
+                )
+                print(f"process {self.rank} of {self.processes} ends: {cause}. The same command {how}", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # also where nobody reads what is printed
+                os._exit(1)  # an ordinary exit may wait for messages that never come
 
 
 def end_with_this_process(children: Sequence["subprocess.Popen[bytes]"]) -> None:
