@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch.multiprocessing.spawn import spawn
 
+from tests.group import leave
 from tests.small import composed, members, missing_keys, shrink, views_for
 from unlabeled.build import build_objective, build_run
 from unlabeled.checkpointing import Interrupted
@@ -129,6 +130,7 @@ def one_of_four(rank: int, ports: list[int], configs: dict[str, DictConfig], fol
         train(configs[name], folder / f"{name}-2-to-1", 1)
     for name in STOPPED:
         train(configs[name], folder / f"{name}-1-to-4", 4)
+    leave()
 
 
 def free_ports(count: int) -> list[int]:
