@@ -30,6 +30,7 @@ class Table:
 
 
 def require_columns(name: str, schema: Any, image_column: str, label_column: str | None) -> None:
+    """Raise UserError, with what is there instead, unless a file has both columns and they are of the right types."""
     import pyarrow.types as kinds
 
     wanted = [(image_column, "data.image_column=...", "encoded images (binary, or a struct with binary bytes)")]
