@@ -90,6 +90,30 @@ class Backbone(nn.Module):
 
     num_features: int
     image_size: int | None = None  # the only height and width that it takes, pixels; None: any
+    kinds: tuple[str, ...] = ("last",)  # of features that it can give
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """What probes look at, in one pass.
+
+        Args:
+            images: [B, 3, h, w].
+            kinds: among :attr:`kinds`. ``last`` is what forward gives, [B, num_features]; ``tokens`` [B, n, D] is what
+                was there before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
+                four blocks or stages, joined; ``cls`` and ``patches`` [B, D] are a class token and the others' mean.
+
+        Raises:
+            UserError: a kind that this architecture has not.
+        """
+        self.check_kinds(kinds)
+        return {"last": self(images)}
+
+    def check_kinds(self, kinds: Sequence[str]) -> None:
+        """Raise UserError for a kind of features that this architecture has not."""
+        for kind in kinds:
+            if kind not in self.kinds:
+                raise UserError(
+                    f"features={kind}: {type(self).__name__} has no such features; allowed: {', '.join(self.kinds)}"
+                )
 
     def shards(self) -> list[nn.Module]:
         """The parts that are called one after another; what FSDP keeps whole on a device one at a time."""

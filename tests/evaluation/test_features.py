@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unlabeled.backbones.resnet import ResNet
 from unlabeled.data.canvas import canvas
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, batched, extract, pixels, state_hash
@@ -171,3 +172,20 @@ def test_negative_zero_is_another_state() -> None:
 def test_features_keep_their_rows_when_moved() -> None:
     features = Features(torch.ones(2, 3), torch.tensor([0, 1]), torch.tensor([5, 6])).to("cpu")
     assert features.ids.tolist() == [5, 6]
+
+
+def test_every_kind_comes_from_one_pass_and_equals_the_networks_own() -> None:
+    torch.manual_seed(0)
+    network, images = ResNet(18, 0.125, "cifar"), torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
+    calls: list[int] = []
+    network.conv1.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    batches = batched(images, torch.arange(10) - 1, torch.arange(10), 4)
+    found = extract(network, batches, lambda x, sizes: x.float() / 255, "cpu", kinds=["last4", "tokens"])
+    assert calls == [4, 4, 2]
+    network.eval()
+    with torch.no_grad():
+        wanted = network.features(images.float() / 255, ["last", "last4", "tokens"])
+    assert torch.allclose(found.x, wanted["last"], atol=1e-6)
+    assert torch.allclose(found.of("last4").x, wanted["last4"], atol=1e-6)
+    assert torch.allclose(found.of("tokens").x, wanted["tokens"].flatten(1), atol=1e-6)
+    assert found.labelled().others["tokens"].shape == (9, 1, 64)

@@ -7,7 +7,7 @@ Blocks and tensor names are torchvision's, so that a checkpoint of the one loads
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
+from unlabeled.backbones.resnet import of_maps
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -76,6 +77,8 @@ class RegNetY(Backbone):
     def shards(self) -> list[nn.Module]:
         return [block for stage in self.trunk_output.children() for block in stage.children()]
 
+    kinds = ("last", "last4", "tokens")
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         recomputes = self.checkpoint_activations and self.training
@@ -83,6 +86,11 @@ class RegNetY(Backbone):
             x = _checkpointed(block, x) if recomputes else block(x)
         features: Tensor = x.mean(dim=(2, 3))
         return features
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        self.check_kinds(kinds)
+        x = self.stem(images)
+        return of_maps([x := stage(x) for stage in self.trunk_output], kinds)
 
 
 def stages(

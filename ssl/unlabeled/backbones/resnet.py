@@ -4,6 +4,7 @@ He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 conv
 for every tensor, so that a checkpoint of the one loads in the other.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -65,10 +66,27 @@ class ResNet(Backbone):
         self.num_features = channels[4]
         _initialise(self, zero_init_residual)
 
+    kinds = ("last", "last4", "tokens")
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(x.mean(dim=(2, 3)), 1)
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        self.check_kinds(kinds)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return of_maps([x := stage(x) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)], kinds)
+
+
+def of_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Kinds of features of a convolutional network from what its stages give, [B, C, h, w] each, the last one last."""
+    made: dict[str, Callable[[], Tensor]] = {
+        "last": lambda: maps[-1].mean(dim=(2, 3)),
+        "last4": lambda: torch.cat([each.mean(dim=(2, 3)) for each in maps[-4:]], 1),
+        "tokens": lambda: maps[-1].flatten(2).transpose(1, 2),
+    }
+    return {kind: made[kind]() for kind in kinds}
 
 
 def _stage(

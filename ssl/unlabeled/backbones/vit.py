@@ -5,6 +5,7 @@ MoCo v3 code give to every tensor, so that a checkpoint of the one loads in the 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -75,8 +76,28 @@ class ViT(Backbone):
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)
 
+    kinds = ("last", "last4", "cls", "patches", "tokens")
+
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """See :meth:`Backbone.features`; ``last4``: class tokens through the last norm (DINO's linear evaluation)."""
+        self.check_kinds(kinds)
+        outputs = []
+        x = self._embed(images)
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        tokens = self.norm(x)
+        made: dict[str, Callable[[], Tensor]] = {
+            "last": lambda: self.pool(tokens),
+            "last4": lambda: torch.cat([self.norm(each)[:, 0] for each in outputs[-4:]], 1),
+            "cls": lambda: tokens[:, 0],
+            "patches": lambda: tokens[:, 1:].mean(1),
+            "tokens": lambda: tokens[:, 1:],
+        }
+        return {kind: made[kind]() for kind in kinds}
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """The class token and the patches after the last norm.
@@ -89,6 +110,10 @@ class ViT(Backbone):
         Returns:
             [B, 1 + k, width], or [B, 1 + L, width]; the class token comes first.
         """
+        tokens: Tensor = self.norm(self.blocks(self._embed(images, keep)))
+        return tokens
+
+    def _embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         if images.shape[2:] != (self.image_size, self.image_size):
             given = "×".join(map(str, images.shape[2:]))
             raise UserError(f"backbone.image_size={self.image_size} but images are {given}: give views.size to both")
@@ -96,8 +121,7 @@ class ViT(Backbone):
         if keep is not None:
             patches = take(patches, keep)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        tokens: Tensor = self.norm(self.blocks(torch.cat([first, patches], 1)))
-        return tokens
+        return torch.cat([first, patches], 1)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens [B, 1 + n, width] → features [B, width]."""

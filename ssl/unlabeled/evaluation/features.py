@@ -1,17 +1,18 @@
 """Frozen features: how they are extracted without touching the network, and what a probe of them is."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from unlabeled.data.canvas import on_device
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch
+from unlabeled.objective import Backbone, Batch
+from unlabeled.views.pipeline import Views
 
 # uint8 [B, 3, H, W] and the images' sizes (int64 [B, 2], or None) on the device → float [B, 3, h, w], nothing random
 Transform = Callable[[Tensor, Tensor | None], Tensor]
@@ -27,15 +28,27 @@ class Features:
     x: Tensor  # float32 [N, D], as the network gave them: neither normalised nor standardised
     labels: Tensor  # int64 [N], -1 where there is none
     ids: Tensor  # int64 [N]
+    others: dict[str, Tensor] = field(default_factory=dict)  # further kinds (Backbone.kinds), float32 [N, …]
+
+    def of(self, kind: str) -> "Features":
+        """Those of one kind, as vectors: tokens [N, n, D] become [N, n·D]. ``last`` is ``x``."""
+        x = self.x if kind == "last" else self.others[kind]
+        return Features(x.flatten(1), self.labels, self.ids)
+
+    def rows(self, chosen: Tensor) -> "Features":
+        """Those of some images: a mask bool [N], or their rows int64 [n]."""
+        others = {kind: x[chosen] for kind, x in self.others.items()}
+        return Features(self.x[chosen], self.labels[chosen], self.ids[chosen], others)
 
     def labelled(self) -> "Features":
         """The rows that have a label."""
         keep = self.labels >= 0
-        return self if bool(keep.all()) else Features(self.x[keep], self.labels[keep], self.ids[keep])
+        return self if bool(keep.all()) else self.rows(keep)
 
     def to(self, device: torch.device | str) -> "Features":
         """The same features on ``device``; probes compute where the features lie."""
-        return Features(self.x.to(device), self.labels.to(device), self.ids.to(device))
+        others = {kind: x.to(device) for kind, x in self.others.items()}
+        return Features(self.x.to(device), self.labels.to(device), self.ids.to(device), others)
 
 
 @dataclass
@@ -43,13 +56,22 @@ class Score:
     """One number of one probe, with all that is needed to say how it came about."""
 
     protocol: str  # e.g. "knn/cosine-exp/k=200/T=0.1"; numbers of different protocols are not comparable
-    top1: float  # per cent of test images
+    top1: float  # per cent of test images; the mean over ``draws`` where there are some
     chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and what they were chosen on; plain JSON
     notes: list[str] = field(default_factory=list)  # whatever a reader should doubt, in sentences
+    predictions: Tensor | None = None  # int64 [N], class of each test image; of the first draw where there are some
+    log_probabilities: Tensor | None = None  # float32 [N, C], where the probe has any
+    metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
+    draws: list[float] = field(
+        default_factory=list
+    )  # top-1 of each random draw (of labels, of seeds), if more than one
 
 
 class Probe(Protocol):
-    """Fits on train features, predicts test features. Labels are all in [0, num_classes); deterministic."""
+    """Fits on train features, predicts test features. Labels are all in [0, num_classes); deterministic.
+
+    It looks at the kinds of features in its ``kinds``, at ``last`` alone where it has no such attribute.
+    """
 
     @property
     def needs(self) -> int:
@@ -57,6 +79,41 @@ class Probe(Protocol):
         ...
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
+
+
+def kinds_of(probe: object) -> tuple[str, ...]:
+    """The kinds of features that a probe looks at."""
+    return tuple(getattr(probe, "kinds", ("last",)))
+
+
+@dataclass
+class Task:
+    """What a probe is given that trains on images: recipes with augmentation, attentive probes, fine-tuning."""
+
+    network: Backbone  # a copy, so that it may be trained; in eval mode, on ``device``
+    train_labels: Tensor  # int64 [N], all in [0, num_classes); positions below count in here
+    test_labels: Tensor  # int64 [M]
+    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # of "train" or "test", at positions [n], so many at a time
+    views: Views  # of the run: size, mean and std; ``views.plain`` is what evaluation sees
+    num_classes: int
+    device: torch.device
+    precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes
+    train_names: Callable[[int], str]  # of the image at a position of train, for lists of labels
+
+
+@runtime_checkable
+class ImageProbe(Protocol):
+    """Trains on images and predicts the test images, once. Deterministic, and leaves global random states alone.
+
+    Its features come from ``task.network`` in eval mode unless it trains the network itself.
+    """
+
+    baselines: bool  # whether the random network goes through the same: it costs as much again
+
+    @property
+    def needs(self) -> int: ...
+
+    def train_predict(self, task: Task) -> list[Score]: ...
 
 
 def batched(images: Tensor, labels: Tensor, ids: Tensor, batch_size: int, sizes: Tensor | None = None) -> list[Batch]:
@@ -75,13 +132,14 @@ def extract(
     transform: Transform,
     device: torch.device | str,
     precision: str = "32-true",
+    kinds: Sequence[str] = ("last",),
 ) -> Features:
     """Features of all images, on the CPU, with ``network`` in eval mode and left as it was found.
 
     The train/eval mode of every submodule and the global random state are restored; ``network`` is moved to ``device``
     and stays there. ``precision`` is Lightning's name: 32-true, bf16-mixed or 16-mixed. ``batches`` is any iterable,
-    e.g. ``batched(...)`` or a loader; a generator can be read only once. Raises UserError on features
-    that are not finite.
+    e.g. ``batched(...)`` or a loader; a generator can be read only once. ``kinds`` of features besides ``last``
+    need a Backbone that has them. Raises UserError on features that are not finite.
     """
     if precision not in AUTOCAST:
         raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
@@ -90,11 +148,18 @@ def extract(
     rows: list[Features] = []
     with eval_mode(network), _random_state_kept(device), torch.no_grad():
         for batch in batches:
-            x = _forward(network, transform(*on_device(batch, device)), AUTOCAST[precision])
-            rows.append(Features(x.cpu(), batch.labels.cpu(), batch.ids.cpu()))
+            found = _forward(network, transform(*on_device(batch, device)), AUTOCAST[precision], kinds)
+            rows.append(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
     if not rows:
         raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
-    return _finite(Features(*(torch.cat(column) for column in _columns(rows))), precision)
+    return _finite(joined(rows), precision)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features of some images after those of others, of the same kinds."""
+    others = {kind: torch.cat([part.others[kind] for part in parts]) for kind in parts[0].others}
+    x, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "labels", "ids"))
+    return Features(x, labels, ids, others)
 
 
 @torch.no_grad()
@@ -170,21 +235,26 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _forward(network: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _forward(network: nn.Module, images: Tensor, dtype: torch.dtype | None, kinds: Sequence[str]) -> dict[str, Tensor]:
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-        x = network(images)
+        if isinstance(network, Backbone) and set(kinds) != {"last"}:
+            found = network.features(images, list(dict.fromkeys(["last", *kinds])))
+        else:
+            found = {"last": network(images)}
+    x = found["last"]
     if x.ndim != 2 or len(x) != len(images):
         raise ValueError(f"a backbone returns features [{len(images)}, D]; this one returned {list(x.shape)}")
-    return torch.as_tensor(x, dtype=torch.float32)
+    return {kind: torch.as_tensor(values, dtype=torch.float32) for kind, values in found.items()}
 
 
-def _columns(rows: list[Features]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    return [row.x for row in rows], [row.labels for row in rows], [row.ids for row in rows]
+def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {kind: values.cpu() for kind, values in found.items()}
 
 
 def _finite(features: Features, precision: str) -> Features:
-    broken = ~features.x.isfinite().all(dim=1)
+    every = (features.x, *features.others.values())
+    broken = torch.stack([~x.flatten(1).isfinite().all(dim=1) for x in every]).any(dim=0)
     if bool(broken.any()):
         first = int(features.ids[broken][0])
         raise UserError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Pixels, Probe, Transform, behind, extract, state_hash
+from unlabeled.evaluation.features import Features, Pixels, Probe, Score, Transform, behind, extract, state_hash
 from unlabeled.objective import Batch
 
 Say = Callable[[str], None]
@@ -27,6 +27,15 @@ class Row:
     notes: list[str] = field(default_factory=list)
     n_train: int = 0  # labelled images
     n_test: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # further numbers of the probe, as in Score
+    draws: list[float] = field(default_factory=list)  # top-1 of each draw, where top1 is their mean
+    interval: tuple[float, float] | None = None  # of top1, 95 %, by resampling test images
+    predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
+    log_probabilities: Tensor | None = None  # float32 [n_test, C]; neither
+
+    def plain(self) -> dict[str, Any]:
+        """What results.json holds of it."""
+        return {name: value for name, value in vars(self).items() if name not in ("predictions", "log_probabilities")}
 
 
 def judge(
@@ -140,9 +149,25 @@ def _run(
         seconds = time.perf_counter() - start
         for score in scores:
             say(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
-            sizes = (len(train.labels), len(test.labels))
-            rows.append(Row(name, score.protocol, score.top1, score.chosen, score.notes, *sizes))
+            rows.append(row_of(name, score, len(train.labels), len(test.labels)))
     return rows
+
+
+def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:
+    """A score as a row of the report."""
+    return Row(
+        features,
+        score.protocol,
+        score.top1,
+        score.chosen,
+        score.notes,
+        n_train,
+        n_test,
+        score.metrics,
+        score.draws,
+        predictions=score.predictions,
+        log_probabilities=score.log_probabilities,
+    )
 
 
 def _same_images(first: Features | None, second: Features, name: str) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def write_report(
     In results.json numbers are not rounded, and one that is not finite is null.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = _plain({"rows": [asdict(row) for row in rows], "provenance": dict(provenance)})
+    results = _plain({"rows": [row.plain() for row in rows], "provenance": dict(provenance)})
     _write(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     pictures = [("Map of the test features", feature_map)] if feature_map else []
     if metrics is not None and metrics.exists():

@@ -1,0 +1,67 @@
+"""Kinds of features: each equals what it says it is, computed from the network's own parts."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlabeled.backbones.regnet import RegNetY
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.vit import ViT
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+
+def small(name: str) -> Backbone:
+    torch.manual_seed(0)
+    made: dict[str, Callable[[], Backbone]] = {
+        "vit": lambda: ViT(16, 4, 24, 5, 2, position="learned"),
+        "vit_gap": lambda: ViT(16, 4, 24, 5, 2, pooling="gap"),
+        "resnet": lambda: ResNet(18, 0.125, "cifar"),
+        "regnet": lambda: RegNetY(4, 16, 27.89, 2.65, 8, 0.25, "nearest"),
+    }
+    return made[name]().eval()
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_gap", "resnet", "regnet"])
+def test_last_is_what_forward_gives_and_one_pass_gives_the_same_as_many(name: str) -> None:
+    network, images = small(name), torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        every = network.features(images, network.kinds)
+        assert list(every) == list(network.kinds)
+        assert torch.equal(every["last"], network(images))
+        for kind in network.kinds:
+            assert torch.equal(network.features(images, [kind])[kind], every[kind])
+
+
+def test_a_vits_last_four_are_class_tokens_of_its_last_blocks_through_the_last_norm() -> None:
+    network, images = small("vit"), torch.rand(2, 3, 16, 16)
+    seen: list[Tensor] = []
+    assert isinstance(network, ViT)
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found = network.features(images, ["last4", "cls", "patches", "tokens"])
+        wanted = torch.cat([network.norm(each)[:, 0] for each in seen[1:]], 1)
+        tokens = network.norm(seen[-1])
+    assert torch.equal(found["last4"], wanted)
+    assert found["last4"].shape == (2, 4 * 24)
+    assert torch.equal(found["cls"], tokens[:, 0])
+    assert torch.equal(found["tokens"], tokens[:, 1:])
+    assert torch.allclose(found["patches"], tokens[:, 1:].sum(1) / 16)
+
+
+def test_a_resnets_last_four_are_the_means_of_its_stages_and_tokens_average_to_last() -> None:
+    network, images = small("resnet"), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        found = network.features(images, ["last", "last4", "tokens"])
+    assert found["tokens"].shape == (2, 2 * 2, 64)
+    assert torch.allclose(found["tokens"].mean(1), found["last"], atol=1e-6)
+    assert found["last4"].shape == (2, 8 + 16 + 32 + 64)
+    assert torch.allclose(found["last4"][:, -64:], found["last"])
+
+
+def test_a_kind_that_an_architecture_has_not_is_refused_with_those_it_has() -> None:
+    with pytest.raises(UserError, match="features=cls: ResNet has no such features; allowed: last, last4, tokens"):
+        small("resnet").features(torch.rand(1, 3, 16, 16), ["cls"])
