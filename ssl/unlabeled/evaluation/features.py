@@ -65,6 +65,7 @@ class Score:
     draws: list[float] = field(
         default_factory=list
     )  # top-1 of each random draw (of labels, of seeds), if more than one
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [N] of each score, larger = less sure
 
 
 class Probe(Protocol):
