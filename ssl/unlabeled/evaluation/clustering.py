@@ -51,7 +51,7 @@ class KMeans:
         """
         from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-        k = self.clusters or len(train.labels.unique())
+        k = self.clusters or int((train.labels.bincount() > 0).sum())
         of_train, of_test, notes = self._assign(train.x, test.x, k)
         classes = counts(of_train, train.labels, k, num_classes)
         named, how = name_clusters(classes)
@@ -103,7 +103,7 @@ def name_clusters(images: Counts) -> tuple[Counts, str]:
     Classes without an image are never given. Hungarian: the assignment, no class twice, under which most images are
     right. Majority where clusters outnumber the classes: each for itself, the first class among equals.
     """
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     seen = images.sum(axis=0).nonzero()[0]
     if len(images) > len(seen):

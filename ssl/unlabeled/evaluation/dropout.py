@@ -13,8 +13,8 @@ from unlabeled.errors import UserError
 def dropout_active(network: nn.Module) -> Iterator[None]:
     """Dropout in training mode inside, and nothing else: BatchNorm and DropPath stay as they are; then all as before.
 
-    Also reaches dropout that is no module of its own: that of nn.MultiheadAttention, and that of timm's fused attention,
-    which looks at its own mode and is therefore computed unfused.
+    Also reaches dropout that is no module of its own: that of nn.MultiheadAttention, and that of timm's fused
+    attention, which looks at its own mode and is therefore computed unfused.
 
     Raises:
         UserError: no dropout has p above 0, so that all passes would be equal.
@@ -42,5 +42,5 @@ def dropout_active(network: nn.Module) -> Iterator[None]:
 
 def _drops(module: object) -> bool:
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return float(module.dropout) > 0
     return isinstance(module, _DropoutNd) and module.p > 0

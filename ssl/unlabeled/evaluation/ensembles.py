@@ -97,6 +97,4 @@ def deep_ensemble(runs: Sequence[Tensor], labels: Tensor, protocol: str) -> Scor
     if shapes != {(len(labels), runs[0].shape[1])}:
         raise UserError(f"a deep ensemble needs the same {len(labels)} test images and classes of each run: {shapes}")
     name = f"ensemble/{len(runs)} runs/{protocol}"
-    return pooled_score(
-        name, pool(torch.stack(list(runs))), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE]
-    )
+    return pooled_score(name, pool(torch.stack(list(runs))), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE])

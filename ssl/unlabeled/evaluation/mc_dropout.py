@@ -85,7 +85,9 @@ class MCDropout:
             "temperature_on": f"{len(held)} held-out train images",
         }
         calibration = (spared.log_probabilities, train.labels[held])
-        score = pooled_score(self.protocol, whole, test.labels, calibration, chosen, self._notes(best, classes, num_classes))
+        score = pooled_score(
+            self.protocol, whole, test.labels, calibration, chosen, self._notes(best, classes, num_classes)
+        )
         score.metrics["without_dropout_top1"] = plain
         return [score]
 

@@ -50,7 +50,7 @@ def pool_heads(heads: Tensor, x: Tensor) -> Pool:
 
 
 def single_scores(log_probabilities: Tensor) -> dict[str, Tensor]:
-    """What can be said without members: ``entropy`` and ``least_confidence`` = 1 − the largest probability, [N] each."""
+    """What needs no members, [N] each: ``entropy`` and ``least_confidence`` = 1 − the largest probability."""
     least = -torch.expm1(log_probabilities.amax(dim=1))
     return {"entropy": entropy(log_probabilities), "least_confidence": least}
 
@@ -62,7 +62,8 @@ def pooled(members: Tensor) -> Tensor:
 
 def entropy(log_probabilities: Tensor) -> Tensor:
     """−Σ p log p over the last dimension; of the pool it is the predictive, or total, entropy."""
-    return torch.special.entr(log_probabilities.exp()).sum(dim=-1)
+    terms: Tensor = torch.special.entr(log_probabilities.exp())
+    return terms.sum(dim=-1)
 
 
 def expected_entropy(members: Tensor) -> Tensor:
