@@ -102,11 +102,11 @@ def test_the_length_of_a_feature_does_not_matter_under_l2_and_its_scale_does_not
 def test_labels_may_have_gaps_and_the_random_states_are_untouched() -> None:
     train, test, names = data(300, 3, 0, 0.3), data(200, 3, 1, 0.3), torch.tensor([2, 5, 11])
     (dense,) = probe().fit_predict(train, test, 3)
-    before, numpys = torch.get_rng_state(), np.random.get_state()[1].sum()  # type: ignore[union-attr]  # noqa: NPY002
+    before, numpys = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].sum()
     gaps = [Features(f.x, names[f.labels], f.ids) for f in (train, test)]
     (sparse,) = probe().fit_predict(gaps[0], gaps[1], 13)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.random.get_state()[1].sum() == numpys  # type: ignore[union-attr]  # noqa: NPY002
+    assert np.random.get_state(legacy=False)["state"]["key"].sum() == numpys
     assert sparse.top1 == dense.top1
     assert sparse.protocol == dense.protocol == "kmeans/l2/k=3/hungarian-on-train"
     assert sparse.notes == ["10 of 13 classes have no train image and are never predicted."]

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.calibration import calibration_metrics, nll, temperature
+from unlabeled.evaluation.clustering import KMeans
 from unlabeled.evaluation.dropout import dropout_active
 from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, resample
 from unlabeled.evaluation.features import Features, Score
 from unlabeled.evaluation.least_sure import least_sure
 from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
 from unlabeled.evaluation.mc_dropout import MCDropout
+from unlabeled.evaluation.paws_nn import AllSupports
 from unlabeled.evaluation.selective import aurc
 from unlabeled.evaluation.uncertainty import (
     entropy,
@@ -284,6 +286,25 @@ def test_every_metric_of_the_pool_is_that_of_its_log_probabilities(make: Any) ->
     assert {f"auroc_{name}" for name in score.uncertainty} <= set(score.metrics)
     assert {"member_top1", "temperature", "nll_after_temperature", "ece_after_temperature"} <= set(score.metrics)
     assert score.chosen["temperature_on"] == f"{score.chosen['holdout_images']} held-out train images"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kind: Bootstrap(2, [0.1], 0.2, 0, 1000, kind),
+        lambda kind: MCDropout(0.5, 5, [0.01], 2, 32, 0.9, 0.2, 0, kind),
+        lambda kind: KMeans(None, "l2", 1, 300, 0, kind),
+        lambda kind: AllSupports(0.1, kind),
+    ],
+    ids=["ensemble", "mc_dropout", "kmeans", "soft_nn"],
+)
+def test_another_kind_of_features_is_looked_at_and_named(make: Any) -> None:
+    train, test = data(200, 6, 3, 0), data(150, 6, 3, 1)
+    hidden = [Features(torch.zeros_like(f.x), f.labels, f.ids, {"cls": f.x}) for f in (train, test)]
+    (score,), (plain,) = make("cls").fit_predict(*hidden, 3), make("last").fit_predict(train, test, 3)
+    assert make("cls").kinds == ("cls",)
+    assert score.protocol == f"{plain.protocol}/features=cls"
+    assert torch.equal(score.predictions, plain.predictions)
 
 
 def test_one_member_is_a_single_network_and_of_several_each_counts_alike() -> None:

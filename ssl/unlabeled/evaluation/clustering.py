@@ -9,7 +9,7 @@ from torch import Tensor, from_numpy
 from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, top1
+from unlabeled.evaluation.features import Features, Score, top1, with_kind
 from unlabeled.evaluation.linear import standardise
 
 Counts = npt.NDArray[np.int64]
@@ -29,9 +29,12 @@ class KMeans:
         restarts: k-means++ starts, of which the one of least inertia is kept.
         max_iter: Lloyd steps of one start.
         seed: of the starts.
+        features: the kind to cluster (``Backbone.kinds``).
     """
 
-    def __init__(self, clusters: int | None, scale: str, restarts: int, max_iter: int, seed: int) -> None:
+    def __init__(
+        self, clusters: int | None, scale: str, restarts: int, max_iter: int, seed: int, features: str = "last"
+    ) -> None:
         if clusters is not None and clusters < 2:
             raise UserError(f"probe.kmeans.clusters={clusters}: must be at least 2, or null for the number of classes")
         if scale not in SCALES:
@@ -41,7 +44,7 @@ class KMeans:
                 raise UserError(f"probe.kmeans.{name}={value}: must be at least 1")
         self.clusters, self.scale = clusters, scale
         self.restarts, self.max_iter, self.seed = restarts, max_iter, seed
-        self.needs = clusters or 2
+        self.needs, self.kinds = clusters or 2, (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score; ``nmi`` and ``ari`` in its metrics compare clusters and classes of test, whatever they are called.
@@ -51,6 +54,7 @@ class KMeans:
         """
         from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+        train, test = (each.of(self.kinds[0]) for each in (train, test))
         k = self.clusters or int((train.labels.bincount() > 0).sum())
         of_train, of_test, notes = self._assign(train.x, test.x, k)
         classes = counts(of_train, train.labels, k, num_classes)
@@ -67,7 +71,7 @@ class KMeans:
         if missing:
             notes.append(f"{missing} of {num_classes} classes have no train image and are never predicted.")
         chosen: dict[str, Any] = {"chosen_on": "nothing", "restarts": self.restarts, "seed": self.seed}
-        protocol = f"kmeans/{self.scale}/k={k}/{how}-on-train"
+        protocol = with_kind(f"kmeans/{self.scale}/k={k}/{how}-on-train", self.kinds[0])
         return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
 
     def _assign(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor, list[str]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32
+from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
 from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix
@@ -28,23 +28,28 @@ class Bootstrap:
         c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.linear.LBFGS`, which chooses C first. ``seed``
             is of the resamples too. The temperature is fitted on the same held-out images, with members that have not
             seen them.
+        features: the kind to classify (``Backbone.kinds``).
     """
 
     needs = 2
 
-    def __init__(self, members: int, c: list[float], holdout: float, seed: int, max_iter: int) -> None:
+    def __init__(
+        self, members: int, c: list[float], holdout: float, seed: int, max_iter: int, features: str = "last"
+    ) -> None:
         if members < 2:
             raise UserError(f"probe.ensemble.members={members}: must be at least 2")
         self._single = LBFGS(c, holdout, seed, max_iter)
+        self.kinds = (features,)
         self.members, self.holdout, self.seed, self.max_iter = members, holdout, seed, max_iter
 
     @property
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
-        return f"ensemble/bootstrap-lbfgs/M={self.members}"
+        return with_kind(f"ensemble/bootstrap-lbfgs/M={self.members}", self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score of the pooled heads; ``single_top1`` in its metrics is the one head fitted on all of train."""
+        train, test = (each.of(self.kinds[0]) for each in (train, test))
         (single,) = self._single.fit_predict(train, test, num_classes)
         c = single.chosen["C"]
         with full_float32(train.x.device), torch.no_grad():

@@ -87,6 +87,11 @@ def kinds_of(probe: object) -> tuple[str, ...]:
     return tuple(getattr(probe, "kinds", ("last",)))
 
 
+def with_kind(protocol: str, kind: str) -> str:
+    """A protocol on one kind of features, which it names where it is not ``last``."""
+    return protocol if kind == "last" else f"{protocol}/features={kind}"
+
+
 @dataclass
 class Task:
     """What a probe is given that trains on images: recipes with augmentation, attentive probes, fine-tuning."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from unlabeled.data.labels import LabelChoice
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Probe, Score
+from unlabeled.evaluation.features import Features, Probe, Score, kinds_of
 
 KEY = "probe.few_labels"
 
@@ -62,6 +62,11 @@ class FewLabels:
             raise UserError(f"{KEY}: give one or more of per_class, fractions and labels_files")
         self._lists: dict[str, list[Drawn]] = {}
         self.needs = max([1, *per_class])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of features that the classifiers look at."""
+        return tuple(dict.fromkeys([*kinds_of(self._classifier), *kinds_of(self._of_singles)]))
 
     def prepare(self, source: Source) -> None:
         """Draw or read every list from the training split, before any feature is there.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.calibration import nll
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
 from unlabeled.evaluation.linear import predict, softmax_minus_one_hot, split, standardise
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool_heads, pooled_score
 from unlabeled.randomness import mix
@@ -28,6 +28,7 @@ class MCDropout:
         epochs, batch_size, momentum: of SGD.
         holdout: share of each class set aside for the learning rate and the temperature.
         seed: of the split, the batches and every mask.
+        features: the kind to classify (``Backbone.kinds``).
     """
 
     needs = 2
@@ -42,6 +43,7 @@ class MCDropout:
         momentum: float,
         holdout: float,
         seed: int,
+        features: str = "last",
     ) -> None:
         if not 0 < p < 1:
             raise UserError(f"probe.mc_dropout.p={p}: must be above 0 and below 1; without dropout all masks are equal")
@@ -51,15 +53,16 @@ class MCDropout:
             raise UserError(f"probe.mc_dropout.learning_rates is {learning_rates}; it needs one or more above 0")
         self.p, self.samples, self.learning_rates = p, samples, sorted(set(learning_rates))
         self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum
-        self.holdout, self.seed = holdout, seed
+        self.holdout, self.seed, self.kinds = holdout, seed, (features,)
 
     @property
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
-        return f"mc-dropout/linear/p={self.p:g}/S={self.samples}"
+        return with_kind(f"mc-dropout/linear/p={self.p:g}/S={self.samples}", self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score of the pooled masks; ``without_dropout_top1`` in its metrics is the same head without masks."""
+        train, test = (each.of(self.kinds[0]) for each in (train, test))
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
             fit, held = split(labels, self.holdout, self.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.data.labels import LabelChoice, LabelList
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
 from unlabeled.objectives.paws import soft_nearest_neighbours
 
 CHUNK_BYTES = 256 * 2**20  # similarities held at a time
@@ -58,8 +58,11 @@ class SoftNearestNeighbours:
             behind: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
 
         Raises:
-            UserError: no choice is given and the run made none, or the choice does not fit the source.
+            UserError: no choice is given and the run made none, or the choice does not fit the source; or a kind of
+                features is asked for that does not go through the head.
         """
+        if behind == "head" and self.kinds != ("last",):
+            raise UserError(f"probe.paws_nn.features={self.kinds[0]}: only last goes through the head of this run")
         choice = self._choice or own
         if choice is None:
             raise UserError(
@@ -70,8 +73,8 @@ class SoftNearestNeighbours:
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
         assert self._labels is not None
-        kind = "" if self.kinds == ("last",) else f"/features={self.kinds[0]}"
-        return f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}{kind}"
+        protocol = f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}"
+        return with_kind(protocol, self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score; of ``train`` only the listed images are looked at."""
@@ -94,15 +97,16 @@ class AllSupports:
 
     needs = 1
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, features: str = "last") -> None:
         if temperature <= 0:
             raise UserError(f"probe.few_labels.classifier.temperature={temperature}: must be above 0")
-        self.temperature = temperature
+        self.temperature, self.kinds = temperature, (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score. Classes without a train image are never predicted."""
-        log_p = soft_votes(test.x, train, self.temperature, num_classes)
-        predictions, protocol = log_p.argmax(dim=1), f"soft_nn/T={self.temperature:g}"
+        kind = self.kinds[0]
+        log_p = soft_votes(test.of(kind).x, train.of(kind), self.temperature, num_classes)
+        predictions, protocol = log_p.argmax(dim=1), with_kind(f"soft_nn/T={self.temperature:g}", kind)
         return [Score(protocol, top1(predictions, test.labels), {"chosen_on": "nothing"}, [], predictions, log_p)]
 
 
