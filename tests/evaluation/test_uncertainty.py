@@ -185,7 +185,7 @@ def test_bootstrap_heads_are_separate_fits_on_resamples_with_the_c_of_the_linear
     assert score.metrics["single_top1"] == single.top1
 
     def literal(x: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-        x, queries = standardise(x, queries)
+        x, queries = (part.float() for part in standardise(x, queries))
         drawn = [resample(labels, mix(3, member)) for member in range(4)]
         heads = [fit_logistic(x[rows], labels[rows], single.chosen["C"], 3, 1000)[0] for rows in drawn]
         return sum((queries @ head.T).softmax(dim=1) for head in heads).log() - math.log(4)  # type: ignore[union-attr]
@@ -193,7 +193,7 @@ def test_bootstrap_heads_are_separate_fits_on_resamples_with_the_c_of_the_linear
     log_p = literal(train.x, train.labels, test.x)
     assert score.log_probabilities is not None
     assert score.predictions is not None
-    torch.testing.assert_close(score.log_probabilities.double(), log_p, rtol=0, atol=1e-3)
+    torch.testing.assert_close(score.log_probabilities, log_p, rtol=0, atol=1e-3)
     assert score.top1 == 100 * int((score.predictions == test.labels).sum()) / 150
     fit, held = split(train.labels, 0.2, 3)
     t = temperature(literal(train.x[fit], train.labels[fit], train.x[held]), train.labels[held])
@@ -241,7 +241,7 @@ def test_masks_on_the_features_are_heads_and_their_mean_comes_near_that_of_masks
     torch.testing.assert_close(ours, torch.stack(passes).mean(dim=0), rtol=0, atol=0.03)
 
 
-def test_the_learning_rate_has_the_least_held_out_nll_without_dropout() -> None:
+def test_the_learning_rate_is_the_smallest_near_the_least_held_out_nll_without_dropout() -> None:
     probe, train, test = mc_dropout(), data(200, 6, 3, 0), data(150, 6, 3, 1)
     (score,) = probe.fit_predict(train, test, 3)
     fit, held = split(train.labels, 0.2, 0)
@@ -249,7 +249,8 @@ def test_the_learning_rate_has_the_least_held_out_nll_without_dropout() -> None:
     heads = probe.fit(part, train.labels[fit], 3, probe.learning_rates)
     losses = [float(nn.functional.cross_entropy(rest @ head.T, train.labels[held])) for head in heads]
     assert list(score.chosen["holdout_nll"].values()) == pytest.approx(losses)
-    assert score.chosen["learning_rate"] == probe.learning_rates[losses.index(min(losses))]
+    near = [loss <= min(losses) + 0.001 for loss in losses]
+    assert score.chosen["learning_rate"] == probe.learning_rates[near.index(True)]
     assert score.protocol == "mc-dropout/linear/p=0.5/S=60"
     assert score.top1 > 60
 

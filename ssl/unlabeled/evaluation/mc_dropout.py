@@ -13,13 +13,16 @@ from unlabeled.evaluation.linear import predict, softmax_minus_one_hot, split, s
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool_heads, pooled_score
 from unlabeled.randomness import mix
 
+FLAT = 0.001  # nats: the held-out nll hardly depends on the rate over two decades, and small rates cannot diverge
+
 
 class MCDropout:
     """The probe: a linear head trained with dropout on cached, standardised features, asked under many masks.
 
     A member is one mask on the features for all images, so it is a head itself and all members are one product; for
-    each image alone that is the same as masks of its own. The learning rate is that of the least held-out nll without
-    dropout; then the head is fitted again on all of train. SGD with momentum, cosine schedule per step, no decay.
+    each image alone that is the same as masks of its own. The learning rate is the smallest that comes within 0.001
+    nats of the best held-out nll without dropout; then the head is fitted again on all of train. SGD with momentum,
+    cosine schedule per step, no decay.
 
     Args:
         p: probability that a feature is dropped, in training and afterwards.
@@ -69,7 +72,7 @@ class MCDropout:
             fit_x, held_x = standardise(train.x[fit], train.x[held])
             heads = self.fit(fit_x, labels[fit], len(classes), self.learning_rates)
             losses = [nll((held_x @ head.T).log_softmax(dim=1), labels[held]) for head in heads]
-            best = losses.index(min(losses))
+            best = next(place for place, loss in enumerate(losses) if loss <= min(losses) + FLAT)
             spared = self._pool(heads[best], held_x)
             x, test_x = standardise(train.x, test.x)
             head = self.fit(x, labels, len(classes), [self.learning_rates[best]])[0]
