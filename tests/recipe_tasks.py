@@ -25,13 +25,13 @@ SIZE = 16
 def resnet(seed: int = 0) -> ResNet:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ResNet(10, 0.125, "cifar").eval()  # type: ignore[no-any-return]
+        return ResNet(10, 0.125, "cifar").eval()
 
 
 def vit(depth: int = 4, seed: int = 0) -> ViT:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ViT(SIZE, 4, 24, depth, 2).eval()  # type: ignore[no-any-return]
+        return ViT(SIZE, 4, 24, depth, 2).eval()
 
 
 def colours(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def batches_by_hand(world: Made, probe: FrozenRecipe) -> list[tuple[Tensor, Tens
     (images, labels), own = world.splits["train"], probe.augmentation.views(world.task.views)
     sizes, found = probe.training.batch_sizes(len(labels)), []
     for epoch in range(probe.training.epochs):
-        rows = probe.training.order(len(labels), epoch)[: sum(sizes)].split(sizes)
+        rows = torch.split(probe.training.order(len(labels), epoch)[: sum(sizes)], sizes)
         for number, chosen in enumerate(rows):
             key = ViewKey(probe.training.seed, epoch * len(sizes) + number, 0, len(chosen))
             with torch.no_grad():
@@ -132,17 +132,18 @@ def test_a_network_that_changes_while_it_is_probed_is_refused() -> None:
 
 def test_the_same_seed_gives_the_same_bits_and_the_random_states_stay_as_they_were() -> None:
     noisy = augmentation(policy="rand-m9-mstd0.5-inc1", erasing=0.5)
-    found = []
+    found: list[Tensor | None] = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        before = torch.get_rng_state(), np.random.get_state()[1]
+        before, numpy_before = torch.get_rng_state(), np.random.rand()
+        np.random.seed(seed)
         [score] = recipe(augmentation=noisy).train_predict(made(train=40).task)
         found.append(score.log_probabilities)
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[arg-type]
+        assert torch.equal(torch.get_rng_state(), before)
+        assert np.random.rand() == numpy_before
     [other] = recipe(augmentation=noisy, training=training(seed=1)).train_predict(made(train=40).task)
-    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[1])  # type: ignore[arg-type]
     assert not torch.equal(found[0], other.log_probabilities)  # type: ignore[arg-type]
 
 
@@ -157,7 +158,7 @@ def test_several_heads_in_one_pass_are_bit_for_bit_those_of_separate_runs() -> N
 
 
 def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_of_it() -> None:
-    world, probe = made(), recipe(learning_rates=[1e-6, 8.0, 1e42])
+    world, probe = made(), recipe(learning_rates=[1e-6, 8.0, 1e36], training=training(weight_decay=1e-6))
     [score] = probe.train_predict(world.task)
     fit, held = split(world.task.train_labels, 0.2, 0)
     heads, _ = probe.fit(world.task, fit, [1e-6, 8.0])
@@ -165,10 +166,10 @@ def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_
         x = world.task.network(world.task.views.plain(world.splits["train"][0][held]))
         top1 = [float((head.eval()(x).argmax(1) == world.task.train_labels[held]).float().mean()) for head in heads]
     tried = score.chosen["holdout_top1"]
-    assert [tried["1e-06"], tried["8"], tried["1e+42"]] == pytest.approx([100 * top1[0], 100 * top1[1], 0.0])
+    assert [tried["1e-06"], tried["8"], tried["1e+36"]] == pytest.approx([100 * top1[0], 100 * top1[1], 0.0])
     assert (score.chosen["learning_rate"], score.chosen["holdout_images"]) == (8.0, len(held))
     assert score.protocol == "linear/small-online/epochs=3/batch=16/lr=best-of-3"
-    [alone] = recipe(learning_rates=[8.0]).train_predict(made().task)
+    [alone] = recipe(training=training(weight_decay=1e-6)).train_predict(made().task)
     assert torch.equal(score.log_probabilities, alone.log_probabilities)  # type: ignore[arg-type]
     assert [asked for name, asked in world.asked if name == "test"] == [list(range(30))]
 
@@ -217,18 +218,18 @@ def test_views_are_of_the_runs_size_and_normalised_as_the_run_has_it() -> None:
     torch.testing.assert_close(made_of, (images / 255 - mean) / 0.25, rtol=1e-5, atol=1e-5)
 
 
-SMALL = {"epochs": 4, "batch_size": 16, "images_per_pass": 16, "warmup_epochs": 0, "milestones": None}
+SMALL = {"epochs": 20, "batch_size": 16, "images_per_pass": 16, "warmup_epochs": 0, "milestones": None}
 
 
 @pytest.mark.parametrize(
     "name",
     ["linear_moco", "linear_moco_v3", "linear_swav", "linear_simclr", "linear_mae", "linear_dino", "linear_relicv2"],
 )
-def test_the_published_linear_recipes_learn_colours_in_four_epochs_of_a_small_vit(name: str) -> None:
+def test_the_published_linear_recipes_learn_colours_in_twenty_epochs_of_a_small_vit(name: str) -> None:
     probe = published(name)
     for key, value in SMALL.items():
         object.__setattr__(probe.training, key, value)
-    probe.learning_rates = [max(50.0, probe.learning_rates[0])] if name != "linear_mae" else [30.0]
+    probe.learning_rates = [max(50.0, probe.learning_rates[0])] if name != "linear_mae" else [100.0]
     [score] = probe.train_predict(made(vit(), train=120).task)
     assert score.top1 > 60  # a third is chance
     assert score.predictions is not None
@@ -255,7 +256,7 @@ def test_recipes_that_cannot_work_are_refused_when_they_are_built(changed: dict[
     [
         ({"kinds": ["cls"]}, "features=cls: ResNet has no such features; allowed: last, last4, tokens"),
         ({"training": training(batch_size=64)}, r"training\.batch_size=64 but there are 60 images .* rate follows"),
-        ({"learning_rates": [1e42]}, "the training diverged"),
+        ({"learning_rates": [1e36], "training": training(weight_decay=1e-6)}, "the training diverged"),
         ({"kinds": ["tokens"]}, r"kinds=\['tokens'\] does not suit LinearHead"),
         (
             {"head": partial(AttentionPoolingHead, head_width=8, queries=1)},

@@ -26,9 +26,9 @@ def half_cosine(share: float) -> float:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_and_keeps_the_contract_of_image_probes_under_its_own_key(name: str) -> None:
     probe = published(name)
-    assert isinstance(probe, ImageProbe)
     assert probe.key == f"probe.{name}"
     assert probe.needs == probe.training.batch_size
+    assert isinstance(probe, ImageProbe)
 
 
 # peak for the published batch, then the rate at (epoch, step in it)
