@@ -115,9 +115,9 @@ def test_at_vit_b_the_heads_have_the_published_numbers_of_weights(name: str, wei
 def test_v_jepas_initial_weights_have_the_published_deviations() -> None:
     head = CrossAttentionHead(256, 2, 64)
     for weight, std in ((head.query, 0.02), (head.q.weight, 0.02), (head.kv.weight, 0.02), (head.fc1.weight, 0.02)):
-        assert float(weight.std()) == pytest.approx(std, rel=0.2)
-    assert float(head.fc2.weight.std()) == pytest.approx(0.02 / math.sqrt(2), rel=0.02)
-    assert float(head.kv.bias.abs().max()) == 0
+        assert weight.std().item() == pytest.approx(std, rel=0.2)
+    assert head.fc2.weight.std().item() == pytest.approx(0.02 / math.sqrt(2), rel=0.02)
+    assert head.kv.bias.abs().max().item() == 0
 
 
 HEADS = {
