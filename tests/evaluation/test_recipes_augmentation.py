@@ -11,16 +11,16 @@ from tests.recipe_tasks import augmentation, colours, stripes, views
 from unlabeled.data.canvas import canvas
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import batched
-from unlabeled.evaluation.recipes.augmentation import ClampedCrop, Mixing, erase
+from unlabeled.evaluation.recipes.augmentation import ClampedCrop, Mixing, OnPIL, erase, policy
 from unlabeled.objective import Batch
 from unlabeled.views.key import ViewKey
 
 CPU = torch.device("cpu")
 
 
-def seen(key: ViewKey, rows: slice = slice(0, 12), policy: str | None = None, erasing: float = 0.0) -> Tensor:
+def seen(key: ViewKey, rows: slice = slice(0, 12), name: str | None = None, erasing: float = 0.0) -> Tensor:
     images, labels = stripes(12, 0)
-    own = augmentation(policy=policy, erasing=erasing)
+    own = augmentation(policy=name, erasing=erasing)
     [batch] = batched(images[rows], labels[rows], torch.arange(12)[rows], 12)
     return own.apply(own.views(views([0.5] * 3)), batch, key, CPU)
 
@@ -50,21 +50,32 @@ def test_images_of_several_sizes_are_cropped_each_in_its_own_frame() -> None:
         torch.testing.assert_close(made, torch.full_like(made, 200 / 255))  # black canvas nowhere
 
 
-@pytest.mark.parametrize("policy", [None, "rand-m9-mstd0.5-inc1", "original"])
-def test_views_are_a_function_of_the_key_and_the_position_in_the_batch(policy: str | None) -> None:
+@pytest.mark.parametrize("name", [None, "rand-m9-mstd0.5-inc1", "original"])
+def test_views_are_a_function_of_the_key_and_the_position_in_the_batch(name: str | None) -> None:
     torch.manual_seed(1)
-    whole = seen(ViewKey(0, 3, 0, 12), policy=policy)
+    whole = seen(ViewKey(0, 3, 0, 12), name=name)
     torch.manual_seed(2)
-    part = seen(ViewKey(0, 3, 4, 12), slice(4, 12), policy=policy)
+    part = seen(ViewKey(0, 3, 4, 12), slice(4, 12), name=name)
     assert torch.equal(whole[4:], part)
-    assert not torch.equal(whole, seen(ViewKey(0, 4, 0, 12), policy=policy))
+    assert not torch.equal(whole, seen(ViewKey(0, 4, 0, 12), name=name))
 
 
 def test_a_policy_changes_images_beyond_crop_and_flip_and_rounds_to_8_bits() -> None:
-    plain, changed = (seen(ViewKey(0, 0, 0, 12), policy=policy) for policy in (None, "rand-m9-mstd0.5-inc1"))
+    plain, changed = (seen(ViewKey(0, 0, 0, 12), name=name) for name in (None, "rand-m9-mstd0.5-inc1"))
     assert int((plain - changed).abs().flatten(1).amax(1).gt(0.1).sum()) >= 8
     levels = (changed * 0.25 + 0.5) * 255
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+
+
+def test_posterizing_to_no_bits_gives_black_images_as_it_did_before_pillow_refused_it() -> None:
+    transform = policy("rand-m10-inc1", 16, None, "bicubic")
+    assert isinstance(transform, OnPIL)
+    [step] = [step for step in transform.transform.ops if step.name == "PosterizeIncreasing"]  # type: ignore[attr-defined]
+    step.prob = 1.0
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert float(OnPIL(step)(image).max()) == 0  # the strongest, 4 − 4 bits
+    step.magnitude = 3
+    assert set((OnPIL(step)(image) * 255).round().int().flatten().tolist()) <= set(range(0, 256, 32))  # 4 − 1
 
 
 def test_erasing_puts_normal_noise_into_a_rectangle_of_a_share_of_the_images() -> None:
@@ -127,7 +138,7 @@ def test_nothing_draws_from_the_global_random_states() -> None:
     np.random.seed(0)
     before, expected = torch.get_rng_state(), np.random.rand()
     np.random.seed(0)
-    seen(ViewKey(0, 0, 0, 12), policy="original", erasing=0.5)
+    seen(ViewKey(0, 0, 0, 12), name="original", erasing=0.5)
     Mixing(0.8, 1.0, 0.1).apply(torch.rand(4, 3, 4, 4, generator=torch.Generator()), torch.zeros(4).long(), 2, 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.rand() == expected

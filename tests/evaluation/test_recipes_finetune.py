@@ -161,14 +161,15 @@ def test_positions_and_a_fixed_patch_projection_are_trained_too() -> None:
 def test_drop_path_leaves_out_branches_more_from_block_to_block_and_keeps_the_mean() -> None:
     network = vit(3)
     add_drop_path(network, 0.5)
-    block, x = network.blocks[2], torch.randn(4000, 2, 24, generator=torch.Generator().manual_seed(0))
+    attentions, x = (
+        [block.get_submodule("attn") for block in network.blocks],
+        torch.randn(4000, 2, 24, generator=torch.Generator().manual_seed(0)),
+    )
     with torch.no_grad():
-        plain = block.attn(x)
+        plain = attentions[2](x)
         torch.manual_seed(0)
-        dropped = block.train().attn(x)
-        first = network.blocks[0].train().attn(x)
-        middle = network.blocks[1].train().attn(x)
-        assert torch.equal(network.blocks[0].eval().attn(x), first)
+        first, middle, dropped = (each.train()(x) for each in attentions)
+        assert torch.equal(attentions[0].eval()(x), first)
     out = dropped.flatten(1).abs().amax(1) == 0
     assert float(out.float().mean()) == pytest.approx(0.5, abs=0.03)
     torch.testing.assert_close(dropped[~out], 2 * plain[~out])

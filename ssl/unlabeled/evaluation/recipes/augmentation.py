@@ -99,7 +99,19 @@ def policy(
         transform = build(name, settings)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"augmentation.policy={name}: timm knows no such policy ({error})") from error
+    for step in getattr(transform, "ops", None) or [step for some in transform.policy for step in some]:
+        if step.name.startswith("Posterize"):
+            step.aug_fn = _posterize
     return OnPIL(transform)
+
+
+def _posterize(image: Any, bits: int, **_: Any) -> Any:
+    """As Pillow had it when the policies were published: no bits make an image black. Pillow 13 raises an error."""
+    from PIL import Image, ImageOps
+
+    if bits == 0:
+        return Image.new("RGB", image.size)
+    return ImageOps.posterize(image, min(bits, 8))
 
 
 class OnPIL:
