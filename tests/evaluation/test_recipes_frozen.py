@@ -168,6 +168,7 @@ def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_
     tried = score.chosen["holdout_top1"]
     assert [tried["1e-06"], tried["8"], tried["1e+36"]] == pytest.approx([100 * top1[0], 100 * top1[1], 0.0])
     assert (score.chosen["learning_rate"], score.chosen["holdout_images"]) == (8.0, len(held))
+    assert (score.chosen["optimizer"], score.chosen["epochs"]) == ("SGD", 3)
     assert score.protocol == "linear/small-online/epochs=3/batch=16/lr=best-of-3"
     [alone] = recipe(training=training(weight_decay=1e-6)).train_predict(made().task)
     assert torch.equal(score.log_probabilities, alone.log_probabilities)  # type: ignore[arg-type]
@@ -200,6 +201,19 @@ def test_kinds_stand_side_by_side_and_in_the_protocol() -> None:
     assert isinstance(heads[0], LinearHead)
     assert heads[0].linear.in_features == 48
     assert score.protocol == probe.protocol
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_gives_nearly_the_log_probabilities_of_a_cpu_and_keeps_its_random_state() -> None:
+    scores = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        torch.cuda.manual_seed(0)
+        before = torch.cuda.get_rng_state()
+        noisy = recipe(augmentation=augmentation(policy="original"), learning_rates=[0.5])
+        scores += noisy.train_predict(made(resnet().to(device), device=device).task)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert scores[0].log_probabilities is not None
+    torch.testing.assert_close(scores[0].log_probabilities, scores[1].log_probabilities, rtol=0, atol=0.02)
 
 
 def test_bfloat16_networks_have_heads_in_float32_and_nearly_the_same_predictions() -> None:

@@ -150,7 +150,7 @@ class FrozenRecipe:
 
     def _heads(self, task: Task, positions: Tensor, count: int) -> list[nn.Module]:
         """All alike: from the same draw, on the device."""
-        first = next(iter(task.batches("train", positions[:2], 2)))
+        first = next(iter(task.batches("train", positions[: self.training.at_once], self.training.at_once)))
         sizes = None if first.sizes is None else first.sizes.to(task.device)
         x = encode(task.network, task.views.plain(first.images.to(task.device), sizes), self.kinds, task.precision)
         heads = []

@@ -123,4 +123,5 @@ class Training:
     def summary(self) -> dict[str, Any]:
         """For a report, in plain values."""
         shown = ("epochs", "batch_size", "warmup_epochs", "weight_decay", "seed")
-        return {name: getattr(self, name) for name in shown}
+        name = getattr(getattr(self.optimizer, "func", self.optimizer), "__name__", "")  # of what a _partial_ calls
+        return {"optimizer": name} | {each: getattr(self, each) for each in shown}
