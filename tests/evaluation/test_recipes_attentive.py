@@ -138,7 +138,7 @@ def test_every_head_learns_colours_from_the_tokens_of_a_resnet_and_of_a_vit(name
     world = made(network(), train=128)
     [score] = attentive(name, 12).train_predict(world.task)
     assert score.top1 >= 80  # a third is chance
-    assert score.protocol == f"attentive/{name}-online/epochs=12/batch=32/lr=0.1/features=tokens"
+    assert score.protocol == f"attentive/{name}-online/epochs=12/batch=32/lr=0.1/aug=scale0.5-1/features=tokens"
 
 
 def test_widths_that_do_not_come_out_even_are_refused() -> None:

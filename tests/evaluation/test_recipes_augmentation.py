@@ -144,6 +144,17 @@ def test_nothing_draws_from_the_global_random_states() -> None:
     assert np.random.rand() == expected
 
 
+def test_what_is_not_crop_and_flip_alone_has_a_word_in_the_protocol() -> None:
+    assert augmentation(scale=(0.08, 1.0)).words() == []
+    assert augmentation(flip=0.0, policy="original", erasing=0.25).words() == [
+        "scale0.5-1",
+        "flip0",
+        "original",
+        "erasing0.25",
+    ]
+    assert Mixing(0.8, 0.0, 0.1).words() == ["mixup0.8", "smoothing0.1"]
+
+
 def test_a_share_outside_0_to_1_is_refused() -> None:
     with pytest.raises(UserError, match=r"^probe\.x\.erasing=2: must be from 0 to 1$"):
         augmentation(erasing=2).check("probe.x")

@@ -107,7 +107,7 @@ def test_fine_tuning_equals_a_loop_of_torchs_sgd_with_two_rates_and_batchnorm_in
         expected = layer(network.eval()(world.task.views.plain(world.splits["test"][0]))).log_softmax(1)
     assert score.log_probabilities is not None
     torch.testing.assert_close(score.log_probabilities, expected, rtol=1e-3, atol=1e-3)
-    assert score.protocol == "finetune/small/labels=100%/epochs=3/batch=16/lr=0.2+4"
+    assert score.protocol == "finetune/small/labels=100%/epochs=3/batch=16/lr=0.2+4/aug=scale0.5-1"
 
 
 def test_a_probe_that_runs_twice_starts_from_the_same_weights_and_leaves_the_network_alone() -> None:

@@ -16,6 +16,7 @@ from unlabeled.evaluation.linear import split
 from unlabeled.evaluation.recipes.attentive import AttentionPoolingHead
 from unlabeled.evaluation.recipes.frozen import HEAD, FrozenRecipe
 from unlabeled.evaluation.recipes.linear import LinearHead
+from unlabeled.objective import Batch
 from unlabeled.optimizers import LARS
 from unlabeled.randomness import mix
 from unlabeled.views.key import ViewKey
@@ -169,7 +170,7 @@ def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_
     assert [tried["1e-06"], tried["8"], tried["1e+36"]] == pytest.approx([100 * top1[0], 100 * top1[1], 0.0])
     assert (score.chosen["learning_rate"], score.chosen["holdout_images"]) == (8.0, len(held))
     assert (score.chosen["optimizer"], score.chosen["epochs"]) == ("SGD", 3)
-    assert score.protocol == "linear/small-online/epochs=3/batch=16/lr=best-of-3"
+    assert score.protocol == "linear/small-online/epochs=3/batch=16/lr=best-of-3/aug=scale0.5-1"
     [alone] = recipe(training=training(weight_decay=1e-6)).train_predict(made().task)
     assert torch.equal(score.log_probabilities, alone.log_probabilities)  # type: ignore[arg-type]
     assert [asked for name, asked in world.asked if name == "test"] == [list(range(30))]
@@ -193,10 +194,26 @@ def test_classes_without_a_train_image_are_never_predicted_and_said() -> None:
     assert score.notes == ["Ours is smaller.", "2 of 4 classes have no train image and are never predicted."]
 
 
+def test_images_that_cannot_be_decoded_are_left_out_and_the_others_keep_their_labels() -> None:
+    class Damaged(Made):
+        def batches(self, split: str, positions: Tensor, size: int) -> list[Batch]:
+            parts = [part[part % 5 != 3] for part in torch.split(positions, size)]  # as a lazy loader does
+            return [batch for part in parts if len(part) for batch in super(Damaged, self).batches(split, part, size)]
+
+    world = Damaged(resnet(), colours(60, 0), colours(30, 1))
+    [score] = recipe(training=training(images_per_pass=4, epochs=6)).train_predict(world.task)
+    intact = torch.arange(30)[torch.arange(30) % 5 != 3]
+    assert score.predictions is not None
+    assert len(score.predictions) == 24
+    agree = score.predictions == world.splits["test"][1][intact]
+    assert score.top1 == pytest.approx(100 * agree.float().mean().item())
+    assert score.top1 > 60
+
+
 def test_kinds_stand_side_by_side_and_in_the_protocol() -> None:
     world, probe = made(vit()), recipe(kinds=["cls", "patches"])
     [score] = probe.train_predict(world.task)
-    assert probe.protocol.endswith("/lr=8/features=cls+patches")
+    assert probe.protocol.endswith("/lr=8/aug=scale0.5-1/features=cls+patches")
     heads, _ = probe.fit(world.task, torch.arange(60), [8.0])
     assert isinstance(heads[0], LinearHead)
     assert heads[0].linear.in_features == 48
@@ -254,6 +271,7 @@ def test_the_published_linear_recipes_learn_colours_in_twenty_epochs_of_a_small_
     ("changed", "message"),
     [
         ({"learning_rates": []}, r"probe\.linear_small\.learning_rates=\[\]: give one or more"),
+        ({"kinds": []}, r"probe\.linear_small\.kinds=\[\]: give one or more kinds"),
         ({"holdout": 0.7}, r"probe\.linear_small\.holdout=0\.7: must be above 0"),
         ({"kinds": ["tokens", "cls"]}, r"probe\.linear_small\.kinds=\['tokens', 'cls'\]: tokens go with no other"),
         ({"training": training(epochs=0)}, r"probe\.linear_small\.training\.epochs=0"),

@@ -50,6 +50,17 @@ class Augmentation:
         if not 0 <= self.erasing <= 1:
             raise UserError(f"{key}.erasing={self.erasing}: must be from 0 to 1")
 
+    def words(self) -> list[str]:
+        """What is not the usual crop of 8 % to all of the area and a flip of every second image, for protocols."""
+        low, high = self.scale
+        found = {
+            f"scale{low:g}-{high:g}": (low, high) != (0.08, 1.0),
+            f"flip{self.flip:g}": self.flip != 0.5,
+            str(self.policy): self.policy is not None,
+            f"erasing{self.erasing:g}": self.erasing > 0,
+        }
+        return [word for word, unusual in found.items() if unusual]
+
     def views(self, run: Views) -> Views:
         """One view of each image, of the size and with the normalisation of the run's."""
         crop = ClampedCrop if self.crop == "clamped" else RandomResizedCrop
@@ -152,6 +163,11 @@ class Mixing:
     mixup: float
     cutmix: float
     label_smoothing: float
+
+    def words(self) -> list[str]:
+        """For protocols, as those of an augmentation."""
+        found = {"mixup": self.mixup, "cutmix": self.cutmix, "smoothing": self.label_smoothing}
+        return [f"{name}{value:g}" for name, value in found.items() if value]
 
     def apply(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
         """Images [B, 3, h, w], which may be written to, and labels [B] → images and targets [B, num_classes]."""

@@ -94,7 +94,9 @@ class FineTune:
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
         own = "" if self.head_learning_rate is None else f"+{self.head_learning_rate:g}"
-        return protocol_of(f"{self.name}/labels={in_words(self.choice)}", self.training, f"{self.learning_rate:g}{own}")
+        changed = [*self.augmentation.words(), *(self.mixing.words() if self.mixing is not None else [])]
+        name = f"{self.name}/labels={in_words(self.choice)}"
+        return protocol_of(name, self.training, f"{self.learning_rate:g}{own}", changed)
 
     def train_predict(self, task: Task) -> list[Score]:
         """One Score; ``task.network`` stays as it is. Classes without a listed image are never predicted.
@@ -109,7 +111,7 @@ class FineTune:
             loss = self.fit(task, listed.ids, model)
             [logits], labels = self._logits(task, model.eval())
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
-        chosen |= self.training.summary()
+        chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
         seen, metrics = torch.unique(listed.labels), {"train_loss": loss}
         return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics)]
 

@@ -72,6 +72,8 @@ class FrozenRecipe:
             raise UserError(f"{self.key}.learning_rates={self.learning_rates}: give one or more numbers above 0")
         if not 0 < self.holdout <= 0.5:
             raise UserError(f"{self.key}.holdout={self.holdout}: must be above 0 and at most 0.5 (a share of train)")
+        if not self.kinds:
+            raise UserError(f"{self.key}.kinds=[]: give one or more kinds of features, e.g. [last]")
         if "tokens" in self.kinds and len(self.kinds) > 1:
             raise UserError(f"{self.key}.kinds={list(self.kinds)}: tokens go with no other kind")
 
@@ -80,7 +82,7 @@ class FrozenRecipe:
         """The name under which a score of this probe is reported."""
         rates = self.learning_rates
         rate = f"{rates[0]:g}" if len(rates) == 1 else f"best-of-{len(rates)}"
-        name = protocol_of(f"{self.name}-online", self.training, rate)
+        name = protocol_of(f"{self.name}-online", self.training, rate, self.augmentation.words())
         return name if self.kinds == ("last",) else f"{name}/features={'+'.join(self.kinds)}"
 
     def train_predict(self, task: Task) -> list[Score]:
@@ -197,6 +199,7 @@ def key_of(name: str) -> str:
     return "probe." + name.replace("/", "_").replace("-", "_")
 
 
-def protocol_of(name: str, training: Training, rate: str) -> str:
-    """The beginning of a protocol: what changes a number, in short."""
-    return f"{name}/epochs={training.epochs}/batch={training.batch_size}/lr={rate}"
+def protocol_of(name: str, training: Training, rate: str, augmentation: Sequence[str]) -> str:
+    """What makes numbers incomparable, in short; ``augmentation`` is said where it is not crop and flip alone."""
+    seen = f"/aug={'+'.join(augmentation)}" if augmentation else ""
+    return f"{name}/epochs={training.epochs}/batch={training.batch_size}/lr={rate}{seen}"
