@@ -128,7 +128,7 @@ def recipe(**changed: Any) -> FrozenRecipe:
     given: dict[str, Any] = {
         "name": "linear/small",
         "kinds": ["last"],
-        "head": partial(LinearHead, init_std=0.01, batch_norm=False),
+        "head": partial(LinearHead, init_std=0.01, batch_norm="none"),
         "learning_rates": [8.0],
         "holdout": 0.2,
         "training": training(),

@@ -78,7 +78,7 @@ def test_a_recipe_equals_a_loop_of_torchs_sgd_over_the_same_views() -> None:
 def test_batchnorm_and_lars_before_and_under_the_head_equal_maes_formulas_in_float64() -> None:
     world = made()
     probe = recipe(
-        head=partial(LinearHead, init_std=0.01, batch_norm=True),
+        head=partial(LinearHead, init_std=0.01, batch_norm="parameter_free"),
         training=training(optimizer=partial(LARS, momentum=0.9, trust_coefficient=0.001), warmup_epochs=1),
         learning_rates=[200.0],
     )
@@ -249,12 +249,22 @@ def test_views_are_of_the_runs_size_and_normalised_as_the_run_has_it() -> None:
     torch.testing.assert_close(made_of, (images / 255 - mean) / 0.25, rtol=1e-5, atol=1e-5)
 
 
+YES: Any = "yes"
 SMALL = {"epochs": 20, "batch_size": 16, "images_per_pass": 16, "warmup_epochs": 0, "milestones": None}
 
 
 @pytest.mark.parametrize(
     "name",
-    ["linear_moco", "linear_moco_v3", "linear_swav", "linear_simclr", "linear_mae", "linear_dino", "linear_relicv2"],
+    [
+        "linear_moco",
+        "linear_moco_v3",
+        "linear_swav",
+        "linear_simclr",
+        "linear_mae",
+        "linear_dino",
+        "linear_relicv2",
+        "linear_vissl",
+    ],
 )
 def test_the_published_linear_recipes_learn_colours_in_twenty_epochs_of_a_small_vit(name: str) -> None:
     probe = published(name)
@@ -294,6 +304,7 @@ def test_recipes_that_cannot_work_are_refused_when_they_are_built(changed: dict[
             {"head": partial(AttentionPoolingHead, head_width=8, queries=1)},
             r"kinds=\['last'\] does not suit AttentionPoolingHead",
         ),
+        ({"head": partial(LinearHead, init_std=0.01, batch_norm=YES)}, r"head\.batch_norm=yes is not one of none,"),
         ({"augmentation": augmentation(policy="rand-q9")}, "policy=rand-q9: timm knows no such policy"),
     ],
 )

@@ -1,7 +1,13 @@
 """The linear classifier of the published probes."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+
+Norm = Literal["none", "parameter_free", "affine"]
 
 
 class LinearHead(nn.Module):
@@ -11,14 +17,18 @@ class LinearHead(nn.Module):
         width: of the features.
         classes: number of logits.
         init_std: standard deviation of the initial weights, 0 for zeros; None: 1/√width, cut off at twice that (haiku).
-        batch_norm: whether features go through BatchNorm without parameters first (MAE's linear probe).
+        batch_norm: what features go through first: ``none``, BatchNorm without parameters (``parameter_free``, MAE's
+            linear probe), or with scale and shift (``affine``, VISSL's ``eval_mlp``).
+
+    Raises:
+        UserError: another word for ``batch_norm``.
     """
 
     takes_tokens = False
 
-    def __init__(self, width: int, classes: int, init_std: float | None, batch_norm: bool) -> None:
+    def __init__(self, width: int, classes: int, init_std: float | None, batch_norm: Norm) -> None:
         super().__init__()
-        self.norm = parameter_free_norm(width) if batch_norm else nn.Identity()
+        self.norm = _norm(batch_norm, width)
         self.linear = nn.Linear(width, classes)
         nn.init.zeros_(self.linear.bias)
         initialise(self.linear.weight, init_std)
@@ -26,6 +36,14 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.norm(features))
         return logits
+
+
+def _norm(kind: Norm, width: int) -> nn.Module:
+    if kind not in ("none", "parameter_free", "affine"):
+        raise UserError(f"head.batch_norm={kind} is not one of none, parameter_free, affine")
+    if kind == "parameter_free":
+        return parameter_free_norm(width)
+    return nn.BatchNorm1d(width) if kind == "affine" else nn.Identity()
 
 
 def initialise(weight: Tensor, std: float | None) -> None:
