@@ -18,6 +18,7 @@ from unlabeled.evaluation.features import state_hash
 from unlabeled.evaluation.recipes.augmentation import Mixing
 from unlabeled.evaluation.recipes.finetune import Classifier, FineTune, add_drop_path
 from unlabeled.evaluation.recipes.layer_decay import layer_decay_groups
+from unlabeled.evaluation.recipes.loop import steps
 from unlabeled.views.key import ViewKey
 
 
@@ -174,6 +175,13 @@ def test_drop_path_leaves_out_branches_more_from_block_to_block_and_keeps_the_me
     assert float(out.float().mean()) == pytest.approx(0.5, abs=0.03)
     torch.testing.assert_close(dropped[~out], 2 * plain[~out])
     assert float((middle.flatten(1).abs().amax(1) == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_passes_have_seeds_and_shares_of_their_own() -> None:
+    own = training(images_per_pass=4, epochs=1)
+    found = [each for _, passes in steps(made(train=18).task, torch.arange(18), own, augmentation()) for each in passes]
+    assert [each.share for each in found] == [0.25] * 4 + [1.0]
+    assert len({each.seed for each in found}) == 5
 
 
 def test_accumulated_passes_are_one_step_of_a_network_without_batchnorm() -> None:

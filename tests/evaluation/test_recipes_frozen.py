@@ -162,6 +162,8 @@ def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_
     world, probe = made(), recipe(learning_rates=[1e-6, 8.0, 1e36], training=training(weight_decay=1e-6))
     [score] = probe.train_predict(world.task)
     fit, held = split(world.task.train_labels, 0.2, 0)
+    before = world.asked[: world.asked.index(("train", held.tolist()))]
+    assert {row for _, rows in before for row in rows} == set(fit.tolist())
     heads, _ = probe.fit(world.task, fit, [1e-6, 8.0])
     with torch.no_grad():
         x = world.task.network(world.task.views.plain(world.splits["train"][0][held]))
