@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,18 @@ def build_evaluation(
     )
 
 
+def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
+    """How the checkpoint of the self-test is judged: with the settings that it carries, on the CPU, nothing kept."""
+
+    def build(checkpoint: Checkpoint) -> Evaluation:
+        whole = fill_in(config, checkpoint)
+        assert checkpoint.config is not None
+        whole.update({"probe": checkpoint.config["probe"], "cache_gib": 0.0})
+        return build_evaluation(whole, None, "cpu")
+
+    return build
+
+
 def prepare_soft_neighbours(
     probes: Mapping[str, Probe | ImageProbe], config: DictConfig, data: DataModule
 ) -> tuple[Objective | None, Objective | None, list[str]]:
@@ -306,6 +318,9 @@ def prepare_soft_neighbours(
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe | ImageProbe]:
-    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null."""
+    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null.
+
+    What an experiment sets of a probe that was not chosen has no ``_target_`` and is left alone.
+    """
     chosen = config.get("probe") or {}
-    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None}
+    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None and "_target_" in probe}
