@@ -90,6 +90,14 @@ class Layout:
         return self.others[longest] or name.removeprefix(longest).partition(".")[0]
 
 
+def _below(word: str) -> Layout:
+    """A backbone that is called ``word`` among what surrounds it, with or without its classifier."""
+    classifier = {f"{word}.{beginning}": what for beginning, what in CLASSIFIER.items()}
+    return Layout(
+        f"state dict below {word}.", word, f"{word}.", AROUND | classifier, roots=ROOTS, alone=word != "backbone"
+    )
+
+
 LAYOUTS = (
     Layout(
         "own run",
@@ -201,21 +209,11 @@ LAYOUTS = (
         Layout("solo-learn", "backbone", f"{word}.", AROUND, (f"{word}.", "classifier.weight"), ROOTS)
         for word in ("backbone", "encoder")
     ),
-    *(
-        Layout(
-            f"state dict below {word}.",
-            word,
-            f"{word}.",
-            AROUND | {f"{word}.{beginning}": what for beginning, what in CLASSIFIER.items()},
-            roots=ROOTS,
-            alone=word != "backbone",
-        )
-        for word in ("backbone", "encoder", "model", "trunk", "resnet", "net")
-    ),
+    *(_below(word) for word in ("backbone", "encoder", "trunk", "resnet", "net")),
     # torchvision, timm, tonylins/simclr-converter, dino_*_pretrain.pth, mae_pretrain_*.pth
-    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.")),
     Layout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), alone=True),
-    Layout("plain state dict", "the network", "", CLASSIFIER),
+    _below("model"),
+    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.", "")),
 )
 
 
