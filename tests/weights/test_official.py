@@ -27,7 +27,7 @@ from unlabeled.backbones.vit import ViT, sincos_position
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.objectives.mae import MaskedAutoencoder
-from unlabeled.weights import Checkpoint, load_backbone, read_checkpoint
+from unlabeled.weights import Checkpoint, check_same_backbone, load_backbone, read_checkpoint
 
 State = dict[str, Any]
 
@@ -665,6 +665,39 @@ def test_a_network_that_differs_from_the_runs_is_refused_though_its_weights_fit(
     path = saved(content, tmp_path)
     load_backbone(path, ViT(**{**settings, **own}))
     assert refusal(path, ViT(**{**settings, **asked})).endswith(problem)
+
+
+def test_a_configuration_that_is_not_the_runs_is_refused_in_one_line_and_what_changes_no_number_is_not(
+    tmp_path: Path,
+) -> None:
+    settings = {"_target_": "unlabeled.backbones.resnet.ResNet", "depth": 10, "stem": "cifar", "initialisation": "mae"}
+    content = own_run(seeded(resnet, 0).state_dict()) | {"config": {"backbone": settings}}
+    checkpoint = read_checkpoint(saved(content, tmp_path))
+    check_same_backbone(checkpoint, settings | {"initialisation": "moco_v3", "checkpoint_activations": True})
+    with pytest.raises(UserError) as caught:
+        check_same_backbone(checkpoint, settings | {"depth": 18, "stem": "imagenet"})
+    assert str(caught.value) == (
+        f"checkpoint={tmp_path}/file.pth was made with another backbone: backbone.depth=18 instead of 10, "
+        "backbone.stem=imagenet instead of cifar; leave backbone out"
+    )
+    foreign = read_checkpoint(saved(bare(seeded(resnet, 0).state_dict()), tmp_path))
+    check_same_backbone(foreign, settings)
+
+
+class Wrapping(Backbone):
+    """Has a part that is called as wrappers call theirs."""
+
+    num_features = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+
+
+def test_a_part_of_a_backbone_may_be_called_module(tmp_path: Path) -> None:
+    source = Wrapping()
+    loaded = load_backbone(saved(own_run(source.state_dict()), tmp_path), Wrapping())
+    assert torch.equal(loaded.state_dict()["module.weight"], source.state_dict()["module.weight"])
 
 
 def test_maes_fine_tuned_networks_are_refused_with_the_reason(tmp_path: Path) -> None:

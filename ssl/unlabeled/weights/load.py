@@ -128,10 +128,12 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _divide(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> _Division:
     layout, division = recognise([plain(path) for path in tensors]), _Division()
+    names = {plain(name): name for name in wanted}  # a backbone may have a part called module itself
     for path, tensor in tensors.items():
         name = plain(path)
         inside = name.startswith(layout.backbone)
-        ours = spelled(name.removeprefix(layout.backbone), wanted) if inside else None
+        spelling = spelled(name.removeprefix(layout.backbone), names) if inside else None
+        ours = None if spelling is None else names[spelling]
         part = layout.what_is(name)
         if ours is not None and ours in division.found:
             division.doubled.append(path)
