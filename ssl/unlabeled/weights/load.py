@@ -12,7 +12,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.geometry import check_geometry, remedy
-from unlabeled.weights.official import plain, recognise
+from unlabeled.weights.official import Layout, plain, recognise
 from unlabeled.weights.spellings import spelled
 from unlabeled.weights.unsafe import read
 
@@ -83,9 +83,13 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
             be; lists every one. Or the weights fit and the network would still be another. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    wanted = backbone.state_dict()
-    division = _divide(checkpoint.tensors, wanted)
+    wanted, layout = backbone.state_dict(), recognise([plain(path) for path in checkpoint.tensors])
+    division = _divide(checkpoint.tensors, layout, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
+    if layout.views:
+        checkpoint.notes.append(
+            f"{layout.name} prepares images as views={layout.views} does, not by ImageNet's mean and std"
+        )
     problems = _problems(division.found, wanted, division.paths)
     problems += [f"unknown {path}" for path in division.unknown]
     problems += [f"{path} a second time" for path in division.doubled]
@@ -126,8 +130,8 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _flat(value, f"{path}.{key}" if path else str(key))
 
 
-def _divide(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> _Division:
-    layout, division = recognise([plain(path) for path in tensors]), _Division()
+def _divide(tensors: Mapping[str, Tensor], layout: Layout, wanted: Mapping[str, Tensor]) -> _Division:
+    division = _Division()
     names = {plain(name): name for name in wanted}  # a backbone may have a part called module itself
     for path, tensor in tensors.items():
         name = plain(path)

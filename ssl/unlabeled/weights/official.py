@@ -16,6 +16,7 @@ TRAINING = {
     "optimizer_states": "optimizer",
     "opt": "optimizer",
     "scheduler": "schedule",
+    "sched": "schedule",
     "lr_scheduler": "schedule",
     "lr_schedulers": "schedule",
     "scaler": "loss scale",
@@ -27,6 +28,7 @@ TRAINING = {
     "criterion": "loss",
     "best_acc1": "accuracy",
     "best_acc": "accuracy",
+    "best_top1_acc": "accuracy",
     "callbacks": "state of the run",
     "loops": "state of the run",
     "faults": "state of the run",
@@ -65,6 +67,7 @@ class Layout:
     others: Mapping[str, str] = field(default_factory=dict)  # how names begin: what that is; "" is called by its name
     marks: tuple[str, ...] = ()  # how some names must begin, or it is another layout
     roots: tuple[str, ...] = ("",)
+    views: str = ""  # whose mean and std its images had, where that is not ImageNet's
     alone: bool = False  # everything must be either in ``backbone`` or known
 
     def at(self, root: str) -> "Layout":
@@ -159,6 +162,7 @@ LAYOUTS = (
         {"projection_head.": "projector", "prototypes": "prototypes"},
         ("projection_head.", "conv1."),
         ROOTS,
+        views="swav",
     ),
     # github.com/facebookresearch/suncet, src/paws_train.py and src/resnet.py
     Layout(
@@ -175,6 +179,7 @@ LAYOUTS = (
         "resnet.",
         {"resnet.fc.": "classifier", "head.": "projector"},
         ("resnet.net.0.0.",),
+        views="simclr",
     ),
     # github.com/facebookresearch/vissl, vissl/utils/checkpoint.py
     Layout(
