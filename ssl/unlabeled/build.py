@@ -42,7 +42,7 @@ from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
-from unlabeled.weights import Checkpoint
+from unlabeled.weights import Checkpoint, check_same_backbone
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
@@ -235,6 +235,9 @@ def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
         UserError: the checkpoint does not say it either.
     """
     own = OmegaConf.create(checkpoint.config or {})
+    if config.get("backbone") and checkpoint.config is not None:
+        asked: Any = OmegaConf.to_container(config.backbone, resolve=True)
+        check_same_backbone(checkpoint, asked)
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
     config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):

@@ -129,7 +129,15 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"path": str(checkpoint.path), "sha256": checkpoint.sha256, **checkpoint.progress}
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "part": checkpoint.part,
+        "left_out": checkpoint.left_out,
+        "notes": checkpoint.notes,
+        **checkpoint.progress,
+    }
 
 
 def _describe_data(data: DataModule) -> dict[str, Any]:
