@@ -155,5 +155,7 @@ def test_a_network_without_tokens_is_refused_in_one_line() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3))
 
-    with pytest.raises(UserError, match=r"^features=tokens: Flat has no such features; allowed: last$"):
+    with pytest.raises(
+        UserError, match=r"^probe\.attentive_ep\.kinds=\['tokens'\]: Flat has no such features; allowed: last$"
+    ):
         attentive("ep", 1).train_predict(made(Flat()).task)

@@ -286,8 +286,12 @@ def test_recipes_that_cannot_work_are_refused_when_they_are_built(changed: dict[
     ("changed", "message"),
     [
         ({"fraction": 0.1}, r"training\.batch_size=16 but there are 6 images to train on: give less"),
-        ({"layer_decay": 0.5, "head_learning_rate": None}, "ResNet has no blocks, which layer_decay"),
+        (
+            {"layer_decay": 0.5, "head_learning_rate": None},
+            r"finetune_small: layer_decay, .* are for a ViT, ResNet has no blocks: give",
+        ),
         ({"pooling": "fc_norm"}, "ResNet has no blocks"),
+        ({"drop_path": 0.1}, "ResNet has no blocks"),
         ({"learning_rate": 1e38}, "the training diverged"),
     ],
 )

@@ -298,7 +298,10 @@ def test_recipes_that_cannot_work_are_refused_when_they_are_built(changed: dict[
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"kinds": ["cls"]}, "features=cls: ResNet has no such features; allowed: last, last4, tokens"),
+        (
+            {"kinds": ["cls"]},
+            r"linear_small\.kinds=\['cls'\]: ResNet has no such features; allowed: last, last4, tokens",
+        ),
         ({"training": training(batch_size=64)}, r"training\.batch_size=64 but there are 60 images .* rate follows"),
         ({"learning_rates": [1e36], "training": training(weight_decay=1e-6)}, "the training diverged"),
         ({"kinds": ["tokens"]}, r"kinds=\['tokens'\] does not suit LinearHead"),

@@ -104,6 +104,7 @@ class FineTune:
         Raises:
             UserError: the network does not suit the recipe, there are too few images, or the training diverged.
         """
+        self._check_network(task.network)
         listed = choose(self.choice, task)
         self.training.check_images(f"{self.key}.training", len(listed.ids))
         with restored_randomness(task.device):
@@ -114,6 +115,14 @@ class FineTune:
         chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
         seen, metrics = torch.unique(listed.labels), {"train_loss": loss}
         return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics)]
+
+    def _check_network(self, network: Backbone) -> None:
+        needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"
+        if needs_blocks and not hasattr(network, "blocks"):
+            raise UserError(
+                f"{self.key}: layer_decay, drop_path and pooling=fc_norm are for a ViT, {type(network).__name__} has no "
+                "blocks: give null, 0 and network"
+            )
 
     def _model(self, task: Task) -> "Classifier":
         seed_all(mix(self.training.seed, HEAD), task.device)

@@ -91,7 +91,11 @@ class FrozenRecipe:
         Raises:
             UserError: the network has no such features, there are too few images, or the training diverged.
         """
-        task.network.check_kinds(self.kinds)
+        if set(self.kinds) - set(task.network.kinds):
+            raise UserError(
+                f"{self.key}.kinds={list(self.kinds)}: {type(task.network).__name__} has no such features; allowed: "
+                f"{', '.join(task.network.kinds)}"
+            )
         autocast(task.device, task.precision)
         with (
             restored_randomness(task.device),
