@@ -120,8 +120,8 @@ class FineTune:
         needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"
         if needs_blocks and not hasattr(network, "blocks"):
             raise UserError(
-                f"{self.key}: layer_decay, drop_path and pooling=fc_norm are for a ViT, {type(network).__name__} has no "
-                "blocks: give null, 0 and network"
+                f"{self.key}: layer_decay, drop_path and pooling=fc_norm are for a ViT, {type(network).__name__} has "
+                "no blocks: give null, 0 and network"
             )
 
     def _model(self, task: Task) -> "Classifier":
