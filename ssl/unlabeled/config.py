@@ -274,12 +274,12 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
-def check_alone(key: str) -> None:
-    """Raise UserError if the command gives any other key: nothing would read it."""
+def check_alone(key: str, *beside: str) -> None:
+    """Raise UserError if the command gives any other key but those ``beside``: nothing would read it."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [override for override in given if override.split("=")[0] != key]
+    others = [override for override in given if override.split("=")[0] not in (key, *beside)]
     if others:
-        raise UserError(f"{key}=… takes everything else from the file: leave out {' '.join(others)}")
+        raise UserError(f"{key}=… takes everything else from what it names: leave out {' '.join(others)}")
 
 
 def is_sweep() -> bool:

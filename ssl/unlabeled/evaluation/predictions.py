@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import top1
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.statistics import accuracy_interval, draws_interval
+from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_interval
 
 NAME = "predictions.safetensors"
 LOG_PROBABILITIES = "log_probabilities"
@@ -39,7 +39,7 @@ def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Te
     out from the row on with which they would take more than 64 MiB. Raises ValueError where two rows have the same
     features and protocol, or a row's predictions are not N.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {"labels": labels.cpu().long().contiguous(), "ids": ids.cpu().long().contiguous()}
     room = MOST_BYTES
@@ -58,7 +58,7 @@ def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Te
                 tensors[f"{LOG_PROBABILITIES}|{key}"] = row.log_probabilities.cpu().half().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{NAME}.tmp"
-    save_file(tensors, unfinished)
+    unfinished.write_bytes(save(tensors))  # save_file lets nobody else read it
     os.replace(unfinished, folder / NAME)
     return folder / NAME
 
@@ -102,6 +102,11 @@ def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:
                 row.notes.append(f"The predictions kept give {found:.2f} %: the probe does not return what it counts.")
             else:
                 row.interval = accuracy_interval(round(found * n / 100), n)
+
+
+def count_interval(row: Row, n: int) -> Interval:
+    """From the row's numbers alone, for a report that holds no interval; ``n`` test images."""
+    return draws_interval(row.draws, n) if row.draws else accuracy_interval(round(row.top1 * n / 100), n)
 
 
 def _key(name: str) -> Key:
