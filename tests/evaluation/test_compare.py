@@ -107,7 +107,7 @@ def test_several_seeds_are_compared_by_welchs_test_of_their_means(tmp_path: Path
 
 def test_few_label_scores_are_compared_over_their_draws(tmp_path: Path) -> None:
     a, b = [50.0, 52.0, 51.0], [44.0, 47.0, 45.0]
-    runs = []
+    runs: list[str] = []
     for each in (a, b):
         few = Row("pretrained", "k", sum(each) / 3, n_test=N, draws=each, predictions=answers(slice(0, 200)))
         runs.append(judged(tmp_path / f"run{len(runs)}", [few]))

@@ -56,6 +56,14 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in without}
 
 
+def recipe_value(config: Mapping[str, Any], key: str) -> Any:
+    """What stands below a dotted key; None where there is no such key."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run or of a report."""
     return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
