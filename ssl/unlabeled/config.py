@@ -51,6 +51,8 @@ TYPES: dict[str, Any] = {
     "accelerator": str,
     "precision": str,
     "out": str,
+    "format": Literal["markdown", "csv", "latex"] | None,
+    "baselines": bool,
     "work_size": int,
     "centre_sigma": float | None,
     "mask_size": int | None,

@@ -112,12 +112,11 @@ def _beside(
     protocol = value["protocol"]
     row = _ours(value, rows)
     differs = _recipe_differs(value, config, epochs) + doubt + _protocol_differs(protocol, row)
+    settings = [f"{key} = {protocol[key]}" for key in ("k", "T") if key in protocol]
     differs += [value["note"]] if "note" in value else []
     return {
         "name": f"{value['objective']}, {value['backbone']}, {value['data']}",
-        "protocol": ", ".join(
-            [protocol["how"], *(f"{key} = {protocol[key]}" for key in ("k", "T") if key in protocol)]
-        ),
+        "protocol": ", ".join([protocol["how"], *settings]),
         "published": value["top1"],
         "ours": None if row is None else row.top1,
         "ours_protocol": None if row is None else row.protocol,
