@@ -66,6 +66,7 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> Table:
     lines = [_line(runs) for runs in groups]
     _tell_apart(lines, groups)
     notes = [f"{run.folder}: ✗, {run.problem}" for run in found if run.problem]
+    notes += [f"{run.folder}: ✗, {row.protocol} gave no number" for run in found for row in _failed(run)]
     notes += [f"{path}: left out, a run of its configuration and seed is in the table" for path in _twice(groups)]
     notes += [f"left out, no runs: {', '.join(map(str, others))}"] if others else []
     lines += _baselines([run for run in found if not run.problem]) if baselines else []
@@ -125,6 +126,10 @@ def _tell_apart(lines: Sequence[Line], groups: Sequence[Sequence[Judged]]) -> No
         for line, run in same if len(same) > 1 else []:
             values = [f"{key}={recipe_value(run.config, key)}" for key in keys[:3]]
             line.name += f" ({', '.join(values) or run.folder})"
+
+
+def _failed(run: Judged) -> list[Row]:
+    return [row for row in run.rows if row.features == PRETRAINED and not isfinite(row.top1)]
 
 
 def _cells(runs: Sequence[Judged], features: str) -> dict[Column, Cell]:

@@ -12,6 +12,7 @@ from unlabeled.evaluation.statistics import Interval
 MISSING, FAILED = "–", "✗"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MISSING: "--"}
 LATEX |= {FAILED: r"$\times$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "…": r"\dots{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 TIDY = ["run", "seeds", "protocol", "top1", "deviation", "low", "high", "state", "data", "test_labels_sha256"]
 
@@ -136,7 +137,7 @@ def _short(value: Any) -> str:
 def _seeds(line: Line) -> str:
     if line.baseline and line.seeds == 1:
         return MISSING
-    return f"{line.seeds} + {line.broken} {FAILED}" if line.broken else str(line.seeds)
+    return " + ".join([str(line.seeds)] * (line.seeds > 0) + [f"{line.broken} {FAILED}"] * (line.broken > 0))
 
 
 def _texts(line: Line, table: Table, bold: str) -> list[str]:
@@ -178,9 +179,7 @@ def _reading(table: Table) -> list[str]:
     cells = [cell for line in table.lines for cell in line.cells.values() if cell.mean is not None]
     sentences = []
     if any(cell.interval and cell.deviation is None for cell in cells):
-        sentences.append(
-            "One run: its interval of 95 %, from the test images, and the draws of labels where there are some."
-        )
+        sentences.append("One run: its interval of 95 %, over test images, and draws of labels where there are some.")
     if any(cell.deviation is not None for cell in cells):
         sentences.append("Several seeds: mean ± deviation of the sample.")
     if _best(table):
@@ -189,9 +188,8 @@ def _reading(table: Table) -> list[str]:
             "eval_linear.py compare=[RUN_A,RUN_B] tests it."
         )
     texts = {_text(line, line.cells.get(column)) for line in table.lines for column in table.columns}
-    return (
-        sentences
-        + [f"{MISSING}: not measured."] * (MISSING in texts)
-        + [f"{FAILED}: failed, or damaged; why stands below."]
-        * (FAILED in texts or any(line.broken for line in table.lines))
-    )
+    if MISSING in texts:
+        sentences.append(f"{MISSING}: not measured.")
+    if FAILED in texts or any(line.broken for line in table.lines):
+        sentences.append(f"{FAILED}: failed, damaged or not judged; why stands below.")
+    return sentences
