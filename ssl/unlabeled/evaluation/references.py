@@ -6,6 +6,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from unlabeled.config import read_yaml
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.runs import recipe_value
 
@@ -43,7 +44,7 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
     data, doubt = data_name(config, rows)
     trained = epochs or config.get("max_epochs")
     found = []
-    for group in _groups():
+    for group in read_yaml(PUBLISHED):
         if (group["backbone"], group["data"]) != (backbone, data):
             continue
         values = [{**group, **value} for value in group["values"] if value["objective"] in objectives]
@@ -91,13 +92,6 @@ def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | Non
         if same and abs(measured[0].n_train - train) <= train / 1000:  # a few files may be damaged
             return name, [f"the data are taken for {name} by their counts alone ({measured[0].n_train:,} train images)"]
     return None, []
-
-
-def _groups() -> list[dict[str, Any]]:
-    from omegaconf import OmegaConf
-
-    groups: Any = OmegaConf.to_container(OmegaConf.load(PUBLISHED))
-    return list(groups)
 
 
 def _distance(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> tuple[float, int]:

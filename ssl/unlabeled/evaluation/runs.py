@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unlabeled.config import FREE_KEYS
+from unlabeled.config import FREE_KEYS, read_yaml
 from unlabeled.evaluation.judge import Row
 
 STORED = [each.name for each in fields(Row) if each.name not in ("predictions", "log_probabilities")]
@@ -109,12 +109,8 @@ def _command(folder: Path) -> str:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        content = read_yaml(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
