@@ -50,7 +50,10 @@ TYPES: dict[str, Any] = {
     "checkpoint": str | None,
     "report_dir": str | None,
     "accelerator": str,
+    "cache": str | None,
+    "cache_gib": float,
     "precision": str,
+    "self_test": bool,
     "out": str,
     "format": Literal["markdown", "csv", "latex"] | None,
     "baselines": bool,
@@ -69,6 +72,8 @@ TYPES: dict[str, Any] = {
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
+    "cache",
+    "cache_gib",
     "checkpoint_every_n_epochs",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
@@ -196,6 +201,10 @@ def check_keys(config: DictConfig, primary: Path) -> None:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
         _check_type(value, TYPES.get(key, Any), key)
         _check_node(value, key)
+    probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
+    for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
+        if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
+            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
 
 
 def _check_node(node: Any, path: str) -> None:

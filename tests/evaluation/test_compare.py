@@ -35,10 +35,18 @@ def row(protocol: str, wrong: slice, **more: Any) -> Row:
     return Row("pretrained", protocol, top1, n_test=N, predictions=found, **more)
 
 
-def judged(folder: Path, rows: list[Row], seed: int = 0, temperature: float = 0.1, labels: Tensor = LABELS) -> str:
+def judged(
+    folder: Path,
+    rows: list[Row],
+    seed: int = 0,
+    temperature: float = 0.1,
+    labels: Tensor = LABELS,
+    print_: str | None = None,
+) -> str:
     """The folder of a run that was judged."""
     report = folder / "report"
     described = {"description": "toy", "train_labels_sha256": "t", "test_labels_sha256": label_hash(labels)}
+    described |= {} if print_ is None else {"test_fingerprint": print_}
     write_report(report, rows, {"data": described})
     write_predictions(report, rows, labels, IDS)
     (folder / "config.yaml").write_text(CONFIG.format(seed=seed, temperature=temperature))
@@ -138,6 +146,7 @@ def test_few_label_scores_are_compared_over_their_draws(tmp_path: Path) -> None:
         (["{a}", "{torn}"], "predictions.safetensors: damaged"),
         (["{a}", "{labels}"], "on other test data"),
         (["{a}", "{ids}"], "on other test images"),
+        (["{prints}", "{moved}"], "on other or moved files of test images"),
         (["{a}", "{other}"], "no protocol is in both: knn; linear"),
     ],
 )
@@ -147,6 +156,8 @@ def test_what_cannot_be_compared_costs_one_line(given: Any, words: str, tmp_path
         judged(tmp_path / name, rows)
     judged(tmp_path / "labels", rows, labels=(LABELS + 1) % 10)
     judged(tmp_path / "other", [row("linear", slice(0, 40))])
+    for name in ("prints", "moved"):
+        judged(tmp_path / name, rows, print_=name)
     (tmp_path / "raw" / "checkpoints").mkdir(parents=True)
     (tmp_path / "raw" / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "begun").mkdir()

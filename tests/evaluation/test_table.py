@@ -48,7 +48,7 @@ def run(
     objective = {**CONFIG["objective"], "temperature": temperature}
     config = {**CONFIG, "seed": seed, "name": folder.name, "run_dir": str(folder), "num_workers": seed}
     provenance: dict[str, Any] = {"checkpoint": {"step": step}, "data": data}
-    provenance |= {} if transform is None else {"transform": transform}
+    provenance |= {} if transform is None else {"views": transform}
     write_report(folder / "report", rows, provenance)
     (folder / "config.yaml").write_text(json.dumps({**config, "objective": objective}))
     return folder
@@ -87,7 +87,7 @@ def test_a_protocol_measured_on_fewer_seeds_says_on_how_many(tmp_path: Path) -> 
 
 def test_numbers_of_other_data_or_another_transform_never_share_a_column(tmp_path: Path) -> None:
     here = run(tmp_path / "here", {KNN: 60.0})
-    seen = {**CONFIG["views"], "size": 64}
+    seen = {"size": 64, "crop": 1.0, "interpolation": "bicubic", "mean": [0.5], "std": None}
     larger = run(tmp_path / "larger", {KNN: 61.0}, transform=seen, temperature=0.2)
     elsewhere = run(tmp_path / "elsewhere", {KNN: 62.0}, data={**DATA, "test_labels_sha256": "c" * 64}, temperature=0.3)
     text = as_markdown(make_table([here, larger, elsewhere]))
@@ -99,9 +99,20 @@ def test_numbers_of_other_data_or_another_transform_never_share_a_column(tmp_pat
         ["–", "–", "62.00"],
     ]
     assert "**" not in text
-    assert "- (b) toy, 100 test images; test labels bbbbbbbb; images seen with evaluation_crop 1.0" in text
+    assert "- (b) toy, 100 test images; test labels bbbbbbbb; seen with crop 1.0" in text
     assert "size 64" in text
     assert "- (c) toy, 100 test images; test labels cccccccc" in text
+
+
+def test_equal_images_share_a_column_wherever_they_lie_and_changed_ones_do_not(tmp_path: Path) -> None:
+    prints = {"train_fingerprint": "t" * 64, "test_fingerprint": "e" * 64}
+    here = run(tmp_path / "a-seed0", {KNN: 60.0}, data={**DATA, **prints, "description": "toy from /here"})
+    there = run(tmp_path / "a-seed1", {KNN: 62.0}, 1, data={**DATA, **prints, "description": "toy from /there"})
+    changed = run(tmp_path / "b", {KNN: 50.0}, 0, 0.2, data={**DATA, **prints, "test_fingerprint": "f" * 64})
+    text = as_markdown(make_table([here, there, changed]))
+    assert [line[2:] for line in cells(text)[1:]] == [["61.00 ± 1.41", "–"], ["–", f"50.00 {between(50)}"]]
+    assert "- (a) toy from /here; test labels bbbbbbbb; test images eeeeeeee; seen with crop 1.0, interp" in text
+    assert "- (b) toy, 100 test images; test labels bbbbbbbb; test images ffffffff; seen with crop 1.0, interp" in text
 
 
 def test_a_half_written_report_does_not_kill_the_table_and_is_marked_with_its_reason(tmp_path: Path) -> None:
@@ -179,7 +190,7 @@ def test_the_provenance_may_say_the_configuration_of_a_report_that_lies_elsewher
     for seed in range(2):
         folder = tmp_path / f"again{seed}"
         write_report(
-            folder, [Row("pretrained", KNN, 60.0, n_test=100)], {"config": {**CONFIG, "seed": seed}, "data": DATA}
+            folder, [Row("pretrained", KNN, 60.0, n_test=100)], {"run_config": {**CONFIG, "seed": seed}, "data": DATA}
         )
         paths.append(folder)
     assert table(*paths)[1][:2] == ["again", "2"]

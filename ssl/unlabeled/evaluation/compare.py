@@ -77,6 +77,9 @@ def _check_same_images(runs: list[Judged], predictions: list[Predictions]) -> No
             ours, theirs = (each.data()[f"{split}_labels_sha256"] for each in (runs[0], run))
             if ours != theirs:
                 raise UserError(f"{where} on other {split} data: {_described(runs[0])}; {_described(run)}")
+        prints = [each.data()["test_fingerprint"] for each in (runs[0], run)]
+        if None not in prints and prints[0] != prints[1]:
+            raise UserError(f"{where} on other or moved files of test images; judge one again on the other's data")
         if not torch.equal(predictions[0].ids, found.ids):
             raise UserError(f"{where} on other test images (ids differ), though their labels agree")
         if not torch.equal(predictions[0].labels, found.labels):

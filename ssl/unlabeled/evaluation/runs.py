@@ -11,7 +11,10 @@ from unlabeled.config import FREE_KEYS, read_yaml
 from unlabeled.evaluation.judge import Row
 
 STORED = [each.name for each in fields(Row) if each.name not in ("predictions", "log_probabilities")]
-EVALUATED = ("size", "mean", "std", "evaluation_crop", "evaluation_interpolation")  # keys of views; no other is used
+DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
+# What a report says of the transform, and where it stands in the configuration of a run.
+TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}
+TRANSFORM |= {"mean": "mean", "std": "std"}
 
 
 @dataclass
@@ -40,14 +43,13 @@ class Judged:
     def data(self) -> dict[str, Any]:
         """What was looked at; numbers on other data are not comparable."""
         known = self.provenance.get("data")
-        keys = ("description", "train_labels_sha256", "test_labels_sha256")
-        return {key: known.get(key) if isinstance(known, dict) else None for key in keys}
+        return {key: known.get(key) if isinstance(known, dict) else None for key in DATA}
 
     def transform(self) -> dict[str, Any]:
         """How an image was seen: pixels, crop, interpolation, mean and std; the run's where the report does not say."""
-        said = self.provenance.get("transform")
+        said = self.provenance.get("views")
         views = self.config.get("views")
-        return said if isinstance(said, dict) else {key: (views or {}).get(key) for key in EVALUATED}
+        return said if isinstance(said, dict) else {key: (views or {}).get(name) for key, name in TRANSFORM.items()}
 
 
 def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def read_judged(folder: Path) -> Judged:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
-    told = found.provenance.get("config")
+    told = found.provenance.get("run_config")
     found.config = told if isinstance(told, dict) else found.config
     return found
 

@@ -142,7 +142,10 @@ def _cells(runs: Sequence[Judged], features: str) -> dict[Column, Cell]:
 
 
 def _column(run: Judged, protocol: str) -> Column:
-    return Column(protocol, _as_json(run.data()), _as_json(run.transform()))
+    data = run.data()
+    prints = [data["train_fingerprint"], data["test_fingerprint"]]  # of the images; a description may name a folder
+    known = data if None in prints else prints
+    return Column(protocol, _as_json(known), _as_json(run.transform()), _as_json(data))
 
 
 def _cell(rows: Sequence[Row]) -> Cell:

@@ -19,11 +19,12 @@ TIDY = ["run", "seeds", "protocol", "top1", "deviation", "low", "high", "state",
 
 @dataclass(frozen=True)
 class Column:
-    """What numbers must share to stand below each other; data and transform as JSON."""
+    """What numbers must share to stand below each other; all but the protocol as JSON."""
 
     protocol: str
-    data: str
+    data: str  # what tells it from others
     transform: str
+    described: str = field(compare=False)  # the data, for people
 
 
 @dataclass
@@ -91,7 +92,7 @@ def as_csv(table: Table) -> str:
     writer.writerow([*TIDY, "transform"])
     for line in table.lines:
         for column in table.columns:
-            cell, data = line.cells.get(column), json.loads(column.data)
+            cell, data = line.cells.get(column), json.loads(column.described)
             low, high = cell.interval if cell and cell.interval else (None, None)
             numbers = [cell.mean, cell.deviation, low, high] if cell else [None] * 4
             known = [data.get("description"), data.get("test_labels_sha256"), column.transform]
@@ -110,24 +111,26 @@ def latex(text: str) -> str:
 
 def _titles(columns: list[Column]) -> tuple[list[str], list[str]]:
     """Of the columns, marked by a letter where not all are of one data set and transform; and what the letters mean."""
-    kinds = list(dict.fromkeys((column.data, column.transform) for column in columns))
+    kinds = {(column.data, column.transform): column for column in reversed(columns)}
+    kinds = dict(reversed(kinds.items()))
     if len(kinds) == 1:
-        return [column.protocol for column in columns], [f"{_described(*kinds[0])}."]
+        return [column.protocol for column in columns], [f"{_described(columns[0])}."]
     letters = {kind: f"({_letter(number)})" for number, kind in enumerate(kinds)}
     titles = [f"{column.protocol} {letters[column.data, column.transform]}" for column in columns]
-    return titles, [f"{letter} {_described(*kind)}." for kind, letter in letters.items()]
+    return titles, [f"{letters[kind]} {_described(column)}." for kind, column in kinds.items()]
 
 
 def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else str(number + 1)
 
 
-def _described(data: str, transform: str) -> str:
-    known, seen = json.loads(data), json.loads(transform)
-    description = known.get("description") or "unknown data"
-    labels = str(known.get("test_labels_sha256") or "unknown")[:8]
+def _described(column: Column) -> str:
+    known, seen = json.loads(column.described), json.loads(column.transform)
+    names = {"test_labels_sha256": "test labels", "test_fingerprint": "test images"}
+    hashes = [f"{name} {known[key][:8]}" for key, name in names.items() if known.get(key)]
     how = ", ".join(f"{key} {_short(value)}" for key, value in seen.items() if value is not None)
-    return f"{description}; test labels {labels}; images seen with {how or 'an unknown transform'}"
+    parts = [known.get("description") or "unknown data", *hashes, f"seen with {how or 'an unknown transform'}"]
+    return "; ".join(parts)
 
 
 def _short(value: Any) -> str:
