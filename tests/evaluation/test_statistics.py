@@ -199,3 +199,18 @@ def test_the_interval_over_draws_ends_at_0_and_100_and_is_never_a_point() -> Non
     assert draws_interval([99.0, 100.0, 98.0], 100)[1] == 100
     assert draws_interval([1.0, 0.0], 100)[0] == 0
     assert draws_interval([90.0, 90.0], 100) == accuracy_interval(90, 100) == draws_interval([90.0], 100)
+
+
+def test_however_few_the_images_an_interval_is_finite_and_holds_what_was_seen() -> None:
+    for n in (1, 2, 3, 5, 12, 30):
+        for correct in range(n + 1):
+            low, high = accuracy_interval(correct, n)
+            assert 0 <= low <= 100 * correct / n <= high <= 100
+    for n in (1, 2, 3, 8):
+        for only_a, only_b in itertools.product(range(n + 1), repeat=2):
+            if only_a + only_b <= n:
+                order = np.arange(n)
+                found = paired(order < only_a, (order >= only_a) & (order < only_a + only_b))
+                low, high = found.interval
+                assert -100 <= low <= found.points <= high <= 100
+                assert found.points == pytest.approx(100 * (only_a - only_b) / n)
