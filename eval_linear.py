@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.config import check_alone, check_keys, one_line_errors
 from unlabeled.errors import UserError
@@ -16,6 +17,13 @@ def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
     check_keys(config, CONF / "eval_linear.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
+    if config.compare is not None:
+        from unlabeled.evaluation.compare import compare
+
+        check_alone("compare", "report_dir")
+        given: Any = OmegaConf.to_container(config)
+        print(compare(given["compare"], config.report_dir))
+        return
     from unlabeled.build import build_evaluation, build_self_test, fill_in
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.evaluation.processes import launched

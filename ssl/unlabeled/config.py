@@ -20,6 +20,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from unlabeled.errors import UserError
 
@@ -54,6 +55,8 @@ TYPES: dict[str, Any] = {
     "precision": str,
     "self_test": bool,
     "out": str,
+    "format": Literal["markdown", "csv", "latex"] | None,
+    "baselines": bool,
     "work_size": int,
     "centre_sigma": float | None,
     "mask_size": int | None,
@@ -283,12 +286,12 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
-def check_alone(key: str) -> None:
-    """Raise UserError if the command gives any other key: nothing would read it."""
+def check_alone(key: str, *beside: str) -> None:
+    """Raise UserError if the command gives any other key but those ``beside``: nothing would read it."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [override for override in given if override.split("=")[0] != key]
+    others = [override for override in given if override.split("=")[0] not in (key, *beside)]
     if others:
-        raise UserError(f"{key}=… takes everything else from the file: leave out {' '.join(others)}")
+        raise UserError(f"{key}=… takes everything else from what it names: leave out {' '.join(others)}")
 
 
 def is_sweep() -> bool:
@@ -296,6 +299,14 @@ def is_sweep() -> bool:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
     return not str(HydraConfig.get().launcher.get("_target_")).endswith("submitit_launcher.SlurmLauncher")
+
+
+def read_yaml(path: Path) -> Any:
+    """A file as plain values. Raises ValueError where it is no yaml, OSError where it cannot be read."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
