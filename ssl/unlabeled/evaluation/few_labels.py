@@ -136,7 +136,7 @@ def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], no
     chosen = {"labels": lists, "of_each_draw": [score.chosen for score in scores]}
     every = list(dict.fromkeys([*notes, *(note for score in scores for note in score.notes)]))
     draws = top1 if len(scores) > 1 else []
-    return Score(protocol, mean(top1), chosen, every, first.predictions, first.log_probabilities, metrics, draws)
+    return Score(protocol, mean(top1), chosen, every, first.predictions, first.log_probabilities, metrics, draws, size)
 
 
 def _shared_keys(scores: Sequence[Score]) -> list[str]:
