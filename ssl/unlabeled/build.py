@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -225,18 +225,20 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+def fill_in(
+    config: DictConfig, checkpoint: Checkpoint, needs: Sequence[str] = ("data", "views", "backbone")
+) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
 
     Raises:
-        UserError: the checkpoint does not say it either.
+        UserError: the checkpoint does not say it either, and it is among ``needs``.
     """
     own = OmegaConf.create(checkpoint.config or {})
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
     config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):
         config[name] = config.get(name) or own.get(name)
-        if config[name] is None:
+        if config[name] is None and name in needs:
             raise UserError(f"checkpoint={checkpoint.path} does not say what it was made with: give {name}=…")
     return config
 

@@ -1,0 +1,73 @@
+"""What a backbone's images must go through first, in a form that other libraries understand."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from unlabeled.errors import UserError
+from unlabeled.views.crop import Interpolation
+from unlabeled.views.pipeline import Views
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A centre crop, resized, values in [0, 1] or normalised: what ``Views.plain`` does, as five values."""
+
+    size: int  # height and width, pixels
+    mean: Sequence[float] | None  # per channel, of values in [0, 1]; None: not subtracted
+    std: Sequence[float] | None
+    crop: float  # central share of the image's shorter side that is kept
+    interpolation: Interpolation  # antialiased, as Pillow's
+
+    def views(self) -> Views:
+        """The same for uint8 images of ours; draws no views."""
+        return Views(self.size, [], self.mean, self.std, self.crop, self.interpolation)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    def timm(self) -> dict[str, Any]:
+        """The keys of timm's ``pretrained_cfg``, which cannot say "not normalised": a mean of 0, a std of 1."""
+        return {
+            "input_size": [3, self.size, self.size],
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop,
+            "crop_mode": "center",
+            "mean": list(self.mean or [0.0] * 3),
+            "std": list(self.std or [1.0] * 3),
+        }
+
+    def snippet(self) -> str:
+        """Lines that make ``images``, float32 [1, 3, size, size], of a file, by torchvision."""
+        steps = [
+            f"v2.Resize({round(self.size / self.crop)}, v2.InterpolationMode.{self.interpolation.upper()})",
+            f"v2.CenterCrop({self.size})",
+            "v2.ToImage()",
+            "v2.ToDtype(torch.float32, scale=True)",
+        ]
+        if self.mean is not None and self.std is not None:
+            steps.append(f"v2.Normalize({list(self.mean)}, {list(self.std)})")
+        listed = "".join(f"    {step},\n" for step in steps)
+        return (
+            "import torch\nfrom PIL import Image\nfrom torchvision.transforms import v2\n\n"
+            f"prepare = v2.Compose([\n{listed}])\n"
+            'images = prepare(Image.open("photograph.jpg").convert("RGB"))[None]'
+        )
+
+
+def read_preprocess(views: DictConfig) -> Preprocess:
+    """The part of a configuration of views that evaluation reads.
+
+    Raises:
+        UserError: views of another kind, which do not say it.
+    """
+    keys = ("size", "mean", "std", "evaluation_crop", "evaluation_interpolation")
+    missing = [key for key in keys if key not in views]
+    if missing:
+        raise UserError(f"views: these do not say {', '.join(missing)}: give views=…")
+    size, mean, std, crop, interpolation = (views[key] for key in keys)
+    listed = [None if values is None else [float(value) for value in values] for values in (mean, std)]
+    return Preprocess(int(size), *listed, float(crop), interpolation)
