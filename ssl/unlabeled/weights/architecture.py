@@ -97,23 +97,30 @@ def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Archite
         for name, cfg in model_cfgs.items()
         if name.startswith("regnety_") and not name.endswith("_sgn")
     }
-    name = min(differing, key=lambda each: len(differing[each]))
+    name = _fewest(differing)
     return Architecture(name, renamed_to_timm(backbone.state_dict()), differing[name])
 
 
 def _timm_vit(backbone: ViT) -> tuple[str, State, dict[str, Any]]:
     attention = next(module for module in backbone.modules() if isinstance(module, Attention))
     wanted = (backbone.patch_size, backbone.num_features, len(backbone.blocks), attention.heads)
-    name = next((name for name, sizes in VITS.items() if sizes == wanted), next(iter(VITS)))
     keys = ("patch_size", "embed_dim", "depth", "num_heads")
-    arguments: dict[str, Any] = {
-        key: value for key, value, theirs in zip(keys, wanted, VITS[name], strict=True) if value != theirs
+    differing: dict[str, dict[str, Any]] = {
+        name: {key: value for key, value, given in zip(keys, wanted, theirs, strict=True) if value != given}
+        for name, theirs in VITS.items()
     }
+    name = _fewest(differing)
+    arguments = differing[name]
     if backbone.image_size != 224:
         arguments["img_size"] = backbone.image_size
     if backbone.pooling == "gap":  # timm would move the norm behind the mean; ours is before it
         arguments |= {"global_pool": "avg", "fc_norm": False}
     return name, backbone.state_dict(), arguments
+
+
+def _fewest(differing: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name that needs the fewest further arguments; the first of several."""
+    return min(differing, key=lambda name: len(differing[name]))
 
 
 def in_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architecture:
@@ -127,11 +134,12 @@ def in_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Arch
     if isinstance(backbone, ResNet):
         _require_plain_resnet(spec, to, "torchvision")
         if spec["depth"] == 10:
-            raise _refusal(to, "torchvision has no ResNet of depth 10 (backbone.depth)", timm=True)
+            raise _refusal(to, "torchvision has no ResNet of depth 10 (backbone.depth)", True, timm=True)
         return Architecture(f"resnet{spec['depth']}", backbone.state_dict(), classifier="fc")
     if isinstance(backbone, RegNetY):
         return _torchvision_regnet(backbone, spec, to)
-    raise _refusal(to, f"{type(backbone).__name__} is no network of torchvision", isinstance(backbone, ViT), timm=True)
+    has_timm = isinstance(backbone, ViT | TimmBackbone)
+    raise _refusal(to, f"{type(backbone).__name__} is no network of torchvision", has_timm, timm=True)
 
 
 def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -> Architecture:

@@ -18,7 +18,7 @@ from unlabeled.weights.targets import Written
 MARK = "Written by `python -m unlabeled.weights.export`"  # by this an earlier export is known
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
 # Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
-_PLACE = re.compile(r"(?:\w+://|~|\.{0,2}/)[^\s,;'\"]*")
+_PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ What is written is loaded again in the target library, by the very lines that th
 its features are ours.
 """
 
+import copy
 import difflib
 import json
 import os
@@ -113,7 +114,7 @@ def find_data(config: DictConfig, wanted: int) -> tuple[Splits | None, str]:
     """The run's data if it is there, or why not. Nothing is downloaded for this."""
     if config.data is None or not wanted:
         return None, "no data=… is known" if config.data is None else "data_images=0"
-    config = OmegaConf.create({"data": config.data})
+    config = copy.deepcopy(config)
     if "download" in config.data:
         config.data.download = False
     try:

@@ -32,30 +32,31 @@ class Preprocess:
     def timm(self) -> dict[str, Any]:
         """The keys of timm's ``pretrained_cfg``, which cannot say "not normalised": a mean of 0, a std of 1."""
         return {
-            "input_size": [3, self.size, self.size],
+            "input_size": (3, self.size, self.size),
             "interpolation": self.interpolation,
             "crop_pct": self.crop,
             "crop_mode": "center",
-            "mean": list(self.mean or [0.0] * 3),
-            "std": list(self.std or [1.0] * 3),
+            "mean": tuple(self.mean or [0.0] * 3),
+            "std": tuple(self.std or [1.0] * 3),
         }
 
     def snippet(self) -> str:
         """Lines that make ``images``, float32 [1, 3, size, size], of a file, by torchvision."""
-        steps = [
-            f"v2.Resize({round(self.size / self.crop)}, v2.InterpolationMode.{self.interpolation.upper()})",
-            f"v2.CenterCrop({self.size})",
-            "v2.ToImage()",
-            "v2.ToDtype(torch.float32, scale=True)",
+        side = "min(image.size)" if self.crop == 1 else f"round({self.crop:g} * min(image.size))"
+        lines = [
+            "import torch",
+            "from PIL import Image",
+            "from torchvision.transforms import InterpolationMode",
+            "from torchvision.transforms.v2 import functional as F",
+            "",
+            'image = Image.open("photograph.jpg").convert("RGB")',
+            f"image = F.center_crop(image, [{side}])",
+            f"image = F.resize(image, [{self.size}, {self.size}], InterpolationMode.{self.interpolation.upper()})",
+            "images = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)[None]",
         ]
         if self.mean is not None and self.std is not None:
-            steps.append(f"v2.Normalize({list(self.mean)}, {list(self.std)})")
-        listed = "".join(f"    {step},\n" for step in steps)
-        return (
-            "import torch\nfrom PIL import Image\nfrom torchvision.transforms import v2\n\n"
-            f"prepare = v2.Compose([\n{listed}])\n"
-            'images = prepare(Image.open("photograph.jpg").convert("RGB"))[None]'
-        )
+            lines.append(f"images = F.normalize(images, {list(self.mean)}, {list(self.std)})")
+        return "\n".join(lines)
 
 
 def read_preprocess(views: DictConfig) -> Preprocess:
@@ -68,6 +69,6 @@ def read_preprocess(views: DictConfig) -> Preprocess:
     missing = [key for key in keys if key not in views]
     if missing:
         raise UserError(f"views: these do not say {', '.join(missing)}: give views=…")
-    size, mean, std, crop, interpolation = (views[key] for key in keys)
-    listed = [None if values is None else [float(value) for value in values] for values in (mean, std)]
-    return Preprocess(int(size), *listed, float(crop), interpolation)
+    mean, std = ([float(value) for value in views[key]] if views[key] is not None else None for key in ("mean", "std"))
+    crop, interpolation = float(views.evaluation_crop), views.evaluation_interpolation
+    return Preprocess(int(views.size), mean, std, crop, interpolation)

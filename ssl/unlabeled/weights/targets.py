@@ -54,9 +54,8 @@ Writer = Callable[[Source, Path], Written]
 def write_safetensors(source: Source, folder: Path) -> Written:
     """``model.safetensors`` with our names, which are torchvision's or timm's, and ``config.json``."""
     _save_safetensors(source.backbone.state_dict(), folder / "model.safetensors")
-    config = {"backbone": dict(source.spec), "preprocess": source.preprocess.plain()}
-    config |= {"num_features": source.backbone.num_features}
-    _write_json(folder / "config.json", config)
+    config = {"backbone": source.spec, "preprocess": source.preprocess.plain()}
+    _write_json(folder / "config.json", config | {"num_features": source.backbone.num_features})
     module, _, name = str(source.spec["_target_"]).rpartition(".")
     given = _arguments({key: value for key, value in source.spec.items() if not key.startswith("_")})
     load = (
@@ -85,17 +84,17 @@ def write_timm(source: Source, folder: Path) -> Written:
     network = in_timm(source.backbone, source.spec, "timm")
     _save_safetensors(network.state, folder / "model.safetensors")
     given = _arguments({"num_classes": 0} | network.arguments, network.name)
-    overlay = json.dumps(source.preprocess.timm())
     load = (
         f"import timm\nimport torch\n\nmodel = timm.create_model(\n    {given},\n"
         '    checkpoint_path=f"{folder}/model.safetensors",\n'
-        f"    pretrained_cfg_overlay={overlay},\n).eval()"
+        f"    pretrained_cfg_overlay={source.preprocess.timm()!r},\n).eval()"
     )
     return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), (TIMM_TRANSFORM,))
 
 
 TIMM_TRANSFORM = (
-    "`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` prepares images as described above."
+    "`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` prepares images in the same way, but "
+    "resizes before it crops."
 )
 
 
