@@ -193,7 +193,7 @@ def test_the_card_says_what_the_weights_are_and_names_no_folder_and_no_key(tmp_p
     assert [each for each in said if each not in page] == []
     assert hashlib.sha256((run / "checkpoints" / "last.ckpt").read_bytes()).hexdigest() in page
     assert [each for each in ("secret", "hunter2", "/home", str(tmp_path)) if each in page] == []
-    front = OmegaConf.create(page.split("---")[1])
+    front: Any = OmegaConf.create(page.split("---")[1])
     assert front["tags"] == ["self-supervised-learning", "image-feature-extraction", "simclr"]
     config = json.loads((folder / "config.json").read_text())
     assert config["backbone"] == THIN
