@@ -18,13 +18,15 @@ def judge(config: DictConfig, command: str) -> None:
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
     from unlabeled.build import build_evaluation, fill_in
     from unlabeled.evaluation.evaluate import evaluate
+    from unlabeled.evaluation.processes import launched
     from unlabeled.weights import read_checkpoint
 
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or report_beside(path))
-    evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
-    evaluate(evaluation, checkpoint, report_dir, command)
+    with launched(config.accelerator):
+        evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
+        evaluate(evaluation, checkpoint, report_dir, command)
 
 
 def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:

@@ -17,6 +17,7 @@ def train(config: DictConfig, command: str) -> None:
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
     from unlabeled.build import build_evaluation, build_preview, build_replay, build_run
     from unlabeled.checkpointing import Interrupted, requeue
+    from unlabeled.distributed import alone
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
@@ -42,8 +43,9 @@ def train(config: DictConfig, command: str) -> None:
     if not config.get("probe") or run.data.splits.test is None:
         print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
         return
-    evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-    evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
+    with alone():
+        evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+        evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

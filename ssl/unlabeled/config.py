@@ -49,6 +49,8 @@ TYPES: dict[str, Any] = {
     "checkpoint": str | None,
     "report_dir": str | None,
     "accelerator": str,
+    "cache": str | None,
+    "cache_gib": float,
     "precision": str,
     "out": str | None,
     "to": str,
@@ -68,6 +70,8 @@ TYPES: dict[str, Any] = {
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
+    "cache",
+    "cache_gib",
     "checkpoint_every_n_epochs",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",

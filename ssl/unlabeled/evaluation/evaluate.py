@@ -8,17 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
+from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Probe, extract
+from unlabeled.evaluation.extractor import Extractor
+from unlabeled.evaluation.features import ImageProbe, Probe
 from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
+from unlabeled.evaluation.task import tasks
 from unlabeled.objective import Backbone, Objective
-from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
 
 
@@ -31,13 +33,10 @@ class Evaluation:
 
     backbone: Backbone
     random_backbone: Backbone
-    views: Views
-    data: DataModule
-    probes: Mapping[str, Probe]
-    device: torch.device
-    precision: str
-    batch_size: int
+    extractor: Extractor  # of the data set, on the device
+    probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
+    config: dict[str, Any]  # resolved, for the report
     behind_head: Sequence[str] = ()  # names of probes that look at embeddings instead of features
     objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
     random_objective: Objective | None = None  # the same, left as it is
@@ -46,52 +45,76 @@ class Evaluation:
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
     """Judge the backbone in ``checkpoint`` and write ``results.json`` and ``report.md`` with pictures.
 
+    With several processes each returns rows, the first one all of them, and that one writes.
+
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     load_backbone(checkpoint, evaluation.backbone)
-    data, plain = evaluation.data, evaluation.views.plain
-    if data.splits.test is None:
+    extractor = evaluation.extractor
+    test = extractor.data.splits.test
+    if test is None:
         raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
-    train, test = (data.labelled(split, evaluation.batch_size) for split in ("train", "test"))
     rows = judge(
         evaluation.backbone,
         evaluation.random_backbone,
-        train,
-        test,
-        plain,
+        extractor,
         evaluation.probes,
-        len(data.splits.test.classes),
-        evaluation.device,
-        evaluation.precision,
+        len(test.classes),
+        extractor.device,
         heads=_heads(evaluation, checkpoint),
+        task=tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
+        say=print if rank() == 0 else _silent,
     )
+    if rank():
+        return rows
+    with alone():
+        report = _write(evaluation, rows, checkpoint, report_dir, (command, started, clock))
+    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
+    return rows
+
+
+def _write(
+    evaluation: Evaluation,
+    rows: list[Row],
+    checkpoint: Checkpoint,
+    report_dir: Path,
+    begun: tuple[str, datetime, float],
+) -> Path:
     report_dir.mkdir(parents=True, exist_ok=True)
-    features = extract(evaluation.backbone, test, plain, evaluation.device, evaluation.precision)
-    feature_map(features.x, features.labels, data.splits.test.classes, report_dir / "feature_map.png")
+    extractor, (command, started, clock) = evaluation.extractor, begun
+    test = extractor(evaluation.backbone, "test")
+    classes = extractor.data.splits.test.classes if extractor.data.splits.test is not None else []
+    feature_map(test.x, test.labels, classes, report_dir / "feature_map.png")
     run_dir = checkpoint.path.parent.parent
+    training = _read_json(run_dir / "training.json")
     provenance = {
         "command": command,
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
         "checkpoint": _describe(checkpoint),
-        "data": _describe_data(data),
+        "data": _describe_data(extractor.data),
+        "views": extractor.views.evaluation(),
+        "images_read": extractor.passes,
         "settings": evaluation.settings,
         "versions": versions(),
-        "machine": machine(),
-        "training": _read_json(run_dir / "training.json"),
+        "machine": machine() | {"processes": world_size()},
+        "training": training,
+        "config": evaluation.config,
     }
-    report = write_report(
+    return write_report(
         report_dir,
         rows,
         provenance,
         metrics=run_dir / "metrics.jsonl",
-        collapsed_at=_read_json(run_dir / "training.json").get("collapsed_at"),
+        collapsed_at=training.get("collapsed_at"),
         feature_map=report_dir / "feature_map.png",
     )
-    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
-    return rows
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
@@ -114,6 +137,8 @@ def _describe_data(data: DataModule) -> dict[str, Any]:
         "description": data.splits.description,
         "train_labels_sha256": label_hash(data.splits.train.labels),
         "test_labels_sha256": label_hash(data.splits.test.labels),
+        "train_fingerprint": fingerprint(data.splits.train),
+        "test_fingerprint": fingerprint(data.splits.test),
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
     }
