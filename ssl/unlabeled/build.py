@@ -5,11 +5,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
@@ -42,7 +44,7 @@ from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
-from unlabeled.weights import Checkpoint
+from unlabeled.weights import Checkpoint, load_backbone
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
@@ -244,6 +246,41 @@ def fill_in(
         if config[name] is None and name in needs:
             raise UserError(f"checkpoint={checkpoint.path} does not say what it was made with: give {name}=…")
     return config
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :mod:`unlabeled.weights.export` needs to know of a checkpoint."""
+
+    backbone: Backbone  # with its weights
+    values: dict[str, Any]  # what it was built from, as plain values
+    views: dict[str, Any]  # likewise
+    splits: Splits | None  # the run's data where it is there
+    why_not: str  # why not
+
+
+def build_exported(config: DictConfig, checkpoint: Checkpoint) -> Exported:
+    """The backbone of a checkpoint, from the configuration of an export."""
+    filled = fill_in(config, checkpoint, needs=("views", "backbone"))
+    backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
+    plain: Any = OmegaConf.to_container(filled, resolve=True)
+    splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled)
+    return Exported(backbone, plain["backbone"], plain["views"], splits, why_not)
+
+
+def find_splits(config: DictConfig) -> tuple[Splits | None, str]:
+    """The data set if it is there, else why not. Nothing is downloaded for this."""
+    if config.data is None:
+        return None, "no data=… is known"
+    config = copy.deepcopy(config)
+    if "download" in config.data:
+        config.data.download = False
+    try:
+        return build_splits(config), ""
+    except InstantiationException as error:  # what a mistake in the code raises goes on
+        if not isinstance(error.__cause__, UserError | OSError):
+            raise
+        return None, " ".join(str(error.__cause__).split())
 
 
 def build_evaluation(

@@ -277,7 +277,12 @@ def open_run(config: DictConfig) -> dict[str, Any]:
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    (run_dir / "config.yaml").write_text(as_yaml(resolved))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as text, in their order."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def check_alone(key: str) -> None:

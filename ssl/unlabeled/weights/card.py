@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from unlabeled.config import as_yaml
 from unlabeled.weights.load import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import Written
@@ -49,7 +48,7 @@ def card(facts: Facts) -> str:
         _front_matter(facts, objective),
         f"# {name}",
         f"{_article(class_name(facts.spec))} pretrained without labels{f' by {objective}' if objective else ''}, "
-        f"written for {facts.to}: images in, {facts.num_features} features out, no classifier.",
+        f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier.",
         "## How to use it",
         _images(facts.preprocess),
         _loading(facts.written, facts.preprocess.size),
@@ -151,7 +150,7 @@ def _training(facts: Facts) -> list[str]:
 
 def _settings(title: str, values: Mapping[str, Any]) -> str:
     shown = without_places(_without_conversion(values))
-    return f"{title}:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(shown)).strip()}\n```"
+    return f"{title}:\n\n```yaml\n{as_yaml(shown).strip()}\n```"
 
 
 def _without_conversion(value: Any) -> Any:

@@ -4,47 +4,34 @@ What is written is loaded again in the target library, by the very lines that th
 its features are ours.
 """
 
-import copy
 import difflib
 import json
+import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlabeled.build import build_backbone, build_splits, fill_in
+from unlabeled.build import Exported, build_exported
 from unlabeled.config import run_module
-from unlabeled.data.module import DataModule
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.report import versions
-from unlabeled.views.pipeline import Views
 from unlabeled.weights.card import MARK, Facts, card, class_name
-from unlabeled.weights.load import Checkpoint, load_backbone, read_checkpoint
+from unlabeled.weights.equality import TOLERANCE, compare, images_to_compare
+from unlabeled.weights.load import Checkpoint, read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
-from unlabeled.weights.targets import (
-    WRITERS,
-    Source,
-    Written,
-    count_parameters,
-    reload,
-    require_packages,
-)
+from unlabeled.weights.targets import WRITERS, Source, Written, count_parameters, reload, require_packages
 
-TOLERANCE = 1e-5  # largest absolute difference of features, over the root mean square of ours
-GENERATED = 8  # images
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
 
 
-def export(config: DictConfig, resolved: dict[str, Any]) -> None:
+def export(config: Any, resolved: dict[str, Any]) -> None:
     """Write, load again, compare, and only then put the folder in its place.
 
     Args:
@@ -58,22 +45,21 @@ def export(config: DictConfig, resolved: dict[str, Any]) -> None:
     _check(to, resolved["data_images"])
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     checkpoint = read_checkpoint(path)
-    filled = fill_in(config, checkpoint, needs=("views", "backbone"))
     out = Path(resolved["out"] or _beside(path) / "export" / to).expanduser().resolve()
     check_replaceable(out)
-    source = open_source(filled, checkpoint)
-    splits, why_not = find_data(filled, resolved["data_images"])
-    batches = images_to_compare(source, splits, resolved["data_images"])
-    with unfinished(out) as folder:
+    exported = build_exported(config, checkpoint)
+    source = open_source(exported)
+    batches = images_to_compare(source.preprocess.views(), exported.splits, resolved["data_images"])
+    with unfinished(out) as folder, silence():
         written = write(to, source, folder)
         measured = compare(to, source.backbone, reloaded(to, written, folder), batches)
-        facts = _facts(to, source, written, checkpoint, measured, splits)
+        facts = _facts(to, source, written, checkpoint, measured, exported.splits)
         (folder / "README.md").write_text(card(facts), encoding="utf-8")
     worst = max(measured.values())
     print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
     print(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
-    if why_not:
-        print(f"not compared on images of the data: {why_not}")
+    if exported.why_not:
+        print(f"not compared on images of the data: {exported.why_not}")
 
 
 def _check(to: str, data_images: int) -> None:
@@ -98,63 +84,18 @@ def _beside(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
-def open_source(config: DictConfig, checkpoint: Checkpoint) -> Source:
-    """The backbone with its weights, built from the checkpoint's own configuration."""
-    preprocess = read_preprocess(config.views)
-    spec: Any = OmegaConf.to_container(config.backbone, resolve=True)
-    backbone = load_backbone(checkpoint, build_backbone(config.backbone, config.seed)).float().eval()
+def open_source(exported: Exported) -> Source:
+    """The backbone and how its images are prepared.
+
+    Raises:
+        UserError: the two do not fit.
+    """
+    backbone, preprocess = exported.backbone.float().eval(), read_preprocess(exported.views)
     if backbone.image_size not in (None, preprocess.size):
         raise UserError(
             f"views.size={preprocess.size}: this backbone takes images of {backbone.image_size} pixels alone"
         )
-    return Source(backbone, spec, preprocess)
-
-
-def find_data(config: DictConfig, wanted: int) -> tuple[Splits | None, str]:
-    """The run's data if it is there, or why not. Nothing is downloaded for this."""
-    if config.data is None or not wanted:
-        return None, "no data=… is known" if config.data is None else "data_images=0"
-    config = copy.deepcopy(config)
-    if "download" in config.data:
-        config.data.download = False
-    try:
-        return build_splits(config), ""
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError | OSError):
-            raise
-        return None, " ".join(str(error.__cause__).split())
-
-
-def images_to_compare(source: Source, splits: Splits | None, wanted: int) -> dict[str, Tensor]:
-    """Batches by what they are, float32 [B, 3, size, size] each, as evaluation sees images."""
-    views = source.preprocess.views()
-    made = views.plain(generated(GENERATED, source.preprocess.size))
-    batches = {f"{GENERATED} generated": made, "one generated": made[:1]}
-    if splits is not None:
-        split = "train" if splits.test is None else "test"
-        seen = _of_data(splits, views, wanted)
-        batches |= {f"{len(seen)} of the data ({split})": seen} if len(seen) else {}
-    return batches
-
-
-def generated(count: int, size: int) -> Tensor:
-    """Coloured clouds of all scales with some noise, uint8 [count, 3, size, size]; always the same."""
-    generator = torch.Generator().manual_seed(0)
-    clouds = torch.zeros(count, 3, size, size)
-    for cells in (2, 5, 11, 23, size):
-        coarse = torch.randn(count, 3, cells, cells, generator=generator)
-        clouds += F.interpolate(coarse, (size, size), mode="bilinear") / cells**0.5
-    contrast = torch.linspace(20, 120, count)[:, None, None, None]
-    return (127.5 + contrast * clouds).clamp(0, 255).to(torch.uint8)
-
-
-def _of_data(splits: Splits, views: Views, wanted: int) -> Tensor:
-    """Some images, evenly spaced; those that cannot be decoded are left out."""
-    source = splits.train if splits.test is None else splits.test
-    positions = torch.arange(min(wanted, len(source))) * len(source) // max(1, min(wanted, len(source)))
-    data = DataModule(splits, 1, 0, 0.0, 0)
-    seen = [views.plain(batch.images, batch.sizes) for batch in data.batches(source, positions, 1)]
-    return torch.cat(seen) if seen else torch.zeros(0)
+    return Source(backbone, exported.values, preprocess)
 
 
 def write(to: str, source: Source, folder: Path) -> Written:
@@ -193,31 +134,20 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-@torch.inference_mode()
-def compare(
-    to: str, ours: nn.Module, theirs: Callable[[Tensor], Tensor], batches: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Largest absolute difference of features, over the root mean square of ours, for each batch.
-
-    The root mean square and not the largest feature: one large feature would hide the others.
-
-    Raises:
-        UserError: one is above the tolerance, or not a number.
-    """
-    measured = {}
-    for name, images in batches.items():
-        wanted, given = ours(images), theirs(images)
-        if given.shape != wanted.shape:
-            raise UserError(f"to={to}: features are {list(given.shape)} and not {list(wanted.shape)}; nothing is kept")
-        scale = wanted.double().square().mean().sqrt().item()
-        difference = (given.double() - wanted.double()).abs().max().item()
-        measured[name] = difference / scale if scale else difference
-        if not measured[name] <= TOLERANCE:
-            raise UserError(
-                f"to={to}: on {name} image(s) the reloaded model's features differ by {measured[name]:.1e} of their "
-                f"scale, at most {TOLERANCE:g} is allowed; nothing is kept"
-            )
-    return measured
+@contextmanager
+def silence() -> Iterator[None]:
+    """Of what libraries say of each node and file, and of deprecations within them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "timm")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_replaceable(out: Path) -> None:

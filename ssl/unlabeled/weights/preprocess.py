@@ -1,10 +1,8 @@
 """What a backbone's images must go through first, in a form that other libraries understand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from omegaconf import DictConfig
 
 from unlabeled.errors import UserError
 from unlabeled.views.crop import Interpolation
@@ -59,8 +57,8 @@ class Preprocess:
         return "\n".join(lines)
 
 
-def read_preprocess(views: DictConfig) -> Preprocess:
-    """The part of a configuration of views that evaluation reads.
+def read_preprocess(views: Mapping[str, Any]) -> Preprocess:
+    """The part of a configuration of views that evaluation reads, as plain values.
 
     Raises:
         UserError: views of another kind, which do not say it.
@@ -69,6 +67,4 @@ def read_preprocess(views: DictConfig) -> Preprocess:
     missing = [key for key in keys if key not in views]
     if missing:
         raise UserError(f"views: these do not say {', '.join(missing)}: give views=…")
-    mean, std = ([float(value) for value in views[key]] if views[key] is not None else None for key in ("mean", "std"))
-    crop, interpolation = float(views.evaluation_crop), views.evaluation_interpolation
-    return Preprocess(int(views.size), mean, std, crop, interpolation)
+    return Preprocess(*(views[key] for key in keys))

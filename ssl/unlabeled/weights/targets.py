@@ -5,10 +5,7 @@ find ``folder`` (text) and ``images`` (float32 [B, 3, size, size]) and leave ``f
 """
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,10 +54,10 @@ def write_safetensors(source: Source, folder: Path) -> Written:
     config = {"backbone": source.spec, "preprocess": source.preprocess.plain()}
     _write_json(folder / "config.json", config | {"num_features": source.backbone.num_features})
     module, _, name = str(source.spec["_target_"]).rpartition(".")
-    given = _arguments({key: value for key, value in source.spec.items() if not key.startswith("_")})
+    build = _call(name, *_named({key: value for key, value in source.spec.items() if not key.startswith("_")}))
     load = (
-        f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n\n"
-        f'model = {name}({given})\nmodel.load_state_dict(load_file(f"{{folder}}/model.safetensors"))\nmodel.eval()'
+        f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n\nmodel = {build}\n"
+        'model.load_state_dict(load_file(f"{folder}/model.safetensors"))\nmodel.eval()'
     )
     return Written(load, PLAIN_USE, "unlabeled", ("safetensors",))
 
@@ -69,9 +66,9 @@ def write_torchvision(source: Source, folder: Path) -> Written:
     """``model.pth``, all tensors but the classifier's: a made-up one would give made-up classes without an error."""
     network = in_torchvision(source.backbone, source.spec, "torchvision")
     torch.save(_clean(network.state), folder / "model.pth")
-    given = _arguments({"weights": None} | network.arguments, network.name)
+    build = _call("torchvision.models.get_model", repr(network.name), "weights=None", *_named(network.arguments))
     load = (
-        f"import torch\nimport torchvision\n\nmodel = torchvision.models.get_model({given})\n"
+        f"import torch\nimport torchvision\n\nmodel = {build}\n"
         f'model.set_submodule("{network.classifier}", torch.nn.Identity())\n'
         'model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))\nmodel.eval()'
     )
@@ -83,12 +80,10 @@ def write_timm(source: Source, folder: Path) -> Written:
     """``model.safetensors`` for ``timm.create_model(…, checkpoint_path=FILE)``, which loads it strictly."""
     network = in_timm(source.backbone, source.spec, "timm")
     _save_safetensors(network.state, folder / "model.safetensors")
-    given = _arguments({"num_classes": 0} | network.arguments, network.name)
-    load = (
-        f"import timm\nimport torch\n\nmodel = timm.create_model(\n    {given},\n"
-        '    checkpoint_path=f"{folder}/model.safetensors",\n'
-        f"    pretrained_cfg_overlay={source.preprocess.timm()!r},\n).eval()"
-    )
+    file = 'checkpoint_path=f"{folder}/model.safetensors"'
+    overlay = f"pretrained_cfg_overlay={source.preprocess.timm()!r}"
+    build = _call("timm.create_model", repr(network.name), "num_classes=0", file, *_named(network.arguments), overlay)
+    load = f"import timm\nimport torch\n\nmodel = {build}.eval()"
     return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), (TIMM_TRANSFORM,))
 
 
@@ -109,8 +104,9 @@ def write_huggingface(source: Source, folder: Path) -> Written:
     )
     notes = (
         TIMM_TRANSFORM,
-        "`transformers.AutoModel.from_pretrained(folder)(images).pooler_output` gives the same features where "
-        "`transformers` is installed beside timm; from the Hub, timm takes `hf-hub:OWNER/NAME`.",
+        "From the Hub, timm takes `hf-hub:OWNER/NAME`.",
+        "`transformers.AutoModel.from_pretrained(folder)` reads this folder too, where it is installed beside timm; "
+        "features are its `pooler_output`. That was not checked here.",
     )
     return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), notes)
 
@@ -119,7 +115,8 @@ def _hub_config(network: Architecture, source: Source) -> dict[str, Any]:
     """Nothing of the weights that timm has under this name may stay, such as their licence and classes."""
     import timm
 
-    theirs = timm.models.get_pretrained_cfg(network.name).to_dict()
+    known = timm.models.get_pretrained_cfg(network.name)
+    theirs = known.to_dict() if known else {}
     kept = {key: theirs[key] for key in ("first_conv", "classifier", "fixed_input_size") if key in theirs}
     config: dict[str, Any] = {
         "architecture": network.name.partition(".")[0],
@@ -134,19 +131,18 @@ def write_onnx(source: Source, folder: Path) -> Written:
     """``model.onnx`` by torch's exporter, of images in their own size and of any number."""
     size, file = source.preprocess.size, folder / "model.onnx"
     big = sum(value.numel() * value.element_size() for value in source.backbone.state_dict().values()) > ONE_ONNX_FILE
-    with _silence():
-        torch.onnx.export(
-            source.backbone,
-            (torch.zeros(2, 3, size, size),),  # 2: one image would be taken for a constant
-            file,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=big,
-            verbose=False,
-        )
+    torch.onnx.export(
+        source.backbone,
+        (torch.zeros(2, 3, size, size),),  # 2: one image would be taken for a constant
+        file,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=big,
+        verbose=False,
+    )
     load = (
         "import onnxruntime\n\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])'
@@ -157,22 +153,6 @@ def write_onnx(source: Source, folder: Path) -> Written:
         f"[batch, {source.backbone.num_features}]; the size of the batch is free, that of the images is not."
     )
     return Written(load, use, "onnx", ("onnx", "onnxscript", "onnxruntime"), (note,))
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Of what the exporter and its optimiser say of each node, and of deprecations within torch."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _opset(file: Path) -> int:
@@ -227,9 +207,14 @@ def _save_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
     file.chmod(0o644)  # save_file lets nobody else read it
 
 
-def _arguments(values: Mapping[str, Any], *first: str) -> str:
-    """As they stand in a call."""
-    return ", ".join([*map(repr, first), *(f"{key}={value!r}" for key, value in values.items())])
+def _call(function: str, *arguments: str) -> str:
+    """In one line where there is room."""
+    line = f"{function}({', '.join(arguments)})"
+    return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {each},\n" for each in arguments) + ")"
+
+
+def _named(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value!r}" for key, value in values.items()]
 
 
 def _write_json(file: Path, content: Any) -> None:
