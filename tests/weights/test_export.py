@@ -396,7 +396,7 @@ def test_a_mistaken_command_is_one_line_that_says_what_is_allowed(
     assert "no such file" in refusal(f"run={tmp_path}", "to=timm")
     assert "data_images=-1: must be at least 0" in refusal(f"run={run}", "to=timm", "data_images=-1")
     wrong = ["views=simclr_small", "views.size=24"]
-    assert "views.size=24: takes images of 32 pixels alone" in refusal(f"run={run}", "to=timm", *wrong)
+    assert "views.size=24: this backbone takes images of 32 pixels alone" in refusal(f"run={run}", "to=timm", *wrong)
     monkeypatch.setattr(targets, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert refusal(f"run={run}", "to=onnx") == "to=onnx: onnxscript not installed: pip install 'unlabeled[export]'"
 
