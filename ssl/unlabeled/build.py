@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
-from unlabeled.weights import Checkpoint, load_backbone
+from unlabeled.weights import Checkpoint, check_same_backbone, load_backbone
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
@@ -262,8 +262,9 @@ class Exported:
 def build_exported(config: DictConfig, checkpoint: Checkpoint) -> Exported:
     """The backbone of a checkpoint, from the configuration of an export."""
     filled = fill_in(config, checkpoint, needs=("views", "backbone"))
-    backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     plain: Any = OmegaConf.to_container(filled, resolve=True)
+    check_same_backbone(checkpoint, plain["backbone"])
+    backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled)
     return Exported(backbone, plain["backbone"], plain["views"], splits, why_not)
 
@@ -322,6 +323,18 @@ def build_evaluation(
     )
 
 
+def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
+    """How the checkpoint of the self-test is judged: with the settings that it carries, on the CPU, nothing kept."""
+
+    def build(checkpoint: Checkpoint) -> Evaluation:
+        whole = fill_in(config, checkpoint)
+        assert checkpoint.config is not None
+        whole.update({"probe": checkpoint.config["probe"], "cache_gib": 0.0})
+        return build_evaluation(whole, None, "cpu")
+
+    return build
+
+
 def prepare_soft_neighbours(
     probes: Mapping[str, Probe | ImageProbe], config: DictConfig, data: DataModule
 ) -> tuple[Objective | None, Objective | None, list[str]]:
@@ -345,6 +358,9 @@ def prepare_soft_neighbours(
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe | ImageProbe]:
-    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null."""
+    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null.
+
+    What an experiment sets of a probe that was not chosen has no ``_target_`` and is left alone.
+    """
     chosen = config.get("probe") or {}
-    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None}
+    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None and "_target_" in probe}

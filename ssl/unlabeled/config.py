@@ -52,6 +52,7 @@ TYPES: dict[str, Any] = {
     "cache": str | None,
     "cache_gib": float,
     "precision": str,
+    "self_test": bool,
     "out": str | None,
     "to": str,
     "data_images": int,
@@ -199,6 +200,10 @@ def check_keys(config: DictConfig, primary: Path) -> None:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
         _check_type(value, TYPES.get(key, Any), key)
         _check_node(value, key)
+    probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
+    for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
+        if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
+            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
 
 
 def _check_node(node: Any, path: str) -> None:

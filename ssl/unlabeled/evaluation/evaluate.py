@@ -32,7 +32,7 @@ class Evaluation:
     """
 
     backbone: Backbone
-    random_backbone: Backbone
+    random_backbone: Backbone | None  # None: the checkpoint is judged alone, without baselines
     extractor: Extractor  # of the data set, on the device
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
@@ -63,6 +63,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         evaluation.probes,
         len(test.classes),
         extractor.device,
+        raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
         say=print if rank() == 0 else _silent,

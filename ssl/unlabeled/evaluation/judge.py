@@ -42,7 +42,7 @@ class Row:
 
 def judge(
     backbone: nn.Module,
-    random_backbone: nn.Module,
+    random_backbone: nn.Module | None,
     look: Look,
     probes: Mapping[str, Probe | ImageProbe],
     num_classes: int,
@@ -57,7 +57,7 @@ def judge(
     Args:
         look: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the same;
             images without a label are left out here.
-        raw_pixels: off skips that baseline.
+        random_backbone, raw_pixels: None and off skip these baselines.
         heads: by a probe's name and by the kind of features, what the features go through before that probe; kinds
             without a head are left out of it.
         task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
@@ -69,9 +69,8 @@ def judge(
         RuntimeError: the state of ``backbone`` is not bit for bit the same afterwards.
         UserError: a label is not below ``num_classes``, or nothing is labelled.
     """
-    networks = {"pretrained": backbone, "random init": random_backbone} | (
-        {"raw pixels": Pixels()} if raw_pixels else {}
-    )
+    beside = {"random init": random_backbone, "raw pixels": Pixels() if raw_pixels else None}
+    networks = {"pretrained": backbone} | {name: network for name, network in beside.items() if network is not None}
     rows: list[Row] = []
     reference: Features | None = None
     kinds = tuple(dict.fromkeys(kind for probe in probes.values() for kind in kinds_of(probe)))
@@ -86,7 +85,8 @@ def judge(
             if task is not None:
                 rows += _run_on_images(name, network, able, task, say)
     assert reference is not None
-    _note_equal_weights(rows, backbone, random_backbone)
+    if random_backbone is not None:
+        _note_equal_weights(rows, backbone, random_backbone)
     return rows + chance(reference.labels, num_classes)
 
 
