@@ -25,7 +25,7 @@ from tests.small import CONF, composed, members
 from unlabeled.backbones.regnet import stages
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
-from unlabeled.weights import targets
+from unlabeled.weights import load_backbone, targets
 from unlabeled.weights.architecture import REGNETS, in_timm
 from unlabeled.weights.card import without_places
 from unlabeled.weights.equality import compare, generated
@@ -266,6 +266,7 @@ def test_a_file_from_elsewhere_is_exported_with_the_backbone_and_views_that_are_
     page = (tmp_path / "new" / "folder" / "README.md").read_text()
     assert "# weights\n" in page
     assert "| objective | not known: the checkpoint does not say |" in page
+    assert "| weights | torchvision: " in page or "| weights | " in page
 
 
 def damaged(writer: Writer, damage: Callable[[dict[str, Tensor]], None]) -> Writer:
@@ -533,3 +534,23 @@ def test_generated_images_differ_from_each_other_and_stay_the_same() -> None:
     assert torch.equal(images, generated(8, 32))
     assert images.float().flatten(1).std(1).min() > 10
     assert torch.cdist(images.float().flatten(1), images.float().flatten(1)).fill_diagonal_(1e9).min() > 1000
+
+
+BACK = [
+    (RESNET18, "torchvision"),
+    (RESNET18, "timm"),
+    (REGNET, "timm"),
+    (REGNET, "safetensors"),
+    (VIT_GAP, "huggingface"),
+]
+BACK += [(TIMM, "timm"), (TIMM, "safetensors"), (MOBILENET, "torchvision")]
+
+
+@pytest.mark.parametrize(("spec", "to"), BACK, ids=lambda value: value if isinstance(value, str) else None)
+def test_what_went_out_comes_back_in_tensor_by_tensor(spec: Spec, to: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", spec)
+    exported(f"run={run}", f"to={to}")
+    file = next(each for each in (run / "export" / to).iterdir() if each.stem == "model")
+    state = load_backbone(file, instantiate(spec)).state_dict()
+    ours = network(spec).state_dict()
+    assert [key for key, value in ours.items() if not torch.equal(state[key], value)] == []
