@@ -1,5 +1,6 @@
 """Whether two networks give the same features: on which images, and how far apart they may be."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -55,7 +56,7 @@ def compare(
     The root mean square and not the largest feature: one large feature would hide the others.
 
     Raises:
-        UserError: one is above the tolerance, or not a number.
+        UserError: one is above the tolerance or not a number, or ours are nothing to compare with.
     """
     measured = {}
     for name, images in batches.items():
@@ -63,8 +64,10 @@ def compare(
         if given.shape != wanted.shape:
             raise UserError(f"to={to}: features are {list(given.shape)} and not {list(wanted.shape)}; nothing is kept")
         scale = wanted.double().square().mean().sqrt().item()
+        if not 0 < scale < math.inf:
+            raise UserError(f"to={to}: on {name} image(s) the checkpoint's own features are all 0, or not finite")
         difference = (given.double() - wanted.double()).abs().max().item()
-        measured[name] = difference / scale if scale else difference
+        measured[name] = difference / scale
         if not measured[name] <= TOLERANCE:
             raise UserError(
                 f"to={to}: on {name} image(s) the reloaded model's features differ by {measured[name]:.1e} of their "

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,8 +42,15 @@ def export(config: Any, resolved: dict[str, Any]) -> None:
     Raises:
         UserError: the target cannot have this backbone, or its features differ; nothing is left behind.
     """
-    to = resolved["to"]
-    _check(to, resolved["data_images"])
+    _check(resolved["to"], resolved["data_images"])
+    try:
+        _export(config, resolved, resolved["to"])
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     checkpoint = read_checkpoint(path)
     out = Path(resolved["out"] or _beside(path) / "export" / to).expanduser().resolve()
@@ -102,32 +110,37 @@ def write(to: str, source: Source, folder: Path) -> Written:
     """Let the target write its files.
 
     Raises:
-        UserError: it has no such network.
+        UserError: it has no such network, or its exporter fails.
     """
-    try:
+    with foreign(to, f"{class_name(source.spec)} could not be written"):
         return WRITERS[to](source, folder)
-    except UserError:
-        raise
-    except Exception as error:  # of somebody else's exporter, which may raise anything
-        raise UserError(f"to={to}: {_kind(source)} could not be written: {_first_line(error)}") from error
 
 
 def reloaded(to: str, written: Written, folder: Path) -> Callable[[Tensor], Tensor]:
-    """The files as the target library reads them.
+    """The files as the target library reads them: a function from images to features.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not read them; so does the function where the library cannot run them.
     """
+    with foreign(to, "what was written could not be loaded, nothing is kept"):
+        features = reload(written, folder)
+
+    def guarded(images: Tensor) -> Tensor:
+        with foreign(to, "what was written does not run, nothing is kept"):
+            return features(images)
+
+    return guarded
+
+
+@contextmanager
+def foreign(to: str, problem: str) -> Iterator[None]:
+    """Somebody else's code, which may raise anything: a UserError that says it in one line, with its cause."""
     try:
-        return reload(written, folder)
-    except Exception as error:  # of somebody else's loader
-        raise UserError(
-            f"to={to}: what was written could not be loaded: {_first_line(error)}; nothing is kept"
-        ) from error
-
-
-def _kind(source: Source) -> str:
-    return class_name(source.spec)
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"to={to}: {problem}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -152,8 +165,9 @@ def silence() -> Iterator[None]:
 
 def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
-    if out.is_file():
-        raise UserError(f"out={out}: is a file; give the name of a folder, which may be new")
+    blocked = [each for each in (out, *out.parents) if each.is_file()]
+    if blocked:
+        raise UserError(f"out={out}: {blocked[0]} is a file; give the name of a folder, which may be new")
     held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
     readme = out / "README.md"
     ours = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
@@ -167,7 +181,10 @@ def unfinished(out: Path) -> Iterator[Path]:
     """A new folder that becomes ``out`` at the end, or goes, whatever happens; an earlier ``out`` stays until then."""
     anchor = next(parent for parent in out.parents if parent.is_dir())
     folder, old = (anchor / f".{out.name}.{os.getpid()}.{end}" for end in ("unfinished", "old"))
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be made ({error.strerror})") from error
     try:
         yield folder
         out.parent.mkdir(parents=True, exist_ok=True)
