@@ -239,6 +239,9 @@ def fill_in(
         UserError: the checkpoint does not say it either, and it is among ``needs``.
     """
     own = OmegaConf.create(checkpoint.config or {})
+    if config.get("backbone") and checkpoint.config is not None:
+        asked: Any = OmegaConf.to_container(config.backbone, resolve=True)
+        check_same_backbone(checkpoint, asked)
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
     config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):
@@ -263,7 +266,6 @@ def build_exported(config: DictConfig, checkpoint: Checkpoint) -> Exported:
     """The backbone of a checkpoint, from the configuration of an export."""
     filled = fill_in(config, checkpoint, needs=("views", "backbone"))
     plain: Any = OmegaConf.to_container(filled, resolve=True)
-    check_same_backbone(checkpoint, plain["backbone"])
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled)
     return Exported(backbone, plain["backbone"], plain["views"], splits, why_not)

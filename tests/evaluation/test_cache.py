@@ -171,6 +171,7 @@ def test_the_folder_stays_below_its_size_and_what_was_used_longest_ago_goes_firs
     assert torch.equal(found[0]["x"], torch.full((200,), 2.0))
     cache.put({"number": 3}, {"x": torch.zeros(2000)})
     assert cache.get({"number": 3}) is None
+    assert TensorCache(str(tmp_path), 0).get({"number": 2}) is None
     with pytest.raises(UserError, match="cache_gib=-1: must be 0"):
         TensorCache(str(tmp_path), -1)
 

@@ -1,7 +1,10 @@
 """Several processes look at the images together and each gets what one alone would."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from tests.group import leave
+from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
+from unlabeled.build import build_backbone
 from unlabeled.data.digits import digits
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import alone, gather_rows, rank, world_size
@@ -67,3 +72,35 @@ def test_features_are_those_of_one_process_in_dataset_order_each_image_once(proc
         port = free.getsockname()[1]
     spawn(member, (processes, port, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
     assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_an_evaluation_by_two_processes_gives_the_numbers_of_one_and_one_report(tmp_path: Path) -> None:
+    from tests.conftest import ENVIRONMENT, ROOT
+
+    chosen = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
+    torch.save(build_backbone(composed(*chosen).backbone, 0).state_dict(), tmp_path / "weights.pt")
+    reports = []
+    for processes in (1, 2):
+        command = [
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(ROOT / "eval_linear.py"),
+        ]
+        given = [f"checkpoint={tmp_path}/weights.pt", *chosen, "cache_gib=0", f"report_dir={tmp_path}/{processes}"]
+        finished = subprocess.run(
+            [sys.executable, "-m", *command, *given, "accelerator=cpu"],
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.count("the whole report is in") == 1
+        reports.append(json.loads((tmp_path / str(processes) / "results.json").read_text()))
+    one, two = reports
+    assert [(row["protocol"], row["top1"]) for row in one["rows"]] == [
+        (row["protocol"], row["top1"]) for row in two["rows"]
+    ]
+    assert two["provenance"]["machine"]["processes"] == 2
+    assert sorted(each["images"] for each in two["provenance"]["images_read"]) == [450] * 3 + [1347] * 3

@@ -27,7 +27,7 @@ class TensorCache:
 
     Args:
         folder: made at first use; ``~`` is the home folder.
-        gib: of all files together; what was used longest ago goes first. 0: nothing is kept.
+        gib: of all files together; what was used longest ago goes first. 0: nothing is kept, and nothing taken.
     """
 
     def __init__(self, folder: str, gib: float) -> None:
@@ -38,7 +38,7 @@ class TensorCache:
     def get(self, key: Key) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Tensors and notes that were put under ``key``, or None; a damaged file is removed and counts as none."""
         file = self._file(key)
-        if not file.exists():
+        if not self.bytes or not file.exists():
             return None
         try:
             with safe_open(file, "pt") as opened:

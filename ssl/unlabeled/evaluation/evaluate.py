@@ -15,7 +15,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.features import ImageProbe, Probe
+from unlabeled.evaluation.features import Features, ImageProbe, Probe
 from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
@@ -56,6 +56,12 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
     test = extractor.data.splits.test
     if test is None:
         raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
+    looked: dict[str, tuple[Features, Features]] = {}
+
+    def keep(name: str, train: Features, test: Features) -> None:
+        if name == "pretrained":
+            looked[name] = _last(train), _last(test)
+
     rows = judge(
         evaluation.backbone,
         evaluation.random_backbone,
@@ -67,11 +73,14 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         heads=_heads(evaluation, checkpoint),
         task=tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
         say=print if rank() == 0 else _silent,
+        seen=keep,
     )
     if rank():
         return rows
+    computer = machine() | {"processes": world_size()}
     with alone():
-        report = _write(evaluation, rows, checkpoint, report_dir, (command, started, clock))
+        begun = command, started, clock
+        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, begun, computer)
     print(f"\n{table(rows)}\n\nthe whole report is in {report}")
     return rows
 
@@ -79,13 +88,15 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
 def _write(
     evaluation: Evaluation,
     rows: list[Row],
+    looked: tuple[Features, Features],
     checkpoint: Checkpoint,
     report_dir: Path,
     begun: tuple[str, datetime, float],
+    computer: dict[str, Any],
 ) -> Path:
     report_dir.mkdir(parents=True, exist_ok=True)
     extractor, (command, started, clock) = evaluation.extractor, begun
-    test = extractor(evaluation.backbone, "test")
+    _, test = looked
     classes = extractor.data.splits.test.classes if extractor.data.splits.test is not None else []
     feature_map(test.x, test.labels, classes, report_dir / "feature_map.png")
     run_dir = checkpoint.path.parent.parent
@@ -100,7 +111,7 @@ def _write(
         "images_read": extractor.passes,
         "settings": evaluation.settings,
         "versions": versions(),
-        "machine": machine() | {"processes": world_size()},
+        "machine": computer,
         "training": training,
         "config": evaluation.config,
     }
@@ -112,6 +123,11 @@ def _write(
         collapsed_at=training.get("collapsed_at"),
         feature_map=report_dir / "feature_map.png",
     )
+
+
+def _last(features: Features) -> Features:
+    """Without the further kinds, which may be large."""
+    return Features(features.x, features.labels, features.ids)
 
 
 def _silent(line: str) -> None:
@@ -129,7 +145,15 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"path": str(checkpoint.path), "sha256": checkpoint.sha256, **checkpoint.progress}
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "encoder": checkpoint.part,
+        "left_out": checkpoint.left_out,
+        "notes": checkpoint.notes,
+        **checkpoint.progress,
+    }
 
 
 def _describe_data(data: DataModule) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def judge(
     say: Say = print,
     heads: Mapping[str, Mapping[str, nn.Module]] | None = None,
     task: Callable[[nn.Module], Task] | None = None,
+    seen: Callable[[str, Features, Features], None] | None = None,
 ) -> list[Row]:
     """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
 
@@ -62,6 +63,7 @@ def judge(
             without a head are left out of it.
         task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
             backbone where it says so.
+        seen: is given the name of each network and its features of train and of test, e.g. to draw them.
 
     Global random states are left as found. Probes run on ``device``.
 
@@ -80,6 +82,8 @@ def judge(
             train, test = (_labelled(name, split, network, look, known, num_classes, say) for split in SPLITS)
             _same_images(reference, test, name)
             reference = test
+            if seen is not None:
+                seen(name, train, test)
             able = {key: probe for key, probe in probes.items() if set(kinds_of(probe)) <= {*known}}
             rows += _run(name, able, train.to(device), test.to(device), num_classes, say, heads or {})
             if task is not None:

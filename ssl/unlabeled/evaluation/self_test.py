@@ -54,10 +54,10 @@ def shuffled(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     """The same values in the same tensors, in random order within each."""
     generator = torch.Generator().manual_seed(seed)
     mixed = {
-        key: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
-        for key, value in checkpoint.state_dict.items()
+        path: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
+        for path, value in checkpoint.tensors.items()
     }
-    return dataclasses.replace(checkpoint, state_dict=mixed)
+    return dataclasses.replace(checkpoint, tensors=mixed)
 
 
 def _accuracies(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, float]:
