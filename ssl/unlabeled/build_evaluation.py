@@ -1,6 +1,6 @@
 """From a composed configuration to the parts of an evaluation: what ``build.py`` is for a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from unlabeled.objective import Objective
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
-def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+def fill_in(
+    config: DictConfig, checkpoint: Checkpoint, needs: Sequence[str] = ("data", "views", "backbone")
+) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
 
     Raises:
-        UserError: the checkpoint does not say it either.
+        UserError: the checkpoint does not say it either, and it is among ``needs``.
     """
     own = OmegaConf.create(checkpoint.config or {})
     if config.get("backbone") and checkpoint.config is not None:
@@ -35,7 +37,7 @@ def fill_in(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     config["objective"] = own.get("objective")
     for name in ("data", "views", "backbone"):
         config[name] = config.get(name) or own.get(name)
-        if config[name] is None:
+        if config[name] is None and name in needs:
             raise UserError(f"checkpoint={checkpoint.path} does not say what it was made with: give {name}=…")
     return config
 
