@@ -16,6 +16,7 @@ SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflo
 # A matrix product has the same bits however it is cut where both sides are multiples of this: the kernels of MKL work
 # on tiles of up to 48 rows or columns and add up those at an edge in another order.
 TILE = 48
+VOTES = 2**20  # sums of weights held at a time
 
 
 class KNN:
@@ -57,7 +58,7 @@ class KNN:
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
         similarity, index = self._neighbours(queries, bank)
         labels = train.labels[index]
-        missing = num_classes - len(train.labels.unique())
+        missing = num_classes - len(torch.unique(train.labels))
         notes = [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
         scores = []
         for k in self.k:  # the nearest k are the first k of the nearest max(k)
@@ -78,7 +79,7 @@ class KNN:
     def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Class int64 [Q] of most votes, the first among equals, and the log of each class's share of them [Q, C]."""
         predictions, log_shares = [], torch.empty(len(labels), num_classes, device=labels.device)
-        rows = max(1, CHUNK_BYTES // (32 * num_classes))  # a quarter of it in float64
+        rows = max(1, VOTES // num_classes)
         parts = (torch.split(part, rows) for part in (similarity, labels, log_shares))
         for near, label, log_share in zip(*parts, strict=True):
             votes = _votes(self._weigh(near.double()), label, num_classes)
@@ -149,45 +150,51 @@ def sharded_neighbours(
     similarity, index = _search(queries, rows, min(k, len(rows)), chunk_bytes, distance)
     room = (0, k - similarity.shape[1])
     similarity = pad(similarity, room, value=-torch.inf)
-    index = pad(index + first_row, room, value=torch.iinfo(torch.int64).max)
+    index = pad(index + first_row, room)  # never taken: there are k finite similarities among all processes
     parts = max(1, chunk_bytes // (k * distributed.world_size() * 32))
-    found = [_merged(*part, k, device) for part in zip(similarity.split(parts), index.split(parts), strict=True)]
+    pairs = zip(torch.split(similarity, parts), torch.split(index, parts), strict=True)
+    found = [_merged(*pair, k, device) for pair in pairs]
     return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
 
 
 def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The k nearest [q, k] among those that the processes found."""
-    found = (distributed.gather(part.to(device)).to(part.device) for part in (similarity, index))
-    side_by_side = (torch.cat(part.split(len(similarity)), dim=1) for part in found)
-    return in_order(*side_by_side, k)
+    similarities, rows = (
+        torch.cat(torch.split(distributed.gather(part.to(device)).to(part.device), len(part)), dim=1)
+        for part in (similarity, index)
+    )
+    return in_order(similarities, rows, k)
 
 
 def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: str) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
     width = max(bank.shape[1], 512)  # so that there is room for the similarities of 512 queries
-    most = _tiles(chunk_bytes // (width * dtype.itemsize))
-    parts = queries.split(_tiles(chunk_bytes // (max(1, min(most, len(bank))) * dtype.itemsize)))
-    none = queries.new_empty(len(queries), 0, dtype=dtype), queries.new_empty(len(queries), 0, dtype=torch.int64)
-    found = list(zip(*(half.split(len(parts[0])) for half in none), strict=True))
+    most = _tiles(min(chunk_bytes // (width * dtype.itemsize), len(bank) + TILE - 1))
+    rows = _tiles(min(chunk_bytes // (most * dtype.itemsize), len(queries) + TILE - 1))
+    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory for each would cost a tenth of the time
+    similarity, index = product.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
     with full_float32(queries.device):
         for first in range(0, len(bank), most):
             block = bank[first : first + most].to(queries.device, dtype)
-            factor, near = _factor(block, distance, bank=True), min(k, len(block))
-            for number, part in enumerate(parts):
-                similarity, row = _nearest(part.to(dtype), factor, len(block), near, distance)
-                found[number] = _joined(found[number], (similarity, row + first), k)
-    return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
+            factor = _factor(block, distance, bank=True)
+            parts = [
+                _nearest(part.to(dtype), block, factor, k, distance, product) for part in torch.split(queries, rows)
+            ]
+            similarity = torch.cat([similarity, torch.cat([values for values, _ in parts])], dim=1)
+            index = torch.cat([index, torch.cat([columns for _, columns in parts]) + first], dim=1)
+            similarity, index = in_order(similarity, index, k) if first else (similarity, index)
+    return similarity, index
 
 
-def _nearest(queries: Tensor, factor: Tensor, n: int, k: int, distance: str) -> tuple[Tensor, Tensor]:
-    similarity = _factor(queries, distance, bank=False) @ factor.T
-    return top_k(similarity[: len(queries), :n], k)
-
-
-def _joined(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    if not before[0].shape[1]:
-        return now
-    return in_order(torch.cat([before[0], now[0]], dim=1), torch.cat([before[1], now[1]], dim=1), k)
+def _nearest(
+    queries: Tensor, block: Tensor, factor: Tensor, k: int, distance: str, product: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``product`` is the memory to work in."""
+    left = _factor(queries, distance, bank=False)
+    similarity = product[: len(left) * len(factor)].view(len(left), len(factor))
+    torch.mm(left, factor.T, out=similarity)
+    similarity[:, len(block) :] = -torch.inf  # rows that are none
+    return top_k(similarity[: len(queries)], min(k, len(block)))
 
 
 def _factor(x: Tensor, distance: str, bank: bool) -> Tensor:
@@ -198,7 +205,8 @@ def _factor(x: Tensor, distance: str, bank: bool) -> Tensor:
         length = x.square().sum(dim=1, keepdim=True)
         one = torch.ones_like(length)
         x = torch.cat([x, one, -length] if bank else [2 * x, -length, one], dim=1)
-    return pad(x, (0, 0, 0, -len(x) % TILE))
+    left = -len(x) % TILE
+    return pad(x, (0, 0, 0, left)) if left else x  # a pad of nothing copies
 
 
 def _tiles(rows: int) -> int:
@@ -223,7 +231,7 @@ def _device_of_group(device: torch.device) -> torch.device:
 
 
 def _finite(x: Tensor) -> bool:
-    return all(bool(part.isfinite().all()) for part in x.split(8192))  # of all at once, masks as large as a bank
+    return bool(x.sum().isfinite())  # a mask of the elements would take as long as all else beside the products
 
 
 def _check_finite(finite: bool) -> None:

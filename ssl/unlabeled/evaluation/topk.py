@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 GROUP = 16  # columns; of 8 to 32 the fastest for 20 and for 200 of 50,000 on a CPU
 TIED_ROWS = 64  # at a time; each needs masks and counts as long as the row
@@ -12,11 +13,15 @@ def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Of equal values the first columns are taken, and they stay in that order.
     """
-    columns, smallest, tied = _grouped(similarity, k) if similarity.shape[1] >= 4 * GROUP * k else _plain(similarity, k)
+    search = _grouped if similarity.shape[1] >= 4 * GROUP * k else _plain
+    values, columns, tied = search(similarity, k)
     # topk may take any of several equal values, and a collapsed network makes all of them equal
-    for rows in tied.nonzero().flatten().split(TIED_ROWS):
-        columns[rows] = _first_of_equals(similarity[rows], smallest[rows], k)
-    return in_order(similarity.gather(1, columns), columns, k)
+    for rows in torch.split(tied.nonzero().flatten(), TIED_ROWS):
+        columns[rows] = _first_of_equals(similarity[rows], values[rows, k - 1 : k], k)
+        values[rows] = similarity[rows].gather(1, columns[rows])
+    disordered = (tied | (values[:, 1:] == values[:, :-1]).any(dim=1)).nonzero().flatten()
+    values[disordered], columns[disordered] = in_order(values[disordered], columns[disordered], k)
+    return values, columns
 
 
 def in_order(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -27,10 +32,10 @@ def in_order(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _plain(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns [Q, k] in no order, the smallest value [Q, 1] of them, and which rows have more values like that one."""
+    """Values [Q, k], descending, their columns, and which rows have more values [Q] that equal the smallest of them."""
     values, columns = similarity.topk(min(k + 1, similarity.shape[1]))
-    smallest = values[:, k - 1 : k]
-    return columns[:, :k], smallest, (values[:, k:] == smallest).any(dim=1)
+    tied = (values[:, k:] == values[:, k - 1 : k]).any(dim=1)
+    return values[:, :k], columns[:, :k], tied
 
 
 def _grouped(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,14 +43,15 @@ def _grouped(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
     A row is called tied too where a group that was not looked into has that value.
     """
-    groups = similarity.shape[1] // GROUP
-    whole = groups * GROUP  # group i is the columns i, i + groups, …: a maximum over rows of memory is the fastest
-    largest, group = similarity[:, :whole].unflatten(1, (GROUP, groups)).amax(dim=1).topk(k + 1)
-    columns = (group[:, None, :k] + groups * torch.arange(GROUP, device=group.device)[:, None]).flatten(1)
-    rest = torch.arange(whole, similarity.shape[1], device=group.device).expand(len(columns), -1)
-    columns = torch.cat([columns, rest], dim=1)
-    place, smallest, tied = _plain(similarity.gather(1, columns), k)
-    return columns.gather(1, place), smallest, tied | (largest[:, k:] == smallest).any(dim=1)
+    # group i is the columns i, i + groups, …: so maxima are taken over whole rows of memory, which is the fastest
+    left = -similarity.shape[1] % GROUP
+    similarity = pad(similarity, (0, left), value=-torch.inf) if left else similarity  # a pad of nothing copies
+    members = similarity.view(len(similarity), GROUP, -1)
+    largest, group = members.amax(dim=1).topk(k + 1)
+    candidates = members.gather(2, group[:, None, :k].expand(-1, GROUP, -1)).flatten(1)
+    values, place, tied = _plain(candidates, k)
+    columns = (place // k) * members.shape[2] + group.gather(1, place % k)
+    return values, columns, tied | (largest[:, k] == values[:, k - 1])
 
 
 def _first_of_equals(similarity: Tensor, smallest: Tensor, k: int) -> Tensor:
