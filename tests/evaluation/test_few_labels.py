@@ -68,6 +68,7 @@ def test_the_classifier_sees_the_listed_images_of_each_draw_and_no_other() -> No
     recorded = [each for score in scores for each in score.chosen["labels"]]
     assert [each["sha256"] for each in recorded] == [each.sha256 for each in lists]
     assert [each["images"] for each in recorded] == [4] * 3 + [20] * 6
+    assert [score.n_train for score in scores] == [4, 20, 20]
     assert [each["percent_of_train"] for each in recorded] == [2] * 3 + [10] * 6
     assert [each["seed"] for each in recorded] == [7, 8, 9] * 3
     assert [score.protocol for score in scores] == [
@@ -207,3 +208,5 @@ def test_impossible_settings_name_the_key() -> None:
         UserError, match=r"probe\.few_labels: give one or more of per_class, fractions and labels_files"
     ):
         FewLabels(Seen(), None, [], [], [], 1, 0)
+    with pytest.raises(UserError, match=r"probe\.few_labels\.labels_files=.*: two have the same name"):
+        FewLabels(Seen(), None, [], [], ["a/1percent.txt", "b/1percent.txt"], 1, 0)

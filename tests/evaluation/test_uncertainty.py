@@ -15,12 +15,14 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.calibration import calibration_metrics, nll, temperature
 from unlabeled.evaluation.clustering import KMeans
 from unlabeled.evaluation.dropout import dropout_active
-from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, resample
+from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, ensemble_of_reports, resample
 from unlabeled.evaluation.features import Features, Score
+from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.least_sure import least_sure
 from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
 from unlabeled.evaluation.mc_dropout import MCDropout
 from unlabeled.evaluation.paws_nn import AllSupports
+from unlabeled.evaluation.predictions import write_predictions
 from unlabeled.evaluation.selective import aurc
 from unlabeled.evaluation.uncertainty import (
     entropy,
@@ -316,10 +318,43 @@ def test_one_member_is_a_single_network_and_of_several_each_counts_alike() -> No
     assert score.metrics["member_top1"] == pytest.approx(sum(right) / 3)
     assert score.metrics["nll"] == pytest.approx(nll(pooled(torch.stack(runs)), labels), rel=1e-5)
     assert "temperature" not in score.metrics
-    with pytest.raises(UserError, match="a deep ensemble was given 1 run"):
-        deep_ensemble(runs[:1], labels, "p")
     with pytest.raises(UserError, match="needs the same 50 test images and classes of each run"):
         deep_ensemble([runs[0], runs[1][:, :3]], labels, "p")
+
+
+def judged(folder: Path, log_p: Tensor, labels: Tensor, ids: Tensor, protocol: str = "linear/cached-lbfgs-v1") -> Path:
+    predictions = log_p.argmax(dim=1)
+    rows = [
+        Row("pretrained", protocol, 0.0, predictions=predictions, log_probabilities=log_p),
+        Row("pretrained", "kmeans", 0.0, predictions=predictions),
+        Row("random init", protocol, 0.0, predictions=predictions, log_probabilities=log_p),
+    ]
+    write_predictions(folder, rows, labels, ids)
+    return folder
+
+
+def test_runs_are_pooled_from_what_their_evaluations_kept(tmp_path: Path) -> None:
+    runs, labels, ids = members(3, 50, 4, 4).float(), torch.arange(50) % 4, torch.arange(50)
+    runs[:, :, 3] = -math.inf
+    runs = runs.log_softmax(dim=2)
+    folders = [judged(tmp_path / str(place), run, labels, ids) for place, run in enumerate(runs)]
+    (score,) = ensemble_of_reports(folders)
+    assert score.protocol == "ensemble/3 runs/linear/cached-lbfgs-v1"
+    assert score.log_probabilities is not None
+    torch.testing.assert_close(score.log_probabilities, pooled(runs), rtol=0, atol=5e-3)
+    torch.testing.assert_close(score.log_probabilities.exp().sum(dim=1), torch.ones(50))
+    assert float(score.uncertainty["mutual_information"].mean()) > 0.1
+
+
+def test_runs_on_other_images_or_without_a_protocol_in_common_are_not_pooled(tmp_path: Path) -> None:
+    run, labels, ids = members(1, 50, 4, 4)[0], torch.arange(50) % 4, torch.arange(50)
+    first = judged(tmp_path / "a", run, labels, ids)
+    with pytest.raises(UserError, match=r"/b was judged on other test images than .*/a"):
+        ensemble_of_reports([first, judged(tmp_path / "b", run, labels, ids + 1)])
+    with pytest.raises(UserError, match="the runs have no protocol with log-probabilities in common"):
+        ensemble_of_reports([first, judged(tmp_path / "c", run, labels, ids, "other")])
+    with pytest.raises(UserError, match="an ensemble of runs was given 1 of them"):
+        ensemble_of_reports([first])
 
 
 def test_the_least_sure_images_come_first_in_a_table_with_their_names(tmp_path: Path) -> None:
@@ -356,5 +391,9 @@ def test_impossible_settings_name_the_key() -> None:
         MCDropout(0, 5, [0.1], 1, 1, 0.9, 0.1, 0)
     with pytest.raises(UserError, match=r"probe\.mc_dropout\.samples=1: must be at least 2"):
         MCDropout(0.5, 1, [0.1], 1, 1, 0.9, 0.1, 0)
+    with pytest.raises(UserError, match=r"probe\.mc_dropout\.holdout=0\.9: must be above 0 and at most 0\.5"):
+        MCDropout(0.5, 5, [0.1], 1, 1, 0.9, 0.9, 0)
+    with pytest.raises(UserError, match=r"probe\.mc_dropout\.epochs=0: must be at least 1"):
+        MCDropout(0.5, 5, [0.1], 0, 1, 0.9, 0.1, 0)
     with pytest.raises(UserError, match=r"probe\.mc_dropout\.learning_rates is \[\]"):
         MCDropout(0.5, 2, [], 1, 1, 0.9, 0.1, 0)

@@ -57,14 +57,15 @@ def ece(log_probabilities: Tensor, labels: Tensor, bins: int = BINS, equal_mass:
     (Nguyen and O'Connor 2015), which a few wide bins with nearly all images cannot flatter.
     """
     confidence, predictions = log_probabilities.double().exp().max(dim=1)
-    right = (predictions == labels).double()
+    right = (predictions == labels).double().cpu()
+    confidence = confidence.cpu()  # sums over bins have no fixed order on a GPU
     if equal_mass:
         order = confidence.argsort(stable=True)
-        place = torch.arange(len(order), device=order.device) * min(bins, len(order)) // len(order)
+        place = torch.arange(len(order)) * min(bins, len(order)) // len(order)
         index = torch.empty_like(order)
         index[order] = place
     else:
-        edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+        edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
         index = torch.bucketize(confidence, edges[1:-1])
     gaps = confidence.new_zeros(bins).index_add_(0, index, right - confidence)
     return float(gaps.abs().sum()) / len(labels)

@@ -1,6 +1,7 @@
 """Ensembles: several exact linear heads on resampled train images, or the predictions of separate runs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
 from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
+from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix
 
@@ -85,21 +87,46 @@ def resample(labels: Tensor, seed: int) -> Tensor:
     return order[first + (uniform.to(labels.device) * counts.repeat_interleave(counts)).long()]
 
 
+def ensemble_of_reports(folders: Sequence[Path]) -> list[Score]:
+    """Separate pretrainings together, from what their evaluations kept: one Score for each protocol that all have.
+
+    Args:
+        folders: of reports with ``predictions.safetensors``, all of the same test images; their pretrained rows with
+            log-probabilities are pooled.
+
+    Raises:
+        UserError: fewer than two folders, other test images, or no protocol in common.
+    """
+    if len(folders) < 2:
+        raise UserError(f"an ensemble of runs was given {len(folders)} of them; it needs at least 2")
+    runs = [read_predictions(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not (torch.equal(run.ids, runs[0].ids) and torch.equal(run.labels, runs[0].labels)):
+            raise UserError(f"{folder} was judged on other test images than {folders[0]}: judge both on the same data")
+    shared = [key for key in runs[0].log_probabilities if all(key in run.log_probabilities for run in runs)]
+    protocols = [protocol for features, protocol in shared if features == "pretrained"]
+    if not protocols:
+        raise UserError("the runs have no protocol with log-probabilities in common: judge all with probe=linear")
+    return [
+        deep_ensemble([run.log_probabilities["pretrained", protocol] for run in runs], runs[0].labels, protocol)
+        for protocol in protocols
+    ]
+
+
 def deep_ensemble(runs: Sequence[Tensor], labels: Tensor, protocol: str) -> Score:
     """Separate pretrainings as members (Lakshminarayanan et al. 2017, arXiv 1612.01474): one Score of them together.
 
     Args:
         runs: log probabilities [N, C] of the same test images in the same order, one from each run, all of the one
-            ``protocol``, which becomes ``ensemble/RUNS runs/PROTOCOL``.
+            ``protocol``, which becomes ``ensemble/RUNS runs/PROTOCOL``. Rounded ones are normalised again.
         labels: int64 [N].
 
     Raises:
-        UserError: fewer than two runs, or of different images or classes.
+        UserError: the runs differ in images or classes.
     """
-    if len(runs) < 2:
-        raise UserError(f"a deep ensemble was given {len(runs)} run(s); it needs at least 2")
     shapes = {tuple(run.shape) for run in runs}
     if shapes != {(len(labels), runs[0].shape[1])}:
         raise UserError(f"a deep ensemble needs the same {len(labels)} test images and classes of each run: {shapes}")
+    members = torch.stack([run.log_softmax(dim=1) for run in runs])
     name = f"ensemble/{len(runs)} runs/{protocol}"
-    return pooled_score(name, pool(torch.stack(list(runs))), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE])
+    return pooled_score(name, pool(members), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE])

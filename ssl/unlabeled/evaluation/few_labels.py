@@ -57,7 +57,10 @@ class FewLabels:
         if draws < 1:
             raise UserError(f"{KEY}.draws={draws}: must be at least 1")
         self._classifier, self._of_singles = classifier, classifier_of_singles or classifier
-        self._choices = dict(_settings(per_class, fractions, labels_files, range(seed, seed + draws)))
+        settings = list(_settings(per_class, fractions, labels_files, range(seed, seed + draws)))
+        self._choices = dict(settings)
+        if len(self._choices) < len(settings):
+            raise UserError(f"{KEY}.labels_files={labels_files}: two have the same name, which tells rows apart")
         if not self._choices:
             raise UserError(f"{KEY}: give one or more of per_class, fractions and labels_files")
         self._lists: dict[str, list[Drawn]] = {}
@@ -88,18 +91,19 @@ class FewLabels:
     def _setting(
         self, name: str, lists: list[Drawn], train: Features, test: Features, num_classes: int
     ) -> Iterator[Score]:
-        found, missing = [], 0
+        found, missing, used = [], 0, 0
         for drawn in lists:
             listed = train.rows(torch.isin(train.ids, drawn.ids.to(train.ids.device)))
             if not len(listed.labels):
                 raise UserError(f"{KEY}: none of the images listed for {name} is in the training split")
             missing += len(drawn.ids) - len(listed.labels)
+            used = used or len(listed.labels)
             classifier = self._of_singles if drawn.smallest_class == 1 else self._classifier
             found.append(classifier.fit_predict(listed, test, num_classes))
         gone = [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
         suffix = f"{name}/{len(lists)} draws" if len(lists) > 1 else name
         for scores in zip(*found, strict=True):
-            yield _summary(suffix, scores, [drawn.summary for drawn in lists], gone)
+            yield _summary(suffix, scores, [drawn.summary for drawn in lists], gone, used)
 
 
 def _settings(
@@ -125,8 +129,8 @@ def _drawn(choice: LabelChoice, source: Source) -> Drawn:
     return Drawn(labels.ids, int(labels.per_class().min()), summary)
 
 
-def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], notes: list[str]) -> Score:
-    """Of several draws the mean; predictions are those of the first."""
+def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], notes: list[str], used: int) -> Score:
+    """Of several draws the mean; predictions, and the number of images ``used``, are those of the first."""
     first, top1 = scores[0], [score.top1 for score in scores]
     size = lists[0]["images"]
     protocol = f"{first.protocol}/{name}" + (f"={size} labels" if "file" in lists[0] else "")
@@ -135,8 +139,17 @@ def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], no
         metrics["deviation"] = stdev(top1)
     chosen = {"labels": lists, "of_each_draw": [score.chosen for score in scores]}
     every = list(dict.fromkeys([*notes, *(note for score in scores for note in score.notes)]))
-    draws = top1 if len(scores) > 1 else []
-    return Score(protocol, mean(top1), chosen, every, first.predictions, first.log_probabilities, metrics, draws, size)
+    return Score(
+        protocol,
+        mean(top1),
+        chosen,
+        every,
+        first.predictions,
+        first.log_probabilities,
+        metrics,
+        draws=top1 if len(scores) > 1 else [],
+        n_train=used,
+    )
 
 
 def _shared_keys(scores: Sequence[Score]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class MCDropout:
             raise UserError(f"probe.mc_dropout.samples={samples}: must be at least 2")
         if not learning_rates or min(learning_rates) <= 0:
             raise UserError(f"probe.mc_dropout.learning_rates is {learning_rates}; it needs one or more above 0")
+        if not 0 < holdout <= 0.5:
+            raise UserError(f"probe.mc_dropout.holdout={holdout}: must be above 0 and at most 0.5 (a share of train)")
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"probe.mc_dropout.{name}={value}: must be at least 1")
         self.p, self.samples, self.learning_rates = p, samples, sorted(set(learning_rates))
         self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum
         self.holdout, self.seed, self.kinds = holdout, seed, (features,)
@@ -68,19 +74,26 @@ class MCDropout:
         train, test = (each.of(self.kinds[0]) for each in (train, test))
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
-            fit, held = split(labels, self.holdout, self.seed)
-            fit_x, held_x = standardise(train.x[fit], train.x[held])
-            heads = self.fit(fit_x, labels[fit], len(classes), self.learning_rates)
-            losses = [nll((held_x @ head.T).log_softmax(dim=1), labels[held]) for head in heads]
-            best = next(place for place, loss in enumerate(losses) if loss <= min(losses) + FLAT)
-            spared = self._pool(heads[best], held_x)
+            held, spared, best, chosen = self._choose(train.x, labels)
             x, test_x = standardise(train.x, test.x)
             head = self.fit(x, labels, len(classes), [self.learning_rates[best]])[0]
             whole = self._pool(head, test_x)
             plain = top1(classes[predict(head, test_x)], test.labels)
-        for each in (spared, whole):
-            each.log_probabilities = in_all_classes(each.log_probabilities, classes, num_classes)
+        calibration = in_all_classes(spared, classes, num_classes), train.labels[held]
+        whole.log_probabilities = in_all_classes(whole.log_probabilities, classes, num_classes)
         whole.predictions = classes[whole.predictions]
+        notes = self._notes(best, num_classes - len(classes), num_classes)
+        score = pooled_score(self.protocol, whole, test.labels, calibration, chosen, notes)
+        score.metrics["without_dropout_top1"] = plain
+        return [score]
+
+    def _choose(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
+        """Rows held out, their pooled log probabilities by a head that has not seen them, the place of its rate."""
+        fit, held = split(labels, self.holdout, self.seed)
+        fit_x, held_x = standardise(x[fit], x[held])
+        heads = self.fit(fit_x, labels[fit], int(labels.max()) + 1, self.learning_rates)
+        losses = [nll((held_x @ head.T).log_softmax(dim=1), labels[held]) for head in heads]
+        best = next(place for place, loss in enumerate(losses) if loss <= min(losses) + FLAT)
         chosen = {
             "chosen_on": "train",
             "holdout": self.holdout,
@@ -90,12 +103,7 @@ class MCDropout:
             "holdout_nll": {f"{rate:g}": loss for rate, loss in zip(self.learning_rates, losses, strict=True)},
             "temperature_on": f"{len(held)} held-out train images",
         }
-        calibration = (spared.log_probabilities, train.labels[held])
-        score = pooled_score(
-            self.protocol, whole, test.labels, calibration, chosen, self._notes(best, classes, num_classes)
-        )
-        score.metrics["without_dropout_top1"] = plain
-        return [score]
+        return held, self._pool(heads[best], held_x).log_probabilities, best, chosen
 
     def fit(self, x: Tensor, labels: Tensor, num_classes: int, learning_rates: list[float]) -> Tensor:
         """Heads [H, C, D + 1], one per learning rate, all from zero and over the same batches and masks of ``x``."""
@@ -129,9 +137,8 @@ class MCDropout:
         masks = self._masks((self.samples, x.shape[1]), generator).to(x)
         return pool_heads(head * masks[:, None], x)
 
-    def _notes(self, best: int, classes: Tensor, num_classes: int) -> list[str]:
-        rates, missing = self.learning_rates, num_classes - len(classes)
-        notes = []
+    def _notes(self, best: int, missing: int, num_classes: int) -> list[str]:
+        rates, notes = self.learning_rates, []
         if len(rates) > 1 and best in (0, len(rates) - 1):
             notes.append(
                 f"The best learning rate, {rates[best]:g}, is at an edge of {rates[0]:g} to {rates[-1]:g}: widen "

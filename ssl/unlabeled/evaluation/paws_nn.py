@@ -89,7 +89,7 @@ class SoftNearestNeighbours:
         notes = [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
         chosen: dict[str, Any] = {"chosen_on": "nothing", **self._labels.summary()}
         score = top1(predictions, test.labels)
-        return [Score(self.protocol(), score, chosen, notes, predictions, log_p)]
+        return [Score(self.protocol(), score, chosen, notes, predictions, log_p, n_train=int(listed.sum()))]
 
 
 class AllSupports:
