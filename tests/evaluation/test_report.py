@@ -9,7 +9,8 @@ from PIL import Image
 
 from unlabeled.evaluation.figures import feature_map, loss_curve, read_metrics
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
+from unlabeled.evaluation.report import label_hash, machine, versions, write_report
+from unlabeled.evaluation.results_table import table
 
 CHOSEN = {"C": 0.1, "chosen_on": "train", "holdout": 0.1, "holdout_top1": {"0.1": 70.123456789012}}
 HASH_OF_1_2 = "0c730b69905c5ef7a4ca5269f72365400bde2dd2c04eaf9bbb3d1c4a265a0131"

@@ -13,10 +13,11 @@ from torch import nn
 
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
+from unlabeled.evaluation.exhibits import Exhibits, images_of, network_pictures
 from unlabeled.evaluation.features import Probe, extract
-from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
-from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
+from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
+from unlabeled.evaluation.results_table import table
 from unlabeled.objective import Backbone, Objective
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
@@ -68,8 +69,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         heads=_heads(evaluation, checkpoint),
     )
     report_dir.mkdir(parents=True, exist_ok=True)
-    features = extract(evaluation.backbone, test, plain, evaluation.device, evaluation.precision)
-    feature_map(features.x, features.labels, data.splits.test.classes, report_dir / "feature_map.png")
+    exhibits = _exhibits(evaluation, checkpoint, train, test)
     run_dir = checkpoint.path.parent.parent
     provenance = {
         "command": command,
@@ -78,6 +78,8 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         "checkpoint": _describe(checkpoint),
         "data": _describe_data(data),
         "settings": evaluation.settings,
+        "config": checkpoint.config,
+        "git": git_state(),
         "versions": versions(),
         "machine": machine(),
         "training": _read_json(run_dir / "training.json"),
@@ -88,10 +90,21 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         provenance,
         metrics=run_dir / "metrics.jsonl",
         collapsed_at=_read_json(run_dir / "training.json").get("collapsed_at"),
-        feature_map=report_dir / "feature_map.png",
+        exhibits=exhibits,
     )
     print(f"\n{table(rows)}\n\nthe whole report is in {report}")
     return rows
+
+
+def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Any, test: Any) -> Exhibits:
+    splits, views = evaluation.data.splits, evaluation.views
+    seen = [
+        extract(evaluation.backbone, each, views.plain, evaluation.device, evaluation.precision)
+        for each in (train, test)
+    ]
+    attention, pictures = network_pictures(evaluation.backbone, evaluation.objective, splits, views, seen[1], 0)
+    assert splits.test is not None
+    return Exhibits(splits.test.classes, seen[0], seen[1], images_of(splits, views), attention, pictures)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
