@@ -6,7 +6,7 @@ from typing import Any
 
 from unlabeled.evaluation.exhibits import best_row
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.results_table import uncertainty
+from unlabeled.evaluation.results_table import signed, uncertainty
 
 FOLDED = ("config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
@@ -20,7 +20,7 @@ def headline(rows: Sequence[Row]) -> str:
         return "No pretrained features were judged."
     random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
     sure = " ".join(uncertainty(row))
-    gain = f", {row.top1 - random[0].top1:+.2f} points over random weights" if random else ""
+    gain = f"; {signed(row.top1 - random[0].top1)} points against random weights" if random else ""
     return f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {row.protocol}{gain}."
 
 
@@ -116,9 +116,9 @@ def reference_line(each: Reference) -> list[str]:
     """Name, protocol, published, ours, difference, what differs, source."""
     numbers = [_number(each.get(key)) for key in ("published", "ours")]
     difference = each.get("difference")
-    signed = "–" if difference is None else f"{difference:+.2f}"
+    points = "–" if difference is None else signed(difference)
     differs = "; ".join(each.get("differs") or []) or "nothing known"
-    return [str(each["name"]), str(each["protocol"]), *numbers, signed, differs, str(each.get("source", ""))]
+    return [str(each["name"]), str(each["protocol"]), *numbers, points, differs, str(each.get("source", ""))]
 
 
 REFERENCE_HEAD = ["recipe", "protocol", "published", "here", "difference", "what differs", "source"]

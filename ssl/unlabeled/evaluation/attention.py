@@ -18,7 +18,8 @@ from unlabeled.evaluation.features import eval_mode, full_float32
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 
-SHOW = (0.25, 0.75)  # of the image that shows where a patch has no attention and where it has the most
+DIM = 0.35  # brightness of what gets least attention
+OUTLIERS = 0.05  # share of the patches above and below what is told apart: one alone often has most of all
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,15 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
 
 
 def lit(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Images [B, 3, h, w] in [0, 1], dark where weights [B, rows, columns] are lowest and pure where highest.
+    """Images [B, 3, h, w] in [0, 1], dim and grey where weights [B, rows, columns] are low, as they are where high.
 
     Each image's weights are brought to [0, 1] on their own: brightness compares within an image.
     """
     flat = weights.flatten(1)
-    low, high = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
-    scaled = ((weights - low) / (high - low).clamp(min=1e-12)).to(pixels.dtype)[:, None]
+    low, high = (flat.quantile(share, 1)[:, None, None] for share in (OUTLIERS, 1 - OUTLIERS))
+    scaled = ((weights - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).to(pixels.dtype)[:, None]
     fine = nn.functional.interpolate(scaled, pixels.shape[2:], mode="bilinear", align_corners=False)
-    # grey and dark where there is little, the image itself where there is much
-    grey = pixels.mean(1, keepdim=True) * SHOW[0]
+    grey = pixels.mean(1, keepdim=True) * DIM
     return torch.lerp(grey.expand_as(pixels), pixels, fine).clamp(0, 1)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 20  # of a matrix that can be read
 PAIRS = 20
-DARK = 0.45  # share from which a cell is so dark that its number is white
+DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
 
 
 class Confused(NamedTuple):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from unlabeled.evaluation import account
 from unlabeled.evaluation.judge import Row
@@ -22,16 +22,36 @@ def page(
 ) -> str:
     """The text of report.html."""
     parts = [
-        _opening(rows, provenance),
-        _results(rows),
-        _doubts(account.doubts(rows, provenance, references)),
-        _further(rows),
-        _references(references),
-        f'<div class="sections">{"".join(map(_section, sections))}</div>',
-        _chosen(rows),
+        *_results(rows),
+        *_doubts(account.doubts(rows, provenance, references)),
+        *_further(rows),
+        *_references(references),
+        *(_Part(each.title, _shown(each), "shown wide" if each.wide else "shown") for each in sections),
+        *_chosen(rows),
         _facts(provenance),
     ]
-    return shell(f"{TITLE}: {_name(provenance)}", STYLE, f"<main>{''.join(parts)}</main>")
+    body = f"<main>{_opening(rows, provenance)}{_contents(parts)}{''.join(map(_section, parts))}</main>"
+    return shell(f"{TITLE}: {_name(provenance)}", STYLE, body)
+
+
+class _Part(NamedTuple):
+    title: str
+    html: str
+    kind: str = ""
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-")
+
+
+def _contents(parts: Sequence[_Part]) -> str:
+    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a>' for part in parts)
+    return f"<nav>{links}</nav>"
+
+
+def _section(part: _Part) -> str:
+    kind = f' class="{part.kind}"' if part.kind else ""
+    return f'<section id="{part.anchor}"{kind}><h2>{escape(part.title)}</h2>{part.html}</section>\n'
 
 
 def _name(provenance: Mapping[str, Any]) -> str:
@@ -48,12 +68,12 @@ def _opening(rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
     return f'<header><h1>{TITLE}</h1><p class="quiet">{quiet}</p>{headline}</header>'
 
 
-def _results(rows: Sequence[Row]) -> str:
+def _results(rows: Sequence[Row]) -> list[_Part]:
     protocols, lines = grid(rows)
     if not protocols:
-        return ""
+        return []
     shown = _numbers("top-1, %", protocols, lines)
-    return f"<section><h2>Results</h2>{shown}<p>{escape(account.how_measured(rows))}</p></section>"
+    return [_Part("Results", f"{shown}<p>{escape(account.how_measured(rows))}</p>")]
 
 
 def _numbers(corner: str, protocols: Sequence[str], lines: Sequence[Line]) -> str:
@@ -72,41 +92,35 @@ def _line(line: Line) -> str:
     return f'<tr{kind}><th scope="row">{escape(line.name)}</th>{cells}</tr>'
 
 
-def _doubts(found: Sequence[str]) -> str:
-    if not found:
-        return ""
+def _doubts(found: Sequence[str]) -> list[_Part]:
     items = "".join(f"<li>{_breakable(each)}</li>" for each in found)
-    return f'<section class="doubts"><h2>What to doubt</h2><ul>{items}</ul></section>'
+    return [_Part("What to doubt", f"<ul>{items}</ul>", "doubts")] if found else []
 
 
-def _further(rows: Sequence[Row]) -> str:
+def _further(rows: Sequence[Row]) -> list[_Part]:
     protocols, lines = further(rows)
-    return f"<section><h2>Further metrics</h2>{_numbers('metric', protocols, lines)}</section>" if lines else ""
+    return [_Part("Further metrics", _numbers("metric", protocols, lines))] if lines else []
 
 
-def _references(references: Sequence[account.Reference]) -> str:
-    if not references:
-        return ""
+def _references(references: Sequence[account.Reference]) -> list[_Part]:
     lines = [account.reference_line(each) for each in references]
-    return f"<section><h2>Published numbers</h2>{_table(account.REFERENCE_HEAD, lines)}</section>"
+    return [_Part("Published numbers", _table(account.REFERENCE_HEAD, lines))] if lines else []
 
 
-def _section(section: Section) -> str:
-    kind = ' class="wide"' if section.wide else ""
-    words = f'<p class="quiet">{_breakable(section.words)}</p>'
-    return f"<section{kind}><h2>{escape(section.title)}</h2>{words}{section.html}</section>\n"
+def _shown(section: Section) -> str:
+    return f'<p class="quiet">{_breakable(section.words)}</p>{section.html}'
 
 
-def _chosen(rows: Sequence[Row]) -> str:
+def _chosen(rows: Sequence[Row]) -> list[_Part]:
     lines = [[features, protocol, what or "nothing"] for features, protocol, what in account.chosen(rows)]
     head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
-    return f"<section><h2>What was chosen</h2>{_table(head, lines)}</section>" if lines else ""
+    return [_Part("What was chosen", _table(head, lines))] if lines else []
 
 
-def _facts(provenance: Mapping[str, Any]) -> str:
+def _facts(provenance: Mapping[str, Any]) -> _Part:
     table = _table(["what", "value"], account.facts(provenance))
     folded = "".join(_folded(key, provenance[key]) for key in account.FOLDED if provenance.get(key))
-    return f"<section><h2>Where the numbers come from</h2>{table}{folded}</section>"
+    return _Part("Where the numbers come from", table + folded)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

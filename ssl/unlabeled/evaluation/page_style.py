@@ -45,7 +45,9 @@ STYLE = (
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, "Liberation Sans", Arial, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 16px 48px; }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 16px 48px; display: grid; gap: 0 40px;
+  grid-template-columns: repeat(2, minmax(0, 1fr)); }
+main > * { grid-column: 1 / -1; } main > .shown { grid-column: auto; } main > .wide { grid-column: 1 / -1; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 18px; line-height: 1.3; margin: 0 0 6px; } h3 { font-size: 15px; margin: 16px 0 6px; }
 p { margin: 4px 0 10px; max-width: 78ch; overflow-wrap: anywhere; }
@@ -67,8 +69,8 @@ th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical
 .texts td { overflow-wrap: anywhere; min-width: 7em; font-size: 13.5px; } .texts td:last-child { min-width: 14em; }
 .doubts { background: var(--doubt); border-left: 4px solid var(--doubt-edge); padding: 12px 16px; border-radius: 4px; }
 .doubts ul { margin: 0; padding-left: 20px; } .doubts li { overflow-wrap: anywhere; }
-.sections { display: grid; gap: 0 40px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-.wide { grid-column: 1 / -1; }
+nav { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 14px 0 0; font-size: 13.5px; }
+a { color: var(--accent); } nav a { text-decoration: none; padding: 3px 0; } nav a:hover { text-decoration: underline; }
 .plot { display: block; height: auto; fill: var(--ink); width: min(100%, calc(var(--natural) * 1.15));
   min-width: calc(var(--natural) * 0.68); }
 .plot * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -86,8 +88,8 @@ figcaption span { display: block; overflow-wrap: anywhere; } figcaption span + s
 .right figcaption span:first-child { color: var(--right); } .wrong figcaption span:first-child { color: var(--wrong); }
 details { margin: 10px 0 0; } summary { cursor: pointer; color: var(--accent); }
 pre { background: var(--box); padding: 12px; overflow-x: auto; font-size: 12.5px; line-height: 1.4; }
-@media (max-width: 640px) {
-  main { padding: 16px 16px 40px; } h1 { font-size: 21px; } .headline { font-size: 17px; }
+@media (max-width: 760px) {
+  main { padding: 16px 16px 40px; grid-template-columns: minmax(0, 1fr); } h1 { font-size: 21px; } .headline { font-size: 17px; }
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   .query { grid-template-columns: minmax(0, 1fr); } .asked { width: 112px; padding: 0; border: 0; }
 }

@@ -10,6 +10,7 @@ ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
+ABBREVIATIONS = ("nmi", "ari", "nll", "ece", "auroc", "aurc", "fpr95", "aupr")  # names of metrics, in capitals
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def further(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
             values = [found.get((name, p), {}).get(metric) for p in protocols]
             if any(value is not None for value in values):
                 cells = [Cell(NOTHING if value is None else f"{value:.4g}") for value in values]
-                lines.append(Line(f"{metric.replace('_', ' ')}, {name}", cells))
+                lines.append(Line(f"{_metric(metric)}, {name}", cells))
     return protocols, lines
 
 
@@ -88,6 +89,11 @@ def names(rows: Sequence[Row]) -> list[str]:
     return [name for name in ORDER if name in present] + [name for name in present if name not in ORDER]
 
 
+def signed(points: float) -> str:
+    """With its sign, and a minus as wide as a plus."""
+    return f"{points:+.2f}".replace("-", "−")
+
+
 def uncertainty(row: Row) -> tuple[str, ...]:
     """The sample standard deviation over draws and the 95 % interval, each where there is one."""
     deviation = (f"± {statistics.stdev(row.draws):.2f}",) if len(row.draws) > 1 else ()
@@ -95,9 +101,14 @@ def uncertainty(row: Row) -> tuple[str, ...]:
     return deviation + interval
 
 
+def _metric(key: str) -> str:
+    """``ece_after_temperature`` → ECE after temperature."""
+    return " ".join(word.upper() if word in ABBREVIATIONS else word for word in key.split("_"))
+
+
 def _cell(row: Row | None) -> Cell:
     return Cell(NOTHING) if row is None else Cell(f"{row.top1:.2f}", uncertainty(row))
 
 
 def _gain(ours: Row | None, random: Row | None) -> Cell:
-    return Cell(NOTHING) if ours is None or random is None else Cell(f"{ours.top1 - random.top1:+.2f}")
+    return Cell(NOTHING) if ours is None or random is None else Cell(signed(ours.top1 - random.top1))
