@@ -18,7 +18,7 @@ from unlabeled.evaluation.features import eval_mode, full_float32
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 
-DIM = 0.35  # brightness of what gets least attention
+HEAT = 0.55  # share of the colour that stands for attention; the rest is the image in grey
 OUTLIERS = 0.05  # share of the patches above and below what is told apart: one alone often has most of all
 
 
@@ -74,7 +74,7 @@ def roll(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict[str, Tensor]:
-    """Images beside the same ones lit by their rollout.
+    """Images beside the same ones under their rollout.
 
     Args:
         backbone: see :func:`rollout`.
@@ -88,20 +88,23 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
     if found is None:
         return {}
     pixels = views.as_pixels(images).cpu()
-    return {"image": pixels, "attention": lit(pixels, found.cpu())}
+    return {"image": pixels, "attention": heated(pixels, found.cpu())}
 
 
-def lit(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Images [B, 3, h, w] in [0, 1], dim and grey where weights [B, rows, columns] are low, as they are where high.
+def heated(pixels: Tensor, weights: Tensor) -> Tensor:
+    """Images [B, 3, h, w] in [0, 1] in grey, below the colours of weights [B, rows, columns]: dark low, yellow high.
 
-    Each image's weights are brought to [0, 1] on their own: brightness compares within an image.
+    Each image's weights are brought to [0, 1] on their own: colours compare within an image.
     """
+    import matplotlib
+
     flat = weights.flatten(1)
     low, high = (flat.quantile(share, 1)[:, None, None] for share in (OUTLIERS, 1 - OUTLIERS))
-    scaled = ((weights - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).to(pixels.dtype)[:, None]
-    fine = nn.functional.interpolate(scaled, pixels.shape[2:], mode="bilinear", align_corners=False)
-    grey = pixels.mean(1, keepdim=True) * DIM
-    return torch.lerp(grey.expand_as(pixels), pixels, fine).clamp(0, 1)
+    scaled = ((weights - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)[:, None]
+    fine = nn.functional.interpolate(scaled, pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    colours = torch.from_numpy(matplotlib.colormaps["inferno"](fine.numpy())[..., :3]).permute(0, 3, 1, 2)
+    grey = pixels.mean(1, keepdim=True).expand_as(pixels)
+    return torch.lerp(grey, colours.to(pixels.dtype), HEAT)
 
 
 def _patches(rolled: Tensor, transformer: _Transformer) -> Tensor:

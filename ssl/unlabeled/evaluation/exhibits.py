@@ -148,8 +148,8 @@ def _of_features(exhibits: Exhibits, rows: Sequence[Row], folder: Path) -> list[
 
 def _of_network(exhibits: Exhibits, folder: Path) -> list[Section]:
     words = (
-        "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: coloured where the features look, "
-        "grey and dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
+        "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: yellow where the features look, "
+        "dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
     )
     made = []
     if exhibits.attention:

@@ -135,5 +135,6 @@ def _folded(key: str, value: Any) -> str:
 
 
 def _breakable(text: str) -> str:
-    """A line may end after a slash: protocols and paths are long."""
-    return escape(text).replace("/", "/<wbr>")
+    """A line may end after a slash, and within a long key: protocols, paths and keys have no spaces."""
+    whole = escape(text).replace("/", "/<wbr>")
+    return whole if " " in text else whole.replace("_", "_<wbr>").replace(".", ".<wbr>")

@@ -66,7 +66,8 @@ th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical
 .results small { display: block; color: var(--quiet); font-size: 11.5px; white-space: nowrap; }
 .results .ours th, .results .ours td { font-weight: 700; } .results .ours small { font-weight: 400; }
 .results .gain td { color: var(--accent); font-weight: 600; }
-.texts td { overflow-wrap: anywhere; min-width: 7em; font-size: 13.5px; } .texts td:last-child { min-width: 14em; }
+.texts td { overflow-wrap: anywhere; min-width: 7em; font-size: 13.5px; }
+.texts td:first-child { min-width: 8.5em; } .texts td:last-child { min-width: 14em; }
 .doubts { background: var(--doubt); border-left: 4px solid var(--doubt-edge); padding: 12px 16px; border-radius: 4px; }
 .doubts ul { margin: 0; padding-left: 20px; } .doubts li { overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 14px 0 0; font-size: 13.5px; }
@@ -89,7 +90,8 @@ figcaption span { display: block; overflow-wrap: anywhere; } figcaption span + s
 details { margin: 10px 0 0; } summary { cursor: pointer; color: var(--accent); }
 pre { background: var(--box); padding: 12px; overflow-x: auto; font-size: 12.5px; line-height: 1.4; }
 @media (max-width: 760px) {
-  main { padding: 16px 16px 40px; grid-template-columns: minmax(0, 1fr); } h1 { font-size: 21px; } .headline { font-size: 17px; }
+  main { padding: 16px 16px 40px; grid-template-columns: minmax(0, 1fr); }
+  h1 { font-size: 21px; } .headline { font-size: 17px; }
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   .query { grid-template-columns: minmax(0, 1fr); } .asked { width: 112px; padding: 0; border: 0; }
 }

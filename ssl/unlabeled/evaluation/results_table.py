@@ -10,7 +10,7 @@ ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
-ABBREVIATIONS = ("nmi", "ari", "nll", "ece", "auroc", "aurc", "fpr95", "aupr")  # names of metrics, in capitals
+SPELLED = {"brier": "Brier"} | {name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def uncertainty(row: Row) -> tuple[str, ...]:
 
 def _metric(key: str) -> str:
     """``ece_after_temperature`` → ECE after temperature."""
-    return " ".join(word.upper() if word in ABBREVIATIONS else word for word in key.split("_"))
+    return " ".join(SPELLED.get(word, word) for word in key.split("_"))
 
 
 def _cell(row: Row | None) -> Cell:
