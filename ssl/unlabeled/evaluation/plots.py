@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,10 @@ def tidy(axes: "Axes", title: str) -> None:
 
 def write(figure: "Figure", path: Path, label: str) -> str:
     """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
-    figure.savefig(path)
-    return svg(figure, label)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
+        figure.savefig(path)
+        return svg(figure, label)
 
 
 def svg(figure: "Figure", label: str) -> str:
