@@ -30,7 +30,7 @@ def images(size: int = 16) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def literal_rollout(network: ViT, image: Tensor) -> list[list[float]]:
+def literal_rollout(network: Any, image: Tensor) -> list[list[float]]:
     """Section 3 of arXiv:2005.00928, number by number, in float64."""
     network = network.double()
     x = network._embed(image[None].double())

@@ -131,7 +131,7 @@ def test_few_training_images_and_a_test_without_mistakes_are_shown_all_the_same(
 
 
 def test_a_large_test_set_is_not_searched_as_a_whole_and_few_images_are_loaded(tmp_path: Path) -> None:
-    train, test, image = features(3000, 10, 0), features(2000, 10, 1), Recorder()
+    train, test, image = features(3000, 10, 0), features(900, 10, 1), Recorder()
     log_probabilities = (test.x[:, :10]).log_softmax(1)
     predictions = log_probabilities.argmax(1)
     row = Row("pretrained", "linear", 50.0, predictions=predictions, log_probabilities=log_probabilities)
@@ -164,8 +164,8 @@ def test_the_surest_and_least_sure_images_are_those_of_a_sort(tmp_path: Path) ->
 def test_a_probe_without_a_mistake_has_none_to_show(tmp_path: Path) -> None:
     log_probabilities, _ = guesses(20)
     predictions = log_probabilities.argmax(1)
-    arguments: tuple[Any, ...] = (predictions, torch.arange(20), [str(i) for i in range(7)], "linear", Recorder())
-    made = certain_section(predictions, log_probabilities, *arguments, tmp_path)
+    classes, ids = [str(i) for i in range(7)], torch.arange(20)
+    made = certain_section(predictions, log_probabilities, predictions, ids, classes, "linear", Recorder(), tmp_path)
     assert "- surest mistakes: none" in made.markdown
 
 

@@ -3,6 +3,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +130,23 @@ def test_the_map_says_by_which_method_it_was_made(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("unlabeled.evaluation.figures.find_spec", lambda name: None)
     x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     assert "t-SNE of 60 test features" in svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
+
+
+def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, int]] = []
+
+    class UMAP:
+        def __init__(self, **settings: int) -> None:
+            asked.append(settings)
+
+        def fit_transform(self, x: Any) -> Any:
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    monkeypatch.setattr("unlabeled.evaluation.figures.find_spec", lambda name: name == "umap")
+    x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
+    assert "UMAP of 2,000 test features" in svg(feature_map(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map")
+    assert asked == [{"random_state": 7, "n_jobs": 1}]
 
 
 def test_a_plot_takes_its_colours_from_the_page_and_refers_to_nothing_outside() -> None:
