@@ -19,7 +19,8 @@ def vit(pooling: Any = "cls") -> ViT:
     """Weights so large that attention is far from even."""
     torch.manual_seed(0)
     network = ViT(16, 4, 24, 3, 2, pooling=pooling)
-    for block in network.blocks.modules():
+    modules: list[Any] = list(network.blocks.modules())
+    for block in modules:
         if hasattr(block, "qkv"):
             torch.nn.init.normal_(block.qkv.weight, std=0.5)
             torch.nn.init.normal_(block.qkv.bias, std=0.5)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 20  # of a matrix that can be read
+MOST_BESIDE = 12  # of one that can be read on half a screen
 PAIRS = 20
 DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
 
@@ -54,7 +55,8 @@ def confusion_section(
     if len(classes) <= MOST_CLASSES:
         words = f"Per cent of the test images of each true class (a row) by predicted class (a column); {protocol}."
         counts = confusion_matrix(predictions, labels, len(classes))
-        return plotted(_matrix(counts, classes), folder, "confusion", title, words)
+        wide = len(classes) > MOST_BESIDE
+        return plotted(_matrix(counts, classes), folder, "confusion", title, words, wide)
     words = f"What is most often taken for something else, of {len(classes):,} classes; {protocol}."
     pairs = most_confused(predictions, labels)
     return Section("Most confused classes", words, _html(pairs, classes), _markdown(pairs, classes))

@@ -95,9 +95,9 @@ def _themed(text: str) -> str:
 
 
 def colour_of(label: int, num_classes: int) -> Any:
-    """One for each class; beyond ten along a rainbow."""
+    """One for each class; beyond ten along a rainbow, whose ends are too dark for one ground or the other."""
     if num_classes <= len(PALETTE):
         return PALETTE[label % len(PALETTE)]
     import matplotlib
 
-    return matplotlib.colormaps["turbo"]((label + 0.5) / num_classes)
+    return matplotlib.colormaps["turbo"](0.08 + 0.84 * (label + 0.5) / num_classes)

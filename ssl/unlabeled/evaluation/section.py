@@ -39,10 +39,10 @@ class Tile:
     right: bool | None = None  # marks it as right or wrong; None: neither
 
 
-def plotted(figure: "Figure", folder: Path, name: str, title: str, words: str) -> Section:
+def plotted(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
     """A section of one plot, which is also written to ``folder``/``name``.png."""
     drawn = write(figure, folder / f"{name}.png", title)
-    return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)")
+    return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)", wide)
 
 
 def tile(shown: Tile) -> str:
