@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.config import check_keys, one_line_errors
+from unlabeled.config import check_alone, check_keys, one_line_errors
 from unlabeled.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
@@ -16,15 +17,28 @@ def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
     check_keys(config, CONF / "eval_linear.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, fill_in
+    if config.compare is not None:
+        from unlabeled.evaluation.compare import compare
+
+        check_alone("compare", "report_dir")
+        given: Any = OmegaConf.to_container(config)
+        print(compare(given["compare"], config.report_dir))
+        return
+    from unlabeled.build import build_evaluation, build_self_test, fill_in
     from unlabeled.evaluation.evaluate import evaluate
+    from unlabeled.evaluation.processes import launched
+    from unlabeled.evaluation.self_test import self_test
     from unlabeled.weights import read_checkpoint
 
+    if config.self_test:
+        check_alone("self_test")
+        raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or report_beside(path))
-    evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
-    evaluate(evaluation, checkpoint, report_dir, command)
+    with launched(config.accelerator):
+        evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
+        evaluate(evaluation, checkpoint, report_dir, command)
 
 
 def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:

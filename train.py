@@ -15,8 +15,9 @@ def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, build_preview, build_replay, build_run
+    from unlabeled.build import build_evaluation, build_preview, build_probes, build_replay, build_run
     from unlabeled.checkpointing import Interrupted, requeue
+    from unlabeled.distributed import alone
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.weights import read_checkpoint
 
@@ -39,11 +40,12 @@ def train(config: DictConfig, command: str) -> None:
         raise SystemExit(128 + stop.number) from None
     if not run.trainer.is_global_zero:
         return
-    if not config.get("probe") or run.data.splits.test is None:
+    if not build_probes(config) or run.data.splits.test is None:
         print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
         return
-    evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-    evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
+    with alone():
+        evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+        evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

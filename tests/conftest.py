@@ -15,6 +15,12 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl"), "WANDB_MODE": "offline", "COLUMNS": "200"}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Kept features and lists of images go to a folder of this session, here and in the processes that tests start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
     """Runs ``python SCRIPT overrides…`` in an empty folder and returns the finished process, output captured."""

@@ -159,7 +159,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(script: Sc
     rows = json.loads((run / "report" / "results.json").read_text())["rows"]
     assert {row["features"] for row in rows} == {"pretrained", "random init", "raw pixels", "chance"}
     assert "| pretrained " in finished.stdout
-    assert "report.md" in finished.stdout
+    assert "report.html" in finished.stdout
 
     judged = script("eval_linear.py", "run=outputs/tiny", "probe=knn", "probe.knn.k=[20]", "report_dir=again")
     assert judged.returncode == 0, judged.stderr
@@ -248,3 +248,15 @@ def test_other_loggers_mirror_the_metrics_in_the_run_folder(
     assert finished.returncode == 0, finished.stderr
     assert len((tmp_path / "outputs" / "logged" / "metrics.jsonl").read_text().splitlines()) == 2
     assert list((tmp_path / "outputs" / "logged").glob(pattern))
+
+
+def test_an_experiments_settings_of_a_probe_that_was_not_chosen_are_no_mistake_and_of_no_probe_are(
+    script: Script,
+) -> None:
+    short = ["experiment=cifar10_cpu", "data=digits", "max_steps=1", "batch_size=16", "online_knn=null", "views.size=8"]
+    finished = script("train.py", *short, "probe=none", "run_dir=x", "trainer.accelerator=cpu")
+    assert finished.returncode == 0, finished.stderr
+    assert "nothing is judged" in finished.stdout
+    refused = script("train.py", *short, "run_dir=y", "+probe.knnn.k=3")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: probe.knnn: no such probe; did you mean probe.knn?")

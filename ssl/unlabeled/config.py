@@ -20,6 +20,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from unlabeled.errors import UserError
 
@@ -49,8 +50,13 @@ TYPES: dict[str, Any] = {
     "checkpoint": str | None,
     "report_dir": str | None,
     "accelerator": str,
+    "cache": str | None,
+    "cache_gib": float,
     "precision": str,
+    "self_test": bool,
     "out": str,
+    "format": Literal["markdown", "csv", "latex"] | None,
+    "baselines": bool,
     "work_size": int,
     "centre_sigma": float | None,
     "mask_size": int | None,
@@ -66,6 +72,8 @@ TYPES: dict[str, Any] = {
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
+    "cache",
+    "cache_gib",
     "checkpoint_every_n_epochs",
     "checkpoint_every_n_minutes",
     "checkpoint_every_n_steps",
@@ -193,6 +201,10 @@ def check_keys(config: DictConfig, primary: Path) -> None:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
         _check_type(value, TYPES.get(key, Any), key)
         _check_node(value, key)
+    probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
+    for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
+        if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
+            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
 
 
 def _check_node(node: Any, path: str) -> None:
@@ -274,12 +286,12 @@ def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
 
-def check_alone(key: str) -> None:
-    """Raise UserError if the command gives any other key: nothing would read it."""
+def check_alone(key: str, *beside: str) -> None:
+    """Raise UserError if the command gives any other key but those ``beside``: nothing would read it."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    others = [override for override in given if override.split("=")[0] != key]
+    others = [override for override in given if override.split("=")[0] not in (key, *beside)]
     if others:
-        raise UserError(f"{key}=… takes everything else from the file: leave out {' '.join(others)}")
+        raise UserError(f"{key}=… takes everything else from what it names: leave out {' '.join(others)}")
 
 
 def is_sweep() -> bool:
@@ -287,6 +299,14 @@ def is_sweep() -> bool:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
     return not str(HydraConfig.get().launcher.get("_target_")).endswith("submitit_launcher.SlurmLauncher")
+
+
+def read_yaml(path: Path) -> Any:
+    """A file as plain values. Raises ValueError where it is no yaml, OSError where it cannot be read."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -1,20 +1,39 @@
 """What losses need of several processes: who am I, and everybody's rows with an exact gradient."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
 
 def world_size() -> int:
-    """Number of processes that train together; 1 when torch.distributed is not in use."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes that work together; 1 when torch.distributed is not in use, and within :func:`alone`."""
+    return dist.get_world_size() if _in_use() else 1
 
 
 def rank() -> int:
     """Index of this process among them."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _in_use() else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For what one process does by itself, or each for itself: inside, nothing waits for another process."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def _in_use() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
 
 
 class _Gather(torch.autograd.Function):
@@ -94,3 +113,24 @@ def maximum(values: Tensor) -> Tensor:
     largest = values.detach().clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes in rank order, without a gradient; each may have another number of them, also none.
+
+    Args:
+        rows: [n, ...], of the same dtype and shape but for n on every process.
+
+    Returns:
+        [sum of n, ...]; ``rows`` itself on one process.
+    """
+    if world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = max(int(count) for count in counts)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, batched
-from unlabeled.evaluation.judge import Row, chance, judge
+from unlabeled.evaluation.features import Features, Score, batched, extract
+from unlabeled.evaluation.judge import Look, Row, chance, judge
 from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.linear import LBFGS, SGDGrid
 from unlabeled.objective import Batch
@@ -59,14 +59,15 @@ class Recorder:
         return [Score("recorder", 50.0)]
 
 
-def run(backbone: nn.Module, probes: dict[str, Any], **given: Any) -> list[Row]:
-    settings: dict[str, Any] = {
-        "train": split(200, 0),
-        "test": split(100, 1),
-        "random_backbone": Blind(),
-        "num_classes": 2,
-    }
-    return judge(backbone, transform=scale, probes=probes, **(settings | {"say": lambda line: None} | given))
+def looks(train: Any = None, test: Any = None, transform: Any = scale) -> Look:
+    """Extracts anew each time; a split may be any iterable of batches."""
+    splits = {"train": split(200, 0) if train is None else train, "test": split(100, 1) if test is None else test}
+    return lambda network, name, kinds: extract(network, splits[name], transform, "cpu", kinds=kinds)
+
+
+def run(backbone: nn.Module, probes: dict[str, Any], train: Any = None, test: Any = None, **given: Any) -> list[Row]:
+    settings: dict[str, Any] = {"random_backbone": Blind(), "num_classes": 2, "say": lambda line: None}
+    return judge(backbone, look=looks(train, test), probes=probes, **(settings | given))
 
 
 def test_good_features_beat_blind_ones_and_every_row_says_its_protocol() -> None:
@@ -117,7 +118,7 @@ def test_a_transform_that_changes_the_backbone_is_refused() -> None:
         return scale(x)
 
     with pytest.raises(RuntimeError, match="the evaluation changed the backbone"):
-        judge(backbone, Blind(), split(20, 0), split(20, 1), meddles, {"r": Recorder()}, 2, say=lambda line: None)
+        judge(backbone, Blind(), looks(transform=meddles), {"r": Recorder()}, 2, say=lambda line: None)
 
 
 def test_the_random_state_and_the_scores_do_not_depend_on_each_other() -> None:

@@ -27,6 +27,7 @@ REFERENCE = {
     "protocol": "linear/mae-bn-lars",
     "published": 67.8,
     "ours": 40.2,
+    "ours_protocol": "linear/cached-lbfgs-v1",
     "difference": -27.6,
     "differs": ["100 instead of 1600 epochs"],
     "source": "arXiv:2111.06377, table 1c",

@@ -121,9 +121,7 @@ def test_a_head_goes_before_its_probe_only_and_kinds_without_one_are_left_out() 
     judge(
         network,
         Mean(),
-        batches,
-        batches,
-        lambda images, sizes: images.float(),
+        lambda network, split, kinds: extract(network, batches, lambda images, sizes: images.float(), "cpu"),
         {"plain": plain, "embedded": embedded},
         10,
         say=lambda line: None,
@@ -163,7 +161,7 @@ def test_a_run_is_judged_behind_its_own_head_on_its_own_list_which_is_recorded(s
     objective = build_objective(config)
     objective.load_state_dict({key.removeprefix("objective."): value for key, value in checkpoint.state_dict.items()})
     data = build_data(config)
-    views = build_evaluation(config, data).views
+    views = build_evaluation(config, data).extractor.views
     train, test = (extract(objective.backbone, data.labelled(s, 64), views.plain, "cpu") for s in ("train", "test"))
     head, support = objective.head(), objective.support
     assert head is not None

@@ -40,6 +40,9 @@ class FolderSource:
     def encoded(self, index: int) -> Path:
         return Path(self.name(index))
 
+    def files(self) -> list[str]:
+        return [self.name(index) for index in range(len(self))]
+
     def name(self, index: int) -> str:
         return str(self._root / os.fsdecode(self._listed.text("path", index)))
 

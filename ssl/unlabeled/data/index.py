@@ -97,6 +97,11 @@ def fingerprint(values: Iterable[str]) -> str:
 def _folder(place: str | None) -> Path:
     if place is not None:
         return Path(place).expanduser()
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """Where this user's caches lie: ``~/.cache/unlabeled``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled"
 
 

@@ -36,6 +36,7 @@ class DataModule(pl.LightningDataModule):
         self.support: ClassBalanced | None = None
         self.labels: LabelList | None = None  # what the support is drawn from
         self._train: DecodedSource | Source | None = None
+        self._held_out: DecodedSource | Source | None = None
 
     @property
     def train(self) -> DecodedSource | Source:
@@ -43,6 +44,14 @@ class DataModule(pl.LightningDataModule):
         if self._train is None:
             self._train = self._fit_into_memory(self.splits.train)
         return self._train
+
+    @property
+    def test(self) -> DecodedSource | Source:
+        """The test split, likewise; only where there is one."""
+        assert self.splits.test is not None
+        if self._held_out is None:
+            self._held_out = self._fit_into_memory(self.splits.test)
+        return self._held_out
 
     def serve(self, support: ClassBalanced, processes: int) -> None:
         """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""
@@ -107,7 +116,7 @@ class DataModule(pl.LightningDataModule):
 
     def labelled(self, split: str, batch_size: int) -> ArrayLoader | LazyLoader:
         """The labelled images of ``train`` or ``test`` in their own order, for probes."""
-        source = self.train if split == "train" else self._test()
+        source = self.train if split == "train" else self.test
         return self.batches(source, (source.labels >= 0).nonzero().flatten(), batch_size)
 
     def batches(self, source: DecodedSource | Source, positions: Tensor, batch_size: int) -> ArrayLoader | LazyLoader:
@@ -120,10 +129,6 @@ class DataModule(pl.LightningDataModule):
         if isinstance(source, DecodedSource):
             return ArrayLoader(source, asked, torch.device("cpu"))
         return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)
-
-    def _test(self) -> DecodedSource | Source:
-        assert self.splits.test is not None
-        return self._fit_into_memory(self.splits.test)
 
     def _fit_into_memory(self, source: Source) -> DecodedSource | Source:
         if bytes_needed(source) > self.memory_bytes:

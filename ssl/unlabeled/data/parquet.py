@@ -53,6 +53,9 @@ class ParquetSource:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
         return data
 
+    def files(self) -> list[str]:
+        return self._table.files
+
     def name(self, index: int) -> str:
         return row_name(self._table, index)
 

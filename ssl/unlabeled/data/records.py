@@ -62,6 +62,9 @@ class RecordSource:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} has been cut short since it was listed")
         return data
 
+    def files(self) -> list[str]:
+        return [str(path) for path in self._paths]
+
     def name(self, index: int) -> str:
         row = index - int(self._first[self._file[index]])
         if not self._index.has("name"):

@@ -10,7 +10,7 @@ from unlabeled.evaluation.results_table import signed, uncertainty
 
 FOLDED = ("config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
-Reference = Mapping[str, Any]  # name, protocol, published, ours, difference, differs: list[str], source
+Reference = Mapping[str, Any]  # as references_for gives it
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -46,15 +46,19 @@ def _no_gain(rows: Sequence[Row]) -> list[str]:
 
 def _of_references(references: Sequence[Reference]) -> list[str]:
     return [
-        f"{each['name']} is not what was published: {'; '.join(each['differs'])}."
+        f"{each['name']}: differs from what was published in {_count(len(each['differs']))} listed below."
         for each in references
         if each.get("differs")
     ]
 
 
+def _count(n: int) -> str:
+    return f"{n} thing" if n == 1 else f"{n} things"
+
+
 def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
-    git, data = provenance.get("git") or {}, provenance.get("data") or {}
-    found = []
+    git, data, checkpoint = (provenance.get(name) or {} for name in ("git", "data", "checkpoint"))
+    found = [f"{note}." for note in checkpoint.get("notes", ())] if isinstance(checkpoint, Mapping) else []
     if git.get("dirty"):
         found.append("The code had changes that are in no commit.")
     if isinstance(data, Mapping) and data.get("corrupt_images"):
@@ -113,15 +117,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def reference_line(each: Reference) -> list[str]:
-    """Name, protocol, published, ours, difference, what differs, source."""
+    """What stands below REFERENCE_HEAD."""
     numbers = [_number(each.get(key)) for key in ("published", "ours")]
     difference = each.get("difference")
     points = "–" if difference is None else signed(difference)
     differs = "; ".join(each.get("differs") or []) or "nothing known"
-    return [str(each["name"]), str(each["protocol"]), *numbers, points, differs, str(each.get("source", ""))]
+    protocols = [str(each["protocol"]), str(each.get("ours_protocol") or "–")]
+    return [str(each["name"]), *protocols, *numbers, points, differs, str(each.get("source", ""))]
 
 
-REFERENCE_HEAD = ["recipe", "protocol", "published", "here", "difference", "what differs", "source"]
+REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "difference", "what differs", "source"]
 
 
 def short(value: Any) -> str:

@@ -8,18 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
+from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.exhibits import Exhibits, images_of, network_pictures
-from unlabeled.evaluation.features import Probe, extract
+from unlabeled.evaluation.extractor import Extractor
+from unlabeled.evaluation.features import Features, ImageProbe, Probe
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
 from unlabeled.evaluation.results_table import table
+from unlabeled.evaluation.task import tasks
 from unlabeled.objective import Backbone, Objective
-from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
 
 
@@ -31,80 +33,114 @@ class Evaluation:
     """
 
     backbone: Backbone
-    random_backbone: Backbone
-    views: Views
-    data: DataModule
-    probes: Mapping[str, Probe]
-    device: torch.device
-    precision: str
-    batch_size: int
+    random_backbone: Backbone | None  # None: the checkpoint is judged alone, without baselines
+    extractor: Extractor  # of the data set, on the device
+    probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
+    config: dict[str, Any]  # resolved, for the report
     behind_head: Sequence[str] = ()  # names of probes that look at embeddings instead of features
     objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
     random_objective: Objective | None = None  # the same, left as it is
+    painter: Objective | None = None  # of the run, initialised alike, where it makes pictures for the report
 
 
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
-    """Judge the backbone in ``checkpoint`` and write ``results.json`` and ``report.md`` with pictures.
+    """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
+
+    With several processes each returns rows, the first one all of them, and that one writes.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     load_backbone(checkpoint, evaluation.backbone)
-    data, plain = evaluation.data, evaluation.views.plain
-    if data.splits.test is None:
+    extractor = evaluation.extractor
+    test = extractor.data.splits.test
+    if test is None:
         raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
-    train, test = (data.labelled(split, evaluation.batch_size) for split in ("train", "test"))
+    looked: dict[str, tuple[Features, Features]] = {}
+
+    def keep(name: str, train: Features, test: Features) -> None:
+        if name == "pretrained":
+            looked[name] = _last(train), _last(test)
+
     rows = judge(
         evaluation.backbone,
         evaluation.random_backbone,
-        train,
-        test,
-        plain,
+        extractor,
         evaluation.probes,
-        len(data.splits.test.classes),
-        evaluation.device,
-        evaluation.precision,
+        len(test.classes),
+        extractor.device,
+        raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
+        task=tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
+        say=print if rank() == 0 else _silent,
+        seen=keep,
     )
+    if rank():
+        return rows
+    computer = machine() | {"processes": world_size()}
+    with alone():
+        begun = command, started, clock
+        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, begun, computer)
+    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
+    return rows
+
+
+def _write(
+    evaluation: Evaluation,
+    rows: list[Row],
+    looked: tuple[Features, Features],
+    checkpoint: Checkpoint,
+    report_dir: Path,
+    begun: tuple[str, datetime, float],
+    computer: dict[str, Any],
+) -> Path:
     report_dir.mkdir(parents=True, exist_ok=True)
-    exhibits = _exhibits(evaluation, checkpoint, train, test)
+    extractor, (command, started, clock) = evaluation.extractor, begun
     run_dir = checkpoint.path.parent.parent
+    training = _read_json(run_dir / "training.json")
     provenance = {
         "command": command,
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
         "checkpoint": _describe(checkpoint),
-        "data": _describe_data(data),
+        "data": _describe_data(extractor.data),
+        "views": extractor.views.evaluation(),
+        "images_read": extractor.passes,
         "settings": evaluation.settings,
-        "config": checkpoint.config,
         "git": git_state(),
         "versions": versions(),
-        "machine": machine(),
-        "training": _read_json(run_dir / "training.json"),
+        "machine": computer,
+        "training": training,
+        "config": evaluation.config,
     }
-    report = write_report(
+    return write_report(
         report_dir,
         rows,
         provenance,
         metrics=run_dir / "metrics.jsonl",
-        collapsed_at=_read_json(run_dir / "training.json").get("collapsed_at"),
-        exhibits=exhibits,
+        collapsed_at=training.get("collapsed_at"),
+        exhibits=_exhibits(evaluation, checkpoint, *looked),
     )
-    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
-    return rows
 
 
-def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Any, test: Any) -> Exhibits:
-    splits, views = evaluation.data.splits, evaluation.views
-    seen = [
-        extract(evaluation.backbone, each, views.plain, evaluation.device, evaluation.precision)
-        for each in (train, test)
-    ]
-    attention, pictures = network_pictures(evaluation.backbone, evaluation.objective, splits, views, seen[1], 0)
+def _last(features: Features) -> Features:
+    """Without the further kinds, which may be large."""
+    return Features(features.x, features.labels, features.ids)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Features, test: Features) -> Exhibits:
+    """What is shown of the judged network; its images are decoded once more, about ninety of them."""
+    splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
+    painter = None if evaluation.painter is None else load_objective(checkpoint, evaluation.painter)
+    attention, pictures = network_pictures(evaluation.backbone, painter, splits, views, test, seed=0)
     assert splits.test is not None
-    return Exhibits(splits.test.classes, seen[0], seen[1], images_of(splits, views), attention, pictures)
+    return Exhibits(splits.test.classes, train, test, images_of(splits, views), attention, pictures)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
@@ -118,7 +154,15 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {"path": str(checkpoint.path), "sha256": checkpoint.sha256, **checkpoint.progress}
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "encoder": checkpoint.part,
+        "left_out": checkpoint.left_out,
+        "notes": checkpoint.notes,
+        **checkpoint.progress,
+    }
 
 
 def _describe_data(data: DataModule) -> dict[str, Any]:
@@ -127,6 +171,8 @@ def _describe_data(data: DataModule) -> dict[str, Any]:
         "description": data.splits.description,
         "train_labels_sha256": label_hash(data.splits.train.labels),
         "test_labels_sha256": label_hash(data.splits.test.labels),
+        "train_fingerprint": fingerprint(data.splits.train),
+        "test_fingerprint": fingerprint(data.splits.test),
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
     }

@@ -62,9 +62,8 @@ class Score:
     predictions: Tensor | None = None  # int64 [N], class of each test image; of the first draw where there are some
     log_probabilities: Tensor | None = None  # float32 [N, C], where the probe has any
     metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
-    draws: list[float] = field(
-        default_factory=list
-    )  # top-1 of each random draw (of labels, of seeds), if more than one
+    draws: list[float] = field(default_factory=list)  # top-1 of each random draw (of labels, of seeds), if several
+    n_train: int | None = None  # labelled images that were used; None: all of train
 
 
 class Probe(Protocol):

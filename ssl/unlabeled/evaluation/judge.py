@@ -1,7 +1,7 @@
 """Judges a frozen backbone against what it has to beat: itself before training, raw pixels, and chance."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlabeled.distributed import rank
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Pixels, Probe, Score, Transform, behind, extract, state_hash
-from unlabeled.objective import Batch
+from unlabeled.evaluation.features import Features, ImageProbe, Pixels, Probe, Score, Task, behind, kinds_of, state_hash
 
 Say = Callable[[str], None]
+Look = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
+SPLITS = ("train", "test")
 
 
 @dataclass
@@ -40,45 +42,55 @@ class Row:
 
 def judge(
     backbone: nn.Module,
-    random_backbone: nn.Module,
-    train: Iterable[Batch],
-    test: Iterable[Batch],
-    transform: Transform,
-    probes: Mapping[str, Probe],
+    random_backbone: nn.Module | None,
+    look: Look,
+    probes: Mapping[str, Probe | ImageProbe],
     num_classes: int,
     device: torch.device | str = "cpu",
-    precision: str = "32-true",
     raw_pixels: bool = True,
     say: Say = print,
     heads: Mapping[str, Mapping[str, nn.Module]] | None = None,
+    task: Callable[[nn.Module], Task] | None = None,
+    seen: Callable[[str, Features, Features], None] | None = None,
 ) -> list[Row]:
     """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
 
-    ``train`` and ``test`` are read once per kind of features, so they must be iterable again and give the same images:
-    ``batched(images, labels, ids, batch_size)`` for arrays, a loader for more than memory holds. Images without a label
-    are left out. ``raw_pixels`` off skips that baseline. ``heads``: by a probe's name and by the kind of features, what
-    the features go through before that probe; kinds without a head are left out of it. Both networks are moved to
-    ``device``; the probes run there. Global random states are left as found. Raises RuntimeError if the state of
-    ``backbone`` is not bit for bit the same afterwards, UserError where a label is not below ``num_classes`` or nothing
-    is labelled.
+    Args:
+        look: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the same;
+            images without a label are left out here.
+        random_backbone, raw_pixels: None and off skip these baselines.
+        heads: by a probe's name and by the kind of features, what the features go through before that probe; kinds
+            without a head are left out of it.
+        task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
+            backbone where it says so.
+        seen: is given the name of each network and its features of train and of test, e.g. to draw them.
+
+    Global random states are left as found. Probes run on ``device``.
+
+    Raises:
+        RuntimeError: the state of ``backbone`` is not bit for bit the same afterwards.
+        UserError: a label is not below ``num_classes``, or nothing is labelled.
     """
-    networks = {"pretrained": backbone, "random init": random_backbone} | (
-        {"raw pixels": Pixels()} if raw_pixels else {}
-    )
+    beside = {"random init": random_backbone, "raw pixels": Pixels() if raw_pixels else None}
+    networks = {"pretrained": backbone} | {name: network for name, network in beside.items() if network is not None}
     rows: list[Row] = []
     reference: Features | None = None
+    kinds = tuple(dict.fromkeys(kind for probe in probes.values() for kind in kinds_of(probe)))
     with unchanged(backbone):
         for name, network in networks.items():
-            kind = "32-true" if isinstance(network, Pixels) else precision
-            train_features = _labelled_features(
-                name, "train", network, train, transform, num_classes, device, kind, say
-            )
-            features = _labelled_features(name, "test", network, test, transform, num_classes, device, kind, say)
-            _same_images(reference, features, name)
-            reference = features
-            rows += _run(name, probes, train_features, features, num_classes, say, heads or {})
+            known = ("last",) if isinstance(network, Pixels) else kinds
+            train, test = (_labelled(name, split, network, look, known, num_classes, say) for split in SPLITS)
+            _same_images(reference, test, name)
+            reference = test
+            if seen is not None:
+                seen(name, train, test)
+            able = {key: probe for key, probe in probes.items() if set(kinds_of(probe)) <= {*known}}
+            rows += _run(name, able, train.to(device), test.to(device), num_classes, say, heads or {})
+            if task is not None:
+                rows += _run_on_images(name, network, able, task, say)
     assert reference is not None
-    _note_equal_weights(rows, backbone, random_backbone)
+    if random_backbone is not None:
+        _note_equal_weights(rows, backbone, random_backbone)
     return rows + chance(reference.labels, num_classes)
 
 
@@ -104,19 +116,11 @@ def unchanged(network: nn.Module) -> Iterator[None]:
         )
 
 
-def _labelled_features(
-    name: str,
-    split: str,
-    network: nn.Module,
-    batches: Iterable[Batch],
-    transform: Transform,
-    num_classes: int,
-    device: torch.device | str,
-    precision: str,
-    say: Say,
+def _labelled(
+    name: str, split: str, network: nn.Module, look: Look, kinds: Sequence[str], num_classes: int, say: Say
 ) -> Features:
     start = time.perf_counter()
-    features = extract(network, batches, transform, device, precision)
+    features = look(network, split, kinds)
     n, dim = features.x.shape
     say(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
     labelled = features.labelled()
@@ -126,12 +130,12 @@ def _labelled_features(
         raise UserError(
             f"{split} label {int(labelled.labels.max())}; with {num_classes} classes, 0 to {num_classes - 1}"
         )
-    return labelled.to(device)
+    return labelled
 
 
 def _run(
     name: str,
-    probes: Mapping[str, Probe],
+    probes: Mapping[str, Probe | ImageProbe],
     train: Features,
     test: Features,
     classes: int,
@@ -140,6 +144,8 @@ def _run(
 ) -> list[Row]:
     rows = []
     for probe_name, probe in probes.items():
+        if isinstance(probe, ImageProbe) or not _mine(probe):
+            continue
         own = heads.get(probe_name)
         if own is not None and name not in own:
             continue
@@ -153,6 +159,30 @@ def _run(
     return rows
 
 
+def _run_on_images(
+    name: str,
+    network: nn.Module,
+    probes: Mapping[str, Probe | ImageProbe],
+    task: Callable[[nn.Module], Task],
+    say: Say,
+) -> list[Row]:
+    rows = []
+    for probe in probes.values():
+        if not isinstance(probe, ImageProbe) or isinstance(network, Pixels) or not _mine(probe):
+            continue
+        if name == "pretrained" or probe.baselines:
+            start, given = time.perf_counter(), task(network)
+            for score in probe.train_predict(given):
+                say(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
+                rows.append(row_of(name, score, len(given.train_labels), len(given.test_labels)))
+    return rows
+
+
+def _mine(probe: object) -> bool:
+    """Whether this process runs it: the first runs all, the others those that share their work out."""
+    return rank() == 0 or bool(getattr(probe, "collective", False))
+
+
 def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:
     """A score as a row of the report."""
     return Row(
@@ -161,7 +191,7 @@ def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:
         score.top1,
         score.chosen,
         score.notes,
-        n_train,
+        n_train if score.n_train is None else score.n_train,
         n_test,
         score.metrics,
         score.draws,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.module import DataModule
+from unlabeled.distributed import alone
 from unlabeled.evaluation.features import Features, extract
 from unlabeled.evaluation.knn import KNN
 from unlabeled.pretraining import Pretraining
@@ -53,7 +54,8 @@ class OnlineKNN(pl.Callback):
         probe = KNN([min(self.k, len(bank))], self.temperature)
         num_classes = int(data.train.labels.max()) + 1
         features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
-        return probe.fit_predict(features[0], features[1], num_classes)[0].top1
+        with alone():
+            return probe.fit_predict(features[0], features[1], num_classes)[0].top1
 
     def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         labelled = (labels >= 0).nonzero().flatten()

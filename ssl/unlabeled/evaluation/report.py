@@ -41,8 +41,7 @@ def write_report(
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
         exhibits: what else is shown; None for numbers and the learning curve alone.
-        references: published numbers, each with name, protocol, published, ours, difference (points), differs (list of
-            sentences) and source.
+        references: published numbers, as :func:`unlabeled.evaluation.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """

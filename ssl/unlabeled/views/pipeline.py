@@ -192,6 +192,17 @@ class Views(nn.Module):
         ]
         return self._normalise(_joined(made))
 
+    def evaluation(self) -> dict[str, object]:
+        """What decides :meth:`plain`, for reports; plain values."""
+        mean, std = (None if values is None else list(values) for values in (self.mean, self.std))
+        return {
+            "size": self.size,
+            "crop": self.evaluation_crop,
+            "interpolation": self.evaluation_interpolation,
+            "mean": mean,
+            "std": std,
+        }
+
     def as_pixels(self, views: Tensor) -> Tensor:
         """Views [B, 3, h, w] back to values in [0, 1], to look at; what lies outside is clamped."""
         if self.mean is not None and self.std is not None:

@@ -1,5 +1,6 @@
 """Weights in and out."""
 
+from unlabeled.weights.geometry import check_same_backbone
 from unlabeled.weights.load import Checkpoint, load_backbone, load_objective, read_checkpoint
 
-__all__ = ["Checkpoint", "load_backbone", "load_objective", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_same_backbone", "load_backbone", "load_objective", "read_checkpoint"]

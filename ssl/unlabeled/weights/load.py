@@ -1,73 +1,106 @@
 """Backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
 
 import hashlib
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
-
-# Where checkpoints keep a backbone, the most specific first; "" is a bare state dict (torchvision, timm).
-PREFIXES = ("objective.backbone.", "backbone.", "")
-CLASSIFIER = ("fc.", "head.", "classifier.")  # of a bare state dict: not part of a backbone
+from unlabeled.weights.geometry import check_geometry, remedy
+from unlabeled.weights.official import Layout, plain, recognise
+from unlabeled.weights.spellings import spelled
+from unlabeled.weights.unsafe import read
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file says of itself."""
+    """What a checkpoint file says of itself, and, once :func:`load_backbone` has been through, what was taken."""
 
     path: Path
     sha256: str
     state_dict: Mapping[str, Tensor]
     config: dict[str, Any] | None  # resolved configuration of the run, in our own checkpoints
     progress: dict[str, int]  # step, total_steps, steps_per_epoch, seed; empty in files from elsewhere
+    tensors: Mapping[str, Tensor]  # every tensor in the file, by its whole path
+    layout: str  # whose checkpoint it is, e.g. "MoCo v2" or "own run"
+    part: str  # which of its encoders the backbone is
+    left_out: dict[str, int] = field(default_factory=dict)  # what is not the backbone: number of tensors
+    notes: list[str] = field(default_factory=list)  # what a reader of results should know of the loading
+
+
+@dataclass
+class _Division:
+    """The tensors of a file, by what they are to a backbone."""
+
+    found: dict[str, Tensor] = field(default_factory=dict)  # by the backbone's names
+    paths: dict[str, str] = field(default_factory=dict)  # the same names: where each was found
+    unknown: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file of tensors and plain values; never runs code from it (``weights_only=True``).
+    """Read a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 
     Raises:
         UserError: no such file, not a checkpoint, or a pickle that would have to run code.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint={path}: no such file")
-    try:
-        mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        raise UserError(f"checkpoint={path}: cannot be read as tensors and plain values ({_reason(error)})") from error
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not any(isinstance(value, Tensor) for value in state_dict.values()):
+    content = read(path)
+    tensors = dict(_flat(content)) if isinstance(content, dict) else {}
+    if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")
+    inner = content.get("state_dict", content)
+    layout = recognise([plain(name) for name in tensors])
+    own = layout.name == "own run"
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(path, sha256, state_dict, content.get("config"), content.get("progress", {}))
-
-
-def _reason(error: Exception) -> str:
-    """What torch found wrong, without its paragraph on how to load the file anyway."""
-    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    return text.strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+    return Checkpoint(
+        path=path,
+        sha256=sha256,
+        state_dict=inner if isinstance(inner, dict) else content,
+        config=content.get("config") if own else None,
+        progress=content.get("progress", {}) if own else {},
+        tensors=tensors,
+        layout=layout.name,
+        part=layout.part,
+    )
 
 
 def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
-    """Load every tensor of ``backbone`` from a checkpoint of this project, or from a bare state dict.
+    """Load every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.official`.
 
     Args:
-        source: a file, or what :func:`read_checkpoint` made of it.
+        source: a file, or what :func:`read_checkpoint` made of it; its ``left_out`` and ``notes`` are filled.
         backbone: of the same architecture; changed in place and returned.
 
     Raises:
-        UserError: a tensor is missing, left over or of another shape; lists every one. Nothing is loaded then.
+        UserError: a tensor is missing, of another shape, or neither of the backbone nor of a part that is known not to
+            be; lists every one. Or the weights fit and the network would still be another. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    _load_whole(backbone, _backbone_part(checkpoint.state_dict), f"{checkpoint.path} does not fit the backbone")
+    wanted, layout = backbone.state_dict(), recognise([plain(path) for path in checkpoint.tensors])
+    division = _divide(checkpoint.tensors, layout, wanted)
+    checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
+    if layout.views:
+        checkpoint.notes.append(
+            f"{layout.name} prepares images as views={layout.views} does, not by ImageNet's mean and std"
+        )
+    problems = _problems(division.found, wanted, division.paths)
+    problems += [f"unknown {path}" for path in division.unknown]
+    problems += [f"{path} a second time" for path in division.doubled]
+    if problems:
+        advice = remedy(division.found, wanted, division.unknown)
+        raise UserError(
+            f"checkpoint={checkpoint.path} ({checkpoint.layout}) does not fit the backbone: "
+            f"{'; '.join(problems)}{advice}"
+        )
+    check_geometry(checkpoint, division.found, backbone)
+    backbone.load_state_dict(division.found)
     return backbone
 
 
@@ -79,28 +112,57 @@ def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
     """
     prefix = "objective."
     found = {key.removeprefix(prefix): v for key, v in checkpoint.state_dict.items() if key.startswith(prefix)}
-    _load_whole(objective, found, f"{checkpoint.path} does not fit the objective")
+    wanted = objective.state_dict()
+    problems = _problems(found, wanted, {}) + [f"unknown {key}" for key in found if key not in wanted]
+    if problems:
+        raise UserError(f"checkpoint={checkpoint.path} does not fit the objective: {'; '.join(problems)}")
+    objective.load_state_dict(found)
     return objective
 
 
-def _load_whole(module: nn.Module, found: Mapping[str, Tensor], problem: str) -> None:
-    wanted = module.state_dict()
+def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, with the keys and positions that lead to it."""
+    if isinstance(content, Tensor):
+        yield path, content
+    elif isinstance(content, Mapping | list | tuple):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+
+
+def _divide(tensors: Mapping[str, Tensor], layout: Layout, wanted: Mapping[str, Tensor]) -> _Division:
+    division = _Division()
+    names = {plain(name): name for name in wanted}  # a backbone may have a part called module itself
+    for path, tensor in tensors.items():
+        name = plain(path)
+        inside = name.startswith(layout.backbone)
+        spelling = spelled(name.removeprefix(layout.backbone), names) if inside else None
+        ours = None if spelling is None else names[spelling]
+        part = layout.what_is(name)
+        if ours is not None and ours in division.found:
+            division.doubled.append(path)
+        elif ours is not None:
+            division.found[ours], division.paths[ours] = tensor, path
+        elif part is not None and not (inside and layout.name == "own run"):
+            division.left_out[part] = division.left_out.get(part, 0) + 1
+        else:
+            division.unknown.append(path)
+    return division
+
+
+def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """BatchNorm's counters of batches, in files older than they are or of apex: nothing reads them at evaluation."""
+    counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
+    if not counters or any(name in found for name in counters):
+        return []
+    found.update({name: torch.zeros_like(wanted[name]) for name in counters})
+    return [f"num_batches_tracked of {len(counters)} BatchNorms is not in the file and was set to 0"]
+
+
+def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], paths: Mapping[str, str]) -> list[str]:
     problems = [f"missing {key}" for key in wanted if key not in found]
-    problems += [f"unknown {key}" for key in found if key not in wanted]
-    problems += [
-        f"{key} has shape {list(found[key].shape)} instead of {list(wanted[key].shape)}"
+    return problems + [
+        f"{paths.get(key, key)} has shape {list(found[key].shape)} instead of {list(wanted[key].shape)}"
         for key in wanted
         if key in found and found[key].shape != wanted[key].shape
     ]
-    if problems:
-        raise UserError(f"checkpoint={problem}: {'; '.join(problems)}")
-    module.load_state_dict(found)
-
-
-def _backbone_part(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        part = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if part:
-            ignored = CLASSIFIER if prefix == "" else ()
-            return {key: value for key, value in part.items() if not key.startswith(ignored)}
-    return {}

@@ -1,0 +1,150 @@
+"""Features of whole splits: extracted in one pass, by all processes together, or taken from where they were kept."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.data.fingerprint import fingerprint
+from unlabeled.data.module import DataModule
+from unlabeled.distributed import gather_rows, rank, world_size
+from unlabeled.evaluation.cache import Key, TensorCache, code_hash
+from unlabeled.evaluation.features import Features, Pixels, extract, joined, state_hash
+from unlabeled.evaluation.report import versions
+from unlabeled.objective import Batch
+from unlabeled.views.pipeline import Views
+
+
+@dataclass
+class Extractor:
+    """Looks at the labelled images of a split through a network.
+
+    Features come in dataset order, on the CPU, whatever the number of processes: each looks at every so-many-th batch.
+    Corrupt images are left out.
+    """
+
+    data: DataModule
+    views: Views
+    device: torch.device
+    precision: str  # of the networks; raw pixels are always float32
+    batch_size: int
+    cache: TensorCache | None = None
+    passes: list[dict[str, Any]] = field(default_factory=list)  # what was done, for the report
+
+    def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:
+        """Features of ``train`` or ``test``; ``last`` is always among the kinds."""
+        kinds = list(dict.fromkeys(["last", *kinds]))
+        keys = self._keys(network, split, kinds)
+        if keys is None or self.cache is None:
+            return self._extract(network, split, kinds)
+        found = {kind: self._kept(keys[kind]) for kind in kinds}
+        missing = [kind for kind in kinds if found[kind] is None]
+        if missing:
+            made = self._extract(network, split, missing)
+            if rank() == 0:
+                self._keep(made, {kind: keys[kind] for kind in missing}, self.cache)
+            found |= {kind: _only(made, kind) for kind in missing}
+        return _together({kind: features for kind, features in found.items() if features is not None})
+
+    def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
+        precision = "32-true" if isinstance(network, Pixels) else self.precision
+        batches, positions = self._batches(split)
+        parts = [] if not positions else [extract(network, batches, self.views.plain, self.device, precision, kinds)]
+        if world_size() > 1:
+            parts = [self._gathered(parts)]
+        features = joined(parts)
+        order = features.ids.argsort(stable=True)
+        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds)})
+        return features.rows(order)
+
+    def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
+        """The share of this process: alone, from memory where the images fit; else decoded once over all processes."""
+        if world_size() == 1:
+            loader = self.data.labelled(split, self.batch_size)
+            return loader, list(range(len(loader)))
+        source = self.data.splits.train if split == "train" else self.data.splits.test
+        assert source is not None
+        chunks = torch.split((source.labels >= 0).nonzero().flatten(), self.batch_size)[rank() :: world_size()]
+        mine = torch.cat([torch.zeros(0, dtype=torch.long), *chunks])
+        return self.data.batches(source, mine, self.batch_size), mine.tolist()
+
+    def _gathered(self, parts: list[Features]) -> Features:
+        """The rows of all processes; one may have none, and then does not know how wide the others' are."""
+        shapes: list[Any] = [None] * world_size()
+        own = None if not parts else {k: tuple(v.shape[1:]) for k, v in _columns(parts[0]).items()}
+        torch.distributed.all_gather_object(shapes, own)
+        wide = next(shape for shape in shapes if shape is not None)
+        mine = _columns(parts[0]) if parts else {name: _nothing(name, shape) for name, shape in wide.items()}
+        every = {name: gather_rows(mine[name].to(self._meeting())).cpu() for name in sorted(wide)}
+        return _of_columns(every)
+
+    def _meeting(self) -> torch.device:
+        """Where processes exchange tensors: NCCL knows GPUs alone."""
+        return self.device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+
+    def _keys(self, network: nn.Module, split: str, kinds: Sequence[str]) -> dict[str, Key] | None:
+        """All that decides the numbers; None where that cannot be known."""
+        source = self.data.splits.train if split == "train" else self.data.splits.test
+        assert source is not None
+        if self.cache is None or (data := fingerprint(source)) is None:
+            return None
+        shared = {
+            "network": hashlib.sha256(repr(network).encode()).hexdigest(),  # geometry: strides, paddings, pooling
+            "weights": state_hash(network),
+            "views": self.views.evaluation(),
+            "precision": "32-true" if isinstance(network, Pixels) else self.precision,
+            "device": _described(self.device),
+            "data": data,
+            "versions": versions(),
+            "code": code_hash(),
+        }
+        return {kind: shared | {"kind": kind} for kind in kinds}
+
+    def _kept(self, key: Key) -> Features | None:
+        assert self.cache is not None
+        found = self.cache.get(key)
+        if found is None:
+            return None
+        tensors, notes = found
+        self.data.corrupt += [name for name in json.loads(notes["corrupt"]) if name not in self.data.corrupt]
+        return Features(tensors["x"], tensors["labels"], tensors["ids"])
+
+    def _keep(self, features: Features, keys: dict[str, Key], cache: TensorCache) -> None:
+        notes = {"corrupt": json.dumps(self.data.corrupt)}
+        for kind, key in keys.items():
+            x = features.x if kind == "last" else features.others[kind]
+            cache.put(key, {"x": x, "labels": features.labels, "ids": features.ids}, notes)
+
+
+def _only(features: Features, kind: str) -> Features:
+    return Features(features.x if kind == "last" else features.others[kind], features.labels, features.ids)
+
+
+def _together(found: dict[str, Features]) -> Features:
+    last = found["last"]
+    return Features(last.x, last.labels, last.ids, {kind: each.x for kind, each in found.items() if kind != "last"})
+
+
+def _columns(features: Features) -> dict[str, Tensor]:
+    others = {f"other {kind}": x for kind, x in features.others.items()}
+    return {"x": features.x, "labels": features.labels, "ids": features.ids, **others}
+
+
+def _of_columns(columns: dict[str, Tensor]) -> Features:
+    others = {name.removeprefix("other "): x for name, x in columns.items() if name.startswith("other ")}
+    return Features(columns["x"], columns["labels"], columns["ids"], others)
+
+
+def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(0, *shape, dtype=torch.long if name in ("labels", "ids") else torch.float32)
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}"

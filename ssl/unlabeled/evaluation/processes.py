@@ -1,0 +1,32 @@
+"""Several processes for one evaluation: ``torchrun --nproc-per-node=4 eval_linear.py …``."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+DAY = timedelta(days=1)  # the first process fits probes while the others wait for the next pass over the images
+
+
+@contextmanager
+def launched(accelerator: str) -> Iterator[None]:
+    """Join the processes that torchrun has started; one process alone needs nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=DAY)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))

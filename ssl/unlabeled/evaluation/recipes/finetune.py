@@ -1,0 +1,226 @@
+"""Fine-tuning: the whole network and a new classifier, trained on all or on some of the labels."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unlabeled.data.labels import LabelChoice
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Score, Task
+from unlabeled.evaluation.recipes.augmentation import MIXING, Augmentation, Mixing
+from unlabeled.evaluation.recipes.frozen import HEAD, key_of, protocol_of
+from unlabeled.evaluation.recipes.labels import choose, in_words
+from unlabeled.evaluation.recipes.layer_decay import blocks_of, layer_decay_groups
+from unlabeled.evaluation.recipes.linear import initialise, mean_loss
+from unlabeled.evaluation.recipes.loop import Pass, autocast, plain_logits, score_of, steps
+from unlabeled.evaluation.recipes.training import Training
+from unlabeled.objective import Backbone
+from unlabeled.optimizers import parameter_groups
+from unlabeled.randomness import mix
+from unlabeled.views.foreign import restored_randomness, seed_all
+
+Pooling = Literal["network", "fc_norm"]
+
+
+class FineTune:
+    """A copy of the network trained with a linear classifier; BatchNorm in train mode. The last epoch is reported.
+
+    Args:
+        name: begins the protocol, e.g. ``finetune/mae``; ``finetune_mae`` is the key below ``probe``.
+        training: how long, by which optimizer.
+        augmentation: of the training images.
+        mixing: of pairs of images and their labels; None: labels as they are.
+        learning_rate: of the network, for 256 images a step; of the classifier too where it has none of its own.
+        head_learning_rate: of the classifier; None: that of the network.
+        layer_decay: factor on the rate from one block to the one before; None: all blocks alike.
+        drop_path: share of the images that the last block's branches leave out, rising linearly from 0 at the first.
+        pooling: ``network`` classifies what its forward gives; ``fc_norm`` the mean of a ViT's patches, normalised
+            after the mean by a new LayerNorm in place of the last one (facebookresearch/mae, models_vit.py).
+        head_init_std: standard deviation of the classifier's initial weights, 0 for zeros; its biases are 0.
+        labels_file, fraction, per_class, labels_seed: which training images, see
+            :class:`unlabeled.data.labels.LabelChoice`.
+        baselines: whether a random network goes through the same.
+        differs: where this is not what was published, in sentences.
+
+    Raises:
+        UserError: numbers that cannot work together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        training: Training,
+        augmentation: Augmentation,
+        mixing: Mixing | None,
+        learning_rate: float,
+        head_learning_rate: float | None,
+        layer_decay: float | None,
+        drop_path: float,
+        pooling: Pooling,
+        head_init_std: float,
+        labels_file: str | None,
+        fraction: float | None,
+        per_class: int | None,
+        labels_seed: int,
+        baselines: bool,
+        differs: Sequence[str],
+    ) -> None:
+        self.name, self.key = name, key_of(name)
+        self.training, self.augmentation, self.mixing = training, augmentation, mixing
+        self.learning_rate, self.head_learning_rate = learning_rate, head_learning_rate
+        self.layer_decay, self.drop_path = layer_decay, drop_path
+        self.pooling, self.head_init_std = pooling, head_init_std
+        self.choice = LabelChoice(labels_file, fraction, per_class, labels_seed, self.key)
+        self.baselines, self.differs = baselines, list(differs)
+        self.needs = training.batch_size
+        self._check()
+
+    def _check(self) -> None:
+        self.training.check(f"{self.key}.training")
+        self.augmentation.check(f"{self.key}.augmentation")
+        if self.pooling not in ("network", "fc_norm"):
+            raise UserError(f"{self.key}.pooling={self.pooling} is neither network nor fc_norm")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"{self.key}.drop_path={self.drop_path}: must be at least 0 and less than 1")
+        if self.layer_decay is not None and self.head_learning_rate is not None:
+            raise UserError(f"{self.key}: layer_decay gives the classifier its rate, leave head_learning_rate null")
+
+    @property
+    def protocol(self) -> str:
+        """The name under which a score of this probe is reported."""
+        own = "" if self.head_learning_rate is None else f"+{self.head_learning_rate:g}"
+        changed = [*self.augmentation.words(), *(self.mixing.words() if self.mixing is not None else [])]
+        name = f"{self.name}/labels={in_words(self.choice)}"
+        return protocol_of(name, self.training, f"{self.learning_rate:g}{own}", changed)
+
+    def train_predict(self, task: Task) -> list[Score]:
+        """One Score; ``task.network`` stays as it is. Classes without a listed image are never predicted.
+
+        Raises:
+            UserError: the network does not suit the recipe, there are too few images, or the training diverged.
+        """
+        self._check_network(task.network)
+        listed = choose(self.choice, task)
+        self.training.check_images(f"{self.key}.training", len(listed.ids))
+        with restored_randomness(task.device):
+            model = self._model(task)
+            loss = self.fit(task, listed.ids, model)
+            [logits], labels = self._logits(task, model.eval())
+        chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
+        chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
+        seen, metrics = torch.unique(listed.labels), {"train_loss": loss}
+        return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics)]
+
+    def _check_network(self, network: Backbone) -> None:
+        needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"
+        if needs_blocks and not hasattr(network, "blocks"):
+            raise UserError(
+                f"{self.key}: layer_decay, drop_path and pooling=fc_norm are for a ViT, {type(network).__name__} has "
+                "no blocks: give null, 0 and network"
+            )
+
+    def _model(self, task: Task) -> "Classifier":
+        seed_all(mix(self.training.seed, HEAD), task.device)
+        network = copy.deepcopy(task.network).requires_grad_(True)  # positions and a fixed patch projection too
+        if self.drop_path:
+            add_drop_path(network, self.drop_path)
+        return Classifier(network, task.num_classes, self.pooling, self.head_init_std).to(task.device)
+
+    def fit(self, task: Task, positions: Tensor, model: "Classifier") -> float:
+        """Train on the images at ``positions`` of train; returns the mean training loss of the last epoch."""
+        optimizer = self.optimizer(model.train())
+        scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "16-mixed")
+        per_epoch = len(self.training.batch_sizes(len(positions)))
+        losses: list[Tensor] = []
+        for step, passes in steps(task, positions, self.training, self.augmentation):
+            self.training.prepare(optimizer, self.learning_rate, step, per_epoch)
+            optimizer.zero_grad()
+            found = [self._backward(model, each, task, scaler) for each in passes if len(each.labels) > 1]
+            if not found:  # BatchNorm cannot train on one image
+                continue
+            scaler.unscale_(optimizer)
+            self.training.clip(model.parameters())
+            scaler.step(optimizer)
+            scaler.update()
+            if step >= (self.training.epochs - 1) * per_epoch:
+                losses.append(torch.stack(found).sum())
+        return float(torch.stack(losses).mean())
+
+    def _backward(self, model: "Classifier", each: Pass, task: Task, scaler: torch.amp.GradScaler) -> Tensor:
+        images, targets = each.views, each.labels
+        if self.mixing is not None:
+            images, targets = self.mixing.apply(images, targets, task.num_classes, mix(each.seed, MIXING))
+        with autocast(task.device, task.precision):
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss = mean_loss(logits, targets) * each.share
+        torch.autograd.backward(scaler.scale(loss))
+        return loss.detach()
+
+    def optimizer(self, model: "Classifier") -> Optimizer:
+        """Over the whole network and the classifier, each parameter with its factor on the learning rate."""
+        if self.layer_decay is not None:
+            groups = layer_decay_groups(model.network, model.top, self.layer_decay, self.training.weight_decay)
+        else:
+            own = 1.0 if self.head_learning_rate is None else self.head_learning_rate / self.learning_rate
+            decay = (self.training.weight_decay, self.training.decay_bias_and_norm)
+            groups = parameter_groups(model.network, *decay)
+            groups += [group | {"lr_scale": own} for group in parameter_groups(model.top, *decay)]
+        return self.training.optimizer(groups, lr=0.0)
+
+    def _logits(self, task: Task, model: "Classifier") -> tuple[list[Tensor], Tensor]:
+        def predict(views: Tensor) -> list[Tensor]:
+            with autocast(task.device, task.precision):
+                return [model(views.contiguous(memory_format=torch.channels_last))]
+
+        return plain_logits(task, "test", torch.arange(len(task.test_labels)), self.training.at_once, predict)
+
+
+class Classifier(nn.Module):
+    """A network and what is put on top of it: images [B, 3, h, w] → logits [B, classes]. See :class:`FineTune`."""
+
+    def __init__(self, network: Backbone, classes: int, pooling: Pooling, head_init_std: float) -> None:
+        super().__init__()
+        linear = nn.Linear(network.num_features, classes)
+        initialise(linear.weight, head_init_std)
+        nn.init.zeros_(linear.bias)
+        self.network, self.pooling = network, pooling
+        if pooling == "fc_norm":
+            blocks_of(network)
+            network.norm = nn.Identity()
+        norm = nn.LayerNorm(network.num_features, eps=1e-6) if pooling == "fc_norm" else nn.Identity()
+        self.top = nn.Sequential(norm, linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.pooling == "fc_norm":
+            features = self.network.features(images, ["tokens"])["tokens"].mean(1)
+        else:
+            features = self.network(images)
+        logits: Tensor = self.top(features)
+        return logits
+
+
+def add_drop_path(network: nn.Module, rate: float) -> None:
+    """Let blocks leave out their branches at random while training (Huang et al. 2016, arXiv:1603.09382).
+
+    For each image and each of a block's two branches; at block i of L with probability rate · i / (L − 1), what is kept
+    is scaled up for it (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
+    """
+    blocks = blocks_of(network)
+    for number, block in enumerate(blocks):
+        leave_out: Callable[..., Tensor] = partial(_leave_out, rate * number / max(1, len(blocks) - 1))
+        for branch in (getattr(block, "attn", None), getattr(block, "mlp", None)):
+            if branch is None:
+                raise UserError(f"{type(block).__name__} has no attn and mlp, which drop_path needs: give 0")
+            branch.register_forward_hook(leave_out)
+
+
+def _leave_out(probability: float, module: nn.Module, given: Any, made: Tensor) -> Tensor:
+    if not module.training or probability == 0:
+        return made
+    kept = made.new_empty(len(made), *[1] * (made.ndim - 1)).bernoulli_(1 - probability)
+    return made * kept / (1 - probability)

@@ -1,0 +1,35 @@
+"""Which labelled images a recipe trains on, with the fingerprint of their list."""
+
+from torch import Tensor
+
+from unlabeled.data.labels import LabelChoice, LabelList
+from unlabeled.evaluation.features import Task
+
+
+def choose(choice: LabelChoice, task: Task) -> LabelList:
+    """The listed training images of a task; ``ids`` are its positions. Raises UserError as the choice does."""
+    return choice.of(_Listing(task))
+
+
+def in_words(choice: LabelChoice) -> str:
+    """For the name of a protocol."""
+    if choice.labels_file is not None:
+        return "list"
+    return f"{100 * choice.fraction:g}%" if choice.fraction is not None else f"{choice.per_class}-per-class"
+
+
+class _Listing:
+    """Labels and names of a task's training images as a Source, whose pixels nobody asks for."""
+
+    square = True
+
+    def __init__(self, task: Task) -> None:
+        self.labels, self.name = task.train_labels.cpu(), task.train_names
+        self.classes = [str(label) for label in range(task.num_classes)]
+        self.image_size = task.views.size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def decode(self, index: int) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,132 @@
+"""The steps of a recipe: which views go through the network, how they come, and what is made of the test images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import AUTOCAST, Score, Task, top1
+from unlabeled.evaluation.recipes.augmentation import Augmentation
+from unlabeled.evaluation.recipes.training import Training
+from unlabeled.objective import Backbone, Batch
+from unlabeled.randomness import mix
+from unlabeled.views.foreign import seed_all
+from unlabeled.views.key import ViewKey
+from unlabeled.views.pipeline import Views
+
+
+class Pass(NamedTuple):
+    """Some images of a step, on the device."""
+
+    views: Tensor  # float32 [n, 3, h, w], normalised
+    labels: Tensor  # int64 [n]
+    share: float  # of the images of the step
+    seed: int  # for further random draws
+
+
+def steps(
+    task: Task, positions: Tensor, training: Training, augmentation: Augmentation
+) -> Iterator[tuple[int, Iterator[Pass]]]:
+    """Number and passes of each step of the whole training; a step's passes are used up before the next is asked for.
+
+    Order and views are functions of (seed, step, position in the batch): ``images_per_pass`` changes none of them. The
+    global random state is seeded for each step, for networks that draw; whoever calls this puts it back.
+    """
+    views, sizes = augmentation.views(task.views), training.batch_sizes(len(positions))
+    for epoch in range(training.epochs):
+        order = positions[training.order(len(positions), epoch)][: sum(sizes)]
+        batches = iter(task.batches("train", order, training.at_once))
+        for number, size in enumerate(sizes):
+            step = epoch * len(sizes) + number
+            own = islice(batches, -(-size // training.at_once))
+            seed_all(mix(training.seed, step), task.device)
+            yield step, _passes(own, step, size, views, task, training, augmentation)
+
+
+def _passes(
+    batches: Iterator[Batch],
+    step: int,
+    size: int,
+    views: Views,
+    task: Task,
+    training: Training,
+    augmentation: Augmentation,
+) -> Iterator[Pass]:
+    first = 0
+    for batch in batches:
+        count = len(batch.ids)  # fewer than asked for where an image could not be decoded
+        made = augmentation.apply(views, batch, ViewKey(training.seed, step, first, size), task.device)
+        yield Pass(made, batch.labels.to(task.device), count / size, mix(training.seed, step, first))
+        first += count
+
+
+@torch.no_grad()
+def encode(network: Backbone, views: Tensor, kinds: Sequence[str], precision: str) -> Tensor:
+    """What a frozen network in eval mode says of views [B, 3, h, w]: float32 [B, D], of several kinds side by side.
+
+    Of the kind ``tokens`` [B, n, D].
+    """
+    with autocast(views.device, precision):
+        found = network.features(views.contiguous(memory_format=torch.channels_last), kinds)
+    return torch.cat([found[kind].float() for kind in kinds], -1)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Of forward passes; ``precision`` by Lightning's name. Raises UserError for one that is not known."""
+    if precision not in AUTOCAST:
+        raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
+    return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None)
+
+
+@torch.no_grad()
+def plain_logits(
+    task: Task, split: str, positions: Tensor, at_once: int, model: Callable[[Tensor], list[Tensor]]
+) -> tuple[list[Tensor], Tensor]:
+    """What one or more heads say of images as evaluation sees them.
+
+    Returns:
+        Logits float32 [N, C] of each head, and the labels int64 [N], on the CPU, in the order of ``positions``.
+    """
+    logits, labels = [], []
+    for batch in task.batches(split, positions, at_once):
+        sizes = None if batch.sizes is None else batch.sizes.to(task.device)
+        logits.append([each.float().cpu() for each in model(task.views.plain(batch.images.to(task.device), sizes))])
+        labels.append(batch.labels.cpu())
+    return [torch.cat(parts) for parts in zip(*logits, strict=True)], torch.cat(labels)
+
+
+def score_of(
+    protocol: str,
+    logits: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+    key: str,
+    chosen: dict[str, Any],
+    notes: Sequence[str],
+    metrics: dict[str, float],
+) -> Score:
+    """The score of logits [N, C] on test images; classes not among ``seen`` are never predicted.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise UserError(f"{key}: the training diverged, predictions are not finite: give a smaller learning rate")
+    unseen = torch.ones(logits.shape[1], dtype=torch.bool)
+    unseen[seen.cpu()] = False
+    log_probabilities = logits.masked_fill(unseen, -torch.inf).log_softmax(1)
+    predictions = log_probabilities.argmax(1)
+    missing = int(unseen.sum())
+    several = [f"{missing} of {len(unseen)} classes have no train image and are never predicted."] if missing else []
+    return Score(
+        protocol,
+        top1(predictions, labels),
+        chosen,
+        [*notes, *several],
+        predictions,
+        log_probabilities,
+        metrics,
+    )

@@ -1,0 +1,67 @@
+"""Whether an evaluation can be believed on this machine: a stored checkpoint must reach its stored accuracies.
+
+The checkpoint is a small network that was pretrained on scikit-learn's digits; ``benchmarks/self_test.py`` makes it. It
+goes the whole way of any other: read, loaded, features, probes, report. With its weights shuffled within each tensor it
+must do much worse, or what is measured does not depend on the weights.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from unlabeled.evaluation.evaluate import Evaluation, evaluate
+from unlabeled.weights import Checkpoint, read_checkpoint
+
+FILE = Path(__file__).with_name("self_test.ckpt")
+STORED = Path(__file__).with_name("self_test.json")  # protocol → top-1 in per cent
+WORSE_BY = 5.0  # points that shuffled weights must lose: over three standard errors of 450 images
+
+
+def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
+    """Print what was stored and what was found, and whether all is well.
+
+    Args:
+        build: the parts of an evaluation of a checkpoint with the settings that it carries, keeping no features.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(1)  # sums in one order, and no waiting for each other on a busy machine
+    stored: dict[str, float] = json.loads(STORED.read_text())
+    checkpoint = read_checkpoint(FILE)
+    found = _accuracies(build(checkpoint), checkpoint)
+    spoilt = _accuracies(build(checkpoint), shuffled(checkpoint))
+    passed = True
+    for protocol, wanted in stored.items():
+        exact, lost = found[protocol] == wanted, spoilt[protocol] <= wanted - WORSE_BY
+        passed &= exact and lost
+        verdict = "equal" if exact and lost else "NOT EQUAL" if lost else "SHUFFLED WEIGHTS DO AS WELL"
+        print(
+            f"{protocol}: stored {wanted:.4f} %, found {found[protocol]:.4f} %, "
+            f"with shuffled weights {spoilt[protocol]:.2f} %: {verdict}"
+        )
+    seconds = time.perf_counter() - started
+    print(f"self-test {'passed' if passed else 'FAILED: do not believe evaluations here'} ({seconds:.0f} s)")
+    return passed
+
+
+def shuffled(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+    """The same values in the same tensors, in random order within each."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = {
+        path: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
+        for path, value in checkpoint.tensors.items()
+    }
+    return dataclasses.replace(checkpoint, tensors=mixed)
+
+
+def _accuracies(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, float]:
+    alone = dataclasses.replace(evaluation, random_backbone=None)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        rows = evaluate(alone, checkpoint, Path(folder), "self-test")
+    return {row.protocol: row.top1 for row in rows if row.features == "pretrained"}

@@ -1,0 +1,163 @@
+"""How far a number can be believed: intervals of accuracies, tests of two of them, several seeds, several tests.
+
+All accuracies and differences are in per cent; all intervals are of 95 % and two-sided. Nothing here draws from a
+global random state, and the same input gives the same output.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+Right = NDArray[np.bool_]  # [N], whether each test image was classified rightly
+
+TAILS = (0.025, 0.975)
+RESAMPLES = 10_000  # of the paired bootstrap: the ends of an interval are then known to about 1 % of its width
+
+
+@dataclass
+class Difference:
+    """A − B in points, its interval, and the p of the hypothesis that there is none."""
+
+    points: float
+    interval: Interval
+    p: float | None  # None: no test is possible, the deviations are zero
+    only_a: int | None = None  # test images that A alone has right; None for a test over seeds
+    only_b: int | None = None
+
+
+@dataclass
+class Seeds:
+    """Several numbers that differ in nothing but a seed."""
+
+    mean: float
+    deviation: float | None  # of the sample, with n − 1; None for one number
+    interval: Interval | None  # of the mean, by Student's t; None for one number
+    n: int
+
+
+def accuracy_interval(correct: int, n: int) -> Interval:
+    """BCa bootstrap interval of an accuracy, over resamples of the ``n`` test images.
+
+    The number of right answers in a resample is binomial, so the limit of infinitely many resamples is exact and costs
+    no draws (Efron 1987, Better bootstrap confidence intervals, JASA 82; equation 2.3 with the skewness of 0 and 1).
+    Where all answers are right, or none, a bootstrap sees no spread: then Clopper and Pearson's exact interval.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"{correct} of {n} right answers")
+    p = correct / n
+    if correct == 0:
+        return 0.0, 100 * float(_stats().beta.ppf(TAILS[1], 1, n))
+    if correct == n:
+        return 100 * float(_stats().beta.ppf(TAILS[0], n, 1)), 100.0
+    below = _stats().binom.cdf(correct, n, p) - _stats().binom.pmf(correct, n, p) / 2
+    skewness = (1 - 2 * p) / math.sqrt(n * p * (1 - p))
+    low, high = (100 * float(_stats().binom.ppf(level, n, p)) / n for level in _bca_levels(below, skewness))
+    return low, high
+
+
+def draws_interval(draws: Sequence[float], n: int) -> Interval:
+    """Interval of the mean accuracy over draws (of labels, of seeds) that were judged on the same ``n`` test images.
+
+    Two variances are added: that of the draws' mean, and the binomial one of the test images, as large as if all draws
+    were wrong on the same images, which is the most it can be. Student's t with Welch and Satterthwaite's degrees of
+    freedom. At most 0 to 100.
+    """
+    mean = sum(draws) / len(draws)
+    images = mean * (100 - mean) / n
+    if len(draws) == 1:
+        return accuracy_interval(round(mean * n / 100), n)
+    between = float(np.var(draws, ddof=1)) / len(draws)
+    if between == 0:
+        return accuracy_interval(round(mean * n / 100), n)
+    freedom = (between + images) ** 2 / (between**2 / (len(draws) - 1))
+    half = float(_stats().t.ppf(TAILS[1], freedom)) * math.sqrt(between + images)
+    return max(0.0, mean - half), min(100.0, mean + half)
+
+
+def paired(a: Right, b: Right, seed: int = 0) -> Difference:
+    """Accuracy of A minus that of B on the same test images.
+
+    The interval is BCa over resamples of images, in which both answers to an image stay together: the numbers of
+    images that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. Where both
+    are right on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
+    """
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"answers to other images: {a.shape} and {b.shape}")
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+    p = mcnemar(only_a, only_b)
+    if only_a + only_b == 0:
+        most = accuracy_interval(0, n)[1]
+        return Difference(0.0, (-most, most), p, 0, 0)
+    shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
+    counts = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
+    resampled = (counts[:, 0] - counts[:, 1]) / n
+    observed = (only_a - only_b) / n
+    below = (np.sum(resampled < observed) + np.sum(resampled == observed) / 2) / RESAMPLES
+    levels = _bca_levels(below, _skewness_of_mean(only_a, only_b, n))
+    low, high = 100 * np.quantile(resampled, levels, method="inverted_cdf")
+    return Difference(100 * observed, (float(low), float(high)), p, only_a, only_b)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p that as many images are right for A alone as for B alone (McNemar 1947, as a sign test)."""
+    return float(_stats().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def over_seeds(values: Sequence[float]) -> Seeds:
+    """Mean, deviation of the sample and t-interval of the mean; it says nothing of other test images."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return Seeds(mean, None, None, 1)
+    deviation = float(np.std(values, ddof=1))
+    half = float(_stats().t.ppf(TAILS[1], n - 1)) * deviation / math.sqrt(n)
+    return Seeds(mean, deviation, (mean - half, mean + half), n)
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Mean of A minus that of B, two or more seeds of each, with Welch's t-test (unequal deviations, unpaired)."""
+    points = sum(a) / len(a) - sum(b) / len(b)
+    if np.ptp(a) == 0 and np.ptp(b) == 0:
+        return Difference(points, (points, points), None)
+    found: Any = _stats().ttest_ind(a, b, equal_var=False)
+    interval = found.confidence_interval(TAILS[1] - TAILS[0])
+    return Difference(points, (float(interval.low), float(interval.high)), float(found.pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p corrected for the number of tests made (Holm 1979): compare with 0.05 as if it were the only one."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _bca_levels(below: float, skewness: float) -> list[float]:
+    """Quantiles of the resamples that end the interval.
+
+    ``below``: share of resamples below the observed value, half of those equal to it; the bias correction comes from
+    it. ``skewness`` of the mean, a sixth of which is the acceleration.
+    """
+    bias, acceleration = float(_stats().norm.ppf(below)), skewness / 6
+    ends = [bias + float(_stats().norm.ppf(tail)) for tail in TAILS]
+    return [float(_stats().norm.cdf(bias + end / (1 - acceleration * end))) for end in ends]
+
+
+def _skewness_of_mean(only_a: int, only_b: int, n: int) -> float:
+    """Of the mean of n values, of which only_a are 1, only_b −1 and the others 0; 0 where they are all equal."""
+    mean, square = (only_a - only_b) / n, (only_a + only_b) / n
+    variance = square - mean**2
+    third = mean - 3 * mean * square + 2 * mean**3  # E x³ is the mean
+    return third / variance**1.5 / math.sqrt(n) if variance > 0 else 0.0
+
+
+def _stats() -> Any:
+    from scipy import stats  # type: ignore[import-untyped]
+
+    return stats

@@ -1,0 +1,49 @@
+"""What a probe is given that trains on images."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.data.memory import DecodedSource
+from unlabeled.data.module import DataModule
+from unlabeled.evaluation.features import Task
+from unlabeled.objective import Backbone, Batch
+from unlabeled.views.pipeline import Views
+
+
+def tasks(
+    data: DataModule, views: Views, num_classes: int, device: torch.device, precision: str
+) -> Callable[[nn.Module], Task]:
+    """A function that gives each network's task: its copy, and the labelled images of both splits."""
+
+    def task_of(network: nn.Module) -> Task:
+        assert isinstance(network, Backbone)
+        train, test = data.train, data.test
+        labelled = {"train": _labelled(train.labels), "test": _labelled(test.labels)}
+
+        def batches(split: str, positions: Tensor, batch_size: int) -> Iterable[Batch]:
+            return data.batches(train if split == "train" else test, labelled[split][positions], batch_size)
+
+        def name(position: int) -> str:
+            row = int(labelled["train"][position])
+            return data.splits.train.name(int(train.ids[row]) if isinstance(train, DecodedSource) else row)
+
+        return Task(
+            copy.deepcopy(network).to(device).eval(),
+            train.labels[labelled["train"]],
+            test.labels[labelled["test"]],
+            batches,
+            views,
+            num_classes,
+            device,
+            precision,
+            name,
+        )
+
+    return task_of
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    return (labels >= 0).nonzero().flatten()

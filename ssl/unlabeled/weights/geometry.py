@@ -1,0 +1,134 @@
+"""What a network is beyond its weights: a checkpoint that loads into another stem or grid gives other features."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbones.vit import Attention, ViT, sincos_position
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+if TYPE_CHECKING:
+    from unlabeled.weights.load import Checkpoint
+
+TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compute them, are off by 1e-6
+# Attention heads of the published networks by width: Dosovitskiy et al. 2020, Table 1, and DeiT, Table 1; MoCo v3's
+# ViT-S has twice as many (its vits.py).
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+MOCO_V3_HEADS = HEADS | {384: 12}
+NO_CHANGE = ("_convert_", "checkpoint_activations", "initialisation", "zero_init_residual")  # to a loaded network
+
+
+def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
+    """Raise UserError where a configuration ``backbone`` is not the one that this project's run was made with."""
+    own = (checkpoint.config or {}).get("backbone")
+    if not isinstance(own, dict):
+        return
+    keys = [key for key in {**own, **asked} if key not in NO_CHANGE and own.get(key) != asked.get(key)]
+    if keys:
+        given = ", ".join(f"backbone.{key}={asked.get(key)} instead of {own.get(key)}" for key in keys)
+        raise UserError(f"checkpoint={checkpoint.path} was made with another backbone: {given}; leave backbone out")
+
+
+def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Raise UserError where the weights fit ``backbone`` but mean another network; adds to ``checkpoint.notes``.
+
+    Args:
+        checkpoint: with its layout.
+        found: tensors by the backbone's names.
+        backbone: not loaded yet.
+    """
+    shown = _shown(backbone)
+    own = (checkpoint.config or {}).get("backbone") or {}
+    for key in shown.keys() & own.keys():
+        if own[key] is not None and shown[key] != own[key]:
+            raise UserError(
+                f"checkpoint={checkpoint.path}: backbone.{key}={shown[key]}, but the run was made with {own[key]}"
+            )
+    if checkpoint.layout == "solo-learn" and shown.get("stem") == "cifar":
+        raise UserError(
+            f"checkpoint={checkpoint.path}: solo-learn's stem for small images pads by 2 and gives maps of 34×34, "
+            "backbone.stem=cifar pads by 1: the weights would load and mean another network"
+        )
+    if isinstance(backbone, ViT):
+        _check_positions(checkpoint, found["pos_embed"], backbone)
+        if not own:
+            _check_heads(checkpoint, found["pos_embed"], backbone)
+
+
+def remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
+    """What to do about tensors that do not fit, where they say it; begins with a semicolon."""
+    advice = []
+    grids = [_grid(state.get("pos_embed")) for state in (found, wanted)]
+    kernel = found["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in found else 0
+    if kernel and kernel != wanted["patch_embed.proj.weight"].shape[-1]:
+        advice.append(f"give backbone.patch_size={kernel}")
+    if kernel and None not in grids and grids[0] != grids[1]:
+        advice.append(f"give backbone.image_size={grids[0] * kernel}")  # type: ignore[operator]
+    stem = found.get("conv1.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[-1] != wanted["conv1.weight"].shape[-1]:
+        advice.append(f"give backbone.stem={'cifar' if stem.shape[-1] == 3 else 'imagenet'}")
+    if any(".fc_norm." in f".{name}" for name in unknown):
+        advice.append(
+            "it averages patches before its last norm (fc_norm), as fine-tuned by MAE's code: no ViT here does"
+        )
+    if any("mixing_conv" in name for name in unknown):
+        advice.append("it has selective kernels (SimCLR v2's sk1), which no backbone here has")
+    return "".join(f"; {each}" for each in advice)
+
+
+def _grid(table: Tensor | None) -> int | None:
+    return None if table is None or table.ndim != 3 else round((table.shape[1] - 1) ** 0.5)
+
+
+def _shown(backbone: Backbone) -> dict[str, Any]:
+    """What a network shows of its configuration, where two of them can have tensors of the same shapes."""
+    shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
+    if isinstance(backbone, ViT):
+        shown["heads"] = _heads(backbone)
+    conv1 = getattr(backbone, "conv1", None)
+    if isinstance(conv1, nn.Conv2d):
+        shown["stem"] = "cifar" if conv1.kernel_size == (3, 3) else "imagenet"
+    return shown
+
+
+def _heads(backbone: ViT) -> int:
+    return next(module.heads for module in backbone.modules() if isinstance(module, Attention))
+
+
+def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
+    """A fixed table is part of the architecture: it must be the file's."""
+    if backbone.pos_embed.requires_grad or _close(table, backbone.pos_embed):
+        return
+    kind = _kind_of(table, backbone)
+    raise UserError(
+        f"checkpoint={checkpoint.path}: its pos_embed is not the table of this backbone: give backbone.position={kind}"
+    )
+
+
+def _kind_of(table: Tensor, backbone: ViT) -> str:
+    for rows_first, kind in ((False, "sincos"), (True, "sincos_rows_first")):
+        if _close(table, sincos_position(backbone.num_features, backbone.grid, rows_first)):
+            return kind
+    return "learned"
+
+
+def _close(table: Tensor, other: Tensor) -> bool:
+    return torch.allclose(table.float(), other.detach().cpu().float(), rtol=0, atol=TOLERANCE)
+
+
+def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
+    """The number of heads changes no shape: it is held against that of the published networks."""
+    moco_v3 = checkpoint.layout == "MoCo v3" or _kind_of(table, backbone) == "sincos_rows_first"
+    published = (MOCO_V3_HEADS if moco_v3 else HEADS).get(backbone.num_features)
+    heads = _heads(backbone)
+    if published in (None, heads):
+        return
+    say = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
+    if checkpoint.layout in ("MoCo v3", "DINO", "MAE"):
+        raise UserError(
+            f"checkpoint={checkpoint.path}: {say}, which weights do not show: give backbone.heads={published}"
+        )
+    checkpoint.notes.append(f"{say}; the file does not say it")

@@ -1,0 +1,233 @@
+"""What the checkpoints of other projects look like: where the backbone is, and what else there is and is left out.
+
+A file is seen as one flat list of tensors, each under its whole path, e.g. ``state_dict.encoder_q.conv1.weight``, less
+the words that wrappers put in (``module``, ``_orig_mod``). Layouts were read off the repositories named beside them.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+ROOTS = ("state_dict.", "model_state_dict.", "model.", "")  # what a state dict lies under
+
+# First words of a path below which nothing is a network that features could be taken from.
+TRAINING = {
+    "optimizer": "optimizer",
+    "optimizer_states": "optimizer",
+    "opt": "optimizer",
+    "scheduler": "schedule",
+    "sched": "schedule",
+    "lr_scheduler": "schedule",
+    "lr_schedulers": "schedule",
+    "scaler": "loss scale",
+    "amp": "loss scale",
+    "amp_scaler": "loss scale",
+    "fp16_scaler": "loss scale",
+    "dino_loss": "loss",
+    "loss": "loss",
+    "criterion": "loss",
+    "best_acc1": "accuracy",
+    "best_acc": "accuracy",
+    "best_top1_acc": "accuracy",
+    "callbacks": "state of the run",
+    "loops": "state of the run",
+    "faults": "state of the run",
+    "hyper_parameters": "settings",
+    "args": "settings",
+    "model_ema": "momentum copy",
+    "state_dict_ema": "momentum copy",
+}
+CLASSIFIER = {"fc.": "classifier", "head.": "classifier", "heads.": "classifier", "classifier.": "classifier"}
+AROUND = CLASSIFIER | {  # a backbone, in solo-learn, lightly and many others
+    "projector": "projector",
+    "projection_head": "projector",
+    "predictor": "predictor",
+    "prediction_head": "predictor",
+    "prototypes": "prototypes",
+    "queue": "queue",
+    "local_memory": "memory bank",
+    "criterion.": "loss",
+    "dino_loss_func.": "loss",
+    "decoder": "decoder",
+    "mask_token": "decoder",
+    "momentum_": "momentum copy",
+    "backbone_momentum.": "momentum copy",
+    "projection_head_momentum.": "momentum copy",
+    "online_classifier.": "classifier",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one project writes its checkpoints."""
+
+    name: str
+    part: str  # which of several encoders is the backbone
+    backbone: str  # where its names begin
+    others: Mapping[str, str] = field(default_factory=dict)  # how names begin: what that is; "" is called by its name
+    marks: tuple[str, ...] = ()  # how some names must begin, or it is another layout
+    roots: tuple[str, ...] = ("",)
+    views: str = ""  # whose mean and std its images had, where that is not ImageNet's
+    alone: bool = False  # everything must be either in ``backbone`` or known
+
+    def at(self, root: str) -> "Layout":
+        """The same with whole paths, where the state dict lies under ``root``."""
+        others = {root + beginning: what for beginning, what in self.others.items()}
+        return replace(
+            self, backbone=root + self.backbone, others=others, marks=tuple(root + mark for mark in self.marks)
+        )
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether a file with tensors of these names is written so; for a layout with whole paths."""
+        marks = self.marks or (self.backbone,)
+        if not all(any(name.startswith(mark) for name in names) for mark in marks):
+            return False
+        return not self.alone or all(name.startswith(self.backbone) or self.what_is(name) for name in names)
+
+    def what_is(self, name: str) -> str | None:
+        """The known part, not the backbone, that a tensor belongs to."""
+        beginnings = [beginning for beginning in self.others if name.startswith(beginning)]
+        if not beginnings:
+            return TRAINING.get(name.partition(".")[0])
+        longest = max(beginnings, key=len)
+        return self.others[longest] or name.removeprefix(longest).partition(".")[0]
+
+
+def _below(word: str) -> Layout:
+    """A backbone that is called ``word`` among what surrounds it, with or without its classifier."""
+    classifier = {f"{word}.{beginning}": what for beginning, what in CLASSIFIER.items()}
+    return Layout(
+        f"state dict below {word}.", word, f"{word}.", AROUND | classifier, roots=ROOTS, alone=word != "backbone"
+    )
+
+
+LAYOUTS = (
+    Layout(
+        "own run",
+        "the objective's backbone",
+        "objective.backbone.",
+        {"objective.": "", "": ""},
+        roots=("state_dict.", ""),
+    ),
+    # github.com/facebookresearch/moco, moco/builder.py; version 2 has an MLP for its last layer
+    *(
+        Layout(
+            f"MoCo {version}",
+            "query encoder",
+            "encoder_q.",
+            {"encoder_q.fc.": "projector", "encoder_k.": "momentum copy", "queue": "queue"},
+            marks,
+            ("state_dict.", ""),
+        )
+        for version, marks in (
+            ("v1", ("encoder_q.fc.weight",)),
+            ("v2", ("encoder_q.fc.0.",)),
+            ("v1 or v2", ("encoder_q.",)),
+        )
+    ),
+    # github.com/facebookresearch/moco-v3, moco/builder.py: ResNets end in fc, ViTs in head
+    Layout(
+        "MoCo v3",
+        "base encoder",
+        "base_encoder.",
+        {
+            "base_encoder.fc.": "projector",
+            "base_encoder.head.": "projector",
+            "momentum_encoder.": "momentum copy",
+            "predictor.": "predictor",
+        },
+        roots=("state_dict.", ""),
+    ),
+    # github.com/facebookresearch/dino, main_dino.py; its evaluation takes --checkpoint_key teacher
+    Layout(
+        "DINO",
+        "teacher, as in the official evaluation",
+        "teacher.backbone.",
+        {"teacher.head.": "projector", "student.": "student"},
+    ),
+    # github.com/facebookresearch/mae, models_mae.py: encoder and decoder on one level
+    Layout(
+        "MAE",
+        "encoder",
+        "",
+        {"decoder_": "decoder", "mask_token": "decoder"},
+        ("decoder_embed.", "patch_embed."),
+        ROOTS,
+    ),
+    # github.com/facebookresearch/swav, src/resnet50.py; DeepCluster-v2 of the same repository likewise
+    Layout(
+        "SwAV",
+        "encoder",
+        "",
+        {"projection_head.": "projector", "prototypes": "prototypes"},
+        ("projection_head.", "conv1."),
+        ROOTS,
+        views="swav",
+    ),
+    # github.com/facebookresearch/suncet, src/paws_train.py and src/resnet.py
+    Layout(
+        "PAWS",
+        "encoder",
+        "encoder.",
+        {"encoder.fc.": "projector", "encoder.pred.": "predictor", "target_encoder.": "momentum copy"},
+        ("encoder.fc.fc1.",),
+    ),
+    # github.com/Separius/SimCLRv2-Pytorch, convert.py: from google-research/simclr
+    Layout(
+        "SimCLR v2 (Separius/SimCLRv2-Pytorch)",
+        "encoder",
+        "resnet.",
+        {"resnet.fc.": "classifier", "head.": "projector"},
+        ("resnet.net.0.0.",),
+        views="simclr",
+    ),
+    # github.com/facebookresearch/vissl, vissl/utils/checkpoint.py
+    Layout(
+        "VISSL",
+        "trunk",
+        "base_model.model.trunk.",
+        {
+            "base_model.model.heads.": "heads",
+            "base_model.loss.": "loss",
+            "loss.": "loss",
+            "optimizer.": "optimizer",
+            "amp.": "loss scale",
+        },
+        roots=("classy_state_dict.",),
+    ),
+    # github.com/lightly-ai/lightly, benchmarks/imagenet/resnet50: the trained copy has the longer name
+    *(
+        Layout(
+            "lightly",
+            "backbone, the momentum copy, as in lightly's benchmarks",
+            "backbone.",
+            AROUND | {copy: "trained copy"},
+            ("backbone.", f"{copy}backbone."),
+            ROOTS,
+        )
+        for copy in ("student_", "query_", "online_")
+    ),
+    Layout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "projection_head."), ROOTS),
+    Layout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "online_classifier."), ROOTS),
+    # github.com/vturrisi/solo-learn, solo/methods/base.py; "encoder" in its first versions
+    *(
+        Layout("solo-learn", "backbone", f"{word}.", AROUND, (f"{word}.", "classifier.weight"), ROOTS)
+        for word in ("backbone", "encoder")
+    ),
+    *(_below(word) for word in ("backbone", "encoder", "trunk", "resnet", "net")),
+    # torchvision, timm, tonylins/simclr-converter, dino_*_pretrain.pth, mae_pretrain_*.pth
+    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), alone=True),
+    _below("model"),
+    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.", "")),
+)
+
+
+def plain(path: str) -> str:
+    """A tensor's path without the words of wrappers."""
+    return ".".join(word for word in path.split(".") if word not in WRAPPERS)
+
+
+def recognise(names: Collection[str]) -> Layout:
+    """The first layout that a file with tensors of these :func:`plain` names fits, with whole paths."""
+    placed = (layout.at(root) for layout in LAYOUTS for root in layout.roots)
+    return next(layout for layout in placed if layout.fits(names))

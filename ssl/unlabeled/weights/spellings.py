@@ -1,0 +1,51 @@
+"""The same tensor under the names of several libraries."""
+
+import re
+from collections.abc import Collection, Iterator
+
+from unlabeled.weights.regnet_names import from_timm, from_vissl, to_timm
+
+# A ResNet as a plain sequence of torchvision's children, the way lightly's examples cut off the classifier.
+_SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# Inside a block of Separius/SimCLRv2-Pytorch (resnet.py): convolutions and BatchNorms in one sequence.
+_SIMCLR_V2 = {
+    "net.0": "conv1",
+    "net.1.0": "bn1",
+    "net.2": "conv2",
+    "net.3.0": "bn2",
+    "net.4": "conv3",
+    "net.5.0": "bn3",
+    "projection.shortcut": "downsample.0",
+    "projection.bn.0": "downsample.1",
+}
+_SIMCLR_V2_STEM = {"net.0.0": "conv1", "net.0.1.0": "bn1"}
+_SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(?P<part>.+)")
+
+
+def spelled(name: str, wanted: Collection[str]) -> str | None:
+    """How a backbone with the tensors ``wanted`` calls the tensor ``name`` of a file; None where it has none such."""
+    for spelling in _spellings(name):
+        for candidate in (spelling, f"model.{spelling}"):  # the networks of backbone=timm and backbone=torchvision
+            if candidate in wanted:
+                return candidate
+    return None
+
+
+def _spellings(name: str) -> Iterator[str]:
+    yield name
+    yield name.removeprefix("_feature_blocks.")  # VISSL's ResNet
+    layer, dot, rest = name.partition(".")
+    yield f"{_SEQUENCE.get(layer, layer)}{dot}{rest}"
+    ours = from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or name
+    yield ours
+    yield to_timm(ours) or ours  # another library's RegNetY in backbone=timm
+
+
+def _from_simclr_v2(name: str) -> str | None:
+    part, _, tensor = name.rpartition(".")
+    if part in _SIMCLR_V2_STEM:
+        return f"{_SIMCLR_V2_STEM[part]}.{tensor}"
+    found = _SIMCLR_V2_BLOCK.fullmatch(part)
+    if found is None or found["part"] not in _SIMCLR_V2:
+        return None
+    return f"layer{found['stage']}.{found['block']}.{_SIMCLR_V2[found['part']]}.{tensor}"

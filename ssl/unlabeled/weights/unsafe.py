@@ -1,0 +1,140 @@
+"""Reading files that others wrote, without running anything that stands in them."""
+
+import pickletools
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.errors import UserError
+
+# What official checkpoints hold beside tensors: settings and figures that nobody reads here. Each name is given to an
+# Unread below and is itself never imported, called or looked at: whatever the class can do, it does not do it.
+UNREAD = (
+    "argparse.Namespace",  # args of MAE, DINO and DeiT
+    "numpy.core.multiarray.scalar",  # best accuracies and losses, of numpy below 2
+    "numpy._core.multiarray.scalar",  # the same since numpy 2
+    "numpy.dtype",  # of those
+    "numpy.core.multiarray._reconstruct",  # arrays
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",  # the same since Python 3.13
+    "typing.Any",  # from here on hyper_parameters, as Lightning and solo-learn write them
+    "builtins.dict",
+    "builtins.list",
+    "builtins.int",
+    "builtins.float",
+    "builtins.str",
+    "builtins.bool",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key of callbacks before Lightning 1.5
+)
+# Dictionaries by another name, which could hold tensors: each becomes a plain one with the same items.
+DICTIONARIES = (
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "vissl.config.attr_dict.AttrDict",
+    "vissl.utils.hydra_config.AttrDict",
+)
+ARRAYS = ("numpy", "jax", "jaxlib", "haiku")  # packages whose arrays a pickle of another framework holds
+
+
+class Unread:
+    """Stands where a value of a class in ``UNREAD`` was."""
+
+    def __new__(cls, *arguments: object) -> "Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object) -> None:
+        """Nothing is taken over."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is taken over."""
+
+
+def _default_dictionary(*arguments: object) -> dict[Any, Any]:
+    """A ``collections.defaultdict`` without its default."""
+    return {}
+
+
+def _stand_ins() -> list[Any]:
+    """What torch is to take for each name instead of importing it."""
+    unread = [(Unread, name) for name in UNREAD]
+    return [*unread, *((OrderedDict, name) for name in DICTIONARIES), (_default_dictionary, "collections.defaultdict")]
+
+
+def read(path: Path) -> Any:
+    """What a file of ``torch.save`` (either format) or safetensors holds, on the CPU.
+
+    Read with ``weights_only=True``: tensors, plain values and containers of them; ``UNREAD`` is passed over.
+
+    Raises:
+        UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; says which.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint={path}: no such file")
+    try:
+        if _is_safetensors(path):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
+        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise UserError(f"checkpoint={path}: {_reason(path, error)}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Eight bytes say how long the description is that follows, and it is JSON."""
+    with path.open("rb") as file:
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    return first == b"{" and length < path.stat().st_size
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    asked = re.findall(r"GLOBAL ([\w.]+)", text) or _globals_of(path)
+    if not asked:
+        short = text.strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        return f"cannot be read as tensors and plain values ({short})"
+    if any(name.partition(".")[0] in ARRAYS for name in asked):
+        return (
+            f"a pickle of arrays ({asked[0]}), as JAX and Haiku write them and ReLIC's are, not read: reading one "
+            "could run any code. Where it was made, save the arrays as tensors under torchvision's or timm's names: "
+            "safetensors.numpy.save_file(ARRAYS, FILE)"
+        )
+    return (
+        f"an unsafe pickle, not read: it asks for {asked[0]}, which could run any code. If you trust who made it, load "
+        "it where it was made and save its tensors alone: torch.save(model.state_dict(), FILE), or as safetensors"
+    )
+
+
+def _globals_of(path: Path) -> list[str]:
+    """What a bare pickle asks for; found by reading its instructions, none of which is followed.
+
+    Empty for a file of ``torch.save``: a zip file, or in the old format one that begins with a number by itself.
+    """
+    words, found = [""], []
+    with path.open("rb") as file, suppress(ValueError):  # damaged
+        for instruction, value, _ in pickletools.genops(file):
+            if instruction.name == "GLOBAL":
+                found.append(str(value).replace(" ", "."))
+            elif instruction.name == "STACK_GLOBAL":
+                found.append(".".join(words[-2:]))
+            elif "UNICODE" in instruction.name:
+                words.append(str(value))
+    return found

@@ -1,0 +1,106 @@
+"""Several processes look at the images together and each gets what one alone would."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from tests.group import leave
+from tests.small import composed
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.build import build_backbone
+from unlabeled.data.digits import digits
+from unlabeled.data.module import DataModule
+from unlabeled.distributed import alone, gather_rows, rank, world_size
+from unlabeled.evaluation.cache import TensorCache
+from unlabeled.evaluation.extractor import Extractor
+from unlabeled.views.pipeline import Views
+
+KINDS = ("last", "last4")
+
+
+def extractor(cache: TensorCache | None = None, batch_size: int = 50) -> Extractor:
+    splits = digits()
+    splits.train.labels[::3] = -1
+    views = Views(8, [], None, None, 1.0, "bilinear")
+    return Extractor(DataModule(splits, 64, 0, 8, 0), views, torch.device("cpu"), "32-true", batch_size, cache)
+
+
+def network() -> ResNet:
+    torch.manual_seed(0)
+    return ResNet(10, 0.125, "cifar")
+
+
+def member(number: int, processes: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=number, world_size=processes)
+    expected = torch.load(f"{folder}/expected.pt")
+    cache = TensorCache(f"{folder}/kept", 1)
+    for batch_size in (50, 400):  # the second leaves a process without a test batch
+        look = extractor(None if batch_size == 50 else cache, batch_size)
+        for split, (x, last4, labels, ids) in expected.items():
+            found = look(network(), split, KINDS)
+            assert torch.equal(found.ids, ids)
+            assert torch.equal(found.labels, labels)
+            torch.testing.assert_close(found.x, x, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found.others["last4"], last4, rtol=1e-5, atol=1e-6)
+    rows = gather_rows(torch.full((number, 2), number))
+    assert rows.tolist() == [[each, each] for each in range(processes) for _ in range(each)]
+    with alone():
+        assert (rank(), world_size()) == (0, 1)
+        assert torch.equal(gather_rows(torch.ones(1)), torch.ones(1))
+    assert (rank(), world_size()) == (number, processes)
+    leave()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_features_are_those_of_one_process_in_dataset_order_each_image_once(processes: int, tmp_path: Path) -> None:
+    look = extractor()
+    found = {split: look(network(), split, KINDS) for split in ("train", "test")}
+    assert found["train"].ids.tolist() == [row for row in range(1347) if row % 3]
+    columns = {split: (each.x, each.others["last4"], each.labels, each.ids) for split, each in found.items()}
+    torch.save(columns, tmp_path / "expected.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(member, (processes, port, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_an_evaluation_by_two_processes_gives_the_numbers_of_one_and_one_report(tmp_path: Path) -> None:
+    from tests.conftest import ENVIRONMENT, ROOT
+
+    chosen = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
+    torch.save(build_backbone(composed(*chosen).backbone, 0).state_dict(), tmp_path / "weights.pt")
+    reports = []
+    for processes in (1, 2):
+        command = [
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(ROOT / "eval_linear.py"),
+        ]
+        given = [f"checkpoint={tmp_path}/weights.pt", *chosen, "cache_gib=0", f"report_dir={tmp_path}/{processes}"]
+        finished = subprocess.run(
+            [sys.executable, "-m", *command, *given, "accelerator=cpu"],
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.count("the whole report is in") == 1
+        reports.append(json.loads((tmp_path / str(processes) / "results.json").read_text()))
+    one, two = reports
+    assert [(row["protocol"], row["top1"]) for row in one["rows"]] == [
+        (row["protocol"], row["top1"]) for row in two["rows"]
+    ]
+    assert two["provenance"]["machine"]["processes"] == 2
+    assert sorted(each["images"] for each in two["provenance"]["images_read"]) == [450] * 3 + [1347] * 3

@@ -1,0 +1,725 @@
+"""Checkpoints as other projects write them load tensor by tensor, or are refused with every key that does not fit.
+
+Each file below is made by rules of its own, from the sources that it names, and saved as its project saves it.
+"""
+
+import argparse
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unlabeled.backbones.regnet import RegNetY
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.timm import TimmBackbone
+from unlabeled.backbones.torchvision import TorchvisionBackbone
+from unlabeled.backbones.vit import ViT, sincos_position
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+from unlabeled.objectives.mae import MaskedAutoencoder
+from unlabeled.weights import Checkpoint, check_same_backbone, load_backbone, read_checkpoint
+
+State = dict[str, Any]
+
+
+def seeded(make: Callable[[], Backbone], seed: int) -> Backbone:
+    """Fresh weights, and BatchNorms that are no identity, or one in another's place would go unseen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                    assert tensor is not None
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+                assert module.num_batches_tracked is not None
+                module.num_batches_tracked.fill_(7 + seed)
+    return network.eval()
+
+
+def resnet() -> Backbone:
+    return ResNet(10, 0.125, "imagenet")
+
+
+def bottlenecks() -> Backbone:
+    return ResNet(50, 0.125, "imagenet")
+
+
+def vit() -> Backbone:
+    return ViT(32, 8, width=32, depth=2, heads=4)
+
+
+def vit_moco_v3() -> Backbone:
+    return ViT(32, 8, width=32, depth=2, heads=4, position="sincos_rows_first", initialisation="moco_v3")
+
+
+def vit_learned() -> Backbone:
+    return ViT(32, 8, width=32, depth=2, heads=4, position="learned")
+
+
+def regnet() -> Backbone:
+    return RegNetY(depth=6, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+
+
+def linear(prefix: str, inputs: int, outputs: int, bias: bool = True) -> State:
+    weight = {f"{prefix}.weight": torch.rand(outputs, inputs)}
+    return weight | ({f"{prefix}.bias": torch.rand(outputs)} if bias else {})
+
+
+def norm(prefix: str, width: int) -> State:
+    values = {key: torch.rand(width) for key in ("weight", "bias", "running_mean", "running_var")}
+    return {f"{prefix}.{key}": value for key, value in values.items()} | {
+        f"{prefix}.num_batches_tracked": torch.tensor(3)
+    }
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def sgd(count: int = 2) -> State:
+    """The state of an optimizer, as torch has it."""
+    momentum = {number: {"momentum_buffer": torch.rand(3)} for number in range(count)}
+    return {"state": momentum, "param_groups": [{"lr": 0.1, "params": list(range(count))}]}
+
+
+def adamw() -> State:
+    return {"state": {0: {"step": 5, "exp_avg": torch.rand(3), "exp_avg_sq": torch.rand(3)}}, "param_groups": []}
+
+
+SCALER = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 12}
+
+
+def moved(state: State) -> State:
+    """The other encoder, whose tensors must not be taken."""
+    return {key: value + 1 for key, value in state.items()}
+
+
+# github.com/facebookresearch/moco: main_moco.py saves {epoch, arch, state_dict, optimizer} of the network in DDP
+def moco_v1(state: State) -> State:
+    keys = under("encoder_k.", moved(state)) | linear("encoder_k.fc", 64, 16)
+    queue = {"queue": torch.rand(16, 32), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    network = under("encoder_q.", state) | linear("encoder_q.fc", 64, 16) | keys | queue
+    return {"epoch": 200, "arch": "resnet50", "state_dict": under("module.", network), "optimizer": sgd()}
+
+
+def moco_v2(state: State) -> State:
+    heads = linear("encoder_q.fc.0", 64, 64) | linear("encoder_q.fc.2", 64, 16)
+    heads |= linear("encoder_k.fc.0", 64, 64) | linear("encoder_k.fc.2", 64, 16)
+    queue = {"queue": torch.rand(16, 32), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    network = under("encoder_q.", state) | heads | under("encoder_k.", moved(state)) | queue
+    return {"epoch": 800, "arch": "resnet50", "state_dict": under("module.", network), "optimizer": sgd()}
+
+
+# github.com/facebookresearch/moco-v3: main_moco.py; the last BatchNorm of an MLP has no weight
+def moco_v3(head: str) -> Callable[[State], State]:
+    def layout(state: State) -> State:
+        network: State = {}
+        for encoder, tensors in (("base_encoder.", state), ("momentum_encoder.", moved(state))):
+            network |= under(encoder, tensors)
+            network |= linear(f"{encoder}{head}.0", 32, 16, bias=False) | norm(f"{encoder}{head}.1", 16)
+        network |= linear("predictor.0", 16, 16, bias=False) | norm("predictor.1", 16)
+        content = {"epoch": 300, "arch": "vit_small", "state_dict": under("module.", network), "optimizer": adamw()}
+        return content | {"scaler": SCALER}
+
+    return layout
+
+
+def deit(state: State) -> State:
+    """convert_to_deit.py of the same repository."""
+    return {"model": dict(state)}
+
+
+# github.com/facebookresearch/swav: the released files are the network's state dict in DDP and nothing else
+def swav(state: State) -> State:
+    head = linear("projection_head.0", 64, 16) | norm("projection_head.1", 16) | linear("projection_head.3", 16, 8)
+    return under("module.", state | head | {"prototypes.weight": torch.rand(30, 8)})
+
+
+def swav_training(state: State) -> State:
+    """main_swav.py; MultiPrototypes."""
+    head = linear("projection_head.0", 64, 16) | norm("projection_head.1", 16) | linear("projection_head.3", 16, 8)
+    prototypes = {f"prototypes.prototypes{number}.weight": torch.rand(30, 8) for number in range(2)}
+    content = {"epoch": 9, "state_dict": under("module.", state | head | prototypes), "optimizer": sgd()}
+    return content | {"amp": {"loss_scaler0": {"loss_scale": 1.0}}}
+
+
+# github.com/facebookresearch/suncet, src/paws_train.py: save_dict and init_model
+def paws(state: State) -> State:
+    head = linear("fc.fc1", 64, 64) | norm("fc.bn1", 64) | linear("fc.fc2", 64, 64) | norm("fc.bn2", 64)
+    head |= linear("fc.fc3", 64, 16) | norm("pred.bn1", 16) | linear("pred.fc1", 16, 4) | linear("pred.fc2", 4, 16)
+    content = {"encoder": under("module.", state | head), "opt": sgd(), "epoch": 300, "unlabel_prob": 0.9}
+    return content | {"loss": 0.3, "lr": 6.4, "world_size": 64, "amp": SCALER}
+
+
+# github.com/facebookresearch/mae, util/misc.py save_model; the whole of models_mae.py
+def mae(state: State) -> State:
+    network = MaskedAutoencoder(32, 8, 32, 2, 4, 16, 1, 4, normalize_targets=True).state_dict()
+    assert set(state) < set(network)
+    args = argparse.Namespace(model="mae_vit_base_patch16", mask_ratio=0.75, norm_pix_loss=True, output_dir=Path("/x"))
+    content = {"model": {**network, **state}, "optimizer": adamw(), "epoch": 799, "scaler": SCALER, "args": args}
+    return content
+
+
+def mae_released(state: State) -> State:
+    """mae_pretrain_vit_base.pth: the encoder alone."""
+    return {"model": OrderedDict(state)}
+
+
+# github.com/facebookresearch/dino, main_dino.py; the student is in DDP, the teacher where it has BatchNorms
+def dino(teacher: str) -> Callable[[State], State]:
+    def layout(state: State) -> State:
+        head = linear("head.mlp.0", 32, 16) | linear("head.mlp.2", 16, 8)
+        head |= {"head.last_layer.weight_g": torch.ones(40, 1), "head.last_layer.weight_v": torch.rand(40, 8)}
+        student = under("module.backbone.", moved(state)) | under("module.", head)
+        content: State = {"student": student, "teacher": under(teacher, under("backbone.", state) | head)}
+        content |= {"optimizer": adamw(), "epoch": 100, "args": argparse.Namespace(arch="vit_small", patch_size=16)}
+        return content | {"dino_loss": {"center": torch.rand(1, 40)}, "fp16_scaler": SCALER}
+
+    return layout
+
+
+# github.com/facebookresearch/vissl, vissl/utils/checkpoint.py and trunks/resnext.py
+def vissl(state: State) -> State:
+    return vissl_file(under("_feature_blocks.", state))
+
+
+def vissl_file(trunk: State) -> State:
+    heads = linear("0.projection_head.0", 64, 16) | {"0.prototypes0.weight": torch.rand(30, 8)}
+    model = {"model": {"trunk": trunk, "heads": heads}, "meters": []}
+    classy = {"base_model": model, "optimizer": {"optim": sgd()}, "loss": {"center": torch.rand(3)}, "train": True}
+    return {"phase_idx": 99, "iteration": 5, "loss": 1.0, "type": "consolidated", "classy_state_dict": classy}
+
+
+# trunks/regnet.py around github.com/facebookresearch/ClassyVision, models/anynet.py
+def seer_names(state: State, part: str = "") -> State:
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"^stem\.", "_feature_blocks.conv1.stem.", key)
+        key = re.sub(r"^trunk_output\.block(\d)\.", lambda found: f"_feature_blocks.res{int(found[1]) + 1}.{part}", key)
+        for ours, theirs in (("f.c.0", "f.c"), ("f.c.1", "f.final_bn"), (".proj.1", ".bn"), (".proj.0", ".proj")):
+            key = key.replace(ours, theirs)
+        key = key.replace("se.fc1", "se.excitation.0").replace("se.fc2", "se.excitation.2")
+        renamed[key] = value
+    return renamed
+
+
+def seer(state: State) -> State:
+    return vissl_file(seer_names(state))
+
+
+def seer_fsdp(state: State) -> State:
+    """trunks/regnet_fsdp.py puts the blocks that are recomputed together into parts."""
+    return vissl_file(seer_names(state, part="block1-part0."))
+
+
+# github.com/Separius/SimCLRv2-Pytorch, convert.py and its resnet.py
+def simclr_v2(state: State) -> State:
+    inside = {
+        "conv1": "net.0",
+        "bn1": "net.1.0",
+        "conv2": "net.2",
+        "bn2": "net.3.0",
+        "conv3": "net.4",
+        "bn3": "net.5.0",
+    }
+    network = linear("fc", 256, 10)
+    for key, value in state.items():
+        words = key.split(".")
+        if words[0] in ("conv1", "bn1"):
+            network[f"net.0.{'0' if words[0] == 'conv1' else '1.0'}.{words[1]}"] = value
+        elif words[2] == "downsample":
+            part = "shortcut" if words[3] == "0" else "bn.0"
+            network[f"net.{words[0][-1]}.blocks.{words[1]}.projection.{part}.{words[4]}"] = value
+        else:
+            network[f"net.{words[0][-1]}.blocks.{words[1]}.{inside[words[2]]}.{words[3]}"] = value
+    return {"resnet": network, "head": linear("layers.0", 64, 16, bias=False) | norm("layers.1", 16)}
+
+
+# github.com/tonylins/simclr-converter, convert.py: torchvision's names
+def simclr_v1(state: State) -> State:
+    return {"state_dict": state | linear("fc", 64, 10)}
+
+
+# github.com/vturrisi/solo-learn, solo/methods/base.py and mocov3.py, by Lightning
+def solo(state: State) -> State:
+    network = under("backbone.", state) | linear("classifier", 64, 10) | under("momentum_backbone.", moved(state))
+    network |= linear("projector.0", 64, 16) | linear("momentum_projector.0", 64, 16) | linear("predictor.0", 16, 16)
+    network |= {"queue": torch.rand(2, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    content = {"epoch": 400, "global_step": 9, "state_dict": network, "optimizer_states": [sgd()], "callbacks": {}}
+    return content | {"lr_schedulers": [{"last_epoch": 3}], "loops": {}, "hyper_parameters": {"lr": 0.3}}
+
+
+# github.com/lightly-ai/lightly, benchmarks/imagenet/resnet50/simclr.py and dino.py
+def lightly(state: State) -> State:
+    network = under("backbone.", state) | linear("projection_head.layers.0", 64, 16)
+    network |= linear("online_classifier.linear", 64, 10)
+    return {"epoch": 99, "state_dict": network, "optimizer_states": [sgd()]}
+
+
+def lightly_dino(state: State) -> State:
+    student = under("student_backbone.", moved(state))
+    heads = linear("projection_head.layers.0", 64, 16) | linear("student_projection_head.layers.0", 64, 16)
+    network = under("backbone.", state) | student | heads | {"criterion.center": torch.rand(1, 8)}
+    return {"state_dict": network | linear("online_classifier.linear", 64, 10), "optimizer_states": [sgd()]}
+
+
+def lightly_sequence(state: State) -> State:
+    """Its examples: nn.Sequential(*list(resnet.children())[:-1])."""
+    places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    numbered = {f"{places[key.split('.')[0]]}.{key.partition('.')[2]}": value for key, value in state.items()}
+    return {"state_dict": under("backbone.", numbered) | linear("projection_head.layers.0", 64, 16)}
+
+
+def own_run(state: State) -> State:
+    network = under("objective.backbone.", state) | linear("objective.projector.0", 64, 16)
+    network |= under("objective.momentum_encoder.backbone.", moved(state)) | {"objective.queue.keys": torch.rand(4, 8)}
+    content = {"state_dict": network, "config": {"seed": 3}, "progress": {"step": 7}, "optimizer_states": [sgd()]}
+    return content | {"callbacks": {}, "loops": {}, "faults": {"seen": torch.ones(1)}}
+
+
+def prefixed(prefix: str) -> Callable[[State], State]:
+    return lambda state: {"state_dict": under(prefix, state) | linear("projector.0", 64, 16)}
+
+
+def compiled(state: State) -> State:
+    return {"model": under("_orig_mod.", state | linear("fc", 64, 10))}
+
+
+def bare(state: State) -> State:
+    return state | linear("fc", 64, 10)
+
+
+def headless(state: State) -> State:
+    return dict(state)
+
+
+@dataclass
+class Case:
+    name: str
+    make: Callable[[], Backbone]
+    write: Callable[[State], State]
+    layout: str
+    part: str
+    left_out: dict[str, int]
+
+
+CASES = [
+    Case("MoCo v1", resnet, moco_v1, "MoCo v1", "query encoder", {}),
+    Case("MoCo v2", resnet, moco_v2, "MoCo v2", "query encoder", {}),
+    Case("MoCo v3 ResNet", resnet, moco_v3("fc"), "MoCo v3", "base encoder", {}),
+    Case("MoCo v3 ViT", vit_moco_v3, moco_v3("head"), "MoCo v3", "base encoder", {}),
+    Case("MoCo v3 as DeiT", vit_moco_v3, deit, "plain state dict", "the network", {}),
+    Case("SwAV", resnet, swav, "SwAV", "encoder", {"projector": 9, "prototypes": 1}),
+    Case("SwAV training", resnet, swav_training, "SwAV", "encoder", {"projector": 9, "prototypes": 2, "optimizer": 2}),
+    Case("PAWS", resnet, paws, "PAWS", "encoder", {"projector": 16, "predictor": 9, "optimizer": 2}),
+    Case("MAE", vit, mae, "MAE", "encoder", {}),
+    Case("MAE released", vit, mae_released, "plain state dict", "the network", {}),
+    Case("DINO ViT", vit_learned, dino(""), "DINO", "teacher, as in the official evaluation", {}),
+    Case("DINO ResNet", resnet, dino("module."), "DINO", "teacher, as in the official evaluation", {}),
+    Case("DINO ViT released", vit_learned, headless, "plain state dict", "the network", {}),
+    Case("DINO ResNet released", resnet, headless, "plain state dict", "the network", {}),
+    Case("VISSL ResNet", resnet, vissl, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
+    Case("SEER", regnet, seer, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
+    Case("SEER FSDP", regnet, seer_fsdp, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
+    Case(
+        "SimCLR v2",
+        bottlenecks,
+        simclr_v2,
+        "SimCLR v2 (Separius/SimCLRv2-Pytorch)",
+        "encoder",
+        {"classifier": 2, "projector": 6},
+    ),
+    Case("SimCLR v1", resnet, simclr_v1, "plain state dict", "the network", {"classifier": 2}),
+    Case("solo-learn", resnet, solo, "solo-learn", "backbone", {}),
+    Case("lightly", resnet, lightly, "lightly", "backbone", {"projector": 2, "classifier": 2, "optimizer": 2}),
+    Case(
+        "lightly DINO", resnet, lightly_dino, "lightly", "backbone, the momentum copy, as in lightly's benchmarks", {}
+    ),
+    Case("lightly sequence", resnet, lightly_sequence, "lightly", "backbone", {"projector": 2}),
+    Case("own", resnet, own_run, "own run", "the objective's backbone", {}),
+    *(
+        Case(prefix, resnet, prefixed(f"{prefix}."), f"state dict below {word}.", word, {"projector": 2})
+        for prefix, word in (
+            ("backbone", "backbone"),
+            ("model", "model"),
+            ("encoder", "encoder"),
+            ("module.encoder", "encoder"),
+            ("_orig_mod.model", "model"),
+        )
+    ),
+    Case("compiled", resnet, compiled, "plain state dict", "the network", {"classifier": 2}),
+    Case("torchvision", resnet, bare, "plain state dict", "the network", {"classifier": 2}),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def saved(content: Any, folder: Path, zipped: bool = True) -> Path:
+    torch.save(content, folder / "file.pth", _use_new_zipfile_serialization=zipped)
+    return folder / "file.pth"
+
+
+def images(network: Backbone) -> Tensor:
+    size = network.image_size or 64
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(9))
+
+
+@torch.no_grad()
+def check_equal(loaded: Backbone, source: Backbone) -> None:
+    wanted = source.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in loaded.state_dict().items())
+    assert torch.equal(loaded(images(source)), source(images(source)))
+
+
+def refusal(path: Path, backbone: Backbone) -> str:
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_backbone(path, backbone)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint={path}")
+    assert message.isprintable()
+    return message
+
+
+def tensors_of(content: Any, path: str = "") -> dict[str, tuple[dict[str, Any], str]]:
+    """Every tensor of a file by its path, as the dictionary it is in and its key there."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    items: Any = (
+        content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    )
+    for key, value in items:
+        whole = f"{path}.{key}" if path else str(key)
+        found |= {whole: (content, key)} if isinstance(value, Tensor) else tensors_of(value, whole)
+    return found
+
+
+@each_case
+def test_features_are_equal_and_every_tensor_is_accounted_for(case: Case, tmp_path: Path) -> None:
+    source = seeded(case.make, 0)
+    content = case.write(source.state_dict())
+    checkpoint = read_checkpoint(saved(content, tmp_path))
+    check_equal(load_backbone(checkpoint, seeded(case.make, 1)).eval(), source)
+    assert (checkpoint.layout, checkpoint.part) == (case.layout, case.part)
+    assert sum(checkpoint.left_out.values()) + len(source.state_dict()) == len(tensors_of(content))
+    assert checkpoint.notes == [
+        f"{case.layout} prepares images as views={views} does, not by ImageNet's mean and std"
+        for views in ("swav", "simclr")
+        if case.layout.lower().startswith(views)
+    ]
+    if case.left_out:
+        assert checkpoint.left_out == case.left_out
+
+
+@each_case
+@pytest.mark.parametrize("change", ["missing", "renamed", "reshaped"])
+def test_one_key_that_does_not_fit_is_refused_and_named(case: Case, change: str, tmp_path: Path) -> None:
+    source = seeded(case.make, 0)
+    marked = {key: value.clone() for key, value in source.state_dict().items()}
+    content = case.write(marked)
+    ours = next(key for key in marked if key.endswith((".bn2.weight", "norm2.weight", "f.b.1.weight")))
+    homes = {id(marked[ours]): ours}
+    path, (home, key) = next(
+        (path, place) for path, place in tensors_of(content).items() if id(place[0][place[1]]) in homes
+    )
+    if change == "missing":
+        del home[key]
+        expected = [f"missing {ours}"]
+    elif change == "renamed":
+        home[f"{key}s"] = home.pop(key)
+        expected = [f"missing {ours}", f"unknown {path}s"]
+    else:
+        home[key] = torch.rand(5)
+        expected = [f"{path} has shape [5] instead of {list(marked[ours].shape)}"]
+    message = refusal(saved(content, tmp_path), seeded(case.make, 1))
+    assert message.endswith(f"does not fit the backbone: {'; '.join(expected)}")
+    assert f"({case.layout})" in message
+
+
+@each_case
+def test_a_tensor_that_nobody_knows_is_refused_and_named(case: Case, tmp_path: Path) -> None:
+    content = case.write(seeded(case.make, 0).state_dict())
+    content["adapter"] = {"weight": torch.rand(2)}
+    message = refusal(saved(content, tmp_path), seeded(case.make, 1))
+    assert "unknown adapter.weight" in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_both_formats_of_torch_hold_an_official_file(zipped: bool, tmp_path: Path) -> None:
+    source = seeded(vit, 0)
+    path = saved(mae(source.state_dict()), tmp_path, zipped)
+    check_equal(load_backbone(path, seeded(vit, 1)), source)
+
+
+def test_a_file_of_safetensors_loads(tmp_path: Path) -> None:
+    source = seeded(resnet, 0)
+    save_file(bare(source.state_dict()), tmp_path / "weights.safetensors")
+    check_equal(load_backbone(tmp_path / "weights.safetensors", seeded(resnet, 1)), source)
+
+
+def test_one_parts_tensors_are_counted_by_name_in_an_own_run(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(saved(own_run(seeded(resnet, 0).state_dict()), tmp_path))
+    load_backbone(checkpoint, seeded(resnet, 1))
+    tensors = len(resnet().state_dict())
+    assert checkpoint.left_out == {
+        "projector": 2,
+        "momentum_encoder": tensors,
+        "queue": 1,
+        "optimizer": 2,
+        "state of the run": 1,
+    }
+    assert checkpoint.config == {"seed": 3}
+    assert checkpoint.progress == {"step": 7}
+
+
+def test_dino_gives_the_teacher_and_moco_the_query_encoder_though_the_other_is_there(tmp_path: Path) -> None:
+    source = seeded(vit_learned, 0)
+    content = dino("")(source.state_dict())
+    student = content["student"]["module.backbone.norm.weight"]
+    assert not torch.equal(student, source.state_dict()["norm.weight"])
+    loaded = load_backbone(saved(content, tmp_path), seeded(vit_learned, 1))
+    assert torch.equal(loaded.state_dict()["norm.weight"], content["teacher"]["backbone.norm.weight"])
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    state = seeded(resnet, 0).state_dict()
+    content = {"state_dict": state | {"module.conv1.weight": torch.zeros_like(state["conv1.weight"])}}
+    assert "state_dict.module.conv1.weight a second time" in refusal(saved(content, tmp_path), seeded(resnet, 1))
+
+
+def test_counters_of_batches_may_all_be_missing_and_that_is_noted(tmp_path: Path) -> None:
+    """torchvision's files from before they existed, and apex."""
+    source = seeded(resnet, 0)
+    state = {key: value for key, value in source.state_dict().items() if not key.endswith("num_batches_tracked")}
+    checkpoint = read_checkpoint(saved(bare(state), tmp_path))
+    loaded = load_backbone(checkpoint, seeded(resnet, 1)).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(images(source)), source(images(source)))
+    assert checkpoint.notes == ["num_batches_tracked of 12 BatchNorms is not in the file and was set to 0"]
+
+
+def test_one_counter_missing_among_others_is_refused(tmp_path: Path) -> None:
+    state = seeded(resnet, 0).state_dict()
+    del state["bn1.num_batches_tracked"]
+    assert "missing bn1.num_batches_tracked" in refusal(saved(bare(state), tmp_path), seeded(resnet, 1))
+
+
+# ---- other libraries
+
+
+def test_timms_vit_loads_here_and_its_classifier_is_left_out(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2).eval()
+    checkpoint = read_checkpoint(saved(theirs.state_dict(), tmp_path))
+    ours = load_backbone(checkpoint, ViT(32, 8, width=192, depth=2, heads=3, position="learned")).eval()
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(images(ours)), pre_logits=True)
+        assert torch.allclose(ours(images(ours)), expected, rtol=0, atol=1e-5)
+    assert (checkpoint.left_out, checkpoint.notes) == ({"classifier": 2}, [])
+
+
+@torch.no_grad()
+def test_torchvisions_networks_load_into_their_backbone(tmp_path: Path) -> None:
+    for name in ("mobilenet_v3_small", "resnet18"):
+        theirs = torchvision.models.get_model(name, weights=None).eval()
+        checkpoint = read_checkpoint(saved(theirs.state_dict(), tmp_path))
+        ours = load_backbone(checkpoint, TorchvisionBackbone(name)).eval()
+        last = [module for module in theirs.modules() if isinstance(module, nn.Linear)][-1]
+        assert torch.equal(last(ours(images(ours))), theirs(images(ours)))
+        assert checkpoint.left_out == {"classifier": 2}
+
+
+@torch.no_grad()
+def test_timms_networks_load_into_their_backbone(tmp_path: Path) -> None:
+    theirs = timm.create_model("convnext_atto").eval()  # has a norm in head, which is of the features
+    checkpoint = read_checkpoint(saved({"state_dict": theirs.state_dict()}, tmp_path))
+    ours = load_backbone(checkpoint, TimmBackbone("convnext_atto")).eval()
+    expected = theirs.forward_head(theirs.forward_features(images(ours)), pre_logits=True)
+    assert torch.equal(ours(images(ours)), expected)
+    assert checkpoint.left_out == {"classifier": 2}
+
+
+@torch.no_grad()
+def test_timms_regnety_loads_here_and_ours_and_vissls_in_timms(tmp_path: Path) -> None:
+    def ours() -> Backbone:
+        return RegNetY(depth=16, w_0=48, w_a=27.89, w_m=2.09, group_width=8)
+
+    theirs = timm.create_model("regnety_004").eval()
+    loaded = load_backbone(saved(theirs.state_dict(), tmp_path), ours()).eval()
+    expected = theirs.forward_head(theirs.forward_features(images(loaded)), pre_logits=True)
+    assert torch.allclose(loaded(images(loaded)), expected, rtol=0, atol=1e-5)
+    source = seeded(ours, 0)
+    for content in (dict(source.state_dict()), seer(source.state_dict())):
+        there = load_backbone(saved(content, tmp_path), TimmBackbone("regnety_004")).eval()
+        assert torch.allclose(there(images(source)), source(images(source)), rtol=0, atol=1e-5)
+
+
+# ---- geometry that weights do not show
+
+
+def test_another_grid_is_refused_with_its_image_size(tmp_path: Path) -> None:
+    path = saved(mae(vit().state_dict()), tmp_path)
+    message = refusal(path, ViT(64, 8, width=32, depth=2, heads=4))
+    assert "model.pos_embed has shape [1, 17, 32] instead of [1, 65, 32]" in message
+    assert message.endswith("; give backbone.image_size=32")
+
+
+def test_another_patch_size_is_refused_with_the_files(tmp_path: Path) -> None:
+    path = saved(mae_released(vit().state_dict()), tmp_path)
+    assert "; give backbone.patch_size=8" in refusal(path, ViT(32, 16, width=32, depth=2, heads=4))
+
+
+def test_another_stem_is_refused_with_the_files(tmp_path: Path) -> None:
+    small, large = ResNet(10, 0.125, "cifar"), ResNet(10, 0.125, "imagenet")
+    assert refusal(saved(bare(small.state_dict()), tmp_path), large).endswith("; give backbone.stem=cifar")
+    assert refusal(saved(moco_v2(large.state_dict()), tmp_path), small).endswith("; give backbone.stem=imagenet")
+
+
+def test_solo_learns_stem_for_small_images_is_refused_for_its_padding(tmp_path: Path) -> None:
+    def small() -> Backbone:
+        return ResNet(10, 0.125, "cifar")
+
+    assert "solo-learn's stem for small images pads by 2" in refusal(
+        saved(solo(small().state_dict()), tmp_path), small()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "write", "kind"),
+    [
+        (vit_moco_v3, moco_v3("head"), "sincos_rows_first"),
+        (vit_moco_v3, deit, "sincos_rows_first"),
+        (vit_learned, dino(""), "learned"),
+    ],
+)
+def test_another_table_of_positions_is_refused_with_the_files(
+    make: Callable[[], Backbone], write: Callable[[State], State], kind: str, tmp_path: Path
+) -> None:
+    path = saved(write(seeded(make, 0).state_dict()), tmp_path)
+    assert refusal(path, vit()).endswith(f"give backbone.position={kind}")
+    rows_first = vit_moco_v3() if kind == "learned" else vit()
+    assert refusal(path, rows_first).endswith(f"give backbone.position={kind}")
+
+
+@pytest.mark.parametrize(("shift", "loads"), [(5e-6, True), (5e-5, False)])
+def test_a_fixed_table_may_differ_by_what_float32_angles_make_and_no_more(
+    shift: float, loads: bool, tmp_path: Path
+) -> None:
+    state = vit().state_dict()
+    state["pos_embed"] = sincos_position(32, 4) + shift
+    path = saved(mae(state), tmp_path)
+    if loads:
+        load_backbone(path, vit())
+    else:
+        assert "its pos_embed is not the table of this backbone" in refusal(path, vit())
+
+
+def test_a_table_of_positions_that_is_missing_is_refused_even_where_it_is_fixed(tmp_path: Path) -> None:
+    state = vit().state_dict()
+    del state["pos_embed"]
+    assert "missing pos_embed" in refusal(saved(mae_released(state), tmp_path), vit())
+
+
+def wide(heads: int, position: Any) -> ViT:
+    return ViT(16, 8, width=384, depth=1, heads=heads, position=position)
+
+
+def test_moco_v3s_small_vit_has_twelve_heads_and_dinos_six_and_neither_loads_in_the_others(tmp_path: Path) -> None:
+    path = saved(moco_v3("head")(wide(12, "sincos_rows_first").state_dict()), tmp_path)
+    load_backbone(path, wide(12, "sincos_rows_first"))
+    message = refusal(path, wide(6, "sincos_rows_first"))
+    assert message.endswith(
+        "backbone.heads=6, but the published network of width 384 has 12, which weights do not show: "
+        "give backbone.heads=12"
+    )
+    path = saved(dino("")(wide(6, "learned").state_dict()), tmp_path)
+    load_backbone(path, wide(6, "learned"))
+    assert refusal(path, wide(12, "learned")).endswith("give backbone.heads=6")
+
+
+def test_a_file_that_does_not_say_whose_it_is_gets_a_note_on_heads(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(saved(headless(wide(12, "learned").state_dict()), tmp_path))
+    load_backbone(checkpoint, wide(12, "learned"))
+    assert checkpoint.notes == [
+        "backbone.heads=12, but the published network of width 384 has 6; the file does not say it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "problem"),
+    [
+        ({"pooling": "cls"}, {"pooling": "gap"}, "backbone.pooling=gap, but the run was made with cls"),
+        ({"heads": 4}, {"heads": 2}, "backbone.heads=2, but the run was made with 4"),
+    ],
+)
+def test_a_network_that_differs_from_the_runs_is_refused_though_its_weights_fit(
+    own: State, asked: State, problem: str, tmp_path: Path
+) -> None:
+    settings = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4, "pooling": "cls"}
+    content = own_run(ViT(**{**settings, **own}).state_dict()) | {"config": {"backbone": {**settings, **own}}}
+    path = saved(content, tmp_path)
+    load_backbone(path, ViT(**{**settings, **own}))
+    assert refusal(path, ViT(**{**settings, **asked})).endswith(problem)
+
+
+def test_a_configuration_that_is_not_the_runs_is_refused_in_one_line_and_what_changes_no_number_is_not(
+    tmp_path: Path,
+) -> None:
+    settings = {"_target_": "unlabeled.backbones.resnet.ResNet", "depth": 10, "stem": "cifar", "initialisation": "mae"}
+    content = own_run(seeded(resnet, 0).state_dict()) | {"config": {"backbone": settings}}
+    checkpoint = read_checkpoint(saved(content, tmp_path))
+    check_same_backbone(checkpoint, settings | {"initialisation": "moco_v3", "checkpoint_activations": True})
+    with pytest.raises(UserError) as caught:
+        check_same_backbone(checkpoint, settings | {"depth": 18, "stem": "imagenet"})
+    assert str(caught.value) == (
+        f"checkpoint={tmp_path}/file.pth was made with another backbone: backbone.depth=18 instead of 10, "
+        "backbone.stem=imagenet instead of cifar; leave backbone out"
+    )
+    foreign = read_checkpoint(saved(bare(seeded(resnet, 0).state_dict()), tmp_path))
+    check_same_backbone(foreign, settings)
+
+
+class Wrapping(Backbone):
+    """Has a part that is called as wrappers call theirs."""
+
+    num_features = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+
+
+def test_a_part_of_a_backbone_may_be_called_module(tmp_path: Path) -> None:
+    source = Wrapping()
+    loaded = load_backbone(saved(own_run(source.state_dict()), tmp_path), Wrapping())
+    assert torch.equal(loaded.state_dict()["module.weight"], source.state_dict()["module.weight"])
+
+
+def test_maes_fine_tuned_networks_are_refused_with_the_reason(tmp_path: Path) -> None:
+    state = vit().state_dict()
+    state |= {"fc_norm.weight": state.pop("norm.weight"), "fc_norm.bias": state.pop("norm.bias")}
+    message = refusal(saved({"model": state | linear("head", 32, 10)}, tmp_path), vit())
+    assert "missing norm.weight" in message
+    assert "it averages patches before its last norm (fc_norm)" in message
+
+
+def test_selective_kernels_of_simclr_v2_are_refused_with_the_reason(tmp_path: Path) -> None:
+    content = simclr_v2(bottlenecks().state_dict())
+    content["resnet"] |= {"net.1.blocks.0.net.2.mixing_conv.0.weight": torch.rand(2)}
+    assert "it has selective kernels (SimCLR v2's sk1)" in refusal(saved(content, tmp_path), bottlenecks())
+
+
+def test_figures_and_settings_of_an_official_file_do_not_stop_it(tmp_path: Path) -> None:
+    source = seeded(resnet, 0)
+    content = moco_v2(source.state_dict()) | {"best_acc1": np.float64(71.1), "args": argparse.Namespace(lr=0.03)}
+    checkpoint: Checkpoint = read_checkpoint(saved(content, tmp_path))
+    check_equal(load_backbone(checkpoint, seeded(resnet, 1)).eval(), source)
