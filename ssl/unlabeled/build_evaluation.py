@@ -81,7 +81,14 @@ def build_evaluation(
         behind_head=behind_head,
         objective=objective,
         random_objective=random_objective,
+        painter=build_painter(config),
     )
+
+
+def build_painter(config: DictConfig) -> Objective | None:
+    """The run's objective where it makes pictures; None where it does not, or the checkpoint knows of none."""
+    objective = build_objective(config) if config.get("objective") else None
+    return None if objective is None or type(objective).pictures == Objective.pictures else objective
 
 
 def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
