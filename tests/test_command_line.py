@@ -159,7 +159,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(script: Sc
     rows = json.loads((run / "report" / "results.json").read_text())["rows"]
     assert {row["features"] for row in rows} == {"pretrained", "random init", "raw pixels", "chance"}
     assert "| pretrained " in finished.stdout
-    assert "report.md" in finished.stdout
+    assert "report.html" in finished.stdout
 
     judged = script("eval_linear.py", "run=outputs/tiny", "probe=knn", "probe.knn.k=[20]", "report_dir=again")
     assert judged.returncode == 0, judged.stderr

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tests.conftest import Script
-from unlabeled.build import build_backbone, build_data, build_evaluation, build_objective, fill_in
+from unlabeled.build import build_backbone, build_data, build_objective
+from unlabeled.build_evaluation import build_evaluation, fill_in
 from unlabeled.data.labels import LabelChoice
 from unlabeled.data.memory import ArraySource
 from unlabeled.errors import UserError

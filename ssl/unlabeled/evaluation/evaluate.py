@@ -14,11 +14,12 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
+from unlabeled.evaluation.exhibits import Exhibits, images_of, network_pictures
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features, ImageProbe, Probe
-from unlabeled.evaluation.figures import feature_map
 from unlabeled.evaluation.judge import Row, judge
-from unlabeled.evaluation.report import label_hash, machine, table, versions, write_report
+from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
+from unlabeled.evaluation.results_table import table
 from unlabeled.evaluation.task import tasks
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
@@ -40,10 +41,11 @@ class Evaluation:
     behind_head: Sequence[str] = ()  # names of probes that look at embeddings instead of features
     objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
     random_objective: Objective | None = None  # the same, left as it is
+    painter: Objective | None = None  # of the run, initialised alike, where it makes pictures for the report
 
 
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
-    """Judge the backbone in ``checkpoint`` and write ``results.json`` and ``report.md`` with pictures.
+    """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
 
     With several processes each returns rows, the first one all of them, and that one writes.
 
@@ -96,9 +98,6 @@ def _write(
 ) -> Path:
     report_dir.mkdir(parents=True, exist_ok=True)
     extractor, (command, started, clock) = evaluation.extractor, begun
-    _, test = looked
-    classes = extractor.data.splits.test.classes if extractor.data.splits.test is not None else []
-    feature_map(test.x, test.labels, classes, report_dir / "feature_map.png")
     run_dir = checkpoint.path.parent.parent
     training = _read_json(run_dir / "training.json")
     provenance = {
@@ -110,6 +109,7 @@ def _write(
         "views": extractor.views.evaluation(),
         "images_read": extractor.passes,
         "settings": evaluation.settings,
+        "git": git_state(),
         "versions": versions(),
         "machine": computer,
         "training": training,
@@ -121,7 +121,7 @@ def _write(
         provenance,
         metrics=run_dir / "metrics.jsonl",
         collapsed_at=training.get("collapsed_at"),
-        feature_map=report_dir / "feature_map.png",
+        exhibits=_exhibits(evaluation, checkpoint, *looked),
     )
 
 
@@ -132,6 +132,15 @@ def _last(features: Features) -> Features:
 
 def _silent(line: str) -> None:
     pass
+
+
+def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Features, test: Features) -> Exhibits:
+    """What is shown of the judged network; its images are decoded once more, about ninety of them."""
+    splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
+    painter = None if evaluation.painter is None else load_objective(checkpoint, evaluation.painter)
+    attention, pictures = network_pictures(evaluation.backbone, painter, splits, views, test, seed=0)
+    assert splits.test is not None
+    return Exhibits(splits.test.classes, train, test, images_of(splits, views), attention, pictures)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
@@ -162,8 +171,8 @@ def _describe_data(data: DataModule) -> dict[str, Any]:
         "description": data.splits.description,
         "train_labels_sha256": label_hash(data.splits.train.labels),
         "test_labels_sha256": label_hash(data.splits.test.labels),
-        "train_fingerprint": fingerprint(data.splits.train),
-        "test_fingerprint": fingerprint(data.splits.test),
+        "train_fingerprint": fingerprint(data.splits.train, moved=True),
+        "test_fingerprint": fingerprint(data.splits.test, moved=True),
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
     }

@@ -1,10 +1,11 @@
-"""Writes what was measured: results.json for programs and report.md for people, every number with its protocol."""
+"""Writes what was measured, every number with its protocol: results.json for programs, a page for people."""
 
 import hashlib
 import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.figures import loss_curve
+from unlabeled.evaluation.exhibits import Exhibits, sections
 from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.markdown import markdown
+from unlabeled.evaluation.page import page
 
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow"]
-ORDER = ["pretrained", "random init", "raw pixels"]
 
 
 def write_report(
@@ -26,41 +28,30 @@ def write_report(
     provenance: Mapping[str, Any],
     metrics: Path | None = None,
     collapsed_at: float | None = None,
-    feature_map: Path | None = None,
+    exhibits: Exhibits | None = None,
+    references: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Writes results.json, report.md and loss_curve.png into ``folder`` and returns the path of report.md.
+    """Writes results.json, report.md with its pictures, and report.html into ``folder``; returns the path of the last.
 
-    ``provenance``: checkpoint, data, seeds, versions, machine, times; nested dicts of plain values and paths.
-    ``metrics``: the run's metrics.jsonl, or None. ``feature_map``: a picture that already lies in ``folder``.
+    Args:
+        folder: made where it is missing.
+        rows: what was measured.
+        provenance: checkpoint, data, seeds, versions, machine, times; nested dicts of plain values and paths.
+            ``config`` and ``settings`` are folded, ``git`` is what :func:`git_state` gives.
+        metrics: the run's metrics.jsonl, or None.
+        collapsed_at: loss of a collapsed network, for the learning curve.
+        exhibits: what else is shown; None for numbers and the learning curve alone.
+        references: published numbers, as :func:`unlabeled.evaluation.references.references_for` gives them.
+
     In results.json numbers are not rounded, and one that is not finite is null.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = _plain({"rows": [row.plain() for row in rows], "provenance": dict(provenance)})
+    results = _plain({"rows": [row.plain() for row in rows], "provenance": provenance, "references": references})
     _write(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    pictures = [("Map of the test features", feature_map)] if feature_map else []
-    if metrics is not None and metrics.exists():
-        loss_curve(metrics, folder / "loss_curve.png", collapsed_at)
-        pictures.insert(0, ("Loss and online k-NN by epoch", folder / "loss_curve.png"))
-    _write(folder / "report.md", _markdown(rows, results["provenance"], pictures))
-    return folder / "report.md"
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Top-1 in per cent as a markdown table: a line per kind of features, a column per protocol.
-
-    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column.
-    """
-    measured = [row for row in rows if row.features != "chance"]
-    protocols = list(dict.fromkeys(row.protocol for row in measured))
-    cells = {(row.features, row.protocol): row.top1 for row in measured}
-    lines = [["top-1, %", *protocols], ["---"] + ["---:"] * len(protocols)]
-    for name in _names(measured):
-        lines.append([name] + [_percent(cells.get((name, p))) for p in protocols])
-    if {"pretrained", "random init"} <= {row.features for row in measured}:
-        gains = [_difference(cells.get(("pretrained", p)), cells.get(("random init", p))) for p in protocols]
-        lines.insert(2 + _names(measured).index("random init") + 1, ["pretrained − random init", *gains])
-    lines += [[_chance_name(row)] + [_percent(row.top1)] * len(protocols) for row in rows if row.features == "chance"]
-    return _aligned(lines)
+    shown = sections(folder, rows, metrics, collapsed_at, exhibits)
+    _write(folder / "report.md", markdown(rows, results["provenance"], shown, references))
+    _write(folder / "report.html", page(rows, results["provenance"], shown, references))
+    return folder / "report.html"
 
 
 def versions() -> dict[str, str]:
@@ -80,6 +71,25 @@ def machine() -> dict[str, Any]:
     return {"system": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus}
 
 
+def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
+    """Commit of the code in ``folder`` and whether it has changes that are in no commit; None where nobody can say.
+
+    An installed copy has no commit, even where it lies inside somebody's repository: git must know the files.
+    """
+    try:
+        if not _git(folder, "ls-files", "."):
+            return {"commit": None, "dirty": None}
+        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(folder, "status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, or one of another user
+        return {"commit": None, "dirty": None}
+
+
+def _git(folder: Path, *command: str) -> str:
+    # optional locks off: asking must not disturb a commit that is being made
+    asked = ["git", "--no-optional-locks", "-C", str(folder), *command]
+    return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
 def made_with(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
     """Versions, machines and dates of several reports' ``provenance``, each said once: two lines for below a table."""
     used = {json.dumps(each["versions"]) for each in provenances}
@@ -95,92 +105,6 @@ def made_with(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
 def label_hash(labels: Tensor) -> str:
     """SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
     return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def _markdown(rows: Sequence[Row], provenance: dict[str, Any], pictures: list[tuple[str, Path]]) -> str:
-    parts = ["# Evaluation of frozen features", table(rows), _how_measured(rows)]
-    parts += ["## What was chosen", _chosen(rows)]
-    parts += [f"## {title}\n\n![{title}]({path.name})" for title, path in pictures]
-    parts += ["## Where the numbers come from", _provenance(provenance)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _how_measured(rows: Sequence[Row]) -> str:
-    measured = [row for row in rows if row.features != "chance"]
-    if not measured:
-        return ""
-    shares = sorted({row.chosen["holdout"] for row in measured if "holdout" in row.chosen})
-    share = " and ".join(f"{100 * share:g} %" for share in shares)
-    chosen = f"Hyper-parameters were chosen on {share} of train. " if shares else "No hyper-parameter was chosen. "
-    n_test = measured[0].n_test
-    error = max(math.sqrt(row.top1 * (100 - row.top1) / n_test) for row in measured)  # binomial
-    return (
-        f"The last epoch was judged, not the best one. {chosen}The test set was used once, for these numbers. "
-        f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
-        f"of test images alone a score has a standard error of up to {error:.2f} points. "
-        "Columns are different protocols: compare within a column."
-    )
-
-
-def _chosen(rows: Sequence[Row]) -> str:
-    lines = []
-    for row in rows:
-        if row.features != "chance":
-            what = ", ".join(f"{key} = {_short(value)}" for key, value in row.chosen.items())
-            lines.append(f"- **{row.features}**, {row.protocol}: {what or 'nothing'}")
-            lines += [f"  - Note: {note}" for note in row.notes]
-    return "\n".join(lines)
-
-
-def _provenance(values: Mapping[str, Any]) -> str:
-    flat = [f"| {_cell(key)} | {_cell(value)} |" for key, value in _flat(values)]
-    return "\n".join(["| what | value |", "| --- | --- |", *flat])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, _short(value))]
-    return flat
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    present = dict.fromkeys(row.features for row in rows)
-    return [name for name in ORDER if name in present] + [name for name in present if name not in ORDER]
-
-
-def _chance_name(row: Row) -> str:
-    return {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}.get(
-        row.protocol, row.protocol
-    )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _difference(a: float | None, b: float | None) -> str:
-    return "–" if a is None or b is None else f"{a - b:+.2f}"
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    lines[1] = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    first, rest = widths[0], widths[1:]
-    rows = [[line[0].ljust(first)] + [c.rjust(w) for c, w in zip(line[1:], rest, strict=True)] for line in lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return ", ".join(_short(item) for item in value) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _plain(value: Any) -> Any:

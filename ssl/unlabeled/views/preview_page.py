@@ -1,7 +1,5 @@
 """The page of a preview: one HTML file with its pictures inside; no other file, no script, no network."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -9,7 +7,8 @@ from html import escape
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.figures import PALETTE
+from unlabeled.evaluation.plots import PALETTE
+from unlabeled.html import inline, shell
 from unlabeled.views.operations import ColourJitter, RandomResizedCrop
 from unlabeled.views.preview_draws import JITTER, Group, Step, columns, title_of
 from unlabeled.views.preview_tables import table, verdict
@@ -67,18 +66,17 @@ def page(
     top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
     rows = "".join(_row(row, name, images, shown) for row, name in enumerate(names))
     tables = "".join(table(group) for group in groups)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>'
-        f"{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>{top}<p>{verdict(groups)}</p>\n"
+    body = (
+        f"<h1>{escape(title)}</h1>{top}<p>{verdict(groups)}</p>\n"
         "<h2>What the first step sees</h2><p>Boxes on the left show where the views were cut out, in the colours of "
         "their columns. Operations are listed in the order in which they are applied.</p>"
         f'<table class="views" style="--tile: {tile}px">{_header(images, shown)}\n{rows}</table>\n'
         "<h2>What is drawn</h2><p>The first draws of this run; numbers are those of the images that got the operation. "
         "Pale: the configured range or probability; the line is its density. Boxes are whole pixels, and one that does "
         "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"
-        f'<div class="groups">{tables}</div></body></html>\n'
+        f'<div class="groups">{tables}</div>'
     )
+    return shell(title, STYLE, body)
 
 
 def _header(images: Sequence[Tensor], shown: Sequence[Shown]) -> str:
@@ -107,17 +105,8 @@ def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[Shown]) 
 
 def _cell(pixels: Tensor, over: str, below: str) -> str:
     enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # a browser smooths what it enlarges
-    picture = f'<img alt=""{enlarged} src="{_inline(pixels)}">'
+    picture = f'<img alt=""{enlarged} src="{inline(pixels)}">'
     return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
-
-
-def _inline(pixels: Tensor) -> str:
-    """uint8 [3, h, w] as the address of a PNG that lies in the page."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _box(view: Shown, row: int, colour: str) -> str:

@@ -1,0 +1,144 @@
+"""What a report says in words of its numbers, the same on the page and in Markdown: plain text and flat tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlabeled.evaluation.exhibits import best_row
+from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.results_table import signed, uncertainty
+
+FOLDED = ("config", "settings")  # parts of the provenance that are long: folded on the page
+FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
+Reference = Mapping[str, Any]  # as references_for gives it
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The result in one sentence, of the best-known protocol."""
+    row = best_row(rows, lambda row: True)
+    if row is None:
+        return "No pretrained features were judged."
+    random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
+    sure = " ".join(uncertainty(row))
+    gain = f"; {signed(row.top1 - random[0].top1)} points against random weights" if random else ""
+    return f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {row.protocol}{gain}."
+
+
+def doubts(rows: Sequence[Row], provenance: Mapping[str, Any], references: Sequence[Reference] = ()) -> list[str]:
+    """Whatever a reader should doubt, each once, with the rows that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            concerned.setdefault(note, []).append(f"{row.features}, {row.protocol}")
+    found = [f"{note} ({'; '.join(which)})" for note, which in concerned.items()]
+    return found + _no_gain(rows) + _of_references(references) + _of_provenance(provenance)
+
+
+def _no_gain(rows: Sequence[Row]) -> list[str]:
+    random = {row.protocol: row.top1 for row in rows if row.features == "random init"}
+    worse = [
+        row.protocol
+        for row in rows
+        if row.features == "pretrained" and row.protocol in random and row.top1 <= random[row.protocol]
+    ]
+    return [f"Pretrained features are no better than those of random weights ({'; '.join(worse)})."] if worse else []
+
+
+def _of_references(references: Sequence[Reference]) -> list[str]:
+    return [
+        f"{each['name']}: differs from what was published in {_count(len(each['differs']))} listed below."
+        for each in references
+        if each.get("differs")
+    ]
+
+
+def _count(n: int) -> str:
+    return f"{n} thing" if n == 1 else f"{n} things"
+
+
+def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
+    git, data, checkpoint = (provenance.get(name) or {} for name in ("git", "data", "checkpoint"))
+    found = [f"{note}." for note in checkpoint.get("notes", ())] if isinstance(checkpoint, Mapping) else []
+    if git.get("dirty"):
+        found.append("The code had changes that are in no commit.")
+    if isinstance(data, Mapping) and data.get("corrupt_images"):
+        found.append(f"{data['corrupt_images']} images could not be decoded and were left out.")
+    return found
+
+
+def how_measured(rows: Sequence[Row]) -> str:
+    """On which images, how sure the numbers are, and how they compare."""
+    measured = [row for row in rows if row.features != "chance"]
+    if not measured:
+        return ""
+    shares = sorted({row.chosen["holdout"] for row in measured if "holdout" in row.chosen})
+    share = " and ".join(f"{100 * share:g} %" for share in shares)
+    chosen = f"Hyper-parameters were chosen on {share} of train. " if shares else "No hyper-parameter was chosen. "
+    n_test = measured[0].n_test
+    error = max(math.sqrt(row.top1 * (100 - row.top1) / n_test) for row in measured)  # binomial
+    return (
+        f"The last epoch was judged, not the best one. {chosen}The test set was used once, for these numbers. "
+        f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
+        f"of test images alone a score has a standard error of up to {error:.2f} points. {_signs(measured)}"
+        "Columns are different protocols: compare within a column."
+    )
+
+
+def _signs(rows: Sequence[Row]) -> str:
+    interval = "Brackets: 95 % intervals by resampling test images. " if any(row.interval for row in rows) else ""
+    draws = max((len(row.draws) for row in rows), default=0)
+    return interval + (f"±: standard deviation over up to {draws} draws. " if draws > 1 else "")
+
+
+def chosen(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Features, protocol, and the hyper-parameters of each number with what they were chosen on."""
+    return [
+        (row.features, row.protocol, ", ".join(f"{key} = {short(value)}" for key, value in row.chosen.items()))
+        for row in rows
+        if row.features != "chance"
+    ]
+
+
+def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was run, flat, the most important first; without what is folded."""
+    order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
+    return flat({key: provenance[key] for key in order if key not in FOLDED})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as lines ``a.b``, text."""
+    lines: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            lines += flat(value, f"{prefix}{key}.")
+        else:
+            lines.append((f"{prefix}{key}", short(value)))
+    return lines
+
+
+def reference_line(each: Reference) -> list[str]:
+    """What stands below REFERENCE_HEAD."""
+    numbers = [_number(each.get(key)) for key in ("published", "ours")]
+    difference = each.get("difference")
+    points = "–" if difference is None else signed(difference)
+    differs = "; ".join(each.get("differs") or []) or "nothing known"
+    protocols = [str(each["protocol"]), str(each.get("ours_protocol") or "–")]
+    return [str(each["name"]), *protocols, *numbers, points, differs, str(each.get("source", ""))]
+
+
+REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "difference", "what differs", "source"]
+
+
+def short(value: Any) -> str:
+    """A value as a reader wants it: six digits, lists without brackets."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return ", ".join(short(item) for item in value) or "none"
+    if value is None:
+        return "unknown"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,164 @@
+"""Where a vision transformer's features come from: attention rollout over images.
+
+Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and the residual connections alone, not the
+values, the perceptrons and the norms: a picture to think with, not a measurement.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.backbones.timm import TimmBackbone
+from unlabeled.backbones.vit import ViT
+from unlabeled.evaluation.features import eval_mode, full_float32
+from unlabeled.objective import Backbone
+from unlabeled.views.pipeline import Views
+
+HEAT = 0.55  # share of the colour that stands for attention; the rest is the image in grey
+OUTLIERS = 0.05  # share of the patches above and below what is told apart: one alone often has most of all
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """How the attention of one block is made of what its ``qkv`` layer gives."""
+
+    qkv: nn.Module
+    heads: int
+    scale: float
+    norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # of queries and of keys
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    layers: Sequence[_Layer]
+    prefix: int  # tokens before the patches: class token, registers
+    grid: tuple[int, int]
+    pooled: bool  # features are the mean of the patches, not the class token
+
+
+@torch.no_grad()
+def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
+    """Attention rollout, image by image.
+
+    With A the mean over the heads of a block's attention, each block passes on Ā = (A + I) / 2, whose rows sum to 1,
+    and the rollout is Ā_L … Ā_1. What is returned is its row of the class token, or where the features are the mean of
+    the patches, the mean of their rows; of the columns those of patches, so that their sum is below 1.
+
+    Args:
+        backbone: in any mode; left as it was found.
+        images: [B, 3, h, w], as the network takes them, on its device; all patches are seen.
+
+    Returns:
+        float64 [B, rows, columns] of patches; None where the backbone is no plain vision transformer (one that has
+        windows, turns queries and keys by their position, or pools by attention).
+    """
+    transformer = _transformer(backbone)
+    if transformer is None:
+        return None
+    with _attentions(transformer.layers) as seen, eval_mode(backbone), full_float32(images.device):
+        backbone(images)
+    return _patches(roll(seen), transformer)
+
+
+def roll(attentions: Sequence[Tensor]) -> Tensor:
+    """Attention [B, n, n] of each block, its rows summing to 1, from the first to the last → rollout [B, n, n]."""
+    eye = torch.eye(attentions[0].shape[-1], dtype=attentions[0].dtype, device=attentions[0].device)
+    result = eye.expand_as(attentions[0])
+    for attention in attentions:
+        result = (0.5 * attention + 0.5 * eye) @ result
+    return result
+
+
+def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict[str, Tensor]:
+    """Images beside the same ones under their rollout.
+
+    Args:
+        backbone: see :func:`rollout`.
+        views: what made ``images``.
+        images: [B, 3, h, w], as evaluation sees them, on the backbone's device.
+
+    Returns:
+        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where there is no rollout.
+    """
+    found = rollout(backbone, images)
+    if found is None:
+        return {}
+    pixels = views.as_pixels(images).cpu()
+    return {"image": pixels, "attention": heated(pixels, found.cpu())}
+
+
+def heated(pixels: Tensor, weights: Tensor) -> Tensor:
+    """Images [B, 3, h, w] in [0, 1] in grey, below the colours of weights [B, rows, columns]: dark low, yellow high.
+
+    Each image's weights are brought to [0, 1] on their own: colours compare within an image.
+    """
+    import matplotlib
+
+    flat = weights.flatten(1)
+    low, high = (flat.quantile(share, 1)[:, None, None] for share in (OUTLIERS, 1 - OUTLIERS))
+    scaled = ((weights - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)[:, None]
+    fine = nn.functional.interpolate(scaled, pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    colours = torch.from_numpy(matplotlib.colormaps["inferno"](fine.numpy())[..., :3]).permute(0, 3, 1, 2)
+    grey = pixels.mean(1, keepdim=True).expand_as(pixels)
+    return torch.lerp(grey, colours.to(pixels.dtype), HEAT)
+
+
+def _patches(rolled: Tensor, transformer: _Transformer) -> Tensor:
+    prefix = transformer.prefix
+    row = rolled[:, prefix:].mean(1) if transformer.pooled else rolled[:, 0]
+    return row[:, prefix:].reshape(len(row), *transformer.grid)
+
+
+@contextmanager
+def _attentions(layers: Sequence[_Layer]) -> Iterator[list[Tensor]]:
+    """Attention [B, n, n] of each layer, mean over its heads, from what its queries and keys are in a forward pass.
+
+    Fused attention keeps its weights to itself, so that they are computed once more.
+    """
+    seen: list[Tensor] = []
+
+    def listen(layer: _Layer) -> Callable[..., None]:
+        return lambda module, inputs, output: seen.append(_attention(layer, output))
+
+    hooks = [layer.qkv.register_forward_hook(listen(layer)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
+    q, k, _ = qkv.reshape(*qkv.shape[:2], 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = (norm(x).double() for norm, x in zip(layer.norms, (q, k), strict=True))
+    return (q @ k.transpose(2, 3) * layer.scale).softmax(3).mean(1)
+
+
+def _transformer(backbone: Backbone) -> _Transformer | None:
+    if isinstance(backbone, ViT):
+        layers = [_own(block.attn) for block in backbone.blocks]
+        return _Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
+    return _of_timm(backbone.model) if isinstance(backbone, TimmBackbone) else None
+
+
+def _own(attention: Any) -> _Layer:
+    head_width = attention.qkv.in_features // attention.heads
+    return _Layer(attention.qkv, attention.heads, head_width**-0.5, (nn.Identity(), nn.Identity()))
+
+
+def _of_timm(model: Any) -> _Transformer | None:
+    """Its plain transformers alone: a block of another kind may mix tokens in another way."""
+    from timm.layers import Attention
+    from timm.models.vision_transformer import VisionTransformer
+
+    if type(model) is not VisionTransformer or model.global_pool not in ("token", "avg"):
+        return None
+    attentions: list[Any] = [getattr(block, "attn", None) for block in model.blocks]
+    if any(type(each) is not Attention for each in attentions):
+        return None
+    layers = [_Layer(a.qkv, a.num_heads, a.scale, (a.q_norm, a.k_norm)) for a in attentions]
+    return _Transformer(layers, model.num_prefix_tokens, model.patch_embed.grid_size, model.global_pool == "avg")

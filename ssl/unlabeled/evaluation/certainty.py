@@ -1,0 +1,154 @@
+"""How far a probe's probabilities can be trusted, and the test images that it is most and least sure of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.evaluation.gallery import ImagesOf
+from unlabeled.evaluation.plots import GRID, INK, PALETTE, blank, tidy
+from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BINS = 15  # of equal width, as in Guo et al. 2017, arXiv:1706.04599
+SHOWN = 8  # images of each kind
+
+
+class Bin(NamedTuple):
+    """Test images whose largest probability lies in one interval."""
+
+    confidence: float  # mean of that probability
+    accuracy: float
+    share: float  # of all test images
+
+
+def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
+    """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
+
+    The expected calibration error is the sum of share · |accuracy − confidence| (arXiv:1706.04599, equation 3).
+
+    Args:
+        log_probabilities: [N, C].
+        labels: int64 [N].
+    """
+    confidence, predicted = log_probabilities.double().exp().max(1)
+    right = (predicted == labels).double()
+    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    found = []
+    for number in torch.unique(which).tolist():
+        inside = which == number
+        found.append(Bin(float(confidence[inside].mean()), float(right[inside].mean()), float(inside.double().mean())))
+    return found
+
+
+def risk_coverage(log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of images answered, and share of wrong answers among them, float64 [N] each, the surest image first.
+
+    The area below is the mean of the second (AURC; Geifman and El-Yaniv 2017, arXiv:1705.08500).
+    """
+    confidence, predicted = log_probabilities.double().exp().max(1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = (predicted != labels)[order].double()
+    answered = torch.arange(1, len(labels) + 1, dtype=torch.float64, device=labels.device)
+    return answered / len(labels), wrong.cumsum(0) / answered
+
+
+def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str, folder: Path) -> Section:
+    """Reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
+    log_probabilities, labels = log_probabilities.cpu(), labels.cpu()
+    bins = reliability(log_probabilities, labels)
+    coverage, risk = risk_coverage(log_probabilities, labels)
+    ece = sum(each.share * abs(each.accuracy - each.confidence) for each in bins)
+    words = (
+        f"Below the diagonal the probe is surer than it should be: expected calibration error {ece:.3f} in {BINS} "
+        f"bins. Right: the error if only the surest images are answered; area {float(risk.mean()):.3f}. {protocol}, "
+        "probabilities as they came."
+    )
+    figure = blank(2.9)
+    left, right = figure.subplots(1, 2)
+    _draw_reliability(left, bins)
+    _draw_risk(right, coverage, risk)
+    return plotted(figure, folder, "calibration", "Reliability and risk", words)
+
+
+def certain_section(
+    predictions: Tensor,
+    log_probabilities: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    classes: Sequence[str],
+    protocol: str,
+    image: ImagesOf,
+    folder: Path,
+) -> Section:
+    """The eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
+
+    All of N test images: predictions int64 [N], log_probabilities [N, C], labels and ids int64 [N].
+    """
+    confidence = log_probabilities.cpu().double().exp().amax(1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = (predictions != labels).cpu()[order]
+    kinds = {"surest": order[:SHOWN], "surest mistakes": order[wrong][:SHOWN], "least sure": order.flip(0)[:SHOWN]}
+    html, markdown, pictures = "", [], {}
+    for title, rows in kinds.items():
+        tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image) if len(rows) else []
+        shown = f'<div class="tiles">{"".join(map(tile, tiles))}</div>' if tiles else "<p>none</p>"
+        html += f"<h3>{title.capitalize()}</h3>{shown}"
+        markdown.append(f"- {title}: {'; '.join(', '.join(each.lines) for each in tiles) or 'none'}")
+        pictures[title] = [each.pixels for each in tiles]
+    _save(pictures, folder / "certain.png")
+    words = f"By the largest probability of {protocol}; the least sure ones are what to label next."
+    text = "\n".join(["![Most and least certain test images](certain.png)", "", *markdown])
+    return Section("Most and least certain test images", words, html, text, wide=True)
+
+
+def _tiles(
+    rows: Tensor,
+    predictions: Tensor,
+    confidence: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    classes: Sequence[str],
+    image: ImagesOf,
+) -> list[Tile]:
+    chosen = rows.tolist()
+    pixels = image("test", ids[chosen].tolist()).cpu()
+    return [
+        _tile(each, classes[int(predictions[row])], classes[int(labels[row])], float(confidence[row]), int(ids[row]))
+        for row, each in zip(chosen, pixels, strict=True)
+    ]
+
+
+def _tile(pixels: Tensor, predicted: str, label: str, confidence: float, id: int) -> Tile:
+    is_right = predicted == label
+    really = [] if is_right else [f"is {label}"]
+    return Tile(pixels, [predicted, *really, f"{confidence:.0%} · test {id}"], is_right)
+
+
+def _save(kinds: dict[str, list[Tensor]], path: Path) -> None:
+    """Each kind is a row: columns are numbered, and what is missing is white."""
+    rows = [images for images in kinds.values() if images]
+    white = torch.ones_like(rows[0][0])
+    save_columns({str(n + 1): [row[n] if n < len(row) else white for row in rows] for n in range(len(rows[0]))}, path)
+
+
+def _draw_reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
+    axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
+    heights, places = [each.share for each in bins], [each.confidence for each in bins]
+    axes.bar(places, heights, width=0.6 / BINS, color=GRID)
+    axes.plot(places, [each.accuracy for each in bins], color=PALETTE[0], marker="o", markersize=4, linewidth=1.2)
+    tidy(axes, "accuracy")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_xlabel("confidence (bars: share of images)", color=INK, fontsize=9)
+
+
+def _draw_risk(axes: "Axes", coverage: Tensor, risk: Tensor) -> None:
+    kept = torch.linspace(0, len(risk) - 1, min(len(risk), 400)).round().long()  # points that a plot can show
+    axes.plot(100 * coverage[kept], 100 * risk[kept], color=PALETTE[3], linewidth=1.2)
+    tidy(axes, "error in %")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("images answered, %", color=INK, fontsize=9)

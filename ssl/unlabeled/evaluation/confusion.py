@@ -1,0 +1,109 @@
+"""Which classes a probe takes for each other: a matrix of few classes, a list of the worst pairs of many."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.evaluation.plots import INK, PALETTE, blank, plain_text
+from unlabeled.evaluation.section import Section, plotted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 20  # of a matrix that can be read
+MOST_BESIDE = 12  # of one that can be read on half a screen
+PAIRS = 20
+DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
+
+
+class Confused(NamedTuple):
+    """Test images of one class that were taken for another."""
+
+    label: int
+    predicted: int
+    images: int
+    share: float  # of the test images of ``label``
+
+
+def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts int64 [C, C]: the row is the true class, the column the predicted one."""
+    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, -1)
+
+
+def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[Confused]:
+    """The pairs with most images, the lower classes first among equals; needs no matrix, whatever the classes."""
+    wrong = predictions != labels
+    pairs, counts = torch.unique(torch.stack([labels[wrong], predictions[wrong]], 1), dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:most]
+    totals = labels.bincount()
+    return [
+        Confused(label, predicted, count, count / int(totals[label]))
+        for (label, predicted), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
+def confusion_section(
+    predictions: Tensor, labels: Tensor, classes: Sequence[str], protocol: str, folder: Path
+) -> Section:
+    """A picture up to 20 classes, written to ``folder``/confusion.png; else a table of the most confused pairs."""
+    title, predictions, labels = "Confusion matrix", predictions.cpu(), labels.cpu()
+    if len(classes) <= MOST_CLASSES:
+        words = f"Per cent of the test images of each true class (a row) by predicted class (a column); {protocol}."
+        counts = confusion_matrix(predictions, labels, len(classes))
+        wide = len(classes) > MOST_BESIDE
+        return plotted(_matrix(counts, classes), folder, "confusion", title, words, wide)
+    words = f"What is most often taken for something else, of {len(classes):,} classes; {protocol}."
+    pairs = most_confused(predictions, labels)
+    return Section("Most confused classes", words, _html(pairs, classes), _markdown(pairs, classes))
+
+
+def _matrix(counts: Tensor, classes: Sequence[str]) -> "Figure":
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = max(3.6, 0.36 * len(classes)) + 0.9
+    figure = blank(side, side + 0.3)
+    axes, blue = figure.add_subplot(), to_rgb(PALETTE[0])
+    from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, 1.0)])
+    # no picture but cells, so that the ground of the page shows through where a share is small
+    axes.pcolormesh(shares.numpy(), cmap=from_nothing, vmin=0.0, vmax=1.0, linewidth=0)
+    _name_axes(axes, classes)
+    for row, column in (counts > 0).nonzero().tolist():
+        share = float(shares[row, column])
+        colour = "#FFFFFF" if share > DARK else INK
+        text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def _name_axes(axes: "Axes", classes: Sequence[str]) -> None:
+    names, places = [plain_text(name, 14) for name in classes], [n + 0.5 for n in range(len(classes))]
+    short = max(map(len, names)) <= 2
+    axes.set_xticks(places, names, rotation=0 if short else 90, color=INK)
+    axes.set_yticks(places, names, color=INK)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+
+
+def _html(pairs: Sequence[Confused], classes: Sequence[str]) -> str:
+    head = "<tr><th>true</th><th>predicted</th><th>images</th><th>of the class</th></tr>"
+    rows = "".join(
+        f"<tr><td>{escape(classes[p.label])}</td><td>{escape(classes[p.predicted])}</td>"
+        f'<td class="number">{p.images:,}</td><td class="number">{p.share:.0%}</td></tr>'
+        for p in pairs
+    )
+    return f'<div class="scroll"><table>{head}{rows}</table></div>'
+
+
+def _markdown(pairs: Sequence[Confused], classes: Sequence[str]) -> str:
+    rows = [f"| {classes[p.label]} | {classes[p.predicted]} | {p.images:,} | {p.share:.0%} |" for p in pairs]
+    return "\n".join(["| true | predicted | images | of the class |", "| --- | --- | ---: | ---: |", *rows])

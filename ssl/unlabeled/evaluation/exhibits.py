@@ -1,0 +1,173 @@
+"""What the report shows besides numbers: images and plots, each a section of the page and of Markdown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.canvas import canvas
+from unlabeled.data.source import Splits
+from unlabeled.evaluation.attention import attention_pictures
+from unlabeled.evaluation.certainty import calibration_section, certain_section
+from unlabeled.evaluation.confusion import confusion_section
+from unlabeled.evaluation.features import Features, eval_mode
+from unlabeled.evaluation.figures import feature_map, loss_curve
+from unlabeled.evaluation.gallery import ImagesOf, neighbour_section
+from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.objective import Backbone, Batch, Objective
+from unlabeled.views.pipeline import Views
+
+PICTURES = 6  # images that attention and reconstructions are shown of
+
+
+@dataclass
+class Exhibits:
+    """What sections are made of; about 90 images are asked for."""
+
+    classes: Sequence[str]
+    train: Features  # of the judged network, labelled images
+    test: Features
+    image: ImagesOf  # "train" or "test" and ids in their source → float [n, 3, h, w] in [0, 1], as evaluation sees them
+    attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
+    pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
+
+
+def images_of(splits: Splits, views: Views) -> ImagesOf:
+    """How images are looked at again: decoded from their source, as evaluation sees them."""
+    sources = {"train": splits.train, "test": splits.test}
+
+    def image(split: str, ids: Sequence[int]) -> Tensor:
+        source = sources[split]
+        assert source is not None
+        images, sizes = canvas([source.decode(id) for id in ids])
+        return views.as_pixels(views.plain(images, sizes))
+
+    return image
+
+
+def network_pictures(
+    backbone: Backbone, objective: Objective | None, splits: Splits, views: Views, test: Features, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Attention and reconstructions of six random labelled test images, for Exhibits; empty where there are none.
+
+    Args:
+        backbone: with the judged weights.
+        objective: likewise, or None where the checkpoint has no objective.
+        splits: with a test split.
+        views: of the run.
+        test: features of the test images.
+        seed: which images, and the masks.
+    """
+    chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
+    assert splits.test is not None
+    images, sizes = canvas([splits.test.decode(id) for id in test.ids.cpu()[chosen].tolist()])
+    device = next(backbone.parameters()).device
+    seen = views.plain(images, sizes).to(device)
+    painted = {} if objective is None else reconstructions(objective.to(device), views, seen, seed)
+    return attention_pictures(backbone, views, seen), painted
+
+
+@torch.no_grad()
+def reconstructions(objective: Objective, views: Views, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """What the method makes of images, see :meth:`Objective.pictures`; left in the mode in which it was found.
+
+    Args:
+        objective: on the device of ``images``.
+        views: what made ``images``.
+        images: [B, 3, h, w], as evaluation sees them.
+        seed: of every random draw.
+
+    Returns:
+        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where the method paints nothing.
+    """
+    decoded, nothing = (views.as_pixels(images) * 255).round().byte(), torch.arange(len(images))
+    batch = Batch(decoded, nothing, torch.full_like(nothing, -1), (images,))
+    with eval_mode(objective):
+        columns = objective.pictures(batch, seed)
+    return {name: views.as_pixels(column).cpu() for name, column in columns.items()}
+
+
+def sections(
+    folder: Path, rows: Sequence[Row], metrics: Path | None, collapsed_at: float | None, exhibits: Exhibits | None
+) -> list[Section]:
+    """All that can be shown, in the order of the report; pictures for Markdown are written to ``folder``."""
+    made = []
+    if metrics is not None and metrics.exists():
+        words = "Training loss of every logged step and, where it was measured, accuracy of the online k-NN probe."
+        curve = loss_curve(metrics, collapsed_at)
+        made.append(plotted(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
+    return made if exhibits is None else made + _of_features(exhibits, rows, folder) + _of_network(exhibits, folder)
+
+
+def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
+    """The pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
+
+    Of several linear ones the first, of k-NN likewise: never the best on the test set. Means over draws come last.
+    """
+    fitting = [row for row in rows if row.features == "pretrained" and fits(row)]
+    fitting.sort(key=lambda row: len(row.draws) > 1)
+    for family in ("linear/cached-lbfgs", "linear", "knn", ""):
+        for row in fitting:
+            if row.protocol.startswith(family):
+                return row
+    return None
+
+
+def _of_features(exhibits: Exhibits, rows: Sequence[Row], folder: Path) -> list[Section]:
+    train, test, classes = exhibits.train, exhibits.test, exhibits.classes
+    words = (
+        "Each dot is a test image; what lies together looks alike to the network. Axes and distances between groups "
+        "mean nothing."
+    )
+    picture = feature_map(test.x, test.labels, classes)
+    made = [plotted(picture, folder, "feature_map", "Map of the test features", words)]
+    predicted = best_row(rows, lambda row: row.predictions is not None)
+    if predicted is not None and predicted.predictions is not None:
+        made.append(confusion_section(predicted.predictions, test.labels, classes, predicted.protocol, folder))
+    sure = best_row(rows, lambda row: row.predictions is not None and row.log_probabilities is not None)
+    if sure is not None and sure.log_probabilities is not None:
+        made.append(calibration_section(sure.log_probabilities, test.labels, sure.protocol, folder))
+    made.append(neighbour_section(train, test, classes, exhibits.image, folder))
+    if sure is not None and sure.predictions is not None and sure.log_probabilities is not None:
+        made.append(
+            certain_section(
+                sure.predictions.cpu(),
+                sure.log_probabilities.cpu(),
+                test.labels.cpu(),
+                test.ids.cpu(),
+                classes,
+                sure.protocol,
+                exhibits.image,
+                folder,
+            )
+        )
+    return made
+
+
+def _of_network(exhibits: Exhibits, folder: Path) -> list[Section]:
+    words = (
+        "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: yellow where the features look, "
+        "dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
+    )
+    made = []
+    if exhibits.attention:
+        made.append(columns_section(exhibits.attention, folder, "attention", "Attention over images", words))
+    if exhibits.pictures:
+        words = "What the method makes of test images, with one random draw for each."
+        made.append(columns_section(exhibits.pictures, folder, "reconstructions", "Reconstructions", words))
+    return made
+
+
+def columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: str, words: str) -> Section:
+    """Columns of images side by side, also written to ``folder``/name.png."""
+    save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
+    groups = zip(*columns.values(), strict=True)
+    html = "".join(_group(dict(zip(columns, images, strict=True))) for images in groups)
+    return Section(title, words, f'<div class="groups">{html}</div>', f"![{title}]({name}.png)", wide=True)
+
+
+def _group(images: dict[str, Tensor]) -> str:
+    return f'<div class="group">{"".join(tile(Tile(pixels, [name])) for name, pixels in images.items())}</div>'

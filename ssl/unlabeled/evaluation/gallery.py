@@ -1,0 +1,93 @@
+"""What the features hold for alike: test images, each with the training images nearest to it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.knn import neighbours
+from unlabeled.evaluation.section import Section, Tile, save_columns, tile
+
+ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
+
+NEIGHBOURS = 8
+OF_EACH = 3  # queries that are right and queries that are wrong: 54 images are loaded
+CANDIDATES = 256  # test images that queries are chosen from: all of a large test set would take minutes
+
+
+@dataclass(frozen=True)
+class Query:
+    """A test image and the training images nearest to it, nearest first."""
+
+    id: int
+    label: int
+    ids: list[int]
+    labels: list[int]
+    cosines: list[float]
+
+    @property
+    def voted(self) -> int:
+        """The class most neighbours have; the one that comes first among equals."""
+        return max(dict.fromkeys(self.labels), key=self.labels.count)
+
+    @property
+    def right(self) -> bool:
+        return self.voted == self.label
+
+
+def queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[Query]:
+    """Random test images, up to ``of_each`` whose neighbours vote for their class and as many where they do not.
+
+    The same for the same ``seed``; right ones first. Cosine similarity, as k-NN has it.
+    """
+    chosen = torch.randperm(len(test.x), generator=torch.Generator().manual_seed(seed))[:CANDIDATES]
+    chosen = chosen.to(test.x.device)
+    cosines, rows = neighbours(normalize(test.x[chosen]), normalize(train.x), min(NEIGHBOURS, len(train.x)))
+    found = [
+        Query(int(test.ids[row]), int(test.labels[row]), train.ids[near].tolist(), train.labels[near].tolist(), cosine)
+        for row, near, cosine in zip(chosen.tolist(), rows, cosines.tolist(), strict=True)
+    ]
+    return [q for q in found if q.right][:of_each] + [q for q in found if not q.right][:of_each]
+
+
+def neighbour_section(
+    train: Features, test: Features, classes: Sequence[str], image: ImagesOf, folder: Path, seed: int = 0
+) -> Section:
+    """The gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
+    found = queries(train, test, seed)
+    beside = image("train", [id for query in found for id in query.ids]).cpu()
+    near = list(torch.split(beside, len(found[0].ids)))
+    asked = list(image("test", [query.id for query in found]).cpu())
+    columns = {"query": asked} | {str(n + 1): [images[n] for images in near] for n in range(len(near[0]))}
+    save_columns(columns, folder / "neighbours.png")
+    rows = "".join(_row(*each, classes) for each in zip(found, asked, near, strict=True))
+    lines = [f"{number}. {_sentence(query, classes)}" for number, query in enumerate(found, 1)]
+    return Section(
+        "Nearest training images",
+        f"Test images drawn at random, each with the {len(near[0])} training images nearest to it by cosine: up to "
+        f"{OF_EACH} whose neighbours vote for the right class, then up to {OF_EACH} where they vote for another. "
+        "The shares of right and wrong here say nothing.",
+        rows,
+        "\n".join(["![Nearest training images](neighbours.png)", "", *lines]),
+        wide=True,
+    )
+
+
+def _row(query: Query, asked: Tensor, near: Tensor, classes: Sequence[str]) -> str:
+    head = tile(Tile(asked, [classes[query.label], f"test {query.id}"], query.right))
+    each = zip(near, query.ids, query.labels, query.cosines, strict=True)
+    tiles = "".join(
+        tile(Tile(pixels, [classes[label], f"{cosine:.2f} · train {id}"], label == query.label))
+        for pixels, id, label, cosine in each
+    )
+    return f'<div class="query"><div class="asked">{head}</div><div class="tiles">{tiles}</div></div>\n'
+
+
+def _sentence(query: Query, classes: Sequence[str]) -> str:
+    near = ", ".join(f"{classes[label]} {c:.2f}" for label, c in zip(query.labels, query.cosines, strict=True))
+    verdict = "right" if query.right else f"wrong, voted {classes[query.voted]}"
+    return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"

@@ -1,0 +1,60 @@
+"""The report as Markdown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlabeled.evaluation import account
+from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.results_table import as_markdown, further, table
+from unlabeled.evaluation.section import Section
+
+TITLE = "Evaluation of frozen features"
+
+
+def markdown(
+    rows: Sequence[Row],
+    provenance: Mapping[str, Any],
+    sections: Sequence[Section],
+    references: Sequence[account.Reference],
+) -> str:
+    """The text of report.md; its pictures lie beside it."""
+    doubts = account.doubts(rows, provenance, references)
+    parts = [f"# {TITLE}", account.headline(rows), table(rows), account.how_measured(rows)]
+    parts += ["## What to doubt", "\n".join(f"- {doubt}" for doubt in doubts)] if doubts else []
+    parts += _further(rows)
+    parts += ["## Published numbers", _references(references)] if references else []
+    parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
+    parts += ["## What was chosen", _chosen(rows), "## Where the numbers come from"]
+    parts += [_table(["what", "value"], account.facts(provenance))]
+    parts += [_folded(key, provenance[key]) for key in account.FOLDED if provenance.get(key)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _further(rows: Sequence[Row]) -> list[str]:
+    protocols, lines = further(rows)
+    return ["## Further metrics", as_markdown(["metric", *protocols], lines)] if lines else []
+
+
+def _references(references: Sequence[account.Reference]) -> str:
+    return _table(account.REFERENCE_HEAD, [account.reference_line(each) for each in references])
+
+
+def _chosen(rows: Sequence[Row]) -> str:
+    return "\n".join(
+        f"- **{features}**, {protocol}: {what or 'nothing'}" for features, protocol, what in account.chosen(rows)
+    )
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    texts = [head, ["---"] * len(head), *([_cell(text) for text in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
+
+
+def _folded(key: str, value: Any) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return f"<details><summary>{key}</summary>\n\n```json\n{text}\n```\n\n</details>"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

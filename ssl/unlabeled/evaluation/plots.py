@@ -1,0 +1,103 @@
+"""How every plot of the report looks, and how it leaves: a PNG for Markdown, an inline SVG for the page."""
+
+import io
+import re
+import warnings
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's eight colours, safe for colour-blind readers, and grey and wine to make ten
+PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F", "#882255"]
+INK, GRID = "#333333", "#DDDDDD"
+WIDTH = 5.2  # inches: on a phone the letters are still three quarters of their size
+DPI = 150  # of the PNG
+CSS_PIXELS = 96 / 72  # of a browser in a point of matplotlib
+
+# What a page replaces, so that its dark scheme may have its own: the name of each colour there
+THEMED = {INK: "--ink", GRID: "--line"} | {colour: f"--colour-{number}" for number, colour in enumerate(PALETTE)}
+
+
+def blank(height: float, width: float = WIDTH) -> "Figure":
+    """An empty figure, inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a display
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: "Axes", title: str) -> None:
+    """Title on the left, no frame, pale horizontal lines."""
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)
+
+
+def write(figure: "Figure", path: Path, label: str) -> str:
+    """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
+        figure.savefig(path)
+        return svg(figure, label)
+
+
+def svg(figure: "Figure", label: str) -> str:
+    """A figure as an SVG element on transparent ground, in the colours of the page it stands in."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids repeat
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _themed(_bare(buffer.getvalue(), label))
+
+
+def plain_text(text: str, longest: int = 18) -> str:
+    """A name as a plot may show it: not read as a formula, and cut where it is long."""
+    cut = text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
+    return cut.replace("$", r"\$")
+
+
+def _bare(text: str, label: str) -> str:
+    """Without what matplotlib says for a file of its own: declaration, metadata, global style, ids nobody refers to."""
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    head = re.match(r"<svg[^>]*>", text)
+    assert head is not None
+    return _head(head[0], label) + text[head.end() :]
+
+
+def _head(head: str, label: str) -> str:
+    box = re.search(r'viewBox="([^"]+)"', head)
+    assert box is not None
+    width = float(box[1].split()[2]) * CSS_PIXELS
+    return (
+        f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="{box[1]}" '
+        f'style="--natural: {width:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+
+
+def _themed(text: str) -> str:
+    def variable(found: "re.Match[str]") -> str:
+        name = THEMED.get(found[0].upper())
+        return f"var({name})" if name else found[0]
+
+    return re.sub(r"#[0-9a-fA-F]{6}\b", variable, text)
+
+
+def colour_of(label: int, num_classes: int) -> Any:
+    """One for each class; beyond ten along a rainbow, whose ends are too dark for one ground or the other."""
+    if num_classes <= len(PALETTE):
+        return PALETTE[label % len(PALETTE)]
+    import matplotlib
+
+    return matplotlib.colormaps["turbo"](0.08 + 0.84 * (label + 0.5) / num_classes)

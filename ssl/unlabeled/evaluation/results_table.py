@@ -1,0 +1,114 @@
+"""The table of a report: a line per kind of features, a column per protocol, so that no column mixes protocols."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unlabeled.evaluation.judge import Row
+
+ORDER = ["pretrained", "random init", "raw pixels"]
+GAIN = "pretrained − random init"
+CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
+NOTHING = "–"
+SPELLED = {"brier": "Brier"} | {name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as text, and what says how sure it is."""
+
+    number: str
+    more: tuple[str, ...] = ()  # "± 0.41" over draws, "[71.20, 73.45]" from test images
+
+    def __str__(self) -> str:
+        return " ".join([self.number, *self.more])
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table."""
+
+    name: str
+    cells: list[Cell]
+
+
+def grid(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
+    """Protocols, and the lines below them: top-1 in per cent of the test images.
+
+    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column.
+    """
+    measured = [row for row in rows if row.features != "chance"]
+    protocols = list(dict.fromkeys(row.protocol for row in measured))
+    found = {(row.features, row.protocol): row for row in measured}
+    lines = [Line(name, [_cell(found.get((name, p))) for p in protocols]) for name in names(measured)]
+    if {"pretrained", "random init"} <= {row.features for row in measured}:
+        gains = [_gain(found.get(("pretrained", p)), found.get(("random init", p))) for p in protocols]
+        lines.insert(names(measured).index("random init") + 1, Line(GAIN, gains))
+    chance = [row for row in rows if row.features == "chance"]
+    lines += [Line(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
+    return protocols, lines
+
+
+def further(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
+    """The same for all other metrics: a line per metric and kind of features, under the protocols that have any."""
+    measured = [row for row in rows if row.metrics]
+    protocols = list(dict.fromkeys(row.protocol for row in measured))
+    found = {(row.features, row.protocol): row.metrics for row in measured}
+    lines = []
+    for metric in dict.fromkeys(name for row in measured for name in row.metrics):
+        for name in names(measured):
+            values = [found.get((name, p), {}).get(metric) for p in protocols]
+            if any(value is not None for value in values):
+                cells = [Cell(NOTHING if value is None else f"{value:.4g}") for value in values]
+                lines.append(Line(f"{_metric(metric)}, {name}", cells))
+    return protocols, lines
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Top-1 in per cent as a markdown table, with deviations over draws and 95 % intervals where there are any."""
+    protocols, lines = grid(rows)
+    return as_markdown(["top-1, %", *protocols], lines)
+
+
+def as_markdown(head: Sequence[str], lines: Sequence[Line]) -> str:
+    """Columns of equal width, numbers on the right."""
+    texts = [list(head), *([line.name, *map(str, line.cells)] for line in lines)]
+    texts = [[text.replace("|", "\\|") for text in line] for line in texts]
+    widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    aligned = [
+        [line[0].ljust(widths[0])] + [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+        for line in texts
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [aligned[0], rule, *aligned[1:]])
+
+
+def names(rows: Sequence[Row]) -> list[str]:
+    """Kinds of features: pretrained, random, pixels, then whatever else there is."""
+    present = dict.fromkeys(row.features for row in rows)
+    return [name for name in ORDER if name in present] + [name for name in present if name not in ORDER]
+
+
+def signed(points: float) -> str:
+    """With its sign, and a minus as wide as a plus."""
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def uncertainty(row: Row) -> tuple[str, ...]:
+    """The sample standard deviation over draws and the 95 % interval, each where there is one."""
+    deviation = (f"± {statistics.stdev(row.draws):.2f}",) if len(row.draws) > 1 else ()
+    interval = (f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}]",) if row.interval else ()
+    return deviation + interval
+
+
+def _metric(key: str) -> str:
+    """``ece_after_temperature`` → ECE after temperature."""
+    return " ".join(SPELLED.get(word, word) for word in key.split("_"))
+
+
+def _cell(row: Row | None) -> Cell:
+    return Cell(NOTHING) if row is None else Cell(f"{row.top1:.2f}", uncertainty(row))
+
+
+def _gain(ours: Row | None, random: Row | None) -> Cell:
+    return Cell(NOTHING) if ours is None or random is None else Cell(signed(ours.top1 - random.top1))

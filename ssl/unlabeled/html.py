@@ -1,0 +1,48 @@
+"""What the project's pages share: one HTML file with its pictures inside; no other file, no script, no network."""
+
+import base64
+import io
+from html import escape
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def shell(title: str, style: str, body: str) -> str:
+    """The whole text of a page.
+
+    Args:
+        title: plain text.
+        style: CSS.
+        body: HTML.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+def inline(pixels: Tensor) -> str:
+    """Uint8 [3, h, w] as the address of a PNG that lies in the page."""
+    return _address(_picture(pixels), "PNG")
+
+
+def inline_small(pixels: Tensor) -> str:
+    """The same; as a JPEG where it has more than 64 pixels to a side, which is a fifth of the bytes."""
+    return _address(_picture(pixels), "PNG" if max(pixels.shape[1:]) <= 64 else "JPEG")
+
+
+def _picture(pixels: Tensor) -> "Image":
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def _address(picture: "Image", kind: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

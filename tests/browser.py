@@ -1,0 +1,82 @@
+"""A real browser without a screen, for tests of pages: the Chromium of the system, driven by selenium."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# no window, no sandbox (which needs rights that containers lack), and nothing that the browser fetches for itself
+SWITCHES = (
+    "--headless=new",
+    "--hide-scrollbars",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+)
+
+
+class Browser:
+    """One window; ``open`` can be called again and again."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, page: Path, width: int = 1280, dark: bool = False) -> None:
+        """Show a page ``width`` CSS pixels wide, in the bright or dark colour scheme; forget earlier logs."""
+        device = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get("about:blank")
+        for log in ("browser", "performance"):
+            self.driver.get_log(log)
+        self.driver.get(page.as_uri())
+
+    def run(self, script: str) -> Any:
+        """The value that JavaScript returns, after the page has loaded."""
+        return self.driver.execute_script(script)
+
+    def complaints(self) -> list[str]:
+        """Whatever has been written to the console."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for since ``open``, without those that lie in the page."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+        return [url for url in asked if not url.startswith("data:")]
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page, also what lies below the window."""
+        width, height = self.run("const e = document.documentElement; return [e.clientWidth, e.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        path.write_bytes(base64.b64decode(taken["data"]))
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Skips the test, and says why, where there is no Chromium with its driver, or no selenium."""
+    pytest.importorskip("selenium", reason='needs selenium: pip install -e ".[test]"')
+    chromium, driver = next(filter(None, map(shutil.which, CHROMIUM)), None), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for switch in SWITCHES:
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    window = Chrome(options=options, service=ChromeService(driver))
+    try:
+        yield Browser(window)
+    finally:
+        window.quit()

@@ -1,0 +1,232 @@
+"""The page of a report in a real browser: it opens without a complaint, asks for nothing, and can be read."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.browser import Browser, browser
+from unlabeled.evaluation.exhibits import Exhibits
+from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.judge import Row, chance
+from unlabeled.evaluation.report import write_report
+
+CLASSES = ["aeroplane", "a very long name of a class, as ImageNet has them", "<b>bold</b>", "$x^2$", "鳥"]
+PROTOCOLS = ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "linear/cached-lbfgs-v1"]
+PROTOCOLS += [
+    "linear/few-label/1 %/random of 5 draws",
+    "kmeans/hungarian/k=5",
+    "attentive/efficient-probing/queries=32",
+]
+REFERENCE = {
+    "name": "MAE",
+    "protocol": "linear/mae-bn-lars",
+    "published": 67.8,
+    "ours": 40.2,
+    "ours_protocol": "linear/cached-lbfgs-v1",
+    "difference": -27.6,
+    "differs": ["100 instead of 1600 epochs"],
+    "source": "arXiv:2111.06377, table 1c",
+}
+
+
+def features(n: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % len(CLASSES)
+    x = torch.randn(n, 16, generator=generator) + 2 * torch.eye(16)[labels]
+    return Features(x, labels, torch.arange(n) + 1000)
+
+
+def image(split: str, ids: Any) -> Tensor:
+    size = 24
+    colours = torch.tensor([[i % 7 / 7, i % 5 / 5, i % 3 / 3] for i in ids])
+    return colours[:, :, None, None].expand(-1, -1, size, size).clone()
+
+
+def rows(test: Features) -> list[Row]:
+    log_probabilities = (test.x[:, : len(CLASSES)] * 1.5).log_softmax(1)
+    predictions = log_probabilities.argmax(1)
+    top1 = 100 * float((predictions == test.labels).float().mean())
+    found = []
+    for name, loss in (("pretrained", 0.0), ("random init", 20.0), ("raw pixels", 30.0)):
+        for protocol in PROTOCOLS:
+            row = Row(name, protocol, top1 - loss, {"chosen_on": "train", "holdout": 0.1}, [], 500, len(test.x))
+            row.interval, row.metrics = (row.top1 - 2, row.top1 + 2), {"ece_before": 0.1234, "nll": 1.5}
+            row.predictions, row.log_probabilities = predictions, log_probabilities
+            found.append(row)
+    found[2].notes.append("The best C, 1, is at an edge of 0.001 to 1: widen probe.linear.c.")
+    return found + chance(test.labels, len(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    metrics = folder / "metrics.jsonl"
+    lines = [{"step": s, "epoch": s / 10, "train/loss": 5 - s / 20, "probe/knn_top1": 10.0 + s} for s in range(50)]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train, test = features(300, 0), features(200, 1)
+    some = image("test", range(6))
+    attention, pictures = {"image": some, "attention": some}, {"seen": some, "reconstructed": some, "original": some}
+    exhibits = Exhibits(CLASSES, train, test, image, attention, pictures)
+    provenance = {
+        "command": "python eval_linear.py run=outputs/" + "a_very_long_name_" * 12,
+        "checkpoint": {"path": "/scratch/" + "folder/" * 20 + "last.ckpt", "sha256": "ab" * 32},
+        "config": {
+            "objective": {"_target_": "unlabeled.objectives.mae.MAE"},
+            "note": "</pre><script>alert(1)</script>",
+        },
+        "git": {"commit": "c" * 40, "dirty": True},
+    }
+    return write_report(folder, rows(test), provenance, metrics, 4.5, exhibits, [REFERENCE])
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_opens_without_a_complaint_and_asks_for_nothing(
+    window: Browser, report: Path, width: int, dark: bool
+) -> None:
+    window.open(report, width, dark)
+    assert window.requests() == [report.as_uri()]
+    assert window.complaints() == []
+    assert window.run("return document.querySelectorAll('script, link, iframe, object').length") == 0
+
+
+def test_every_picture_is_there(window: Browser, report: Path) -> None:
+    window.open(report)
+    widths = window.run("return [...document.images].map(i => i.complete && i.naturalWidth)")
+    # 6 queries with 8 neighbours, 8 each of three kinds, 6 of attention twice, 6 reconstructions thrice
+    assert len(widths) == 6 * 9 + 3 * 8 + 6 * 2 + 6 * 3
+    assert set(widths) == {24}
+    plots = window.run(
+        "return [...document.querySelectorAll('svg.plot')].map(p => [p.getAttribute('aria-label'), "
+        "p.getBoundingClientRect().width, p.getBoundingClientRect().height, p.querySelectorAll('path').length])"
+    )
+    names = [name for name, *_ in plots]
+    assert names == [
+        "Loss and online k-NN while training",
+        "Map of the test features",
+        "Confusion matrix",
+        "Reliability and risk",
+    ]
+    assert all(width > 300 and height > 150 and paths > 5 for _, width, height, paths in plots)
+    titles = window.run("return [...document.querySelectorAll('h2')].map(h => h.textContent)")
+    assert titles[:4] == ["Results", "What to doubt", "Further metrics", "Published numbers"]
+    assert titles[-2:] == ["What was chosen", "Where the numbers come from"]
+    links = window.run("return [...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
+    assert links == [True] * len(titles)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_the_page_never_scrolls_sideways_and_wide_tables_do(window: Browser, report: Path, width: int) -> None:
+    window.open(report, width)
+    assert window.run("const e = document.documentElement; return [e.scrollWidth, e.clientWidth]") == [width, width]
+    inside = window.run(
+        "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg'))"
+        ".filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).length"
+    )
+    assert inside == 0
+    if width == 390:
+        scrolls = window.run(
+            "const e = document.querySelector('.results').parentNode; return e.scrollWidth > e.clientWidth"
+        )
+        assert scrolls
+
+
+def test_nothing_lies_upon_anything_else(window: Browser, report: Path) -> None:
+    for width in (390, 1280):
+        window.open(report, width)
+        overlaps = window.run(
+            "const boxes = [...document.querySelectorAll('main > *, .tile, .query > *')];"
+            "const found = [];"
+            "for (const a of boxes) for (const b of boxes) {"
+            "  if (a === b || a.contains(b) || b.contains(a)) continue;"
+            "  const r = a.getBoundingClientRect(), s = b.getBoundingClientRect();"
+            "  if (Math.min(r.right, s.right) - Math.max(r.left, s.left) > 1 &&"
+            "      Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top) > 1) found.push(a.textContent);"
+            "} return found"
+        )
+        assert overlaps == []
+
+
+def test_texts_of_plots_lie_within_them(window: Browser, report: Path) -> None:
+    window.open(report)
+    outside = window.run(
+        "return [...document.querySelectorAll('svg.plot')].flatMap(p => [...p.querySelectorAll('text')].filter(t => {"
+        "  const r = t.getBoundingClientRect(), s = p.getBoundingClientRect();"
+        "  return r.left < s.left - 2 || r.right > s.right + 2 || r.top < s.top - 2 || r.bottom > s.bottom + 2;"
+        "}).map(t => t.textContent))"
+    )
+    assert outside == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_can_be_read_by_day_and_in_the_dark(window: Browser, report: Path, dark: bool) -> None:
+    """WCAG 2.1, success criterion 1.4.3: a contrast of at least 4.5 with what lies behind."""
+    window.open(report, dark=dark)
+    pairs = window.run(
+        "const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;"
+        "  if (c !== 'rgba(0, 0, 0, 0)') return c; } return 'none'; };"
+        "return [...document.querySelectorAll('body, main *')].filter(e => !e.closest('svg'))"
+        ".filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))"
+        ".map(e => [getComputedStyle(e).color, behind(e)])"
+    )
+    assert len(pairs) > 200
+    assert min(contrast(*pair) for pair in {tuple(pair) for pair in pairs}) >= 4.5
+    ground = luminance(window.run("return getComputedStyle(document.body).backgroundColor"))
+    assert (ground < 0.05) == dark
+    ink = "return [...document.querySelectorAll('svg.plot text')].map(e => getComputedStyle(e).fill)"
+    body = window.run("return getComputedStyle(document.body).backgroundColor")
+    assert min(contrast(fill, body) for fill in set(window.run(ink)) - {"rgb(255, 255, 255)"}) >= 3.0
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)`` as WCAG defines it."""
+    channels = [int(value) / 255 for value in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """From 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_what_users_write_is_shown_and_not_obeyed(window: Browser, report: Path) -> None:
+    window.open(report)
+    text = window.run("return document.body.textContent")
+    assert "</pre><script>alert(1)</script>" in text
+    assert "<b>bold</b>" in text
+    assert window.run("return document.querySelectorAll('figcaption b, script').length") == 0
+
+
+def test_the_numbers_on_the_page_are_those_of_results_json(window: Browser, report: Path) -> None:
+    window.open(report)
+    shown = window.run("return [...document.querySelectorAll('.results')][0].innerText.split('\\n').map(s => s.trim())")
+    saved = json.loads((report.parent / "results.json").read_text())
+    for row in saved["rows"]:
+        assert any(f"{row['top1']:.2f}" in line for line in shown), row["protocol"]
+    first = saved["rows"][0]
+    assert f"[{first['interval'][0]:.2f}, {first['interval'][1]:.2f}]" in " ".join(shown)
+    assert saved["references"] == [REFERENCE]
+
+
+def test_the_page_is_small_and_one_file(report: Path) -> None:
+    text = report.read_text()
+    assert len(text) < 3_000_000
+    for attribute in ("src=", "href=", "url("):
+        targets = [part.lstrip("\"'")[:5] for part in text.split(attribute)[1:]]
+        assert all(target.startswith(("data:", "#")) for target in targets), attribute
+    for name in ("loss_curve", "feature_map", "confusion", "calibration", "neighbours", "certain", "attention"):
+        assert f"]({name}.png)" in (report.parent / "report.md").read_text()
+        assert (report.parent / f"{name}.png").stat().st_size > 500
