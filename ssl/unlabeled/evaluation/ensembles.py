@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
-from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
+from unlabeled.evaluation.linear import split, standardise
+from unlabeled.evaluation.logistic import LBFGS, fit_logistic
 from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix
@@ -75,7 +76,7 @@ class Bootstrap:
         for member in range(self.members):
             rows = resample(labels, mix(self.seed, member))
             heads.append(fit_logistic(x[rows], labels[rows], c, count, self.max_iter)[0])
-        return pool_heads(torch.stack(heads), queries)
+        return pool_heads(torch.stack(heads).to(queries), queries)
 
 
 def resample(labels: Tensor, seed: int) -> Tensor:
