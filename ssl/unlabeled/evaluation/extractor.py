@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,14 +53,15 @@ class Extractor:
         return _together({kind: features for kind, features in found.items() if features is not None})
 
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
-        precision = "32-true" if isinstance(network, Pixels) else self.precision
+        started, precision = time.perf_counter(), "32-true" if isinstance(network, Pixels) else self.precision
         batches, positions = self._batches(split)
         parts = [] if not positions else [extract(network, batches, self.views.plain, self.device, precision, kinds)]
         if world_size() > 1:
             parts = [self._gathered(parts)]
         features = joined(parts)
         order = features.ids.argsort(stable=True)
-        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds)})
+        seconds = round(time.perf_counter() - started, 3)
+        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "seconds": seconds})
         return features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
