@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,9 +84,7 @@ def neighbours(repeats: int) -> list[str]:
         for k in (20, 200):
             probe = KNN([k], 0.1)
             ours, bare = in_turn(
-                repeats,
-                lambda probe=probe, train=train, test=test, n=classes: probe.fit_predict(train, test, n),  # type: ignore[misc]
-                lambda train=train, test=test: products(test.x, train.x),  # type: ignore[misc]
+                repeats, partial(probe.fit_predict, train, test, classes), partial(products, test.x, train.x)
             )
             ratio = statistics.median(ours) / statistics.median(bare)
             times = f"{min(ours):.2f} | {statistics.median(ours):.2f} | {min(bare):.2f} | {ratio:.2f}"
@@ -139,9 +138,7 @@ def heads(repeats: int) -> list[str]:
     grid = SGDGrid(RATES, 1, 256, [0.0], 0.9, 0.1, 0)
     points = [Head("last", rate, 0.0) for rate in RATES]
     together, apart = in_turn(
-        repeats,
-        lambda: grid.fit(x, train.labels, 10, points),
-        lambda: [one_head(bare, train.labels, rate) for rate in RATES],
+        repeats, partial(grid.fit, x, train.labels, 10, points), partial(one_by_one, bare, train.labels)
     )
     ratio = statistics.median([b / a for a, b in zip(together, apart, strict=True)])
     return [
@@ -159,15 +156,16 @@ def heads(repeats: int) -> list[str]:
     ]
 
 
-def one_head(x: Tensor, labels: Tensor, rate: float) -> None:
-    model = torch.nn.Linear(DIM, 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, -(-TRAIN // 256))
-    for rows in torch.split(torch.randperm(len(x)), 256):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+def one_by_one(x: Tensor, labels: Tensor) -> None:
+    for rate in RATES:
+        model = torch.nn.Linear(DIM, 10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, -(-TRAIN // 256))
+        for rows in torch.split(torch.randperm(len(x)), 256):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
 
 
 def whole() -> list[str]:
@@ -210,10 +208,10 @@ def header(repeats: int) -> list[str]:
     return [
         f"# Cost of the probes: {machine()['cpu']}, {THREADS} threads on {len(cpus)} cores of {os.cpu_count()}",
         "",
-        f"By `python benchmarks/probes.py`: {TRAIN:,} train and {TEST:,} test features of {DIM} numbers; {repeats} timings",
-        "of each, in turn. Other jobs ran on the machine meanwhile "
-        f"(load average {os.getloadavg()[1]:.1f} when this began), so the best",
-        "and the ratios say more than the medians.",
+        f"By `python benchmarks/probes.py`: {TRAIN:,} train and {TEST:,} test features of {DIM} numbers;",
+        f"{repeats} timings of each, in turn. Other jobs ran on the machine meanwhile (load average "
+        f"{os.getloadavg()[1]:.1f} when this began), so",
+        "the best and the ratios say more than the medians.",
         f"Versions: {found}.",
     ]
 
