@@ -1,4 +1,4 @@
-"""Several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B,…]``; nothing of the runs is changed."""
+"""Several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; nothing of the runs is changed."""
 
 from collections.abc import Sequence
 from pathlib import Path

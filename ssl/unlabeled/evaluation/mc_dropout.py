@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
@@ -15,7 +16,6 @@ from unlabeled.evaluation.linear import (
     grid,
     predict,
     share,
-    softmax_minus_one_hot,
     split,
     standardise,
     unseen,
@@ -120,8 +120,8 @@ class MCDropout:
         for step, rows in enumerate(self._order(len(x), generator)):
             rows = rows.to(x.device)
             seen = x[rows] * self._masks((len(rows), x.shape[1]), generator).to(x)
-            logits = (seen @ weight.T).view(-1, heads, num_classes)
-            residual = softmax_minus_one_hot(logits, labels[rows, None].expand(-1, heads)).flatten(1)
+            p = (seen @ weight.T).view(-1, heads, num_classes).softmax(dim=2)
+            residual = (p - F.one_hot(labels[rows], num_classes)[:, None]).flatten(1)  # gradient by the logits
             velocity.mul_(self.momentum).add_(residual.T @ seen / len(rows))
             weight -= rates * (0.5 * (1 + math.cos(math.pi * step / total))) * velocity
         return weight.view(heads, num_classes, -1)
