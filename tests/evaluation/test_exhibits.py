@@ -17,6 +17,7 @@ from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.gallery import neighbour_section, queries
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.section import small
+from unlabeled.html import inline, inline_small
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -225,6 +226,15 @@ def test_a_network_that_neither_attends_nor_paints_has_no_pictures() -> None:
         "image",
         "negative",
     ]
+
+
+def test_small_pictures_keep_every_pixel_and_large_ones_take_little_room() -> None:
+    noise = torch.randint(256, (3, 100, 65), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert inline_small(noise[:, :64, :64]).startswith("data:image/png;base64,")
+    photograph = torch.nn.functional.interpolate(noise[None, :, :6, :6].float(), (112, 112), mode="bilinear")[0].byte()
+    address = inline_small(photograph)
+    assert address.startswith("data:image/jpeg;base64,")
+    assert len(address) < len(inline(photograph)) / 2
 
 
 def test_large_images_are_made_small_and_keep_their_shape() -> None:

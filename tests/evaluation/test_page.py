@@ -221,6 +221,12 @@ def test_the_numbers_on_the_page_are_those_of_results_json(window: Browser, repo
     assert saved["references"] == [REFERENCE]
 
 
+def test_no_two_elements_have_the_same_id(window: Browser, report: Path) -> None:
+    window.open(report)
+    ids = window.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids)) > 10
+
+
 def test_the_page_is_small_and_one_file(report: Path) -> None:
     text = report.read_text()
     assert len(text) < 3_000_000

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,13 +54,15 @@ class Extractor:
 
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
         precision = "32-true" if isinstance(network, Pixels) else self.precision
+        begun = time.perf_counter()
         batches, positions = self._batches(split)
         parts = [] if not positions else [extract(network, batches, self.views.plain, self.device, precision, kinds)]
         if world_size() > 1:
             parts = [self._gathered(parts)]
         features = joined(parts)
         order = features.ids.argsort(stable=True)
-        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds)})
+        rate = round(len(order) / (time.perf_counter() - begun), 1)
+        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "images_per_second": rate})
         return features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
