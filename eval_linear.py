@@ -24,7 +24,7 @@ def judge(config: DictConfig, command: str) -> None:
         given: Any = OmegaConf.to_container(config)
         print(compare(given["compare"], config.report_dir))
         return
-    from unlabeled.build import build_evaluation, build_self_test, fill_in
+    from unlabeled.build_evaluation import build_evaluation, build_self_test, fill_in
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.evaluation.processes import launched
     from unlabeled.evaluation.self_test import self_test

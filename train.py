@@ -15,7 +15,8 @@ def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
     check_keys(config, CONF / "train.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_evaluation, build_preview, build_probes, build_replay, build_run
+    from unlabeled.build import build_preview, build_probes, build_replay, build_run
+    from unlabeled.build_evaluation import build_evaluation
     from unlabeled.checkpointing import Interrupted, requeue
     from unlabeled.distributed import alone
     from unlabeled.evaluation.evaluate import evaluate

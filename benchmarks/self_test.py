@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from unlabeled.build import build_evaluation, fill_in
+from unlabeled.build_evaluation import build_evaluation, fill_in
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.self_test import FILE, STORED
 from unlabeled.weights import load_backbone, read_checkpoint

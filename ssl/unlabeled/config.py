@@ -23,77 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from unlabeled.errors import UserError
-
-# Keys of the two primary yamls that are not groups. What stands below a _target_ has its constructor's types.
-TYPES: dict[str, Any] = {
-    "name": str,
-    "run_dir": str,
-    "seed": int,
-    "batch_size": int,
-    "accumulate": int,
-    "max_epochs": int | None,
-    "max_steps": int | None,
-    "num_workers": int,
-    "memory_gib": float,
-    "checkpoint_every_n_epochs": int,
-    "checkpoint_every_n_steps": int | None,
-    "checkpoint_every_n_minutes": float | None,
-    "checkpoints_kept": int,
-    "resume": Literal["same", "override"],
-    "log_every_n_steps": int,
-    "max_faults_in_a_row": int,
-    "preflight_seconds": float,
-    "timeout_minutes": float,
-    "preview": int | None,
-    "replay": str | None,
-    "run": str | None,
-    "checkpoint": str | None,
-    "report_dir": str | None,
-    "accelerator": str,
-    "cache": str | None,
-    "cache_gib": float,
-    "precision": str,
-    "self_test": bool,
-    "out": str,
-    "format": Literal["markdown", "csv", "latex"] | None,
-    "baselines": bool,
-    "work_size": int,
-    "centre_sigma": float | None,
-    "mask_size": int | None,
-    "threshold": float,
-    "refine": bool,
-    "refine_images": int,
-    "refine_epochs": int,
-    "device": Literal["auto", "cpu", "cuda"],
-    "near_distance": int | None,
-    "limit": int | None,
-    "images_per_second": float,
-}
-
-# What may differ between the start of a run and its continuation: it changes no number that the run computes.
-FREE_KEYS = (
-    "cache",
-    "cache_gib",
-    "checkpoint_every_n_epochs",
-    "checkpoint_every_n_minutes",
-    "checkpoint_every_n_steps",
-    "checkpoints_kept",
-    "data.index",
-    "log_every_n_steps",
-    "logger",
-    "max_faults_in_a_row",
-    "memory_gib",
-    "num_workers",
-    "online_knn",
-    "pictures",
-    "preflight_seconds",
-    "preview",
-    "probe",
-    "replay",
-    "resume",
-    "timeout_minutes",
-    "trainer",
-)
+from unlabeled.keys import FREE_KEYS, TYPES
 
 
 @contextmanager
@@ -283,7 +213,12 @@ def open_run(config: DictConfig) -> dict[str, Any]:
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    (run_dir / "config.yaml").write_text(as_yaml(resolved))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as text, in their order."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def check_alone(key: str, *beside: str) -> None:

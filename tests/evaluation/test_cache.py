@@ -1,6 +1,7 @@
 """Kept features: found again bit for bit, never after anything has changed that decides them, never damaged."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,17 @@ def test_an_image_that_was_written_anew_changes_the_fingerprint_and_a_label_does
     again = fingerprint(after.train)
     after.train.labels[0] = 1
     assert fingerprint(after.train) != again
+
+
+def test_a_copy_in_another_folder_is_the_same_data_and_a_longer_file_is_not(tmp_path: Path) -> None:
+    pictures(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "deeper")
+    here, there = folder(str(tmp_path / "here")), folder(str(tmp_path / "there" / "deeper"))
+    assert fingerprint(here.train, moved=True) == fingerprint(there.train, moved=True)
+    assert fingerprint(here.train) != fingerprint(there.train)
+    with (tmp_path / "there" / "deeper" / "train" / "a" / "0.png").open("ab") as file:
+        file.write(b"more")
+    assert fingerprint(here.train, moved=True) != fingerprint(there.train, moved=True)
 
 
 def test_a_source_whose_changes_nobody_can_see_is_never_kept(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from tests.small import composed, members
-from unlabeled.evaluation.features import Features, ImageProbe, Score, kinds_of
+from unlabeled.evaluation.features import Features, Score, kinds_of
+from unlabeled.evaluation.few_labels import FewLabels
 
 CLASSES = 6  # of which the last but one has no image to train on
 WITHOUT = 4
@@ -26,17 +27,41 @@ SMALLER: dict[str, Any] = {
 }
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    chosen: Any = OmegaConf.to_container(composed(f"probe={name}", "data=digits").probe, resolve=True)
+    return dict(chosen)
+
+
 def of_yaml(name: str) -> dict[str, Any]:
     """The probes of one yaml with less to do."""
-    chosen: Any = OmegaConf.to_container(composed(f"probe={name}", "data=digits").probe, resolve=True)
+    chosen = settings_of(name)
     for settings in chosen.values():
         settings.update({key: value for key, value in SMALLER.items() if key in settings})
-    return {key: instantiate(settings) for key, settings in chosen.items()}
+    probes = {key: instantiate(settings) for key, settings in chosen.items()}
+    for probe in probes.values():
+        if isinstance(probe, FewLabels):
+            probe.prepare(Listed())  # type: ignore[arg-type]
+    return probes
 
 
 def feature_probes() -> list[str]:
     names = [name for name in members("probe") if name not in ("none", "standard", "full", *PREPARED)]
-    return [name for name in names if not any(isinstance(probe, ImageProbe) for probe in of_yaml(name).values())]
+    return [name for name in names if not any(".recipes." in each["_target_"] for each in settings_of(name).values())]
+
+
+class Listed:
+    """The source whose labelled images are few_labels' to choose from."""
+
+    def __init__(self) -> None:
+        self.classes = [str(label) for label in range(CLASSES)]
+        self.labels = features(400, 1, [0, 1, 2, 3, 5], ()).labels
+        self.labels = torch.where(self.labels == CLASSES - 1, WITHOUT, self.labels)  # no class in the middle is empty
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"images/{index}"
 
 
 def features(n: int, seed: int, classes: list[int], kinds: tuple[str, ...]) -> Features:
@@ -96,7 +121,7 @@ def test_a_class_without_train_images_is_never_predicted_and_has_no_probability(
 @pytest.mark.parametrize("name", feature_probes())
 def test_labelled_images_that_were_used_are_counted_as_such(name: str) -> None:
     for score in scores_of(name)[0]:
-        listed = score.chosen.get("images")
+        listed = score.chosen.get("images") or next((each["images"] for each in score.chosen.get("labels", [])), None)
         if listed is not None:
             assert score.n_train == listed < 400
         else:

@@ -11,14 +11,15 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tests.conftest import Script
-from unlabeled.build import build_backbone, build_data, build_evaluation, build_objective, fill_in
+from unlabeled.build import build_backbone, build_data, build_objective
+from unlabeled.build_evaluation import build_evaluation, fill_in
 from unlabeled.data.labels import LabelChoice
 from unlabeled.data.memory import ArraySource
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.features import Features, behind, extract
 from unlabeled.evaluation.judge import judge
-from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
+from unlabeled.evaluation.paws_nn import SoftNearestNeighbours, soft_votes
 from unlabeled.weights import read_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -193,3 +194,42 @@ def test_a_backbone_from_elsewhere_is_judged_without_a_head_on_a_list_that_is_gi
     protocols = {row.protocol for row in rows if row.features != "chance"}
     assert protocols == {"paws_nn/backbone/50 labels/T=0.1"}
     assert {row.features for row in rows} == {"pretrained", "random init", "raw pixels", "chance"}
+
+
+def test_log_probabilities_are_those_of_the_loop_and_a_class_without_a_support_has_none() -> None:
+    train, test = features_of(60, 0), features_of(40, 1)
+    probe = SoftNearestNeighbours(0.1, None, None, 5, 7)
+    probe.prepare(source_of(train), None, "backbone")
+    (score,) = probe.fit_predict(train, test, 6)
+    listed = LabelChoice(None, None, 5, 7, "k").of(source_of(train)).ids.tolist()
+    assert score.log_probabilities is not None
+    assert score.predictions is not None
+    assert score.log_probabilities.dtype == torch.float32
+    assert bool(score.log_probabilities[:, 4:].eq(-math.inf).all())
+    for query, row, predicted in zip(test.x, score.log_probabilities, score.predictions, strict=True):
+        weight = [math.exp(float(torch.cosine_similarity(query, train.x[each], dim=0)) / 0.1) for each in listed]
+        share = [0.0] * 4
+        for each, value in zip(listed, weight, strict=True):
+            share[int(train.labels[each])] += value / sum(weight)
+        assert row[:4].exp().tolist() == pytest.approx(share, abs=1e-6)
+        assert int(predicted) == share.index(max(share))
+
+
+def test_a_class_whose_supports_are_all_far_is_improbable_and_not_impossible() -> None:
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    log_p = soft_votes(x, Features(x, torch.tensor([0, 2]), torch.arange(2)), 0.001, 3)
+    assert log_p[0].tolist() == pytest.approx([0, -math.inf, math.log(torch.finfo(torch.float32).tiny)], abs=1e-3)
+
+
+def test_another_kind_of_features_is_compared_and_named_but_not_behind_a_head() -> None:
+    train, test = features_of(60, 0), features_of(40, 1)
+    probe = SoftNearestNeighbours(0.1, None, None, 5, 7, features="cls")
+    probe.prepare(source_of(train), None, "backbone")
+    plain = SoftNearestNeighbours(0.1, None, None, 5, 7)
+    plain.prepare(source_of(train), None, "backbone")
+    hidden = [Features(torch.zeros_like(f.x), f.labels, f.ids, {"cls": f.x}) for f in (train, test)]
+    (score,), (expected,) = probe.fit_predict(hidden[0], hidden[1], 4), plain.fit_predict(train, test, 4)
+    assert score.top1 == expected.top1
+    assert score.protocol == f"{expected.protocol}/features=cls"
+    with pytest.raises(UserError, match=r"^probe\.paws_nn\.features=cls: only last goes through the head"):
+        probe.prepare(source_of(train), None, "head")

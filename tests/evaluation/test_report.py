@@ -254,7 +254,8 @@ def test_versions_and_machine_name_what_decides_a_number() -> None:
 
 def test_importing_the_evaluation_loads_neither_sklearn_nor_matplotlib() -> None:
     code = (
-        "import sys, unlabeled.evaluation.report, unlabeled.evaluation.linear, unlabeled.evaluation.knn\n"
+        "import sys, unlabeled.evaluation.report, unlabeled.evaluation.knn"
+        ", unlabeled.evaluation.logistic, unlabeled.evaluation.sgd_grid\n"
         "print(sorted({'sklearn', 'matplotlib', 'hydra', 'pytorch_lightning'} & set(sys.modules)))"
     )
     source = str(Path(__file__).parents[2] / "ssl")

@@ -25,7 +25,7 @@ def test_the_stored_checkpoint_reaches_its_accuracies_exactly_and_shuffled_weigh
     assert lines[-1].startswith("self-test passed")
     refused = script("eval_linear.py", "self_test=true", "probe=knn")
     assert refused.returncode == 2
-    assert refused.stderr == "error: self_test=… takes everything else from the file: leave out probe=knn\n"
+    assert refused.stderr == "error: self_test=… takes everything else from what it names: leave out probe=knn\n"
 
 
 def test_shuffling_keeps_every_value_in_its_tensor_and_moves_nearly_all() -> None:

@@ -120,7 +120,7 @@ class ViT(Backbone):
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         if keep is not None:
             patches = take(patches, keep)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
         return torch.cat([first, patches], 1)
 
     def pool(self, tokens: Tensor) -> Tensor:

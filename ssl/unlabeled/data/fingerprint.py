@@ -1,14 +1,14 @@
-"""What a split holds, as a short text that changes with it: what kept features are found by. No image is decoded."""
+"""What a split holds, as a short text that changes with it. No image is decoded for it."""
 
 import hashlib
-from pathlib import Path
+import os
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from unlabeled.data.files import stamps
+from unlabeled.data.files import is_url, stamps
 from unlabeled.data.memory import ArraySource
-from unlabeled.data.source import Source
+from unlabeled.data.source import Source, shared_folder
 
 
 @runtime_checkable
@@ -20,10 +20,16 @@ class Filed(Protocol):
         ...
 
 
-def fingerprint(source: Source) -> str | None:
-    """SHA-256 of labels, of how images are decoded, and of the images' bytes or the files' paths, sizes and times.
+def fingerprint(source: Source, moved: bool = False) -> str | None:
+    """SHA-256 of labels, of how images are decoded, and of the images' bytes or what is known of their files.
 
-    None where nothing tells whether images have changed: a source of somebody else's, or a file that is gone.
+    Args:
+        source: the split.
+        moved: takes a copy in another folder for the same: of files their paths from the folder on that all share, and
+            their sizes. Without it, where they lie and when they were written: what kept features are found by.
+
+    Returns:
+        None where nothing tells whether images have changed: a source of somebody else's, or a file that is gone.
     """
     digest = hashlib.sha256(f"{len(source)} {source.image_size} {source.square} {source.classes}\n".encode())
     digest.update(_bytes(source.labels))
@@ -36,9 +42,10 @@ def fingerprint(source: Source) -> str | None:
         found = stamps(source.files())
     except OSError:
         return None
+    shared = shared_folder([path for path, _, _ in found]) if moved else ""
     for path, size, time in found:
-        where = path if "://" in path else Path(path).absolute()
-        digest.update(f"{where} {size} {time}\n".encode("utf-8", "surrogateescape"))
+        where = path.removeprefix(shared) if moved else path if is_url(path) else os.path.abspath(path)
+        digest.update(f"{where} {size} {'' if moved else time}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -52,5 +52,9 @@ class Splits:
 
 def common_folder(source: Source) -> str:
     """The folder of all images with its final separator, "" where names are no paths: what differs between machines."""
-    names = [source.name(index) for index in range(len(source))]
-    return os.path.join(os.path.commonpath([os.path.dirname(min(names)), os.path.dirname(max(names))]), "")
+    return shared_folder([source.name(index) for index in range(len(source))])
+
+
+def shared_folder(paths: list[str]) -> str:
+    """The folder that all paths lie in, with its final separator."""
+    return os.path.join(os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]), "")

@@ -171,8 +171,8 @@ def _describe_data(data: DataModule) -> dict[str, Any]:
         "description": data.splits.description,
         "train_labels_sha256": label_hash(data.splits.train.labels),
         "test_labels_sha256": label_hash(data.splits.test.labels),
-        "train_fingerprint": fingerprint(data.splits.train),
-        "test_fingerprint": fingerprint(data.splits.test),
+        "train_fingerprint": fingerprint(data.splits.train, moved=True),
+        "test_fingerprint": fingerprint(data.splits.test, moved=True),
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
     }

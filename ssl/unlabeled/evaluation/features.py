@@ -64,6 +64,7 @@ class Score:
     metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
     draws: list[float] = field(default_factory=list)  # top-1 of each random draw (of labels, of seeds), if several
     n_train: int | None = None  # labelled images that were used; None: all of train
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [N] of each score, larger = less sure
 
 
 class Probe(Protocol):
@@ -83,6 +84,11 @@ class Probe(Protocol):
 def kinds_of(probe: object) -> tuple[str, ...]:
     """The kinds of features that a probe looks at."""
     return tuple(getattr(probe, "kinds", ("last",)))
+
+
+def with_kind(protocol: str, kind: str) -> str:
+    """A protocol on one kind of features, which it names where it is not ``last``."""
+    return protocol if kind == "last" else f"{protocol}/features={kind}"
 
 
 @dataclass

@@ -2,39 +2,96 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
+from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.topk import in_order, top_k
 
-CHUNK_BYTES = 256 * 2**20  # similarities held at a time
+CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
+DISTANCES = ("cosine", "euclidean")
+WEIGHTS = ("exp", "uniform")
 SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflows float64 below about 0.0015
+# A matrix product has the same bits however it is cut where both sides are multiples of this: the kernels of MKL work
+# on tiles of up to 48 rows or columns and add up those at an edge in another order.
+TILE = 48
+VOTES = 2**20  # sums of weights held at a time
 
 
 class KNN:
-    """The probe: cosine similarity, weights exp(similarity/temperature), one score for each k. It has no parameters."""
+    """The probe: neighbours vote with a weight, one score for each k. It has no parameters.
 
-    def __init__(self, k: list[int], temperature: float) -> None:
+    ``distance``: ``cosine``, the similarity s is that of normalised features; ``euclidean``, s = −|q − b|².
+    ``weights``: ``exp``, of exp(s/temperature), with the squared distance those of neighbourhood component analysis
+    (Goldberger et al. 2004); ``uniform``, where ``temperature`` is None. ``features``: the kind. ``shared``: all
+    processes of torch.distributed make the same call and search a part of the bank each.
+    """
+
+    def __init__(
+        self,
+        k: list[int],
+        temperature: float | None,
+        distance: str = "cosine",
+        weights: str = "exp",
+        features: str = "last",
+        shared: bool = False,
+    ) -> None:
         if not k or min(k) < 1:
             raise UserError(f"probe.knn.k is {k}; it needs one or more whole numbers of at least 1")
-        _check_temperature(temperature)
-        self.k = sorted(set(k))
-        self.needs = self.k[-1]
-        self.temperature = temperature
+        _one_of("distance", distance, DISTANCES)
+        _one_of("weights", weights, WEIGHTS)
+        _check_temperature(temperature, weights)
+        self.k, self.temperature = sorted(set(k)), temperature
+        self.distance, self.weights = distance, weights
+        self.needs, self.kinds = self.k[-1], (features,)
+        self.shared = shared
 
     def protocol(self, k: int) -> str:
         """The name under which a score of this probe is reported."""
-        return f"knn/cosine-exp/k={k}/T={self.temperature:g}"
+        temperature = "" if self.temperature is None else f"/T={self.temperature:g}"
+        kind = "" if self.kinds == ("last",) else f"/features={self.kinds[0]}"
+        return f"knn/{self.distance}-{self.weights}/k={k}{temperature}{kind}"
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score per k; the features may have any length, they are normalised here."""
-        similarity, index = neighbours(normalize(test.x), normalize(train.x), self.k[-1])
+        """One Score per k; the features may have any length. Classes without a train image are never predicted."""
+        bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
+        similarity, index = self._neighbours(queries, bank)
         labels = train.labels[index]
+        missing = num_classes - len(torch.unique(train.labels))
+        notes = [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
         scores = []
         for k in self.k:  # the nearest k are the first k of the nearest max(k)
-            votes = _votes(similarity[:, :k], labels[:, :k], self.temperature, num_classes)
-            scores.append(Score(self.protocol(k), top1(votes.argmax(dim=1), test.labels), {"chosen_on": "nothing"}))
+            predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
+            score = top1(predictions, test.labels)
+            scores.append(
+                Score(self.protocol(k), score, {"chosen_on": "nothing"}, list(notes), predictions, log_probabilities)
+            )
         return scores
+
+    def _neighbours(self, queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.shared:
+            return neighbours(queries, bank, self.k[-1], distance=self.distance)
+        processes, own = distributed.world_size(), distributed.rank()
+        first, last = (len(bank) * number // processes for number in (own, own + 1))
+        return sharded_neighbours(queries, bank[first:last], first, self.k[-1], distance=self.distance)
+
+    def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Class int64 [Q] of most votes, the first among equals, and the log of each class's share of them [Q, C]."""
+        predictions, log_shares = [], torch.empty(len(labels), num_classes, device=labels.device)
+        rows = max(1, VOTES // num_classes)
+        parts = (torch.split(part, rows) for part in (similarity, labels, log_shares))
+        for near, label, log_share in zip(*parts, strict=True):
+            votes = _votes(self._weigh(near.double()), label, num_classes)
+            predictions.append(votes.argmax(dim=1))
+            log_share.copy_(votes.div_(votes.sum(dim=1, keepdim=True)).log_())
+        return torch.cat(predictions), log_shares
+
+    def _weigh(self, similarity: Tensor) -> Tensor:
+        if self.temperature is None:
+            return torch.ones_like(similarity)
+        # relative to the nearest, which weighs 1: nothing overflows, and far features do not all weigh 0
+        return ((similarity - similarity[:, :1]) / self.temperature).exp()
 
 
 def knn_scores(
@@ -50,54 +107,115 @@ def knn_scores(
 
     ``queries`` [Q, D] and ``bank`` [N, D] have unit rows, ``bank_labels`` int64 [N] lie in [0, num_classes). Neither
     scaled nor normalised: a row sums to the total weight of its k neighbours. Among equally similar bank rows the first
-    win, among equal class scores ``argmax`` takes the first class. At most ``chunk_bytes`` of similarities exist at a
-    time, besides working memory of a small multiple of it. Raises UserError where k > N or a value is not finite.
+    win, among equal class scores ``argmax`` takes the first class. Memory: as ``neighbours``. Raises UserError where
+    k > N or a value is not finite.
     """
-    _check_temperature(temperature)
+    _check_temperature(temperature, "exp")
     similarity, index = neighbours(queries, bank, k, chunk_bytes)
-    return _votes(similarity, bank_labels.to(index.device)[index], temperature, num_classes)
+    return _votes((similarity.double() / temperature).exp(), bank_labels.to(index.device)[index], num_classes)
 
 
-def neighbours(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
-    """Similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first and equal ones in bank order."""
-    if not 1 <= k <= len(bank):
-        raise UserError(
-            f"probe.knn.k is {k}; with {len(bank)} labelled images to compare with, allowed: 1 to {len(bank)}"
-        )
-    if not (bool(queries.isfinite().all()) and bool(bank.isfinite().all())):
-        raise UserError("k-NN was given features that are not finite: the network has diverged")
-    dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
-    bank = bank.to(dtype)
-    rows = max(1, chunk_bytes // (len(bank) * dtype.itemsize))
-    with full_float32(bank.device):
-        chunks = [_nearest(part.to(bank) @ bank.T, k) for part in torch.split(queries, rows)]
-    similarity, index = zip(*chunks, strict=True)
-    return torch.cat(similarity), torch.cat(index)
+def neighbours(
+    queries: Tensor, bank: Tensor, k: int, chunk_bytes: int = CHUNK_BYTES, distance: str = "product"
+) -> tuple[Tensor, Tensor]:
+    """Similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first and equal ones in bank order.
+
+    Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square. At most
+    ``chunk_bytes`` of similarities exist at a time, and as much of the bank as it is compared, but of each at least a
+    tile; no size changes a bit of the result on a CPU. Computed on the queries' device, the bank may lie elsewhere.
+    Raises UserError where k > N or a value is not finite.
+    """
+    _check_k(k, len(bank))
+    _check_finite(_finite(queries) and _finite(bank))
+    return _search(queries, bank, k, chunk_bytes, distance)
 
 
-def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values, index = similarity.topk(min(k + 1, similarity.shape[1]))
-    # topk may take any of several equal rows, and a collapsed network makes all of them equal
-    tied = (
-        values[:, k - 1] == values[:, -1] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
+def sharded_neighbours(
+    queries: Tensor,
+    rows: Tensor,
+    first_row: int,
+    k: int,
+    chunk_bytes: int = CHUNK_BYTES,
+    distance: str = "product",
+) -> tuple[Tensor, Tensor]:
+    """``neighbours`` in a bank of which each process holds a part: ``rows`` [n, D], from row ``first_row`` of the bank.
+
+    Every process calls it with the same queries and gets the whole result, that of one process with the whole bank, bit
+    for bit on a CPU. The parts may be unequal, shorter than k or empty. Each process sends k neighbours per query.
+    """
+    device = _device_of_group(queries.device)
+    _check_k(k, int(distributed.total(torch.tensor(len(rows), device=device))))
+    broken = torch.tensor(not (_finite(queries) and _finite(rows)), dtype=torch.float32, device=device)
+    _check_finite(not bool(distributed.maximum(broken)))  # everywhere, or the others would wait for this process
+    similarity, index = _search(queries, rows, min(k, len(rows)), chunk_bytes, distance)
+    room = (0, k - similarity.shape[1])
+    similarity = pad(similarity, room, value=-torch.inf)
+    index = pad(index + first_row, room)  # never taken: there are k finite similarities among all processes
+    parts = max(1, chunk_bytes // (k * distributed.world_size() * 32))
+    pairs = zip(torch.split(similarity, parts), torch.split(index, parts), strict=True)
+    found = [_merged(*pair, k, device) for pair in pairs]
+    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The k nearest [q, k] among those that the processes found."""
+    similarities, rows = (
+        torch.cat(torch.split(distributed.gather(part.to(device)).to(part.device), len(part)), dim=1)
+        for part in (similarity, index)
     )
-    index = index[:, :k]
-    if bool(tied.any()):
-        index[tied] = _first_of_equals(similarity[tied], values[tied, k - 1 : k], k)
-    index = index.sort(dim=1).values
-    values, order = similarity.gather(1, index).sort(dim=1, descending=True, stable=True)
-    return values, index.gather(1, order)
+    return in_order(similarities, rows, k)
 
 
-def _first_of_equals(similarity: Tensor, smallest: Tensor, k: int) -> Tensor:
-    above, equal = similarity > smallest, similarity == smallest
-    room = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
-    return chosen.nonzero()[:, 1].view(len(similarity), k)
+def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: str) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
+    width = max(bank.shape[1], 512)  # so that there is room for the similarities of 512 queries
+    most = _tiles(min(chunk_bytes // (width * dtype.itemsize), len(bank) + TILE - 1))
+    rows = _tiles(min(chunk_bytes // (most * dtype.itemsize), len(queries) + TILE - 1))
+    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory for each would cost a tenth of the time
+    similarity, index = product.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
+    with full_float32(queries.device):
+        for first in range(0, len(bank), most):
+            block = bank[first : first + most].to(queries.device, dtype)
+            factor = _factor(block, distance, bank=True)
+            parts = [
+                _nearest(part.to(dtype), block, factor, k, distance, product) for part in torch.split(queries, rows)
+            ]
+            similarity = torch.cat([similarity, torch.cat([values for values, _ in parts])], dim=1)
+            index = torch.cat([index, torch.cat([columns for _, columns in parts]) + first], dim=1)
+            similarity, index = in_order(similarity, index, k) if first else (similarity, index)
+    return similarity, index
 
 
-def _votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
-    weights = (similarity.double() / temperature).exp()
+def _nearest(
+    queries: Tensor, block: Tensor, factor: Tensor, k: int, distance: str, product: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``product`` is the memory to work in."""
+    left = _factor(queries, distance, bank=False)
+    similarity = product[: len(left) * len(factor)].view(len(left), len(factor))
+    torch.mm(left, factor.T, out=similarity)
+    similarity[:, len(block) :] = -torch.inf  # rows that are none
+    return top_k(similarity[: len(queries)], min(k, len(block)))
+
+
+def _factor(x: Tensor, distance: str, bank: bool) -> Tensor:
+    """What is multiplied to give similarities, with rows of zeros up to whole tiles."""
+    if distance == "cosine":
+        x = normalize(x)
+    if distance == "euclidean":  # −|q − b|² = 2q·b − |q|² − |b|², as one product
+        length = x.square().sum(dim=1, keepdim=True)
+        one = torch.ones_like(length)
+        x = torch.cat([x, one, -length] if bank else [2 * x, -length, one], dim=1)
+    left = -len(x) % TILE
+    return pad(x, (0, 0, 0, left)) if left else x  # a pad of nothing copies
+
+
+def _tiles(rows: int) -> int:
+    """The next lower number of rows that makes whole tiles, at least one."""
+    return max(rows // TILE, 1) * TILE
+
+
+def _votes(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sum [Q, C] of the ``weights`` [Q, k] of each class."""
     scores = weights.new_zeros(len(weights), num_classes)
     # one neighbour at a time: a scatter of all of them at once would add in an order that changes on a GPU
     for label, weight in zip(torch.split(labels, 1, dim=1), torch.split(weights, 1, dim=1), strict=True):
@@ -105,6 +223,34 @@ def _votes(similarity: Tensor, labels: Tensor, temperature: float, num_classes: 
     return scores
 
 
-def _check_temperature(temperature: float) -> None:
-    if not temperature >= SMALLEST_TEMPERATURE:
+def _device_of_group(device: torch.device) -> torch.device:
+    """Where tensors have to lie that processes exchange; NCCL takes none from the CPU."""
+    if distributed.world_size() > 1 and torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(x.sum().isfinite())  # a mask of the elements would take as long as all else beside the products
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise UserError("k-NN was given features that are not finite: the network has diverged")
+
+
+def _check_k(k: int, n: int) -> None:
+    if not 1 <= k <= n:
+        raise UserError(f"probe.knn.k is {k}; with {n} labelled images to compare with, allowed: 1 to {n}")
+
+
+def _check_temperature(temperature: float | None, weights: str) -> None:
+    if weights == "uniform" and temperature is not None:
+        raise UserError(f"probe.knn.temperature is {temperature}, and uniform weights have none: set it to null")
+    if weights == "exp" and (temperature is None or not temperature >= SMALLEST_TEMPERATURE):
         raise UserError(f"probe.knn.temperature is {temperature}; allowed: at least {SMALLEST_TEMPERATURE}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"probe.knn.{key} is {value!r}; allowed: {', '.join(allowed)}")

@@ -4,6 +4,7 @@ Official code: facebookresearch/suncet, snn_eval.py. It compares embeddings behi
 all labelled images as supports, their labels not smoothed.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from unlabeled.data.labels import LabelChoice, LabelList
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
 from unlabeled.objectives.paws import soft_nearest_neighbours
 
 CHUNK_BYTES = 256 * 2**20  # similarities held at a time
@@ -26,10 +27,17 @@ class SoftNearestNeighbours:
         temperature: of the softmax, above 0.
         labels_file, fraction, per_class, seed: which labelled images are used, see
             :class:`unlabeled.data.labels.LabelChoice`; the list of the run itself where the first three are None.
+        features: the kind to compare (``Backbone.kinds``); behind a head there is only ``last``.
     """
 
     def __init__(
-        self, temperature: float, labels_file: str | None, fraction: float | None, per_class: int | None, seed: int
+        self,
+        temperature: float,
+        labels_file: str | None,
+        fraction: float | None,
+        per_class: int | None,
+        seed: int,
+        features: str = "last",
     ) -> None:
         if temperature <= 0:
             raise UserError(f"probe.paws_nn.temperature={temperature}: must be above 0")
@@ -38,6 +46,7 @@ class SoftNearestNeighbours:
         self._choice = LabelChoice(labels_file, fraction, per_class, seed, "probe.paws_nn") if given else None
         self._labels: LabelList | None = None
         self._behind = ""
+        self.kinds = (features,)
         self.needs = 1
 
     def prepare(self, source: Source, own: LabelChoice | None, behind: str) -> None:
@@ -49,8 +58,11 @@ class SoftNearestNeighbours:
             behind: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
 
         Raises:
-            UserError: no choice is given and the run made none, or the choice does not fit the source.
+            UserError: no choice is given and the run made none, or the choice does not fit the source; or a kind of
+                features is asked for that does not go through the head.
         """
+        if behind == "head" and self.kinds != ("last",):
+            raise UserError(f"probe.paws_nn.features={self.kinds[0]}: only last goes through the head of this run")
         choice = self._choice or own
         if choice is None:
             raise UserError(
@@ -61,7 +73,8 @@ class SoftNearestNeighbours:
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
         assert self._labels is not None
-        return f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}"
+        protocol = f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}"
+        return with_kind(protocol, self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score; of ``train`` only the listed images are looked at."""
@@ -69,17 +82,44 @@ class SoftNearestNeighbours:
         listed = torch.isin(train.ids, self._labels.ids.to(train.ids.device))
         if not bool(listed.any()):
             raise UserError("probe.paws_nn: none of the listed images is in the training split")
-        labels = F.one_hot(train.labels[listed], num_classes).to(train.x.dtype)
-        predictions = self._predict(test.x, train.x[listed], labels)
+        kind = self.kinds[0]
+        log_p = soft_votes(test.of(kind).x, train.of(kind).rows(listed), self.temperature, num_classes)
+        predictions = log_p.argmax(dim=1)
         missing = len(self._labels.ids) - int(listed.sum())
         notes = [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
         chosen: dict[str, Any] = {"chosen_on": "nothing", **self._labels.summary()}
-        return [Score(self.protocol(), top1(predictions, test.labels), chosen, notes)]
+        score = top1(predictions, test.labels)
+        return [Score(self.protocol(), score, chosen, notes, predictions, log_p, n_train=int(listed.sum()))]
 
-    def _predict(self, queries: Tensor, supports: Tensor, labels: Tensor) -> Tensor:
-        rows = max(1, CHUNK_BYTES // (len(supports) * supports.dtype.itemsize))
-        with full_float32(supports.device):
-            parts = [
-                soft_nearest_neighbours(part, supports, labels, self.temperature) for part in torch.split(queries, rows)
-            ]
-        return torch.cat(parts).argmax(1)
+
+class AllSupports:
+    """The probe: the same among all labelled train images that it is given, for ``probe.few_labels.classifier``."""
+
+    needs = 1
+
+    def __init__(self, temperature: float, features: str = "last") -> None:
+        if temperature <= 0:
+            raise UserError(f"probe.few_labels.classifier.temperature={temperature}: must be above 0")
+        self.temperature, self.kinds = temperature, (features,)
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
+        """One Score. Classes without a train image are never predicted."""
+        kind = self.kinds[0]
+        log_p = soft_votes(test.of(kind).x, train.of(kind), self.temperature, num_classes)
+        predictions, protocol = log_p.argmax(dim=1), with_kind(f"soft_nn/T={self.temperature:g}", kind)
+        return [Score(protocol, top1(predictions, test.labels), {"chosen_on": "nothing"}, [], predictions, log_p)]
+
+
+def soft_votes(queries: Tensor, supports: Features, temperature: float, num_classes: int) -> Tensor:
+    """Log of the supports' labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without one.
+
+    A bounded number of similarities exists at a time.
+    """
+    labels = F.one_hot(supports.labels, num_classes).to(supports.x.dtype)
+    rows = max(1, CHUNK_BYTES // (len(supports.x) * supports.x.dtype.itemsize))
+    with full_float32(supports.x.device):
+        parts = [soft_nearest_neighbours(part, supports.x, labels, temperature) for part in torch.split(queries, rows)]
+    # a class whose supports are all far has a probability that underflows, not one of zero
+    smallest = torch.finfo(torch.float32).tiny
+    p = torch.cat(parts).float().clamp(min=smallest)
+    return p.log().masked_fill(~labels.bool().any(dim=0), -math.inf)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unlabeled.config import FREE_KEYS, read_yaml
+from unlabeled.config import read_yaml
 from unlabeled.evaluation.judge import Row
+from unlabeled.keys import FREE_KEYS
 
 STORED = [each.name for each in fields(Row) if each.name not in ("predictions", "log_probabilities")]
 DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")

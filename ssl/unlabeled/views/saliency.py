@@ -69,7 +69,8 @@ def _check(settings: dict[str, Any]) -> None:
     unknown = [name for name in settings["maps"] if name not in MAPS]
     if unknown or not settings["maps"]:
         raise UserError(f"maps={settings['maps']}: give one or more of {', '.join(MAPS)}")
-    if settings["out"].endswith(".png") or Path(settings["out"]).expanduser().is_dir():
+    out = settings["out"] or ""
+    if out.endswith(".png") or Path(out).expanduser().is_dir():
         raise UserError(f"out={settings['out']}: give the name of a file like masks.pt; its picture is masks.png")
     for key in ("work_size", "mask_size", "batch_size", "refine_images", "refine_epochs"):
         if settings[key] is not None and settings[key] < 1:

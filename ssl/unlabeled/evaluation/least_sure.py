@@ -1,0 +1,45 @@
+"""The test images that a classifier is least sure of, as a table: what to look at, or to label, next."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unlabeled.evaluation.uncertainty import entropy
+
+
+def least_sure(
+    path: Path,
+    names: Sequence[str],
+    labels: Tensor,
+    log_probabilities: Tensor,
+    scores: dict[str, Tensor],
+    classes: Sequence[str] = (),
+) -> None:
+    """Writes a CSV with one image a line: name, label, predicted, probability, entropy (nats), then each score.
+
+    The order is by entropy, the largest first and equal ones as they came. No columns depend on the labels but
+    ``label`` itself, which is empty where there is none.
+
+    Args:
+        names: one for each of N images.
+        labels: int64 [N], -1 where there is none.
+        log_probabilities: [N, C].
+        scores: further ones [N], e.g. ``Score.uncertainty``; one named entropy is not repeated.
+        classes: their names; numbers without them.
+    """
+    doubt = entropy(log_probabilities.double())
+    likely, predicted = log_probabilities.double().exp().max(dim=1)
+    columns = {"probability": likely, "entropy": doubt} | {k: v for k, v in scores.items() if k != "entropy"}
+    numbers = torch.stack([column.double().cpu() for column in columns.values()], dim=1).tolist()
+    called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last, at -1, for no label
+    order = doubt.argsort(descending=True, stable=True).tolist()
+    label_of, predicted_of = labels.tolist(), predicted.tolist()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["name", "label", "predicted", *columns])
+        for row in order:
+            values = [f"{number:.6g}" for number in numbers[row]]
+            table.writerow([names[row], called[label_of[row]], called[predicted_of[row]], *values])

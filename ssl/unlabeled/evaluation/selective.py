@@ -1,0 +1,75 @@
+"""Whether a classifier knows when it is wrong: risk against coverage, and finding its errors by a score.
+
+``wrong`` is bool [N], True where an image is misclassified; ``uncertainty`` is a score [N], larger where less sure.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
+    """``auroc_NAME``, ``aupr_NAME``, ``fpr95_NAME`` and ``aurc_NAME`` of each score, and their common ``aurc_best``.
+
+    Those of misclassification are left out where all images are right or all are wrong: nothing is to be found then.
+    """
+    found = {"aurc_best": aurc(wrong, wrong.double())}
+    for name, score in scores.items():
+        found[f"aurc_{name}"] = aurc(wrong, score)
+        found |= {f"{key}_{name}": value for key, value in misclassification(wrong, score).items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def risk_coverage(wrong: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor]:
+    """Coverage [N] = 1/N, …, 1 and the share of errors [N] among that many most certain images, float64.
+
+    El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017, arXiv 1705.08500. Among equally uncertain images the errors
+    count as spread evenly, which is the mean over all their orders.
+    """
+    values, group, counts = torch.unique(uncertainty.double(), return_inverse=True, return_counts=True)
+    errors = wrong.double().new_zeros(len(values)).index_add_(0, group, wrong.double())
+    spread = (errors / counts).repeat_interleave(counts)
+    n = torch.arange(1, len(wrong) + 1, dtype=torch.float64, device=wrong.device)
+    return n / len(wrong), spread.cumsum(0) / n
+
+
+def aurc(wrong: Tensor, uncertainty: Tensor) -> float:
+    """Area under the risk–coverage curve, 0 to 1: the mean risk over all N coverages (Geifman et al. 2019)."""
+    return float(risk_coverage(wrong, uncertainty)[1].mean())
+
+
+def excess_aurc(wrong: Tensor, uncertainty: Tensor) -> float:
+    """AURC less that of the best order, all right images before all wrong ones (Geifman et al. 2019, 1805.08206).
+
+    Exact for N images; the paper's r + (1 − r)·ln(1 − r) is its limit for many.
+    """
+    return aurc(wrong, uncertainty) - aurc(wrong, wrong.double())
+
+
+def accuracy_when_rejecting(wrong: Tensor, uncertainty: Tensor, shares: Sequence[float]) -> list[float]:
+    """Per cent of right ones among what is left when each share, in [0, 1), of the least certain is rejected."""
+    risk = risk_coverage(wrong, uncertainty)[1]
+    kept = [max(1, round((1 - share) * len(wrong))) for share in shares]
+    return [100 * (1 - float(risk[count - 1])) for count in kept]
+
+
+def misclassification(wrong: Tensor, uncertainty: Tensor) -> dict[str, float]:
+    """How well a score finds the errors: ``auroc``, ``aupr`` and ``fpr95``, each from 0 to 1.
+
+    AUROC and AUPR (average precision) have the wrong images as positives (Hendrycks and Gimpel 2017, arXiv 1610.02136,
+    their AUPR-Err); a score without information has AUROC 0.5 and AUPR the share of errors. FPR95 is the share of right
+    images that are flagged together with 95 % of the wrong ones. NaN where all are right or all are wrong.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    target, score = wrong.cpu().numpy(), uncertainty.double().cpu().numpy()
+    if not 0 < int(target.sum()) < len(target):
+        return {"auroc": math.nan, "aupr": math.nan, "fpr95": math.nan}
+    fpr, tpr, _ = roc_curve(target, score, drop_intermediate=False)
+    return {
+        "auroc": float(roc_auc_score(target, score)),
+        "aupr": float(average_precision_score(target, score)),
+        "fpr95": float(fpr[(tpr >= 0.95).argmax()]),
+    }

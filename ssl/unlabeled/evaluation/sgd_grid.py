@@ -1,0 +1,140 @@
+"""The published SGD recipe of linear probes on cached features, for a whole grid of heads in one pass."""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.linear import (
+    at_least_1,
+    best_of,
+    grid,
+    how_chosen,
+    judged,
+    predict,
+    share,
+    softmax_minus_one_hot,
+    split,
+    standardise,
+)
+
+
+class Head(NamedTuple):
+    """One point of the grid."""
+
+    features: str
+    learning_rate: float
+    weight_decay: float
+
+
+class SGDGrid:
+    """SGD with momentum at every learning rate, weight decay and kind of features at once, the best chosen on a part
+    of train and refitted on all of it.
+
+    The recipe of published linear probes (softmax cross entropy, cosine schedule per step) on features computed once,
+    so without random crops and flips, in float32. All heads of a kind of features are one matrix, with one product
+    forward and one back, and see the same batches; each is what torch.optim.SGD makes of it alone. Weight decay acts
+    on the bias too, as there. DINOv2 fits its grid in this way (facebookresearch/dinov2, eval/linear.py).
+    """
+
+    needs = 2
+
+    def __init__(
+        self,
+        learning_rates: list[float],
+        epochs: int,
+        batch_size: int,
+        weight_decays: list[float],
+        momentum: float,
+        holdout: float,
+        seed: int,
+        features: list[str] | tuple[str, ...] = ("last",),
+    ) -> None:
+        self.learning_rates = grid("probe.linear_sgd.learning_rates", learning_rates)
+        self.weight_decays = grid("probe.linear_sgd.weight_decays", weight_decays, included=True)
+        self.epochs = at_least_1("probe.linear_sgd.epochs", epochs)
+        self.batch_size = at_least_1("probe.linear_sgd.batch_size", batch_size)
+        self.holdout = share("probe.linear_sgd.holdout", holdout)
+        self.momentum, self.seed = momentum, seed
+        self.kinds = tuple(dict.fromkeys(features))
+        if not self.kinds:
+            raise UserError("probe.linear_sgd.features is []; it needs one or more kinds, e.g. [last]")
+
+    @property
+    def protocol(self) -> str:
+        """The name under which the score is reported: what is not chosen, and between what else than learning rates."""
+        decays = ",".join(f"{decay:g}" for decay in self.weight_decays)
+        kinds = "" if self.kinds == ("last",) else f"/features={'+'.join(self.kinds)}"
+        return f"linear/cached-sgd-grid-v2/epochs={self.epochs}/batch={self.batch_size}/wd={decays}{kinds}"
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
+        """One Score. Classes without a train image are never predicted."""
+        with full_float32(train.x.device), torch.no_grad():
+            classes, labels = torch.unique(train.labels, return_inverse=True)
+            head, chosen, notes = self._choose(train, labels, len(classes))
+            seen, unknown = train.of(head.features).x, test.of(head.features).x
+            x, test_x = standardise(seen, unknown, dtype=torch.float32)
+            weight = self.fit(x, labels, len(classes), [head])[0]
+            chosen |= {**head._asdict(), "epochs": self.epochs, "batch_size": self.batch_size}
+            score = judged(self.protocol, weight, test_x, test, classes, num_classes, chosen)
+        score.notes = notes + score.notes
+        return [score]
+
+    def fit(self, x: Tensor, labels: Tensor, num_classes: int, heads: list[Head]) -> Tensor:
+        """Weights [H, C, D + 1] of heads on ``x`` [N, D + 1], all from zero and over the same batches."""
+        weight = x.new_zeros(len(heads) * num_classes, x.shape[1])
+        velocity = torch.zeros_like(weight)
+        rates, decays = (
+            x.new_tensor(values).repeat_interleave(num_classes)[:, None]
+            for values in ([head.learning_rate for head in heads], [head.weight_decay for head in heads])
+        )
+        decayed = bool(decays.any())
+        total = self.epochs * math.ceil(len(x) / self.batch_size)
+        for step, rows in enumerate(self._order(len(x), x.device)):
+            batch = x[rows]
+            logits = (batch @ weight.T).view(-1, len(heads), num_classes)
+            residual = softmax_minus_one_hot(logits, labels[rows, None].expand(-1, len(heads))).flatten(1)
+            velocity.addmm_(residual.T, batch, beta=self.momentum, alpha=1 / len(rows))
+            if decayed:
+                velocity.addcmul_(decays, weight)
+            weight.addcmul_(rates * (0.5 * (1 + math.cos(math.pi * step / total))), velocity, value=-1)
+        return weight.view(len(heads), num_classes, -1)
+
+    def _order(self, n: int, device: torch.device) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epochs):
+            yield from torch.split(torch.randperm(n, generator=generator).to(device), self.batch_size)
+
+    def _choose(self, train: Features, labels: Tensor, num_classes: int) -> tuple[Head, dict[str, Any], list[str]]:
+        heads = [Head(*point) for point in product(self.kinds, self.learning_rates, self.weight_decays)]
+        if len(heads) == 1:
+            return heads[0], {"chosen_on": "nothing"}, []
+        fit, held = split(labels, self.holdout, self.seed)
+        scores: dict[Head, float] = {}
+        for kind in self.kinds:
+            x = train.of(kind).x
+            fit_x, held_x = standardise(x[fit], x[held], dtype=torch.float32)
+            own = [head for head in heads if head.features == kind]
+            weights = self.fit(fit_x, labels[fit], num_classes, own)
+            scores |= {h: top1(predict(w, held_x), labels[held]) for h, w in zip(own, weights, strict=True)}
+        tried = {self._name(head): score for head, score in scores.items()}
+        best, notes = self._best(scores)
+        return best, how_chosen(tried, self.holdout, len(held), self.seed), notes
+
+    def _best(self, scores: dict[Head, float]) -> tuple[Head, list[str]]:
+        """The smallest learning rate among equals, and a note where the best is at an edge of those."""
+        by_rate = [max(s for head, s in scores.items() if head.learning_rate == rate) for rate in self.learning_rates]
+        position, notes = best_of(self.learning_rates, by_rate, "learning rate", "probe.linear_sgd.learning_rates")
+        of_rate = [head for head in scores if head.learning_rate == self.learning_rates[position]]
+        return max(of_rate, key=scores.__getitem__), notes
+
+    def _name(self, head: Head) -> str:
+        """Of a head in the report: its learning rate, and what else differs."""
+        kind = f"{head.features} " if len(self.kinds) > 1 else ""
+        decay = f" wd={head.weight_decay:g}" if len(self.weight_decays) > 1 else ""
+        return f"{kind}{head.learning_rate:g}{decay}"

@@ -1,0 +1,183 @@
+"""Which network of another library a backbone is: its name there, its arguments, and its tensors under their names.
+
+None of this is believed: whoever writes a file loads it in that library and compares features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from unlabeled.backbones.regnet import RegNetY, stages
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.timm import TimmBackbone
+from unlabeled.backbones.torchvision import TorchvisionBackbone
+from unlabeled.backbones.vit import Attention, ViT
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+from unlabeled.weights.regnet_names import renamed_to_timm
+
+State = dict[str, Tensor]
+
+# Patch size, width, depth and heads of timm's plain ViTs for 224 pixels (timm/models/vision_transformer.py).
+VITS = {
+    "vit_base_patch16_224": (16, 768, 12, 12),
+    "vit_base_patch32_224": (32, 768, 12, 12),
+    "vit_base_patch8_224": (8, 768, 12, 12),
+    "vit_tiny_patch16_224": (16, 192, 12, 3),
+    "vit_small_patch16_224": (16, 384, 12, 6),
+    "vit_small_patch32_224": (32, 384, 12, 6),
+    "vit_large_patch16_224": (16, 1024, 24, 16),
+    "vit_large_patch32_224": (32, 1024, 24, 16),
+    "vit_huge_patch14_224": (14, 1280, 32, 16),
+}
+# Depth, w_0, w_a, w_m and group width of torchvision's RegNetYs (torchvision/models/regnet.py).
+REGNETS: dict[str, tuple[int, int, float, float, int]] = {
+    "regnet_y_400mf": (16, 48, 27.89, 2.09, 8),
+    "regnet_y_800mf": (14, 56, 38.84, 2.4, 16),
+    "regnet_y_1_6gf": (27, 48, 20.71, 2.65, 24),
+    "regnet_y_3_2gf": (21, 80, 42.63, 2.66, 24),
+    "regnet_y_8gf": (17, 192, 76.82, 2.19, 56),
+    "regnet_y_16gf": (18, 200, 106.23, 2.48, 112),
+    "regnet_y_32gf": (20, 232, 115.89, 2.53, 232),
+    "regnet_y_128gf": (27, 456, 160.83, 2.52, 264),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone as another library has it."""
+
+    name: str
+    state: State  # without a classifier
+    arguments: dict[str, Any] = field(default_factory=dict)  # beside the name; plain values
+    classifier: str = ""  # path of the layer that takes the features, where the library has no argument to leave it out
+
+
+def in_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architecture:
+    """For ``timm.create_model(name, num_classes=0, **arguments)``.
+
+    Args:
+        backbone: with the weights to write.
+        spec: what it was built from, the ``backbone`` of a configuration as plain values.
+        to: the target, for messages.
+
+    Raises:
+        UserError: timm has no such network.
+    """
+    if isinstance(backbone, TimmBackbone):
+        size = {} if spec.get("image_size") is None else {"img_size": spec["image_size"]}
+        return Architecture(spec["model"], backbone.model.state_dict(), size)
+    if isinstance(backbone, ResNet):
+        return _timm_resnet(backbone, spec, to)
+    if isinstance(backbone, RegNetY):
+        return _timm_regnet(backbone, spec, to)
+    if isinstance(backbone, ViT):
+        return Architecture(*_timm_vit(backbone))
+    raise _refusal(to, f"{type(backbone).__name__} is no network of timm", isinstance(backbone, TorchvisionBackbone))
+
+
+def _timm_resnet(backbone: ResNet, spec: Mapping[str, Any], to: str) -> Architecture:
+    _require_plain_resnet(spec, to, "timm")
+    layers = {"layers": [1, 1, 1, 1]} if spec["depth"] == 10 else {}  # timm's own resnet10t has another stem
+    return Architecture(f"resnet{18 if layers else spec['depth']}", backbone.state_dict(), layers)
+
+
+def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Architecture:
+    from timm.models.regnet import model_cfgs
+
+    if len(backbone.trunk_output) != 4:
+        raise _refusal(to, f"timm's RegNets have four stages, this one has {len(backbone.trunk_output)}")
+    wanted = dict(zip(("depth", "w0", "wa", "wm", "group_size"), _regnet_parameters(spec), strict=True))
+    wanted |= {"se_ratio": spec.get("se_ratio", 0.25)}
+    wanted |= {"group_min_ratio": 0.9 if spec.get("rounding", "nearest") == "torchvision" else 0.0}
+    differing = {
+        name: {key: value for key, value in wanted.items() if getattr(cfg, key, 0.0) != value}
+        for name, cfg in model_cfgs.items()
+        if name.startswith("regnety_") and not name.endswith("_sgn")
+    }
+    name = _fewest(differing)
+    return Architecture(name, renamed_to_timm(backbone.state_dict()), differing[name])
+
+
+def _timm_vit(backbone: ViT) -> tuple[str, State, dict[str, Any]]:
+    attention = next(module for module in backbone.modules() if isinstance(module, Attention))
+    wanted = (backbone.patch_size, backbone.num_features, len(backbone.blocks), attention.heads)
+    keys = ("patch_size", "embed_dim", "depth", "num_heads")
+    differing: dict[str, dict[str, Any]] = {
+        name: {key: value for key, value, given in zip(keys, wanted, theirs, strict=True) if value != given}
+        for name, theirs in VITS.items()
+    }
+    name = _fewest(differing)
+    arguments = differing[name]
+    if backbone.image_size != 224:
+        arguments["img_size"] = backbone.image_size
+    if backbone.pooling == "gap":  # timm would move the norm behind the mean; ours is before it
+        arguments |= {"global_pool": "avg", "fc_norm": False}
+    return name, backbone.state_dict(), arguments
+
+
+def _fewest(differing: Mapping[str, Mapping[str, Any]]) -> str:
+    """The name that needs the fewest further arguments; the first of several."""
+    return min(differing, key=lambda name: len(differing[name]))
+
+
+def in_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architecture:
+    """For ``torchvision.models.get_model(name, **arguments)`` with its ``classifier`` replaced by an identity.
+
+    Raises:
+        UserError: torchvision has no such network.
+    """
+    if isinstance(backbone, TorchvisionBackbone):
+        return _torchvision_model(backbone, spec)
+    if isinstance(backbone, ResNet):
+        _require_plain_resnet(spec, to, "torchvision")
+        if spec["depth"] == 10:
+            raise _refusal(to, "torchvision has no ResNet of depth 10 (backbone.depth)", True, timm=True)
+        return Architecture(f"resnet{spec['depth']}", backbone.state_dict(), classifier="fc")
+    if isinstance(backbone, RegNetY):
+        return _torchvision_regnet(backbone, spec, to)
+    has_timm = isinstance(backbone, ViT | TimmBackbone)
+    raise _refusal(to, f"{type(backbone).__name__} is no network of torchvision", has_timm, timm=True)
+
+
+def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -> Architecture:
+    import torchvision
+
+    from unlabeled.backbones.torchvision import arguments
+
+    given = arguments(spec["model"], spec.get("image_size"))
+    theirs = torchvision.models.get_model(spec["model"], weights=None, **given)
+    ours = dict(backbone.model.named_modules())
+    removed = [
+        path
+        for path, module in theirs.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(ours.get(path), nn.Identity)
+    ]
+    return Architecture(spec["model"], backbone.model.state_dict(), given, removed[-1])
+
+
+def _torchvision_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Architecture:
+    own = stages(*_regnet_parameters(spec), spec.get("rounding", "nearest"))
+    same = [name for name, parameters in REGNETS.items() if stages(*parameters, "torchvision") == own]
+    if not same or spec.get("se_ratio", 0.25) != 0.25:
+        raise _refusal(to, "torchvision has no RegNetY of these parameters", len(own) == 4, timm=True)
+    return Architecture(same[0], backbone.state_dict(), classifier="fc")
+
+
+def _regnet_parameters(spec: Mapping[str, Any]) -> tuple[int, int, float, float, int]:
+    return (spec["depth"], spec["w_0"], spec["w_a"], spec["w_m"], spec["group_width"])
+
+
+def _require_plain_resnet(spec: Mapping[str, Any], to: str, library: str) -> None:
+    if spec["stem"] != "imagenet":
+        raise _refusal(to, f"{library}'s ResNets have no 3×3 stem without a max-pool (backbone.stem={spec['stem']})")
+    if spec["width"] != 1:
+        raise _refusal(to, f"{library}'s ResNets have a stem of 64 channels (backbone.width={spec['width']})")
+
+
+def _refusal(to: str, reason: str, alike: bool = False, timm: bool = False) -> UserError:
+    """``alike``: the other of timm and torchvision has it; ``timm``: that is timm."""
+    other = "to=timm, to=huggingface, " if alike and timm else "to=torchvision, " if alike else ""
+    return UserError(f"to={to}: {reason}; what it can be written as: {other}to=safetensors or to=onnx")

@@ -1,0 +1,193 @@
+"""The model card of exported weights: what they are, how good, how to load them, and how far that was checked.
+
+YAML at the top and the name README.md are what the Hugging Face Hub reads.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from unlabeled.config import as_yaml
+from unlabeled.weights.load import Checkpoint
+from unlabeled.weights.preprocess import Preprocess
+from unlabeled.weights.targets import Written
+
+MARK = "Written by `python -m unlabeled.weights.export`"  # by this an earlier export is known
+TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
+# Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
+_PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a card says."""
+
+    to: str
+    written: Written
+    checkpoint: Checkpoint
+    spec: Mapping[str, Any]  # of the backbone
+    preprocess: Preprocess
+    parameters: int
+    num_features: int
+    data: str  # one line
+    measured: Mapping[str, float]  # largest relative difference by kind of images
+    tolerance: float
+    rows: Sequence[Mapping[str, Any]]  # of results.json
+    results_note: str  # why there are none, or what they are
+    training: Mapping[str, Any]  # training.json
+    versions: Mapping[str, str]
+
+
+def card(facts: Facts) -> str:
+    """The whole page, markdown."""
+    objective = class_name((facts.checkpoint.config or {}).get("objective"))
+    name = (facts.checkpoint.config or {}).get("name") or facts.checkpoint.path.stem
+    parts = [
+        _front_matter(facts, objective),
+        f"# {name}",
+        f"{_article(class_name(facts.spec))} pretrained without labels{f' by {objective}' if objective else ''}, "
+        f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier.",
+        "## How to use it",
+        _images(facts.preprocess),
+        _loading(facts.written, facts.preprocess.size),
+        "## What it is",
+        _table({"what": "value"} | _identity(facts, objective)),
+        *[f"Note: {without_places(note)}." for note in facts.checkpoint.notes],
+        _settings("Backbone", dict(facts.spec)),
+        *_training(facts),
+        "## Evaluation",
+        _evaluation(facts),
+        "## Checked",
+        _checked(facts),
+        "## Licence",
+        "To be filled in by whoever publishes these weights, here and at the top; the licence of the images counts.",
+        f"{MARK}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def class_name(node: Any) -> str:
+    """``SimCLR`` of ``{_target_: unlabeled.objectives.simclr.SimCLR, …}``, "" where nothing is known."""
+    return str((node or {}).get("_target_", "")).rpartition(".")[2]
+
+
+def without_places(value: Any) -> Any:
+    """Plain values with every path and address cut down to its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_places(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(each) for each in value]
+    return _PLACE.sub(_last_part, value) if isinstance(value, str) else value
+
+
+def _last_part(place: re.Match[str]) -> str:
+    parts = re.sub(r"^\w+://[^/]*", "", re.split(r"[?#]", place[0])[0]).rstrip("/").split("/")
+    return parts[-1] or "…"
+
+
+def _article(name: str) -> str:
+    return f"{'An' if name[:1] in 'AEIOU' else 'A'} {name}"
+
+
+def _front_matter(facts: Facts, objective: str) -> str:
+    tags = ["self-supervised-learning", "image-feature-extraction", *([objective.lower()] if objective else [])]
+    lines = [
+        f"library_name: {facts.written.library}",
+        "pipeline_tag: image-feature-extraction",
+        "license: unknown # to be filled in",
+        "tags:",
+        *(f"  - {tag}" for tag in dict.fromkeys(tags)),
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _loading(written: Written, size: int) -> str:
+    imports, _, rest = written.load.partition("\n\n")
+    code = f'{imports}\n\nfolder = "."  # where this page lies\n{rest}\n{written.use}'
+    notes = "".join(f"\n- {note}" for note in written.notes)
+    return f"`images` are now float32 [B, 3, {size}, {size}]:\n\n```python\n{code}\n```" + (
+        f"\n{notes}" if notes else ""
+    )
+
+
+def _images(preprocess: Preprocess) -> str:
+    normal = "values in [0, 1], not normalised"
+    if preprocess.mean is not None and preprocess.std is not None:
+        normal = f"values in [0, 1], minus {list(preprocess.mean)}, divided by {list(preprocess.std)}"
+    return (
+        f"RGB, {preprocess.size} × {preprocess.size} pixels; the central {100 * preprocess.crop:g} % of the shorter "
+        f"side, resized ({preprocess.interpolation}, antialiased); {normal}.\n\n```python\n{preprocess.snippet()}\n```"
+    )
+
+
+def _identity(facts: Facts, objective: str) -> dict[str, Any]:
+    progress = facts.checkpoint.progress
+    steps = f"{progress['step']:,} of {progress['total_steps']:,}" if progress else "not known"
+    epochs = f"{progress['step'] / progress['steps_per_epoch']:g}" if progress else "not known"
+    return {
+        "objective": objective or "not known: the checkpoint does not say",
+        "backbone": class_name(facts.spec),
+        "parameters": f"{facts.parameters:,}",
+        "features": facts.num_features,
+        "weights": f"{facts.checkpoint.layout}: {facts.checkpoint.part}",
+        "data": without_places(facts.data),
+        "epochs": epochs,
+        "optimizer steps": steps,
+        "checkpoint's SHA-256": facts.checkpoint.sha256,
+    }
+
+
+def _training(facts: Facts) -> list[str]:
+    config = facts.checkpoint.config or {}
+    chosen = {key: config[key] for key in TRAINING if config.get(key) is not None}
+    if not chosen:
+        return []
+    known = {
+        key: facts.training[key] for key in ("precision", "processes", "images_per_second") if key in facts.training
+    }
+    return ["## Training", _settings("As `python train.py` had it", chosen | known)]
+
+
+def _settings(title: str, values: Mapping[str, Any]) -> str:
+    shown = without_places(_without_conversion(values))
+    return f"{title}:\n\n```yaml\n{as_yaml(shown).strip()}\n```"
+
+
+def _without_conversion(value: Any) -> Any:
+    """Leave out what only Hydra reads."""
+    if isinstance(value, Mapping):
+        return {key: _without_conversion(each) for key, each in value.items() if key != "_convert_"}
+    return [_without_conversion(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _evaluation(facts: Facts) -> str:
+    if not facts.rows:
+        return facts.results_note
+    lines = [
+        ["features", "protocol", "top-1, %", "95 % interval", "test images"],
+        ["---", "---", "---:", "---:", "---:"],
+    ]
+    for row in facts.rows:
+        interval = "–" if not row.get("interval") else "{:.2f} to {:.2f}".format(*row["interval"])
+        lines.append([row["features"], f"`{row['protocol']}`", f"{row['top1']:.2f}", interval, f"{row['n_test']:,}"])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{facts.results_note}\n\n{table}\n\nNumbers of different protocols are not comparable."
+
+
+def _checked(facts: Facts) -> str:
+    packages = dict(facts.versions) | {name: metadata.version(name) for name in facts.written.packages}
+    measured = {"images": "largest difference"} | {name: f"{value:.1e}" for name, value in facts.measured.items()}
+    return (
+        "After writing, the lines above were run, and their features compared with those of the network that was "
+        "trained: float32, evaluation mode, on a CPU. The largest absolute difference over the root mean square of the "
+        f"features, of which at most {facts.tolerance:g} is allowed:\n\n{_table(measured)}\n\n"
+        f"Versions: {', '.join(f'{name} {version}' for name, version in packages.items())}."
+    )
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    """Two columns; the first pair is the head."""
+    rows = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in values.items()]
+    return "\n".join([rows[0], "| --- | --- |", *rows[1:]])

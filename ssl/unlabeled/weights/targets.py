@@ -1,0 +1,226 @@
+"""One writer for each target: files in a folder, and the lines of Python that give features from them.
+
+The lines are what the model card shows and what is run to compare features, so that the card cannot be wrong. They
+find ``folder`` (text) and ``images`` (float32 [B, 3, size, size]) and leave ``features``, [B, num_features].
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+from unlabeled.weights.architecture import Architecture, in_timm, in_torchvision
+from unlabeled.weights.preprocess import Preprocess
+
+OPSET = 18  # the oldest that torch's exporter writes without converting; onnxruntime reads it since 1.14 (2023)
+ONE_ONNX_FILE = 1_900_000_000  # bytes of weights: protobuf ends at 2 GiB
+WRAPPERS = ("_orig_mod.", "module.", "backbone.")  # of torch.compile, DDP and objectives
+PLAIN_USE = "with torch.inference_mode():\n    features = model(images)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is written."""
+
+    backbone: Backbone  # float32 on the CPU, in eval mode
+    spec: Mapping[str, Any]  # what it was built from, the ``backbone`` of a configuration as plain values
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a target made of a backbone."""
+
+    load: str  # lines that make what ``use`` needs from ``folder``
+    use: str  # lines that make ``features`` of ``images``
+    library: str  # as the Hugging Face Hub calls it
+    packages: tuple[str, ...]  # whose versions belong on the card
+    notes: tuple[str, ...] = ()  # sentences for the card
+
+
+Writer = Callable[[Source, Path], Written]
+
+
+def write_safetensors(source: Source, folder: Path) -> Written:
+    """``model.safetensors`` with our names, which are torchvision's or timm's, and ``config.json``."""
+    _save_safetensors(source.backbone.state_dict(), folder / "model.safetensors")
+    config = {"backbone": source.spec, "preprocess": source.preprocess.plain()}
+    _write_json(folder / "config.json", config | {"num_features": source.backbone.num_features})
+    module, _, name = str(source.spec["_target_"]).rpartition(".")
+    build = _call(name, *_named({key: value for key, value in source.spec.items() if not key.startswith("_")}))
+    load = (
+        f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n\nmodel = {build}\n"
+        'model.load_state_dict(load_file(f"{folder}/model.safetensors"))\nmodel.eval()'
+    )
+    return Written(load, PLAIN_USE, "unlabeled", ("safetensors",))
+
+
+def write_torchvision(source: Source, folder: Path) -> Written:
+    """``model.pth``, all tensors but the classifier's: a made-up one would give made-up classes without an error."""
+    network = in_torchvision(source.backbone, source.spec, "torchvision")
+    torch.save(_clean(network.state), folder / "model.pth")
+    build = _call("torchvision.models.get_model", repr(network.name), "weights=None", *_named(network.arguments))
+    load = (
+        f"import torch\nimport torchvision\n\nmodel = {build}\n"
+        f'model.set_submodule("{network.classifier}", torch.nn.Identity())\n'
+        'model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))\nmodel.eval()'
+    )
+    note = f"`model.pth` has no classifier: put your own in the place of `{network.classifier}` after loading."
+    return Written(load, PLAIN_USE, "torchvision", ("torchvision",), (note,))
+
+
+def write_timm(source: Source, folder: Path) -> Written:
+    """``model.safetensors`` for ``timm.create_model(…, checkpoint_path=FILE)``, which loads it strictly."""
+    network = in_timm(source.backbone, source.spec, "timm")
+    _save_safetensors(network.state, folder / "model.safetensors")
+    file = 'checkpoint_path=f"{folder}/model.safetensors"'
+    overlay = f"pretrained_cfg_overlay={source.preprocess.timm()!r}"
+    build = _call("timm.create_model", repr(network.name), "num_classes=0", file, *_named(network.arguments), overlay)
+    load = f"import timm\nimport torch\n\nmodel = {build}.eval()"
+    return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), (TIMM_TRANSFORM,))
+
+
+TIMM_TRANSFORM = (
+    "`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` prepares images in the same way, but "
+    "resizes before it crops."
+)
+
+
+def write_huggingface(source: Source, folder: Path) -> Written:
+    """A folder as timm and the Hub have it: ``model.safetensors`` and ``config.json``."""
+    network = in_timm(source.backbone, source.spec, "huggingface")
+    _save_safetensors(network.state, folder / "model.safetensors")
+    _write_json(folder / "config.json", _hub_config(network, source))
+    load = (
+        "import timm\nimport torch\n\n"
+        'model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()'
+    )
+    notes = (
+        TIMM_TRANSFORM,
+        "From the Hub, timm takes `hf-hub:OWNER/NAME`.",
+        "`transformers.AutoModel.from_pretrained(folder)` reads this folder too, where it is installed beside timm; "
+        "features are its `pooler_output`. That was not checked here.",
+    )
+    return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), notes)
+
+
+def _hub_config(network: Architecture, source: Source) -> dict[str, Any]:
+    """Nothing of the weights that timm has under this name may stay, such as their licence and classes."""
+    import timm
+
+    known = timm.models.get_pretrained_cfg(network.name)
+    theirs = known.to_dict() if known else {}
+    kept = {key: theirs[key] for key in ("first_conv", "classifier", "fixed_input_size") if key in theirs}
+    config: dict[str, Any] = {
+        "architecture": network.name.partition(".")[0],
+        "num_classes": 0,
+        "num_features": source.backbone.num_features,
+        "pretrained_cfg": {"custom_load": False, "num_classes": 0, **source.preprocess.timm(), **kept},
+    }
+    return config | ({"model_args": network.arguments} if network.arguments else {})
+
+
+def write_onnx(source: Source, folder: Path) -> Written:
+    """``model.onnx`` by torch's exporter, of images in their own size and of any number."""
+    size, file = source.preprocess.size, folder / "model.onnx"
+    big = sum(value.numel() * value.element_size() for value in source.backbone.state_dict().values()) > ONE_ONNX_FILE
+    torch.onnx.export(
+        source.backbone,
+        (torch.zeros(2, 3, size, size),),  # 2: one image would be taken for a constant
+        file,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=big,
+        verbose=False,
+    )
+    load = (
+        "import onnxruntime\n\n"
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])'
+    )
+    use = 'features = session.run(["features"], {"images": images.numpy()})[0]'
+    note = (
+        f"ONNX opset {_opset(file)}; input `images` float32 [batch, 3, {size}, {size}], output `features` float32 "
+        f"[batch, {source.backbone.num_features}]; the size of the batch is free, that of the images is not."
+    )
+    return Written(load, use, "onnx", ("onnx", "onnxscript", "onnxruntime"), (note,))
+
+
+def _opset(file: Path) -> int:
+    import onnx
+
+    model = onnx.load(str(file), load_external_data=False)
+    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
+WRITERS: dict[str, Writer] = {
+    "timm": write_timm,
+    "torchvision": write_torchvision,
+    "safetensors": write_safetensors,
+    "huggingface": write_huggingface,
+    "onnx": write_onnx,
+}
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # beside what the project needs anyway
+
+
+def require_packages(to: str) -> None:
+    """Raise UserError unless everything that a target is written and read with is installed."""
+    missing = [name for name in NEEDS.get(to, ()) if find_spec(name) is None]
+    if missing:
+        raise UserError(f"to={to}: {' and '.join(missing)} not installed: pip install 'unlabeled[export]'")
+
+
+def reload(written: Written, folder: Path) -> Callable[[Tensor], Tensor]:
+    """Run the lines of the card: what is in ``folder`` as a function from images to features."""
+    names: dict[str, Any] = {"folder": str(folder)}
+    exec(written.load, names)
+
+    def features(images: Tensor) -> Tensor:
+        names["images"] = images
+        exec(written.use, names)
+        return torch.as_tensor(names["features"])
+
+    return features
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory; a wrapper's name in a key is a mistake of ours."""
+    wrapped = [key for key in state if key.startswith(WRAPPERS) or "_orig_mod." in key]
+    if wrapped:
+        raise ValueError(f"names of wrappers among the tensors: {', '.join(wrapped)}")
+    return {key: value.detach().clone().contiguous() for key, value in state.items()}
+
+
+def _save_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(_clean(state), str(file), metadata={"format": "pt"})
+    file.chmod(0o644)  # save_file lets nobody else read it
+
+
+def _call(function: str, *arguments: str) -> str:
+    """In one line where there is room."""
+    line = f"{function}({', '.join(arguments)})"
+    return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {each},\n" for each in arguments) + ")"
+
+
+def _named(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value!r}" for key, value in values.items()]
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trained and fixed ones; buffers are none."""
+    return sum(parameter.numel() for parameter in network.parameters())
