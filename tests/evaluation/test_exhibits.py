@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch import Tensor
 
-from unlabeled.evaluation.certainty import certain_section, reliability, risk_coverage
+from unlabeled.evaluation.calibration import ece
+from unlabeled.evaluation.certainty import certain_section, reliability
 from unlabeled.evaluation.confusion import confusion_matrix, confusion_section, most_confused
 from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures, reconstructions, sections
 from unlabeled.evaluation.features import Features
@@ -61,20 +62,16 @@ def test_reliability_is_that_of_a_loop_over_images() -> None:
         assert bin.share == pytest.approx(len(inside) / 500, abs=1e-12)
 
 
+def test_the_bins_add_up_to_the_expected_calibration_error() -> None:
+    log_probabilities, labels = guesses()
+    found = reliability(log_probabilities, labels)
+    gaps = sum(bin.share * abs(bin.accuracy - bin.confidence) for bin in found)
+    assert gaps == pytest.approx(ece(log_probabilities, labels), abs=1e-12)
+
+
 def test_a_certain_answer_falls_into_the_last_bin_and_classes_never_seen_do_no_harm() -> None:
     log_probabilities = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
     assert [tuple(bin) for bin in reliability(log_probabilities, torch.tensor([0, 1]))] == [(1.0, 0.5, 1.0)]
-
-
-def test_risk_and_coverage_are_those_of_a_loop_from_the_surest_image_on() -> None:
-    log_probabilities, labels = guesses(60)
-    p = log_probabilities.double().exp().tolist()
-    order = sorted(range(60), key=lambda i: -max(p[i]))
-    coverage, risk = risk_coverage(log_probabilities, labels)
-    for n in range(1, 61):
-        wrong = sum(p[i].index(max(p[i])) != int(labels[i]) for i in order[:n])
-        assert float(coverage[n - 1]) == pytest.approx(n / 60)
-        assert float(risk[n - 1]) == pytest.approx(wrong / n)
 
 
 def test_the_confusion_matrix_is_scikit_learns_with_classes_that_are_missing() -> None:

@@ -196,16 +196,18 @@ def test_a_note_of_several_rows_is_said_once_and_whatever_else_is_to_be_doubted_
 def test_further_metrics_of_different_protocols_never_share_a_column() -> None:
     rows = [
         Row("pretrained", "kmeans", 30.0, metrics={"nmi": 0.12345}),
-        Row("pretrained", "linear", 50.0, metrics={"ece_before": 0.1, "nmi": 0.5}),
-        Row("random init", "linear", 40.0, metrics={"ece_before": 0.25}),
+        Row("pretrained", "linear", 50.0, metrics={"aurc_entropy": 0.01, "ece": 0.1, "nmi": 0.5}),
+        Row("random init", "linear", 40.0, metrics={"ece": 0.25}),
     ]
-    protocols, lines = further(rows)
+    protocols, lines = further(rows, usual=True)
     assert protocols == ["kmeans", "linear"]
     assert [(line.name, *map(str, line.cells)) for line in lines] == [
         ("NMI, pretrained", "0.1235", "0.5"),
-        ("ECE before, pretrained", "–", "0.1"),
-        ("ECE before, random init", "–", "0.25"),
+        ("ECE, pretrained", "–", "0.1"),
+        ("ECE, random init", "–", "0.25"),
     ]
+    protocols, (line,) = further(rows, usual=False)
+    assert (protocols, line.name, *map(str, line.cells)) == (["linear"], "AURC entropy, pretrained", "0.01")
 
 
 def test_the_commit_is_that_of_the_code_and_nobodys_else(tmp_path: Path) -> None:

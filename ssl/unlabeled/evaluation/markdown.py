@@ -32,8 +32,9 @@ def markdown(
 
 
 def _further(rows: Sequence[Row]) -> list[str]:
-    protocols, lines = further(rows)
-    return ["## Further metrics", as_markdown(["metric", *protocols], lines)] if lines else []
+    tables = [further(rows, usual) for usual in (True, False)]
+    shown = [as_markdown(["metric", *protocols], lines) for protocols, lines in tables if lines]
+    return ["## Further metrics", *shown] if shown else []
 
 
 def _references(references: Sequence[account.Reference]) -> str:

@@ -98,8 +98,14 @@ def _doubts(found: Sequence[str]) -> list[_Part]:
 
 
 def _further(rows: Sequence[Row]) -> list[_Part]:
-    protocols, lines = further(rows)
-    return [_Part("Further metrics", _numbers("metric", protocols, lines))] if lines else []
+    usual, others = (_metrics(rows, usual) for usual in (True, False))
+    folded = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
+    return [_Part("Further metrics", usual + folded)] if usual or folded else []
+
+
+def _metrics(rows: Sequence[Row], usual: bool) -> str:
+    protocols, lines = further(rows, usual)
+    return _numbers("metric", protocols, lines) if lines else ""
 
 
 def _references(references: Sequence[account.Reference]) -> list[_Part]:
