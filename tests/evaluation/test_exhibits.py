@@ -10,14 +10,18 @@ import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch import Tensor
 
+from unlabeled.data.memory import ArraySource
+from unlabeled.data.source import Splits
+from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.calibration import ece
 from unlabeled.evaluation.certainty import certain_section, reliability
 from unlabeled.evaluation.confusion import confusion_matrix, confusion_section, most_confused
-from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures, reconstructions, sections
+from unlabeled.evaluation.exhibits import Exhibits, best_row, network_pictures, reconstructions, sections
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.gallery import neighbour_section, queries
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.section import small
+from unlabeled.evaluation.shown import decoder, images_of
 from unlabeled.html import inline, inline_small
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
@@ -184,8 +188,37 @@ def test_images_are_looked_at_again_as_evaluation_sees_them() -> None:
     source: Any = SimpleNamespace(decode=lambda index: stored[index])
     splits: Any = SimpleNamespace(train=source, test=source)
     views = Views(8, [], [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 1.0, "bilinear")
-    found = images_of(splits, views)("train", [2, 0])
+    found = images_of(decoder(splits, None), views)("train", [2, 0])
     torch.testing.assert_close(found, stored[[2, 0]] / 255)
+
+
+class Counted(ArraySource):
+    """Counts what is decoded."""
+
+    decoded = 0
+
+    def decode(self, index: int) -> Tensor:
+        self.decoded += 1
+        return super().decode(index)
+
+
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: float, tmp_path: Path) -> None:
+    def source(value: int) -> Counted:
+        images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8) + value
+        return Counted(images, torch.zeros(4, dtype=torch.long), ["a"], "digit")
+
+    def look(source: Counted, ids: list[int]) -> list[int]:
+        images, sizes = decoder(Splits(source, source, ""), TensorCache(str(tmp_path), gib))("train", ids)
+        assert sizes is None
+        return images[:, 0, 0, 0].tolist()
+
+    first, second, changed = source(10), source(10), source(50)
+    assert look(first, [3, 1]) == [13, 11]
+    assert look(second, [3, 1]) == [13, 11]
+    assert (first.decoded, second.decoded) == (2, 0 if gib else 2)
+    assert look(second, [1, 3]) == [11, 13]
+    assert look(changed, [3, 1]) == [53, 51]
 
 
 class Paints(Objective):
@@ -217,9 +250,9 @@ def test_reconstructions_come_in_pixels_whatever_views_are_normalised_by() -> No
 def test_a_network_that_neither_attends_nor_paints_has_no_pictures() -> None:
     source: Any = SimpleNamespace(decode=lambda index: torch.zeros(3, 8, 8, dtype=torch.uint8))
     splits: Any = SimpleNamespace(train=source, test=source)
-    views = Views(8, [], None, None, 1.0, "bilinear")
-    assert network_pictures(OnePixel(), None, splits, views, features(10, 2, 0), 0) == ({}, {})
-    assert list(network_pictures(OnePixel(), Paints(), splits, views, features(10, 2, 0), 0)[1]) == [
+    views, decode = Views(8, [], None, None, 1.0, "bilinear"), decoder(splits, None)
+    assert network_pictures(OnePixel(), None, decode, views, features(10, 2, 0), 0) == ({}, {})
+    assert list(network_pictures(OnePixel(), Paints(), decode, views, features(10, 2, 0), 0)[1]) == [
         "image",
         "negative",
     ]

@@ -14,12 +14,13 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
-from unlabeled.evaluation.exhibits import Exhibits, images_of, network_pictures
+from unlabeled.evaluation.exhibits import Exhibits, network_pictures
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features, ImageProbe, Probe
 from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
 from unlabeled.evaluation.results_table import table
+from unlabeled.evaluation.shown import decoder, images_of
 from unlabeled.evaluation.task import tasks
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
@@ -135,12 +136,13 @@ def _silent(line: str) -> None:
 
 
 def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Features, test: Features) -> Exhibits:
-    """What is shown of the judged network; its images are decoded once more, about ninety of them."""
+    """What is shown of the judged network; its images are decoded once more, about ninety of them, and kept."""
     splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
+    decode = decoder(splits, evaluation.extractor.cache)
     painter = None if evaluation.painter is None else load_objective(checkpoint, evaluation.painter)
-    attention, pictures = network_pictures(evaluation.backbone, painter, splits, views, test, seed=0)
+    attention, pictures = network_pictures(evaluation.backbone, painter, decode, views, test, seed=0)
     assert splits.test is not None
-    return Exhibits(splits.test.classes, train, test, images_of(splits, views), attention, pictures)
+    return Exhibits(splits.test.classes, train, test, images_of(decode, views), attention, pictures)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:

@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.data.canvas import canvas
-from unlabeled.data.source import Splits
 from unlabeled.evaluation.attention import attention_pictures
 from unlabeled.evaluation.certainty import calibration_section, certain_section
 from unlabeled.evaluation.confusion import confusion_section
@@ -17,6 +15,7 @@ from unlabeled.evaluation.figures import feature_map, loss_curve
 from unlabeled.evaluation.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.shown import Decode
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -35,35 +34,21 @@ class Exhibits:
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
 
 
-def images_of(splits: Splits, views: Views) -> ImagesOf:
-    """How images are looked at again: decoded from their source, as evaluation sees them."""
-    sources = {"train": splits.train, "test": splits.test}
-
-    def image(split: str, ids: Sequence[int]) -> Tensor:
-        source = sources[split]
-        assert source is not None
-        images, sizes = canvas([source.decode(id) for id in ids])
-        return views.as_pixels(views.plain(images, sizes))
-
-    return image
-
-
 def network_pictures(
-    backbone: Backbone, objective: Objective | None, splits: Splits, views: Views, test: Features, seed: int
+    backbone: Backbone, objective: Objective | None, decode: Decode, views: Views, test: Features, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Attention and reconstructions of six random labelled test images, for Exhibits; empty where there are none.
 
     Args:
         backbone: with the judged weights.
         objective: likewise, or None where the checkpoint has no objective.
-        splits: with a test split.
+        decode: see :func:`unlabeled.evaluation.shown.decoder`.
         views: of the run.
         test: features of the test images.
         seed: which images, and the masks.
     """
     chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
-    assert splits.test is not None
-    images, sizes = canvas([splits.test.decode(id) for id in test.ids.cpu()[chosen].tolist()])
+    images, sizes = decode("test", test.ids.cpu()[chosen].tolist())
     device = next(backbone.parameters()).device
     seen = views.plain(images, sizes).to(device)
     painted = {} if objective is None else reconstructions(objective.to(device), views, seen, seed)
