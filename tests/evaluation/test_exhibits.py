@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,12 +14,12 @@ from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.calibration import ece
 from unlabeled.evaluation.certainty import certain_section, reliability
 from unlabeled.evaluation.confusion import confusion_matrix, confusion_section, most_confused
-from unlabeled.evaluation.exhibits import Exhibits, best_row, network_pictures, reconstructions, sections
+from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures, reconstructions, sections
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.gallery import neighbour_section, queries
 from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.kept_images import KeptImages
 from unlabeled.evaluation.section import small
-from unlabeled.evaluation.shown import decoder, images_of
 from unlabeled.html import inline, inline_small
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
@@ -185,10 +183,8 @@ def test_the_best_known_protocol_is_linear_then_knn_and_never_the_best_number() 
 def test_images_are_looked_at_again_as_evaluation_sees_them() -> None:
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    source: Any = SimpleNamespace(decode=lambda index: stored[index])
-    splits: Any = SimpleNamespace(train=source, test=source)
     views = Views(8, [], [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 1.0, "bilinear")
-    found = images_of(decoder(splits, None), views)("train", [2, 0])
+    found = images_of(lambda split, ids: [stored[id] for id in ids], views)("train", [2, 0])
     torch.testing.assert_close(found, stored[[2, 0]] / 255)
 
 
@@ -209,9 +205,10 @@ def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: floa
         return Counted(images, torch.zeros(4, dtype=torch.long), ["a"], "digit")
 
     def look(source: Counted, ids: list[int]) -> list[int]:
-        images, sizes = decoder(Splits(source, source, ""), TensorCache(str(tmp_path), gib))("train", ids)
-        assert sizes is None
-        return images[:, 0, 0, 0].tolist()
+        images = KeptImages(Splits(source, source, ""), TensorCache(str(tmp_path), gib))
+        found = images("train", ids)
+        images.keep()
+        return [int(each[0, 0, 0]) for each in found]
 
     first, second, changed = source(10), source(10), source(50)
     assert look(first, [3, 1]) == [13, 11]
@@ -248,9 +245,10 @@ def test_reconstructions_come_in_pixels_whatever_views_are_normalised_by() -> No
 
 
 def test_a_network_that_neither_attends_nor_paints_has_no_pictures() -> None:
-    source: Any = SimpleNamespace(decode=lambda index: torch.zeros(3, 8, 8, dtype=torch.uint8))
-    splits: Any = SimpleNamespace(train=source, test=source)
-    views, decode = Views(8, [], None, None, 1.0, "bilinear"), decoder(splits, None)
+    def decode(split: str, ids: Sequence[int]) -> list[Tensor]:
+        return [torch.zeros(3, 8, 8, dtype=torch.uint8) for _ in ids]
+
+    views = Views(8, [], None, None, 1.0, "bilinear")
     assert network_pictures(OnePixel(), None, decode, views, features(10, 2, 0), 0) == ({}, {})
     assert list(network_pictures(OnePixel(), Paints(), decode, views, features(10, 2, 0), 0)[1]) == [
         "image",

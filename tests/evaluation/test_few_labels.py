@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score
 from unlabeled.evaluation.few_labels import FewLabels
 from unlabeled.evaluation.knn import KNN
-from unlabeled.evaluation.linear import LBFGS
+from unlabeled.evaluation.logistic import LBFGS
 from unlabeled.evaluation.paws_nn import AllSupports
 
 CONF = Path(__file__).parents[2] / "conf"

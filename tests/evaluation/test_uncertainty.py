@@ -19,7 +19,8 @@ from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, ensemble_of
 from unlabeled.evaluation.features import Features, Score
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.least_sure import least_sure
-from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
+from unlabeled.evaluation.linear import split, standardise
+from unlabeled.evaluation.logistic import LBFGS, fit_logistic
 from unlabeled.evaluation.mc_dropout import MCDropout
 from unlabeled.evaluation.paws_nn import AllSupports
 from unlabeled.evaluation.predictions import write_predictions

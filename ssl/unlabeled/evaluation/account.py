@@ -8,7 +8,7 @@ from unlabeled.evaluation.exhibits import best_row
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.results_table import signed, uncertainty
 
-FOLDED = ("config", "settings")  # parts of the provenance that are long: folded on the page
+FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
 Reference = Mapping[str, Any]  # as references_for gives it
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
-from unlabeled.evaluation.linear import LBFGS, fit_logistic, split, standardise
+from unlabeled.evaluation.linear import split, standardise
+from unlabeled.evaluation.logistic import LBFGS, fit_logistic
 from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix
@@ -27,7 +28,7 @@ class Bootstrap:
 
     Args:
         members: heads, at least 2.
-        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.linear.LBFGS`, which chooses C first. ``seed``
+        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.logistic.LBFGS`, which chooses C first. ``seed``
             is of the resamples too. The temperature is fitted on the same held-out images, with members that have not
             seen them.
         features: the kind to classify (``Backbone.kinds``).

@@ -1,6 +1,5 @@
 """One checkpoint, one report: features, probes and baselines, with everything needed to believe the numbers."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from unlabeled.data.fingerprint import fingerprint
-from unlabeled.data.module import DataModule
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
-from unlabeled.evaluation.exhibits import Exhibits, network_pictures
+from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features, ImageProbe, Probe
 from unlabeled.evaluation.judge import Row, judge
-from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
+from unlabeled.evaluation.kept_images import KeptImages
+from unlabeled.evaluation.least_sure import least_sure
+from unlabeled.evaluation.predictions import add_intervals, write_predictions
+from unlabeled.evaluation.provenance import epochs_of, provenance
+from unlabeled.evaluation.references import references_for
+from unlabeled.evaluation.report import machine, write_report
 from unlabeled.evaluation.results_table import table
-from unlabeled.evaluation.shown import decoder, images_of
 from unlabeled.evaluation.task import tasks
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
@@ -80,10 +81,14 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
     )
     if rank():
         return rows
-    computer = machine() | {"processes": world_size()}
+    asked = {
+        "command": command,
+        "date": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "machine": machine() | {"processes": world_size()},
+    }
     with alone():
-        begun = command, started, clock
-        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, begun, computer)
+        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, asked)
     print(f"\n{table(rows)}\n\nthe whole report is in {report}")
     return rows
 
@@ -94,36 +99,36 @@ def _write(
     looked: tuple[Features, Features],
     checkpoint: Checkpoint,
     report_dir: Path,
-    begun: tuple[str, datetime, float],
-    computer: dict[str, Any],
+    asked: dict[str, Any],
 ) -> Path:
-    report_dir.mkdir(parents=True, exist_ok=True)
-    extractor, (command, started, clock) = evaluation.extractor, begun
-    run_dir = checkpoint.path.parent.parent
-    training = _read_json(run_dir / "training.json")
-    provenance = {
-        "command": command,
-        "date": started.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - clock, 1),
-        "checkpoint": _describe(checkpoint),
-        "data": _describe_data(extractor.data),
-        "views": extractor.views.evaluation(),
-        "images_read": extractor.passes,
-        "settings": evaluation.settings,
-        "git": git_state(),
-        "versions": versions(),
-        "machine": computer,
-        "training": training,
-        "config": evaluation.config,
-    }
-    return write_report(
+    told = provenance(checkpoint, evaluation.extractor)
+    decode = KeptImages(evaluation.extractor.data.splits, evaluation.extractor.cache)
+    _, test = looked
+    add_intervals(rows, test.labels)
+    report = write_report(
         report_dir,
         rows,
-        provenance,
-        metrics=run_dir / "metrics.jsonl",
-        collapsed_at=training.get("collapsed_at"),
-        exhibits=_exhibits(evaluation, checkpoint, *looked),
+        asked | told | {"settings": evaluation.settings, "config": evaluation.config},
+        metrics=checkpoint.path.parent.parent / "metrics.jsonl",
+        collapsed_at=told["training"].get("collapsed_at"),
+        exhibits=_exhibits(evaluation, checkpoint, decode, *looked),
+        references=references_for(checkpoint.config or {}, rows, epochs_of(checkpoint)),
     )
+    decode.keep()
+    write_predictions(report_dir, rows, test.labels, test.ids)
+    _list_least_sure(report_dir / "least_sure.csv", rows, test, evaluation.extractor)
+    return report
+
+
+def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Extractor) -> None:
+    """What to label next, by the row whose probabilities the report shows."""
+    row = best_row(rows, lambda row: row.log_probabilities is not None)
+    source = extractor.data.splits.test
+    if row is None or row.log_probabilities is None or source is None or len(row.log_probabilities) != len(test.ids):
+        path.unlink(missing_ok=True)
+        return
+    names = [source.name(id) for id in test.ids.tolist()]
+    least_sure(path, names, test.labels, row.log_probabilities.cpu(), row.uncertainty, source.classes)
 
 
 def _last(features: Features) -> Features:
@@ -135,10 +140,11 @@ def _silent(line: str) -> None:
     pass
 
 
-def _exhibits(evaluation: Evaluation, checkpoint: Checkpoint, train: Features, test: Features) -> Exhibits:
-    """What is shown of the judged network; its images are decoded once more, about ninety of them, and kept."""
+def _exhibits(
+    evaluation: Evaluation, checkpoint: Checkpoint, decode: KeptImages, train: Features, test: Features
+) -> Exhibits:
+    """What is shown of the judged network, with about ninety images."""
     splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
-    decode = decoder(splits, evaluation.extractor.cache)
     painter = None if evaluation.painter is None else load_objective(checkpoint, evaluation.painter)
     attention, pictures = network_pictures(evaluation.backbone, painter, decode, views, test, seed=0)
     assert splits.test is not None
@@ -153,33 +159,3 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
     assert trained is not None
     assert random is not None
     return {name: {"pretrained": trained, "random init": random} for name in evaluation.behind_head}
-
-
-def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "path": str(checkpoint.path),
-        "sha256": checkpoint.sha256,
-        "layout": checkpoint.layout,
-        "encoder": checkpoint.part,
-        "left_out": checkpoint.left_out,
-        "notes": checkpoint.notes,
-        **checkpoint.progress,
-    }
-
-
-def _describe_data(data: DataModule) -> dict[str, Any]:
-    assert data.splits.test is not None
-    return {
-        "description": data.splits.description,
-        "train_labels_sha256": label_hash(data.splits.train.labels),
-        "test_labels_sha256": label_hash(data.splits.test.labels),
-        "train_fingerprint": fingerprint(data.splits.train, moved=True),
-        "test_fingerprint": fingerprint(data.splits.test, moved=True),
-        "corrupt_images": len(data.corrupt),
-        "corrupt_names": data.corrupt[:100],
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return content

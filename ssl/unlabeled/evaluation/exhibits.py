@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.data.canvas import canvas
 from unlabeled.evaluation.attention import attention_pictures
 from unlabeled.evaluation.certainty import calibration_section, certain_section
 from unlabeled.evaluation.confusion import confusion_section
@@ -14,8 +15,8 @@ from unlabeled.evaluation.features import Features, eval_mode
 from unlabeled.evaluation.figures import feature_map, loss_curve
 from unlabeled.evaluation.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.kept_images import Decode
 from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
-from unlabeled.evaluation.shown import Decode
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -34,6 +35,16 @@ class Exhibits:
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
 
 
+def images_of(decode: Decode, views: Views) -> ImagesOf:
+    """How images are looked at again: decoded, as evaluation sees them."""
+
+    def image(split: str, ids: Sequence[int]) -> Tensor:
+        images, sizes = canvas(decode(split, ids))
+        return views.as_pixels(views.plain(images, sizes))
+
+    return image
+
+
 def network_pictures(
     backbone: Backbone, objective: Objective | None, decode: Decode, views: Views, test: Features, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -42,13 +53,13 @@ def network_pictures(
     Args:
         backbone: with the judged weights.
         objective: likewise, or None where the checkpoint has no objective.
-        decode: see :func:`unlabeled.evaluation.shown.decoder`.
+        decode: gives images of the test split.
         views: of the run.
         test: features of the test images.
         seed: which images, and the masks.
     """
     chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
-    images, sizes = decode("test", test.ids.cpu()[chosen].tolist())
+    images, sizes = canvas(decode("test", test.ids.cpu()[chosen].tolist()))
     device = next(backbone.parameters()).device
     seen = views.plain(images, sizes).to(device)
     painted = {} if objective is None else reconstructions(objective.to(device), views, seen, seed)

@@ -53,16 +53,15 @@ class Extractor:
         return _together({kind: features for kind, features in found.items() if features is not None})
 
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
-        precision = "32-true" if isinstance(network, Pixels) else self.precision
-        begun = time.perf_counter()
+        started, precision = time.perf_counter(), "32-true" if isinstance(network, Pixels) else self.precision
         batches, positions = self._batches(split)
         parts = [] if not positions else [extract(network, batches, self.views.plain, self.device, precision, kinds)]
         if world_size() > 1:
             parts = [self._gathered(parts)]
         features = joined(parts)
         order = features.ids.argsort(stable=True)
-        rate = round(len(order) / (time.perf_counter() - begun), 1)
-        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "images_per_second": rate})
+        seconds = round(time.perf_counter() - started, 3)
+        self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "seconds": seconds})
         return features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:

@@ -15,6 +15,7 @@ from unlabeled.evaluation.features import Features, ImageProbe, Pixels, Probe, S
 
 Say = Callable[[str], None]
 Look = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
+TENSORS = ("predictions", "log_probabilities", "uncertainty")  # of a row; not in results.json
 SPLITS = ("train", "test")
 
 
@@ -34,10 +35,11 @@ class Row:
     interval: tuple[float, float] | None = None  # of top1, 95 %, by resampling test images
     predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
     log_probabilities: Tensor | None = None  # float32 [n_test, C]; neither
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; neither
 
     def plain(self) -> dict[str, Any]:
         """What results.json holds of it."""
-        return {name: value for name, value in vars(self).items() if name not in ("predictions", "log_probabilities")}
+        return {name: value for name, value in vars(self).items() if name not in TENSORS}
 
 
 def judge(
@@ -197,6 +199,7 @@ def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:
         score.draws,
         predictions=score.predictions,
         log_probabilities=score.log_probabilities,
+        uncertainty=score.uncertainty,
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.config import read_yaml
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.judge import TENSORS, Row
 from unlabeled.keys import FREE_KEYS
 
-STORED = [each.name for each in fields(Row) if each.name not in ("predictions", "log_probabilities")]
+STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
 DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
 # What a report says of the transform, and where it stands in the configuration of a run.
 TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}

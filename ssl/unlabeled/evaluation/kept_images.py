@@ -1,0 +1,46 @@
+"""The few decoded images that a report shows, kept: a second evaluation of the same checkpoint reads none."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from unlabeled.data.fingerprint import fingerprint
+from unlabeled.data.source import Splits
+from unlabeled.evaluation.cache import TensorCache, code_hash
+
+Decode = Callable[[str, Sequence[int]], list[Tensor]]  # "train" or "test" and ids in it → uint8 [3, h, w] each
+MOST = 500  # images that are kept of one data set, about five reports' worth
+
+
+class KeptImages:
+    """Decodes images of a data set, or takes those that an earlier report has shown.
+
+    Args:
+        splits: where they come from.
+        cache: where they are kept; None: nowhere.
+    """
+
+    def __init__(self, splits: Splits, cache: TensorCache | None) -> None:
+        self._sources = {"train": splits.train} | ({} if splits.test is None else {"test": splits.test})
+        prints = {name: fingerprint(source) for name, source in self._sources.items()}
+        self._cache = None if cache is None or None in prints.values() else cache
+        self._key = {"shown images of": prints, "code": code_hash()}
+        found = None if self._cache is None else self._cache.get(self._key)
+        self._images = {} if found is None else found[0]
+        self._new = False
+
+    def __call__(self, split: str, ids: Sequence[int]) -> list[Tensor]:
+        """Images in the order of ``ids``."""
+        return [self._one(split, id) for id in ids]
+
+    def keep(self) -> None:
+        """Write what was decoded, for the next report."""
+        if self._new and self._cache is not None:
+            self._cache.put(self._key, dict(list(self._images.items())[-MOST:]))
+
+    def _one(self, split: str, id: int) -> Tensor:
+        name = f"{split} {id}"
+        if name not in self._images:
+            self._images[name] = self._sources[split].decode(id)
+            self._new = True
+        return self._images[name]

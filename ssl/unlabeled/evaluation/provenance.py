@@ -1,0 +1,69 @@
+"""Where numbers come from: what a report says of the checkpoint, the data, the run and the machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unlabeled.data.fingerprint import fingerprint
+from unlabeled.data.module import DataModule
+from unlabeled.evaluation.extractor import Extractor
+from unlabeled.evaluation.report import git_state, label_hash, versions
+from unlabeled.weights import Checkpoint
+
+
+def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
+    """All but what only the command knows; nested dicts of plain values."""
+    return {
+        "checkpoint": _of_checkpoint(checkpoint),
+        "data": _of_data(extractor.data),
+        "views": extractor.views.evaluation(),
+        "images_read": extractor.passes,
+        "images_per_second": _speed(extractor),
+        "git": git_state(),
+        "versions": versions(),
+        "training": read_json(checkpoint.path.parent.parent / "training.json"),
+        "run_config": checkpoint.config,
+    }
+
+
+def epochs_of(checkpoint: Checkpoint) -> float | None:
+    """How long the judged network was trained; None where the file does not say."""
+    steps = checkpoint.progress.get("steps_per_epoch")
+    return checkpoint.progress["step"] / steps if steps else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Of a file that need not be there."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def _speed(extractor: Extractor) -> float | None:
+    """Images through a network, over all passes; None where all features had been kept."""
+    images, seconds = (sum(each[key] for each in extractor.passes) for key in ("images", "seconds"))
+    return round(images / seconds, 1) if seconds else None
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "encoder": checkpoint.part,
+        "left_out": checkpoint.left_out,
+        "notes": checkpoint.notes,
+        **checkpoint.progress,
+    }
+
+
+def _of_data(data: DataModule) -> dict[str, Any]:
+    assert data.splits.test is not None
+    return {
+        "description": data.splits.description,
+        "train_labels_sha256": label_hash(data.splits.train.labels),
+        "test_labels_sha256": label_hash(data.splits.test.labels),
+        "train_fingerprint": fingerprint(data.splits.train, moved=True),
+        "test_fingerprint": fingerprint(data.splits.test, moved=True),
+        "corrupt_images": len(data.corrupt),
+        "corrupt_names": data.corrupt[:100],
+    }
