@@ -42,9 +42,11 @@ def _references(references: Sequence[account.Reference]) -> str:
 
 
 def _chosen(rows: Sequence[Row]) -> str:
-    return "\n".join(
-        f"- **{features}**, {protocol}: {what or 'nothing'}" for features, protocol, what in account.chosen(rows)
-    )
+    lines = []
+    for choice in account.chosen(rows):
+        rest = f"; {' and '.join(choice.lists)} of each draw: in results.json" if choice.lists else ""
+        lines.append(f"- **{choice.features}**, {choice.protocol}: {choice.values}{rest}")
+    return "\n".join(lines)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
