@@ -194,14 +194,15 @@ def test_a_note_of_several_rows_is_said_once_and_whatever_else_is_to_be_doubted_
 
 
 def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> None:
-    lists = [{"sha256": "abc", "seed": seed} for seed in (0, 1)]
+    lists = [{"sha256": "abc", "holdout": 0.2} for _ in (0, 1)]
     rows = [
         Row("pretrained", "few", 50.0, {"labels": lists, "C": 5.0, "tried": {"5": 1.0}}, draws=[49.0, 51.0], n_test=9)
     ]
     assert chosen(rows) == [("pretrained", "few", "C = 5, tried = {5: 1}", {"labels": lists})]
     page = write_report(tmp_path, rows, {})
     assert "few: C = 5, tried = {5: 1}; labels of each draw: in results.json" in page.with_suffix(".md").read_text()
-    assert "<summary>labels: 2</summary>" in page.read_text()
+    assert "chosen on 20 % of train" in page.read_text()
+    assert "<summary>labels</summary>" in page.read_text()
 
 
 def test_a_doubt_of_many_rows_names_the_first_few() -> None:

@@ -78,7 +78,7 @@ def how_measured(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.features != "chance"]
     if not measured:
         return ""
-    shares = sorted({row.chosen["holdout"] for row in measured if "holdout" in row.chosen})
+    shares = sorted({each["holdout"] for row in measured for each in _choices(row) if "holdout" in each})
     share = " and ".join(f"{100 * share:g} %" for share in shares)
     chosen = f"Hyper-parameters were chosen on {share} of train. " if shares else "No hyper-parameter was chosen. "
     n_test = measured[0].n_test
@@ -89,6 +89,12 @@ def how_measured(rows: Sequence[Row]) -> str:
         f"of test images alone a score has a standard error of up to {error:.2f} points. {_signs(measured)}"
         "Columns are different protocols: compare within a column."
     )
+
+
+def _choices(row: Row) -> list[Mapping[str, Any]]:
+    """What was chosen for a row, and in each of its draws."""
+    of_draws = [each for value in row.chosen.values() if _is_list_of_mappings(value) for each in value]
+    return [row.chosen, *of_draws]
 
 
 def _signs(rows: Sequence[Row]) -> str:
@@ -115,7 +121,7 @@ def chosen(rows: Sequence[Row]) -> list[Choice]:
         if row.features != "chance":
             lists = {key: value for key, value in row.chosen.items() if _is_list_of_mappings(value)}
             values = ", ".join(f"{key} = {short(value)}" for key, value in row.chosen.items() if key not in lists)
-            found.append(Choice(row.features, row.protocol, values or "nothing", lists))
+            found.append(Choice(row.features, row.protocol, values or ("in each draw" if lists else "nothing"), lists))
     return found
 
 
@@ -126,7 +132,10 @@ def _is_list_of_mappings(value: Any) -> bool:
 def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, flat, the most important first; without what is folded."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
-    return flat({key: provenance[key] for key in order if key not in FOLDED})
+    said = {key: provenance[key] for key in order if key not in FOLDED}
+    if said.get("images_per_second", 0) is None:
+        said["images_per_second"] = "no image was read, all features had been kept"
+    return flat(said)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -127,7 +127,7 @@ def _chosen(rows: Sequence[Row]) -> list[_Part]:
 
 
 def _lists(lists: Mapping[str, Any]) -> str:
-    return "".join(_folded(f"{key.replace('_', ' ')}: {len(value)}", value) for key, value in lists.items())
+    return _folded(" and ".join(key.replace("_", " ") for key in lists), lists) if lists else ""
 
 
 def _facts(provenance: Mapping[str, Any]) -> _Part:
