@@ -17,12 +17,18 @@ def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
     check_keys(config, CONF / "eval_linear.yaml")
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
+    given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
         from unlabeled.evaluation.compare import compare
 
         check_alone("compare", "report_dir")
-        given: Any = OmegaConf.to_container(config)
         print(compare(given["compare"], config.report_dir))
+        return
+    if config.ensemble is not None:
+        from unlabeled.evaluation.ensemble_of_runs import ensemble
+
+        check_alone("ensemble", "report_dir")
+        print(ensemble(given["ensemble"], config.report_dir))
         return
     from unlabeled.build_evaluation import build_evaluation, build_self_test, fill_in
     from unlabeled.evaluation.evaluate import evaluate

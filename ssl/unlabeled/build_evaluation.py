@@ -9,12 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.build import build_backbone, build_data, build_objective, build_probes, resolve_precision
 from unlabeled.data.module import DataModule
+from unlabeled.distributed import world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import ImageProbe, Probe, kinds_of
 from unlabeled.evaluation.few_labels import FewLabels
+from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
 from unlabeled.evaluation.processes import local_rank
 from unlabeled.objective import Objective
@@ -60,6 +62,8 @@ def build_evaluation(
     for probe in probes.values():
         if isinstance(probe, FewLabels):
             probe.prepare(data.splits.train)
+        if isinstance(probe, KNN):
+            probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, behind_head = prepare_soft_neighbours(probes, config, data)
     backbone = build_backbone(config.backbone, config.seed)
     backbone.check_kinds([kind for probe in probes.values() for kind in kinds_of(probe)])

@@ -32,6 +32,7 @@ TYPES: dict[str, Any] = {
     "cache_gib": float,
     "precision": str,
     "self_test": bool,
+    "ensemble": list[str] | None,
     "format": Literal["markdown", "csv", "latex"] | None,
     "baselines": bool,
     "out": str | None,

@@ -164,7 +164,7 @@ def test_progress_says_what_was_done_and_how_long_it_took() -> None:
         ("knn", ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1"]),
         ("linear", ["linear/cached-lbfgs-v1"]),
         ("linear_sgd", ["linear/cached-sgd-grid-v2/epochs=100/batch=256/wd=0"]),
-        ("standard", ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "linear/cached-lbfgs-v1"]),
+        ("quick", ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "linear/cached-lbfgs-v1"]),
     ],
 )
 def test_every_probe_yaml_builds_probes_that_report_these_protocols(name: str, protocols: list[str]) -> None:

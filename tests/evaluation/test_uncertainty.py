@@ -190,7 +190,7 @@ def test_bootstrap_heads_are_separate_fits_on_resamples_with_the_c_of_the_linear
     def literal(x: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
         x, queries = (part.float() for part in standardise(x, queries))
         drawn = [resample(labels, mix(3, member)) for member in range(4)]
-        heads = [fit_logistic(x[rows], labels[rows], single.chosen["C"], 3, 1000)[0] for rows in drawn]
+        heads = [fit_logistic(x[rows], labels[rows], single.chosen["C"], 3, 1000)[0].float() for rows in drawn]
         return sum((queries @ head.T).softmax(dim=1) for head in heads).log() - math.log(4)  # type: ignore[union-attr]
 
     log_p = literal(train.x, train.labels, test.x)
@@ -392,9 +392,9 @@ def test_impossible_settings_name_the_key() -> None:
         MCDropout(0, 5, [0.1], 1, 1, 0.9, 0.1, 0)
     with pytest.raises(UserError, match=r"probe\.mc_dropout\.samples=1: must be at least 2"):
         MCDropout(0.5, 1, [0.1], 1, 1, 0.9, 0.1, 0)
-    with pytest.raises(UserError, match=r"probe\.mc_dropout\.holdout=0\.9: must be above 0 and at most 0\.5"):
+    with pytest.raises(UserError, match=r"probe\.mc_dropout\.holdout is 0\.9; allowed: above 0, at most 0\.5"):
         MCDropout(0.5, 5, [0.1], 1, 1, 0.9, 0.9, 0)
-    with pytest.raises(UserError, match=r"probe\.mc_dropout\.epochs=0: must be at least 1"):
+    with pytest.raises(UserError, match=r"probe\.mc_dropout\.epochs is 0; allowed: 1 or more"):
         MCDropout(0.5, 5, [0.1], 0, 1, 0.9, 0.1, 0)
     with pytest.raises(UserError, match=r"probe\.mc_dropout\.learning_rates is \[\]"):
         MCDropout(0.5, 2, [], 1, 1, 0.9, 0.1, 0)

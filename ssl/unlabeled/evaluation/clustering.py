@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, top1, with_kind
-from unlabeled.evaluation.linear import standardise
+from unlabeled.evaluation.linear import standardise, unseen
 
 Counts = npt.NDArray[np.int64]
 SCALES = ("l2", "standardised")
@@ -67,9 +67,7 @@ class KMeans:
             "ari": float(adjusted_rand_score(labels, of_test)),
             "matched_on_test_top1": top1(from_numpy(on_test)[of_test], labels),
         }
-        missing = num_classes - int((classes.sum(axis=0) > 0).sum())
-        if missing:
-            notes.append(f"{missing} of {num_classes} classes have no train image and are never predicted.")
+        notes += unseen(int((classes.sum(axis=0) > 0).sum()), num_classes)
         chosen: dict[str, Any] = {"chosen_on": "nothing", "restarts": self.restarts, "seed": self.seed}
         protocol = with_kind(f"kmeans/{self.scale}/k={k}/{how}-on-train", self.kinds[0])
         return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]

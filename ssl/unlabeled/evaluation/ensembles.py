@@ -76,7 +76,7 @@ class Bootstrap:
         for member in range(self.members):
             rows = resample(labels, mix(self.seed, member))
             heads.append(fit_logistic(x[rows], labels[rows], c, count, self.max_iter)[0])
-        return pool_heads(torch.stack(heads), queries)
+        return pool_heads(torch.stack(heads).to(queries), queries)
 
 
 def resample(labels: Tensor, seed: int) -> Tensor:

@@ -182,7 +182,7 @@ def _run_on_images(
 
 def _mine(probe: object) -> bool:
     """Whether this process runs it: the first runs all, the others those that share their work out."""
-    return rank() == 0 or bool(getattr(probe, "collective", False))
+    return rank() == 0 or bool(getattr(probe, "shared", False))
 
 
 def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:

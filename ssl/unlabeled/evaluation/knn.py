@@ -7,6 +7,7 @@ from torch.nn.functional import normalize, pad
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.linear import unseen
 from unlabeled.evaluation.topk import in_order, top_k
 
 CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
@@ -58,8 +59,7 @@ class KNN:
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
         similarity, index = self._neighbours(queries, bank)
         labels = train.labels[index]
-        missing = num_classes - len(torch.unique(train.labels))
-        notes = [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
+        notes = unseen(len(torch.unique(train.labels)), num_classes)
         scores = []
         for k in self.k:  # the nearest k are the first k of the nearest max(k)
             predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
@@ -120,9 +120,10 @@ def neighbours(
 ) -> tuple[Tensor, Tensor]:
     """Similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first and equal ones in bank order.
 
-    Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square. At most
-    ``chunk_bytes`` of similarities exist at a time, and as much of the bank as it is compared, but of each at least a
-    tile; no size changes a bit of the result on a CPU. Computed on the queries' device, the bank may lie elsewhere.
+    Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square, rounded
+    to about 1e-7 of the squared lengths of float32 features. At most ``chunk_bytes`` of similarities exist at a time,
+    and as much of the bank as it is compared, but of each at least a tile; no size changes a bit of the result on a
+    CPU. Computed on the queries' device, the bank may lie elsewhere.
     Raises UserError where k > N or a value is not finite.
     """
     _check_k(k, len(bank))
@@ -231,7 +232,8 @@ def _device_of_group(device: torch.device) -> torch.device:
 
 
 def _finite(x: Tensor) -> bool:
-    return bool(x.sum().isfinite())  # a mask of the elements would take as long as all else beside the products
+    # not a mask of the elements, which would take as long as all else beside the products
+    return bool(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite())
 
 
 def _check_finite(finite: bool) -> None:

@@ -65,12 +65,6 @@ def chunk_rows(weight: Tensor, x: Tensor) -> int:
     return max(1, CHUNK_BYTES // (len(weight) * x.element_size()))
 
 
-def softmax_minus_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the cross entropy by the logits [..., C]; ``labels`` [...]."""
-    p = logits.softmax(dim=-1)
-    return p.scatter_add_(-1, labels[..., None], p.new_full((*labels.shape, 1), -1.0))
-
-
 def best_of(values: list[float], scores: list[float], name: str, key: str) -> tuple[int, list[str]]:
     """Position of the best score, the smallest value among equals, and a note if only an end of the grid reaches it."""
     best = scores.index(max(scores))

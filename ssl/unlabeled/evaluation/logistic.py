@@ -1,10 +1,11 @@
 """Exact multinomial logistic regression of cached features, by L-BFGS in coordinates where the problem is round."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from unlabeled.evaluation.calibration import calibration_metrics
 from unlabeled.evaluation.features import Features, Score, full_float32, top1
 from unlabeled.evaluation.linear import (
     at_least_1,
@@ -20,6 +21,14 @@ from unlabeled.evaluation.linear import (
 )
 
 HESSIAN_ROWS = 4  # per feature, on which the curvature is measured: more changed no count of iterations
+
+
+class _Choice(NamedTuple):
+    c: float
+    start: Tensor | None = None  # the solution for that C on a part of train
+    chosen: dict[str, Any] = {"chosen_on": "nothing"}  # noqa: RUF012, copied before it is written to
+    notes: list[str] = []  # noqa: RUF012, likewise
+    held: tuple[Tensor, Tensor] | None = None  # log probabilities and labels of the rest of train
 
 
 class LBFGS:
@@ -50,19 +59,19 @@ class LBFGS:
         train, test = train.of(self.kinds[0]), test.of(self.kinds[0])
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
-            c, start, chosen, notes = self._choose(train.x, labels, len(classes))
+            choice = self._choose(train.x, labels, len(classes))
             x, test_x = standardise(train.x, test.x)
-            weight, iterations = fit_logistic(x, labels, c, len(classes), self.max_iter, start)
-            chosen |= {"C": c, "iterations": iterations, "dtype": str(x.dtype).removeprefix("torch.")}
-            score = judged(self.protocol, weight.to(x.dtype), test_x, test, classes, num_classes, chosen)
-        score.notes = notes + _unfinished(iterations, self.max_iter) + score.notes
+            weight, iterations = fit_logistic(x, labels, choice.c, len(classes), self.max_iter, choice.start)
+            how = {"C": choice.c, "iterations": iterations, "dtype": str(x.dtype).removeprefix("torch.")}
+            score = judged(self.protocol, weight.to(x.dtype), test_x, test, classes, num_classes, choice.chosen | how)
+        assert score.log_probabilities is not None
+        score.metrics = calibration_metrics(score.log_probabilities, test.labels, *(choice.held or ()))
+        score.notes = choice.notes + _unfinished(iterations, self.max_iter) + score.notes
         return [score]
 
-    def _choose(
-        self, x: Tensor, labels: Tensor, num_classes: int
-    ) -> tuple[float, Tensor | None, dict[str, Any], list[str]]:
+    def _choose(self, x: Tensor, labels: Tensor, num_classes: int) -> _Choice:
         if len(self.c) == 1:
-            return self.c[0], None, {"chosen_on": "nothing"}, []
+            return _Choice(self.c[0])
         fit, held = split(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         weights, scores, weight = [], [], None
@@ -72,7 +81,10 @@ class LBFGS:
             scores.append(top1(predict(weight.to(held_x.dtype), held_x), labels[held]))
         best, notes = best_of(self.c, scores, "C", "probe.linear.c")
         tried = {f"{c:g}": score for c, score in zip(self.c, scores, strict=True)}
-        return self.c[best], weights[best], how_chosen(tried, self.holdout, len(held), self.seed), notes
+        spared = (held_x @ weights[best].to(held_x.dtype).T).log_softmax(dim=1), labels[held]
+        return _Choice(
+            self.c[best], weights[best], how_chosen(tried, self.holdout, len(held), self.seed), notes, spared
+        )
 
 
 def fit_logistic(

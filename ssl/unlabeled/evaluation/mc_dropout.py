@@ -5,12 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.calibration import nll
 from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
-from unlabeled.evaluation.linear import predict, softmax_minus_one_hot, split, standardise
+from unlabeled.evaluation.linear import (
+    at_least_1,
+    grid,
+    predict,
+    share,
+    split,
+    standardise,
+    unseen,
+)
 from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool_heads, pooled_score
 from unlabeled.randomness import mix
 
@@ -53,16 +62,12 @@ class MCDropout:
             raise UserError(f"probe.mc_dropout.p={p}: must be above 0 and below 1; without dropout all masks are equal")
         if samples < 2:
             raise UserError(f"probe.mc_dropout.samples={samples}: must be at least 2")
-        if not learning_rates or min(learning_rates) <= 0:
-            raise UserError(f"probe.mc_dropout.learning_rates is {learning_rates}; it needs one or more above 0")
-        if not 0 < holdout <= 0.5:
-            raise UserError(f"probe.mc_dropout.holdout={holdout}: must be above 0 and at most 0.5 (a share of train)")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"probe.mc_dropout.{name}={value}: must be at least 1")
-        self.p, self.samples, self.learning_rates = p, samples, sorted(set(learning_rates))
-        self.epochs, self.batch_size, self.momentum = epochs, batch_size, momentum
-        self.holdout, self.seed, self.kinds = holdout, seed, (features,)
+        self.learning_rates = grid("probe.mc_dropout.learning_rates", learning_rates)
+        self.epochs = at_least_1("probe.mc_dropout.epochs", epochs)
+        self.batch_size = at_least_1("probe.mc_dropout.batch_size", batch_size)
+        self.holdout = share("probe.mc_dropout.holdout", holdout)
+        self.p, self.samples, self.momentum = p, samples, momentum
+        self.seed, self.kinds = seed, (features,)
 
     @property
     def protocol(self) -> str:
@@ -82,7 +87,7 @@ class MCDropout:
         calibration = in_all_classes(spared, classes, num_classes), train.labels[held]
         whole.log_probabilities = in_all_classes(whole.log_probabilities, classes, num_classes)
         whole.predictions = classes[whole.predictions]
-        notes = self._notes(best, num_classes - len(classes), num_classes)
+        notes = self._notes(best) + unseen(len(classes), num_classes)
         score = pooled_score(self.protocol, whole, test.labels, calibration, chosen, notes)
         score.metrics["without_dropout_top1"] = plain
         return [score]
@@ -115,8 +120,8 @@ class MCDropout:
         for step, rows in enumerate(self._order(len(x), generator)):
             rows = rows.to(x.device)
             seen = x[rows] * self._masks((len(rows), x.shape[1]), generator).to(x)
-            logits = (seen @ weight.T).view(-1, heads, num_classes)
-            residual = softmax_minus_one_hot(logits, labels[rows, None].expand(-1, heads)).flatten(1)
+            p = (seen @ weight.T).view(-1, heads, num_classes).softmax(dim=2)
+            residual = (p - F.one_hot(labels[rows], num_classes)[:, None]).flatten(1)  # gradient by the logits
             velocity.mul_(self.momentum).add_(residual.T @ seen / len(rows))
             weight -= rates * (0.5 * (1 + math.cos(math.pi * step / total))) * velocity
         return weight.view(heads, num_classes, -1)
@@ -137,13 +142,11 @@ class MCDropout:
         masks = self._masks((self.samples, x.shape[1]), generator).to(x)
         return pool_heads(head * masks[:, None], x)
 
-    def _notes(self, best: int, missing: int, num_classes: int) -> list[str]:
+    def _notes(self, best: int) -> list[str]:
         rates, notes = self.learning_rates, []
         if len(rates) > 1 and best in (0, len(rates) - 1):
             notes.append(
                 f"The best learning rate, {rates[best]:g}, is at an edge of {rates[0]:g} to {rates[-1]:g}: widen "
                 "probe.mc_dropout.learning_rates."
             )
-        if missing:
-            notes.append(f"{missing} of {num_classes} classes have no train image and are never predicted.")
         return notes

@@ -11,14 +11,13 @@ from torch import Tensor
 
 
 def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
-    """``auroc_NAME``, ``aupr_NAME``, ``fpr95_NAME`` and ``aurc_NAME`` of each score, and their common ``aurc_best``.
+    """``aurc_NAME`` and ``auroc_NAME`` of each score, and ``aurc_best_possible`` by any score for the same errors.
 
-    Those of misclassification are left out where all images are right or all are wrong: nothing is to be found then.
+    AUROC is left out where all images are right or all are wrong: nothing is to be found then.
     """
-    found = {"aurc_best": aurc(wrong, wrong.double())}
-    for name, score in scores.items():
-        found[f"aurc_{name}"] = aurc(wrong, score)
-        found |= {f"{key}_{name}": value for key, value in misclassification(wrong, score).items()}
+    found = {"aurc_best_possible": aurc(wrong, wrong.double())}
+    found |= {f"aurc_{name}": aurc(wrong, score) for name, score in scores.items()}
+    found |= {f"auroc_{name}": misclassification(wrong, score)["auroc"] for name, score in scores.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
