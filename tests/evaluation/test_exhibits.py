@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch import Tensor
 
-from unlabeled.evaluation.certainty import certain_section, reliability, risk_coverage
+from unlabeled.data.memory import ArraySource
+from unlabeled.data.source import Splits
+from unlabeled.evaluation.cache import TensorCache
+from unlabeled.evaluation.calibration import ece
+from unlabeled.evaluation.certainty import certain_section, reliability
 from unlabeled.evaluation.confusion import confusion_matrix, confusion_section, most_confused
 from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures, reconstructions, sections
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.gallery import neighbour_section, queries
 from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.kept_images import KeptImages
 from unlabeled.evaluation.section import small
+from unlabeled.html import inline, inline_small
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -60,20 +64,16 @@ def test_reliability_is_that_of_a_loop_over_images() -> None:
         assert bin.share == pytest.approx(len(inside) / 500, abs=1e-12)
 
 
+def test_the_bins_add_up_to_the_expected_calibration_error() -> None:
+    log_probabilities, labels = guesses()
+    found = reliability(log_probabilities, labels)
+    gaps = sum(bin.share * abs(bin.accuracy - bin.confidence) for bin in found)
+    assert gaps == pytest.approx(ece(log_probabilities, labels), abs=1e-12)
+
+
 def test_a_certain_answer_falls_into_the_last_bin_and_classes_never_seen_do_no_harm() -> None:
     log_probabilities = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
     assert [tuple(bin) for bin in reliability(log_probabilities, torch.tensor([0, 1]))] == [(1.0, 0.5, 1.0)]
-
-
-def test_risk_and_coverage_are_those_of_a_loop_from_the_surest_image_on() -> None:
-    log_probabilities, labels = guesses(60)
-    p = log_probabilities.double().exp().tolist()
-    order = sorted(range(60), key=lambda i: -max(p[i]))
-    coverage, risk = risk_coverage(log_probabilities, labels)
-    for n in range(1, 61):
-        wrong = sum(p[i].index(max(p[i])) != int(labels[i]) for i in order[:n])
-        assert float(coverage[n - 1]) == pytest.approx(n / 60)
-        assert float(risk[n - 1]) == pytest.approx(wrong / n)
 
 
 def test_the_confusion_matrix_is_scikit_learns_with_classes_that_are_missing() -> None:
@@ -183,11 +183,39 @@ def test_the_best_known_protocol_is_linear_then_knn_and_never_the_best_number() 
 def test_images_are_looked_at_again_as_evaluation_sees_them() -> None:
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    source: Any = SimpleNamespace(decode=lambda index: stored[index])
-    splits: Any = SimpleNamespace(train=source, test=source)
     views = Views(8, [], [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 1.0, "bilinear")
-    found = images_of(splits, views)("train", [2, 0])
+    found = images_of(lambda split, ids: [stored[id] for id in ids], views)("train", [2, 0])
     torch.testing.assert_close(found, stored[[2, 0]] / 255)
+
+
+class Counted(ArraySource):
+    """Counts what is decoded."""
+
+    decoded = 0
+
+    def decode(self, index: int) -> Tensor:
+        self.decoded += 1
+        return super().decode(index)
+
+
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: float, tmp_path: Path) -> None:
+    def source(value: int) -> Counted:
+        images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8) + value
+        return Counted(images, torch.zeros(4, dtype=torch.long), ["a"], "digit")
+
+    def look(source: Counted, ids: list[int]) -> list[int]:
+        images = KeptImages(Splits(source, source, ""), TensorCache(str(tmp_path), gib))
+        found = images("train", ids)
+        images.keep()
+        return [int(each[0, 0, 0]) for each in found]
+
+    first, second, changed = source(10), source(10), source(50)
+    assert look(first, [3, 1]) == [13, 11]
+    assert look(second, [3, 1]) == [13, 11]
+    assert (first.decoded, second.decoded) == (2, 0 if gib else 2)
+    assert look(second, [1, 3]) == [11, 13]
+    assert look(changed, [3, 1]) == [53, 51]
 
 
 class Paints(Objective):
@@ -217,14 +245,24 @@ def test_reconstructions_come_in_pixels_whatever_views_are_normalised_by() -> No
 
 
 def test_a_network_that_neither_attends_nor_paints_has_no_pictures() -> None:
-    source: Any = SimpleNamespace(decode=lambda index: torch.zeros(3, 8, 8, dtype=torch.uint8))
-    splits: Any = SimpleNamespace(train=source, test=source)
+    def decode(split: str, ids: Sequence[int]) -> list[Tensor]:
+        return [torch.zeros(3, 8, 8, dtype=torch.uint8) for _ in ids]
+
     views = Views(8, [], None, None, 1.0, "bilinear")
-    assert network_pictures(OnePixel(), None, splits, views, features(10, 2, 0), 0) == ({}, {})
-    assert list(network_pictures(OnePixel(), Paints(), splits, views, features(10, 2, 0), 0)[1]) == [
+    assert network_pictures(OnePixel(), None, decode, views, features(10, 2, 0), 0) == ({}, {})
+    assert list(network_pictures(OnePixel(), Paints(), decode, views, features(10, 2, 0), 0)[1]) == [
         "image",
         "negative",
     ]
+
+
+def test_small_pictures_keep_every_pixel_and_large_ones_take_little_room() -> None:
+    noise = torch.randint(256, (3, 100, 65), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert inline_small(noise[:, :64, :64]).startswith("data:image/png;base64,")
+    photograph = torch.nn.functional.interpolate(noise[None, :, :6, :6].float(), (112, 112), mode="bilinear")[0].byte()
+    address = inline_small(photograph)
+    assert address.startswith("data:image/jpeg;base64,")
+    assert len(address) < len(inline(photograph)) / 2
 
 
 def test_large_images_are_made_small_and_keep_their_shape() -> None:

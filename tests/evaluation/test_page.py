@@ -55,9 +55,11 @@ def rows(test: Features) -> list[Row]:
     for name, loss in (("pretrained", 0.0), ("random init", 20.0), ("raw pixels", 30.0)):
         for protocol in PROTOCOLS:
             row = Row(name, protocol, top1 - loss, {"chosen_on": "train", "holdout": 0.1}, [], 500, len(test.x))
-            row.interval, row.metrics = (row.top1 - 2, row.top1 + 2), {"ece_before": 0.1234, "nll": 1.5}
+            row.interval, row.metrics = (row.top1 - 2, row.top1 + 2), {"ece": 0.1234, "nll": 1.5, "aurc_entropy": 0.05}
             row.predictions, row.log_probabilities = predictions, log_probabilities
             found.append(row)
+    found[3].draws = [top1 - 1, top1, top1 + 1]
+    found[3].chosen = {"labels": [{"sha256": "<i>" * 9, "seed": seed} for seed in range(3)], "seed": 0}
     found[2].notes.append("The best C, 1, is at an edge of 0.001 to 1: widen probe.linear.c.")
     return found + chance(test.labels, len(CLASSES))
 
@@ -207,7 +209,7 @@ def test_what_users_write_is_shown_and_not_obeyed(window: Browser, report: Path)
     text = window.run("return document.body.textContent")
     assert "</pre><script>alert(1)</script>" in text
     assert "<b>bold</b>" in text
-    assert window.run("return document.querySelectorAll('figcaption b, script').length") == 0
+    assert window.run("return document.querySelectorAll('figcaption b, script, i').length") == 0
 
 
 def test_the_numbers_on_the_page_are_those_of_results_json(window: Browser, report: Path) -> None:
@@ -219,6 +221,12 @@ def test_the_numbers_on_the_page_are_those_of_results_json(window: Browser, repo
     first = saved["rows"][0]
     assert f"[{first['interval'][0]:.2f}, {first['interval'][1]:.2f}]" in " ".join(shown)
     assert saved["references"] == [REFERENCE]
+
+
+def test_no_two_elements_have_the_same_id(window: Browser, report: Path) -> None:
+    window.open(report)
+    ids = window.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids)) > 10
 
 
 def test_the_page_is_small_and_one_file(report: Path) -> None:

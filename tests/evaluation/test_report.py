@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.evaluation.account import doubts, headline, reference_line
+from unlabeled.evaluation.account import chosen, doubts, headline, reference_line
 from unlabeled.evaluation.figures import feature_map, loss_curve, read_metrics
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.plots import svg
@@ -193,19 +193,38 @@ def test_a_note_of_several_rows_is_said_once_and_whatever_else_is_to_be_doubted_
     assert reference_line(reference) == ["MAE", "linear", "–", "67.80", "–", "–", "100 epochs", ""]
 
 
+def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> None:
+    lists = [{"sha256": "abc", "holdout": 0.2} for _ in (0, 1)]
+    rows = [
+        Row("pretrained", "few", 50.0, {"labels": lists, "C": 5.0, "tried": {"5": 1.0}}, draws=[49.0, 51.0], n_test=9)
+    ]
+    assert chosen(rows) == [("pretrained", "few", "C = 5, tried = {5: 1}", {"labels": lists})]
+    page = write_report(tmp_path, rows, {})
+    assert "few: C = 5, tried = {5: 1}; labels of each draw: in results.json" in page.with_suffix(".md").read_text()
+    assert "chosen on 20 % of train" in page.read_text()
+    assert "<summary>labels</summary>" in page.read_text()
+
+
+def test_a_doubt_of_many_rows_names_the_first_few() -> None:
+    rows = [Row("pretrained", f"p{n}", 50.0, notes=["Doubt."]) for n in range(6)]
+    assert doubts(rows, {}) == ["Doubt. (pretrained, p0; pretrained, p1; pretrained, p2; pretrained, p3; and 2 more)"]
+
+
 def test_further_metrics_of_different_protocols_never_share_a_column() -> None:
     rows = [
         Row("pretrained", "kmeans", 30.0, metrics={"nmi": 0.12345}),
-        Row("pretrained", "linear", 50.0, metrics={"ece_before": 0.1, "nmi": 0.5}),
-        Row("random init", "linear", 40.0, metrics={"ece_before": 0.25}),
+        Row("pretrained", "linear", 50.0, metrics={"aurc_entropy": 0.01, "ece": 0.1, "nmi": 0.5}),
+        Row("random init", "linear", 40.0, metrics={"ece": 0.25}),
     ]
-    protocols, lines = further(rows)
+    protocols, lines = further(rows, usual=True)
     assert protocols == ["kmeans", "linear"]
     assert [(line.name, *map(str, line.cells)) for line in lines] == [
         ("NMI, pretrained", "0.1235", "0.5"),
-        ("ECE before, pretrained", "–", "0.1"),
-        ("ECE before, random init", "–", "0.25"),
+        ("ECE, pretrained", "–", "0.1"),
+        ("ECE, random init", "–", "0.25"),
     ]
+    protocols, (line,) = further(rows, usual=False)
+    assert (protocols, line.name, *map(str, line.cells)) == (["linear"], "AURC entropy, pretrained", "0.01")
 
 
 def test_the_commit_is_that_of_the_code_and_nobodys_else(tmp_path: Path) -> None:

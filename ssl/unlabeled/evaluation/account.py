@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from unlabeled.evaluation.exhibits import best_row
 from unlabeled.evaluation.judge import Row
@@ -10,6 +10,7 @@ from unlabeled.evaluation.results_table import signed, uncertainty
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
+MOST_LISTED = 4  # rows that a doubt names
 Reference = Mapping[str, Any]  # as references_for gives it
 
 
@@ -30,7 +31,7 @@ def doubts(rows: Sequence[Row], provenance: Mapping[str, Any], references: Seque
     for row in rows:
         for note in row.notes:
             concerned.setdefault(note, []).append(f"{row.features}, {row.protocol}")
-    found = [f"{note} ({'; '.join(which)})" for note, which in concerned.items()]
+    found = [f"{note} ({_listed(which)})" for note, which in concerned.items()]
     return found + _no_gain(rows) + _of_references(references) + _of_provenance(provenance)
 
 
@@ -41,7 +42,7 @@ def _no_gain(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.features == "pretrained" and row.protocol in random and row.top1 <= random[row.protocol]
     ]
-    return [f"Pretrained features are no better than those of random weights ({'; '.join(worse)})."] if worse else []
+    return [f"Pretrained features are no better than those of random weights ({_listed(worse)})."] if worse else []
 
 
 def _of_references(references: Sequence[Reference]) -> list[str]:
@@ -50,6 +51,12 @@ def _of_references(references: Sequence[Reference]) -> list[str]:
         for each in references
         if each.get("differs")
     ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(names) - MOST_LISTED
+    return "; ".join(names[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _count(n: int) -> str:
@@ -71,7 +78,7 @@ def how_measured(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.features != "chance"]
     if not measured:
         return ""
-    shares = sorted({row.chosen["holdout"] for row in measured if "holdout" in row.chosen})
+    shares = sorted({each["holdout"] for row in measured for each in _choices(row) if "holdout" in each})
     share = " and ".join(f"{100 * share:g} %" for share in shares)
     chosen = f"Hyper-parameters were chosen on {share} of train. " if shares else "No hyper-parameter was chosen. "
     n_test = measured[0].n_test
@@ -84,25 +91,51 @@ def how_measured(rows: Sequence[Row]) -> str:
     )
 
 
+def _choices(row: Row) -> list[Mapping[str, Any]]:
+    """What was chosen for a row, and in each of its draws."""
+    of_draws = [each for value in row.chosen.values() if _is_list_of_mappings(value) for each in value]
+    return [row.chosen, *of_draws]
+
+
 def _signs(rows: Sequence[Row]) -> str:
-    interval = "Brackets: 95 % intervals by resampling test images. " if any(row.interval for row in rows) else ""
     draws = max((len(row.draws) for row in rows), default=0)
-    return interval + (f"±: standard deviation over up to {draws} draws. " if draws > 1 else "")
+    of_draws = ", or of the mean over draws and test images" if draws > 1 else ""
+    interval = f"Brackets: 95 % intervals, by resampling test images{of_draws}. "
+    deviation = f"±: standard deviation over up to {draws} draws. " if draws > 1 else ""
+    return (interval if any(row.interval for row in rows) else "") + deviation
 
 
-def chosen(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """Features, protocol, and the hyper-parameters of each number with what they were chosen on."""
-    return [
-        (row.features, row.protocol, ", ".join(f"{key} = {short(value)}" for key, value in row.chosen.items()))
-        for row in rows
-        if row.features != "chance"
-    ]
+class Choice(NamedTuple):
+    """The hyper-parameters of one number, with what they were chosen on."""
+
+    features: str
+    protocol: str
+    values: str
+    lists: dict[str, Any]  # what is too long for a line: one entry for each draw
+
+
+def chosen(rows: Sequence[Row]) -> list[Choice]:
+    """One for each row but those of chance."""
+    found = []
+    for row in rows:
+        if row.features != "chance":
+            lists = {key: value for key, value in row.chosen.items() if _is_list_of_mappings(value)}
+            values = ", ".join(f"{key} = {short(value)}" for key, value in row.chosen.items() if key not in lists)
+            found.append(Choice(row.features, row.protocol, values or ("in each draw" if lists else "nothing"), lists))
+    return found
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
 def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, flat, the most important first; without what is folded."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
-    return flat({key: provenance[key] for key in order if key not in FOLDED})
+    said = {key: provenance[key] for key in order if key not in FOLDED}
+    if said.get("images_per_second", 0) is None:
+        said["images_per_second"] = "no image was read, all features had been kept"
+    return flat(said)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.evaluation.calibration import BINS, ece
 from unlabeled.evaluation.gallery import ImagesOf
 from unlabeled.evaluation.plots import GRID, INK, PALETTE, blank, tidy
 from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.selective import risk_coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BINS = 15  # of equal width, as in Guo et al. 2017, arXiv:1706.04599
 SHOWN = 8  # images of each kind
 
 
@@ -29,15 +30,15 @@ class Bin(NamedTuple):
 def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
     """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
 
-    The expected calibration error is the sum of share · |accuracy − confidence| (arXiv:1706.04599, equation 3).
+    :func:`unlabeled.evaluation.calibration.ece` is the sum of share · |accuracy − confidence|.
 
     Args:
-        log_probabilities: [N, C].
+        log_probabilities: [N, C], on the CPU.
         labels: int64 [N].
     """
     confidence, predicted = log_probabilities.double().exp().max(1)
     right = (predicted == labels).double()
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    which = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1])
     found = []
     for number in torch.unique(which).tolist():
         inside = which == number
@@ -45,26 +46,15 @@ def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> 
     return found
 
 
-def risk_coverage(log_probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of images answered, and share of wrong answers among them, float64 [N] each, the surest image first.
-
-    The area below is the mean of the second (AURC; Geifman and El-Yaniv 2017, arXiv:1705.08500).
-    """
-    confidence, predicted = log_probabilities.double().exp().max(1)
-    order = confidence.argsort(descending=True, stable=True)
-    wrong = (predicted != labels)[order].double()
-    answered = torch.arange(1, len(labels) + 1, dtype=torch.float64, device=labels.device)
-    return answered / len(labels), wrong.cumsum(0) / answered
-
-
 def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str, folder: Path) -> Section:
     """Reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
     log_probabilities, labels = log_probabilities.cpu(), labels.cpu()
     bins = reliability(log_probabilities, labels)
-    coverage, risk = risk_coverage(log_probabilities, labels)
-    ece = sum(each.share * abs(each.accuracy - each.confidence) for each in bins)
+    confidence, predicted = log_probabilities.double().max(1)
+    coverage, risk = risk_coverage(predicted != labels, -confidence)
+    error = ece(log_probabilities, labels)
     words = (
-        f"Below the diagonal the probe is surer than it should be: expected calibration error {ece:.3f} in {BINS} "
+        f"Below the diagonal the probe is surer than it should be: expected calibration error {error:.3f} in {BINS} "
         f"bins. Right: the error if only the surest images are answered; area {float(risk.mean()):.3f}. {protocol}, "
         "probabilities as they came."
     )

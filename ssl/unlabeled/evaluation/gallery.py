@@ -81,13 +81,13 @@ def _row(query: Query, asked: Tensor, near: Tensor, classes: Sequence[str]) -> s
     head = tile(Tile(asked, [classes[query.label], f"test {query.id}"], query.right))
     each = zip(near, query.ids, query.labels, query.cosines, strict=True)
     tiles = "".join(
-        tile(Tile(pixels, [classes[label], f"{cosine:.2f} · train {id}"], label == query.label))
+        tile(Tile(pixels, [classes[label], f"{cosine:.3f} · train {id}"], label == query.label))
         for pixels, id, label, cosine in each
     )
     return f'<div class="query"><div class="asked">{head}</div><div class="tiles">{tiles}</div></div>\n'
 
 
 def _sentence(query: Query, classes: Sequence[str]) -> str:
-    near = ", ".join(f"{classes[label]} {c:.2f}" for label, c in zip(query.labels, query.cosines, strict=True))
+    near = ", ".join(f"{classes[label]} {c:.3f}" for label, c in zip(query.labels, query.cosines, strict=True))
     verdict = "right" if query.right else f"wrong, voted {classes[query.voted]}"
     return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"

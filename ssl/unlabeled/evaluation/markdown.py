@@ -32,8 +32,9 @@ def markdown(
 
 
 def _further(rows: Sequence[Row]) -> list[str]:
-    protocols, lines = further(rows)
-    return ["## Further metrics", as_markdown(["metric", *protocols], lines)] if lines else []
+    tables = [further(rows, usual) for usual in (True, False)]
+    shown = [as_markdown(["metric", *protocols], lines) for protocols, lines in tables if lines]
+    return ["## Further metrics", *shown] if shown else []
 
 
 def _references(references: Sequence[account.Reference]) -> str:
@@ -41,9 +42,11 @@ def _references(references: Sequence[account.Reference]) -> str:
 
 
 def _chosen(rows: Sequence[Row]) -> str:
-    return "\n".join(
-        f"- **{features}**, {protocol}: {what or 'nothing'}" for features, protocol, what in account.chosen(rows)
-    )
+    lines = []
+    for choice in account.chosen(rows):
+        rest = f"; {' and '.join(choice.lists)} of each draw: in results.json" if choice.lists else ""
+        lines.append(f"- **{choice.features}**, {choice.protocol}: {choice.values}{rest}")
+    return "\n".join(lines)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

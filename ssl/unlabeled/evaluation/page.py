@@ -98,12 +98,18 @@ def _doubts(found: Sequence[str]) -> list[_Part]:
 
 
 def _further(rows: Sequence[Row]) -> list[_Part]:
-    protocols, lines = further(rows)
-    return [_Part("Further metrics", _numbers("metric", protocols, lines))] if lines else []
+    usual, others = (_metrics(rows, usual) for usual in (True, False))
+    folded = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
+    return [_Part("Further metrics", usual + folded)] if usual or folded else []
+
+
+def _metrics(rows: Sequence[Row], usual: bool) -> str:
+    protocols, lines = further(rows, usual)
+    return _numbers("metric", protocols, lines) if lines else ""
 
 
 def _references(references: Sequence[account.Reference]) -> list[_Part]:
-    lines = [account.reference_line(each) for each in references]
+    lines = [list(map(_breakable, account.reference_line(each))) for each in references]
     return [_Part("Published numbers", _table(account.REFERENCE_HEAD, lines))] if lines else []
 
 
@@ -112,20 +118,28 @@ def _shown(section: Section) -> str:
 
 
 def _chosen(rows: Sequence[Row]) -> list[_Part]:
-    lines = [[features, protocol, what or "nothing"] for features, protocol, what in account.chosen(rows)]
+    lines = [
+        [_breakable(each.features), _breakable(each.protocol), _breakable(each.values) + _lists(each.lists)]
+        for each in account.chosen(rows)
+    ]
     head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
     return [_Part("What was chosen", _table(head, lines))] if lines else []
 
 
+def _lists(lists: Mapping[str, Any]) -> str:
+    return _folded(" and ".join(key.replace("_", " ") for key in lists), lists) if lists else ""
+
+
 def _facts(provenance: Mapping[str, Any]) -> _Part:
-    table = _table(["what", "value"], account.facts(provenance))
+    table = _table(["what", "value"], [list(map(_breakable, fact)) for fact in account.facts(provenance)])
     folded = "".join(_folded(key, provenance[key]) for key in account.FOLDED if provenance.get(key))
     return _Part("Where the numbers come from", table + folded)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """``lines``: HTML of the cells."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    rows = "".join(f"<tr>{''.join(f'<td>{_breakable(text)}</td>' for text in line)}</tr>" for line in lines)
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="scroll" tabindex="0"><table class="texts"><tr>{titles}</tr>{rows}</table></div>'
 
 

@@ -10,6 +10,7 @@ ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
+USUAL = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
 SPELLED = {"brier": "Brier"} | {name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")}
 
 
@@ -49,13 +50,18 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
     return protocols, lines
 
 
-def further(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
-    """The same for all other metrics: a line per metric and kind of features, under the protocols that have any."""
-    measured = [row for row in rows if row.metrics]
+def further(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Line]]:
+    """The same for other metrics: a line per metric and kind of features, under the protocols that have any.
+
+    Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
+    """
+    chosen = [name for row in rows for name in row.metrics if (name in USUAL) == usual]
+    chosen.sort(key=lambda name: USUAL.index(name) if name in USUAL else 0)
+    measured = [row for row in rows if set(row.metrics) & set(chosen)]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
     found = {(row.features, row.protocol): row.metrics for row in measured}
     lines = []
-    for metric in dict.fromkeys(name for row in measured for name in row.metrics):
+    for metric in dict.fromkeys(chosen):
         for name in names(measured):
             values = [found.get((name, p), {}).get(metric) for p in protocols]
             if any(value is not None for value in values):
