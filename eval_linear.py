@@ -19,13 +19,13 @@ def judge(config: DictConfig, command: str) -> None:
     # Heavy imports come here, so that --help and a mistyped key are answered at once.
     given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
-        from unlabeled.evaluation.compare import compare
+        from unlabeled.evaluation.runs.compare import compare
 
         check_alone("compare", "report_dir")
         print(compare(given["compare"], config.report_dir))
         return
     if config.ensemble is not None:
-        from unlabeled.evaluation.ensemble_of_runs import ensemble
+        from unlabeled.evaluation.runs.ensemble_of_runs import ensemble
 
         check_alone("ensemble", "report_dir")
         print(ensemble(given["ensemble"], config.report_dir))

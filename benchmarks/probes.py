@@ -26,7 +26,7 @@ from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.linear import standardise
 from unlabeled.evaluation.logistic import fit_logistic, logistic_loss
-from unlabeled.evaluation.report import machine, versions
+from unlabeled.evaluation.reporting.report import machine, versions
 from unlabeled.evaluation.sgd_grid import Head, SGDGrid
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
-from unlabeled.evaluation.attention import attention_pictures, heated, roll, rollout
 from unlabeled.evaluation.features import state_hash
+from unlabeled.evaluation.reporting.attention import attention_pictures, heated, roll, rollout
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 

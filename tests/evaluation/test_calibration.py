@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from unlabeled.evaluation.calibration import brier, calibration_metrics, ece, nll, temperature, tempered
-from unlabeled.evaluation.selective import (
+from unlabeled.evaluation.uncertainty.calibration import brier, calibration_metrics, ece, nll, temperature, tempered
+from unlabeled.evaluation.uncertainty.selective import (
     accuracy_when_rejecting,
     aurc,
     excess_aurc,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.conftest import ROOT
 from unlabeled.errors import UserError
-from unlabeled.evaluation.compare import compare
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.predictions import NAME, add_intervals, read_predictions, write_predictions
-from unlabeled.evaluation.report import label_hash, write_report
-from unlabeled.evaluation.statistics import accuracy_interval, draws_interval
+from unlabeled.evaluation.reporting.report import label_hash, write_report
+from unlabeled.evaluation.runs.compare import compare
+from unlabeled.evaluation.runs.predictions import NAME, add_intervals, read_predictions, write_predictions
+from unlabeled.evaluation.runs.statistics import accuracy_interval, draws_interval
 
 N = 400
 LABELS, IDS = torch.arange(N) % 10, torch.arange(N) + 7
@@ -216,7 +216,7 @@ def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
 def test_log_probabilities_that_take_too_much_room_are_left_out_and_predictions_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unlabeled.evaluation.predictions.MOST_BYTES", 2 * N * 10)
+    monkeypatch.setattr("unlabeled.evaluation.runs.predictions.MOST_BYTES", 2 * N * 10)
     logs = torch.zeros(N, 10)
     rows = [row(name, slice(0, 1), log_probabilities=logs) for name in ("first", "second")]
     write_predictions(tmp_path, rows, LABELS, IDS)

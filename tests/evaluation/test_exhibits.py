@@ -11,15 +11,22 @@ from torch import Tensor
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache
-from unlabeled.evaluation.calibration import ece
-from unlabeled.evaluation.certainty import certain_section, reliability
-from unlabeled.evaluation.confusion import confusion_matrix, confusion_section, most_confused
-from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures, reconstructions, sections
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.gallery import neighbour_section, queries
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.kept_images import KeptImages
-from unlabeled.evaluation.section import small
+from unlabeled.evaluation.reporting.certainty import certain_section, reliability
+from unlabeled.evaluation.reporting.confusion import confusion_matrix, confusion_section, most_confused
+from unlabeled.evaluation.reporting.exhibits import (
+    Exhibits,
+    best_row,
+    images_of,
+    network_pictures,
+    reconstructions,
+    sections,
+)
+from unlabeled.evaluation.reporting.gallery import neighbour_section, queries
+from unlabeled.evaluation.reporting.kept_images import KeptImages
+from unlabeled.evaluation.reporting.section import small
+from unlabeled.evaluation.uncertainty.calibration import ece
 from unlabeled.html import inline, inline_small
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views

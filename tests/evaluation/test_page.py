@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.browser import Browser, browser
-from unlabeled.evaluation.exhibits import Exhibits
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.judge import Row, chance
-from unlabeled.evaluation.report import write_report
+from unlabeled.evaluation.reporting.exhibits import Exhibits
+from unlabeled.evaluation.reporting.report import write_report
 
 CLASSES = ["aeroplane", "a very long name of a class, as ImageNet has them", "<b>bold</b>", "$x^2$", "鳥"]
 PROTOCOLS = ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "linear/cached-lbfgs-v1"]

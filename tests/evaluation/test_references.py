@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from tests.small import composed, members
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.references import (
+from unlabeled.evaluation.runs.references import (
     COUNTS,
     PUBLISHED,
     SIZES,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.evaluation.account import chosen, doubts, headline, reference_line
-from unlabeled.evaluation.figures import feature_map, loss_curve, read_metrics
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.plots import svg
-from unlabeled.evaluation.report import git_state, label_hash, machine, versions, write_report
-from unlabeled.evaluation.results_table import further, table
+from unlabeled.evaluation.reporting.account import chosen, doubts, headline, reference_line
+from unlabeled.evaluation.reporting.figures import feature_map, loss_curve, read_metrics
+from unlabeled.evaluation.reporting.plots import svg
+from unlabeled.evaluation.reporting.report import git_state, label_hash, machine, versions, write_report
+from unlabeled.evaluation.reporting.results_table import further, table
 
 CHOSEN = {"C": 0.1, "chosen_on": "train", "holdout": 0.1, "holdout_top1": {"0.1": 70.123456789012}}
 HASH_OF_1_2 = "0c730b69905c5ef7a4ca5269f72365400bde2dd2c04eaf9bbb3d1c4a265a0131"
@@ -127,7 +127,7 @@ def test_a_collapsed_network_still_gets_its_map(x: torch.Tensor) -> None:
 
 
 def test_the_map_says_by_which_method_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlabeled.evaluation.figures.find_spec", lambda name: None)
+    monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: None)
     x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     assert "t-SNE of 60 test features" in svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
 
@@ -143,7 +143,7 @@ def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch
             return x[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
-    monkeypatch.setattr("unlabeled.evaluation.figures.find_spec", lambda name: name == "umap")
+    monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: name == "umap")
     x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
     assert "UMAP of 2,000 test features" in svg(feature_map(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map")
     assert asked == [{"random_state": 7, "n_jobs": 1}]
@@ -273,7 +273,7 @@ def test_versions_and_machine_name_what_decides_a_number() -> None:
 
 def test_importing_the_evaluation_loads_neither_sklearn_nor_matplotlib() -> None:
     code = (
-        "import sys, unlabeled.evaluation.report, unlabeled.evaluation.knn"
+        "import sys, unlabeled.evaluation.reporting.report, unlabeled.evaluation.knn"
         ", unlabeled.evaluation.logistic, unlabeled.evaluation.sgd_grid\n"
         "print(sorted({'sklearn', 'matplotlib', 'hydra', 'pytorch_lightning'} & set(sys.modules)))"
     )

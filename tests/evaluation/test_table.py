@@ -12,10 +12,10 @@ import pytest
 from tests.conftest import Script
 from unlabeled.errors import UserError
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.report import write_report
-from unlabeled.evaluation.statistics import accuracy_interval
+from unlabeled.evaluation.reporting.report import write_report
+from unlabeled.evaluation.runs.statistics import accuracy_interval
+from unlabeled.evaluation.runs.table_text import as_csv, as_latex, as_markdown, latex
 from unlabeled.evaluation.table import folders_first, grouped, make_table
-from unlabeled.evaluation.table_text import as_csv, as_latex, as_markdown, latex
 
 KNN, LINEAR = "knn/cosine-exp/k=20/T=0.1", "linear/cached-lbfgs-v1"
 DATA = {"description": "toy, 100 test images", "train_labels_sha256": "aaaaaaaaaa", "test_labels_sha256": "bbbbbbbbbb"}

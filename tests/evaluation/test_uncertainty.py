@@ -12,20 +12,19 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.calibration import calibration_metrics, nll, temperature
 from unlabeled.evaluation.clustering import KMeans
-from unlabeled.evaluation.dropout import dropout_active
 from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, ensemble_of_reports, resample
 from unlabeled.evaluation.features import Features, Score
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.least_sure import least_sure
 from unlabeled.evaluation.linear import split, standardise
 from unlabeled.evaluation.logistic import LBFGS, fit_logistic
 from unlabeled.evaluation.mc_dropout import MCDropout
 from unlabeled.evaluation.paws_nn import AllSupports
-from unlabeled.evaluation.predictions import write_predictions
-from unlabeled.evaluation.selective import aurc
-from unlabeled.evaluation.uncertainty import (
+from unlabeled.evaluation.runs.predictions import write_predictions
+from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, nll, temperature
+from unlabeled.evaluation.uncertainty.dropout import dropout_active
+from unlabeled.evaluation.uncertainty.least_sure import least_sure
+from unlabeled.evaluation.uncertainty.members import (
     entropy,
     expected_entropy,
     in_all_classes,
@@ -36,6 +35,7 @@ from unlabeled.evaluation.uncertainty import (
     uncertainty_metrics,
     variation_ratio,
 )
+from unlabeled.evaluation.uncertainty.selective import aurc
 from unlabeled.randomness import mix
 
 
@@ -104,7 +104,7 @@ def test_mutual_information_is_the_mean_divergence_of_the_members_from_their_poo
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**28])
 def test_heads_are_pooled_alike_for_any_chunk(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlabeled.evaluation.uncertainty.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("unlabeled.evaluation.uncertainty.members.CHUNK_BYTES", chunk_bytes)
     generator = torch.Generator().manual_seed(0)
     heads, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 3, 6), (30, 6)))
     found, whole = pool_heads(heads, x), pool(torch.einsum("scd,nd->snc", heads, x).log_softmax(dim=2))

@@ -25,7 +25,7 @@ from unlabeled.data.perceptual import Ints
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.survey import Survey, survey
 from unlabeled.errors import UserError
-from unlabeled.evaluation.report import versions
+from unlabeled.evaluation.reporting.report import versions
 
 ASPECTS = {"up to 1:2": 0.5, "up to 3:4": 0.75, "up to 1:1": 1 - 1e-9, "1:1": 1.0, "up to 4:3": 4 / 3, "up to 2:1": 2.0}
 WIDER = "wider"  # than the last of these; each ends at its width : height

@@ -10,8 +10,8 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
 from unlabeled.evaluation.linear import split, standardise
 from unlabeled.evaluation.logistic import LBFGS, fit_logistic
-from unlabeled.evaluation.predictions import read_predictions
-from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool, pool_heads, pooled_score
+from unlabeled.evaluation.runs.predictions import read_predictions
+from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix
 
 WHY_RESAMPLED = (

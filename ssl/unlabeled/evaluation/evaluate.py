@@ -11,18 +11,18 @@ from torch import nn
 
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
-from unlabeled.evaluation.exhibits import Exhibits, best_row, images_of, network_pictures
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features, ImageProbe, Probe
 from unlabeled.evaluation.judge import Row, judge
-from unlabeled.evaluation.kept_images import KeptImages
-from unlabeled.evaluation.least_sure import least_sure
-from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.provenance import epochs_of, provenance
-from unlabeled.evaluation.references import references_for
-from unlabeled.evaluation.report import machine, write_report
-from unlabeled.evaluation.results_table import table
+from unlabeled.evaluation.reporting.exhibits import Exhibits, best_row, images_of, network_pictures
+from unlabeled.evaluation.reporting.kept_images import KeptImages
+from unlabeled.evaluation.reporting.report import machine, write_report
+from unlabeled.evaluation.reporting.results_table import table
+from unlabeled.evaluation.runs.predictions import add_intervals, write_predictions
+from unlabeled.evaluation.runs.references import references_for
 from unlabeled.evaluation.task import tasks
+from unlabeled.evaluation.uncertainty.least_sure import least_sure
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights import Checkpoint, load_backbone, load_objective
 

@@ -16,7 +16,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.distributed import gather_rows, rank, world_size
 from unlabeled.evaluation.cache import Key, TensorCache, code_hash
 from unlabeled.evaluation.features import Features, Pixels, extract, joined, state_hash
-from unlabeled.evaluation.report import versions
+from unlabeled.evaluation.reporting.report import versions
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.calibration import calibration_metrics
 from unlabeled.evaluation.features import Features, Score, full_float32, top1
 from unlabeled.evaluation.linear import (
     at_least_1,
@@ -19,6 +18,7 @@ from unlabeled.evaluation.linear import (
     split,
     standardise,
 )
+from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
 
 HESSIAN_ROWS = 4  # per feature, on which the curvature is measured: more changed no count of iterations
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.calibration import nll
 from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
 from unlabeled.evaluation.linear import (
     at_least_1,
@@ -20,7 +19,8 @@ from unlabeled.evaluation.linear import (
     standardise,
     unseen,
 )
-from unlabeled.evaluation.uncertainty import Pool, in_all_classes, pool_heads, pooled_score
+from unlabeled.evaluation.uncertainty.calibration import nll
+from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool_heads, pooled_score
 from unlabeled.randomness import mix
 
 FLAT = 0.001  # nats: the held-out nll hardly depends on the rate over two decades, and small rates cannot diverge

@@ -7,7 +7,7 @@ from typing import Any
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.report import git_state, label_hash, versions
+from unlabeled.evaluation.reporting.report import git_state, label_hash, versions
 from unlabeled.weights import Checkpoint
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from unlabeled.config import differences, run_module
 from unlabeled.errors import UserError
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.predictions import count_interval
-from unlabeled.evaluation.runs import Judged, is_run, read_judged, recipe, recipe_value
-from unlabeled.evaluation.statistics import over_seeds
-from unlabeled.evaluation.table_text import FORMATS, Cell, Column, Line, Table
+from unlabeled.evaluation.runs.judged import Judged, is_run, read_judged, recipe, recipe_value
+from unlabeled.evaluation.runs.predictions import count_interval
+from unlabeled.evaluation.runs.statistics import over_seeds
+from unlabeled.evaluation.runs.table_text import FORMATS, Cell, Column, Line, Table
 
 PRETRAINED = "pretrained"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}

@@ -7,7 +7,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.plots import PALETTE
+from unlabeled.evaluation.reporting.plots import PALETTE
 from unlabeled.html import inline, shell
 from unlabeled.views.operations import ColourJitter, RandomResizedCrop
 from unlabeled.views.preview_draws import JITTER, Group, Step, columns, title_of

@@ -22,7 +22,7 @@ from unlabeled.build_export import Exported, build_exported
 from unlabeled.config import run_module
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
-from unlabeled.evaluation.report import versions
+from unlabeled.evaluation.reporting.report import versions
 from unlabeled.weights.card import MARK, Facts, card, class_name
 from unlabeled.weights.equality import TOLERANCE, compare, images_to_compare
 from unlabeled.weights.load import Checkpoint, read_checkpoint

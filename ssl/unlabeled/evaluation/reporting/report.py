@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.exhibits import Exhibits, sections
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.markdown import markdown
-from unlabeled.evaluation.page import page
+from unlabeled.evaluation.reporting.exhibits import Exhibits, sections
+from unlabeled.evaluation.reporting.markdown import markdown
+from unlabeled.evaluation.reporting.page import page
 
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow"]
 
@@ -41,7 +41,7 @@ def write_report(
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
         exhibits: what else is shown; None for numbers and the learning curve alone.
-        references: published numbers, as :func:`unlabeled.evaluation.references.references_for` gives them.
+        references: published numbers, as :func:`unlabeled.evaluation.runs.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.calibration import calibration_metrics
 from unlabeled.evaluation.features import Score, top1
-from unlabeled.evaluation.selective import selective_metrics
+from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
+from unlabeled.evaluation.uncertainty.selective import selective_metrics
 
 CHUNK_BYTES = 64 * 2**20  # members' logits held at a time
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unlabeled.evaluation.statistics import Interval
+from unlabeled.evaluation.runs.statistics import Interval
 
 MISSING, FAILED = "–", "✗"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MISSING: "--"}

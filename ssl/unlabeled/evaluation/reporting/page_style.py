@@ -1,6 +1,6 @@
 """How the page of a report looks: on a screen, on a phone, by day and in the dark."""
 
-from unlabeled.evaluation.plots import PALETTE
+from unlabeled.evaluation.reporting.plots import PALETTE
 
 # Colours of plots on a dark ground: black would be gone, blue and wine too dark
 DARK_PLOTS = {0: "#4aa8e0", 3: "#f58742", 7: "#e6e8ea", 8: "#9a9a9a", 9: "#d2518a"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.evaluation.plots import write
+from unlabeled.evaluation.reporting.plots import write
 from unlabeled.html import inline_small
 
 if TYPE_CHECKING:

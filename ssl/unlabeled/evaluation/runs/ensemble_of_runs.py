@@ -5,9 +5,9 @@ from pathlib import Path
 
 from unlabeled.evaluation.ensembles import ensemble_of_reports
 from unlabeled.evaluation.features import Score
-from unlabeled.evaluation.predictions import read_predictions
-from unlabeled.evaluation.runs import read_judged
-from unlabeled.evaluation.statistics import accuracy_interval
+from unlabeled.evaluation.runs.judged import read_judged
+from unlabeled.evaluation.runs.predictions import read_predictions
+from unlabeled.evaluation.runs.statistics import accuracy_interval
 
 SHOWN = ("nll", "brier", "ece", "auroc_mutual_information")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.uncertainty import entropy
+from unlabeled.evaluation.uncertainty.members import entropy
 
 
 def least_sure(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.calibration import BINS, ece
-from unlabeled.evaluation.gallery import ImagesOf
-from unlabeled.evaluation.plots import GRID, INK, PALETTE, blank, tidy
-from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
-from unlabeled.evaluation.selective import risk_coverage
+from unlabeled.evaluation.reporting.gallery import ImagesOf
+from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, blank, tidy
+from unlabeled.evaluation.reporting.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.uncertainty.calibration import BINS, ece
+from unlabeled.evaluation.uncertainty.selective import risk_coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ class Bin(NamedTuple):
 def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
     """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
 
-    :func:`unlabeled.evaluation.calibration.ece` is the sum of share · |accuracy − confidence|.
+    :func:`unlabeled.evaluation.uncertainty.calibration.ece` is the sum of share · |accuracy − confidence|.
 
     Args:
         log_probabilities: [N, C], on the CPU.

@@ -5,9 +5,9 @@ from math import isfinite
 
 from unlabeled.config import differences
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.predictions import Predictions
-from unlabeled.evaluation.runs import Judged, recipe
-from unlabeled.evaluation.statistics import Difference
+from unlabeled.evaluation.runs.judged import Judged, recipe
+from unlabeled.evaluation.runs.predictions import Predictions
+from unlabeled.evaluation.runs.statistics import Difference
 
 PRETRAINED = "pretrained"  # the baselines of two runs are not what is compared
 SIGNIFICANT = 0.05

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation.exhibits import best_row
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.results_table import signed, uncertainty
+from unlabeled.evaluation.reporting.exhibits import best_row
+from unlabeled.evaluation.reporting.results_table import signed, uncertainty
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")

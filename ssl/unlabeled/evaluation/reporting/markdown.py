@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlabeled.evaluation import account
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.results_table import as_markdown, further, table
-from unlabeled.evaluation.section import Section
+from unlabeled.evaluation.reporting import account
+from unlabeled.evaluation.reporting.results_table import as_markdown, further, table
+from unlabeled.evaluation.reporting.section import Section
 
 TITLE = "Evaluation of frozen features"
 

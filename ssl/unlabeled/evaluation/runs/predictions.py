@@ -14,7 +14,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import top1
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_interval
+from unlabeled.evaluation.runs.statistics import Interval, accuracy_interval, draws_interval
 
 NAME = "predictions.safetensors"
 LOG_PROBABILITIES = "log_probabilities"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unlabeled.evaluation.plots import GRID, INK, PALETTE, blank, colour_of, plain_text, tidy
+from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, blank, colour_of, plain_text, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import Any
 
 from unlabeled.config import read_yaml
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.runs import recipe_value
+from unlabeled.evaluation.runs.judged import recipe_value
 
 PUBLISHED = Path(__file__).with_name("references.yaml")
 # What is published, and by which counts a folder or table of files is taken for it: train and test images, classes.

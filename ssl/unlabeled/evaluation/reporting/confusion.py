@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.plots import INK, PALETTE, blank, plain_text
-from unlabeled.evaluation.section import Section, plotted
+from unlabeled.evaluation.reporting.plots import INK, PALETTE, blank, plain_text
+from unlabeled.evaluation.reporting.section import Section, plotted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

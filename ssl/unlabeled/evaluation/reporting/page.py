@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation import account
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.markdown import TITLE
-from unlabeled.evaluation.page_style import STYLE
-from unlabeled.evaluation.results_table import GAIN, Line, further, grid
-from unlabeled.evaluation.section import Section
+from unlabeled.evaluation.reporting import account
+from unlabeled.evaluation.reporting.markdown import TITLE
+from unlabeled.evaluation.reporting.page_style import STYLE
+from unlabeled.evaluation.reporting.results_table import GAIN, Line, further, grid
+from unlabeled.evaluation.reporting.section import Section
 from unlabeled.html import shell
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.canvas import canvas
-from unlabeled.evaluation.attention import attention_pictures
-from unlabeled.evaluation.certainty import calibration_section, certain_section
-from unlabeled.evaluation.confusion import confusion_section
 from unlabeled.evaluation.features import Features, eval_mode
-from unlabeled.evaluation.figures import feature_map, loss_curve
-from unlabeled.evaluation.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.kept_images import Decode
-from unlabeled.evaluation.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.reporting.attention import attention_pictures
+from unlabeled.evaluation.reporting.certainty import calibration_section, certain_section
+from unlabeled.evaluation.reporting.confusion import confusion_section
+from unlabeled.evaluation.reporting.figures import feature_map, loss_curve
+from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
+from unlabeled.evaluation.reporting.kept_images import Decode
+from unlabeled.evaluation.reporting.section import Section, Tile, plotted, save_columns, tile
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 

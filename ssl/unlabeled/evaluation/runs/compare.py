@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.comparison import PRETRAINED, Compared, Side, as_text
 from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.predictions import Predictions, count_interval, read_predictions
-from unlabeled.evaluation.runs import Judged, read_judged
-from unlabeled.evaluation.statistics import Right, holm, over_seeds, paired, welch
+from unlabeled.evaluation.runs.comparison import PRETRAINED, Compared, Side, as_text
+from unlabeled.evaluation.runs.judged import Judged, read_judged
+from unlabeled.evaluation.runs.predictions import Predictions, count_interval, read_predictions
+from unlabeled.evaluation.runs.statistics import Right, holm, over_seeds, paired, welch
 
 USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B0,B1,B2]]"
 
