@@ -87,11 +87,12 @@ def test_layer_decay_of_a_vit_of_four_blocks_written_out() -> None:
 
 
 def test_fine_tuning_equals_a_loop_of_torchs_sgd_with_two_rates_and_batchnorm_in_training() -> None:
-    world, probe = made(train=40), finetune()
+    # rates at which BatchNorm over 8 images does not blow up the rounding of sums in another order
+    world, probe = made(train=40), finetune(learning_rate=0.02, head_learning_rate=0.4)
     network, layer = copy.deepcopy(world.task.network).train(), nn.Linear(64, 3)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
-    groups = [{"params": network.parameters(), "lr": 0.0125}, {"params": layer.parameters(), "lr": 0.25}]
+    groups = [{"params": network.parameters(), "lr": 0.00125}, {"params": layer.parameters(), "lr": 0.025}]
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], gamma=0.2)
     (images, labels), views = world.splits["train"], probe.augmentation.views(world.task.views)
@@ -108,7 +109,7 @@ def test_fine_tuning_equals_a_loop_of_torchs_sgd_with_two_rates_and_batchnorm_in
         expected = layer(network.eval()(world.task.views.plain(world.splits["test"][0]))).log_softmax(1)
     assert score.log_probabilities is not None
     torch.testing.assert_close(score.log_probabilities, expected, rtol=1e-3, atol=1e-3)
-    assert score.protocol == "finetune/small/labels=100%/epochs=3/batch=16/lr=0.2+4/aug=scale0.5-1"
+    assert score.protocol == "finetune/small/labels=100%/epochs=3/batch=16/lr=0.02+0.4/aug=scale0.5-1"
 
 
 def test_a_probe_that_runs_twice_starts_from_the_same_weights_and_leaves_the_network_alone() -> None:
