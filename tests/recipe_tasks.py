@@ -25,7 +25,7 @@ SIZE = 16
 def resnet(seed: int = 0) -> ResNet:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ResNet(10, 0.125, "cifar").eval()
+        return ResNet(10, 0.25, "cifar").eval()  # at 0.125 oneDNN 3.13 crashes with several threads
 
 
 def vit(depth: int = 4, seed: int = 0) -> ViT:

@@ -89,7 +89,7 @@ def test_layer_decay_of_a_vit_of_four_blocks_written_out() -> None:
 def test_fine_tuning_equals_a_loop_of_torchs_sgd_with_two_rates_and_batchnorm_in_training() -> None:
     # rates at which BatchNorm over 8 images does not blow up the rounding of sums in another order
     world, probe = made(train=40), finetune(learning_rate=0.02, head_learning_rate=0.4)
-    network, layer = copy.deepcopy(world.task.network).train(), nn.Linear(64, 3)
+    network, layer = copy.deepcopy(world.task.network).train(), nn.Linear(128, 3)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     groups = [{"params": network.parameters(), "lr": 0.00125}, {"params": layer.parameters(), "lr": 0.025}]

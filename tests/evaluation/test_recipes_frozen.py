@@ -51,9 +51,9 @@ def plain_features(world: Made) -> Tensor:
 
 def test_a_recipe_equals_a_loop_of_torchs_sgd_over_the_same_views() -> None:
     world, probe = made(), recipe(training=training(weight_decay=1e-3))
-    layer = nn.Linear(64, 3)
+    layer = nn.Linear(128, 3)
     with torch.no_grad():
-        layer.weight.copy_(initial_weight(probe, 64, 3))
+        layer.weight.copy_(initial_weight(probe, 128, 3))
         layer.bias.zero_()
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
     batches = batches_by_hand(world, probe)
@@ -82,9 +82,9 @@ def test_batchnorm_and_lars_before_and_under_the_head_equal_maes_formulas_in_flo
         training=training(optimizer=partial(LARS, momentum=0.9, trust_coefficient=0.001), warmup_epochs=1),
         learning_rates=[200.0],
     )
-    weight, bias = initial_weight(probe, 64, 3).double(), torch.zeros(3, dtype=torch.float64)
+    weight, bias = initial_weight(probe, 128, 3).double(), torch.zeros(3, dtype=torch.float64)
     speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
-    mean, variance = torch.zeros(64, dtype=torch.float64), torch.ones(64, dtype=torch.float64)
+    mean, variance = torch.zeros(128, dtype=torch.float64), torch.ones(128, dtype=torch.float64)
     for step, (x, labels) in enumerate(batches_by_hand(world, probe)):
         x = x.double()
         rate = 12.5 * (step / 4 if step < 4 else 0.5 * (1 + np.cos(np.pi * (step / 4 - 1) / 2)))

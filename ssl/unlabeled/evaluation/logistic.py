@@ -95,9 +95,14 @@ def fit_logistic(
     L-BFGS with W = V·A, where A makes the curvature by V about 1 in every direction: a third of the iterations, and its
     tolerance bounds the loss. It stops where no part of the gradient by V is above 1e-6 (1e-8 for float64 ``x``) or a
     step changes the loss by less than a thousandth of that. On the data of tests/evaluation/test_logistic.py this left
-    less than 5e-7 (1e-9) of loss above the optimum.
+    less than 5e-7 (1e-9) of loss above the optimum. Of fewer rows than columns it looks for W in the space of the rows
+    alone: what lies beside it changes no logit and is penalised.
     """
     weight = x.new_zeros(num_classes, x.shape[1], dtype=torch.float64) if start is None else start.double()
+    if len(x) < x.shape[1] - 1:
+        basis = _row_space(x)
+        found, iterations = fit_logistic(x @ basis.to(x.dtype), labels, c, num_classes, max_iter, weight @ basis)
+        return found @ basis.T, iterations
     factor = _curvature_factor(weight, x, c)  # L; A is its inverse
     v = weight @ factor
     digits = 1e-8 if x.dtype == torch.float64 else 1e-6  # float32 products leave about 1e-7
@@ -137,6 +142,15 @@ def logistic_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> tuple[
         residual.scatter_add_(1, target[:, None], residual.new_full((len(target), 1), -1.0))
         gradient += (residual.T @ rows).double()
     return float(loss) / len(x), gradient / len(x)
+
+
+def _row_space(x: Tensor) -> Tensor:
+    """Orthonormal columns [D + 1, N + 1] that span the rows of ``x`` [N, D + 1]; the last is the bias alone."""
+    across = torch.linalg.qr(x[:, :-1].double().T).Q
+    basis: Tensor = across.new_zeros(x.shape[1], across.shape[1] + 1)
+    basis[:-1, :-1] = across
+    basis[-1, -1] = 1
+    return basis
 
 
 def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
