@@ -95,7 +95,7 @@ def test_large_features_are_solved_in_float32_to_the_same_score(monkeypatch: pyt
 def test_a_best_value_at_the_edge_and_an_unfinished_fit_are_noted() -> None:
     train, test = clusters(300, 6, 3, 0), clusters(100, 6, 3, 1)
     edge = LBFGS([1e-3, 1e-2], 0.1, 0, 1000).fit_predict(train, test, 3)[0]  # of two values, both are edges
-    assert edge.notes == [f"The best C, {edge.chosen['C']:g}, is at an edge of 0.001 to 0.01: widen probe.linear.c."]
+    assert edge.notes == [f"The best C, {edge.chosen['C']:g}, is at an edge of 0.001 to 0.01: widen its c."]
     tied = best_of([1.0, 2.0, 3.0], [50.0, 50.0, 40.0], "C", "c")
     assert tied == (0, [])  # the interior is as good: nothing to widen
     short = LBFGS([0.1], 0.1, 0, max_iter=2).fit_predict(train, test, 3)[0]

@@ -60,7 +60,7 @@ def rows(test: Features) -> list[Row]:
             found.append(row)
     found[3].draws = [top1 - 1, top1, top1 + 1]
     found[3].chosen = {"labels": [{"sha256": "<i>" * 9, "seed": seed} for seed in range(3)], "seed": 0}
-    found[2].notes.append("The best C, 1, is at an edge of 0.001 to 1: widen probe.linear.c.")
+    found[2].notes.append("The best C, 1, is at an edge of 0.001 to 1: widen its c.")
     return found + chance(test.labels, len(CLASSES))
 
 

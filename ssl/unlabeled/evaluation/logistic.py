@@ -79,7 +79,7 @@ class LBFGS:
             weight, _ = fit_logistic(fit_x, labels[fit], c, num_classes, self.max_iter, weight)
             weights.append(weight)
             scores.append(top1(predict(weight.to(held_x.dtype), held_x), labels[held]))
-        best, notes = best_of(self.c, scores, "C", "probe.linear.c")
+        best, notes = best_of(self.c, scores, "C", "its c")
         tried = {f"{c:g}": score for c, score in zip(self.c, scores, strict=True)}
         spared = (held_x @ weights[best].to(held_x.dtype).T).log_softmax(dim=1), labels[held]
         return _Choice(
