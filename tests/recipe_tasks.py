@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.small import CONF
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
-from unlabeled.evaluation.features import Task, batched
+from unlabeled.evaluation.features import batched
+from unlabeled.evaluation.probe import Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.frozen import FrozenRecipe
 from unlabeled.evaluation.recipes.linear import LinearHead

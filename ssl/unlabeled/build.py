@@ -23,7 +23,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import ImageProbe, Probe
+from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.faults.guard import Faults
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay

@@ -14,10 +14,10 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.features import ImageProbe, Probe, kinds_of
 from unlabeled.evaluation.few_labels import FewLabels
 from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours
+from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
 from unlabeled.evaluation.processes import local_rank
 from unlabeled.objective import Objective
 from unlabeled.weights import Checkpoint, check_same_backbone

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from tests.small import composed, members
-from unlabeled.evaluation.features import Features, Score, kinds_of
+from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.few_labels import FewLabels
+from unlabeled.evaluation.probe import Score, kinds_of
 
 CLASSES = 6  # of which the last but one has no image to train on
 WITHOUT = 4

@@ -13,11 +13,12 @@ from hydra.utils import instantiate
 from unlabeled.data.labels import LabelChoice
 from unlabeled.data.memory import ArraySource
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score
+from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.few_labels import FewLabels
 from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.logistic import LBFGS
 from unlabeled.evaluation.paws_nn import AllSupports
+from unlabeled.evaluation.probe import Score
 
 CONF = Path(__file__).parents[2] / "conf"
 

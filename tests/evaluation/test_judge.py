@@ -8,10 +8,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, batched, extract
+from unlabeled.evaluation.features import Features, batched, extract
 from unlabeled.evaluation.judge import Look, Row, chance, judge
 from unlabeled.evaluation.knn import KNN
 from unlabeled.evaluation.logistic import LBFGS
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.sgd_grid import SGDGrid
 from unlabeled.objective import Batch
 

@@ -9,7 +9,7 @@ import torch
 from tests.recipe_tasks import published, training
 from tests.small import CONF
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import ImageProbe
+from unlabeled.evaluation.probe import ImageProbe
 
 RECIPES = [
     path.stem

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError
 from unlabeled.evaluation.clustering import KMeans
 from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, ensemble_of_reports, resample
-from unlabeled.evaluation.features import Features, Score
+from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.linear import split, standardise
 from unlabeled.evaluation.logistic import LBFGS, fit_logistic
 from unlabeled.evaluation.mc_dropout import MCDropout
 from unlabeled.evaluation.paws_nn import AllSupports
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.runs.predictions import write_predictions
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, nll, temperature
 from unlabeled.evaluation.uncertainty.dropout import dropout_active

@@ -9,8 +9,9 @@ from torch import Tensor, from_numpy
 from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, top1, with_kind
+from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.linear import standardise, unseen
+from unlabeled.evaluation.probe import Score, with_kind
 
 Counts = npt.NDArray[np.int64]
 SCALES = ("l2", "standardised")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, with_kind
+from unlabeled.evaluation.features import Features, full_float32
 from unlabeled.evaluation.linear import split, standardise
 from unlabeled.evaluation.logistic import LBFGS, fit_logistic
+from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.evaluation.runs.predictions import read_predictions
 from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool, pool_heads, pooled_score
 from unlabeled.randomness import mix

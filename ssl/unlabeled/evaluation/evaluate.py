@@ -12,8 +12,9 @@ from torch import nn
 from unlabeled.distributed import alone, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.features import Features, ImageProbe, Probe
+from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.judge import Row, judge
+from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.provenance import epochs_of, provenance
 from unlabeled.evaluation.reporting.exhibits import Exhibits, best_row, images_of, network_pictures
 from unlabeled.evaluation.reporting.kept_images import KeptImages

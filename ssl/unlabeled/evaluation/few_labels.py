@@ -13,7 +13,8 @@ from torch import Tensor
 from unlabeled.data.labels import LabelChoice
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Probe, Score, kinds_of
+from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.probe import Probe, Score, kinds_of
 
 KEY = "probe.few_labels"
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unlabeled.distributed import rank
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, ImageProbe, Pixels, Probe, Score, Task, behind, kinds_of, state_hash
+from unlabeled.evaluation.features import Features, Pixels, behind, state_hash
+from unlabeled.evaluation.probe import ImageProbe, Probe, Score, Task, kinds_of
 
 Say = Callable[[str], None]
 Look = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features

@@ -6,8 +6,9 @@ from torch.nn.functional import normalize, pad
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import unseen
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.topk import in_order, top_k
 
 CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, top1
+from unlabeled.evaluation.features import Features, top1
+from unlabeled.evaluation.probe import Score
 
 FLOAT64_UP_TO = 20_000_000  # numbers in the train features; float64 above it costs more time than it buys digits
 CHUNK_BYTES = 32 * 2**20  # logits held at a time

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
     at_least_1,
     best_of,
@@ -18,6 +18,7 @@ from unlabeled.evaluation.linear import (
     split,
     standardise,
 )
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
 
 HESSIAN_ROWS = 4  # per feature, on which the curvature is measured: more changed no count of iterations

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
+from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
     at_least_1,
     grid,
@@ -19,6 +19,7 @@ from unlabeled.evaluation.linear import (
     standardise,
     unseen,
 )
+from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.evaluation.uncertainty.calibration import nll
 from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool_heads, pooled_score
 from unlabeled.randomness import mix

@@ -14,7 +14,8 @@ from torch import Tensor
 from unlabeled.data.labels import LabelChoice, LabelList
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1, with_kind
+from unlabeled.evaluation.features import Features, full_float32, top1
+from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.objectives.paws import soft_nearest_neighbours
 
 CHUNK_BYTES = 256 * 2**20  # similarities held at a time

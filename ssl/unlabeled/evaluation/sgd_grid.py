@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Score, full_float32, top1
+from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
     at_least_1,
     best_of,
@@ -21,6 +21,7 @@ from unlabeled.evaluation.linear import (
     split,
     standardise,
 )
+from unlabeled.evaluation.probe import Score
 
 
 class Head(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unlabeled.data.memory import DecodedSource
 from unlabeled.data.module import DataModule
-from unlabeled.evaluation.features import Task
+from unlabeled.evaluation.probe import Task
 from unlabeled.objective import Backbone, Batch
 from unlabeled.views.pipeline import Views
 

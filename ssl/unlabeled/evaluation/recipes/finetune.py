@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from unlabeled.data.labels import LabelChoice
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Score, Task
+from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import MIXING, Augmentation, Mixing
 from unlabeled.evaluation.recipes.frozen import HEAD, key_of, protocol_of
 from unlabeled.evaluation.recipes.labels import choose, in_words

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Score, Task, eval_mode, full_float32, top1
+from unlabeled.evaluation.features import eval_mode, full_float32, top1
 from unlabeled.evaluation.judge import unchanged
 from unlabeled.evaluation.linear import split
+from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.linear import mean_loss
 from unlabeled.evaluation.recipes.loop import Pass, autocast, encode, plain_logits, score_of, steps

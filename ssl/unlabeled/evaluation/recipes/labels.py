@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from unlabeled.data.labels import LabelChoice, LabelList
-from unlabeled.evaluation.features import Task
+from unlabeled.evaluation.probe import Task
 
 
 def choose(choice: LabelChoice, task: Task) -> LabelList:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import AUTOCAST, Score, Task, top1
+from unlabeled.evaluation.features import AUTOCAST, top1
+from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.objective import Backbone, Batch

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlabeled.evaluation.ensembles import ensemble_of_reports
-from unlabeled.evaluation.features import Score
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.runs.judged import read_judged
 from unlabeled.evaluation.runs.predictions import read_predictions
 from unlabeled.evaluation.runs.statistics import accuracy_interval

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.features import Score, top1
+from unlabeled.evaluation.features import top1
+from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
 from unlabeled.evaluation.uncertainty.selective import selective_metrics
 

@@ -1,0 +1,82 @@
+"""What a probe is: of frozen features, or of images; what it is given, and what it gives."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unlabeled.evaluation.features import Features
+from unlabeled.objective import Backbone, Batch
+from unlabeled.views.pipeline import Views
+
+
+@dataclass
+class Score:
+    """One number of one probe, with all that is needed to say how it came about."""
+
+    protocol: str  # e.g. "knn/cosine-exp/k=200/T=0.1"; numbers of different protocols are not comparable
+    top1: float  # per cent of test images; the mean over ``draws`` where there are some
+    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and what they were chosen on; plain JSON
+    notes: list[str] = field(default_factory=list)  # whatever a reader should doubt, in sentences
+    predictions: Tensor | None = None  # int64 [N], class of each test image; of the first draw where there are some
+    log_probabilities: Tensor | None = None  # float32 [N, C], where the probe has any
+    metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
+    draws: list[float] = field(default_factory=list)  # top-1 of each random draw (of labels, of seeds), if several
+    n_train: int | None = None  # labelled images that were used; None: all of train
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [N] of each score, larger = less sure
+
+
+class Probe(Protocol):
+    """Fits on train features, predicts test features. Labels are all in [0, num_classes); deterministic.
+
+    It looks at the kinds of features in its ``kinds``, at ``last`` alone where it has no such attribute.
+    """
+
+    @property
+    def needs(self) -> int:
+        """Labelled training images without which it cannot be fitted."""
+        ...
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
+
+
+def kinds_of(probe: object) -> tuple[str, ...]:
+    """The kinds of features that a probe looks at."""
+    return tuple(getattr(probe, "kinds", ("last",)))
+
+
+def with_kind(protocol: str, kind: str) -> str:
+    """A protocol on one kind of features, which it names where it is not ``last``."""
+    return protocol if kind == "last" else f"{protocol}/features={kind}"
+
+
+@dataclass
+class Task:
+    """What a probe is given that trains on images: recipes with augmentation, attentive probes, fine-tuning."""
+
+    network: Backbone  # a copy, so that it may be trained; in eval mode, on ``device``
+    train_labels: Tensor  # int64 [N], all in [0, num_classes); positions below count in here
+    test_labels: Tensor  # int64 [M]
+    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # of "train" or "test", at positions [n], so many at a time
+    views: Views  # of the run: size, mean and std; ``views.plain`` is what evaluation sees
+    num_classes: int
+    device: torch.device
+    precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes
+    train_names: Callable[[int], str]  # of the image at a position of train, for lists of labels
+
+
+@runtime_checkable
+class ImageProbe(Protocol):
+    """Trains on images and predicts the test images, once. Deterministic, and leaves global random states alone.
+
+    Its features come from ``task.network`` in eval mode unless it trains the network itself.
+    """
+
+    baselines: bool  # whether the random network goes through the same: it costs as much again
+
+    @property
+    def needs(self) -> int: ...
+
+    def train_predict(self, task: Task) -> list[Score]: ...
