@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import DropPath
-from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
@@ -23,7 +21,6 @@ from unlabeled.evaluation.paws_nn import AllSupports
 from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.runs.predictions import write_predictions
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, nll, temperature
-from unlabeled.evaluation.uncertainty.dropout import dropout_active
 from unlabeled.evaluation.uncertainty.least_sure import least_sure
 from unlabeled.evaluation.uncertainty.members import (
     entropy,
@@ -113,57 +110,6 @@ def test_heads_are_pooled_alike_for_any_chunk(chunk_bytes: int, monkeypatch: pyt
     assert torch.equal(found.predictions, whole.predictions)
     for name, score in whole.scores.items():
         torch.testing.assert_close(found.scores[name], score, rtol=0, atol=1e-6)
-
-
-class Network(nn.Module):
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.norm, self.path, self.drop = nn.BatchNorm1d(4), DropPath(0.5), nn.Dropout(p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.path(self.norm(x)))  # type: ignore[no-any-return]
-
-
-def test_only_dropout_is_switched_on_and_every_mode_comes_back_even_after_an_error() -> None:
-    network = Network(0.5).eval()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with dropout_active(network):
-        assert [network.norm.training, network.path.training, network.drop.training] == [False, False, True]
-        passes = torch.stack([network(torch.ones(3, 4)).detach() for _ in range(200)])
-    assert set(passes.flatten().tolist()) == {0.0, float(passes.max())}
-    assert float((passes == 0).float().mean()) == pytest.approx(0.5, abs=0.06)
-    assert not any(module.training for module in network.modules())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    with pytest.raises(ZeroDivisionError), dropout_active(network):
-        _ = 1 / 0
-    assert not network.drop.training
-
-
-def test_a_network_whose_dropout_is_zero_everywhere_is_refused() -> None:
-    with pytest.raises(UserError, match="MC dropout needs a network with dropout: this one has none with p above 0"):
-        dropout_active(Network(0.0).eval()).__enter__()
-
-
-@pytest.mark.parametrize("kind", ["timm", "torch"])
-def test_dropout_inside_attention_is_reached_too(kind: str) -> None:
-    torch.manual_seed(0)
-    if kind == "timm":
-        network: nn.Module = Attention(8, 2, attn_drop=0.5).eval()
-        network.fused_attn = True  # type: ignore[assignment]
-    else:
-        network = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True).eval()
-    x = torch.randn(2, 5, 8)
-
-    def attended() -> Tensor:
-        found: Tensor = network(x) if kind == "timm" else network(x, x, x)[0]
-        return found
-
-    with torch.no_grad():
-        calm = attended()
-        with dropout_active(network):
-            assert not torch.equal(attended(), attended())
-        torch.testing.assert_close(attended(), calm)
-    assert getattr(network, "fused_attn", True)
 
 
 def test_a_resample_keeps_every_class_at_its_size_and_draws_with_replacement() -> None:
