@@ -74,10 +74,11 @@ def execute(*command: str) -> None:
 
 
 def keep_report(run_dir: Path, folder: Path) -> None:
-    """Report, configuration and metrics of a run: everything but weights."""
+    """Report, configuration and metrics of a run: no weights, and the page only as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = sorted((run_dir / "pictures").glob("*.png"))[-1:]
-    for path in [*(run_dir / "report").iterdir(), run_dir / "config.yaml", run_dir / "metrics.jsonl", *pictures]:
+    report = [path for path in (run_dir / "report").iterdir() if path.suffix in (".md", ".json", ".png")]
+    for path in [*report, run_dir / "config.yaml", run_dir / "metrics.jsonl", *pictures]:
         shutil.copy(path, folder)
 
 
