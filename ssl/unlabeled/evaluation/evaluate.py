@@ -102,8 +102,10 @@ def _write(
     report_dir: Path,
     asked: dict[str, Any],
 ) -> Path:
-    told = provenance(checkpoint, evaluation.extractor)
-    decode = KeptImages(evaluation.extractor.data.splits, evaluation.extractor.cache)
+    extractor = evaluation.extractor
+    told = provenance(checkpoint, extractor)
+    prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
+    decode = KeptImages(extractor.data.splits, prints, extractor.cache)
     _, test = looked
     add_intervals(rows, test.labels)
     report = write_report(
@@ -117,7 +119,7 @@ def _write(
     )
     decode.keep()
     write_predictions(report_dir, rows, test.labels, test.ids)
-    _list_least_sure(report_dir / "least_sure.csv", rows, test, evaluation.extractor)
+    _list_least_sure(report_dir / "least_sure.csv", rows, test, extractor)
     return report
 
 

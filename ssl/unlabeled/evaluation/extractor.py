@@ -36,6 +36,7 @@ class Extractor:
     batch_size: int
     cache: TensorCache | None = None
     passes: list[dict[str, Any]] = field(default_factory=list)  # what was done, for the report
+    _prints: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:
         """Features of ``train`` or ``test``; ``last`` is always among the kinds."""
@@ -51,6 +52,14 @@ class Extractor:
                 self._keep(made, {kind: keys[kind] for kind in missing}, self.cache)
             found |= {kind: _only(made, kind) for kind in missing}
         return _together({kind: features for kind, features in found.items() if features is not None})
+
+    def fingerprint(self, split: str) -> str | None:
+        """Of ``train`` or ``test``, taken once: it asks for the size and time of every file."""
+        if split not in self._prints:
+            source = self.data.splits.train if split == "train" else self.data.splits.test
+            assert source is not None
+            self._prints[split] = fingerprint(source)
+        return self._prints[split]
 
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
         started, precision = time.perf_counter(), "32-true" if isinstance(network, Pixels) else self.precision
@@ -91,9 +100,7 @@ class Extractor:
 
     def _keys(self, network: nn.Module, split: str, kinds: Sequence[str]) -> dict[str, Key] | None:
         """All that decides the numbers; None where that cannot be known."""
-        source = self.data.splits.train if split == "train" else self.data.splits.test
-        assert source is not None
-        if self.cache is None or (data := fingerprint(source)) is None:
+        if self.cache is None or (data := self.fingerprint(split)) is None:
             return None
         shared = {
             "network": hashlib.sha256(repr(network).encode()).hexdigest(),  # geometry: strides, paddings, pooling

@@ -1,10 +1,9 @@
 """The few decoded images that a report shows, kept: a second evaluation of the same checkpoint reads none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache, code_hash
 
@@ -17,14 +16,14 @@ class KeptImages:
 
     Args:
         splits: where they come from.
+        prints: the fingerprint of each split, None where it has none.
         cache: where they are kept; None: nowhere.
     """
 
-    def __init__(self, splits: Splits, cache: TensorCache | None) -> None:
+    def __init__(self, splits: Splits, prints: Mapping[str, str | None], cache: TensorCache | None) -> None:
         self._sources = {"train": splits.train} | ({} if splits.test is None else {"test": splits.test})
-        prints = {name: fingerprint(source) for name, source in self._sources.items()}
         self._cache = None if cache is None or None in prints.values() else cache
-        self._key = {"shown images of": prints, "code": code_hash()}
+        self._key = {"shown images of": dict(prints), "code": code_hash()}
         found = None if self._cache is None else self._cache.get(self._key)
         self._images = {} if found is None else found[0]
         self._new = False
