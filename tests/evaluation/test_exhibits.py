@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch import Tensor
 
+from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache
@@ -212,7 +213,7 @@ def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: floa
         return Counted(images, torch.zeros(4, dtype=torch.long), ["a"], "digit")
 
     def look(source: Counted, ids: list[int]) -> list[int]:
-        images = KeptImages(Splits(source, source, ""), {"train": "a", "test": "b"}, TensorCache(str(tmp_path), gib))
+        images = KeptImages(Splits(source, None, ""), {"train": fingerprint(source)}, TensorCache(str(tmp_path), gib))
         found = images("train", ids)
         images.keep()
         return [int(each[0, 0, 0]) for each in found]
