@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.vit import ViT
 from unlabeled.data.digits import digits
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.folder import folder
@@ -99,6 +100,21 @@ def strided() -> ResNet:
     changed = network()
     changed.conv1.stride = (2, 2)
     return changed
+
+
+def vit(**changed: Any) -> ViT:
+    torch.manual_seed(0)
+    return ViT(**({"image_size": 8, "patch_size": 4, "width": 24, "depth": 2, "heads": 2} | changed))
+
+
+def test_a_vits_heads_and_pooling_which_no_weight_shows_are_part_of_the_key(tmp_path: Path) -> None:
+    found = [extractor(tmp_path)(vit(**changed), "test").x for changed in ({}, {"heads": 4}, {"pooling": "gap"})]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+    again = extractor(tmp_path)
+    assert torch.equal(again(vit(), "test").x, found[0])
+    assert again.passes == []
 
 
 @pytest.mark.parametrize("change", CHANGES)

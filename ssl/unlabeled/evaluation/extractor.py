@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from unlabeled.evaluation.features import Features, Pixels, extract, joined, sta
 from unlabeled.evaluation.reporting.report import versions
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
+
+PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Extractor:
         if keys is None or self.cache is None:
             return self._extract(network, split, kinds)
         found = {kind: self._kept(keys[kind]) for kind in kinds}
-        missing = [kind for kind in kinds if found[kind] is None]
+        missing = _by_any_process([kind for kind in kinds if found[kind] is None])
         if missing:
             made = self._extract(network, split, missing)
             if rank() == 0:
@@ -103,7 +105,7 @@ class Extractor:
         if self.cache is None or (data := self.fingerprint(split)) is None:
             return None
         shared = {
-            "network": hashlib.sha256(repr(network).encode()).hexdigest(),  # geometry: strides, paddings, pooling
+            "network": hashlib.sha256("\n".join(_geometry(network)).encode()).hexdigest(),
             "weights": state_hash(network),
             "views": self.views.evaluation(),
             "precision": "32-true" if isinstance(network, Pixels) else self.precision,
@@ -128,6 +130,22 @@ class Extractor:
         for kind, key in keys.items():
             x = features.x if kind == "last" else features.others[kind]
             cache.put(key, {"x": x, "labels": features.labels, "ids": features.ids}, notes)
+
+
+def _by_any_process(missing: list[str]) -> list[str]:
+    """What any process misses: all must go through the images together, and caches may lie on several machines."""
+    if world_size() == 1:
+        return missing
+    every: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(every, missing)
+    return list(dict.fromkeys(kind for each in every for kind in each))
+
+
+def _geometry(network: nn.Module) -> Iterator[str]:
+    """What weights do not show: types of all parts, strides, paddings, heads of attention, pooling, …"""
+    for name, module in network.named_modules():
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
+        yield f"{name} {type(module).__qualname__} {sorted(plain.items())} {module.extra_repr()}"
 
 
 def _only(features: Features, kind: str) -> Features:
