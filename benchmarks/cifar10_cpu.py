@@ -20,6 +20,8 @@ from unlabeled.evaluation.reporting.report import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PLOTS = ("loss_curve", "feature_map", "confusion", "calibration")
+ENDS = [f"({name}.png)" for name in PLOTS]
 
 
 class Recipe(NamedTuple):
@@ -74,12 +76,14 @@ def execute(*command: str) -> None:
 
 
 def keep_report(run_dir: Path, folder: Path) -> None:
-    """Report, configuration and metrics of a run: no weights, and the page only as Markdown."""
+    """Numbers, plots, configuration and metrics of a run; no weights, and no image of the data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = sorted((run_dir / "pictures").glob("*.png"))[-1:]
-    report = [path for path in (run_dir / "report").iterdir() if path.suffix in (".md", ".json", ".png")]
-    for path in [*report, run_dir / "config.yaml", run_dir / "metrics.jsonl", *pictures]:
+    plots = [run_dir / "report" / f"{name}.png" for name in PLOTS]
+    for path in [*plots, run_dir / "report" / "results.json", run_dir / "config.yaml", run_dir / "metrics.jsonl"]:
         shutil.copy(path, folder)
+    text = (run_dir / "report" / "report.md").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith("![") or line.endswith(tuple(ENDS))]
+    (folder / "report.md").write_text("\n".join(kept) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
