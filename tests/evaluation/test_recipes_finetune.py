@@ -299,3 +299,17 @@ def test_recipes_that_cannot_work_are_refused_when_they_are_built(changed: dict[
 def test_what_does_not_suit_the_network_or_the_data_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         finetune(**changed).train_predict(made().task)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "whole"])
+def test_no_prediction_and_no_chosen_rate_depends_on_the_test_labels(kind: str) -> None:
+    """The best epoch picked on the test set: lightly linear_eval.py, efficient probing."""
+    probe = recipe(learning_rates=[0.5, 8.0]) if kind == "frozen" else finetune()
+    images, labels = colours(30, 1)
+    own, other = (Made(resnet(), colours(60, 0), (images, each)) for each in (labels, (labels + 1) % 3))
+    [score], [again] = probe.train_predict(own.task), probe.train_predict(other.task)
+    assert score.log_probabilities is not None
+    assert again.log_probabilities is not None
+    assert torch.equal(score.log_probabilities, again.log_probabilities)
+    assert score.chosen == again.chosen
+    assert score.top1 != again.top1
