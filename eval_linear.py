@@ -8,7 +8,6 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.config import check_alone, check_keys, one_line_errors
-from unlabeled.errors import UserError
 
 CONF = Path(__file__).parent / "conf"
 
@@ -34,29 +33,17 @@ def judge(config: DictConfig, command: str) -> None:
     from unlabeled.evaluation.evaluate import evaluate
     from unlabeled.evaluation.processes import launched
     from unlabeled.evaluation.self_test import self_test
-    from unlabeled.weights import read_checkpoint
+    from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 
     if config.self_test:
         check_alone("self_test")
         raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
-    report_dir = Path(config.report_dir or report_beside(path))
+    report_dir = Path(config.report_dir or folder_of(path) / "report")
     with launched(config.accelerator):
         evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
         evaluate(evaluation, checkpoint, report_dir, command)
-
-
-def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    if (run is None) == (checkpoint is None):
-        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
-    return Path(checkpoint) if checkpoint else Path(str(run)) / "checkpoints" / "last.ckpt"
-
-
-def report_beside(checkpoint: Path) -> Path:
-    """``report/`` in the folder of a run, or in the folder of a checkpoint from elsewhere."""
-    folder = checkpoint.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "report"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval_linear")

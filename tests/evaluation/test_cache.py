@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from unlabeled.data.digits import digits
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.folder import folder
 from unlabeled.data.module import DataModule
+from unlabeled.data.parquet import parquet
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache
@@ -148,6 +151,15 @@ def test_a_copy_in_another_folder_is_the_same_data_and_a_longer_file_is_not(tmp_
     with (tmp_path / "there" / "deeper" / "train" / "a" / "0.png").open("ab") as file:
         file.write(b"more")
     assert fingerprint(here.train, moved=True) != fingerprint(there.train, moved=True)
+
+
+def test_another_column_of_the_same_file_is_other_data(tmp_path: Path) -> None:
+    columns = {"image": [b"a", b"b"], "mask": [b"c", b"d"], "label": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    splits = [parquet(str(tmp_path), test=None, image_column=name) for name in ("image", "mask", "image")]
+    for moved in (False, True):
+        prints = [fingerprint(each.train, moved) for each in splits]
+        assert prints[0] == prints[2] != prints[1]
 
 
 def test_a_source_whose_changes_nobody_can_see_is_never_kept(tmp_path: Path) -> None:

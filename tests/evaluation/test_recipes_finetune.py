@@ -197,7 +197,7 @@ def test_only_the_listed_images_are_seen_and_their_list_is_recorded(tmp_path: Pa
     world = made()
     [score] = finetune(fraction=None, per_class=6).train_predict(world.task)
     seen = {row for split, rows in world.asked if split == "train" for row in rows}
-    assert len(seen) == 18
+    assert len(seen) == 18 == score.n_train
     assert world.task.train_labels[sorted(seen)].bincount().tolist() == [6, 6, 6]
     names = "".join(f"{row:05d}.png\n" for row in sorted(seen))
     assert score.chosen["sha256"] == hashlib.sha256(names.encode()).hexdigest()

@@ -19,6 +19,10 @@ class Filed(Protocol):
         """Paths or URLs of all files that images come from."""
         ...
 
+    def within(self) -> str:
+        """Which part of these files: a column, or byte ranges; "" where images are whole files."""
+        ...
+
 
 def fingerprint(source: Source, moved: bool = False) -> str | None:
     """SHA-256 of labels, of how images are decoded, and of the images' bytes or what is known of their files.
@@ -42,6 +46,7 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
         found = stamps(source.files())
     except OSError:
         return None
+    digest.update(f"{source.within()}\n".encode())
     shared = shared_folder([path for path, _, _ in found]) if moved else ""
     for path, size, time in found:
         where = path.removeprefix(shared) if moved else path if is_url(path) else os.path.abspath(path)

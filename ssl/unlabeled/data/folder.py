@@ -43,6 +43,9 @@ class FolderSource:
     def files(self) -> list[str]:
         return [self.name(index) for index in range(len(self))]
 
+    def within(self) -> str:
+        return ""
+
     def name(self, index: int) -> str:
         return str(self._root / os.fsdecode(self._listed.text("path", index)))
 

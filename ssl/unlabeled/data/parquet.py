@@ -29,8 +29,8 @@ class ParquetSource:
     """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
     are read by row groups; then an epoch's order goes by these ``blocks``."""
 
-    def __init__(self, table: "Table", classes: list[str], image_size: int, square: bool) -> None:
-        self._table = table
+    def __init__(self, table: "Table", column: str, classes: list[str], image_size: int, square: bool) -> None:
+        self._table, self._column = table, column
         self.labels = table.labels
         self.classes = classes
         self.image_size, self.square = image_size, square
@@ -55,6 +55,9 @@ class ParquetSource:
 
     def files(self) -> list[str]:
         return self._table.files
+
+    def within(self) -> str:
+        return self._column
 
     def name(self, index: int) -> str:
         return row_name(self._table, index)
@@ -88,14 +91,14 @@ def parquet(
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)
     classes = [] if label_column is None else classes_of(train_table, num_classes)
-    source, kept = ParquetSource(train_table, classes, image_size, square), in_words(image_size, square)
+    source, kept = ParquetSource(train_table, image_column, classes, image_size, square), in_words(image_size, square)
     if test is None:
         counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
         return Splits(source, None, f"{counts}, {kept}")
     test_table = _read(path, test, "data.test", image_column, label_column)
     require_same_split(train_table, test_table)
     require_labels_below(len(classes), test_table, "the classes of train")
-    held_out = ParquetSource(test_table, classes, image_size, square)
+    held_out = ParquetSource(test_table, image_column, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images"
     return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
 

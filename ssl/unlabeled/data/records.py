@@ -1,5 +1,6 @@
 """Encoded images that are byte ranges of larger files: members of tar shards, values of arrow files, and such."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -64,6 +65,12 @@ class RecordSource:
 
     def files(self) -> list[str]:
         return [str(path) for path in self._paths]
+
+    def within(self) -> str:
+        digest = hashlib.sha256()
+        for column in (self._file, self._offset, self._size):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
 
     def name(self, index: int) -> str:
         row = index - int(self._first[self._file[index]])

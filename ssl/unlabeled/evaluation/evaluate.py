@@ -25,7 +25,7 @@ from unlabeled.evaluation.runs.references import references_for
 from unlabeled.evaluation.task import tasks
 from unlabeled.evaluation.uncertainty.least_sure import least_sure
 from unlabeled.objective import Backbone, Objective
-from unlabeled.weights import Checkpoint, load_backbone, load_objective
+from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _write(
         report_dir,
         rows,
         asked | told | {"settings": evaluation.settings, "config": evaluation.config},
-        metrics=checkpoint.path.parent.parent / "metrics.jsonl",
+        metrics=folder_of(checkpoint.path) / "metrics.jsonl",
         collapsed_at=told["training"].get("collapsed_at"),
         exhibits=_exhibits(evaluation, checkpoint, decode, *looked),
         references=references_for(checkpoint.config or {}, rows, epochs_of(checkpoint)),

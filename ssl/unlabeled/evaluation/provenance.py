@@ -8,7 +8,7 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.reporting.report import git_state, label_hash, versions
-from unlabeled.weights import Checkpoint
+from unlabeled.weights import Checkpoint, folder_of
 
 
 def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
         "images_per_second": _speed(extractor),
         "git": git_state(),
         "versions": versions(),
-        "training": read_json(checkpoint.path.parent.parent / "training.json"),
+        "training": read_json(folder_of(checkpoint.path) / "training.json"),
         "run_config": checkpoint.config,
     }
 

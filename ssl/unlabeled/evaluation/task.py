@@ -19,6 +19,7 @@ def tasks(
     """A function that gives each network's task: its copy, and the labelled images of both splits."""
 
     def task_of(network: nn.Module) -> Task:
+        """Decodes the images of both splits at its first call, where they fit into memory."""
         assert isinstance(network, Backbone)
         train, test = data.train, data.test
         labelled = {"train": _labelled(train.labels), "test": _labelled(test.labels)}

@@ -1,6 +1,21 @@
 """Weights in and out."""
 
 from unlabeled.weights.geometry import check_same_backbone
-from unlabeled.weights.load import Checkpoint, load_backbone, load_objective, read_checkpoint
+from unlabeled.weights.load import (
+    Checkpoint,
+    checkpoint_path,
+    folder_of,
+    load_backbone,
+    load_objective,
+    read_checkpoint,
+)
 
-__all__ = ["Checkpoint", "check_same_backbone", "load_backbone", "load_objective", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_same_backbone",
+    "checkpoint_path",
+    "folder_of",
+    "load_backbone",
+    "load_objective",
+    "read_checkpoint",
+]

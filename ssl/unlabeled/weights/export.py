@@ -25,7 +25,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.reporting.report import versions
 from unlabeled.weights.card import MARK, Facts, card, class_name
 from unlabeled.weights.equality import TOLERANCE, compare, images_to_compare
-from unlabeled.weights.load import Checkpoint, read_checkpoint
+from unlabeled.weights.load import Checkpoint, checkpoint_path, folder_of, read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
 from unlabeled.weights.targets import WRITERS, Source, Written, count_parameters, reload, require_packages
 
@@ -53,7 +53,7 @@ def export(config: Any, resolved: dict[str, Any]) -> None:
 def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     checkpoint = read_checkpoint(path)
-    out = Path(resolved["out"] or _beside(path) / "export" / to).expanduser().resolve()
+    out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser().resolve()
     check_replaceable(out)
     exported = build_exported(config, checkpoint)
     source = open_source(exported)
@@ -78,18 +78,6 @@ def _check(to: str, data_images: int) -> None:
     if data_images < 0:
         raise UserError(f"data_images={data_images}: must be at least 0, which leaves the data alone")
     require_packages(to)
-
-
-def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    """The file that the command names: the last state of a run, or any checkpoint."""
-    if (run is None) == (checkpoint is None):
-        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
-    return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
-
-
-def _beside(path: Path) -> Path:
-    """The folder of the run that a checkpoint is of, or the checkpoint's own."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def open_source(exported: Exported) -> Source:
@@ -204,7 +192,7 @@ def _facts(
     measured: Mapping[str, float],
     splits: Splits | None,
 ) -> Facts:
-    run = _beside(checkpoint.path)
+    run = folder_of(checkpoint.path)
     results = _read_json(run / "report" / "results.json")
     judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
     rows = results.get("rows", []) if judged == checkpoint.sha256 else []

@@ -44,6 +44,18 @@ class _Division:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
+def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
+    """The file that a command names: the last state of a run, or any checkpoint. Raises UserError for both or none."""
+    if (run is None) == (checkpoint is None):
+        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
+    return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of, or the one in which a checkpoint from elsewhere lies."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 

@@ -113,8 +113,8 @@ class FineTune:
             [logits], labels = self._logits(task, model.eval())
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
         chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
-        seen, metrics = torch.unique(listed.labels), {"train_loss": loss}
-        return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics)]
+        seen, metrics, used = torch.unique(listed.labels), {"train_loss": loss}, len(listed.ids)
+        return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)]
 
     def _check_network(self, network: Backbone) -> None:
         needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"

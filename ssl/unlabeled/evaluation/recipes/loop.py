@@ -108,6 +108,7 @@ def score_of(
     chosen: dict[str, Any],
     notes: Sequence[str],
     metrics: dict[str, float],
+    n_train: int | None = None,
 ) -> Score:
     """The score of logits [N, C] on test images; classes not among ``seen`` are never predicted.
 
@@ -130,4 +131,5 @@ def score_of(
         predictions,
         log_probabilities,
         metrics,
+        n_train=n_train,
     )

@@ -4,7 +4,6 @@
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,21 +36,6 @@ def risk_coverage(wrong: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor]:
 def aurc(wrong: Tensor, uncertainty: Tensor) -> float:
     """Area under the risk–coverage curve, 0 to 1: the mean risk over all N coverages (Geifman et al. 2019)."""
     return float(risk_coverage(wrong, uncertainty)[1].mean())
-
-
-def excess_aurc(wrong: Tensor, uncertainty: Tensor) -> float:
-    """AURC less that of the best order, all right images before all wrong ones (Geifman et al. 2019, 1805.08206).
-
-    Exact for N images; the paper's r + (1 − r)·ln(1 − r) is its limit for many.
-    """
-    return aurc(wrong, uncertainty) - aurc(wrong, wrong.double())
-
-
-def accuracy_when_rejecting(wrong: Tensor, uncertainty: Tensor, shares: Sequence[float]) -> list[float]:
-    """Per cent of right ones among what is left when each share, in [0, 1), of the least certain is rejected."""
-    risk = risk_coverage(wrong, uncertainty)[1]
-    kept = [max(1, round((1 - share) * len(wrong))) for share in shares]
-    return [100 * (1 - float(risk[count - 1])) for count in kept]
 
 
 def misclassification(wrong: Tensor, uncertainty: Tensor) -> dict[str, float]:
