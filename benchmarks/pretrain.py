@@ -19,21 +19,23 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a script sees only its own folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
 from benchmarks.pretraining.images import parquet_files, shard_files
 from benchmarks.pretraining.rows import Row, cpu_rows, gpu_rows, small_rows
 from benchmarks.pretraining.sizes import SWEEPS, sizes_page
 from benchmarks.pretraining.table import page
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.parquet and test.parquet, 32 px; else made up")
-    parser.add_argument("--only", nargs="*", default=[""], metavar="TEXT", help="rows whose names have it; none: no row")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], metavar="TEXT", help="rows whose names have it; none: no row"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="blocks of the run, each between two of the limit")
     parser.add_argument("--sizes", nargs="*", choices=SWEEPS, help="these sweeps; all where none is named")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "benchmarks", help="made-up images, numbers")
@@ -66,7 +68,8 @@ def measure(row: Row, kept: Path, repeats: int) -> None:
     given = kept / f"{slug(row.name)}.row.json"
     given.write_text(json.dumps(asdict(row)))
     print(row.name, flush=True)
-    command = [sys.executable, "-m", "benchmarks.pretraining.measure", given, kept / f"{slug(row.name)}.json", str(repeats)]
+    files = [str(given), str(kept / f"{slug(row.name)}.json")]
+    command = [sys.executable, "-m", "benchmarks.pretraining.measure", *files, str(repeats)]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
@@ -81,7 +84,8 @@ def measure_sizes(device: str, kept: Path, arguments: argparse.Namespace) -> Non
     sweeps = {name: make(arguments.work, device != "cpu") for name, make in SWEEPS.items()}
     for name in arguments.sizes or SWEEPS:
         for row in sweeps[name].rows:
-            measure(row, kept, arguments.repeats)
+            if any(text in row.name for text in arguments.only):
+                measure(row, kept, arguments.repeats)
     results = {name: (sweep, found(sweep.rows, kept)) for name, sweep in sweeps.items()}
     picture = RESULTS / f"pretrain_sizes_{slug(device)}.png"
     picture.with_suffix(".md").write_text(sizes_page(heading(device), results, picture))

@@ -59,7 +59,9 @@ class InTurn(pl.Callback):
         limit: Callable[[Pretraining, Batch], Callable[[], None]] = lambda module, batch: Limit(module, batch).step,
     ) -> None:
         self.warm, self.steps, self.settle, self.make_limit = warm, steps, settle, limit
-        self.steps_needed = warm + repeats * (settle + steps) + 1  # the last writes the checkpoint, which is timed apart
+        self.steps_needed = (
+            warm + repeats * (settle + steps) + 1
+        )  # the last writes the checkpoint, which is timed apart
         self.run: list[float] = []  # seconds of each block
         self.limit: list[float] = []  # one more than of the run
         self.watts: list[float] = []  # while the run goes on, where NVML tells
@@ -117,7 +119,7 @@ class InTurn(pl.Callback):
         if device.type == "cuda":
             try:
                 self.watts.append(torch.cuda.power_draw(device) / 1000)
-            except Exception:  # noqa: BLE001 NVML's own error can only be named where NVML is installed
+            except Exception:  # NVML's own can only be named where it is installed
                 self.watts.clear()
 
 

@@ -26,8 +26,8 @@ from unlabeled.run import Run
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 2  # steps before anything is timed
 # Probes are not pretraining; what an epoch costs once is timed by itself and charged for an epoch's images.
-ALONE = ("name=benchmark", "probe=none", "online_knn=null", "pictures=null", "max_epochs=null")
-ALONE = (*ALONE, "checkpoint_every_n_epochs=1000000")
+NO_PROBE = ("probe=none", "online_knn=null", "pictures=null")
+ALONE = ("name=benchmark", *NO_PROBE, "max_epochs=null", "checkpoint_every_n_epochs=1000000")
 
 
 def measure(row: Row, repeats: int) -> dict[str, Any]:

@@ -51,7 +51,14 @@ def gpu_rows(small_images: Path, photographs: Path) -> list[Row]:
     """The published sizes; 224 pixels from memory and decoded from shards, 32 pixels from memory."""
     cifar = (*SIMCLR, *_at(small_images), "trainer.accelerator=gpu")
     return [Row("SimCLR ResNet-18, 32 px", cifar, 50, CIFAR, bound=0.95)] + [
-        Row(f"{name}, {origin}", (*given, *_at(photographs), "trainer.accelerator=gpu", *more), 20, IMAGENET, settle, 0.9)
+        Row(
+            f"{name}, {origin}",
+            (*given, *_at(photographs), "trainer.accelerator=gpu", *more),
+            20,
+            IMAGENET,
+            settle,
+            0.9,
+        )
         for name, given in {
             # the made-up images are fewer than the 65,536 keys of the recipe
             "MoCo v2 ResNet-50, 224 px": ("experiment=moco_v2_imagenet", "data=shards", "objective.queue_size=16384"),

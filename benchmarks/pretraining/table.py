@@ -46,22 +46,24 @@ def page(device: str, measured: Sequence[dict[str, Any]], small: Sequence[dict[s
 
 
 NOTES = [
-    "By `python benchmarks/pretrain.py`. **End to end** is a run as `train.py` makes it, with its log, its guard against",
-    "faults and its checkpoint (one an epoch, charged by images), without probes. **Limit** is the same objective and",
-    "optimizer, in the same precision, on float views that are on the device already: forward, loss, backward, optimizer,",
-    "the method's own update; no data, views, loop, log. Both take blocks of steps in turn in one process; efficiency is",
-    "limit's time over the run's, each block of the run beside the two of the limit around it. Medians; least and most in",
-    "brackets. Peak memory: of a GPU the tensors, on a CPU the process with its libraries and the data set.",
+    "By `python benchmarks/pretrain.py`. **End to end** is a run as `train.py` makes it, with its log, its guard",
+    "against faults and its checkpoint (one an epoch, charged by images), without probes. **Limit** is the same",
+    "objective and optimizer, in the same precision, on float views that are on the device already: forward, loss,",
+    "backward, optimizer, the method's own update; no data, views, loop, log. Both take blocks of steps in turn in one",
+    "process; efficiency is limit's time over the run's, each block of the run beside the two of the limit around it.",
+    "Medians; least and most in brackets. Peak memory: of a GPU the tensors, on a CPU the process with its libraries",
+    "and the data set.",
     "",
 ]
 PART_NOTES = [
-    "From a run of its own, with a synchronised clock around each part. Data: the batch and its way to the device; views:",
-    "with their memory format; forward: with the loss; optimizer: with the method's own update; faults: verdict and",
-    "snapshot; rest: Lightning's loop, callbacks, progress.",
+    "From a run of its own, with a synchronised clock around each part. Data: the batch and its way to the device;",
+    "views: with their memory format; forward: with the loss; optimizer: with the method's own update; faults: verdict",
+    "and snapshot; rest: Lightning's loop, callbacks, progress.",
 ]
 SMALL_NOTES = [
-    "No GPU was at hand: **how fast these rows are on one is not known**. Here they ran on the CPU above, with tiny batches",
-    "and images, which shows that each runs from its first to its last line; their efficiencies say nothing of a GPU.",
+    "No GPU was at hand: **how fast these rows are on one is not known**. Here they ran on the CPU above, with tiny",
+    "batches and images, which shows that each runs from its first to its last line; their efficiencies say nothing of",
+    "a GPU.",
 ]
 
 
