@@ -13,7 +13,7 @@ from unlabeled.evaluation.reporting.report import made_with
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 VIEWS = (2, 4, 6, 8, 10)
-SIZES = (32, 64, 96, 128, 160, 192, 224)
+SIZES = (32, 64, 96, 128, 160, 224)
 BLOCK = 4 * 256 * 2 * 32**2  # pixels of all views in a block of steps
 NEAR = 1.1  # times the least cost of a pixel: what is above bends away
 
