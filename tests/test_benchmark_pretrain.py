@@ -126,12 +126,13 @@ def test_the_page_says_for_each_row_whether_its_bound_holds() -> None:
     assert text.index("unmeasured") < text.index("| tiny |")
 
 
-def test_a_curve_bends_where_a_pixel_costs_a_tenth_more_and_the_part_that_rises_is_named() -> None:
+def test_a_curve_bends_where_a_pixel_costs_a_quarter_more_and_the_part_that_rises_is_named() -> None:
     slow_views = PART_SECONDS | {"views": 1.2, "logging": 0.0, "rest": 0.0}
     bent = result(run=[4.0, 4.0], phases=slow_views, step=2.0)
     words = bends([1, 2, 3], [bent, result(), result(run=[2.1, 2.1])])
-    assert "least at 2, 6250000 ns" in words
-    assert "from 2 to 3; at 1 +100 % (the limit +0 %), of which views makes 100 %." in words
+    assert words.startswith("A pixel costs 6250000 to 12500000 ns, least at 2; below 2 the curve bends: at 1 +100 % ")
+    assert words.endswith("+100 % (the limit +0 %), of which views makes 100 %.")
+    assert bends([2, 3], [result(), result()]).endswith("least at 2: no bend of more than 25 %.")
 
 
 def test_every_row_is_a_command_that_train_takes() -> None:

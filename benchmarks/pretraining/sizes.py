@@ -15,7 +15,7 @@ BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 VIEWS = (2, 4, 6, 8, 10)
 SIZES = (32, 64, 96, 128, 160, 224)
 BLOCK = 4 * 256 * 2 * 32**2  # pixels of all views in a block of steps
-NEAR = 1.1  # times the least cost of a pixel: what is above bends away
+BEND = 1.25  # times the least cost of a pixel; less may be the drift of a machine from one process to the next
 
 Measured = Sequence[dict[str, Any]]
 
@@ -100,29 +100,22 @@ def sizes_page(device: str, results: Mapping[str, tuple[Sweep, Measured]], pictu
 NOTES = [
     "By `python benchmarks/pretrain.py --sizes`, bf16-mixed; end to end and limit as in the page of the rows. A pixel",
     "is one of a view: were the work per pixel all that counts, it would cost the same at every size. Where it costs",
-    "more than 10 % above the least, the curve bends, and the sentence says which part of a step costs more there.",
+    f"more than {BEND:g} times the least the curve bends, and the sentence says which part of a step costs more there.",
+    "Each row is a process of its own, and a shared machine may drift by 10 to 20 % from one to the next.",
 ]
 
 
 def bends(values: Sequence[int], found: Measured) -> str:
-    """From where to where a pixel costs about the least, and what costs more outside."""
+    """Where a pixel costs least, and what costs more at the ends where it is dear."""
     costs = [_per_pixel(result, 1 / speed(result).run) for result in found]
     best = min(range(len(costs)), key=costs.__getitem__)
-    first = next(number for number in range(best, -1, -1) if number == 0 or costs[number - 1] > NEAR * costs[best])
-    last = next(
-        number
-        for number in range(best, len(costs))
-        if number + 1 == len(costs) or costs[number + 1] > NEAR * costs[best]
-    )
-    words = (
-        f"A pixel costs least at {values[best]:,}, {1e9 * costs[best]:.0f} ns, and no more than 10 % above that from "
-    )
-    words += f"{values[first]:,} to {values[last]:,}"
-    if first:
-        words += f"; at {values[0]:,} {_more(found[best], found[0])}"
-    if last + 1 < len(costs):
-        words += f"; at {values[-1]:,} {_more(found[best], found[-1])}"
-    return words + "."
+    even = [number for number, cost in enumerate(costs) if cost <= BEND * costs[best]]
+    words = f"A pixel costs {1e9 * min(costs):.0f} to {1e9 * max(costs):.0f} ns, least at {values[best]:,}"
+    if even[0]:
+        words += f"; below {values[even[0]]:,} the curve bends: at {values[0]:,} {_more(found[best], found[0])}"
+    if even[-1] + 1 < len(costs):
+        words += f"; above {values[even[-1]]:,} the curve bends: at {values[-1]:,} {_more(found[best], found[-1])}"
+    return words + ("." if len(even) < len(costs) else f": no bend of more than {100 * BEND - 100:.0f} %.")
 
 
 def _more(best: dict[str, Any], other: dict[str, Any]) -> str:
