@@ -67,7 +67,7 @@ def test_the_efficiency_of_a_block_is_the_mean_of_the_limits_around_it_over_its_
 def test_a_run_ends_with_the_same_bits_whether_it_is_measured_or_not(tmp_path: Path) -> None:
     turns = InTurn(warm=2, steps=2, repeats=2, settle=1)
     watched = [fit(TINY, tmp_path / str(n), 9, watch) for n, watch in enumerate((Unwatched(), turns, Phases(2, 6)))]
-    assert (len(turns.run), len(turns.limit), turns.steps_needed, turns.view_pixels) == (2, 3, 9, 2 * 8 * 8)
+    assert (len(turns.run), len(turns.limit), turns.steps_needed, turns.view_pixels) == (2, 3, 9, 2 * 16 * 16)
     plain, *others = (run.module.state_dict() for run in watched)
     for other in others:
         assert all(torch.equal(value, other[name]) for name, value in plain.items())
@@ -75,24 +75,37 @@ def test_a_run_ends_with_the_same_bits_whether_it_is_measured_or_not(tmp_path: P
     assert torch.equal(momenta[0], momenta[1])
 
 
-def test_a_step_of_the_limit_is_that_of_the_run(tmp_path: Path) -> None:
-    """From the run's last state on, its own batch: the loss falls, and the run's weights stay."""
-    seen: list[tuple[float, float]] = []
+def test_the_limit_trains_on_the_batch_and_gives_the_run_its_weights_and_buffers_back(tmp_path: Path) -> None:
+    losses: list[float] = []
 
-    def limit(module: Any, batch: Any) -> Any:
-        own = Limit(module, batch)
-        before = [weight.clone() for weight in module.objective.parameters()]
-        losses = [float(own.objective(batch, own.progress).loss.detach()) for _ in range(20) if own.step() is None]
-        seen.append((losses[0], losses[-1]))
-        assert all(torch.equal(a, b) for a, b in zip(before, module.objective.parameters(), strict=True))
-        return lambda: None
+    class Watched(Limit):
+        def step(self) -> None:
+            losses.append(float(self.objective(self.batch, self.progress).loss.detach()))
+            super().step()
 
-    fit(TINY, tmp_path, 4, InTurn(warm=1, steps=1, repeats=2, limit=limit))
-    assert seen[0][1] < seen[0][0]
+        def __enter__(self) -> None:
+            self.before = {name: value.clone() for name, value in self.objective.state_dict().items()}
+            super().__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            weight = next(name for name, _ in self.objective.named_parameters())
+            assert not torch.equal(self.objective.state_dict()[weight], self.before[weight])
+            super().__exit__(*error)
+            now = self.objective.state_dict()
+            assert all(torch.equal(value, now[name]) for name, value in self.before.items())
+
+    fit(TINY, tmp_path, 9, InTurn(warm=2, steps=6, repeats=1, limit=Watched))
+    assert len(losses) == 2 + 6 + 6  # warm, and a block on either side of the run's
+    assert losses[7] < losses[0]
+    assert losses[13] < losses[8]
 
 
 def test_the_time_of_the_limit_is_its_own_and_not_that_of_the_run(tmp_path: Path) -> None:
-    turns = InTurn(warm=1, steps=2, repeats=2, limit=lambda module, batch: lambda: time.sleep(0.3))
+    class Slow(Limit):
+        def step(self) -> None:
+            time.sleep(0.3)
+
+    turns = InTurn(warm=1, steps=2, repeats=2, limit=Slow)
     fit(TINY, tmp_path, turns.steps_needed, turns)
     assert all(0.6 <= seconds < 0.7 for seconds in turns.limit)
     assert all(seconds < 0.6 for seconds in turns.run)

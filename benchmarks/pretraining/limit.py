@@ -1,21 +1,25 @@
 """How fast a run could be: its model, loss and optimizer on views that are on the device already, in turn with it."""
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
+from unlabeled.faults.snapshot import Snapshot
 from unlabeled.objective import Batch
 from unlabeled.pretraining import Pretraining
 from unlabeled.run import Run
 
 
 class Limit:
-    """Training steps of a copy of a run's objective, with an optimizer of its own: forward, backward, optimizer and
-    what the method itself does after a step. No data, views, loop, verdict, logging. The run is not touched.
+    """Training steps of a run's own objective, with an optimizer of its own: forward, backward, optimizer and what the
+    method itself does after a step. No data, views, loop, verdict, logging.
+
+    Steps are taken within ``with limit``, behind which the run's weights and buffers are what they were, bit for bit. A
+    copy of the objective would not do: it is not compiled where the run's is.
 
     Args:
         module: of the run, which must have begun.
@@ -23,20 +27,33 @@ class Limit:
     """
 
     def __init__(self, module: Pretraining, batch: Batch) -> None:
-        self.objective, self.batch = copy.deepcopy(module.objective), batch
+        self.objective, self.batch = module.objective, batch
         self.optimizer = module.recipe.build(self.objective, module.images_per_step)
         self.progress, self.precision = module.progress, module.trainer.precision_plugin
         for group in self.optimizer.param_groups:
             group["lr"] = module.learning_rate
+        self._others = Snapshot(self.objective)  # of buffers, and of what no optimizer trains
+        self._weights: list[Tensor] = []
 
     def step(self) -> None:
         with self.precision.train_step_context():
             loss = self.objective(self.batch, self.progress).loss
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.objective.after_backward(self.progress)
         self.optimizer.step()
         self.objective.after_step(self.progress)
+
+    def __enter__(self) -> None:
+        self._others.keep()
+        self._weights = [weight.detach().clone() for weight in self.objective.parameters()]
+
+    @torch.no_grad()
+    def __exit__(self, *error: object) -> None:
+        self._others.restore()
+        for weight, before in zip(self.objective.parameters(), self._weights, strict=True):
+            weight.copy_(before)
+        self.optimizer.zero_grad()
 
 
 class InTurn(pl.Callback):
@@ -47,7 +64,7 @@ class InTurn(pl.Callback):
         steps: in a block.
         repeats: blocks of the run, each between two of the limit.
         settle: steps before each block that are not counted.
-        limit: makes the limit's step of the run and of its first batch with views.
+        limit: made of the run and of its first batch with views.
     """
 
     def __init__(
@@ -56,7 +73,7 @@ class InTurn(pl.Callback):
         steps: int,
         repeats: int,
         settle: int = 0,
-        limit: Callable[[Pretraining, Batch], Callable[[], None]] = lambda module, batch: Limit(module, batch).step,
+        limit: Callable[[Pretraining, Batch], Limit] = Limit,
     ) -> None:
         self.warm, self.steps, self.settle, self.make_limit = warm, steps, settle, limit
         self.steps_needed = (
@@ -66,7 +83,7 @@ class InTurn(pl.Callback):
         self.limit: list[float] = []  # one more than of the run
         self.watts: list[float] = []  # while the run goes on, where NVML tells
         self.view_pixels = 0  # of all views of an image
-        self._step: Callable[[], None] | None = None
+        self._own: Limit | None = None
         self._batch: Batch | None = None
         self._begun = 0.0
 
@@ -90,9 +107,7 @@ class InTurn(pl.Callback):
             return
         if done == 0:
             assert self._batch is not None
-            self._step = self.make_limit(pl_module, self._batch)
-            for _ in range(self.warm):
-                self._step()
+            self._own = self.make_limit(pl_module, self._batch)
         place = done % (self.settle + self.steps)
         if place == 0:
             if done:
@@ -105,15 +120,16 @@ class InTurn(pl.Callback):
             self._begun = time.perf_counter()
 
     def _limit_block(self, device: torch.device) -> None:
-        assert self._step is not None
-        for _ in range(self.settle):
-            self._step()
-        synchronise(device)
-        begun = time.perf_counter()
-        for _ in range(self.steps):
-            self._step()
-        synchronise(device)
-        self.limit.append(time.perf_counter() - begun)
+        assert self._own is not None
+        with self._own:
+            for _ in range(self.settle if self.limit else self.settle + self.warm):
+                self._own.step()
+            synchronise(device)
+            begun = time.perf_counter()
+            for _ in range(self.steps):
+                self._own.step()
+            synchronise(device)
+            self.limit.append(time.perf_counter() - begun)
 
     def _note_watts(self, device: torch.device) -> None:
         if device.type == "cuda":

@@ -49,23 +49,20 @@ def cpu_rows(data: Path) -> list[Row]:
 
 def gpu_rows(small_images: Path, photographs: Path) -> list[Row]:
     """The published sizes; 224 pixels from memory and decoded from shards, 32 pixels from memory."""
-    cifar = (*SIMCLR, *_at(small_images), "trainer.accelerator=gpu")
+    gpu = ("trainer.accelerator=gpu", "trainer.devices=1")
+    cifar = (*SIMCLR, *_at(small_images), *gpu)
     return [Row("SimCLR ResNet-18, 32 px", cifar, 50, CIFAR, bound=0.95)] + [
-        Row(
-            f"{name}, {origin}",
-            (*given, *_at(photographs), "trainer.accelerator=gpu", *more),
-            20,
-            IMAGENET,
-            settle,
-            0.9,
-        )
+        Row(f"{name}, {origin}", (*given, *_at(photographs), *gpu, *more), 20, IMAGENET, settle, bound=0.9)
         for name, given in {
             # the made-up images are fewer than the 65,536 keys of the recipe
             "MoCo v2 ResNet-50, 224 px": ("experiment=moco_v2_imagenet", "data=shards", "objective.queue_size=16384"),
-            "SwAV 2×224 + 6×96 ResNet-50": (*MULTI_CROP, "batch_size=256"),
+            "SwAV 2×224 + 6×96 ResNet-50": (*MULTI_CROP, "batch_size=128"),
             "MAE ViT-B/16, 224 px": ("experiment=mae_imagenet_vit_base", "data=shards", "batch_size=256"),
         }.items()
-        for origin, settle, more in (("memory", 0, ()), ("shards", 40, ("memory_gib=0", f"num_workers={_cores()}")))
+        for origin, settle, more in (
+            ("memory", 0, ()),
+            ("shards", 3 * _cores(), ("memory_gib=0", f"num_workers={_cores()}")),  # each decodes two batches ahead
+        )
     ]
 
 
