@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.pretraining.images import made_up, shard_files
 from benchmarks.pretraining.limit import InTurn, Limit, efficiencies
-from benchmarks.pretraining.measure import ALONE, CONF, fit
+from benchmarks.pretraining.measure import ALONE, CONF, Watch, fit
 from benchmarks.pretraining.phases import Phases
 from benchmarks.pretraining.rows import Row, cpu_rows, gpu_rows, small_rows
 from benchmarks.pretraining.sizes import bends
@@ -19,8 +19,8 @@ from unlabeled.config import check_keys
 from unlabeled.data.shards import shards
 from unlabeled.run import Run
 
-TINY = ("experiment=digits", "backbone.width=0.125", "batch_size=8", "trainer.accelerator=cpu", "trainer.devices=1")
-TINY = (*TINY, "trainer.precision=32-true")
+CPU = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true")
+TINY = ("experiment=digits", "backbone.width=0.125", "batch_size=8", *CPU)
 PART_SECONDS = {"data": 0.0, "views": 0.2, "forward": 0.2, "backward": 0.6, "optimizer": 0.0, "faults": 0.0}
 
 
@@ -66,7 +66,8 @@ def test_the_efficiency_of_a_block_is_the_mean_of_the_limits_around_it_over_its_
 
 def test_a_run_ends_with_the_same_bits_whether_it_is_measured_or_not(tmp_path: Path) -> None:
     turns = InTurn(warm=2, steps=2, repeats=2, settle=1)
-    watched = [fit(TINY, tmp_path / str(n), 9, watch) for n, watch in enumerate((Unwatched(), turns, Phases(2, 6)))]
+    watches: list[Watch] = [Unwatched(), turns, Phases(2, 6)]
+    watched = [fit(TINY, tmp_path / str(number), 9, watch) for number, watch in enumerate(watches)]
     assert (len(turns.run), len(turns.limit), turns.steps_needed, turns.view_pixels) == (2, 3, 9, 2 * 16 * 16)
     plain, *others = (run.module.state_dict() for run in watched)
     for other in others:

@@ -39,7 +39,7 @@ class Limit:
         with self.precision.train_step_context():
             loss = self.objective(self.batch, self.progress).loss
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.objective.after_backward(self.progress)
         self.optimizer.step()
         self.objective.after_step(self.progress)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,6 +28,12 @@ WARM = 2  # steps before anything is timed
 # Probes are not pretraining; what an epoch costs once is timed by itself and charged for an epoch's images.
 NO_PROBE = ("probe=none", "online_knn=null", "pictures=null")
 ALONE = ("name=benchmark", *NO_PROBE, "max_epochs=null", "checkpoint_every_n_epochs=1000000")
+
+
+class Watch(Protocol):
+    """What looks at a run."""
+
+    def attach(self, run: Run) -> None: ...
 
 
 def measure(row: Row, repeats: int) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
     }
 
 
-def fit(overrides: Sequence[str], run_dir: Path, steps: int, watch: InTurn | Phases) -> Run:
+def fit(overrides: Sequence[str], run_dir: Path, steps: int, watch: Watch) -> Run:
     """What ``train.py`` does with these overrides, for a number of steps, watched."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*ALONE, *overrides, f"run_dir={run_dir}", f"max_steps={steps}"])

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled import preflight
+from unlabeled.allocation import keep_freed_memory
 from unlabeled.checkpointing import Checkpointing
 from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import is_sweep
@@ -48,6 +49,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     """
     checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
     trainer = build_trainer(config, checkpoints)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     data = build_data(config)
     check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
     labelled = int((data.splits.train.labels >= 0).sum())
