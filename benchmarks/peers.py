@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the drivers are modules of benchmarks
 
 from benchmarks.peer_drivers.common import PREFIX, Job  # noqa: E402
-from benchmarks.peer_pages import OURS, QUERIES, Record, best_setting, page  # noqa: E402
+from benchmarks.peer_pages import OURS, QUERIES, Record, best_setting, page, rounds  # noqa: E402
 from unlabeled.evaluation.reporting.report import git_state, machine, versions  # noqa: E402
 
 PARTS = ("thin", "resnet18", "first_step", "knn", "linear")
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of CIFAR-10's train.parquet and test.parquet")
     parser.add_argument("--environments", type=Path, required=True, help="folder for environments, data and records")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--rounds", type=int, default=3, help="of each part; 0 only tries the settings")
+    parser.add_argument("--rounds", type=int, default=3, help="of each part, with those that are recorded")
     parser.add_argument("--libraries", nargs="+", choices=[each.name for each in LIBRARIES], help="default: all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--page", action="store_true", help="only write the page of what is recorded")
@@ -116,16 +116,17 @@ class Session:
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         return [Record(**json.loads(line)) for line in lines]
 
-    def measure(self, part: str, libraries: Sequence[Library], rounds: int) -> None:
-        """All in turn, ``rounds`` times, each at the setting that was fastest when all were tried once."""
+    def measure(self, part: str, libraries: Sequence[Library], wanted: int) -> None:
+        """All in turn until there are so many rounds, each at the setting that was fastest when all were tried."""
         for library in libraries:
             self.pythons[library.name] = environment(library, self.folder)
             self.try_settings(library, part)
-        for number in self.next_rounds(part, rounds):
+        while len(self.whole_rounds(part, libraries)) < wanted:
+            number = self.next_round(part)
             for library in libraries:
                 several = len(library.settings_of(part)) > 1
                 best = best_setting(self.records(), library.name, part) if several else library.settings_of(part)[0]
-                self.one(library, part, best, str(number))
+                self.one(library, part, best, number)
 
     def try_settings(self, library: Library, part: str) -> None:
         known = [each for each in self.records() if (each.library, each.part) == (library.name, part)]
@@ -133,9 +134,15 @@ class Session:
             if setting not in {(each.workers, each.views) for each in known}:
                 self.one(library, part, setting, "choice")
 
-    def next_rounds(self, part: str, rounds: int) -> range:
-        done = [int(each.round) for each in self.records() if each.part == part and each.round != "choice"]
-        return range(1 + max(done, default=0), 1 + max(done, default=0) + rounds)
+    def whole_rounds(self, part: str, libraries: Sequence[Library]) -> set[str]:
+        """Numbers of those that each library has finished; one that was broken off is not gone on with."""
+        last = CLASSES.get(part, (10,))[-1]
+        found = rounds(self.records(), part, last)
+        return set.intersection(*(set(found.get(library.name, {})) for library in libraries))
+
+    def next_round(self, part: str) -> str:
+        known = [int(each.round) for each in self.records() if each.part == part and each.round != "choice"]
+        return str(1 + max(known, default=0))
 
     def one(self, library: Library, part: str, setting: tuple[int, str], number: str) -> None:
         """Run a driver, for k-NN with few classes and with many, and append what it found."""

@@ -83,10 +83,12 @@ def test_predictions_are_compared_one_by_one_or_by_what_the_library_says_it_shar
     assert peers.compared({}, tmp_path / "none.pt", ours) == {}
 
 
-def test_rounds_go_on_where_they_stopped(tmp_path: Path) -> None:
+def test_rounds_go_on_where_they_stopped_and_one_that_was_broken_off_does_not_count(tmp_path: Path) -> None:
     session = peers.Session(tmp_path, "cpu")
-    assert list(session.next_rounds("thin", 2)) == [1, 2]
-    lines = [json.dumps(vars(record)) for record in RECORDS]
-    session.file.write_text("\n".join(lines))
+    assert session.next_round("thin") == "1"
+    session.file.write_text("\n".join(json.dumps(vars(record)) for record in RECORDS))
     assert session.records() == RECORDS
-    assert list(session.next_rounds("thin", 2)) == [4, 5]
+    assert session.next_round("thin") == "4"
+    both = [library for library in peers.LIBRARIES if library.name in (OURS, "lightly")]
+    assert session.whole_rounds("thin", both) == {"1", "2"}
+    assert session.whole_rounds("knn", both) == {"1"}
