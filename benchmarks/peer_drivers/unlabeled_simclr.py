@@ -1,0 +1,92 @@
+"""This project: ``train.py`` itself, with a clock on its module; its k-NN, and its grid of linear heads."""
+
+import runpy
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peer_drivers import common
+from benchmarks.peer_drivers.common import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = [
+    "objective=simclr",
+    f"objective.temperature={common.TEMPERATURE}",
+    "views=simclr_small",
+    "optimizer=sgd",
+    f"optimizer.lr={common.LR}",
+    "optimizer.weight_decay=0",
+    f"batch_size={common.BATCH_SIZE}",
+    "backbone.stem=cifar",
+    "trainer.precision=bf16-mixed",
+    "probe=none",
+    "online_knn=null",
+    "pictures=null",
+]
+
+
+def pretrain(job: Job) -> None:
+    import unlabeled.run
+
+    fit = unlabeled.run.Run.fit
+
+    def fit_timed(run: Any, resolved: dict[str, Any]) -> None:
+        run.module.on_train_batch_end = common.Clock(job).tick
+        fit(run, resolved)
+
+    unlabeled.run.Run.fit = fit_timed  # type: ignore[method-assign]
+    sys.argv = ["train.py", *TRAIN, *chosen(job)]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def chosen(job: Job) -> list[str]:
+    data = ["data=folder", f"data.path={job.data}/folder", "data.image_size=32", "data.square=true"]
+    if job.part != "first_step":
+        data = ["data=parquet", f"data.path={job.data}"]
+    return [
+        *data,
+        f"backbone={'resnet18' if job.part == 'resnet18' else 'resnet_thin'}",
+        f"num_workers={job.workers}",
+        f"trainer.accelerator={'gpu' if job.device == 'cuda' else 'cpu'}",
+        "trainer.devices=1",
+        f"max_steps={job.last_step}",
+        f"run_dir={job.out}",
+    ]
+
+
+def knn(job: Job) -> dict[str, float]:
+    import torch
+
+    from unlabeled.evaluation.features import Features
+    from unlabeled.evaluation.knn import KNN
+
+    bank, labels, queries, truth = common.features(job)
+    train, test = Features(bank, labels, labels), Features(queries, truth, truth)
+    probe = KNN([20], 0.1)
+    probe.fit_predict(train, test.rows(torch.arange(500)), job.classes)
+    seconds, (score,) = common.timed(lambda: probe.fit_predict(train, test, job.classes))
+    torch.save(score.predictions, job.out)
+    return {"knn": seconds, "correct": float((score.predictions == truth).sum())}
+
+
+def linear(job: Job) -> dict[str, float]:
+    """13 rates in one pass, one rate alone, and torch's own modules one by one, as benchmarks/probes.py has them."""
+    from benchmarks.probes import RATES, one_by_one
+    from unlabeled.evaluation.linear import standardise
+    from unlabeled.evaluation.sgd_grid import Head, SGDGrid
+
+    bank, labels, _, _ = common.features(job)
+    (x,) = standardise(bank, dtype=bank.dtype)
+    grid = SGDGrid(RATES, 1, common.BATCH_SIZE, [0.0], common.MOMENTUM, 0.1, 0)
+
+    def fit(rates: list[float]) -> None:
+        grid.fit(x, labels, job.classes, [Head("last", rate, 0.0) for rate in rates])
+
+    fit(RATES)
+    found = {"grid": common.timed(partial(fit, RATES))[0], "one_rate": common.timed(partial(fit, [0.1]))[0]}
+    return found | {"one_by_one": common.timed(partial(one_by_one, x[:, :-1].contiguous(), labels))[0]}
+
+
+if __name__ == "__main__":
+    common.run({"pretrain": pretrain, "knn": knn, "linear": linear})
