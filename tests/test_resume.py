@@ -75,7 +75,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
 
 @pytest.mark.parametrize(
     ("stop_at", "overrides"),
-    [(2, ()), (5, ()), (14, ()), (7, ("optimizer=lars",))],  # in an epoch, on the border of two, before the last step
+    [  # in an epoch, on the border of two, before the last step
+        *((2, ()), (5, ()), (14, ()), (7, ("optimizer=lars",))),
+        (7, ("compile=default",)),
+    ],
 )
 def test_after_ctrl_c_the_same_command_ends_bit_for_bit_where_an_uninterrupted_run_does(
     straight: tuple[Run, str], tmp_path: Path, stop_at: int, overrides: tuple[str, ...]

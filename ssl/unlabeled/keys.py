@@ -9,6 +9,7 @@ TYPES: dict[str, Any] = {
     "seed": int,
     "batch_size": int,
     "accumulate": int,
+    "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "max_epochs": int | None,
     "max_steps": int | None,
     "num_workers": int,
