@@ -1,4 +1,4 @@
-"""The network by ``torch.compile``, part by part and in place. Losses stay as they are: they gather, draw and are short."""
+"""The network by ``torch.compile``, part by part and in place. Losses, which gather and draw, stay as they are."""
 
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
     """Compile backbone, heads and teachers of ``objective`` at their first call, a graph for each shape they then see.
 
     ``nn.Module.compile`` leaves modules what they were: names in the state dict, copies and hooks around a part.
-    Random draws of dropout and stochastic depth are those without compiling.
+    Random draws of dropout and stochastic depth are those without compiling. torch's SyncBatchNorm, of several GPUs,
+    parts a graph in two (pytorch/pytorch, issue 161302); ours, of CPUs, does not. Nothing is measured on a GPU yet.
 
     Args:
         objective: its children that have parameters are compiled.
