@@ -18,6 +18,7 @@ from unlabeled import preflight
 from unlabeled.allocation import keep_freed_memory
 from unlabeled.checkpointing import Checkpointing
 from unlabeled.checkpoints import CheckpointFolder
+from unlabeled.compilation import compile_network
 from unlabeled.config import is_sweep
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
@@ -65,6 +66,9 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if paints and isinstance(trainer.strategy, FullySharded):
         raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
     serve_support(data, objective, trainer.world_size)
+    if config.compile is not None:
+        sharded = isinstance(trainer.strategy, FullySharded)
+        compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
     facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps)
