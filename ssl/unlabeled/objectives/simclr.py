@@ -35,8 +35,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     total = len(others) // 2
     first = distributed.rank() * len(z1) + torch.arange(len(z1), device=z1.device)
     itself, positive = torch.cat([first, first + total]), torch.cat([first + total, first])
-    logits = anchors @ others.T / temperature
-    logits = logits.scatter(1, itself[:, None], float("-inf"))
+    logits = (anchors / temperature) @ others.T
+    logits.detach().scatter_(1, itself[:, None], float("-inf"))  # in place: its gradient is 0 as it is
     return F.cross_entropy(logits, positive)
 
 

@@ -89,6 +89,6 @@ def _adapted(parameters: Sequence[Tensor], group: dict[str, Any]) -> Sequence[Te
 
 
 def _norms(pieces: Sequence[Tensor], cut: bool) -> Tensor:
-    """[n]; where tensors are cut, of what all processes hold, in one message. Squares of float32 may leave its range."""
+    """[n]; where tensors are cut, of what all processes hold, in one message. Squares may overflow in float32."""
     norms = torch.stack(torch._foreach_norm(pieces))
     return distributed.total(norms.double().square()).sqrt().to(norms.dtype) if cut else norms
