@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
+from unlabeled.contrast import log_sum_exp
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
@@ -36,11 +37,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
         Scalar; ln(K+1) when all embeddings are equal.
     """
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
-    positive = (q * k).sum(1, keepdim=True)  # [B, 1]
-    negative = q @ queue.detach().clone().T  # [B, K]; clone: enqueue writes into the queue before backward reads it
-    logits = torch.cat([positive, negative], 1)
-    del negative  # as large as the logits
-    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+    positive = (q * k).sum(1)
+    return (torch.logaddexp(positive, log_sum_exp(q, queue.detach())) - positive).mean()
 
 
 @full_precision
@@ -62,10 +60,8 @@ def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: 
 
 def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """2T·CE: the factor makes the size of the gradient depend less on the temperature."""
-    keys = distributed.gather(F.normalize(k.detach(), dim=1))  # [N, D]
-    logits = (F.normalize(q, dim=1) / temperature) @ keys.T
-    labels = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)
-    return 2 * temperature * F.cross_entropy(logits, labels)
+    q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
+    return 2 * temperature * (log_sum_exp(q, distributed.gather(k)) - (q * k).sum(1)).mean()
 
 
 class KeyQueue(nn.Module):
