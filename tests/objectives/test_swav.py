@@ -357,7 +357,7 @@ def test_the_device_is_asked_whether_the_queue_is_full_until_a_step_began_with_a
     monkeypatch.setattr(
         swav.FeatureQueue, "is_full", property(lambda queue: answers.append(is_full(queue)) or answers[-1])
     )
-    objective = make_objective(queue_length=16)
+    objective = make_objective(queue_length=8)
     for step in range(3):
         for part in range(2):  # full after the first of them; within a step nothing is remembered, it may be taken back
             objective(make_batch(step), progress_at(step)._replace(part=part, parts=2))
