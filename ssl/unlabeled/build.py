@@ -145,6 +145,11 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     if strategy == "fsdp" and precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
+    if precision == "16-mixed" and config.trainer.gradient_clip_val and config.optimizer.optimizer.get("fused"):
+        raise UserError(
+            "trainer.gradient_clip_val: with 16-mixed a fused optimizer scales gradients back after they would be "
+            "clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
+        )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     logger = [build_logger(config)] if "logger" in config else []
