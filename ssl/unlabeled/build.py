@@ -64,7 +64,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     serve_support(data, objective, trainer.world_size)
     facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
-    data.plan(config.max_epochs, config.max_steps)
+    data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     module = Pretraining(
         objective,
         views,
