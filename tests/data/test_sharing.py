@@ -89,7 +89,7 @@ def test_three_processes_decode_once_and_have_the_images_of_one(tmp_path: Path) 
 def lose_the_first(folder: Path, rank: int) -> None:
     group(folder, rank, 2)
 
-    def die() -> DecodedSource:
+    def die(processes: int) -> DecodedSource:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

@@ -1,7 +1,5 @@
 """One data set for training and for probes: in memory where it fits, and from workers where it does not."""
 
-from functools import partial
-
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -144,6 +142,6 @@ class DataModule(pl.LightningDataModule):
         if together is None or isinstance(source, ArraySource):
             decoded = decode_all(source, self.num_workers)
         else:
-            decoded = decoded_once(partial(decode_all, source, self.num_workers), together)
+            decoded = decoded_once(lambda processes: decode_all(source, processes * self.num_workers), together)
         self.corrupt += decoded.corrupt
         return decoded
