@@ -71,7 +71,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
     facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
-    data.plan(config.max_epochs, config.max_steps)
+    data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     module = Pretraining(
         objective,
         views,
