@@ -91,7 +91,7 @@ def sizes_page(device: str, results: Sequence[tuple[Sweep, Measured]], picture: 
     draw(begun, picture)
     lines = [f"# Cost of pretraining against size: {device}", "", *NOTES, ""]
     lines += made_with([each for _, found in begun for each in found])
-    lines += ["", f"![images per second against size]({picture.name})"]
+    lines += ["", f"![pixels of views per second against size]({picture.name})"]
     for sweep, found in begun:
         values = _values(sweep, found)
         missing = ", ".join(f"{value:,}" for value in sweep.values if value not in values)
@@ -165,24 +165,21 @@ def _table(values: Sequence[int], found: Measured) -> list[str]:
 
 
 def draw(begun: Sequence[tuple[Sweep, Measured]], picture: Path) -> None:
-    """Images per second, a panel for each sweep; dotted what they would be at the least cost of a pixel."""
+    """Pixels of views per second, a panel for each sweep: where size is all that counts, the line is level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(begun), 3.4), layout="constrained")
     for place, (sweep, found) in enumerate(begun):
         axes, values = figure.add_subplot(1, len(begun), place + 1), _values(sweep, found)
-        speeds = [speed(result) for result in found]
-        least = min(_per_pixel(result, 1 / got.run) for result, got in zip(found, speeds, strict=True))
-        axes.plot(values, [got.limit for got in speeds], "s--", color="tab:grey", label="limit")
-        axes.plot(values, [got.run for got in speeds], "o-", color="tab:blue", label="end to end")
-        even = [1 / (least * int(result["view_pixels"])) for result in found]
-        axes.plot(values, even, ":", color="tab:blue", label="same cost of a pixel everywhere")
+        for which, style, label in (("limit", "s--", "limit"), ("run", "o-", "end to end")):
+            costs = [_per_pixel(result, 1 / getattr(speed(result), which)) for result in found]
+            axes.plot(values, [1e-6 / cost for cost in costs], style, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(values, [str(value) for value in values], rotation=45)
         axes.minorticks_off()
-        axes.set_yscale("log")
+        axes.set_ylim(bottom=0)
         axes.set_xlabel(sweep.title.partition(" (")[0])
-        axes.set_ylabel("images per second")
+        axes.set_ylabel("million pixels of views per second")
         axes.set_title(sweep.title.partition(" (")[2].removesuffix(")"), fontsize=7)
         axes.legend(fontsize=7)
     figure.savefig(picture, dpi=90)
