@@ -116,7 +116,7 @@ class Backbone(nn.Module):
                 )
 
     def shards(self) -> list[nn.Module]:
-        """The parts called one after another: FSDP has one of them whole at a time, gradient checkpointing keeps inputs."""
+        """The parts called one after another: FSDP has one whole at a time, gradient checkpointing keeps inputs."""
         return []
 
 
