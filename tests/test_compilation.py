@@ -95,8 +95,8 @@ def compare(pairs: Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]], tolera
     for expected, found in pairs:
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            scale = max(1.0, float(value.abs().max())) if value.numel() else 1.0
-            torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance * scale, msg=name)
+            atol = tolerance * max(0.01, float(value.abs().max()))  # a bias before a BatchNorm has a gradient of noise
+            torch.testing.assert_close(found[name], value, rtol=tolerance, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(

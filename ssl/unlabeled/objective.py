@@ -116,7 +116,7 @@ class Backbone(nn.Module):
                 )
 
     def shards(self) -> list[nn.Module]:
-        """The parts that are called one after another; what FSDP keeps whole on a device one at a time."""
+        """The parts called one after another: FSDP has one whole at a time, gradient checkpointing keeps inputs."""
         return []
 
 
