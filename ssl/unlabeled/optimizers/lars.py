@@ -69,7 +69,7 @@ class LARS(Optimizer):
 def _together(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     """Those that share kernels: all, or on a CPU each alone, which then stays in the caches from norm to update.
 
-    One by one a ResNet-50 took 30 ms on two cores, all together 43, and the plain formula 57.
+    On two cores a ResNet-50 took 30 ms one by one, 43 ms all together, and 57 ms by the formula as it is written.
     """
     if parameters and (parameters[0].device.type != "cpu" or isinstance(parameters[0], DTensor)):
         yield parameters
