@@ -63,6 +63,6 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_no_tensor_of_a_step_of_nt_xent_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrast, "CPU_BLOCK", 2**13)
     z1, z2 = torch.randn(2, 256, 8).requires_grad_().unbind()
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         nt_xent(z1, z2, 0.1).backward()  # type: ignore[no-untyped-call]
     assert largest.values == 2**13  # of 2¹⁸ similarities

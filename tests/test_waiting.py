@@ -77,14 +77,14 @@ def test_no_step_of_an_objective_reads_from_the_device_or_blocks_on_a_copy(
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # it knows no such device
     objective, views = small(name)
     objective.to("meta")
-    with Never():
+    with Never():  # type: ignore[no-untyped-call]
         step(objective, views, torch.device("meta"))
 
 
 @pytest.mark.parametrize("wait", ["float(x.sum())", "x[x > 0]", "torch.tensor(1.0, device='meta')", "drawn.to('meta')"])
 def test_a_wait_would_be_noticed(wait: str) -> None:
     known = {"torch": torch, "x": torch.empty(3, device="meta"), "drawn": torch.zeros(3)}
-    with Never(), pytest.raises(AssertionError):
+    with Never(), pytest.raises(AssertionError):  # type: ignore[no-untyped-call]
         eval(wait, known)
 
 

@@ -354,9 +354,12 @@ def test_the_device_is_asked_whether_the_queue_is_full_until_a_step_began_with_a
 ) -> None:
     answers: list[bool] = []
     is_full = swav.FeatureQueue.is_full.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        swav.FeatureQueue, "is_full", property(lambda queue: answers.append(is_full(queue)) or answers[-1])
-    )
+
+    def asked(queue: FeatureQueue) -> bool:
+        answers.append(is_full(queue))
+        return answers[-1]
+
+    monkeypatch.setattr(swav.FeatureQueue, "is_full", property(asked))
     objective = make_objective(queue_length=8)
     for step in range(3):
         for part in range(2):  # full after the first of them; within a step nothing is remembered, it may be taken back

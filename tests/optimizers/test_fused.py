@@ -99,8 +99,13 @@ def test_lars_on_all_weights_together_as_on_a_gpu_takes_the_steps_of_one_by_one(
     first = train(one_by_one, RECIPES["lars"])
     monkeypatch.setattr(lars, "_together", lambda parameters: [parameters] if parameters else [])
     calls: list[int] = []
-    norms = torch._foreach_norm
-    monkeypatch.setattr(torch, "_foreach_norm", lambda pieces: calls.append(len(pieces)) or norms(pieces))
+    norms = lars._norms
+
+    def counted(pieces: list[Tensor], cut: bool) -> Tensor:
+        calls.append(len(pieces))
+        return norms(pieces, cut)
+
+    monkeypatch.setattr(lars, "_norms", counted)
     second = train(together, RECIPES["lars"])
     matrices = sum(each.ndim > 1 for each in together.parameters())
     assert calls == [2 * matrices] * len(RATES)  # weights and updates at once
