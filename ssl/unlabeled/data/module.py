@@ -1,5 +1,7 @@
 """One data set for training and for probes: in memory where it fits, and from workers where it does not."""
 
+import os
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -142,6 +144,8 @@ class DataModule(pl.LightningDataModule):
         if together is None or isinstance(source, ArraySource):
             decoded = decode_all(source, self.num_workers)
         else:
-            decoded = decoded_once(lambda processes: decode_all(source, processes * self.num_workers), together)
+            cores = os.cpu_count() or 1
+            own = self.num_workers
+            decoded = decoded_once(lambda n: decode_all(source, max(own, min(n * own, cores))), together)
         self.corrupt += decoded.corrupt
         return decoded
