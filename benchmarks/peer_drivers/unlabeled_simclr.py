@@ -3,6 +3,9 @@
 import runpy
 import sys
 from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +30,38 @@ TRAIN = [
 
 
 def pretrain(job: Job) -> None:
-    import unlabeled.run
-
-    fit = unlabeled.run.Run.fit
-
-    def fit_timed(run: Any, resolved: dict[str, Any]) -> None:
-        run.module.on_train_batch_end = common.Clock(job).tick
-        fit(run, resolved)
-
-    unlabeled.run.Run.fit = fit_timed  # type: ignore[method-assign]
+    sys.meta_path.insert(0, Hook(job))
     sys.argv = ["train.py", *TRAIN, *chosen(job)]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+class Hook(MetaPathFinder):
+    """Puts a clock on runs when ``train.py`` imports what they are, so that nothing is imported before it does."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "unlabeled.run":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        assert spec is not None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def with_clock(module: Any) -> None:
+            execute(module)
+            fit = module.Run.fit
+
+            def fit_timed(run: Any, resolved: dict[str, Any]) -> None:
+                run.module.on_train_batch_end = common.Clock(self.job).tick
+                fit(run, resolved)
+
+            module.Run.fit = fit_timed
+
+        loader.exec_module = with_clock
+        return spec
 
 
 def chosen(job: Job) -> list[str]:
