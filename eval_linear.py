@@ -8,14 +8,15 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.config import check_alone, check_keys, one_line_errors
+from unlabeled.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
 
 
 def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
-    check_keys(config, CONF / "eval_linear.yaml")
-    # Heavy imports come here, so that --help and a mistyped key are answered at once.
+    with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
+        check_keys(config, CONF / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
         from unlabeled.evaluation.runs.compare import compare
@@ -29,11 +30,12 @@ def judge(config: DictConfig, command: str) -> None:
         check_alone("ensemble", "report_dir")
         print(ensemble(given["ensemble"], config.report_dir))
         return
-    from unlabeled.build_evaluation import build_evaluation, build_self_test, fill_in
-    from unlabeled.evaluation.evaluate import evaluate
-    from unlabeled.evaluation.processes import launched
-    from unlabeled.evaluation.self_test import self_test
-    from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
+    with heavy_imports():
+        from unlabeled.build_evaluation import build_evaluation, build_self_test, fill_in
+        from unlabeled.evaluation.evaluate import evaluate
+        from unlabeled.evaluation.processes import launched
+        from unlabeled.evaluation.self_test import self_test
+        from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 
     if config.self_test:
         check_alone("self_test")

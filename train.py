@@ -7,20 +7,21 @@ import hydra
 from omegaconf import DictConfig
 
 from unlabeled.config import check_alone, check_keys, one_line_errors, open_run
+from unlabeled.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
 
 
 def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
-    check_keys(config, CONF / "train.yaml")
-    # Heavy imports come here, so that --help and a mistyped key are answered at once.
-    from unlabeled.build import build_preview, build_probes, build_replay, build_run
-    from unlabeled.build_evaluation import build_evaluation
-    from unlabeled.checkpointing import Interrupted, requeue
-    from unlabeled.distributed import alone
-    from unlabeled.evaluation.evaluate import evaluate
-    from unlabeled.weights import read_checkpoint
+    with heavy_imports():  # so late that --help and a mistyped key are answered at once
+        check_keys(config, CONF / "train.yaml")
+        from unlabeled.build import build_preview, build_probes, build_replay, build_run
+        from unlabeled.build_evaluation import build_evaluation
+        from unlabeled.checkpointing import Interrupted, requeue
+        from unlabeled.distributed import alone
+        from unlabeled.evaluation.evaluate import evaluate
+        from unlabeled.weights import read_checkpoint
 
     if config.replay is not None:
         check_alone("replay")

@@ -60,6 +60,10 @@ def refusal(*overrides: str) -> str:
             ("objective=moco_v2", "objective.queue_size=128", "batch_size=100"),
             "batch_size=100: must be a multiple of objective.bn_splits=8",
         ),
+        (
+            ("optimizer=adamw", "trainer.precision=16-mixed", "trainer.gradient_clip_val=1.0"),
+            "trainer.gradient_clip_val: with 16-mixed a fused optimizer",
+        ),
         (("objective=relicv2", "batch_size=10"), "objective.negatives=10: a batch_size of 10 has 9 other images"),
         (
             ("objective=swav", "views=swav_small", "backbone=vit_tiny_small"),

@@ -73,6 +73,7 @@ class Watch(pl.Callback):
         self.seen: dict[int, list[torch.Tensor]] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *rest: int) -> None:
+        assert not getattr(trainer.strategy.model, "broadcast_buffers", False)
         support = [] if batch.support is None else [batch.support.ids, batch.support.slots]
         self.seen[trainer.global_step] = [batch.ids, batch.labels, *support]
 
@@ -102,6 +103,7 @@ def train(config: DictConfig, folder: Path, devices: int, until: int = STEPS) ->
         assert until < STEPS
     assert run.trainer.global_step == until
     torch.save(watch.seen, folder / f"seen-to-{until}-rank-{run.trainer.global_rank}.pt")
+    torch.save(dict(run.module.named_buffers()), folder / f"buffers-at-{until}-rank-{run.trainer.global_rank}.pt")
 
 
 def act_as(rank: int, port: int) -> None:
@@ -208,6 +210,18 @@ def test_a_run_goes_on_with_another_number_of_processes_without_a_gap_or_a_repea
     assert sorted(second) == [3, 4]
     assert_seen_alike(first | second, seen(runs / f"{name}-1", STEPS, 1))
     assert_ends_alike(folder, runs / f"{name}-1")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("name", members("objective"))
+def test_all_processes_end_with_the_same_buffers_bit_for_bit_though_none_are_broadcast(
+    runs: Path, name: str, processes: int
+) -> None:
+    paths = [runs / f"{name}-{processes}" / f"buffers-at-{STEPS}-rank-{rank}.pt" for rank in range(processes)]
+    first, *others = map(torch.load, paths)
+    for other in others:
+        assert other.keys() == first.keys()
+        assert all(torch.equal(other[key], value) for key, value in first.items())
 
 
 def test_the_runs_are_of_the_kind_that_could_differ(runs: Path) -> None:

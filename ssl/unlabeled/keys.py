@@ -9,6 +9,7 @@ TYPES: dict[str, Any] = {
     "seed": int,
     "batch_size": int,
     "accumulate": int,
+    "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "max_epochs": int | None,
     "max_steps": int | None,
     "num_workers": int,
@@ -53,6 +54,7 @@ TYPES: dict[str, Any] = {
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
+    "backbone.gradient_checkpointing",
     "cache",
     "cache_gib",
     "checkpoint_every_n_epochs",

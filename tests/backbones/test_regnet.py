@@ -106,7 +106,7 @@ def step(network: RegNetY, images: Tensor) -> dict[str, Tensor]:
 
 
 def test_recomputed_activations_change_neither_loss_nor_gradients_nor_running_statistics() -> None:
-    plain, recomputing = RegNetY(**TINY), RegNetY(**TINY, checkpoint_activations=True)  # type: ignore[arg-type]
+    plain, recomputing = RegNetY(**TINY), RegNetY(**TINY, gradient_checkpointing=True)  # type: ignore[arg-type]
     recomputing.load_state_dict(plain.state_dict())
     calls: list[int] = []
     recomputing.get_submodule("trunk_output.block1.block1-0.f").register_forward_hook(

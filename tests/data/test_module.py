@@ -8,7 +8,9 @@ from typing import Any, cast
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from unlabeled.data.folder import folder
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
@@ -17,7 +19,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch
+from unlabeled.objective import Batch, Support
 
 SIZE, IMAGES = 6, 14
 
@@ -201,3 +203,30 @@ def test_batches_gathered_from_memory_do_not_share_it(tmp_path: Path) -> None:
     for batch in ArrayLoader(decoded, order(), torch.device("cpu")):
         batch.images.zero_()
     assert torch.equal(decoded.images, kept)
+
+
+def test_every_tensor_of_a_batch_and_its_support_is_pinned_and_copied_without_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, ids = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2)
+    support = Support(images, ids, ids, sizes=torch.ones(2, 2))
+    batch = Batch(images, ids, ids, support=support, sizes=torch.ones(2, 2))
+    calls: list[tuple[str, Any]] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        calls.append(("pinned", None))
+        return tensor.clone()
+
+    def to(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        calls.append(("copied", (device.type, non_blocking)))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", to)
+    pinned = pin_memory(batch)
+    assert isinstance(pinned, Batch)
+    assert isinstance(pinned.support, Support)
+    moved = move_data_to_device(pinned, torch.device("meta"))
+    assert isinstance(moved, Batch)
+    assert isinstance(moved.support, Support)
+    assert calls == [("pinned", None)] * 8 + [("copied", ("meta", True))] * 8

@@ -349,6 +349,25 @@ def test_the_queue_is_used_once_full_after_its_epoch_and_never_holds_the_batch_a
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def test_the_device_is_asked_whether_the_queue_is_full_until_a_step_began_with_a_full_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[bool] = []
+    is_full = swav.FeatureQueue.is_full.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        swav.FeatureQueue, "is_full", property(lambda queue: answers.append(is_full(queue)) or answers[-1])
+    )
+    objective = make_objective(queue_length=8)
+    for step in range(3):
+        for part in range(2):  # full after the first of them; within a step nothing is remembered, it may be taken back
+            objective(make_batch(step), progress_at(step)._replace(part=part, parts=2))
+            assert objective.was_full == (step > 0)
+    assert answers == [False, True, True]
+    empty = make_objective(queue_length=8).state_dict()
+    objective.load_state_dict(empty)
+    assert float(objective(make_batch(3), progress_at(3)).metrics["queue_in_use"]) == 0
+
+
 def test_evaluation_does_not_touch_the_queue() -> None:
     objective = make_objective()
     train(objective, range(2))

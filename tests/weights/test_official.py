@@ -677,7 +677,7 @@ def test_a_configuration_that_is_not_the_runs_is_refused_in_one_line_and_what_ch
     settings = {"_target_": "unlabeled.backbones.resnet.ResNet", "depth": 10, "stem": "cifar", "initialisation": "mae"}
     content = own_run(seeded(resnet, 0).state_dict()) | {"config": {"backbone": settings}}
     checkpoint = read_checkpoint(saved(content, tmp_path))
-    check_same_backbone(checkpoint, settings | {"initialisation": "moco_v3", "checkpoint_activations": True})
+    check_same_backbone(checkpoint, settings | {"initialisation": "moco_v3", "gradient_checkpointing": True})
     with pytest.raises(UserError) as caught:
         check_same_backbone(checkpoint, settings | {"depth": 18, "stem": "imagenet"})
     assert str(caught.value) == (

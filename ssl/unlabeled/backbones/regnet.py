@@ -7,15 +7,13 @@ Blocks and tensor names are torchvision's, so that a checkpoint of the one loads
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
+from unlabeled.backbones.recomputation import recompute
 from unlabeled.backbones.resnet import of_maps
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -40,8 +38,7 @@ class RegNetY(Backbone):
         group_width: channels per group of the 3×3 convolutions.
         se_ratio: width of the squeeze-and-excitation, of a block's input; 0.25 in every RegNetY.
         rounding: how widths are made multiples of the group width, see :func:`stages`.
-        checkpoint_activations: recompute each block in the backward pass instead of keeping its activations; costs one
-            more forward, changes no number.
+        gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
 
     Shape: images [B, 3, h, w] → features [B, num_features].
 
@@ -58,7 +55,7 @@ class RegNetY(Backbone):
         group_width: int,
         se_ratio: float = 0.25,
         rounding: Literal["nearest", "torchvision"] = "nearest",
-        checkpoint_activations: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         plan = stages(depth, w_0, w_a, w_m, group_width, rounding)
@@ -71,8 +68,9 @@ class RegNetY(Backbone):
             )
         )
         self.num_features = widths[-1]
-        self.checkpoint_activations = checkpoint_activations
         _initialise(self)
+        if gradient_checkpointing:
+            recompute(self.shards())
 
     def shards(self) -> list[nn.Module]:
         return [block for stage in self.trunk_output.children() for block in stage.children()]
@@ -80,11 +78,7 @@ class RegNetY(Backbone):
     kinds = ("last", "last4", "tokens")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(images)
-        recomputes = self.checkpoint_activations and self.training
-        for block in self.shards():
-            x = _checkpointed(block, x) if recomputes else block(x)
-        features: Tensor = x.mean(dim=(2, 3))
+        features: Tensor = self.trunk_output(self.stem(images)).mean(dim=(2, 3))
         return features
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
@@ -150,25 +144,3 @@ def _initialise(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-
-
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _running_statistics_kept(block)
-
-    recomputed: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-    return recomputed
-
-
-@contextmanager
-def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
-    """BatchNorm sees each batch twice when a block is recomputed; only the first time may move its statistics."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, (_, count) in zip(norms, before, strict=True):
-        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

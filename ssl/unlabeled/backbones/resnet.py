@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from unlabeled.backbones.recomputation import recompute
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -34,6 +35,7 @@ class ResNet(Backbone):
         stem: ``imagenet`` is 7×7 with stride 2 and a max-pool; ``cifar`` is 3×3 with stride 1 and padding 1, no
             max-pool, for images up to about 64 pixels (arXiv:2002.05709, B.9).
         zero_init_residual: the last BatchNorm of each block starts at zero, so that a block starts as the identity.
+        gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
 
     Shape: images [B, 3, h, w] → features [B, num_features].
 
@@ -42,7 +44,12 @@ class ResNet(Backbone):
     """
 
     def __init__(
-        self, depth: int, width: float, stem: Literal["imagenet", "cifar"], zero_init_residual: bool = False
+        self,
+        depth: int,
+        width: float,
+        stem: Literal["imagenet", "cifar"],
+        zero_init_residual: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
@@ -65,6 +72,11 @@ class ResNet(Backbone):
         self.layer4 = stage(channels[3], widths[3], depths[3], stride=2)
         self.num_features = channels[4]
         _initialise(self, zero_init_residual)
+        if gradient_checkpointing:
+            recompute(self.shards())
+
+    def shards(self) -> list[nn.Module]:
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     kinds = ("last", "last4", "tokens")
 

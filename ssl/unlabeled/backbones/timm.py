@@ -2,7 +2,8 @@
 
 import difflib
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -15,14 +16,16 @@ class TimmBackbone(Backbone):
         model: a name that ``timm.list_models()`` knows, e.g. ``vit_tiny_patch16_224`` or ``convnext_tiny``.
         image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None where they
             do not (ConvNets).
+        gradient_checkpointing: keep the input of each block, or of what timm calls one, and compute it again in the
+            backward pass; less memory, more time, the same numbers.
 
     Shape: images [B, 3, h, w] → features [B, num_features].
 
     Raises:
-        UserError: timm has no such model, or the model takes no ``image_size``.
+        UserError: timm has no such model, or the model takes no ``image_size`` or cannot be recomputed.
     """
 
-    def __init__(self, model: str, image_size: int | None = None) -> None:
+    def __init__(self, model: str, image_size: int | None = None, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         import timm  # heavy: imported where it is used
 
@@ -42,7 +45,21 @@ class TimmBackbone(Backbone):
         published = self.model.pretrained_cfg
         fixed = published.get("fixed_input_size", False)
         self.image_size = image_size or (published["input_size"][-1] if fixed else None)
+        if gradient_checkpointing:
+            _recompute(self.model, model)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)
         return features
+
+
+def _recompute(network: nn.Module, name: str) -> None:
+    """By timm's own means, which let BatchNorm move its statistics twice."""
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        raise UserError(
+            f"backbone.gradient_checkpointing=true: timm's is not for BatchNorm, which {name} has; set false"
+        )
+    try:
+        network.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:
+        raise UserError(f"backbone.gradient_checkpointing=true: timm has none for {name}; set false") from error

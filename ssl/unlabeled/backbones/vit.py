@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.backbones.recomputation import recompute
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -37,6 +38,7 @@ class ViT(Backbone):
         pooling: ``cls`` is the class token, ``gap`` the mean of the patches without it. Both are taken **after** the
             last norm, so that one checkpoint serves both (MAE's fine-tuning drops that norm and puts a new ``fc_norm``
             after the mean instead).
+        gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
 
     Shape: images [B, 3, image_size, image_size] → features [B, width].
 
@@ -54,6 +56,7 @@ class ViT(Backbone):
         position: Position = "sincos",
         initialisation: Initialisation = "mae",
         pooling: Pooling = "cls",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -72,6 +75,8 @@ class ViT(Backbone):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self._initialise(initialisation)
+        if gradient_checkpointing:
+            recompute(self.shards())
 
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)

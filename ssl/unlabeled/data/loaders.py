@@ -42,18 +42,19 @@ class ArrayLoader(Resumable):
         device: torch.device,
         support: SupportOrder | None = None,
     ) -> None:
-        self.batches, self.support = batches, support
+        self.batches, self.support, self.device = batches, support, device
         self.source = _on(source, device) if _has_room(source.images, device) else source
+        self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
     def __iter__(self) -> Iterator[Batch]:
         for positions, beside in _side_by_side(self.batches, self.support):
-            batch = _take(self.source, positions)
+            batch = _take(self.source, positions, self.device)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
 
     def _take_support(self, positions: list[int]) -> Support:
-        assert self.support is not None
-        taken = _take(self.source, positions)
-        return Support(taken.images, taken.ids, self.support.slots.to(taken.ids.device), sizes=taken.sizes)
+        assert self.slots is not None
+        taken = _take(self.source, positions, self.device)
+        return Support(taken.images, taken.ids, self.slots, sizes=taken.sizes)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -189,13 +190,26 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
     return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
 
 
-def _take(source: DecodedSource, positions: list[int]) -> Batch:
-    rows = torch.tensor(positions, dtype=torch.long, device=source.ids.device)
+def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
+    """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
+    rows = _copied(torch.tensor(positions, dtype=torch.long), source.ids.device)
     if isinstance(source.images, Tensor):
-        images, sizes = source.images[rows], None
+        images, sizes = _rows(source.images, rows, device), None
     else:
         images, sizes = canvas([source.images[position] for position in positions])
     return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
+
+
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """From the CPU: an ordinary copy would wait until a GPU has done all that it was given before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def _rows(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """``images[rows]``, which copies element by element on a CPU: 17 times as slow at 3 × 32 × 32 bytes."""
+    pinned = device.type == "cuda" and not images.is_cuda
+    taken = torch.empty(len(rows), *images.shape[1:], dtype=images.dtype, device=images.device, pin_memory=pinned)
+    return torch.index_select(images, 0, rows, out=taken)
 
 
 def _on(source: DecodedSource, device: torch.device) -> DecodedSource:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
-from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all
+from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.rowgroups import Blocks
+from unlabeled.data.sharing import decoded_once
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder
 
@@ -57,8 +58,13 @@ class DataModule(pl.LightningDataModule):
         """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""
         self.support, self.labels = support, support.choose(self.splits.train, processes)
 
-    def plan(self, max_epochs: int | None, max_steps: int | None) -> None:
-        """Set ``steps_per_epoch`` and ``total_steps``."""
+    def plan(self, max_epochs: int | None, max_steps: int | None, device: torch.device | None = None) -> None:
+        """Load the training split, and set ``steps_per_epoch`` and ``total_steps``.
+
+        Where processes work together, all call this, with the ``device`` over which they exchange a few numbers.
+        """
+        if self._train is None:
+            self._train = self._fit_into_memory(self.splits.train, device)
         check_batch_size(
             self.batch_size, len(self.train.labels), 1, self.accumulate
         )  # corrupt images may have been left out
@@ -130,9 +136,12 @@ class DataModule(pl.LightningDataModule):
             return ArrayLoader(source, asked, torch.device("cpu"))
         return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)
 
-    def _fit_into_memory(self, source: Source) -> DecodedSource | Source:
+    def _fit_into_memory(self, source: Source, together: torch.device | None = None) -> DecodedSource | Source:
         if bytes_needed(source) > self.memory_bytes:
             return source
-        decoded = decode_all(source, self.num_workers)
+        if together is None or isinstance(source, ArraySource):
+            decoded = decode_all(source, self.num_workers)
+        else:
+            decoded = decoded_once(lambda processes: decode_all(source, processes * self.num_workers), together)
         self.corrupt += decoded.corrupt
         return decoded

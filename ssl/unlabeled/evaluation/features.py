@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from unlabeled.compilation import eager
 from unlabeled.data.canvas import on_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch
@@ -137,11 +138,12 @@ def top1(predictions: Tensor, labels: Tensor) -> float:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule has the mode it had, frozen parts of a training network included."""
+    """Eval mode inside, uncompiled; afterwards every submodule has the mode it had, frozen parts included."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        yield
+        with eager():
+            yield
     finally:
         for module, training in modes:
             module.training = training  # not .train(), which would recurse

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from unlabeled.compilation import eager
 from unlabeled.faults.snapshot import local
 from unlabeled.objective import Batch, Objective, Output
 
@@ -39,7 +40,7 @@ def find(module: "Pretraining", batch: Batch, context: AbstractContextManager[An
         context: of the forward, e.g. autocast.
     """
     weights = _in_weights(module.objective)
-    with _Watch(module.objective) as watch, context:
+    with eager(), _Watch(module.objective) as watch, context:  # compiled code has no outputs within to look at
         loss = module.output_of(batch).loss
     module.objective.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from unlabeled.backbones.vit import EPSILON, Block, ViT, check_width, sincos_pos
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix
+from unlabeled.randomness import mix, on_device
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
 MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small number at this place
@@ -243,7 +243,7 @@ class MAE(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = batch.views[0]
-        noise = masking_noise(progress, len(images), self.backbone.num_patches).to(images.device)
+        noise = on_device(masking_noise(progress, len(images), self.backbone.num_patches), images.device)
         prediction, mask, tokens = reconstruct(self.backbone, self.decoder, images, noise, self.mask_ratio)
         loss = masked_patch_loss(prediction, images, mask, self.backbone.patch_size, self.normalize_targets)
         return Output(loss, self.backbone.pool(tokens.detach()))

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
+from unlabeled.contrast import log_sum_exp
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix
+from unlabeled.randomness import mix, on_device
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
 
@@ -35,11 +36,9 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
     Returns:
         Scalar; ln(K+1) when all embeddings are equal.
     """
-    q, k = F.normalize(q, dim=1), F.normalize(k.detach(), dim=1)
-    positive = (q * k).sum(1, keepdim=True)  # [B, 1]
-    negative = q @ queue.detach().clone().T  # [B, K]; clone: enqueue writes into the queue before backward reads it
-    logits = torch.cat([positive, negative], 1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+    q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
+    positive = (q * k).sum(1)
+    return (torch.logaddexp(positive, log_sum_exp(q, queue.detach())) - positive).mean()
 
 
 @full_precision
@@ -61,10 +60,8 @@ def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: 
 
 def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """2T·CE: the factor makes the size of the gradient depend less on the temperature."""
-    keys = distributed.gather(F.normalize(k.detach(), dim=1))  # [N, D]
-    logits = F.normalize(q, dim=1) @ keys.T / temperature
-    labels = distributed.rank() * len(q) + torch.arange(len(q), device=q.device)
-    return 2 * temperature * F.cross_entropy(logits, labels)
+    q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
+    return 2 * temperature * (log_sum_exp(q, distributed.gather(k)) - (q * k).sum(1)).mean()
 
 
 class KeyQueue(nn.Module):
@@ -116,7 +113,7 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, permutat
         [B, D], row i belongs to ``images[i]``.
     """
     mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
-    permutation = permutation.to(images.device)
+    permutation = on_device(permutation, images.device)
     encoded = distributed.gather(encode(distributed.gather(images)[permutation[mine]]))
     return encoded[permutation.argsort()[mine]]
 
@@ -265,7 +262,7 @@ class MoCoV3(Objective):
             ema.update(self.momentum_projector, self.projector, momentum)
         k1, k2 = self._keys(x1), self._keys(x2)
         loss = batch_contrast(q1, q2, k1, k2, self.temperature)
-        metrics = {"positive_similarity": _similarity(q1, k2), "momentum": torch.tensor(momentum, device=loss.device)}
+        metrics = {"positive_similarity": _similarity(q1, k2), "momentum": loss.new_full((), momentum)}
         return Output(loss, features.detach(), metrics)
 
     def _predict(self, features: Tensor) -> Tensor:

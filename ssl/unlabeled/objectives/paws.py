@@ -34,8 +34,8 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
     Returns:
         [B, C], rows sum to 1.
     """
-    cosines = F.normalize(queries, dim=1) @ F.normalize(supports, dim=1).T
-    return F.softmax(cosines / temperature, dim=1) @ labels.to(cosines.dtype)
+    logits = (F.normalize(queries, dim=1) / temperature) @ F.normalize(supports, dim=1).T
+    return F.softmax(logits, dim=1) @ labels.to(logits.dtype)
 
 
 def sharpened(probabilities: Tensor, sharpen: float) -> Tensor:
@@ -166,7 +166,8 @@ class PAWS(Objective):
 
     def _labels(self, support: Support, dtype: torch.dtype) -> Tensor:
         """Smoothed labels [views · S, K]; which class lies in a slot does not matter (suncet issue 20)."""
-        exact = F.one_hot(support.slots, self.classes).to(torch.promote_types(dtype, torch.float32))
+        classes = torch.arange(self.classes, device=support.slots.device)
+        exact = (support.slots[:, None] == classes).to(torch.promote_types(dtype, torch.float32))
         labels = exact * (1 - self.label_smoothing) + self.label_smoothing / self.classes
         return labels.repeat(len(support.views), 1)
 

@@ -17,7 +17,7 @@ from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix
+from unlabeled.randomness import mix, on_device
 
 StopGradient = Literal["entropy", "first_argument"]
 
@@ -71,8 +71,8 @@ def log_likeness(online: Tensor, targets: Tensor, negatives: Tensor, temperature
         [B, 1 + n], its own image first.
     """
     own = distributed.rank() * len(online) + torch.arange(len(online), device=online.device)
-    logits = F.normalize(online, dim=1) @ targets.T / temperature  # [B, N]
-    return F.log_softmax(logits.gather(1, torch.cat([own[:, None], negatives], 1)), dim=1)
+    cosines = F.normalize(online, dim=1) @ targets.T  # [B, N]
+    return F.log_softmax(cosines.gather(1, torch.cat([own[:, None], negatives], 1)) / temperature, dim=1)
 
 
 @full_precision
@@ -186,7 +186,7 @@ class ReLIC(Objective):
         features = [self.backbone(view) for view in batch.views]
         online = [self.predictor(self.projector(each)) for each in features]
         targets = [gather_targets(self._target(view)) for view in large]
-        negatives = self._negatives(len(online[0]), progress).to(online[0].device)
+        negatives = on_device(self._negatives(len(online[0]), progress), online[0].device)
         log_p = [[log_likeness(o, t, negatives, self.temperature) for t in targets] for o in online]
         loss, metrics = self._all_pairs(log_p)
         return Output(loss, features[0].detach(), metrics)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.contrast import log_sum_exp
 from unlabeled.heads import simclr_projector
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
@@ -30,14 +31,12 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         Scalar; ln(2N−1) when all embeddings are equal, with N images over all processes.
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    anchors = torch.cat([z1, z2])
+    anchors = torch.cat([z1, z2]) / temperature
     others = torch.cat([distributed.gather(z1), distributed.gather(z2)])
-    total = len(others) // 2
     first = distributed.rank() * len(z1) + torch.arange(len(z1), device=z1.device)
-    itself, positive = torch.cat([first, first + total]), torch.cat([first + total, first])
-    logits = anchors @ others.T / temperature
-    logits = logits.scatter(1, itself[:, None], float("-inf"))
-    return F.cross_entropy(logits, positive)
+    itself = torch.cat([first, first + len(others) // 2])
+    positive = (anchors * torch.cat([z2, z1])).sum(1)
+    return (log_sum_exp(anchors, others, itself) - positive).mean()
 
 
 class SimCLR(Objective):

@@ -37,14 +37,14 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """
     log_codes = scores.detach() / epsilon
     for _ in range(iterations):
-        log_codes = F.log_softmax(log_codes - _log_total(log_codes), dim=1)
-    return log_codes.exp()
+        log_codes = F.log_softmax(log_codes.sub_(_log_total(log_codes)), dim=1)
+    return log_codes.exp_()
 
 
 def _log_total(log_values: Tensor) -> Tensor:
     """Logarithm of each column's total over the rows of all processes, [B, K] → [K]; cannot overflow."""
     largest = distributed.maximum(log_values.amax(0))
-    return largest + distributed.total((log_values - largest).exp().sum(0)).log()
+    return largest + distributed.total((log_values - largest).exp_().sum(0)).log()
 
 
 @full_precision
@@ -167,6 +167,8 @@ class SwAV(Objective):
         self.assigned, self.temperature = list(assigned), temperature
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
+        self.was_full = False  # the queue, when a step of this process began
+        self.register_load_state_dict_post_hook(_forget)
         self._normalise_prototypes()
 
     def check(self, plan: Plan) -> None:
@@ -189,9 +191,15 @@ class SwAV(Objective):
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
         """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
-        if self.queue is None or progress.epoch < self.queue_from_epoch or not self.queue.is_full:
+        if self.queue is None or progress.epoch < self.queue_from_epoch or not self._is_full(self.queue, progress):
             return None
         return [_dot_products(rows, self.prototypes.weight.detach()) for rows in self.queue.share()]
+
+    def _is_full(self, queue: FeatureQueue, progress: Progress) -> bool:
+        """Asks the device until the answer is yes; what a step wrote is taken back where its loss is not finite."""
+        full = self.was_full or queue.is_full
+        self.was_full = self.was_full or (full and progress.part == 0)
+        return full
 
     def _enqueue(self, embeddings: Sequence[Tensor], progress: Progress) -> None:
         """After the codes are made: the queue never holds the batch that it is used with."""
@@ -207,7 +215,7 @@ class SwAV(Objective):
         usage = distributed.mean(F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1).mean(0))
         metrics = {"effective_prototypes": torch.special.entr(usage).sum().exp()}
         if self.queue is not None:
-            metrics["queue_in_use"] = usage.new_tensor(float(queue_scores is not None))
+            metrics["queue_in_use"] = usage.new_full((), float(queue_scores is not None))
         return metrics
 
     def after_backward(self, progress: Progress) -> None:
@@ -231,6 +239,11 @@ class SwAV(Objective):
     def collapsed_at(self) -> float | None:
         """ln K."""
         return math.log(self.prototypes.out_features)
+
+
+def _forget(objective: nn.Module, keys: object) -> None:
+    """The queue that was loaded may be empty."""
+    objective.was_full = False  # type: ignore[assignment]
 
 
 def _by_resolution(backbone: Backbone, views: Sequence[Tensor]) -> Tensor:

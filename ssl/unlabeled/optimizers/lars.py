@@ -1,11 +1,15 @@
 """LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), in the form of BYOL and MoCo v3."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from unlabeled import distributed
+from unlabeled.faults.snapshot import local
 
 
 class LARS(Optimizer):
@@ -14,6 +18,7 @@ class LARS(Optimizer):
     d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate stays outside the momentum buffer
     (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
+    Parameters may be cut over all processes (FSDP2); norms are of the whole.
     """
 
     def __init__(
@@ -40,25 +45,50 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for matrices in _together([parameter for parameter in trained if parameter.ndim > 1]):
+                self._move(matrices, _adapted(matrices, group), group)
+            if vectors := [parameter for parameter in trained if parameter.ndim <= 1]:
+                self._move(vectors, [local(parameter.grad) for parameter in vectors], group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        update: Tensor = parameter.grad  # type: ignore[assignment]
-        if parameter.ndim > 1:
-            update = update.add(parameter, alpha=group["weight_decay"])
-            update = update * _trust_ratio(parameter, update, group["trust_coefficient"])
+    def _move(self, parameters: Sequence[Tensor], updates: Sequence[Tensor], group: dict[str, Any]) -> None:
+        buffers = [local(self._momentum_of(parameter)) for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_add_([local(parameter) for parameter in parameters], buffers, alpha=-group["lr"])
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
-        buffer.mul_(group["momentum"]).add_(update)
-        parameter.sub_(buffer * group["lr"])
+        return buffer
 
 
-def _trust_ratio(weight: Tensor, update: Tensor, trust_coefficient: float) -> Tensor:
-    weight_norm, update_norm = weight.norm(), update.norm()
-    ratio = trust_coefficient * weight_norm / update_norm
-    return torch.where((weight_norm > 0) & (update_norm > 0), ratio, torch.ones_like(ratio))  # no sync with the host
+def _together(parameters: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Those that share kernels: all, or on a CPU each alone, which then stays in the caches from norm to update.
+
+    One by one a ResNet-50 took 30 ms on two cores, all together 43, and the plain formula 57.
+    """
+    if parameters and (parameters[0].device.type != "cpu" or isinstance(parameters[0], DTensor)):
+        yield parameters
+    else:
+        yield from ([parameter] for parameter in parameters)
+
+
+def _adapted(parameters: Sequence[Tensor], group: dict[str, Any]) -> Sequence[Tensor]:
+    """(g + λw) · trust·‖w‖/‖g + λw‖ of each, without a wait for the device; the local pieces of those that are cut."""
+    weights, gradients = ([local(each) for each in kind] for kind in (parameters, [p.grad for p in parameters]))
+    updates = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+    weight_norms, update_norms = _norms([*weights, *updates], isinstance(parameters[0], DTensor)).chunk(2)
+    ratios = group["trust_coefficient"] * weight_norms / update_norms
+    ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
+    torch._foreach_mul_(updates, ratios.unbind())
+    return updates
+
+
+def _norms(pieces: Sequence[Tensor], cut: bool) -> Tensor:
+    """[n]; where tensors are cut, of what all processes hold, in one message. Squares may overflow in float32."""
+    norms = torch.stack(torch._foreach_norm(pieces))
+    return distributed.total(norms.double().square()).sqrt().to(norms.dtype) if cut else norms

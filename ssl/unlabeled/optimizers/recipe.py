@@ -52,7 +52,9 @@ class Recipe:
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
         """The optimizer over every parameter of ``module`` that is trained."""
         groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm)
-        return self.optimizer(groups, lr=self.peak_lr(batch_size))
+        optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
+        optimizer.register_load_state_dict_pre_hook(_as_configured)
+        return optimizer
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm: bool) -> list[dict[str, Any]]:
@@ -62,3 +64,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm
     spared = [parameter for parameter in trained if parameter.ndim <= 1 and not decay_bias_and_norm]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _as_configured(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint gives momenta; decay, betas and kernels are those of the configuration, which may be newer."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)  # torch refuses another number of groups
+    return {**state, "param_groups": [{**now, "params": saved["params"]} for saved, now in pairs]}

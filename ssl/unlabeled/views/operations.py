@@ -73,7 +73,8 @@ class RandomResizedCrop:
 
     def boxes(self, parameters: Parameters, sizes: Tensor) -> Tensor:
         """What the draws come to in images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
-        area, ratio, where = (parameters[name].to(sizes.device) for name in ("area", "ratio", "where"))
+        drawn = (parameters[name] for name in ("area", "ratio", "where"))
+        area, ratio, where = (each.to(sizes.device, non_blocking=True) for each in drawn)
         sizes = sizes.double()
         area = area * sizes.prod(1, keepdim=True)
         tries = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round()  # [B, 10, 2]

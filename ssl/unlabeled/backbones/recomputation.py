@@ -1,0 +1,55 @@
+"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): memory for time, and no number changes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Let each block keep its input alone, and compute it again in the backward pass; in place.
+
+    Loss, gradients, buffers and random draws are bit for bit what they are without. A copy of a block, as a momentum
+    encoder is, does the same; without gradients nothing is computed twice.
+
+    Args:
+        blocks: [B, …] → [B, …] each.
+    """
+    for block in blocks:
+        block.forward = partial(_forward, block, type(block).forward)  # type: ignore[method-assign]
+
+
+def is_recomputed(module: nn.Module) -> bool:
+    """Whether :func:`recompute` was given this very module."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _forward
+
+
+def _forward(block: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(block, x)
+    # A compiled graph holds what a block writes to its buffers once, however often it computes the rest.
+    contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+    recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)  # type: ignore[arg-type]
+    return recomputed
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _buffers_kept(block)
+
+
+@contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorm sees each batch twice; the second time it moves a copy of its statistics."""
+    owners = [(module._buffers, name) for module in block.modules() for name in module._buffers]
+    before = [owner[name] for owner, name in owners]
+    for (owner, name), buffer in zip(owners, before, strict=True):
+        owner[name] = None if buffer is None else buffer.clone()
+    try:
+        yield
+    finally:
+        for (owner, name), buffer in zip(owners, before, strict=True):
+            owner[name] = buffer

@@ -1,0 +1,66 @@
+"""One decoding and one copy of the images for all processes of a machine."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from unlabeled.data.memory import DecodedSource
+from unlabeled.distributed import gather_rows, rank, world_size
+from unlabeled.errors import UserError
+
+
+def decoded_once(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
+    """What ``decode`` returns, called by the first process of each machine; the others map the same memory.
+
+    That is a Linux memfd: a file without a name and outside of /dev/shm, that ends with the last process that has it,
+    whatever ended them. To be called by all processes; where this is no Linux each decodes by itself.
+
+    Args:
+        decode: makes the images; is given the number of processes that get them, to work for all.
+        device: over which processes exchange a few numbers.
+
+    Raises:
+        UserError: the process that decodes has ended before it was done.
+    """
+    if world_size() == 1 or not hasattr(os, "memfd_create"):
+        return decode(1)
+    file = os.memfd_create("unlabeled")
+    fcntl.flock(file, fcntl.LOCK_EX)  # before the others hear of it
+    everyone = gather_rows(torch.tensor([[_machine(), os.getpid(), file]], device=device)).tolist()
+    here = [(number, *row[1:]) for number, row in enumerate(everyone) if row[0] == _machine()]
+    first, owner, file_of_first = here[0]
+    path = f"/proc/{owner}/fd/{file_of_first}"
+    if first != rank():
+        os.close(file)
+        _wait(path, first)
+    elif len(here) == 1:
+        os.close(file)
+        return decode(1)
+    else:
+        decoded = decode(len(here))
+        torch.save({each.name: getattr(decoded, each.name) for each in fields(decoded)}, path)
+        fcntl.flock(file, fcntl.LOCK_UN)  # never closed: somebody may still have to open it
+    return DecodedSource(**torch.load(path, mmap=True, weights_only=True))
+
+
+def _wait(path: str, first: int) -> None:
+    """Until the lock is given up, by the process that holds it or by its end."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file.fileno()).st_size:
+                return
+    except FileNotFoundError:
+        pass
+    raise UserError(f"process {first}, which decodes the images for this machine, has ended before it was done")
+
+
+def _machine() -> int:
+    """Equal on processes that see each other's open files: of one machine, and of one container on it."""
+    seen = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return int.from_bytes(hashlib.sha256(seen.encode()).digest()[:7])

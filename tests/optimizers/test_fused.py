@@ -1,0 +1,127 @@
+"""Optimizers that share kernels among tensors are the plain ones, on weights that are cut over processes too."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tests.small import composed
+from unlabeled.backbones.resnet import ResNet
+from unlabeled.optimizers import LARS, Recipe, lars
+
+RATES = [0.1, 0.3, 0.2, 0.1, 0.0]
+
+
+def adamw(name: str, **changed: Any) -> Recipe:
+    config = composed(f"optimizer={name}").optimizer
+    config.optimizer.update(changed)
+    recipe: Recipe = instantiate(config)
+    return recipe
+
+
+RECIPES = {
+    "adamw": adamw("adamw"),
+    "adamw_mae": adamw("adamw_mae"),
+    "lars": Recipe(partial(LARS, momentum=0.9), 0.3, "linear", 0, 1e-2, False),
+}
+
+
+def train(network: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
+    optimizer = optimizer or recipe.build(network, 256)
+    generator = torch.Generator().manual_seed(0)
+    for lr in RATES:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        network(torch.randn(4, 3, 8, 8, generator=generator)).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNet(10, 0.125, "cifar")
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def assert_weights_alike(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
+    for mine, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
+        value = mine.full_tensor() if isinstance(mine, DTensor) else mine
+        torch.testing.assert_close(value, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_mae"])
+def test_fused_adamw_takes_the_steps_of_the_plain_one_within_a_few_roundings(name: str) -> None:
+    fused, plain = network().double(), network().double()
+    images = torch.randn(5, 4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for each, recipe in ((fused, adamw(name)), (plain, adamw(name, fused=False))):
+        optimizer = recipe.build(each, 256)
+        assert optimizer.param_groups[0]["fused"] == (each is fused)
+        for some in images:
+            optimizer.zero_grad()
+            each(some).square().mean().backward()
+            optimizer.step()
+    assert_weights_alike(fused, plain, 1e-10)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_weights_that_are_cut_take_the_same_steps(name: str) -> None:
+    whole, cut = network(), network()
+    fully_shard(cut, mesh=init_device_mesh("cpu", (1,)))
+    assert all(isinstance(each, DTensor) for each in cut.parameters())
+    train(whole, RECIPES[name])
+    optimizer = train(cut, RECIPES[name])
+    assert_weights_alike(cut, whole, 1e-6)
+    shaped = [slot for slots in optimizer.state.values() for slot in slots.values() if slot.dim()]
+    assert all(isinstance(slot, DTensor) for slot in shaped)
+
+
+def test_lars_on_all_weights_together_as_on_a_gpu_takes_the_steps_of_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one_by_one, together = network(), network()
+    first = train(one_by_one, RECIPES["lars"])
+    monkeypatch.setattr(lars, "_together", lambda parameters: [parameters] if parameters else [])
+    calls: list[int] = []
+    norms = torch._foreach_norm
+    monkeypatch.setattr(torch, "_foreach_norm", lambda pieces: calls.append(len(pieces)) or norms(pieces))
+    second = train(together, RECIPES["lars"])
+    matrices = sum(each.ndim > 1 for each in together.parameters())
+    assert calls == [2 * matrices] * len(RATES)  # weights and updates at once
+    for mine, wanted in zip(together.parameters(), one_by_one.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+    assert [*first.state_dict()["state"][0]] == [*second.state_dict()["state"][0]] == ["momentum_buffer"]
+
+
+def test_a_state_of_the_plain_adamw_goes_on_fused_with_the_settings_of_now() -> None:
+    before, after = network(), network()
+    state = train(before, plain := adamw("adamw", fused=False)).state_dict()
+    after.load_state_dict(before.state_dict())
+    optimizer = adamw("adamw", betas=[0.8, 0.99]).build(after, 256)
+    optimizer.load_state_dict(copy.deepcopy(state))
+    group = optimizer.param_groups[0]
+    assert (group["fused"], list(group["betas"])) == (True, [0.8, 0.99])
+    same: Tensor = optimizer.state[group["params"][0]]["exp_avg"]
+    assert torch.equal(same, state["state"][0]["exp_avg"])
+    continued = plain.build(before, 256)
+    continued.load_state_dict(copy.deepcopy(state))
+    group["betas"] = [0.9, 0.999]
+    train(after, plain, optimizer)
+    train(before, plain, continued)
+    assert_weights_alike(after, before, 1e-4)
