@@ -86,7 +86,7 @@ def measure_sizes(device: str, kept: Path, arguments: argparse.Namespace) -> Non
         for row in sweeps[name].rows:
             if any(text in row.name for text in arguments.only):
                 measure(row, kept, arguments.repeats)
-    results = {name: (sweep, found(sweep.rows, kept)) for name, sweep in sweeps.items()}
+    results = [(sweep, found(sweep.rows, kept)) for sweep in sweeps.values()]
     picture = RESULTS / f"pretrain_sizes_{slug(device)}.png"
     picture.with_suffix(".md").write_text(sizes_page(heading(device), results, picture))
     print(picture.with_suffix(".md").read_text())

@@ -1,6 +1,6 @@
 """What a step costs against its size: batches, views and images larger and larger, each beside its limit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,16 +85,26 @@ def _steps(pixels: int) -> int:
     return max(1, min(20, BLOCK // pixels))
 
 
-def sizes_page(device: str, results: Mapping[str, tuple[Sweep, Measured]], picture: Path) -> str:
-    """Sentences, the picture, which is drawn, and the numbers; of the sweeps that have been measured whole."""
-    whole = [(sweep, found) for sweep, found in results.values() if len(found) == len(sweep.rows)]
-    draw(whole, picture)
+def sizes_page(device: str, results: Sequence[tuple[Sweep, Measured]], picture: Path) -> str:
+    """Sentences, the picture, which is drawn, and the numbers; of what has been measured so far."""
+    begun = [(sweep, found) for sweep, found in results if found]
+    draw(begun, picture)
     lines = [f"# Cost of pretraining against size: {device}", "", *NOTES, ""]
-    lines += made_with([each for _, found in whole for each in found])
-    lines += ["", f"![images per second against size]({picture.name})"]
-    for sweep, found in whole:
-        lines += ["", f"## {sweep.title}", "", bends(sweep.values, found), "", *_table(sweep, found)]
+    lines += made_with([each for _, found in begun for each in found])
+    lines += ["", f"![pixels of views per second against size]({picture.name})"]
+    for sweep, found in begun:
+        values = _values(sweep, found)
+        missing = ", ".join(f"{value:,}" for value in sweep.values if value not in values)
+        lines += ["", f"## {sweep.title}", "", bends(values, found)]
+        lines += ["", f"Not measured yet: {missing}."] if missing else []
+        lines += ["", *_table(values, found)]
     return "\n".join([*lines, ""])
+
+
+def _values(sweep: Sweep, found: Measured) -> list[int]:
+    """Of the rows that have been measured."""
+    names = [result["row"]["name"] for result in found]
+    return [value for value, row in zip(sweep.values, sweep.rows, strict=True) if row.name in names]
 
 
 NOTES = [
@@ -138,13 +148,13 @@ def _per_pixel(result: dict[str, Any], seconds_per_image: float) -> float:
     return seconds_per_image / int(result["view_pixels"])
 
 
-def _table(sweep: Sweep, found: Measured) -> list[str]:
+def _table(values: Sequence[int], found: Measured) -> list[str]:
     lines = [
         "| | end to end, images/s | limit, images/s | efficiency | ns a pixel | peak, GiB | views, % | forward, % |"
     ]
     lines[0] += " backward, % | other, % |"
     lines.append(f"|---:|{'---:|' * 9}")
-    for value, result in zip(sweep.values, found, strict=True):
+    for value, result in zip(values, found, strict=True):
         got = speed(result)
         shares = [100 * result["phases"][name] / result["step"] for name in ("views", "forward", "backward")]
         cells = [f"{value:,}", f"{got.run:,.0f}", f"{got.limit:,.0f}", f"{got.efficiency:.3f}"]
@@ -154,25 +164,22 @@ def _table(sweep: Sweep, found: Measured) -> list[str]:
     return lines
 
 
-def draw(whole: Sequence[tuple[Sweep, Measured]], picture: Path) -> None:
-    """Images per second, a panel for each sweep; dotted what they would be at the least cost of a pixel."""
+def draw(begun: Sequence[tuple[Sweep, Measured]], picture: Path) -> None:
+    """Pixels of views per second, a panel for each sweep: where size is all that counts, the line is level."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(whole), 3.4), layout="constrained")
-    for place, (sweep, found) in enumerate(whole):
-        axes = figure.add_subplot(1, len(whole), place + 1)
-        speeds = [speed(result) for result in found]
-        least = min(_per_pixel(result, 1 / got.run) for result, got in zip(found, speeds, strict=True))
-        axes.plot(sweep.values, [got.limit for got in speeds], "s--", color="tab:grey", label="limit")
-        axes.plot(sweep.values, [got.run for got in speeds], "o-", color="tab:blue", label="end to end")
-        even = [1 / (least * int(result["view_pixels"])) for result in found]
-        axes.plot(sweep.values, even, ":", color="tab:blue", label="same cost of a pixel everywhere")
+    figure = Figure(figsize=(4.2 * len(begun), 3.4), layout="constrained")
+    for place, (sweep, found) in enumerate(begun):
+        axes, values = figure.add_subplot(1, len(begun), place + 1), _values(sweep, found)
+        for which, style, label in (("limit", "s--", "limit"), ("run", "o-", "end to end")):
+            costs = [_per_pixel(result, 1 / getattr(speed(result), which)) for result in found]
+            axes.plot(values, [1e-6 / cost for cost in costs], style, label=label)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sweep.values, [str(value) for value in sweep.values], rotation=45)
+        axes.set_xticks(values, [str(value) for value in values], rotation=45)
         axes.minorticks_off()
-        axes.set_ylim(0, 1.15 * max(max(even), *(got.limit for got in speeds)))
+        axes.set_ylim(bottom=0)
         axes.set_xlabel(sweep.title.partition(" (")[0])
-        axes.set_ylabel("images per second")
+        axes.set_ylabel("million pixels of views per second")
         axes.set_title(sweep.title.partition(" (")[2].removesuffix(")"), fontsize=7)
         axes.legend(fontsize=7)
     figure.savefig(picture, dpi=90)
