@@ -87,7 +87,7 @@ def memory_mib() -> float:
     """The peak of this process, and what each of its workers holds for itself now; on a GPU, the peak there."""
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**20
     own = _field(Path("/proc/self/status"), "VmHWM")
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -100,7 +100,7 @@ def _field(path: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
 
 
-def backbone(part: str) -> nn.Module:
+def backbone(part: str) -> Any:
     """This project's ResNet for small images, of which only torch is needed: the same in each library's process."""
     from unlabeled.backbones.resnet import ResNet
 

@@ -22,7 +22,7 @@ class SimCLR(pl.LightningModule):
     def __init__(self, part: str) -> None:
         super().__init__()
         self.backbone = common.backbone(part)
-        width = int(self.backbone.num_features)
+        width = self.backbone.num_features
         self.projection_head = SimCLRProjectionHead(width, width, common.PROJECTION)
         self.criterion = NTXentLoss(temperature=common.TEMPERATURE)
 
