@@ -34,7 +34,7 @@ def _without_signal_processing() -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    import scipy
+    import scipy  # type: ignore[import-untyped]
 
     stand_in = ModuleType(name)
     stand_in.hamming = None  # type: ignore[attr-defined]  # torchmetrics/__init__.py sets it where it is missing
