@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ STEPS = {  # not timed, timed; the first are at least what workers have prepared
 CLASSES = {"knn": (10, 1000)}  # of the labels; else 10
 FOLDER_IMAGES = 2048  # of the first step: 8 batches
 LIMIT = 600  # seconds that a driver may take
-PIL = ((0, "torchvision"), (2, "torchvision"))  # workers of the loader, views
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,21 @@ class Library:
     driver: str
     packages: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()  # installed without what they ask for
-    settings: tuple[tuple[int, str], ...] = PIL
+    views: tuple[str, ...] = ("torchvision",)
     parts: tuple[str, ...] = PARTS
 
-    def settings_of(self, part: str) -> tuple[tuple[int, str], ...]:
-        """Of probes there is one."""
-        return self.settings if part in STEPS["cpu"] else ((0, ""),)
+    def settings(self, part: str, device: str) -> list[tuple[int, str]]:
+        """Workers of the loader and views; of this project and of probes there is one setting."""
+        if part not in STEPS[device]:
+            return [(0, "")]
+        if self.name == OURS:
+            return [(2, "batched")]  # the default: they decode the images once
+        cores = len(os.sched_getaffinity(0))
+        return list(product((0, 2) if device == "cpu" else (cores // 2, cores), self.views))
 
 
 LIBRARIES = (
-    Library(OURS, "unlabeled_simclr", settings=((2, "batched"),)),
+    Library(OURS, "unlabeled_simclr"),
     Library("lightly", "lightly_simclr", ("lightly==1.6.0", "pytorch-lightning=={lightning}")),
     Library(
         "solo-learn",
@@ -71,7 +76,7 @@ LIBRARIES = (
         "stable-pretraining",
         "stable_pretraining_simclr",
         ("stable-pretraining==0.1.8", "lightning=={lightning}"),
-        settings=(*PIL, (0, "kornia"), (2, "kornia")),
+        views=("torchvision", "kornia"),
         parts=("thin", "resnet18", "first_step", "linear"),
     ),
 )
@@ -81,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of CIFAR-10's train.parquet and test.parquet")
     parser.add_argument("--environments", type=Path, required=True, help="folder for environments, data and records")
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all; those of training on a GPU")
     parser.add_argument("--rounds", type=int, default=3, help="of each part, with those that are recorded")
     parser.add_argument("--libraries", nargs="+", choices=[each.name for each in LIBRARIES], help="default: all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -89,9 +94,12 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, device = arguments.environments.resolve(), arguments.device
     session = Session(folder, device)
+    parts = arguments.parts or (PARTS if device == "cpu" else tuple(STEPS[device]))
+    if not set(parts) <= set(STEPS[device]) and device == "cuda":
+        parser.error("--parts: probes are compared on a CPU")
     if not arguments.page:
         prepare(arguments.data.resolve(), folder / "data")
-        for part in arguments.parts:
+        for part in parts:
             chosen = [each for each in LIBRARIES if each.name in (arguments.libraries or [each.name])]
             session.measure(part, [each for each in chosen if part in each.parts], arguments.rounds)
     target = ROOT / "benchmarks" / "results" / f"peers_{device}.md"
@@ -124,15 +132,18 @@ class Session:
         while len(self.whole_rounds(part, libraries)) < wanted:
             number = self.next_round(part)
             for library in libraries:
-                several = len(library.settings_of(part)) > 1
-                best = best_setting(self.records(), library.name, part) if several else library.settings_of(part)[0]
-                self.one(library, part, best, number)
+                self.one(library, part, self.best(library, part), number)
 
     def try_settings(self, library: Library, part: str) -> None:
         known = [each for each in self.records() if (each.library, each.part) == (library.name, part)]
-        for setting in library.settings_of(part) if len(library.settings_of(part)) > 1 else ():
+        settings = library.settings(part, self.device)
+        for setting in settings if len(settings) > 1 else ():
             if setting not in {(each.workers, each.views) for each in known}:
                 self.one(library, part, setting, "choice")
+
+    def best(self, library: Library, part: str) -> tuple[int, str]:
+        settings = library.settings(part, self.device)
+        return best_setting(self.records(), library.name, part) if len(settings) > 1 else settings[0]
 
     def whole_rounds(self, part: str, libraries: Sequence[Library]) -> set[str]:
         """Numbers of those that each library has finished; one that was broken off is not gone on with."""

@@ -3,6 +3,8 @@
 A driver is ``python -m benchmarks.peer_drivers.NAME JOB`` with ``JOB`` as json; its last line is ``RESULT`` and json.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -10,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # torch is imported when the library does it: that is a part of the time to the first step
+    from torch import Tensor, nn
 
 PREFIX = "RESULT "
 BATCH_SIZE, PROJECTION, TEMPERATURE = 256, 128, 0.1
@@ -65,6 +67,8 @@ class Clock:
         if self.done not in (1, self.job.warm_up, self.job.last_step):
             return
         if self.job.device == "cuda":
+            import torch
+
             torch.cuda.synchronize()
         self.at[self.done] = time.perf_counter()
         if self.done == 1:
@@ -81,7 +85,9 @@ class Clock:
 
 def memory_mib() -> float:
     """The peak of this process, and what each of its workers holds for itself now; on a GPU, the peak there."""
-    if torch.cuda.is_initialized():
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**20
     own = _field(Path("/proc/self/status"), "VmHWM")
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -94,7 +100,7 @@ def _field(path: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
 
 
-def backbone(part: str) -> nn.Module:
+def backbone(part: str) -> Any:
     """This project's ResNet for small images, of which only torch is needed: the same in each library's process."""
     from unlabeled.backbones.resnet import ResNet
 
@@ -136,6 +142,8 @@ def trainer(pl: Any, job: Job, **more: Any) -> Any:
 
 def fit(pl: Any, job: Job, module: Any, loader: Any) -> None:
     """Train with bf16 autocast and channels_last until the clock has what it wants."""
+    import torch
+
     module.to(memory_format=torch.channels_last)
     module.on_train_batch_end = Clock(job).tick
     trainer(pl, job, max_steps=job.last_step, precision="bf16-mixed").fit(module, loader)
@@ -143,6 +151,8 @@ def fit(pl: Any, job: Job, module: Any, loader: Any) -> None:
 
 def features(job: Job) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bank [50,000, 512], its labels, queries [10,000, 512] and theirs, neither normalised."""
+    import torch
+
     x, labels = torch.load(f"{job.data}/features_{job.classes}.pt", weights_only=True)
     return x[:50_000], labels[:50_000], x[50_000:], labels[50_000:]
 
@@ -155,6 +165,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def fit_head(pl: Any, job: Job, module: Any, bank: Any, **loading: Any) -> dict[str, float]:
     """Seconds of one epoch of a linear head at one rate, with the library's module in Lightning's loop."""
+    import torch
+
     loader = torch.utils.data.DataLoader(bank, batch_size=BATCH_SIZE, shuffle=True, **loading)
+    trainer(pl, job, max_steps=1).fit(module, loader)  # what is done once for all rates
     seconds, _ = timed(lambda: trainer(pl, job, max_epochs=1).fit(module, loader))
     return {"one_rate": seconds}

@@ -35,7 +35,7 @@ from solo.utils.pretrain_dataloader import (  # noqa: E402
 
 del BaseMethod.validation_epoch_end, LinearModel.validation_epoch_end
 _init = Metric.__init__
-Metric.__init__ = lambda self, compute_on_step=None, **more: _init(self, **more)  # type: ignore[assignment,misc]
+Metric.__init__ = lambda self, compute_on_step=None, **more: _init(self, **more)  # type: ignore[method-assign]
 
 # of its own command line, as bash_files/pretrain/cifar/simclr.sh of its repository gives them
 BASE: dict[str, Any] = {
@@ -78,7 +78,7 @@ def pretrain(job: Job) -> None:
     model = SimCLR(**BASE, **SIMCLR)
     # Its own backbone pads the first convolution by 2, its projector has no BatchNorm: all train the same network.
     model.encoder = common.backbone(job.part)
-    width = int(model.encoder.num_features)
+    width = model.encoder.num_features
     model.projector, model.classifier = common.projector(width), nn.Linear(width, 10)
     kind = "custom" if job.part == "first_step" else "cifar10"
     transform = prepare_n_crop_transform([prepare_transform(kind, **VIEWS)], [2])

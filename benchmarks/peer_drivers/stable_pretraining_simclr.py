@@ -56,7 +56,7 @@ def pretrain(job: Job) -> None:
     backbone = common.backbone(job.part)
     module = spt.Module(
         backbone=backbone,
-        projector=common.projector(int(backbone.num_features)),  # type: ignore[arg-type]
+        projector=common.projector(backbone.num_features),
         forward=forward.simclr,
         simclr_loss=spt.losses.NTXEntLoss(temperature=common.TEMPERATURE),
         optim={"optimizer": OPTIMIZER},
