@@ -92,8 +92,8 @@ def page(experiment: str, found: Sequence[Reached], targets: Sequence[float]) ->
         lines.append(f"| {run.epochs} | {numbers} |")
     lines.append("")
     for target in targets:
-        run = minutes_to(target, found)
-        said = f"{run.minutes:.1f} minutes, {run.epochs} epochs" if run else "reached by none of these runs"
+        first = minutes_to(target, found)
+        said = f"{first.minutes:.1f} minutes, {first.epochs} epochs" if first else "reached by none of these runs"
         lines.append(f"- {target:g} % linear: {said}")
     return "\n".join([*lines, "", *made_with([run.provenance for run in found])]) + "\n"
 

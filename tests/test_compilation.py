@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_each_objective_is_compiled_once_gives_what_it_gave_and_is_evaluated_unc
             few = batched(images, ids, ids, 3)  # of three images, and of two
             features = [extract(each.backbone, few, lambda x, _: x.float(), CPU).x for each in (plain, compiled)]
             compare(zip(steps(plain, batches[1:], 1), steps(compiled, batches[1:], 1), strict=True))
-    assert torch.allclose(*features, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(features[1], features[0], rtol=1e-5, atol=1e-6)
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
@@ -121,7 +122,9 @@ def test_a_step_looked_at_again_is_not_compiled_and_names_the_tensor_within() ->
     compile_network(objective, "default", CPU, 1, False)
     objective.backbone.get_submodule("layer3.0.conv1").register_forward_hook(lambda module, given, made: made / 0)
     counters.clear()
-    module = Pretraining(objective, lambda *a, **k: batches[0].views, None, 8, 1, 6, 6, 0, 1, {}, None)
+    views: Any = lambda *given, **named: batches[0].views
+    nothing: Any = None
+    module = Pretraining(objective, views, nothing, 8, 1, 6, 6, 0, 1, {}, nothing)
     finding = find(module, batches[0]._replace(views=()), nullcontext())
     assert finding.name.startswith("backbone.layer3.0.conv1 output has")
     assert not counters["stats"]

@@ -35,7 +35,7 @@ def test_a_first_step_imports_nothing_that_it_does_not_need_and_nothing_is_said_
 def test_what_is_imported_is_collected_neither_meanwhile_nor_later() -> None:
     with heavy_imports():
         assert not gc.isenabled()
-        kept = [{} for _ in range(1000)]
+        kept: list[dict[str, int]] = [{} for _ in range(1000)]
     assert gc.isenabled()
     assert gc.get_freeze_count() > len(kept)
     assert not {id(each) for each in gc.get_objects()} & {id(each) for each in kept}

@@ -38,7 +38,7 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
     import torch._inductor
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}  # type: ignore[attr-defined]
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
     for part in _parts(objective):
         part.compile(dynamic=False, options=options)
     if mode != "default":
@@ -57,7 +57,7 @@ def _begin_step(objective: nn.Module, inputs: tuple[Any, ...]) -> None:
     """CUDA graphs may now write over what they gave out in the last step; not over gradients that are accumulated."""
     progress: Progress = inputs[1]
     if progress.part == 0:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def step(network: Backbone, images: Tensor) -> dict[str, Tensor]:
     """Loss, gradients and state after two forwards and one backward, and what is drawn then."""
     torch.manual_seed(1)
     loss = network(images).pow(2).sum() + network(images.flip(3)).pow(2).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "draw": torch.rand(1), **gradients, **network.state_dict()}
 

@@ -223,7 +223,7 @@ def test_every_tensor_of_a_batch_and_its_support_is_pinned_and_copied_without_wa
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(Tensor, "to", to)
-    pinned = pin_memory(batch)
+    pinned = pin_memory(batch)  # type: ignore[no-untyped-call]
     assert isinstance(pinned, Batch)
     assert isinstance(pinned.support, Support)
     moved = move_data_to_device(pinned, torch.device("meta"))

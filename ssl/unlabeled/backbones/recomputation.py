@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
         blocks: [B, …] → [B, …] each.
     """
     for block in blocks:
-        block.forward = partial(_forward, block, type(block).forward)  # type: ignore[method-assign]
+        block.forward = partial(_forward, block, type(block).forward)
 
 
 def is_recomputed(module: nn.Module) -> bool:
@@ -32,8 +33,8 @@ def _forward(block: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], x
     if not torch.is_grad_enabled():
         return forward(block, x)
     # A compiled graph holds what a block writes to its buffers once, however often it computes the rest.
-    contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
-    recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)  # type: ignore[arg-type]
+    contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+    recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)
     return recomputed
 
 

@@ -1,8 +1,9 @@
 """Any model of timm as a backbone: its pooled features before the classifier."""
 
 import difflib
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.errors import UserError
@@ -53,7 +54,7 @@ class TimmBackbone(Backbone):
         return features
 
 
-def _recompute(network: nn.Module, name: str) -> None:
+def _recompute(network: Any, name: str) -> None:
     """By timm's own means, which let BatchNorm move its statistics twice."""
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
         raise UserError(
