@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -122,8 +122,7 @@ def test_a_step_looked_at_again_is_not_compiled_and_names_the_tensor_within() ->
     compile_network(objective, "default", CPU, 1, False)
     objective.backbone.get_submodule("layer3.0.conv1").register_forward_hook(lambda module, given, made: made / 0)
     counters.clear()
-    views: Any = lambda *given, **named: batches[0].views
-    nothing: Any = None
+    views, nothing = cast(Any, lambda *given, **named: batches[0].views), cast(Any, None)
     module = Pretraining(objective, views, nothing, 8, 1, 6, 6, 0, 1, {}, nothing)
     finding = find(module, batches[0]._replace(views=()), nullcontext())
     assert finding.name.startswith("backbone.layer3.0.conv1 output has")

@@ -50,6 +50,13 @@ def test_the_real_signal_processing_is_there_after_the_imports() -> None:
     assert done.stdout.splitlines()[-1:] == ["[1.0, -1.0] True"], done.stderr
 
 
+def test_the_real_signal_processing_is_there_for_whom_imports_something_of_it_meanwhile() -> None:
+    code = "from unlabeled.importing import heavy_imports\nwith heavy_imports():\n    import scipy.signal\n"
+    code += "    from scipy.signal import hilbert\n    import scipy.signal.windows\nimport scipy.signal\n"
+    done = python(f"{code}print(hilbert is scipy.signal.hilbert, scipy.signal.windows.hamming(3).tolist()[1])")
+    assert done.stdout.splitlines()[-1:] == ["True 1.0"], done.stderr
+
+
 def test_a_mistake_while_importing_leaves_the_collector_on() -> None:
     with pytest.raises(ImportError), heavy_imports():
         raise ImportError

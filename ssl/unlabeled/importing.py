@@ -2,10 +2,12 @@
 
 import atexit
 import gc
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 @contextmanager
@@ -26,23 +28,33 @@ def heavy_imports() -> Iterator[None]:
 
 @contextmanager
 def _without_signal_processing() -> Iterator[None]:
-    """An empty ``scipy.signal`` for the while: torchmetrics, which Lightning imports, imports it for one old name.
+    """``scipy.signal`` is imported by whom takes something of it: torchmetrics, of Lightning, sets an old name in it.
 
-    ``scipy.stats`` comes with it, and a tenth of the time to the first step. Later imports get the real one.
+    ``scipy.stats`` would come with it, and a tenth of the time to the first step.
     """
     name = "scipy.signal"
     if name in sys.modules:
         yield
         return
-    import scipy  # type: ignore[import-untyped]
+    import scipy
 
     stand_in = ModuleType(name)
-    stand_in.hamming = None  # type: ignore[attr-defined]  # torchmetrics/__init__.py sets it where it is missing
+
+    def from_the_real_one(attribute: str) -> Any:
+        if attribute.startswith("__") and attribute != "__path__":  # inspect asks all modules for their __file__
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in.hamming = None  # type: ignore[attr-defined]  # the old name
+    stand_in.__getattr__ = from_the_real_one  # type: ignore[method-assign]
     sys.modules[name] = scipy.signal = stand_in
     try:
         yield
     finally:
-        del sys.modules[name], scipy.signal
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name], scipy.signal
 
 
 atexit.register(gc.unfreeze)  # else Triton's bindings print what they take for leaks
