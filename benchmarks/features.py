@@ -8,6 +8,8 @@ What is compared is timed in turn, A B A B …; memory is that of a process of i
 """
 
 import argparse
+import atexit
+import itertools
 import json
 import os
 import statistics
@@ -28,7 +30,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from benchmarks.features_page import page
-from benchmarks.probes import in_turn
+from benchmarks.probes import in_turn, status
 from unlabeled.allocation import keep_freed_memory
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_objective
@@ -74,13 +76,13 @@ def main() -> None:
     keep_freed_memory()
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Numbers] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    for number, row in enumerate(ROWS):
-        name = f"{row.feature} | {row.setting}"
+    names = [f"{row.feature} | {row.setting}" for row in ROWS]
+    for number, name in enumerate(names):
         if any(text in name for text in arguments.only):
             print(name, flush=True)
-            numbers[name] = measure(number, row)
+            numbers[name] = measure(number, ROWS[number])
             KEPT.write_text(json.dumps(numbers, indent=1))
-    written = page({name: numbers[name] for name in (f"{r.feature} | {r.setting}" for r in ROWS) if name in numbers})
+    written = page({name: numbers[name] for name in names if name in numbers})
     (ROOT / "benchmarks" / "results" / "features_cpu.md").write_text(written)
     print(written)
 
@@ -109,22 +111,16 @@ def alone(row: Row, on: bool, steps: int = 5) -> dict[str, float]:
         keep_freed_memory()
     step = row.build(on)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = memory("VmRSS")
+    before = status("VmRSS")
     step()
     times = [seconds(step) for _ in range(steps)]
-    return {"ms": 1000 * statistics.median(times), "MiB": memory("VmHWM") - before}
+    return {"ms": 1000 * statistics.median(times), "MiB": (status("VmHWM") - before) / 1024}
 
 
 def seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def memory(name: str) -> float:
-    """Of this process, MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def simclr(
@@ -191,15 +187,11 @@ def weights() -> list[Tensor]:
     return parameters
 
 
-def adamw(on: bool) -> Step:
-    return torch.optim.AdamW(weights(), lr=1e-6, fused=on).step
-
-
 def lars_steps(together: bool, on: bool) -> Step:
     if not on:
         parameters = weights()
         return partial(lars_as_written, parameters, [torch.zeros_like(each) for each in parameters])
-    optimizer, cut = LARS(weights(), lr=1e-6), lars._together
+    optimizer, cut = LARS(weights(), lr=1e-6, weight_decay=1e-6), lars._together
 
     def step() -> None:
         lars._together = (lambda some: iter([some] if some else [])) if together else cut
@@ -214,17 +206,17 @@ def lars_as_written(parameters: list[Tensor], momenta: list[Tensor]) -> None:
     for w, u in zip(parameters, momenta, strict=True):
         d = cast(Tensor, w.grad)
         if w.ndim > 1:
-            d = d + 0.0 * w
-            ratio = 0.001 * w.norm() / d.norm()
-            d = d * torch.where((w.norm() > 0) & (d.norm() > 0), ratio, 1.0)
+            d = d + 1e-6 * w
+            weight, update = w.norm(), d.norm()
+            d = d * torch.where((weight > 0) & (update > 0), 0.001 * weight / update, 1.0)
         u.mul_(0.9).add_(d)
         w.sub_(1e-6 * u)
 
 
 def gather(images: int, on: bool) -> Step:
     held = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
-    rows = torch.randperm(len(held))[:images]
-    return lambda: _rows(held, rows, CPU) if on else held[rows]
+    batches = itertools.cycle(torch.randperm(len(held)).split(images)[:-1])
+    return lambda: _rows(held, next(batches), CPU) if on else held[next(batches)]
 
 
 def command(on: bool) -> Step:
@@ -241,7 +233,9 @@ def command(on: bool) -> Step:
 
 
 def compiled(network: tuple[tuple[str, ...], int, int], on: bool) -> Step:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # nothing is there from an earlier run
+    folder = tempfile.TemporaryDirectory()  # nothing is there from an earlier run
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    atexit.register(folder.cleanup)
     return simclr(network, compiled=on)
 
 
@@ -261,7 +255,7 @@ ROWS = [
     ),
     Row("LARS", "ResNet-50, weights one by one (as on a CPU)", partial(lars_steps, False), 15),
     Row("LARS", "ResNet-50, weights all together (as on a GPU)", partial(lars_steps, True), 15),
-    Row("fused AdamW", "ResNet-50", adamw, 15),
+    Row("fused AdamW", "ResNet-50", lambda on: torch.optim.AdamW(weights(), lr=1e-6, fused=on).step, 15),
     *(Row("contrast in blocks", f"NT-Xent, 2 × {b:,} × 128", partial(pairs, b), 7, ("MiB",)) for b in (256, 1024)),
     Row("contrast in blocks", "NT-Xent, 2 × 4,096 × 128", partial(pairs, 4096), 5, ("MiB",)),
     Row("contrast in blocks", "queue, 256 × 65,536 × 128", queue, 7, ("MiB",)),

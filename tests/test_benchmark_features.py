@@ -29,6 +29,6 @@ def test_the_page_says_medians_ratios_of_neighbours_and_the_test_of_each_feature
     assert written.count("| 2 → 1 ms | 2.00 |") == len(ROWS)
     assert {row.feature for row in ROWS} == set(FEATURES)
     named = re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", written)
-    assert len(named) == len(FEATURES) - 1 + 2  # one is of two others; two are cited
+    assert len(named) == len(FEATURES) - 1 + 3  # one is of two others; three are cited
     assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []
     assert all(line.count("|") == 7 for line in CITED)
