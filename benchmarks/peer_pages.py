@@ -37,6 +37,11 @@ NOTES = """
   times one. `torch` is the loop of `benchmarks/probes.py` with nn.Linear and torch.optim.SGD.
 """.strip().splitlines()
 
+NO_GPU = """
+- No GPU was at hand: **how fast any of them is on one is not known**. The script measures it where there is one, and
+  4 times each peer is wanted at 32 px.
+""".strip()
+
 
 @dataclass(frozen=True)
 class Record:
@@ -76,6 +81,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median and range."""
     if not values:
         return "unmeasured"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (once)"
     low, middle, high = (f"{each:.{digits}f}" for each in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
@@ -119,6 +126,7 @@ def page(
         "## What is the same and what is not",
         "",
         *NOTES,
+        *([] if device == "cuda" else [NO_GPU]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -39,6 +39,7 @@ def test_a_ratio_is_of_neighbouring_processes_and_a_trial_of_settings_counts_in_
 
 def test_a_spread_is_the_median_and_the_range_and_nothing_measured_is_said_to_be_unmeasured() -> None:
     assert spread([3.0, 1.0, 1.5]) == "1.50 (1.00 to 3.00)"
+    assert spread([2.0]) == "2.00 (once)"
     assert spread([]) == "unmeasured"
 
 
@@ -52,10 +53,13 @@ def test_the_page_holds_each_table_and_says_what_is_unmeasured() -> None:
     assert "| thin ResNet-10, width ¼ | unlabeled | none | torchvision | 0.250 (0.200 to 0.300) | 1,024 |" in text
     assert "| 1.50 (1.00 to 2.00) |" in text
     assert "| ResNet-18 | unmeasured |" in text
-    assert "| 1,000 | lightly | 6.00 (6.00 to 6.00) | 2.00 (2.00 to 2.00) | 2 |  |" in text
-    assert "| torch, one by one | 0.900 (0.900 to 0.900) | 9.0 (9.0 to 9.0) |" in text
-    assert "| solo-learn, 13 × one rate | 6.500 (6.500 to 6.500) | 65.0 (65.0 to 65.0) |" in text
-    assert "at least 4 at 32 px" in page([], {}, "a GPU", "cuda")
+    assert "| 1,000 | lightly | 6.00 (once) | 2.00 (once) | 2 |  |" in text
+    assert "| torch, one by one | 0.900 (once) | 9.0 (once) |" in text
+    assert "| solo-learn, 13 × one rate | 6.500 (once) | 65.0 (once) |" in text
+    assert "No GPU was at hand" in text
+    on_a_gpu = page([], {}, "a GPU", "cuda")
+    assert "at least 4 at 32 px" in on_a_gpu
+    assert "No GPU" not in on_a_gpu
 
 
 def test_a_driver_is_answered_once_with_the_mean_of_the_steps_after_the_warm_up(

@@ -36,7 +36,7 @@ def _without_signal_processing() -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    import scipy
+    import scipy  # type: ignore[import-untyped]
 
     stand_in = ModuleType(name)
 
