@@ -18,9 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
@@ -45,7 +47,8 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "outputs" / "benchmarks" / "features.json"
 CPU, THREADS = torch.device("cpu"), 2
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-THIN = (("backbone=resnet_thin",), 32, 256)  # backbone, pixels, images
+Network = tuple[tuple[str, ...], int, int]  # overrides, pixels, images
+THIN: Network = (("backbone=resnet_thin",), 32, 256)
 RESNET18 = (("backbone=resnet18", "backbone.stem=cifar"), 32, 64)
 RESNET50 = (("backbone=resnet50",), 96, 64)
 TINY = "experiment=digits max_epochs=null max_steps=1 probe=none online_knn=null pictures=null num_workers=0"
@@ -124,7 +127,7 @@ def seconds(step: Step) -> float:
 
 
 def simclr(
-    network: tuple[tuple[str, ...], int, int],
+    network: Network,
     overrides: tuple[str, ...] = (),
     half: bool = True,
     layout: torch.memory_format = torch.channels_last,
@@ -135,7 +138,7 @@ def simclr(
     torch.manual_seed(0)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         objective = build_objective(compose("train", ["name=x", "objective=simclr", *names, *overrides]))
-    objective.to(memory_format=layout)  # type: ignore[call-overload]
+    objective.to(memory_format=layout)
     if compiled:
         compile_network(objective, "default", CPU, 1, False)
     views = tuple(torch.randn(images, 3, size, size).contiguous(memory_format=layout) for _ in range(2))
@@ -191,12 +194,11 @@ def lars_steps(together: bool, on: bool) -> Step:
     if not on:
         parameters = weights()
         return partial(lars_as_written, parameters, [torch.zeros_like(each) for each in parameters])
-    optimizer, cut = LARS(weights(), lr=1e-6, weight_decay=1e-6), lars._together
+    optimizer = LARS(weights(), lr=1e-6, weight_decay=1e-6)
 
     def step() -> None:
-        lars._together = (lambda some: iter([some] if some else [])) if together else cut
-        optimizer.step()
-        lars._together = cut
+        with patch.object(lars, "_together", lambda some: [some] if some else []) if together else nullcontext():
+            optimizer.step()
 
     return step
 
@@ -215,7 +217,7 @@ def lars_as_written(parameters: list[Tensor], momenta: list[Tensor]) -> None:
 
 def gather(images: int, on: bool) -> Step:
     held = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
-    batches = itertools.cycle(torch.randperm(len(held)).split(images)[:-1])
+    batches = itertools.cycle(torch.split(torch.randperm(len(held)), images)[:-1])
     return lambda: _rows(held, next(batches), CPU) if on else held[next(batches)]
 
 
@@ -232,18 +234,23 @@ def command(on: bool) -> Step:
     return step
 
 
-def compiled(network: tuple[tuple[str, ...], int, int], on: bool) -> Step:
+def switched(half: bool, layout: bool, network: Network, on: bool) -> Step:
+    """``half`` and ``layout``: what is off where ``on`` is not."""
+    return simclr(network, half=on or not half, layout=LAYOUTS[on or not layout])
+
+
+def compiled(network: Network, on: bool) -> Step:
     folder = tempfile.TemporaryDirectory()  # nothing is there from an earlier run
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
     atexit.register(folder.cleanup)
     return simclr(network, compiled=on)
 
 
-SIZES: dict[str, Any] = {"thin ResNet, 2 × 256 × 32 px": THIN, "ResNet-18, 2 × 64 × 32 px": RESNET18}
+SIZES = {"thin ResNet, 2 × 256 × 32 px": THIN, "ResNet-18, 2 × 64 × 32 px": RESNET18}
 ROWS = [
-    *(Row("bf16", name, lambda on, n=n: simclr(n, half=on)) for name, n in SIZES.items()),
-    *(Row("channels_last", name, lambda on, n=n: simclr(n, layout=LAYOUTS[on])) for name, n in SIZES.items()),
-    *(Row("both of these", name, lambda on, n=n: simclr(n, (), on, LAYOUTS[on])) for name, n in SIZES.items()),
+    *(Row("bf16", name, partial(switched, True, False, n)) for name, n in SIZES.items()),
+    *(Row("channels_last", name, partial(switched, False, True, n)) for name, n in SIZES.items()),
+    *(Row("both of these", name, partial(switched, True, True, n)) for name, n in SIZES.items()),
     Row("freed memory kept", "thin ResNet, 2 × 256 × 32 px, bf16", lambda on: simclr(THIN), 4, ("ms", "MiB")),
     *(Row("compile", name, partial(compiled, n), 9, (), True) for name, n in SIZES.items()),
     Row(

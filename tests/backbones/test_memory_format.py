@@ -12,7 +12,7 @@ def test_channels_last_changes_features_and_gradients_by_roundings_alone() -> No
     weight = torch.randn(8, network.num_features, dtype=torch.float64)
 
     def found(layout: torch.memory_format) -> list[Tensor]:
-        network.to(memory_format=layout)  # type: ignore[call-overload]
+        network.to(memory_format=layout)
         features = network(images.contiguous(memory_format=layout))
         return [features, *torch.autograd.grad((features * weight).sum(), list(network.parameters()))]
 
