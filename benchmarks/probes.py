@@ -107,12 +107,12 @@ def peak_memory(classes: int, k: int) -> float:
     few = test.rows(torch.arange(100))
     KNN([20], 0.1).fit_predict(few, few, classes)  # libraries are loaded
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: getrusage's is that of the parent, too
-    before = _status("VmRSS")
+    before = status("VmRSS")
     KNN([k], 0.1).fit_predict(train, test, classes)
-    return (_status("VmHWM") - before) / 1024
+    return (status("VmHWM") - before) / 1024
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Of this process, KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
