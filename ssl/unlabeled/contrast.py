@@ -32,24 +32,26 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, left_out: Tensor | None) -> Tensor:
         sums, expected = queries.new_empty(len(queries)), torch.empty_like(queries)
-        blocks, whole = _blocks(queries, keys), None
+        blocks, keep = _blocks(queries, keys), ctx.needs_input_grad[1]
         for rows in blocks:
             similarity = _similarity(queries, keys, left_out, rows)
-            sums[rows] = similarity.logsumexp(1)
-            probability = similarity.sub_(sums[rows, None]).exp_()
-            expected[rows] = probability @ keys
-            whole = probability if ctx.needs_input_grad[1] and len(blocks) == 1 else None
-        ctx.save_for_backward(queries, keys if ctx.needs_input_grad[1] else None, left_out, sums, expected, whole)
+            largest = similarity.amax(1, keepdim=True)
+            shares = similarity.sub_(largest).exp_()  # of the total: one exponential, and no copy of the block
+            total = shares.sum(1, keepdim=True)
+            sums[rows] = (largest + total.log())[:, 0]
+            expected[rows] = shares @ keys / total
+        whole = (shares, total) if keep and len(blocks) == 1 else (None, None)
+        ctx.save_for_backward(queries, keys if keep else None, left_out, sums, expected, *whole)
         return sums
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        queries, keys, left_out, sums, expected, whole = ctx.saved_tensors
+        queries, keys, left_out, sums, expected, shares, total = ctx.saved_tensors
         of_queries, weighted = expected * gradient[:, None], queries * gradient[:, None]
         if keys is None:
             return of_queries, None, None
-        if whole is not None:
-            return of_queries, whole.T @ weighted, None
+        if shares is not None:
+            return of_queries, shares.T @ (weighted / total), None
         of_keys = torch.zeros_like(keys)
         for rows in _blocks(queries, keys):
             probability = _similarity(queries, keys, left_out, rows).sub_(sums[rows, None]).exp_()
