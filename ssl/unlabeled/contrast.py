@@ -14,7 +14,7 @@ def log_sum_exp(queries: Tensor, keys: Tensor, left_out: Tensor | None = None) -
 
     Softmax and cross-entropy over the whole matrix keep three copies of it; here a block of it lives at a time, and is
     made again in backward where there are several and ``keys`` want a gradient. Keys that want none may change
-    afterwards. On two cores, 8192 anchors among as many took 572 ms and 56 MiB, and 902 ms and 776 MiB before.
+    afterwards. 8192 anchors among as many took 459 ms and 0.2 GiB on two cores, and the whole matrix 406 ms and 2.6.
 
     Args:
         queries: [B, D], already divided by the temperature.
