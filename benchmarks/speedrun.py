@@ -1,8 +1,8 @@
 """Minutes of training until a linear probe reaches 85, 90 and 92 %, each from a run that was planned to be so long.
 
     python benchmarks/speedrun.py data.download=true                            on a GPU: five lengths, see --epochs
-    python benchmarks/speedrun.py --epochs 50 100 data=parquet data.path=FOLDER
-    python benchmarks/speedrun.py --experiment cifar10_cpu --epochs 2 5 20 --targets 50 60 data.path=FOLDER     on a CPU
+    python benchmarks/speedrun.py data=parquet data.path=FOLDER --epochs 50 100
+    python benchmarks/speedrun.py data.path=FOLDER --experiment cifar10_cpu --epochs 5 20 --targets 50 60       on a CPU
 
 A learning rate falls to the end of its run, so that the state in the middle of a longer run says too little: every
 length is a run of its own, judged at its last epoch. One that has its report is not trained again. The table goes to
@@ -37,16 +37,17 @@ class Reached(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, before the options")
     parser.add_argument("--experiment", default="cifar10_speedrun")
     parser.add_argument("--epochs", type=int, nargs="+", default=[50, 100, 200, 400, 800])
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="top-1 of the linear probe, per cent")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs", help="folder of the runs")
-    given, overrides = parser.parse_known_args()
+    given = parser.parse_args()
     found = []
     for epochs in sorted(given.epochs):
         run_dir = given.runs.resolve() / f"{given.experiment}_{epochs}_epochs"
         if not (run_dir / "report" / "results.json").exists():
-            train(given.experiment, epochs, run_dir, overrides)
+            train(given.experiment, epochs, run_dir, given.overrides)
         found.append(read(run_dir, epochs))
     path = RESULTS / f"{given.experiment}_minutes.md"
     path.write_text(page(given.experiment, found, given.targets))
