@@ -81,7 +81,11 @@ def test_no_step_of_an_objective_reads_from_the_device_or_blocks_on_a_copy(
         step(objective, views, torch.device("meta"))
 
 
-@pytest.mark.parametrize("wait", ["float(x.sum())", "x[x > 0]", "torch.tensor(1.0, device='meta')", "drawn.to('meta')"])
+old = pytest.mark.skipif(torch.__version__ < "2.15", reason="older ones make such a tensor unseen")
+number = pytest.param("torch.tensor(1.0, device='meta')", marks=old)
+
+
+@pytest.mark.parametrize("wait", ["float(x.sum())", "x[x > 0]", number, "drawn.to('meta')"])
 def test_a_wait_would_be_noticed(wait: str) -> None:
     known = {"torch": torch, "x": torch.empty(3, device="meta"), "drawn": torch.zeros(3)}
     with Never(), pytest.raises(AssertionError):  # type: ignore[no-untyped-call]
