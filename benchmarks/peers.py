@@ -28,7 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the drivers are modules of benchmarks
 
-from benchmarks.peer_drivers.common import PREFIX, Job  # noqa: E402
+from benchmarks.peer_drivers.harness import PREFIX, Job  # noqa: E402
 from benchmarks.peer_pages import OURS, QUERIES, Record, best_setting, page, rounds  # noqa: E402
 from unlabeled.evaluation.reporting.report import git_state, machine, versions  # noqa: E402
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.peer_drivers.common import Clock, Job
+from benchmarks.peer_drivers.harness import Clock, Job
 from benchmarks.peer_pages import OURS, Record, best_setting, page, ratios, rounds, spread
 
 
@@ -66,8 +66,8 @@ def test_a_driver_is_answered_once_with_the_mean_of_the_steps_after_the_warm_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter([0.0, 5.0, 7.0, 10.0])  # start, step 1, step 2 (warm), step 5
-    monkeypatch.setattr("benchmarks.peer_drivers.common.time.perf_counter", lambda: next(now))
-    monkeypatch.setattr("benchmarks.peer_drivers.common.time.time", lambda: 104.5)
+    monkeypatch.setattr("benchmarks.peer_drivers.harness.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("benchmarks.peer_drivers.harness.time.time", lambda: 104.5)
     clock = Clock(Job("thin", "", warm_up=2, steps=3, started=100.0))
     for _ in range(7):
         clock.tick()

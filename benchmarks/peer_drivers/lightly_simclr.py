@@ -12,8 +12,8 @@ from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from benchmarks.peer_drivers import common
-from benchmarks.peer_drivers.common import Job
+from benchmarks.peer_drivers import harness
+from benchmarks.peer_drivers.harness import Job
 
 QUERIES = 500  # at a time: of 100, 250, 500 and 1000 the fastest, by a few per cent
 
@@ -21,10 +21,10 @@ QUERIES = 500  # at a time: of 100, 250, 500 and 1000 the fastest, by a few per 
 class SimCLR(pl.LightningModule):
     def __init__(self, part: str) -> None:
         super().__init__()
-        self.backbone = common.backbone(part)
+        self.backbone = harness.backbone(part)
         width = self.backbone.num_features
-        self.projection_head = SimCLRProjectionHead(width, width, common.PROJECTION)
-        self.criterion = NTXentLoss(temperature=common.TEMPERATURE)
+        self.projection_head = SimCLRProjectionHead(width, width, harness.PROJECTION)
+        self.criterion = NTXentLoss(temperature=harness.TEMPERATURE)
 
     def forward(self, x: Tensor) -> Any:
         return self.projection_head(self.backbone(x).flatten(start_dim=1))
@@ -34,7 +34,7 @@ class SimCLR(pl.LightningModule):
         return self.criterion(self.forward(x0), self.forward(x1))
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=common.LR, momentum=common.MOMENTUM)
+        return torch.optim.SGD(self.parameters(), lr=harness.LR, momentum=harness.MOMENTUM)
 
 
 def pretrain(job: Job) -> None:
@@ -43,22 +43,22 @@ def pretrain(job: Job) -> None:
     if job.part == "first_step":
         dataset = LightlyDataset(f"{job.data}/folder", transform=transform)
     else:
-        dataset = LightlyDataset.from_torch_dataset(common.cifar10(job.data), transform=transform)
+        dataset = LightlyDataset.from_torch_dataset(harness.cifar10(job.data), transform=transform)
     loader = torch.utils.data.DataLoader(
         dataset,
-        batch_size=common.BATCH_SIZE,
+        batch_size=harness.BATCH_SIZE,
         collate_fn=MultiViewCollate(),
         shuffle=True,
         drop_last=True,
         num_workers=job.workers,
     )
-    common.fit(pl, job, SimCLR(job.part), loader)
+    harness.fit(pl, job, SimCLR(job.part), loader)
 
 
 def knn(job: Job) -> dict[str, float]:
     from lightly.utils.benchmarking import knn_predict
 
-    bank, labels, queries, _ = common.features(job)
+    bank, labels, queries, _ = harness.features(job)
 
     def predict(queries: Tensor) -> Tensor:
         columns = normalize(bank).T.contiguous()
@@ -66,7 +66,7 @@ def knn(job: Job) -> dict[str, float]:
         return torch.cat([knn_predict(part, columns, labels, job.classes, 20, 0.1)[:, 0] for part in parts])
 
     predict(queries[:QUERIES])
-    seconds, predictions = common.timed(lambda: predict(queries))
+    seconds, predictions = harness.timed(lambda: predict(queries))
     torch.save(predictions, job.out)
     return {"knn": seconds}
 
@@ -74,10 +74,10 @@ def knn(job: Job) -> dict[str, float]:
 def linear(job: Job) -> dict[str, float]:
     from lightly.utils.benchmarking import LinearClassifier
 
-    bank, labels, _, _ = common.features(job)
-    module = LinearClassifier(nn.Identity(), common.BATCH_SIZE, common.HEAD_RATE, bank.shape[1], job.classes)
-    return common.fit_head(pl, job, module, torch.utils.data.TensorDataset(bank, labels))
+    bank, labels, _, _ = harness.features(job)
+    module = LinearClassifier(nn.Identity(), harness.BATCH_SIZE, harness.HEAD_RATE, bank.shape[1], job.classes)
+    return harness.fit_head(pl, job, module, torch.utils.data.TensorDataset(bank, labels))
 
 
 if __name__ == "__main__":
-    common.run({"pretrain": pretrain, "knn": knn, "linear": linear})
+    harness.run({"pretrain": pretrain, "knn": knn, "linear": linear})

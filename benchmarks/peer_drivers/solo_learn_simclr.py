@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 
-from benchmarks.peer_drivers import common
-from benchmarks.peer_drivers.common import Job
+from benchmarks.peer_drivers import harness
+from benchmarks.peer_drivers.harness import Job
 
 bolts = [ModuleType(name) for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")]
 bolts[-1].LinearWarmupCosineAnnealingLR = None  # type: ignore[attr-defined]
@@ -40,13 +40,13 @@ Metric.__init__ = lambda self, compute_on_step=None, **more: _init(self, **more)
 # of its own command line, as bash_files/pretrain/cifar/simclr.sh of its repository gives them
 BASE: dict[str, Any] = {
     "max_epochs": 100,
-    "batch_size": common.BATCH_SIZE,
+    "batch_size": harness.BATCH_SIZE,
     "optimizer": "sgd",
     "lars": False,
-    "lr": common.LR,
+    "lr": harness.LR,
     "weight_decay": 0.0,
     "exclude_bias_n_norm": False,
-    "extra_optimizer_args": {"momentum": common.MOMENTUM},
+    "extra_optimizer_args": {"momentum": harness.MOMENTUM},
     "scheduler": "none",
 }
 SIMCLR: dict[str, Any] = {
@@ -60,9 +60,9 @@ SIMCLR: dict[str, Any] = {
     "warmup_epochs": 0,
     "num_large_crops": 2,
     "num_small_crops": 0,
-    "proj_output_dim": common.PROJECTION,
+    "proj_output_dim": harness.PROJECTION,
     "proj_hidden_dim": 512,
-    "temperature": common.TEMPERATURE,
+    "temperature": harness.TEMPERATURE,
 }
 VIEWS: dict[str, Any] = {
     "brightness": 0.4,
@@ -77,22 +77,22 @@ VIEWS: dict[str, Any] = {
 def pretrain(job: Job) -> None:
     model = SimCLR(**BASE, **SIMCLR)
     # Its own backbone pads the first convolution by 2, its projector has no BatchNorm: all train the same network.
-    model.encoder = common.backbone(job.part)
+    model.encoder = harness.backbone(job.part)
     width = model.encoder.num_features
-    model.projector, model.classifier = common.projector(width), nn.Linear(width, 10)
+    model.projector, model.classifier = harness.projector(width), nn.Linear(width, 10)
     kind = "custom" if job.part == "first_step" else "cifar10"
     transform = prepare_n_crop_transform([prepare_transform(kind, **VIEWS)], [2])
     if job.part == "first_step":
         dataset = prepare_datasets(kind, transform, Path(job.data), "folder")
     else:
-        dataset = common.cifar10(job.data, transform)
+        dataset = harness.cifar10(job.data, transform)
         dataset.__class__ = dataset_with_index(type(dataset))
-    common.fit(pl, job, model, prepare_dataloader(dataset, common.BATCH_SIZE, job.workers))
+    harness.fit(pl, job, model, prepare_dataloader(dataset, harness.BATCH_SIZE, job.workers))
 
 
 def knn(job: Job) -> dict[str, float]:
     """Its classifier tells accuracies alone; asked about the predictions of another, it tells how many it shares."""
-    bank, labels, queries, truth = common.features(job)
+    bank, labels, queries, truth = harness.features(job)
 
     def accuracy(targets: torch.Tensor) -> float:
         metric = WeightedKNNClassifier(k=20, T=0.1)
@@ -101,7 +101,7 @@ def knn(job: Job) -> dict[str, float]:
         return float(metric.compute()[0])
 
     accuracy(torch.arange(job.classes))
-    seconds, percent = common.timed(lambda: accuracy(truth))
+    seconds, percent = harness.timed(lambda: accuracy(truth))
     found = {"knn": seconds, "correct": percent * len(truth) / 100}
     other = Path(job.out).with_name(f"knn_{job.classes}_unlabeled.pt")
     if other.exists() and len((predicted := torch.load(other, weights_only=True)).unique()) == job.classes:
@@ -114,10 +114,10 @@ class Frozen(nn.Identity):
 
 
 def linear(job: Job) -> dict[str, float]:
-    bank, labels, _, _ = common.features(job)
-    module = LinearModel(Frozen(), job.classes, **(BASE | {"lr": common.HEAD_RATE}))
-    return common.fit_head(pl, job, module, torch.utils.data.TensorDataset(bank, labels))
+    bank, labels, _, _ = harness.features(job)
+    module = LinearModel(Frozen(), job.classes, **(BASE | {"lr": harness.HEAD_RATE}))
+    return harness.fit_head(pl, job, module, torch.utils.data.TensorDataset(bank, labels))
 
 
 if __name__ == "__main__":
-    common.run({"pretrain": pretrain, "knn": knn, "linear": linear})
+    harness.run({"pretrain": pretrain, "knn": knn, "linear": linear})

@@ -9,11 +9,11 @@ from stable_pretraining import forward
 from stable_pretraining.data import transforms
 from torch import nn
 
-from benchmarks.peer_drivers import common
-from benchmarks.peer_drivers.common import Job
+from benchmarks.peer_drivers import harness
+from benchmarks.peer_drivers.harness import Job
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
-OPTIMIZER = {"type": "SGD", "lr": common.LR, "momentum": common.MOMENTUM}
+OPTIMIZER = {"type": "SGD", "lr": harness.LR, "momentum": harness.MOMENTUM}
 
 
 def view() -> Any:
@@ -43,7 +43,7 @@ def in_batches() -> Any:
 def dataset(job: Job) -> Any:
     from torchvision.datasets import ImageFolder
 
-    images = ImageFolder(f"{job.data}/folder") if job.part == "first_step" else common.cifar10(job.data)
+    images = ImageFolder(f"{job.data}/folder") if job.part == "first_step" else harness.cifar10(job.data)
     names = ["image", "label"]
     if job.views == "kornia":
         plain = transforms.ToImage(rgb=True, scale=True)
@@ -53,32 +53,32 @@ def dataset(job: Job) -> Any:
 
 def pretrain(job: Job) -> None:
     spt.make_it_fast(verbose=False)
-    backbone = common.backbone(job.part)
+    backbone = harness.backbone(job.part)
     module = spt.Module(
         backbone=backbone,
-        projector=common.projector(backbone.num_features),
+        projector=harness.projector(backbone.num_features),
         forward=forward.simclr,
-        simclr_loss=spt.losses.NTXEntLoss(temperature=common.TEMPERATURE),
+        simclr_loss=spt.losses.NTXEntLoss(temperature=harness.TEMPERATURE),
         optim={"optimizer": OPTIMIZER},
     )
     loader = torch.utils.data.DataLoader(
-        dataset(job), batch_size=common.BATCH_SIZE, num_workers=job.workers, drop_last=True, shuffle=True
+        dataset(job), batch_size=harness.BATCH_SIZE, num_workers=job.workers, drop_last=True, shuffle=True
     )
-    common.fit(pl, job, module, loader)
+    harness.fit(pl, job, module, loader)
 
 
 def linear(job: Job) -> dict[str, float]:
-    bank, labels, _, _ = common.features(job)
+    bank, labels, _, _ = harness.features(job)
     module = spt.Module(
         backbone=nn.Identity(),
         classifier=nn.Linear(bank.shape[1], job.classes),
         forward=forward.supervised,
         supervised_loss=nn.CrossEntropyLoss(),
-        optim={"optimizer": OPTIMIZER | {"lr": common.HEAD_RATE}},
+        optim={"optimizer": OPTIMIZER | {"lr": harness.HEAD_RATE}},
     )
     rows = spt.data.FromTorchDataset(torch.utils.data.TensorDataset(bank, labels), names=["image", "label"])
-    return common.fit_head(pl, job, module, rows)
+    return harness.fit_head(pl, job, module, rows)
 
 
 if __name__ == "__main__":
-    common.run({"pretrain": pretrain, "linear": linear})
+    harness.run({"pretrain": pretrain, "linear": linear})

@@ -9,18 +9,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_drivers import common
-from benchmarks.peer_drivers.common import Job
+from benchmarks.peer_drivers import harness
+from benchmarks.peer_drivers.harness import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [
     "objective=simclr",
-    f"objective.temperature={common.TEMPERATURE}",
+    f"objective.temperature={harness.TEMPERATURE}",
     "views=simclr_small",
     "optimizer=sgd",
-    f"optimizer.lr={common.LR}",
+    f"optimizer.lr={harness.LR}",
     "optimizer.weight_decay=0",
-    f"batch_size={common.BATCH_SIZE}",
+    f"batch_size={harness.BATCH_SIZE}",
     "backbone.stem=cifar",
     "trainer.precision=bf16-mixed",
     "probe=none",
@@ -55,7 +55,7 @@ class Hook(MetaPathFinder):
             fit = module.Run.fit
 
             def fit_timed(run: Any, resolved: dict[str, Any]) -> None:
-                run.module.on_train_batch_end = common.Clock(self.job).tick
+                run.module.on_train_batch_end = harness.Clock(self.job).tick
                 fit(run, resolved)
 
             module.Run.fit = fit_timed
@@ -85,11 +85,11 @@ def knn(job: Job) -> dict[str, float]:
     from unlabeled.evaluation.features import Features
     from unlabeled.evaluation.knn import KNN
 
-    bank, labels, queries, truth = common.features(job)
+    bank, labels, queries, truth = harness.features(job)
     train, test = Features(bank, labels, labels), Features(queries, truth, truth)
     probe = KNN([20], 0.1)
     probe.fit_predict(train, test.rows(torch.arange(500)), job.classes)
-    seconds, (score,) = common.timed(lambda: probe.fit_predict(train, test, job.classes))
+    seconds, (score,) = harness.timed(lambda: probe.fit_predict(train, test, job.classes))
     torch.save(score.predictions, job.out)
     return {"knn": seconds, "correct": float((score.predictions == truth).sum())}
 
@@ -100,9 +100,9 @@ def linear(job: Job) -> dict[str, float]:
     from unlabeled.evaluation.linear import standardise
     from unlabeled.evaluation.sgd_grid import Head, SGDGrid
 
-    bank, labels, _, _ = common.features(job)
+    bank, labels, _, _ = harness.features(job)
     (x,) = standardise(bank, dtype=bank.dtype)
-    grid = SGDGrid(RATES, 1, common.BATCH_SIZE, [0.0], common.MOMENTUM, 0.1, 0)
+    grid = SGDGrid(RATES, 1, harness.BATCH_SIZE, [0.0], harness.MOMENTUM, 0.1, 0)
 
     def fit(rates: list[float]) -> None:
         grid.fit(x, labels, job.classes, [Head("last", rate, 0.0) for rate in rates])
@@ -110,9 +110,9 @@ def linear(job: Job) -> dict[str, float]:
     fit(RATES)
     bare = x[:, :-1].contiguous()
     one_by_one(bare[:512], labels[:512])
-    found = {"grid": common.timed(partial(fit, RATES))[0], "one_rate": common.timed(partial(fit, [0.1]))[0]}
-    return found | {"one_by_one": common.timed(partial(one_by_one, bare, labels))[0]}
+    found = {"grid": harness.timed(partial(fit, RATES))[0], "one_rate": harness.timed(partial(fit, [0.1]))[0]}
+    return found | {"one_by_one": harness.timed(partial(one_by_one, bare, labels))[0]}
 
 
 if __name__ == "__main__":
-    common.run({"pretrain": pretrain, "knn": knn, "linear": linear})
+    harness.run({"pretrain": pretrain, "knn": knn, "linear": linear})

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytorch_lightning as pl
@@ -147,4 +148,4 @@ def synchronise(device: torch.device) -> None:
 
 def efficiencies(run: list[float], limit: list[float]) -> list[float]:
     """Of each block of the run [n], by the limit's blocks [n + 1] before and after it: 1 is as fast as the limit."""
-    return [(before + after) / 2 / own for own, before, after in zip(run, limit, limit[1:], strict=False)]
+    return [(before + after) / 2 / own for own, (before, after) in zip(run, pairwise(limit), strict=True)]

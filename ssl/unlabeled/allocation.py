@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     By itself it asks the kernel for those above 32 MiB (mallopt(3), M_MMAP_THRESHOLD) and hands them back when they are
     freed, and trims its heap, so that each step gets its pages anew, zeroed one by one. Measured on two cores, SimCLR's
     step with 256 images of 32 pixels: thin ResNet 196 → 147 ms in bf16 and 352 → 206 ms in float32, ResNet-18 2.94 →
-    2.37 s in bf16; with 2,048 images twice as many a second. The peak of a process rises by fragments: not at 256, from
-    2.7 to 4.2 GiB at 2,048. No number depends on it.
+    2.37 s in bf16; with 2,048 images twice as many a second. The peak of a process rises by fragments: little at 256,
+    from 2.7 to 4.2 GiB at 2,048. No number depends on it.
 
     Returns:
         Whether malloc is glibc's; with another one nothing is changed.

@@ -12,5 +12,5 @@ def mix(*numbers: int) -> int:
 
 
 def on_device(drawn: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, where it is needed; through pinned memory, without which the host waits for a GPU."""
+    """What was drawn or listed on the CPU, where it is needed; pinned, or the host would wait for a GPU."""
     return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)

@@ -20,6 +20,7 @@ from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import Source
 from unlabeled.data.support import SupportOrder, decode_labelled
 from unlabeled.objective import Batch, Support
+from unlabeled.randomness import on_device
 
 
 class Resumable:
@@ -192,17 +193,12 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
 
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
     """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
-    rows = _copied(torch.tensor(positions, dtype=torch.long), source.ids.device)
+    rows = on_device(torch.tensor(positions, dtype=torch.long), source.ids.device)
     if isinstance(source.images, Tensor):
         images, sizes = _rows(source.images, rows, device), None
     else:
         images, sizes = canvas([source.images[position] for position in positions])
     return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
-
-
-def _copied(values: Tensor, device: torch.device) -> Tensor:
-    """From the CPU: an ordinary copy would wait until a GPU has done all that it was given before."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _rows(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
