@@ -153,7 +153,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     logger = [build_logger(config)] if "logger" in config else []
-    watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
+    watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(

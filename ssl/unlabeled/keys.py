@@ -62,6 +62,7 @@ FREE_KEYS = (
     "checkpoint_every_n_steps",
     "checkpoints_kept",
     "data.index",
+    "health",
     "log_every_n_steps",
     "logger",
     "max_faults_in_a_row",

@@ -83,6 +83,22 @@ class Output:
     loss: Tensor  # float32 scalar
     features: Tensor  # [B, backbone.num_features], detached: what online probes read
     metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars, logged as train/<name>
+    # For the health monitor alone: [n, D], what the loss sets to length 1, with its graph; and what a teacher made of
+    # other views, which must have none.
+    embeddings: Tensor | None = None
+    targets: Tensor | None = None
+
+
+class Sign(NamedTuple):
+    """A metric by which a method shows that it fails in a way of its own: an alarm while it is out of bounds."""
+
+    name: str  # of the failure: codes-not-balanced
+    metric: str  # in Output.metrics
+    at_least: float
+    at_most: float
+    meaning: str  # in words: what such a value usually means
+    remedy: str  # what to try
+    after: int = 0  # steps for which a healthy run may be out of bounds too
 
 
 class Backbone(nn.Module):
@@ -159,6 +175,17 @@ class Objective(nn.Module):
             eval mode, and by one process alone: nothing in here may wait for another.
         """
         return {}
+
+    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """Copies that follow trained modules slowly, each with what it follows, the backbone's first; for the monitor.
+
+        Empty where the method has no teacher.
+        """
+        return ()
+
+    def signs(self) -> Sequence[Sign]:
+        """By which of its metrics the health monitor can tell that the method fails; none by default."""
+        return ()
 
     def collapsed_at(self) -> float | None:
         """Loss of a network whose embeddings are all equal, or None where the method has no such value."""

@@ -1,5 +1,6 @@
 """The one LightningModule: it drives an objective through a run and knows no method's name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -55,6 +56,7 @@ class Pretraining(pl.LightningModule):
         self.recipe, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
+        self.onlookers: list[Callable[[Batch, Output], None]] = []  # callbacks that look at each output, with its graph
         self.part = 0  # batches since the last optimizer step
         self.steps_taken = 0  # by this process, since it was started
 
@@ -92,6 +94,8 @@ class Pretraining(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         output = self.output_of(batch)
         self.faults.note(output.loss)
+        for look in self.onlookers:
+            look(batch, output)
         self.part += 1
         # Reading a loss waits for the device.
         if self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0:

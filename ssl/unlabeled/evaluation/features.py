@@ -68,13 +68,14 @@ def extract(
     device: torch.device | str,
     precision: str = "32-true",
     kinds: Sequence[str] = ("last",),
+    check_finite: bool = True,
 ) -> Features:
     """Features of all images, on the CPU, with ``network`` in eval mode and left as it was found.
 
     The train/eval mode of every submodule and the global random state are restored; ``network`` is moved to ``device``
     and stays there. ``precision`` is Lightning's name: 32-true, bf16-mixed or 16-mixed. ``batches`` is any iterable,
     e.g. ``batched(...)`` or a loader; a generator can be read only once. ``kinds`` of features besides ``last``
-    need a Backbone that has them. Raises UserError on features that are not finite.
+    need a Backbone that has them. Raises UserError on features that are not finite, where ``check_finite``.
     """
     if precision not in AUTOCAST:
         raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
@@ -87,7 +88,7 @@ def extract(
             rows.append(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
     if not rows:
         raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
-    return _finite(joined(rows), precision)
+    return _finite(joined(rows), precision) if check_finite else joined(rows)
 
 
 def joined(parts: Sequence[Features]) -> Features:

@@ -6,7 +6,7 @@ github.com/facebookresearch/moco. v3: Chen et al. 2021, arXiv:2104.02057, github
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -191,13 +191,16 @@ class MoCo(Objective):
         if self.training:
             for k in keys:  # one by one: the order in the queue is then that of the global batch
                 self.queue.enqueue(k)
-        return Output(loss, features.detach(), {"positive_similarity": _similarity(q1, k2)})
+        return Output(loss, features.detach(), {"positive_similarity": _similarity(q1, k2)}, q1, k2)
 
     @torch.no_grad()
     def _keys(self, images: Tensor, progress: Progress, turn: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, turn, _SHUFFLE))
         permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
         return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
+
+    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
     def collapsed_at(self) -> float | None:
         """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
@@ -263,7 +266,7 @@ class MoCoV3(Objective):
         k1, k2 = self._keys(x1), self._keys(x2)
         loss = batch_contrast(q1, q2, k1, k2, self.temperature)
         metrics = {"positive_similarity": _similarity(q1, k2), "momentum": loss.new_full((), momentum)}
-        return Output(loss, features.detach(), metrics)
+        return Output(loss, features.detach(), metrics, q1, k2)
 
     def _predict(self, features: Tensor) -> Tensor:
         prediction: Tensor = self.predictor(self.projector(features))
@@ -273,6 +276,9 @@ class MoCoV3(Objective):
     def _keys(self, images: Tensor) -> Tensor:
         keys: Tensor = self.momentum_projector(self.momentum_backbone(images))
         return keys
+
+    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
     def collapsed_at(self) -> float | None:
         """2·2T·ln N for a global batch of N images."""

@@ -75,14 +75,30 @@ def paws_loss(
         Cross-entropy and me-max, scalars: the loss is their sum. Where all embeddings are equal and all classes have
         equally many supports they are ln C and −ln C.
     """
-    labels = distributed.gather(labels)
-    predictions = soft_nearest_neighbours(anchors, distributed.gather(_unit_rows(supports)), labels, temperature)
-    with torch.no_grad():
-        gathered = distributed.gather(_unit_rows(target_supports))
-        wanted = sharpened(soft_nearest_neighbours(targets, gathered, labels, temperature), sharpen)
-        first, second = wanted.chunk(LARGE)
-        wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
-        wanted = wanted.where(wanted >= SMALLEST_TARGET, torch.zeros_like(wanted))
+    wanted = wanted_classes(targets, target_supports, labels, small_views, temperature, sharpen)
+    return predicted_classes(anchors, supports, wanted, labels, temperature, sharpen)
+
+
+@torch.no_grad()
+@full_precision
+def wanted_classes(
+    targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int, temperature: float, sharpen: float
+) -> Tensor:
+    """What the anchors are to predict, [(2+M)·B, C]; the first half of :func:`paws_loss`, which says what is given."""
+    supports, labels = distributed.gather(_unit_rows(target_supports)), distributed.gather(labels)
+    wanted = sharpened(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
+    first, second = wanted.chunk(LARGE)
+    wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
+    return wanted.where(wanted >= SMALLEST_TARGET, torch.zeros_like(wanted))
+
+
+@full_precision
+def predicted_classes(
+    anchors: Tensor, supports: Tensor, wanted: Tensor, labels: Tensor, temperature: float, sharpen: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and me-max, the second half of :func:`paws_loss`."""
+    supports, labels = distributed.gather(_unit_rows(supports)), distributed.gather(labels)
+    predictions = soft_nearest_neighbours(anchors, supports, labels, temperature)
     mean = distributed.mean(sharpened(predictions, sharpen).mean(0))
     return -_x_log_y(wanted, predictions).sum(1).mean(), _x_log_y(mean, mean).sum()
 
@@ -147,17 +163,11 @@ class PAWS(Objective):
         predicted = self.predictor(projected)
         anchors = torch.cat([predicted[rows:], *self._small(small)])
         first, second = projected[rows:].chunk(LARGE)
-        cross_entropy, me_max = paws_loss(
-            anchors,
-            predicted[:rows],
-            torch.cat([second, first]),
-            projected[:rows],
-            self._labels(support, projected.dtype),
-            len(small),
-            self.temperature,
-            self.sharpen,
-        )
-        return Output(cross_entropy + me_max, features[rows : rows + images].detach(), _metrics(cross_entropy, me_max))
+        swapped, labels = torch.cat([second, first]), self._labels(support, projected.dtype)
+        wanted = wanted_classes(swapped, projected[:rows], labels, len(small), self.temperature, self.sharpen)
+        parts = predicted_classes(anchors, predicted[:rows], wanted, labels, self.temperature, self.sharpen)
+        seen = features[rows : rows + images].detach()
+        return Output(parts[0] + parts[1], seen, _metrics(*parts, wanted), anchors, wanted)
 
     def _small(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Anchors of the small views; each size has a forward and BatchNorm statistics of its own, heads included."""
@@ -187,12 +197,13 @@ def _support_of(batch: Batch) -> Support:
 
 
 @torch.no_grad()
-def _metrics(cross_entropy: Tensor, me_max: Tensor) -> dict[str, Tensor]:
-    """The two parts of the loss, and over how many classes the mean prediction is spread, from 1 to K."""
+def _metrics(cross_entropy: Tensor, me_max: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """The parts of the loss, and over how many classes, from 1 to K, the mean prediction and each target are spread."""
     return {
         "cross_entropy": cross_entropy.detach(),
         "me_max": me_max.detach(),
         "effective_classes": (-me_max.detach()).exp(),
+        "classes_per_target": (-_x_log_y(wanted, wanted).sum(1).mean()).exp(),
     }
 
 

@@ -189,7 +189,7 @@ class ReLIC(Objective):
         negatives = on_device(self._negatives(len(online[0]), progress), online[0].device)
         log_p = [[log_likeness(o, t, negatives, self.temperature) for t in targets] for o in online]
         loss, metrics = self._all_pairs(log_p)
-        return Output(loss, features[0].detach(), metrics)
+        return Output(loss, features[0].detach(), metrics, online[0], targets[0])
 
     @torch.no_grad()
     def _target(self, images: Tensor) -> Tensor:
@@ -233,6 +233,9 @@ class ReLIC(Objective):
         momentum = ema.momentum_at(progress.fraction, self.momentum)
         ema.update(self.target_backbone, self.backbone, momentum)
         ema.update(self.target_projector, self.projector, momentum)
+
+    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return (self.target_backbone, self.backbone), (self.target_projector, self.projector)
 
     def collapsed_at(self) -> float | None:
         """α · ln(n+1)."""

@@ -66,7 +66,7 @@ class SimCLR(Objective):
         self.batch_size = len(z1) * distributed.world_size()
         similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
         loss = nt_xent(z1, z2, self.temperature)
-        return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity})
+        return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity}, embeddings=z1)
 
     def collapsed_at(self) -> float | None:
         """ln(2N−1) for a global batch of N images."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.heads import swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
 from unlabeled.precision import full_precision
 
 
@@ -72,13 +72,35 @@ def swapped_prediction(
     Returns:
         Scalar; ln K when all scores are equal.
     """
+    codes = codes_of(scores, assigned, epsilon, iterations, queue_scores)
+    return predicted_codes(scores, assigned, codes, temperature)
+
+
+@full_precision
+def codes_of(
+    scores: Sequence[Tensor],
+    assigned: Sequence[int],
+    epsilon: float,
+    iterations: int,
+    queue_scores: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Codes [B, K] of each assigned crop; the first half of :func:`swapped_prediction`, which says what is given."""
+    queued = [[] for _ in assigned] if queue_scores is None else [[rows] for rows in queue_scores]
+    together = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
+    images = len(scores[assigned[0]])
+    return [sinkhorn(rows, epsilon, iterations)[-images:] for rows in together]
+
+
+@full_precision
+def predicted_codes(
+    scores: Sequence[Tensor], assigned: Sequence[int], codes: Sequence[Tensor], temperature: float
+) -> Tensor:
+    """Mean cross-entropy of codes and predictions; the second half of :func:`swapped_prediction`."""
     predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]
     losses = []
-    for position, crop in enumerate(assigned):
-        queued = [] if queue_scores is None else [queue_scores[position]]
-        codes = sinkhorn(torch.cat([*queued, scores[crop]]), epsilon, iterations)[-len(scores[crop]) :]
+    for crop, code in zip(assigned, codes, strict=True):
         others = [prediction for number, prediction in enumerate(predictions) if number != crop]
-        losses += [-(codes * prediction).sum(1).mean() for prediction in others]
+        losses += [-(code * prediction).sum(1).mean() for prediction in others]
     return torch.stack(losses).mean()
 
 
@@ -182,12 +204,15 @@ class SwAV(Objective):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
         features = _by_resolution(self.backbone, batch.views)
-        embeddings = _unit_rows(self.projector(features))
+        projected = self.projector(features)
+        embeddings = _unit_rows(projected)
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
         queue_scores = self._queue_scores(progress)
-        loss = swapped_prediction(scores, self.assigned, self.temperature, self.epsilon, self.iterations, queue_scores)
+        codes = codes_of(scores, self.assigned, self.epsilon, self.iterations, queue_scores)
+        loss = predicted_codes(scores, self.assigned, codes, self.temperature)
         self._enqueue(embeddings.chunk(len(batch.views)), progress)
-        return Output(loss, self._first(features, batch), self._metrics(scores, queue_scores))
+        metrics = self._metrics(scores, codes, queue_scores)
+        return Output(loss, self._first(features, batch), metrics, projected, codes[0])
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
         """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
@@ -210,12 +235,14 @@ class SwAV(Objective):
         """Features of the first large crop, for probes."""
         return features.detach().chunk(len(batch.views))[self.assigned[0]]
 
-    def _metrics(self, scores: Sequence[Tensor], queue_scores: list[Tensor] | None) -> dict[str, Tensor]:
-        """How many prototypes the batch's predictions are spread over, from 1 to all; whether the queue is in use."""
-        usage = distributed.mean(F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1).mean(0))
-        metrics = {"effective_prototypes": torch.special.entr(usage).sum().exp()}
+    def _metrics(
+        self, scores: Sequence[Tensor], codes: Sequence[Tensor], queue_scores: list[Tensor] | None
+    ) -> dict[str, Tensor]:
+        """How many prototypes the batch's predictions and codes are spread over, from 1 to all; the queue's use."""
+        predictions = F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1)
+        metrics = {"effective_prototypes": _spread(predictions), "effective_codes": _spread(codes[0].detach())}
         if self.queue is not None:
-            metrics["queue_in_use"] = usage.new_full((), float(queue_scores is not None))
+            metrics["queue_in_use"] = predictions.new_full((), float(queue_scores is not None))
         return metrics
 
     def after_backward(self, progress: Progress) -> None:
@@ -236,9 +263,28 @@ class SwAV(Objective):
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
+    def signs(self) -> Sequence[Sign]:
+        """Codes of a batch are spread over all prototypes, whatever the network does: Sinkhorn sees to it."""
+        k = self.prototypes.out_features
+        return (
+            Sign(
+                "codes-not-balanced",
+                "effective_codes",
+                k / 2,
+                k + 0.5,
+                "few prototypes get all images, the Sinkhorn step is missing or ends too early",
+                "more objective.iterations or a larger objective.epsilon",
+            ),
+        )
+
     def collapsed_at(self) -> float | None:
         """ln K."""
         return math.log(self.prototypes.out_features)
+
+
+def _spread(probabilities: Tensor) -> Tensor:
+    """Exponential of the entropy of the mean over the rows [B, K] of all processes."""
+    return torch.special.entr(distributed.mean(probabilities.mean(0))).sum().exp()
 
 
 def _forget(objective: nn.Module, keys: object) -> None:

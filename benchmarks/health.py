@@ -1,0 +1,134 @@
+"""Whether the health monitor names failures that were put into runs, and says nothing of healthy ones.
+
+    taskset -c 0,1 env OMP_NUM_THREADS=2 python benchmarks/health.py FOLDER     train.parquet, test.parquet of CIFAR-10
+
+The first 300 steps of the recipes ``*_cifar10_cpu``, each in a process of its own, spoilt as
+``benchmarks/injected/failures.py`` does it, and healthy with three seeds: an hour. A run that is there is not run again;
+the table is what :mod:`unlabeled.health` says of the numbers that the runs wrote. ``--full`` trains the recipes to their
+end as well, another hour.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
+
+from benchmarks.injected.failures import ALL, FAILURES
+from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.health.diagnosis import Diagnosis
+from unlabeled.health.folder import diagnosed
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+STEPS, SEEDS = 300, (0, 1, 2)
+METHODS = (*ALL, "simsiam")
+NAMES = {
+    "simclr": "SimCLR",
+    "moco_v2": "MoCo v2",
+    "swav": "SwAV",
+    "relicv2": "ReLICv2",
+    "paws": "PAWS",
+    "mae": "MAE",
+    "simsiam": "SimSiam",
+}
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    objective: str
+    failure: str
+    seed: int
+    steps: int  # 0: to the end of the recipe
+
+    @property
+    def folder(self) -> str:
+        words = self.failure.replace(" ", "_").replace("-", "_")
+        return f"{self.objective}_{words}_{self.seed}" + ("" if self.steps else "_full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "health", help="folder of the runs")
+    parser.add_argument("--full", action="store_true", help="healthy recipes to their end as well, one seed")
+    arguments = parser.parse_args()
+    for job in jobs(arguments.full):
+        run(job, arguments.data.resolve(), arguments.runs.resolve())
+    (RESULTS / "health_cpu.md").write_text(page(arguments.runs))
+    print((RESULTS / "health_cpu.md").read_text())
+
+
+def jobs(full: bool) -> list[Job]:
+    healthy = [Job(objective, "healthy", seed, STEPS) for seed in SEEDS for objective in METHODS]
+    spoilt = [Job(objective, each.name, 0, STEPS) for each in FAILURES for objective in each.objectives]
+    return [*healthy, *spoilt, *([Job(objective, "healthy", 0, 0) for objective in ALL] if full else [])]
+
+
+def run(job: Job, data: Path, runs: Path) -> None:
+    folder = runs / job.folder
+    if (folder / "done").exists():
+        return
+    given = (job.objective, job.failure, str(job.seed), str(job.steps), str(data), str(folder))
+    print(*given[:4], flush=True)
+    command = [sys.executable, "-m", "benchmarks.injected.one_run", *given]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    (folder / "done").write_text(done.stdout)
+
+
+def page(runs: Path) -> str:
+    """Both tables, of the runs that are there."""
+    full = [job for job in jobs(True) if not job.steps and (runs / job.folder / "done").exists()]
+    healthy = [job for job in jobs(False) if job.failure == "healthy"] + full
+    spoilt = [job for job in jobs(False) if job.failure != "healthy"]
+    return "\n".join(
+        [
+            "# What the health monitor says of healthy and of spoilt runs",
+            "",
+            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE: a small ViT), the first {STEPS} steps, on a CPU; "
+            f"`benchmarks/health.py`. {made_with()}.",
+            "",
+            "## Spoilt",
+            "",
+            "| failure | method | findings, and after how many steps each was there |",
+            "|---|---|---|",
+            *[f"| {job.failure} | {NAMES[job.objective]} | {named(runs / job.folder)} |" for job in spoilt],
+            "",
+            NOTES,
+            "",
+            "## Healthy",
+            "",
+            "| method | seed | steps | findings |",
+            "|---|---:|---:|---|",
+            *[healthy_line(job, runs / job.folder) for job in healthy],
+            "",
+        ]
+    )
+
+
+def healthy_line(job: Job, folder: Path) -> str:
+    steps = diagnosed(folder).last_step
+    return f"| {NAMES[job.objective]} | {job.seed} | {steps:,} | {named(folder)} |"
+
+
+def named(folder: Path) -> str:
+    """Every finding with the step at which it was made, in that order."""
+    diagnosis, found = Diagnosis(diagnosed(folder).facts), {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        metrics = json.loads(line)
+        diagnosis.add(metrics.pop("step"), metrics)
+        for finding in diagnosis.findings:
+            found.setdefault(f"{finding.name}" + ("" if finding.severity == "alarm" else f" ({finding.severity})"), diagnosis.last_step)
+    ended = (folder / "done").read_text() if (folder / "done").exists() else ""
+    stopped = ["the run stopped by itself"] if "stopped by itself" in ended else []
+    return ", ".join([*(f"{name} {step}" for name, step in found.items()), *stopped]) or "none"
+
+
+NOTES = """..."""
+
+if __name__ == "__main__":
+    main()

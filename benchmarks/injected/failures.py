@@ -1,0 +1,140 @@
+"""Failures as people make them, put into a run from outside. Nothing in ``ssl/`` knows of them."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlabeled.data.loaders import Resumable
+from unlabeled.data.order import GlobalOrder
+from unlabeled.objectives import moco, paws, relic, simclr, swav
+from unlabeled.run import Run
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One way to spoil a run.
+
+    Args:
+        name: for the table.
+        objectives: the recipes that it concerns.
+        overrides: of the configuration, if that is how it is made.
+        before: what is replaced while the run is built and trained.
+        after: what is done to the built run.
+    """
+
+    name: str
+    objectives: Sequence[str]
+    overrides: Sequence[str] = ()
+    before: Callable[[ExitStack], None] = lambda stack: None
+    after: Callable[[Run], None] = lambda run: None
+
+
+def replace(stack: ExitStack, owner: Any, **names: Any) -> None:
+    for name, value in names.items():
+        stack.enter_context(patch.object(owner, name, value))
+
+
+class _NoNormalize:
+    """``torch.nn.functional`` whose normalize does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda x, dim=1: x) if name == "normalize" else getattr(F, name)
+
+
+def without_normalisation(stack: ExitStack) -> None:
+    for module in (simclr, moco, relic, paws, swav):
+        replace(stack, module, F=_NoNormalize())
+
+
+def undetached(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss with ``detach`` doing nothing inside."""
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        with patch.object(Tensor, "detach", lambda self: self):
+            return loss(*arguments, **named)
+
+    return run
+
+
+def without_stop_gradient(stack: ExitStack) -> None:
+    """Teachers are trained along, and keys, targets and codes carry their gradient."""
+    replace(stack, moco.ema, frozen_copy=copy.deepcopy)
+    replace(stack, moco.MoCo, _keys=moco.MoCo._keys.__wrapped__)  # without no_grad
+    replace(stack, moco, queue_contrast=queue_contrast_with_gradient)
+    replace(stack, relic.ReLIC, _target=relic.ReLIC._target.__wrapped__)
+    replace(stack, relic, gather_targets=undetached(relic.gather_targets))
+    replace(stack, paws, wanted_classes=paws.wanted_classes.__wrapped__)
+    replace(stack, swav, sinkhorn=sinkhorn_with_gradient)
+
+
+def queue_contrast_with_gradient(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    q, k = F.normalize(q.float(), dim=1) / temperature, F.normalize(k.float(), dim=1)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().clone().T], 1)
+    return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
+def sinkhorn_with_gradient(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    log_codes = scores / epsilon
+    for _ in range(iterations):
+        log_codes = F.log_softmax(log_codes - log_codes.logsumexp(0), dim=1)
+    return log_codes.exp()
+
+
+def without_sinkhorn(stack: ExitStack) -> None:
+    replace(stack, swav, sinkhorn=lambda scores, epsilon, iterations: F.softmax(scores.detach() / epsilon, dim=1))
+
+
+def frozen_teacher(stack: ExitStack) -> None:
+    replace(stack, moco.ema, update=lambda target, online, momentum: None)
+
+
+def without_shuffled_batchnorm(stack: ExitStack) -> None:
+    replace(stack, moco, encode_shuffled=lambda encode, images, permutation: encode(images))
+
+
+def not_shuffled(stack: ExitStack) -> None:
+    def epoch(order: GlobalOrder, number: int) -> Tensor:
+        shape = (order.steps_per_epoch, order.accumulate, order.batch_size)
+        return torch.arange(shape[0] * shape[1] * shape[2]).view(shape)
+
+    replace(stack, GlobalOrder, epoch=epoch)
+
+
+class _Grey(Resumable):
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield batch._replace(images=torch.full_like(batch.images, 128))
+
+
+def constant_images(run: Run) -> None:
+    serve = run.data.train_dataloader
+    setattr(run.data, "train_dataloader", lambda: _Grey(serve()))  # noqa: B010, mypy minds a method
+
+
+ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
+FAILURES = [
+    Failure("no stop-gradient", ("moco_v2", "relicv2", "paws", "swav"), before=without_stop_gradient),
+    Failure("no stop-gradient", ("simsiam",), ["objective.stop_gradient=false"]),
+    Failure("no predictor", ("relicv2", "simsiam"), ["objective.predictor=false"]),
+    Failure("no normalisation", ALL[:-1], before=without_normalisation),
+    Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
+    Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
+    Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),
+    Failure("frozen teacher", ("moco_v2", "relicv2"), before=frozen_teacher),
+    Failure("constant images", ALL, after=constant_images),
+    Failure("not shuffled", ALL, before=not_shuffled),
+    Failure("no ShuffleBN", ("moco_v2",), before=without_shuffled_batchnorm),
+]

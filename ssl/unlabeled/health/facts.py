@@ -1,0 +1,33 @@
+"""What is known of a run before its numbers are read."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unlabeled.objective import Objective, Sign
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the numbers of a run are compared with."""
+
+    objective: str  # its class
+    collapsed_at: float | None  # loss of a network whose embeddings are all equal
+    total_steps: int
+    features: int  # width of the backbone's
+    signs: tuple[Sign, ...] = ()  # of the method
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"signs": [sign._asdict() for sign in self.signs]}
+
+
+def facts_of(objective: Objective, total_steps: int) -> Facts:
+    """Of a run; once a batch was seen, on which the loss at collapse may depend."""
+    name, width = type(objective).__name__, objective.backbone.num_features
+    return Facts(name, objective.collapsed_at(), total_steps, width, tuple(objective.signs()))
+
+
+def facts_from(values: Mapping[str, Any]) -> Facts:
+    """From what :meth:`Facts.as_dict` gave."""
+    return Facts(**{**values, "signs": tuple(Sign(**sign) for sign in values["signs"])})

@@ -1,0 +1,65 @@
+"""The health of a run from its folder, while it trains, when it is done, or as a copy elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unlabeled.errors import UserError
+from unlabeled.health.diagnosis import Diagnosis
+from unlabeled.health.facts import Facts, facts_from
+
+FILE = "health.json"
+METRICS = "metrics.jsonl"
+
+
+def diagnosed(run_dir: Path) -> Diagnosis:
+    """What ``run_dir`` says; of a run without a monitor the loss alone.
+
+    Raises:
+        UserError: it holds no metrics, or a file cannot be read.
+    """
+    if not (run_dir / METRICS).is_file():
+        raise UserError(f"run={run_dir}: there is no {METRICS} in it; give the folder of a run")
+    diagnosis = Diagnosis(_facts(run_dir))
+    add_metrics(run_dir, diagnosis)
+    return diagnosis
+
+
+def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -> None:
+    """Add what the run wrote, up to a step; a line that was cut off in writing is left out."""
+    path = run_dir / METRICS
+    if not path.exists():
+        return
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    for line in lines:
+        step, metrics = _parsed(line)
+        if step is not None and (until is None or step <= until):
+            diagnosis.add(step, metrics)
+
+
+def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
+    try:
+        metrics = json.loads(line)
+    except ValueError:
+        return None, {}
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("step"), int):
+        return None, {}
+    return metrics.pop("step"), metrics
+
+
+def _facts(run_dir: Path) -> Facts:
+    """From ``health.json``; without one the loss at collapse is in ``training.json`` of a finished run."""
+    if (run_dir / FILE).exists():
+        return facts_from(_read(run_dir / FILE)["facts"])
+    training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
+    return Facts("no health.json, the loss alone", training.get("collapsed_at"), 0, 0)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error

@@ -1,0 +1,181 @@
+"""Looks after a run while it trains: measures, compares with what is healthy, and says what it finds."""
+
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers.logger import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unlabeled.data.module import DataModule
+from unlabeled.errors import UserError
+from unlabeled.health.diagnosis import Diagnosis
+from unlabeled.health.facts import facts_of
+from unlabeled.health.folder import FILE, add_metrics
+from unlabeled.health.probe import ProbeSet
+from unlabeled.health.step import StepHealth
+from unlabeled.objective import Batch, Output
+from unlabeled.pretraining import Pretraining
+from unlabeled.sharding import FullySharded
+
+
+class HealthMonitor(pl.Callback):
+    """Measures the health of a run, prints a sentence for each finding and keeps them in ``run_dir/health.json``.
+
+    The numbers go to the loggers as ``health/…``. They change nothing in the run. Every process comes to the same
+    findings, from the means over all of them.
+
+    Args:
+        every_n_steps: how often a step is looked at, besides the first.
+        probe_every_n_steps: how often the probe set is looked at; early on at 1, 2, 4, … times ``every_n_steps`` too.
+        images: of the probe set, see :class:`ProbeSet`.
+        stop: end a run that has collapsed.
+    """
+
+    def __init__(self, every_n_steps: int, probe_every_n_steps: int, images: int, stop: bool) -> None:
+        if every_n_steps < 1 or probe_every_n_steps % every_n_steps:
+            raise UserError(
+                f"health.probe_every_n_steps={probe_every_n_steps}: must be a multiple of "
+                f"health.every_n_steps={every_n_steps}, which must be at least 1"
+            )
+        self.every_n_steps, self.probe_every_n_steps, self.stop = every_n_steps, probe_every_n_steps, stop
+        self.probe = ProbeSet(images)
+        self.clock = _DataClock()
+        self._step: StepHealth | None = None  # while one is looked at
+        self._diagnosis: Diagnosis | None = None  # from the first metrics on
+        self._told: set[str] = set()  # findings that were printed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to what the run writes; what it wrote before it was stopped counts."""
+        assert isinstance(pl_module, Pretraining)
+        module, begun_at = pl_module, trainer.global_step
+
+        def listen(step: int, metrics: dict[str, float]) -> None:
+            if self._diagnosis is None:
+                self._diagnosis = Diagnosis(facts_of(module.objective, module.total_steps))
+                add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
+                self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
+            self._diagnosis.add(step, metrics)
+
+        trainer.loggers.append(_Listener(listen))
+        module.onlookers.append(lambda batch, output: self._look(module, batch, output))
+
+    def _look(self, module: Pretraining, batch: Batch, output: Output) -> None:
+        step = module.global_step + 1
+        if module.part + 1 == module.accumulate and (step == 1 or step % self.every_n_steps == 0):
+            self._step = StepHealth(module.objective, isinstance(module.trainer.strategy, FullySharded))
+            self._step.output(batch, output)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.clock.batch_came()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._step is not None:
+            self._step.gradients()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if pl_module.part == 0 and self._step is not None:
+            looked, self._step = self._step, None
+            self._write(pl_module, looked, trainer)
+        if pl_module.part == 0 and self._diagnosis is not None:
+            self._tell(self._diagnosis, trainer)
+        self.clock.asked_for_the_next()
+
+    def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
+        looked.update()
+        step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self.clock.share())}
+        if self._probe_is_due(step):
+            assert isinstance(trainer.datamodule, DataModule)  # type: ignore[attr-defined]
+            measured = self.probe.measure(module, trainer.datamodule)  # type: ignore[attr-defined]
+            found |= {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
+        module.write({f"health/{name}": value for name, value in found.items()}, step)
+
+    def _probe_is_due(self, step: int) -> bool:
+        looks, rest = divmod(step, self.every_n_steps)
+        early = step < self.probe_every_n_steps and looks & (looks - 1) == 0
+        return rest == 0 and (early or step % self.probe_every_n_steps == 0)
+
+    def _tell(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
+        """Print what is new, keep all of it, and end the run if it has collapsed and that is wanted."""
+        findings = [finding for finding in diagnosis.findings if finding.holds]
+        new = [finding for finding in findings if finding.name not in self._told]
+        self._told = {finding.name for finding in findings}
+        if trainer.is_global_zero:
+            for finding in new:
+                print(f"{finding.severity}: {finding.sentence}", flush=True)
+            write_findings(diagnosis, Path(trainer.default_root_dir))
+        collapsed = [finding for finding in findings if finding.collapse]
+        if self.stop and collapsed:
+            raise UserError(
+                f"stopped at step {trainer.global_step}, health=stop: {collapsed[0].sentence} "
+                "The state before is in checkpoints/; health=watch goes on from there"
+            )
+
+
+def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
+    """``health.json`` with findings and facts, replaced as a whole and only where they changed."""
+    path = run_dir / FILE
+    findings = [finding._asdict() for finding in diagnosis.findings]
+    text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
+    if path.exists() and path.read_text() == text:
+        return
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+class _DataClock:
+    """The share of time that passes between the end of a batch and the arrival of the next."""
+
+    def __init__(self) -> None:
+        self._asked = self._since = self._waited = 0.0
+
+    def asked_for_the_next(self) -> None:
+        self._asked = time.perf_counter()
+
+    def batch_came(self) -> None:
+        if self._asked:
+            self._waited += time.perf_counter() - self._asked
+
+    def share(self) -> float:
+        """Since the last call; 0 at first."""
+        now = time.perf_counter()
+        share = self._waited / (now - self._since) if self._since else 0.0
+        self._since, self._waited = now, 0.0
+        return share
+
+
+class _Listener(Logger):
+    """Hands what is logged on, in every process."""
+
+    def __init__(self, listen: Callable[[int, dict[str, float]], None]) -> None:
+        super().__init__()
+        self.listen = listen
+
+    @property
+    def name(self) -> str:
+        return "health"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.listen(step or 0, metrics)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""

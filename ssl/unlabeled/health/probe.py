@@ -1,0 +1,112 @@
+"""What a fixed set of images tells of the features: rank, spread, the teacher. Looked at seldom, in eval mode."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.data.canvas import on_device
+from unlabeled.data.module import DataModule
+from unlabeled.evaluation.features import Features, Transform, behind, extract
+from unlabeled.objective import Batch
+from unlabeled.pretraining import Pretraining
+from unlabeled.randomness import mix
+from unlabeled.representation.similarity import alignment, uniformity
+from unlabeled.representation.spectrum import normalised_std, ranks
+from unlabeled.sharding import FullySharded
+from unlabeled.views.key import ViewKey
+
+BATCH = 256  # images per forward pass
+PER_DIMENSION = 4  # images for each feature: RankMe of fewer is lower
+COMPARED = 2  # batches whose views, and whose features of teacher and student, are compared
+_VIEWS = 0x4EA1  # keeps the draws of these views apart from those of the run
+
+
+class ProbeSet:
+    """The same training images in every measurement; each process has its share of them, decoded, in memory.
+
+    Args:
+        images: at least so many; four for each feature where that is more, and all there are where they are fewer.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._batches: list[Batch] = []
+
+    def measure(self, module: Pretraining, data: DataModule) -> dict[str, float]:
+        """Numbers by name, the same on every process; network, statistics and random state stay as they are."""
+        self._batches = self._batches or self._read(module, data)
+        objective = module.objective
+        x = self._features(objective.backbone, self._batches, module.views.plain, module)
+        found = {"probe_images": float(len(x)), "features_finite": float(x.isfinite().all())}
+        if not found["features_finite"]:
+            return found
+        found |= _spread("feature", x) | self._teacher(module, x)
+        projector = dict(objective.named_children()).get("projector")
+        if projector is None or isinstance(module.trainer.strategy, FullySharded):
+            return found  # fsdp makes a projector's weights whole only while the objective is called
+        nothing = torch.zeros(len(x), dtype=torch.long)
+        z = behind(projector, Features(x, nothing, nothing)).x
+        if not z.isfinite().all():
+            return found | {"features_finite": 0.0}
+        found |= _spread("embedding", z) | {"uniformity": uniformity(z)}
+        return found | self._alignment(nn.Sequential(objective.backbone, projector), module)
+
+    def _read(self, module: Pretraining, data: DataModule) -> list[Batch]:
+        wanted = max(self.images, PER_DIMENSION * module.objective.backbone.num_features)
+        order = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(module.seed))
+        share = max(1, min(wanted, len(order)) // distributed.world_size())
+        mine = order[distributed.rank() * share : (distributed.rank() + 1) * share]
+        return list(data.batches(data.train, mine, BATCH))
+
+    def _features(
+        self, network: nn.Module, batches: Iterable[Batch], transform: Transform, module: Pretraining
+    ) -> Tensor:
+        """[N, D] of all processes' images; what is not finite is there too."""
+        precision = str(module.trainer.precision)
+        x = extract(network, batches, transform, module.device, precision, check_finite=False).x
+        return distributed.gather_rows(x.to(module.device))
+
+    def _teacher(self, module: Pretraining, x: Tensor) -> dict[str, float]:
+        """Mean cosine between the features that teacher and student give of an image."""
+        followers = module.objective.followers()
+        if not followers:
+            return {}
+        some = self._batches[:COMPARED]
+        precision = str(module.trainer.precision)
+        copy = followers[0][0]
+        teacher = extract(copy, some, module.views.plain, module.device, precision, check_finite=False).x
+        first = distributed.rank() * (len(x) // distributed.world_size())
+        mine = x[first : first + len(teacher)].cpu()
+        return {"teacher_cosine": float(distributed.mean(F.cosine_similarity(mine, teacher).mean().to(x.device)))}
+
+    def _alignment(self, network: nn.Module, module: Pretraining) -> dict[str, float]:
+        """Of the embeddings of two views; nothing where only one is made."""
+        views = [self._two_views(batch, module) for batch in self._batches[:COMPARED]]
+        if len(views[0]) < 2:
+            return {}
+        first, second = (self._features(network, seen, _as_they_are, module) for seen in zip(*views, strict=True))
+        return {"alignment": alignment(first, second)}
+
+    def _two_views(self, batch: Batch, module: Pretraining) -> list[Batch]:
+        """The first two views of a batch, each as a batch; the same draws in every measurement."""
+        images, sizes = on_device(batch, module.device)
+        key = ViewKey(mix(module.seed, _VIEWS), 0, 0, len(images))
+        views = module.views(images, batch.ids.to(images.device), key, first=2, sizes=sizes)
+        return [batch._replace(images=view, sizes=None) for view in views]
+
+
+def _as_they_are(images: Tensor, sizes: Tensor | None) -> Tensor:
+    return images
+
+
+def _spread(of: str, x: Tensor) -> dict[str, float]:
+    found = ranks(x)
+    return {
+        f"{of}_rankme": found.rankme,
+        f"{of}_rankme_centred": found.rankme_centred,
+        f"{of}_effective_rank": found.effective_rank,
+        f"{of}_std": normalised_std(x) * x.shape[1] ** 0.5,
+    }

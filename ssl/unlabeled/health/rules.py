@@ -1,0 +1,300 @@
+"""What is unhealthy: one rule a failure, with its bound, what it usually means and what to try.
+
+The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they lie between what healthy runs of every
+method show there and what spoilt ones do, mostly with a factor of ten to both.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from unlabeled.health.facts import Facts
+
+Severity = Literal["alarm", "warning", "note"]
+
+PINNED = 0.005  # of the loss's value at collapse; healthy SwAV, the nearest, is 1.8 % below it after 60 steps
+PINNED_STEPS = 100
+PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves nothing for a long time
+NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
+AFTER = 25  # steps in which a network that was just drawn may look collapsed: SimCLR's embeddings then spread by 3 %
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down at a step, with what was before."""
+
+    metrics: Mapping[str, float]
+    before: Mapping[str, float]  # the last value of every metric until then
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a number, or on one of each part of the network, that must not hold.
+
+    Args:
+        name: of the finding.
+        severity: ``alarm``: the run is spoilt; ``warning``: it may go on; ``note``: good to know.
+        values: the numbers in a record, by what they are of; none where the record has nothing to do with it.
+        holds: whether such a number is unhealthy.
+        what: says so; ``{value}`` and ``{of}`` are filled in.
+        meaning: what it usually means.
+        remedy: what to try.
+        turns: so many values in a row, and steps from the first to the last of them.
+        after: steps of the run's start that do not count.
+        collapse: whether the run has collapsed, so that ``health=stop`` ends it.
+    """
+
+    name: str
+    severity: Severity
+    values: Callable[[Record], Mapping[str, float]]
+    holds: Callable[[float, Facts], bool]
+    what: str
+    meaning: str
+    remedy: str
+    turns: int = 1
+    steps: Callable[[Facts], int] = lambda facts: 0
+    after: int = 0
+    collapse: bool = False
+
+
+def metric(name: str) -> Callable[[Record], Mapping[str, float]]:
+    return lambda record: {"": record.metrics[name]} if name in record.metrics else {}
+
+
+def parts(prefix: str) -> Callable[[Record], Mapping[str, float]]:
+    start = f"{prefix}/"
+    return lambda record: {
+        name.removeprefix(start): value for name, value in record.metrics.items() if name.startswith(start)
+    }
+
+
+def above_collapse(record: Record) -> Mapping[str, float]:
+    """By how much of its value at collapse, or of 1 where that is less, the loss is above that value."""
+    collapsed, loss = record.facts.collapsed_at, record.metrics.get("train/loss")
+    if collapsed is None or loss is None:
+        return {}
+    return {"": (loss - collapsed) / max(1.0, abs(collapsed))}
+
+
+def teacher_moves(record: Record) -> Mapping[str, float]:
+    """1 where the teacher has changed since the last look, 0 where it has not although it should have."""
+    name = "health/teacher_length"
+    momentum = record.metrics.get("health/planned/momentum", 0.0)
+    if not (name in record.metrics and name in record.before and momentum < NEARLY_ONE):
+        return {}
+    apart = record.before["health/teacher_distance"] > 0
+    return {"": float(record.metrics[name] != record.before[name] or not apart)}
+
+
+def teacher_apart(record: Record) -> Mapping[str, float]:
+    """Distance of teacher and student, where the student has moved and the teacher does not take its weights over."""
+    moved = any(value > 0 for name, value in record.before.items() if name.startswith("health/update_ratio"))
+    follows = record.metrics.get("health/planned/momentum", 1.0) > 0
+    name = "health/teacher_distance"
+    return {"": record.metrics[name]} if name in record.metrics and moved and follows else {}
+
+
+def rank_share(record: Record) -> Mapping[str, float]:
+    """Centred RankMe of the backbone's features, as a share of their number."""
+    rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
+    return {} if rank is None or not width else {"": rank / width}
+
+
+def pinned_steps(facts: Facts) -> int:
+    return max(PINNED_STEPS, round(PINNED_SHARE * facts.total_steps))
+
+
+RULES = (
+    Rule(
+        "images-are-equal",
+        "alarm",
+        metric("health/image_difference"),
+        lambda v, facts: v < 0.008,  # two of 255 grey values; CIFAR-10 has 0.24
+        "all images of a batch are the same (they differ by {value:.4f} of white)",
+        "the data set or its decoding gives one image over and over",
+        "look at the images with preview=8 and at the source with python -m unlabeled.data.inspect",
+    ),
+    Rule(
+        "images-are-flat",
+        "alarm",
+        metric("health/pixel_variation"),
+        lambda v, facts: v < 0.008,
+        "images have one colour and nothing on them (pixels vary by {value:.4f} of white)",
+        "files are blank, or values were scaled to 0…1 before they were stored as whole numbers",
+        "look at the images with preview=8 and at the source with python -m unlabeled.data.inspect",
+    ),
+    Rule(
+        "not-shuffled",
+        "alarm",
+        metric("health/neighbours"),
+        lambda v, facts: v > 0.5,
+        "{value:.0%} of the images follow in the batch as they do in the source",
+        "the order of samples is that of the files, which are often sorted by class or by scene",
+        "draw a new permutation in each epoch",
+    ),
+    Rule(
+        "gradient-reaches-targets",
+        "alarm",
+        metric("health/target_gradient"),
+        lambda v, facts: v > 0,
+        "what the embeddings are compared with carries a gradient",
+        "the stop-gradient is missing: both sides can agree by becoming constant",
+        "compute the targets under torch.no_grad() and detach them",
+    ),
+    Rule(
+        "embeddings-not-normalised",
+        "alarm",
+        metric("health/radial_gradient"),
+        lambda v, facts: v > 0.02,  # 0.0001 where they are, from bfloat16
+        "the loss depends on the length of the embeddings (cosine of an embedding and its gradient {value:.3f})",
+        "they are not set to length 1, so that the loss can fall by making them longer",
+        "normalise the embeddings before they are compared",
+    ),
+    Rule(
+        "teacher-is-frozen",
+        "alarm",
+        teacher_moves,
+        lambda v, facts: v == 0,
+        "the teacher has not changed at all",
+        "its update is not called, or its momentum is 1",
+        "check objective.momentum and that after_step runs",
+    ),
+    Rule(
+        "teacher-is-the-student",
+        "alarm",
+        teacher_apart,
+        lambda v, facts: v == 0,
+        "the teacher's weights are the student's",
+        "its momentum is 0, or both are one module",
+        "check objective.momentum and that the teacher is a copy",
+    ),
+    Rule(
+        "no-gradient",
+        "alarm",
+        parts("health/gradient_norm"),
+        lambda v, facts: v == 0,
+        "no gradient reaches {of}",
+        "it is cut off from the loss, or everything behind it is constant",
+        "look for a detach, a ReLU that is always 0 or embeddings that are all equal",
+        turns=2,
+        after=AFTER,
+    ),
+    Rule(
+        "embeddings-collapsed",
+        "alarm",
+        metric("health/embedding_std"),
+        lambda v, facts: v < 0.1,  # healthy: 0.34 (SwAV) to 1
+        "the embeddings of different images are nearly equal (their spread is {value:.3f} of an even one's)",
+        "the network has collapsed to one answer",
+        "check stop-gradient, predictor and the teacher's momentum, and lower optimizer.lr",
+        turns=2,
+        after=AFTER,
+        collapse=True,
+    ),
+    Rule(
+        "features-collapsed",
+        "alarm",
+        metric("health/feature_std"),
+        lambda v, facts: v < 0.05,  # healthy: 0.28 to 0.6
+        "the backbone gives different images nearly equal features (their spread is {value:.3f} of an even one's)",
+        "the network has collapsed to one answer, or its inputs say nothing",
+        "check the views with preview=8, stop-gradient and predictor, and lower optimizer.lr",
+        after=AFTER,
+        collapse=True,
+    ),
+    Rule(
+        "features-not-finite",
+        "alarm",
+        metric("health/features_finite"),
+        lambda v, facts: v == 0,
+        "features of the probe set are not finite",
+        "the network has diverged, or 16-mixed overflows",
+        "a tenth of optimizer.lr, or trainer.precision=32-true",
+        collapse=True,
+    ),
+    Rule(
+        "rank-collapsed",
+        "alarm",
+        rank_share,
+        lambda v, facts: v < 0.04,  # healthy: 0.15 (MAE) to 0.5
+        "the backbone's features use {value:.1%} of their dimensions (centred RankMe)",
+        "dimensional collapse: views are too weak or the learning rate too high",
+        "stronger views, a lower optimizer.lr, or a wider projector",
+        after=AFTER,
+        collapse=True,
+    ),
+    Rule(
+        "loss-at-collapse",
+        "alarm",
+        above_collapse,
+        lambda v, facts: abs(v) <= PINNED,
+        "the loss stands at the value of a network whose embeddings are all equal",
+        "nothing is learned: the task is too hard at the start, or outputs are uniform",
+        "a lower objective.temperature or epsilon, weaker views, and a look at optimizer.lr and its warm-up",
+        turns=3,
+        steps=pinned_steps,
+        collapse=True,
+    ),
+    Rule(
+        "loss-above-collapse",
+        "alarm",
+        above_collapse,
+        lambda v, facts: v > PINNED,
+        "the loss is above the value of a network whose embeddings are all equal ({value:+.0%})",
+        "it diverges: the learning rate is too high, or embeddings are not normalised",
+        "a tenth of optimizer.lr, or a longer warm-up",
+        turns=3,
+        steps=pinned_steps,
+    ),
+    Rule(
+        "update-too-large",
+        "alarm",
+        parts("health/update_ratio"),
+        lambda v, facts: v > 0.1,  # healthy: 0.0005 to 0.025
+        "a step changes the weights of {of} by {value:.0%} of their length",
+        "the learning rate is too high",
+        "a tenth of optimizer.lr, or a longer warm-up",
+        turns=2,
+    ),
+    Rule(
+        "steps-skipped",
+        "warning",
+        metric("train/skipped_steps"),
+        lambda v, facts: v > 0,
+        "{value:.0f} steps were skipped because a loss or gradient was not finite",
+        "numbers overflow: a learning rate that is too high, or 16 bits",
+        "python train.py replay=… names the first bad tensor; a lower optimizer.lr, or trainer.precision=32-true",
+    ),
+    Rule(
+        "waiting-for-data",
+        "warning",
+        metric("health/data_wait"),
+        lambda v, facts: v > 0.3,
+        "{value:.0%} of the time is spent waiting for data",
+        "reading or decoding is slower than the network",
+        "more num_workers, more memory_gib, or python -m unlabeled.data.inspect for its speed",
+        turns=2,
+        after=AFTER,
+    ),
+)
+
+
+def rules_for(facts: Facts) -> Iterator[Rule]:
+    """Those of every method, then those that the method itself declares."""
+    yield from RULES
+    for sign in facts.signs:
+        low, high = sign.at_least, sign.at_most
+        yield Rule(
+            sign.name,
+            "alarm",
+            metric(f"train/{sign.metric}"),
+            lambda v, facts, low=low, high=high: math.isfinite(v) and not low <= v <= high,  # type: ignore[misc]
+            f"{sign.metric} is {{value:.3g}}, not within {low:g} … {high:g}",
+            sign.meaning,
+            sign.remedy,
+            turns=3,
+            after=sign.after,
+            collapse=True,
+        )

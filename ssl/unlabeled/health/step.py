@@ -1,0 +1,115 @@
+"""What a step tells of its health: of its images, its embeddings, its gradients, its update and the teacher."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.faults.snapshot import local
+from unlabeled.objective import Batch, Objective, Output
+from unlabeled.representation.spectrum import normalised_std
+
+PIXEL = 255  # the largest value of one
+
+
+class StepHealth:
+    """Looks at one optimizer step, from its last batch to its update; nothing in it changes.
+
+    To be called in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step,
+    :meth:`update` after it.
+
+    Args:
+        objective: the method that is trained.
+        sharded: whether each process holds a piece of every weight (FSDP).
+    """
+
+    def __init__(self, objective: Objective, sharded: bool = False) -> None:
+        self.objective, self.sharded = objective, sharded
+        self.found: dict[str, Tensor] = {}
+        self._before: dict[str, list[Tensor]] = {}
+        self._parts = trained_parts(objective)
+
+    def output(self, batch: Batch, output: Output) -> None:
+        """Notes what the batch and what the method made of it say; the gradient of embeddings follows with backward."""
+        self.found |= image_health(batch)
+        if output.targets is not None:
+            self.found["target_gradient"] = output.loss.new_full((), float(output.targets.requires_grad))
+        z = output.embeddings
+        if z is not None:
+            self.found["embedding_std"] = output.loss.new_tensor(normalised_std(z.detach()) * z.shape[1] ** 0.5)
+            if z.requires_grad:
+                z.register_hook(lambda gradient: self._note_radial(z.detach(), gradient))
+
+    def _note_radial(self, z: Tensor, gradient: Tensor) -> None:
+        self.found["radial_gradient"] = F.cosine_similarity(z.float(), gradient.float()).abs().mean()
+
+    @torch.no_grad()
+    def gradients(self) -> None:
+        """The length of each part's gradient; keeps the weights to compare them with what they will be."""
+        for part, weights in self._parts.items():
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            self.found[f"gradient_norm/{part}"] = self._length(gradients, weights[0])
+        self._before = {part: [local(each).clone() for each in matrices(self._parts[part])] for part in self._parts}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """‖Δw‖ / ‖w‖ of each part's matrices, and how far the teacher is from what it follows."""
+        for part, before in self._before.items():
+            now = [local(each) for each in matrices(self._parts[part])]
+            if now:
+                change = self._length(torch._foreach_sub(now, before), now[0])
+                self.found[f"update_ratio/{part}"] = change / self._length(before, now[0]).clamp_min(1e-12)
+        self.found |= self._teacher()
+
+    def _teacher(self) -> dict[str, Tensor]:
+        """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
+        pairs = [
+            (local(slow), local(fast))
+            for copy, followed in self.objective.followers()
+            for slow, fast in zip(copy.parameters(), followed.parameters(), strict=True)
+            if slow.numel()
+        ]
+        if not pairs:
+            return {}
+        slow, fast = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        distance = self._length(torch._foreach_sub(slow, fast), fast[0]) / self._length(fast, fast[0]).clamp_min(1e-12)
+        return {"teacher_distance": distance, "teacher_length": self._length(slow, fast[0])}
+
+    def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Of all together, float64 []; over all processes where each holds a piece."""
+        if not tensors:
+            return torch.zeros((), dtype=torch.float64, device=like.device)
+        squares = torch.stack(torch._foreach_norm([local(each) for each in tensors])).double().square().sum()
+        return (distributed.total(squares) if self.sharded else squares).sqrt()
+
+
+def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters that an optimizer trains, by the objective's modules."""
+    parts = {
+        name: [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for name, module in objective.named_children()
+    }
+    return {name: parameters for name, parameters in parts.items() if parameters}
+
+
+def matrices(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Without biases and norms, whose relative change says little."""
+    return [parameter for parameter in parameters if parameter.ndim > 1]
+
+
+def image_health(batch: Batch) -> dict[str, Tensor]:
+    """How much the images of a batch differ and vary, and whether they come in the order of their source.
+
+    ``image_difference`` is the mean over pixels of the standard deviation over images, ``pixel_variation`` the mean
+    over images of that over pixels, both in shares of white; ``neighbours`` the share of rows whose successor is the
+    next image of the source.
+    """
+    images = batch.images.flatten(1).float() / PIXEL
+    step = batch.ids[1:] - batch.ids[:-1]
+    return {
+        "image_difference": images.std(0, unbiased=False).mean(),
+        "pixel_variation": images.std(1, unbiased=False).mean(),
+        "neighbours": (step == 1).float().mean() if len(step) else images.new_zeros(()),
+    }
