@@ -3,9 +3,9 @@
     taskset -c 0,1 env OMP_NUM_THREADS=2 python benchmarks/health.py FOLDER     train.parquet, test.parquet of CIFAR-10
 
 The first 300 steps of the recipes ``*_cifar10_cpu``, each in a process of its own, spoilt as
-``benchmarks/injected/failures.py`` does it, and healthy with three seeds: an hour. A run that is there is not run again;
-the table is what :mod:`unlabeled.health` says of the numbers that the runs wrote. ``--full`` trains the recipes to their
-end as well, another hour.
+``benchmarks/injected/failures.py`` does it, and healthy with three seeds: an hour. A run that is there is not run
+again; the table is what :mod:`unlabeled.health` says of the numbers that the runs wrote. ``--full`` trains the recipes
+to their end as well, another hour.
 """
 
 import argparse
@@ -122,7 +122,8 @@ def named(folder: Path) -> str:
         metrics = json.loads(line)
         diagnosis.add(metrics.pop("step"), metrics)
         for finding in diagnosis.findings:
-            found.setdefault(f"{finding.name}" + ("" if finding.severity == "alarm" else f" ({finding.severity})"), diagnosis.last_step)
+            grade = "" if finding.severity == "alarm" else f" ({finding.severity})"
+            found.setdefault(finding.name + grade, diagnosis.last_step)
     ended = (folder / "done").read_text() if (folder / "done").exists() else ""
     stopped = ["the run stopped by itself"] if "stopped by itself" in ended else []
     return ", ".join([*(f"{name} {step}" for name, step in found.items()), *stopped]) or "none"

@@ -1,6 +1,6 @@
 """One recipe for some steps, healthy or spoilt, in a process of its own.
 
-    python -m benchmarks.injected.one_run OBJECTIVE FAILURE SEED STEPS DATA RUN_DIR      healthy; 0: to the end
+python -m benchmarks.injected.one_run OBJECTIVE FAILURE SEED STEPS DATA RUN_DIR      healthy; 0: to the end
 """
 
 import sys

@@ -98,7 +98,7 @@ class Sign(NamedTuple):
     at_most: float
     meaning: str  # in words: what such a value usually means
     remedy: str  # what to try
-    after: int = 0  # steps for which a healthy run may be out of bounds too
+    lasting: bool = False  # whether a healthy run may be out of bounds for as long as its loss may stand at collapse
 
 
 class Backbone(nn.Module):

@@ -53,7 +53,9 @@ CASES: list[tuple[str, float, str, int]] = [
 ]
 
 
-def follow(facts: Facts, metric: str, value: float, until: int = 300, since: int = 30) -> tuple[Diagnosis, dict[str, int]]:
+def follow(
+    facts: Facts, metric: str, value: float, until: int = 300, since: int = 30
+) -> tuple[Diagnosis, dict[str, int]]:
     """A run that is healthy before ``since``, and the step at which each finding was made."""
     diagnosis, made = Diagnosis(facts), {}
     for step in range(10, until + 1, 10):
@@ -76,7 +78,8 @@ def test_an_unhealthy_number_is_named_after_as_many_values_and_steps_as_its_rule
     assert made == {name: step}
     (finding,) = diagnosis.findings
     assert (finding.since, finding.last, finding.holds) == (30, 300, True)
-    assert "since step 30" in finding.sentence and "Try: " in finding.sentence
+    assert "since step 30" in finding.sentence
+    assert "Try: " in finding.sentence
 
 
 @pytest.mark.parametrize(("momentum", "names"), [(0.99, ["teacher-is-frozen"]), (0.999999, [])])

@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
-from torch import Tensor
 from torch.optim import Optimizer
 
 from unlabeled.data.module import DataModule

@@ -20,6 +20,14 @@ NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float3
 AFTER = 25  # steps in which a network that was just drawn may look collapsed: SimCLR's embeddings then spread by 3 %
 
 
+def at_once(facts: Facts) -> int:
+    return 0
+
+
+def pinned_steps(facts: Facts) -> int:
+    return max(PINNED_STEPS, round(PINNED_SHARE * facts.total_steps))
+
+
 @dataclass(frozen=True)
 class Record:
     """What is written down at a step, with what was before."""
@@ -54,7 +62,7 @@ class Rule:
     meaning: str
     remedy: str
     turns: int = 1
-    steps: Callable[[Facts], int] = lambda facts: 0
+    steps: Callable[[Facts], int] = at_once
     after: int = 0
     collapse: bool = False
 
@@ -100,10 +108,6 @@ def rank_share(record: Record) -> Mapping[str, float]:
     """Centred RankMe of the backbone's features, as a share of their number."""
     rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
     return {} if rank is None or not width else {"": rank / width}
-
-
-def pinned_steps(facts: Facts) -> int:
-    return max(PINNED_STEPS, round(PINNED_SHARE * facts.total_steps))
 
 
 RULES = (
@@ -295,6 +299,6 @@ def rules_for(facts: Facts) -> Iterator[Rule]:
             sign.meaning,
             sign.remedy,
             turns=3,
-            after=sign.after,
+            steps=pinned_steps if sign.lasting else at_once,
             collapse=True,
         )

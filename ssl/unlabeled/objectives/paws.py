@@ -14,7 +14,7 @@ from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.heads import paws_predictor, swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Support
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign, Support
 from unlabeled.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
@@ -184,6 +184,29 @@ class PAWS(Objective):
     def head(self) -> nn.Module | None:
         """Projector and prediction head: the official evaluation compares what comes out of both."""
         return nn.Sequential(self.projector, self.predictor)
+
+    def signs(self) -> Sequence[Sign]:
+        """Sharpened targets name few classes; those that name all alike teach nothing, and me-max is content."""
+        return (
+            Sign(
+                "targets-not-sharp",
+                "classes_per_target",
+                0.0,
+                0.9 * self.classes,
+                "targets are spread over all classes: they are not sharpened, or the views of an image do not agree",
+                "objective.sharpen=0.25 as published, or weaker views",
+                lasting=True,
+            ),
+            Sign(
+                "one-class-for-all",
+                "effective_classes",
+                min(1.5, self.classes),
+                self.classes + 0.5,
+                "every image gets the same class: mean entropy maximisation is missing",
+                "add me_max to the loss",
+                lasting=True,
+            ),
+        )
 
     def collapsed_at(self) -> float | None:
         """0: with equal embeddings the cross-entropy is ln K and me-max −ln K; one class for all gives nearly 0 too."""
