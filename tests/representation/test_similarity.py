@@ -3,14 +3,15 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unlabeled.representation import similarity
 from unlabeled.representation.similarity import alignment, uniformity
 
 
 def unit(n: int, d: int, seed: int = 0) -> Tensor:
-    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return rows / rows.norm(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(n, d, generator=generator, dtype=torch.float64), dim=1)
 
 
 def squared(a: list[float], b: list[float]) -> float:

@@ -22,7 +22,8 @@ def power_law(n: int, d: int, alpha: float) -> Tensor:
     left = torch.linalg.qr(gaussian(n, d) - gaussian(n, d).mean(0)).Q
     right = torch.linalg.qr(gaussian(d, d, 1)).Q
     scales = torch.arange(1, d + 1, dtype=torch.float64).pow(-alpha / 2) * (n - 1) ** 0.5
-    return left * scales @ right + 3
+    rows: Tensor = left * scales @ right + 3
+    return rows
 
 
 @pytest.mark.parametrize(("n", "d"), [(90, 24), (24, 90)])
