@@ -31,7 +31,7 @@ def test_cka_of_batches_equals_sums_over_all_tuples_of_four_divided_at_the_end()
     parts = [(x[i : i + 9], y[i : i + 9]) for i in (0, 9)]
     hsics = [sum(hsic_by_loop(a, b) for a, b in pairs) for pairs in (parts, [(a, a) for a, _ in parts])]
     expected = hsics[0] / (hsics[1] * sum(hsic_by_loop(b, b) for _, b in parts)) ** 0.5
-    gathered = CKA()
+    gathered = CKA(9)
     for a, b in parts:
         gathered.update([a], [b])
     assert float(gathered.matrix()) == pytest.approx(expected, rel=1e-9)
@@ -56,24 +56,26 @@ def test_cka_does_not_change_with_rotation_scale_and_mean_and_does_with_a_linear
 def test_all_layers_of_two_networks_are_compared_in_one_pass() -> None:
     first = [gaussian(40, 4, 0), gaussian(40, 6, 1)]
     second = [first[1].reshape(40, 3, 2), first[0] + gaussian(40, 4, 2), gaussian(40, 9, 3)]
-    gathered = CKA()
+    gathered = CKA(16)
     for rows in (slice(0, 16), slice(16, 32), slice(32, 40)):
         gathered.update([x[rows] for x in first], [y[rows] for y in second])
-    assert (gathered.images, gathered.batch_size) == (32, 16)  # the last eight are no whole batch
+    assert gathered.images == 32  # the last eight are no whole batch
     matrix = gathered.matrix()
     assert matrix.shape == (2, 3)
     assert float(matrix[1, 0]) == pytest.approx(1, rel=1e-12)
     for i, j in itertools.product(range(2), range(3)):
-        alone = CKA()
+        alone = CKA(16)
         for rows in (slice(0, 16), slice(16, 32)):
             alone.update([first[i][rows]], [second[j][rows]])
         assert float(matrix[i, j]) == pytest.approx(float(alone.matrix()), rel=1e-12)
 
 
-def test_a_batch_of_three_or_one_larger_than_the_first_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 4"):
+def test_three_images_and_a_batch_larger_than_the_others_are_refused() -> None:
+    with pytest.raises(ValueError, match="tuples of four"):
         cka(gaussian(3, 4, 0), gaussian(3, 4, 1))
-    gathered = CKA()
-    gathered.update([gaussian(8, 4, 0)], [gaussian(8, 4, 1)])
-    with pytest.raises(ValueError, match="equal ones"):
+    gathered = CKA(8)
+    gathered.update([gaussian(7, 4, 0)], [gaussian(7, 4, 1)])
+    with pytest.raises(ValueError, match="no whole batch"):
+        gathered.matrix()
+    with pytest.raises(ValueError, match="after batches of 8"):
         gathered.update([gaussian(9, 4, 0)], [gaussian(9, 4, 1)])
