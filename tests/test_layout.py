@@ -64,7 +64,7 @@ def test_below_build_and_config_nothing_knows_hydra() -> None:
     knowing = {
         path.name for path in SOURCES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
     }
-    assert knowing == {"build.py", "build_evaluation.py", "build_export.py", "config.py"}
+    assert knowing == {"build.py", "build_evaluation.py", "build_export.py", "build_representation.py", "config.py"}
 
 
 def test_no_objective_imports_another() -> None:

@@ -123,7 +123,8 @@ def check_keys(config: DictConfig, primary: Path) -> None:
     experiment's yaml.
     """
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
-    groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
+    entries = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
+    groups = [key.rpartition("@")[2] for key in entries]  # group@key: its choice stands below that key
     known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
     tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for key, value in tree.items():

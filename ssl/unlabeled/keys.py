@@ -50,6 +50,12 @@ TYPES: dict[str, Any] = {
     "near_distance": int | None,
     "limit": int | None,
     "images_per_second": float,
+    "split": Literal["train", "test"],
+    "images": int,
+    "lidar_images": int,
+    "lidar_views": int,
+    "first": str | None,
+    "second": str | None,
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.

@@ -14,7 +14,7 @@ from unlabeled.weights import Checkpoint, folder_of
 def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
     """All but what only the command knows; nested dicts of plain values."""
     return {
-        "checkpoint": _of_checkpoint(checkpoint),
+        "checkpoint": of_checkpoint(checkpoint),
         "data": _of_data(extractor.data),
         "views": extractor.views.evaluation(),
         "images_read": extractor.passes,
@@ -44,7 +44,8 @@ def _speed(extractor: Extractor) -> float | None:
     return round(images / seconds, 1) if seconds else None
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which file, by its hash, and what was taken of it; call it after loading."""
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,

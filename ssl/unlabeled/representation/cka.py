@@ -13,31 +13,38 @@ from torch import Tensor
 class CKA:
     """Gathers batches and gives the matrix of all layers of one network against all of another.
 
-    Numerator and both denominators are summed apart and divided at the end. All batches have the size of the first; a
-    smaller one, such as the last of an epoch, is left out. Invariant to rotation and scale of each layer.
+    Numerator and both denominators are summed apart and divided at the end. Invariant to rotation and scale of each
+    layer.
+
+    Args:
+        batch_size: of all batches, at least 4; a smaller one, such as the last of an epoch, is left out.
+
+    Attributes:
+        images: how many were counted.
     """
 
-    def __init__(self) -> None:
-        self.images = 0  # that were counted
-        self.batch_size: int | None = None
+    def __init__(self, batch_size: int) -> None:
+        if batch_size < 4:
+            raise ValueError(f"batch_size={batch_size}: the estimator is of tuples of four images")
+        self.batch_size, self.images = batch_size, 0
         self._sums: list[Tensor] = []
 
     def update(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
         """Add one batch: the layers of each network for the same images in the same order.
 
         Args:
-            first: [n, …] each, flattened beyond the first dimension; n ≥ 4.
+            first: [n, …] each, flattened beyond the first dimension.
             second: likewise, of the other network, or the same.
 
         Raises:
-            ValueError: a batch of fewer than 4, or one larger than the first.
+            ValueError: a batch larger than the others.
         """
         size = len(first[0])
-        if self.batch_size is not None and size < self.batch_size:
+        if size > self.batch_size:
+            raise ValueError(f"a batch of {size} images, after batches of {self.batch_size}")
+        if size < self.batch_size:
             return
-        if size < 4 or size != (self.batch_size or size):
-            raise ValueError(f"a batch of {size}: give equal ones of at least 4 images")
-        self.batch_size, self.images = size, self.images + size
+        self.images += size
         k, l = _grams(first), _grams(second)  # noqa: E741 - the papers' letters
         added = [_hsic(k, l), _hsic_with_itself(k), _hsic_with_itself(l)]
         self._sums = [total + each for total, each in zip(self._sums, added, strict=True)] if self._sums else added
@@ -46,25 +53,29 @@ class CKA:
         """CKA float64 [layers of first, layers of second] on the CPU: 1 is the same but for rotation and scale.
 
         Raises:
-            ValueError: no batch was given.
+            ValueError: no whole batch was given.
         """
         if not self._sums:
-            raise ValueError("no batch was given")
+            raise ValueError(f"no whole batch of {self.batch_size} images was given")
         numerator, first, second = self._sums
         return (numerator / (first[:, None] * second[None]).clamp(min=0).sqrt()).cpu()
 
 
 def cka(x: Tensor, y: Tensor) -> float:
     """Unbiased linear CKA of features [N, D] and [N, D'] of the same images, N ≥ 4."""
-    whole = CKA()
+    whole = CKA(len(x))
     whole.update([x], [y])
     return float(whole.matrix())
 
 
 def _grams(layers: Sequence[Tensor]) -> Tensor:
-    """XXᵀ of each layer with zeros on the diagonal: float64 [layers, n, n]."""
+    """XXᵀ of each layer with zeros on the diagonal: float64 [layers, n, n].
+
+    A common mean of the rows does not change HSIC₁; it is taken away because its squares would drown what does.
+    """
     rows = (layer.flatten(1).double() for layer in layers)
-    return torch.stack([(x @ x.T).fill_diagonal_(0) for x in rows])
+    centred = (x - x.mean(0) for x in rows)
+    return torch.stack([(x @ x.T).fill_diagonal_(0) for x in centred])
 
 
 def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741

@@ -20,10 +20,10 @@ def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
 
 
 def uniformity(x: Tensor, t: float = 2) -> float:
-    """log of the mean over pairs i < j of exp(−t·|x_i − x_j|²): 0 where all are equal, about −4 + 8 / D where isotropic.
+    """log of the mean over pairs i < j of exp(−t·|x_i − x_j|²): 0 where all are equal, −4 + 8 / D where isotropic.
 
-    The log of the mean, not the mean of logs over batches: values of different N compare. In memory are some millions of
-    pairs at a time, whatever N.
+    The log of the mean, not the mean of logs over batches, so that values of different N compare. In memory are some
+    millions of pairs at a time, whatever N.
 
     Args:
         x: [N, D], L2-normalised here; N²/2 distances are computed.

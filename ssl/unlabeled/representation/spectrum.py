@@ -23,9 +23,9 @@ class Ranks(NamedTuple):
 def rankme(features: Tensor, centred: bool = False, epsilon: float = 1e-7) -> float:
     """RankMe, between 1 and about min(N, D): the entropy of the singular values, exponentiated.
 
-    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885, equation 1.
-    It is of singular values, not of their squares, and of features as they are: a mean far from zero is one large
-    singular value, and lowers it (261.6 where 508.0 is centred).
+    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885. It is of
+    singular values, not of their squares, and of features as they are: a mean far from zero is one large singular
+    value, and lowers it (261.6 where 508.0 is centred).
 
     Args:
         features: [N, D], of any floating-point dtype.

@@ -209,6 +209,10 @@ class Views(nn.Module):
             views = views * _per_channel(self.std, views) + _per_channel(self.mean, views)
         return views.clamp(0, 1)
 
+    def as_views(self, pixels: Tensor) -> Tensor:
+        """The inverse of :meth:`as_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
+        return self._normalise(pixels.clone())
+
     def _normalise(self, images: Tensor) -> Tensor:
         """In place."""
         if self.mean is None or self.std is None:

@@ -4,8 +4,7 @@ Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and th
 values, the perceptrons and the norms: a picture to think with, not a measurement.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,9 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Transformer:
+class Transformer:
+    """Where the attention of a plain vision transformer is found."""
+
     layers: Sequence[_Layer]
     prefix: int  # tokens before the patches: class token, registers
     grid: tuple[int, int]
@@ -56,12 +57,10 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
         float64 [B, rows, columns] of patches; None where the backbone is no plain vision transformer (one that has
         windows, turns queries and keys by their position, or pools by attention).
     """
-    transformer = _transformer(backbone)
+    transformer = transformer_of(backbone)
     if transformer is None:
         return None
-    with _attentions(transformer.layers) as seen, eval_mode(backbone), full_float32(images.device):
-        backbone(images)
-    return _patches(roll(seen), transformer)
+    return _patches(roll(attentions(backbone, transformer, images, lambda heads: heads.mean(1))), transformer)
 
 
 def roll(attentions: Sequence[Tensor]) -> Tensor:
@@ -107,41 +106,52 @@ def heated(pixels: Tensor, weights: Tensor) -> Tensor:
     return torch.lerp(grey, colours.to(pixels.dtype), HEAT)
 
 
-def _patches(rolled: Tensor, transformer: _Transformer) -> Tensor:
+def _patches(rolled: Tensor, transformer: Transformer) -> Tensor:
     prefix = transformer.prefix
     row = rolled[:, prefix:].mean(1) if transformer.pooled else rolled[:, 0]
     return row[:, prefix:].reshape(len(row), *transformer.grid)
 
 
-@contextmanager
-def _attentions(layers: Sequence[_Layer]) -> Iterator[list[Tensor]]:
-    """Attention [B, n, n] of each layer, mean over its heads, from what its queries and keys are in a forward pass.
+@torch.no_grad()
+def attentions(
+    backbone: Backbone, transformer: Transformer, images: Tensor, kept: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """What is ``kept`` of the attention of each block, from the first to the last.
 
-    Fused attention keeps its weights to itself, so that they are computed once more.
+    Fused attention keeps its weights to itself, so that they are computed once more, of queries and keys.
+
+    Args:
+        backbone: in any mode; left as it was found.
+        transformer: of :func:`transformer_of`.
+        images: [B, 3, h, w], on the backbone's device.
+        kept: float64 [B, heads, n, n], rows sum to 1 → what is returned of it; all blocks' would be large.
     """
     seen: list[Tensor] = []
 
     def listen(layer: _Layer) -> Callable[..., None]:
-        return lambda module, inputs, output: seen.append(_attention(layer, output))
+        return lambda module, inputs, output: seen.append(kept(_attention(layer, output)))
 
-    hooks = [layer.qkv.register_forward_hook(listen(layer)) for layer in layers]
+    hooks = [layer.qkv.register_forward_hook(listen(layer)) for layer in transformer.layers]
     try:
-        yield seen
+        with eval_mode(backbone), full_float32(images.device):
+            backbone(images)
     finally:
         for hook in hooks:
             hook.remove()
+    return seen
 
 
 def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
     q, k, _ = qkv.reshape(*qkv.shape[:2], 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
     q, k = (norm(x).double() for norm, x in zip(layer.norms, (q, k), strict=True))
-    return (q @ k.transpose(2, 3) * layer.scale).softmax(3).mean(1)
+    return (q @ k.transpose(2, 3) * layer.scale).softmax(3)
 
 
-def _transformer(backbone: Backbone) -> _Transformer | None:
+def transformer_of(backbone: Backbone) -> Transformer | None:
+    """Its attention, or None where it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
         layers = [_own(block.attn) for block in backbone.blocks]
-        return _Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
+        return Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
     return _of_timm(backbone.model) if isinstance(backbone, TimmBackbone) else None
 
 
@@ -150,7 +160,7 @@ def _own(attention: Any) -> _Layer:
     return _Layer(attention.qkv, attention.heads, head_width**-0.5, (nn.Identity(), nn.Identity()))
 
 
-def _of_timm(model: Any) -> _Transformer | None:
+def _of_timm(model: Any) -> Transformer | None:
     """Its plain transformers alone: a block of another kind may mix tokens in another way."""
     from timm.layers import Attention
     from timm.models.vision_transformer import VisionTransformer
@@ -161,4 +171,4 @@ def _of_timm(model: Any) -> _Transformer | None:
     if any(type(each) is not Attention for each in attentions):
         return None
     layers = [_Layer(a.qkv, a.num_heads, a.scale, (a.q_norm, a.k_norm)) for a in attentions]
-    return _Transformer(layers, model.num_prefix_tokens, model.patch_embed.grid_size, model.global_pool == "avg")
+    return Transformer(layers, model.num_prefix_tokens, model.patch_embed.grid_size, model.global_pool == "avg")

@@ -46,11 +46,11 @@ def write_report(
     In results.json numbers are not rounded, and one that is not finite is null.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = _plain({"rows": [row.plain() for row in rows], "provenance": provenance, "references": references})
-    _write(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    results = plain_values({"rows": [row.plain() for row in rows], "provenance": provenance, "references": references})
+    write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     shown = sections(folder, rows, metrics, collapsed_at, exhibits)
-    _write(folder / "report.md", markdown(rows, results["provenance"], shown, references))
-    _write(folder / "report.html", page(rows, results["provenance"], shown, references))
+    write_whole(folder / "report.md", markdown(rows, results["provenance"], shown, references))
+    write_whole(folder / "report.html", page(rows, results["provenance"], shown, references))
     return folder / "report.html"
 
 
@@ -107,18 +107,18 @@ def label_hash(labels: Tensor) -> str:
     return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Paths → text, numbers that are not finite → None; a report must not be lost to a loss that was NaN."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """All or nothing: a kill while writing leaves the old file."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")

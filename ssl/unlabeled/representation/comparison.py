@@ -1,0 +1,86 @@
+"""Two networks, layer by layer, on the same images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlabeled.data.module import DataModule
+from unlabeled.data.source import Source
+from unlabeled.evaluation.features import extract, full_float32
+from unlabeled.objective import Backbone, Batch
+from unlabeled.representation.analysis import check_size, chosen_images
+from unlabeled.representation.cka import CKA
+from unlabeled.representation.layers import Layers
+from unlabeled.views.pipeline import Views
+from unlabeled.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network, loaded, with what its images are made like."""
+
+    name: str
+    backbone: Backbone
+    views: Views
+    checkpoint: Checkpoint | None  # None: at its random start
+    seed: int  # of that
+
+
+@dataclass(frozen=True)
+class Compared:
+    """CKA of the layers of two networks, float64 on the CPU, each with itself as well."""
+
+    first: Tensor  # [A, A]
+    second: Tensor  # [B, B]
+    across: Tensor  # [A, B]
+    layers: tuple[list[str], list[str]]
+    images: int
+
+
+def compare(
+    first: Side,
+    second: Side,
+    data: DataModule,
+    source: Source,
+    images: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Compared:
+    """Each batch of images goes through both networks, so that rows belong together; both are left as they were.
+
+    Args:
+        first, second: the networks.
+        data: serves ``source``.
+        source: the split.
+        images: how many of its images, or all where there are fewer; at least 4.
+        batch_size: at least 4.
+        seed: of their choice.
+        device: where it is done.
+
+    Raises:
+        UserError: a backbone without layers, or one that takes images of another size.
+    """
+    layers = [Layers(side.backbone) for side in (first, second)]
+    for side in (first, second):
+        check_size(side.backbone, side.views)
+    positions = chosen_images(source, images, seed)
+    size = min(batch_size, len(positions))
+    alone, across = [CKA(size), CKA(size)], CKA(size)
+    with full_float32(device), layers[0].listening(), layers[1].listening():
+        for batch in data.batches(source, positions, size):
+            for side in (first, second):
+                look(side, batch, device)
+            taken = [each.taken() for each in layers]
+            for gathered, outputs in zip(alone, taken, strict=True):
+                gathered.update(outputs, outputs)
+            across.update(*taken)
+    return Compared(
+        alone[0].matrix(), alone[1].matrix(), across.matrix(), (layers[0].names, layers[1].names), across.images
+    )
+
+
+def look(side: Side, batch: Batch, device: torch.device) -> None:
+    """One forward pass, noticed by whoever listens."""
+    extract(side.backbone, [batch], side.views.plain, device)

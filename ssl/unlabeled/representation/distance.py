@@ -1,0 +1,46 @@
+"""How far each head of a vision transformer looks."""
+
+import torch
+from torch import Tensor
+
+from unlabeled.evaluation.reporting.attention import Transformer, attentions, transformer_of
+from unlabeled.objective import Backbone
+
+AT_A_TIME = 16  # images: attention of 197 tokens and 12 heads takes 4 MB of each
+
+
+def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
+    """Mean distance between a patch and those that it attends to, of each head: receptive fields of a transformer.
+
+    Σ_k a_qk · |q − k| over patches, a_qk without prefix tokens and summing to 1 again, mean over queries and images:
+    Dosovitskiy et al. 2020, arXiv:2010.11929, figure 11; Raghu et al. 2021, arXiv:2108.08810, section 4.
+
+    Args:
+        backbone: in any mode; left as it was found.
+        images: [B, 3, h, w], as the network takes them, on its device.
+
+    Returns:
+        Pixels, float64 [blocks, heads] on the CPU; None where there is no such attention (see ``rollout``).
+    """
+    transformer = transformer_of(backbone)
+    if transformer is None:
+        return None
+    distances = patch_distances(transformer.grid, images.shape[2] / transformer.grid[0]).to(images.device)
+
+    def kept(attention: Tensor) -> Tensor:
+        patches = attention[:, :, transformer.prefix :, transformer.prefix :]
+        return ((patches * distances).sum(3) / patches.sum(3)).mean(2).sum(0)
+
+    sums = [torch.stack(attentions(backbone, transformer, some, kept)) for some in images.split(AT_A_TIME)]
+    return (torch.stack(sums).sum(0) / len(images)).cpu()
+
+
+def patch_distances(grid: tuple[int, int], patch: float) -> Tensor:
+    """Between the centres of patches, row by row: pixels, float64 [n, n]."""
+    places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)) * patch
+    return torch.cdist(places, places)
+
+
+def even_distance(transformer: Transformer, size: int) -> float:
+    """What a head has that attends to all patches alike, pixels; ``size`` is that of images."""
+    return float(patch_distances(transformer.grid, size / transformer.grid[0]).mean())

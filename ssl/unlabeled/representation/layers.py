@@ -1,0 +1,88 @@
+"""What the blocks of any backbone give, one vector for each image: its layers, for CKA."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from unlabeled.backbones.vit import ViT
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+POOLING = "mean over positions, without class token and registers"
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Layers:
+    """The blocks of a backbone, from input to output, and what they gave in the last forward pass.
+
+    Attributes:
+        names: of the blocks, as ``named_modules`` has them.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._blocks, self._prefix = blocks_of(backbone), _prefix(backbone)
+        names = {id(module): name for name, module in backbone.named_modules()}
+        self.names = [names[id(block)].removeprefix("model.") for block in self._blocks]
+        self._seen: dict[int, Tensor] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, each forward pass is noticed; afterwards the backbone has its hooks as before."""
+
+        def notice(number: int) -> Any:
+            return lambda module, inputs, output: self._seen.update({number: pooled(output, self._prefix)})
+
+        hooks = [block.register_forward_hook(notice(number)) for number, block in enumerate(self._blocks)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def taken(self) -> list[Tensor]:
+        """Outputs [B, D] of the last forward pass, block by block; then they are forgotten."""
+        taken = [self._seen[number] for number in range(len(self.names))]
+        self._seen.clear()
+        return taken
+
+
+def blocks_of(backbone: Backbone) -> list[nn.Module]:
+    """The blocks of a backbone: what it says itself, or modules whose kind comes again and that stand in no other such.
+
+    Raises:
+        UserError: it has no two of them.
+    """
+    kinds = Counter(type(module) for module in backbone.modules())
+    blocks = backbone.shards() or list(_repeated(backbone, kinds))
+    if len(blocks) < 2:
+        raise UserError(f"backbone: {type(backbone).__name__} has no blocks that could be compared as its layers")
+    return blocks
+
+
+def _repeated(module: nn.Module, kinds: "Counter[type[nn.Module]]") -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child) not in LISTS and kinds[type(child)] > 1 and any(child.children()):
+            yield child
+        else:
+            yield from _repeated(child, kinds)
+
+
+def pooled(output: Tensor, prefix: int) -> Tensor:
+    """Mean over positions, [B, C], of maps [B, C, h, w] or square [B, h, w, C], or of tokens [B, prefix + n, C]."""
+    if output.ndim == 3:
+        return output[:, prefix:].mean(1)
+    if output.ndim != 4:
+        return output.flatten(1)
+    channels_last = output.shape[1] == output.shape[2] != output.shape[3]  # Swin's and others'
+    return output.mean((1, 2) if channels_last else (2, 3))
+
+
+def _prefix(backbone: Backbone) -> int:
+    """Tokens before the patches: class token, registers."""
+    if isinstance(backbone, ViT):
+        return 1
+    model = getattr(backbone, "model", None)
+    return int(getattr(model, "num_prefix_tokens", hasattr(model, "class_token")))

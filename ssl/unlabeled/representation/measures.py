@@ -1,0 +1,66 @@
+"""All numbers of one space of features, and what is to be doubted of them."""
+
+from typing import Any
+
+from torch import Tensor
+
+from unlabeled.representation.lidar import lidar
+from unlabeled.representation.similarity import alignment, uniformity
+from unlabeled.representation.spectrum import alpha_req, normalised_std, ranks
+
+PER_DIMENSION = 4  # images: with fewer, ranks are too low by more than a few per cent
+UNIFORMITY_IMAGES = 4096  # its pairs grow with the square
+SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
+
+
+def measure(features: Tensor, views: Tensor, window: tuple[int, int]) -> dict[str, Any]:
+    """All numbers of one space.
+
+    Args:
+        features: [N, D].
+        views: [n, q, D].
+        window: of α-ReQ; its end moves where there are fewer eigenvalues, and there is no α where too few are left.
+    """
+    (n, dim), (lidar_n, q, _) = features.shape, views.shape
+    rank = ranks(features)
+    window = window[0], min(window[1], n - 1, dim)
+    fits = window[1] - window[0] + 1 >= SHORTEST_WINDOW
+    alpha, r_squared = alpha_req(features, window) if fits else (None, None)
+    return {
+        "images": n,
+        "dimensions": dim,
+        "rankme": rank.rankme,
+        "rankme_centred": rank.rankme_centred,
+        "effective_rank": rank.effective_rank,
+        "alpha": alpha,
+        "alpha_r_squared": r_squared,
+        "alpha_window": list(window) if fits else None,
+        "lidar": lidar(views),
+        "lidar_images": lidar_n,
+        "lidar_views": q,
+        "alignment": alignment(views[:, 0], views[:, 1]),
+        "uniformity": uniformity(features[:UNIFORMITY_IMAGES]),
+        "uniformity_images": min(n, UNIFORMITY_IMAGES),
+        "feature_std": normalised_std(features),
+        "feature_std_isotropic": dim**-0.5,
+    }
+
+
+def doubts(name: str, space: dict[str, Any], window: tuple[int, int]) -> list[str]:
+    """What a reader of these numbers should know."""
+    n, dim, found = space["images"], space["dimensions"], []
+    if n < PER_DIMENSION * dim:
+        found.append(
+            f"{name}: {n:,} images for {dim:,} dimensions are fewer than {PER_DIMENSION} each: RankMe, effective rank "
+            f"and α are those of the images as much as of the network; give images={10 * dim} where there are so many"
+        )
+    if space["lidar_images"] - 1 < dim:
+        found.append(
+            f"{name}: LiDAR of {space['lidar_images']:,} images cannot pass {space['lidar_images'] - 1:,}, whatever "
+            f"the {dim:,} dimensions hold"
+        )
+    if space["alpha_window"] is None:
+        found.append(f"{name}: {min(n - 1, dim)} eigenvalues are too few for a line from rank {window[0]} on: no α")
+    elif space["alpha_window"][1] < window[1]:
+        found.append(f"{name}: α is fitted over ranks {space['alpha_window'][0]} to {space['alpha_window'][1]} alone")
+    return found
