@@ -18,7 +18,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
 from benchmarks.injected.failures import ALL, FAILURES
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import versions
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.folder import diagnosed
 
@@ -89,8 +89,8 @@ def page(runs: Path) -> str:
         [
             "# What the health monitor says of healthy and of spoilt runs",
             "",
-            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE: a small ViT), the first {STEPS} steps, on a CPU; "
-            f"`benchmarks/health.py`. {made_with()}.",
+            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE: a small ViT), the first {STEPS} steps, on a CPU, "
+            f"bfloat16; `benchmarks/health.py`. Versions: {', '.join(map(' '.join, versions().items()))}.",
             "",
             "## Spoilt",
             "",
@@ -117,7 +117,7 @@ def healthy_line(job: Job, folder: Path) -> str:
 
 def named(folder: Path) -> str:
     """Every finding with the step at which it was made, in that order."""
-    diagnosis, found = Diagnosis(diagnosed(folder).facts), {}
+    diagnosis, found = Diagnosis(diagnosed(folder).facts), dict[str, int]()
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
         diagnosis.add(metrics.pop("step"), metrics)

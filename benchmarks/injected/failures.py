@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled import ema
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
 from unlabeled.objectives import moco, paws, relic, simclr, swav
@@ -65,12 +66,12 @@ def undetached(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 def without_stop_gradient(stack: ExitStack) -> None:
     """Teachers are trained along, and keys, targets and codes carry their gradient."""
-    replace(stack, moco.ema, frozen_copy=copy.deepcopy)
-    replace(stack, moco.MoCo, _keys=moco.MoCo._keys.__wrapped__)  # without no_grad
+    replace(stack, ema, frozen_copy=copy.deepcopy)
+    replace(stack, moco.MoCo, _keys=moco.MoCo._keys.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, moco, queue_contrast=queue_contrast_with_gradient)
-    replace(stack, relic.ReLIC, _target=relic.ReLIC._target.__wrapped__)
+    replace(stack, relic.ReLIC, _target=relic.ReLIC._target.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, relic, gather_targets=undetached(relic.gather_targets))
-    replace(stack, paws, wanted_classes=paws.wanted_classes.__wrapped__)
+    replace(stack, paws, wanted_classes=paws.wanted_classes.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, swav, sinkhorn=sinkhorn_with_gradient)
 
 
@@ -92,7 +93,7 @@ def without_sinkhorn(stack: ExitStack) -> None:
 
 
 def frozen_teacher(stack: ExitStack) -> None:
-    replace(stack, moco.ema, update=lambda target, online, momentum: None)
+    replace(stack, ema, update=lambda target, online, momentum: None)
 
 
 def without_shuffled_batchnorm(stack: ExitStack) -> None:

@@ -57,7 +57,7 @@ def follow(
     facts: Facts, metric: str, value: float, until: int = 300, since: int = 30
 ) -> tuple[Diagnosis, dict[str, int]]:
     """A run that is healthy before ``since``, and the step at which each finding was made."""
-    diagnosis, made = Diagnosis(facts), {}
+    diagnosis, made = Diagnosis(facts), dict[str, int]()
     for step in range(10, until + 1, 10):
         moving: dict[str, Any] = {"health/teacher_length": 39.0 + step / 1000}
         diagnosis.add(step, HEALTHY | moving | ({metric: value} if step >= since else {}))

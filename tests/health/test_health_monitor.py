@@ -8,10 +8,10 @@ import pytest
 from torch import nn
 
 from tests.faulty import config_of, run_of, same, state_of
+from unlabeled import ema
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import state_hash
 from unlabeled.health.folder import diagnosed
-from unlabeled.objectives import moco
 from unlabeled.objectives.moco import MoCo
 from unlabeled.objectives.simclr import SimCLR
 
@@ -43,7 +43,7 @@ def test_a_run_that_is_watched_ends_with_the_bits_of_one_that_is_not(tmp_path: P
 def test_its_folder_gives_the_diagnosis_of_the_running_monitor_also_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(moco.ema, "update", frozen)
+    monkeypatch.setattr(ema, "update", frozen)
     run_of(config_of(tmp_path / "once", MoCo, *OFTEN))
     assert capsys.readouterr().out.count("alarm: The teacher has not changed at all, since step 2") == 1
     run_of(config_of(tmp_path / "twice", MoCo, *OFTEN, "max_steps=5"))

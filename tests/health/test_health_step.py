@@ -53,7 +53,7 @@ def looked_at(normalise: bool) -> tuple[Toy, StepHealth, dict[str, Tensor]]:
     with torch.no_grad():
         for parameter in toy.parameters():
             if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * parameter.grad)
     health.update()
     return toy, health, before
 

@@ -328,7 +328,7 @@ def test_the_queue_is_used_once_full_after_its_epoch_and_never_holds_the_batch_a
     used: list[Tensor | None] = []
     real = swav.codes_of
 
-    def spy(scores: list[Tensor], *settings: object) -> Tensor:
+    def spy(scores: list[Tensor], *settings: object) -> list[Tensor]:
         queued: list[Tensor] | None = settings[-1]  # type: ignore[assignment]
         used.append(None if queued is None else torch.stack(queued))
         return real(scores, *settings)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ class StepHealth:
         if z is not None:
             self.found["embedding_std"] = output.loss.new_tensor(normalised_std(z.detach()) * z.shape[1] ** 0.5)
             if z.requires_grad:
-                z.register_hook(lambda gradient: self._note_radial(z.detach(), gradient))
+                z.register_hook(lambda gradient: self._note_radial(z.detach(), gradient))  # type: ignore[no-untyped-call]
 
     def _note_radial(self, z: Tensor, gradient: Tensor) -> None:
         self.found["radial_gradient"] = F.cosine_similarity(z.float(), gradient.float()).abs().mean()

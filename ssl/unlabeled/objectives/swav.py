@@ -284,7 +284,8 @@ class SwAV(Objective):
 
 def _spread(probabilities: Tensor) -> Tensor:
     """Exponential of the entropy of the mean over the rows [B, K] of all processes."""
-    return torch.special.entr(distributed.mean(probabilities.mean(0))).sum().exp()
+    spread: Tensor = torch.special.entr(distributed.mean(probabilities.mean(0))).sum().exp()
+    return spread
 
 
 def _forget(objective: nn.Module, keys: object) -> None:
