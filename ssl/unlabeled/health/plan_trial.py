@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -64,7 +65,7 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
                 torch.cuda.reset_peak_memory_stats(device)
             tried = _Steps(trainer, module, step)
             seconds = [tried.take(batch) for _ in range(steps)]
-            memory = _peak_memory(device, tried)
+            memory = _peak_memory(trainer, module)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not _short_of_memory(error):
             raise
@@ -128,12 +129,6 @@ class _Steps:
             self.network.no_sync() if isinstance(self.network, DistributedDataParallel) and not last else nullcontext()
         )
 
-    @property
-    def copied_bytes(self) -> int:
-        """Of the network; gradients and the optimizer's state are the run's too, and not there yet."""
-        copied = [*self.module.objective.parameters(), *self.module.objective.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in copied)
-
 
 def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataParallel:
     """With several processes gradients are averaged as in the run."""
@@ -144,13 +139,25 @@ def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataPa
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
-def _peak_memory(device: torch.device, tried: _Steps) -> int | None:
+def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
+    """Without what was there twice: the network and, in a run that goes on, the state of its optimizer."""
+    device = trainer.strategy.root_device
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) - tried.copied_bytes
+        states = [slot for slots in trainer.optimizers[0].state.values() for slot in slots.values()]
+        return torch.cuda.max_memory_allocated(device) - network_bytes(module) - _bytes(states)
     if device.type != "cpu":
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def network_bytes(module: Pretraining) -> int:
+    """Of weights and buffers: what a copy takes."""
+    return _bytes([*module.objective.parameters(), *module.objective.buffers()])
+
+
+def _bytes(values: list[Any]) -> int:
+    return sum(each.numel() * each.element_size() for each in values if isinstance(each, Tensor))
 
 
 def _short_of_memory(error: RuntimeError) -> bool:

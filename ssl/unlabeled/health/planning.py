@@ -14,10 +14,11 @@ from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.health.plan import make_plan, read_trial
 from unlabeled.health.plan_text import text
-from unlabeled.health.plan_trial import Trial, run_trial
+from unlabeled.health.plan_trial import Trial, network_bytes, run_trial
 from unlabeled.pretraining import Pretraining
 from unlabeled.sharding import FullySharded
 
+LARGE = 0.1  # of a GPU: with a larger copy a step might not fit that does without (our choice)
 DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size", "accumulate", "compile", "trainer")
 
 
@@ -56,6 +57,8 @@ class Planning(pl.Callback):
             print(text(plan, path.parent.name), flush=True)
         if self.only:
             trainer.should_stop = True
+            assert trainer.progress_bar_callback is not None
+            trainer.progress_bar_callback.disable()
 
     def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> Trial | str:
         """What was measured, now or before, or why nothing was; the same on every process."""
@@ -68,6 +71,9 @@ class Planning(pl.Callback):
             return "a copy would be compiled anew with compile=…"
         if left < self.trial_from and not self.only:
             return f"{left} steps are left, fewer than plan.trial_from={self.trial_from}"
+        device = trainer.strategy.root_device
+        if device.type == "cuda" and network_bytes(module) > LARGE * torch.cuda.mem_get_info(device)[1]:
+            return f"a copy of the weights would take more than {LARGE:.0%} of the GPU's memory"
         of = _fingerprint(trainer, module)
         kept = trainer.strategy.broadcast(None if self.only else read_trial(path, of))
         if kept is not None:
