@@ -86,8 +86,9 @@ def make_plan(
     """
     train = data.splits.train
     given = Plan(module.batch_size, processes, len(train), module.views.sizes(train.image_size))
-    schedule = schedule_of(module)
-    checks = look(module, schedule) + module.objective.doubts(given) + module.views.doubts(train.image_size)
+    schedule, epochs = schedule_of(module), module.total_steps / module.steps_per_epoch
+    checks = look(module.recipe, epochs, module.images_per_step, schedule)
+    checks += module.objective.doubts(given) + module.views.doubts(train.image_size)
     trial, left = (tried, module.total_steps - step) if isinstance(tried, Trial) else (None, 0)
     seconds = None if trial is None else left * trial.seconds_per_step
     ends = None if seconds is None else datetime.now().astimezone() + timedelta(seconds=seconds)
@@ -98,7 +99,7 @@ def make_plan(
         processes=processes,
         steps=module.total_steps,
         steps_per_epoch=module.steps_per_epoch,
-        epochs=module.total_steps / module.steps_per_epoch,
+        epochs=epochs,
         images=len(data.train.labels),
         device=device,
         precision=precision,

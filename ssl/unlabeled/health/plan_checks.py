@@ -5,21 +5,28 @@ the backbone does not take. What may be wrong with a method or with views is the
 """
 
 from unlabeled.objective import Check
-from unlabeled.pretraining import Pretraining
+from unlabeled.optimizers import Recipe
 
 WARMUP, FINAL = 1 / 5, 1 / 10  # of the run; of the peak
 
 
-def look(module: Pretraining, schedule: dict[str, list[float]]) -> list[Check]:
-    """The looks at warm-up, last learning rate and, where there is a queue, whether it will be full."""
-    looks = [_warmup(module), _last_rate(module, schedule["learning_rate"][-1])]
-    if "queue_fill" in schedule:
-        looks.append(_queue(schedule["queue_fill"][-1]))
-    return looks
+def look(recipe: Recipe, epochs: float, images_per_step: int, schedule: dict[str, list[float]]) -> list[Check]:
+    """The looks at warm-up, last learning rate and, where there is a queue, whether it will be full.
+
+    Args:
+        recipe: of the optimizer.
+        epochs: of the whole run.
+        images_per_step: over all processes and batches.
+        schedule: of the plan; the last values are those of the last step.
+    """
+    looks = [
+        _warmup(recipe.warmup_epochs, epochs),
+        _last_rate(recipe.peak_lr(images_per_step), schedule["learning_rate"][-1]),
+    ]
+    return looks + ([_queue(schedule["queue_fill"][-1])] if "queue_fill" in schedule else [])
 
 
-def _warmup(module: Pretraining) -> Check:
-    given, epochs = module.recipe.warmup_epochs, module.total_steps / module.steps_per_epoch
+def _warmup(given: float, epochs: float) -> Check:
     return Check(
         "a warm-up of at most a fifth of the run",
         given <= WARMUP * epochs,
@@ -28,8 +35,7 @@ def _warmup(module: Pretraining) -> Check:
     )
 
 
-def _last_rate(module: Pretraining, last: float) -> Check:
-    peak = module.recipe.peak_lr(module.images_per_step)
+def _last_rate(peak: float, last: float) -> Check:
     return Check(
         "a last learning rate of at most a tenth of the peak",
         last <= FINAL * peak * (1 + 1e-9),
