@@ -33,6 +33,8 @@ def train(config: DictConfig, command: str) -> None:
         print(f"nothing is trained; the views are in {page} and {picture}")
         return
     run = build_run(config, resolved)
+    if config.plan_only:
+        raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)
     try:
         run.fit(resolved)
     except Interrupted as stop:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.small import CONF, composed, members, missing_keys, small_objective
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
+from unlabeled.health.plan_checks import look
 from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress, Support
 from unlabeled.optimizers import Recipe
 from unlabeled.views.key import ViewKey
@@ -113,7 +114,7 @@ def composed_experiment(name: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", members("experiment"))
-def test_every_experiment_composes_and_builds_and_its_header_says_how_to_run_it(name: str) -> None:
+def test_every_experiment_builds_passes_the_checks_of_its_plan_and_its_header_says_how_to_run_it(name: str) -> None:
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"experiment={name}" in "\n".join(line for line in lines if line.startswith("#"))
@@ -122,9 +123,16 @@ def test_every_experiment_composes_and_builds_and_its_header_says_how_to_run_it(
     with torch.device("meta"):
         objective: Objective = instantiate(config.objective, backbone=instantiate(config.backbone))
     views = instantiate(config.views)
-    images = 1347 if name == "digits" else 50_000 if "cifar10" in name else 1_281_167
-    objective.check(Plan(config.batch_size, 1, images, sizes_of(views, config.views.size)))
-    assert isinstance(instantiate(config.optimizer), Recipe)
+    sizes = {"digits": (1347, 8), "seer_regnety_32gf": (10**9, 256)}
+    images, pixels = sizes.get(name, (50_000, 32) if "cifar10" in name else (1_281_167, 256))
+    plan = Plan(config.batch_size, 1, images, views.sizes(pixels))
+    objective.check(plan)
+    recipe: Recipe = instantiate(config.optimizer)
+    steps = images // config.batch_size
+    last = Progress(config.max_epochs * steps - 1, config.max_epochs * steps, steps, 0)
+    values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.planned(last)}
+    checks = look(recipe, config.max_epochs, config.batch_size, {name: [value] for name, value in values.items()})
+    assert [check for check in checks + objective.doubts(plan) + views.doubts(pixels) if not check.passed] == []
 
 
 @pytest.mark.parametrize("name", [name for name in members("experiment") if name == "digits" or name.endswith("_cpu")])

@@ -92,6 +92,7 @@ def train(config: DictConfig, folder: Path, devices: int, until: int = STEPS) ->
     """Go on with the run in ``folder`` up to a step."""
     config = OmegaConf.create({**config, "name": folder.name, "run_dir": str(folder)})
     config.trainer.devices = devices
+    config.plan.update({"trial_from": 0, "trial_steps": 2 if devices > 1 else 0})  # which is not to be felt
     resolved = open_run(config)
     run = build_run(config, resolved)
     in_float64(run)
@@ -197,6 +198,14 @@ def assert_ends_alike(ours: Path, theirs: Path, tolerance: float = 1e-8) -> None
 def test_several_processes_see_the_same_images_and_end_where_one_does(runs: Path, name: str, processes: int) -> None:
     assert_seen_alike(seen(runs / f"{name}-{processes}", STEPS, processes), seen(runs / f"{name}-1", STEPS, 1))
     assert_ends_alike(runs / f"{name}-{processes}", runs / f"{name}-1")
+
+
+@pytest.mark.parametrize("name", members("objective"))
+def test_two_processes_tried_their_steps_together_before_the_first_and_one_did_not(runs: Path, name: str) -> None:
+    two, one = (json.loads((runs / f"{name}-{processes}" / "plan.json").read_text()) for processes in (2, 1))
+    assert (two["processes"], two["batch_size_per_process"], two["trial"]["steps"]) == (2, 8, 2)
+    assert (one["trial"], one["not_tried"]) == (None, "plan.trial_steps=0")
+    assert two["schedule"] == one["schedule"]
 
 
 @pytest.mark.parametrize(("moved", "before", "after"), [("2-to-1", 2, 1), ("1-to-4", 1, 4)])

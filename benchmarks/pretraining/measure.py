@@ -26,7 +26,7 @@ from unlabeled.run import Run
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 2  # steps before anything is timed
 # Probes are not pretraining; what an epoch costs once is timed by itself and charged for an epoch's images.
-NO_PROBE = ("probe=none", "online_knn=null", "pictures=null")
+NO_PROBE = ("probe=none", "online_knn=null", "pictures=null", "plan=null")
 ALONE = ("name=benchmark", *NO_PROBE, "max_epochs=null", "checkpoint_every_n_epochs=1000000")
 
 

@@ -1,6 +1,5 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -36,7 +35,6 @@ from unlabeled.progress_bar import RunProgress
 from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
 from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
-from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
 
@@ -90,6 +88,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
 
 def build_preview(config: DictConfig) -> Preview:
     """What ``preview=…`` needs of a run: its data and its views, no network."""
+    if config.plan_only:
+        raise UserError("plan_only=true: preview=… makes no plan; give one of the two")
     splits = build_splits(config)
     views: Views = instantiate(config.views)
     views.require_masks(splits.train)
@@ -104,14 +104,8 @@ def build_replay(path: str) -> Replay:
 
 
 def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
-    """Raise UserError for parts that each can work, and together cannot; the views are tried on a black image."""
-    black = torch.zeros(1, 3, train.image_size, train.image_size, dtype=torch.uint8)
-    tried = copy.copy(views)
-    tried.compiles = False  # it would be compiled for a batch of one
-    sizes = [
-        view.shape[-1]
-        for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(seed=0, step=0, first=0, total=1))
-    ]
+    """Raise UserError for parts that each can work, and together cannot."""
+    sizes = views.sizes(train.image_size)
     objective.check(Plan(batch_size, processes, len(train), sizes))
     backbone = objective.backbone
     if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
@@ -152,15 +146,18 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
-    logger = [build_logger(config)] if "logger" in config else []
+    if config.plan_only and config.plan is None:
+        raise UserError("plan_only=true: plan=null has none; leave one of them out")
+    logger = [build_logger(config)] if "logger" in config and not config.plan_only else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
+    planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *logger],
-        callbacks=[EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
+        callbacks=[*planning, EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write

@@ -76,6 +76,16 @@ class Plan(NamedTuple):
             )
 
 
+@dataclass(frozen=True)
+class Check:
+    """One look at a run that can work and may yet be a mistake."""
+
+    name: str
+    passed: bool
+    found: str  # in words, with the keys and their numbers
+    remedy: str  # what to give instead
+
+
 @dataclass
 class Output:
     """What an objective returns for one batch."""
@@ -143,7 +153,22 @@ class Objective(nn.Module):
     support: "ClassBalanced | None" = None  # which labelled images it wants beside each batch; None: it needs no label
 
     def check(self, plan: Plan) -> None:
-        """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
+        """Raise UserError, in one line, for a run that cannot work; called before an image is read.
+
+        Numbers of the plan that :meth:`planned` needs are kept here.
+        """
+
+    def doubts(self, plan: Plan) -> list[Check]:
+        """What may be a mistake in a run that can work, for the plan; called after :meth:`check`."""
+        return []
+
+    def planned(self, progress: Progress) -> dict[str, float]:
+        """Values that this method uses at a step, by name, for the plan; from the code that the step takes them from.
+
+        Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
+        that holds what was seen when the step begins, in [0, 1].
+        """
+        return {}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """The loss of one batch.

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import write_config
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
+from unlabeled.health.planning import Planning
 from unlabeled.pretraining import Pretraining
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
@@ -47,6 +49,14 @@ class Run:
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
+
+    def plan(self) -> bool:
+        """Print and save the plan, from where the run is, and leave all else as it is; whether its checks passed."""
+        begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
+        planning = next(each for each in callbacks if isinstance(each, Planning))
+        planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
+        self.trainer.fit(self.module, datamodule=self.data)
+        return planning.passed
 
     def _check_labels(self, path: Path, resumes: bool) -> None:
         """The configuration names the list; what stands in it may have changed since the run was started."""

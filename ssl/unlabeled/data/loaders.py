@@ -26,6 +26,23 @@ from unlabeled.randomness import on_device
 class Resumable:
     """Tells Lightning that a loader goes on where a run was stopped. It has no state: its order knows the next step."""
 
+    _begun: Iterator[Batch] | None = None
+
+    def _batches(self) -> Iterator[Batch]:
+        """From the next step on."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        begun, self._begun = self._begun, None  # asked for with the first batch: Lightning makes iterators beforehand
+        yield from begun or self._batches()
+
+    def peek(self) -> Batch:
+        """The first batch of the iteration that comes next, which gives it again without making it anew."""
+        batches = self._begun or self._batches()
+        first = next(batches)
+        self._begun = itertools.chain([first], batches)
+        return first
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -47,7 +64,7 @@ class ArrayLoader(Resumable):
         self.source = _on(source, device) if _has_room(source.images, device) else source
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         for positions, beside in _side_by_side(self.batches, self.support):
             batch = _take(self.source, positions, self.device)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
@@ -90,7 +107,7 @@ class LazyLoader(Resumable):
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         for asked, batch in zip(self.batches, self.loader, strict=True):
             got = batch.ids.tolist() + ([] if batch.support is None else batch.support.ids.tolist())
             if asked != got:

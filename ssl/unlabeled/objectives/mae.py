@@ -241,6 +241,9 @@ class MAE(Objective):
         """A second view would be made for nothing."""
         plan.needs_views(1, 1)
 
+    def planned(self, progress: Progress) -> dict[str, float]:
+        return {"mask_ratio": self.mask_ratio}
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = batch.views[0]
         noise = on_device(masking_noise(progress, len(images), self.backbone.num_patches), images.device)

@@ -16,7 +16,7 @@ from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
 from unlabeled.contrast import log_sum_exp
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 from unlabeled.randomness import mix, on_device
 
@@ -162,6 +162,7 @@ class MoCo(Objective):
         self.queue = KeyQueue(queue_size, projection_dim)
         self.temperature, self.momentum = temperature, momentum
         self.symmetric, self.bn_splits = symmetric, bn_splits
+        self.keys_per_batch = 0  # over all processes, known from check on
 
     def check(self, plan: Plan) -> None:
         """Two views, a queue no longer than the data set, and ``bn_splits`` parts of equal size over all processes."""
@@ -175,6 +176,23 @@ class MoCo(Objective):
             raise UserError(f"objective.bn_splits={splits}: must be a multiple of the {plan.processes} processes")
         if plan.batch_size % splits:
             raise UserError(f"batch_size={plan.batch_size}: must be a multiple of objective.bn_splits={splits}")
+        self.keys_per_batch = plan.batch_size * (1 + self.symmetric)
+
+    def doubts(self, plan: Plan) -> list[Check]:
+        size, shorter = len(self.queue.keys), 1 << max(0, (plan.images - 1).bit_length() - 1)
+        return [
+            Check(
+                "a queue shorter than the data",
+                size < plan.images,
+                f"objective.queue_size={size}, training images {plan.images}",
+                f"the images at hand have their own earlier keys as negatives: give objective.queue_size={shorter}",
+            )
+        ]
+
+    def planned(self, progress: Progress) -> dict[str, float]:
+        """``queue_fill`` is the share of keys that are of images; the others are still random."""
+        fill = min(1.0, progress.batch * self.keys_per_batch / len(self.queue.keys))
+        return {"momentum": self.momentum, "temperature": self.temperature, "queue_fill": fill}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
@@ -253,13 +271,19 @@ class MoCoV3(Objective):
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
+    def planned(self, progress: Progress) -> dict[str, float]:
+        return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
+
+    def _momentum_at(self, progress: Progress) -> float:
+        return ema.momentum_at(progress.fraction, self.momentum)
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward per view: BatchNorm sees the views apart, as in the official code."""
         x1, x2 = batch.views
         self.batch_size = len(x1) * distributed.world_size()
         features = self.backbone(x1)
         q1, q2 = self._predict(features), self._predict(self.backbone(x2))
-        momentum = ema.momentum_at(progress.fraction, self.momentum)
+        momentum = self._momentum_at(progress)
         if self.training and progress.part == 0:  # once a step
             ema.update(self.momentum_backbone, self.backbone, momentum)
             ema.update(self.momentum_projector, self.projector, momentum)

@@ -153,6 +153,9 @@ class PAWS(Objective):
         if len(set(sizes)) > 1:
             raise UserError(f"views: the first {LARGE} of objective=paws are the large ones, of one size; here {sizes}")
 
+    def planned(self, progress: Progress) -> dict[str, float]:
+        return {"temperature": self.temperature, "sharpen": self.sharpen}
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
         large, small = batch.views[:LARGE], batch.views[LARGE:]

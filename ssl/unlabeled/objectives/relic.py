@@ -180,6 +180,9 @@ class ReLIC(Objective):
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
 
+    def planned(self, progress: Progress) -> dict[str, float]:
+        return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Every view apart, as in BYOL's code: BatchNorm never mixes views."""
         large = [view for view in batch.views if view.shape == batch.views[0].shape]
@@ -230,12 +233,15 @@ class ReLIC(Objective):
 
     def after_step(self, progress: Progress) -> None:
         """θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
-        momentum = ema.momentum_at(progress.fraction, self.momentum)
+        momentum = self._momentum_at(progress)
         ema.update(self.target_backbone, self.backbone, momentum)
         ema.update(self.target_projector, self.projector, momentum)
 
     def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.target_backbone, self.backbone), (self.target_projector, self.projector)
+
+    def _momentum_at(self, progress: Progress) -> float:
+        return ema.momentum_at(progress.fraction, self.momentum)
 
     def collapsed_at(self) -> float | None:
         """α · ln(n+1)."""

@@ -59,6 +59,9 @@ class SimCLR(Objective):
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
+    def planned(self, progress: Progress) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward over both views: BatchNorm sees 2B images, as in the official code."""
         features = self.backbone(torch.cat(batch.views))

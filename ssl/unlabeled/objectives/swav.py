@@ -4,6 +4,7 @@ Caron et al. 2020, arXiv:2006.09882. Official code: github.com/facebookresearch/
 RegNet on uncurated images: Goyal et al. 2021, arXiv:2103.01988; configurations in github.com/facebookresearch/vissl.
 """
 
+import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.heads import swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
+from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress, Sign
 from unlabeled.precision import full_precision
 
 
@@ -190,6 +191,7 @@ class SwAV(Objective):
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
         self.was_full = False  # the queue, when a step of this process began
+        self.batch_size = 0  # over all processes, known from check on
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self._normalise_prototypes()
 
@@ -197,9 +199,50 @@ class SwAV(Objective):
         """Every assigned view is made, beside another one, and the queue is filled within an epoch."""
         plan.needs_views(max(2, max(self.assigned) + 1))
         images = plan.images // plan.batch_size * plan.batch_size
-        length = 0 if self.queue is None else self.queue.embeddings.shape[1]
+        length = self._queue_length
         if length > images:
             raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
+        self.batch_size = plan.batch_size
+
+    def doubts(self, plan: Plan) -> list[Check]:
+        """Sinkhorn shares out the prototypes among the batch and the queue."""
+        length, prototypes = self._queue_length, self.prototypes.out_features
+        samples = Check(
+            "a tenth as many samples as prototypes",
+            plan.batch_size + length >= prototypes / 10,
+            f"batch_size={plan.batch_size}, objective.queue_length={length}, objective.prototypes={prototypes}",
+            f"too few to use all prototypes: give objective.prototypes={10 * plan.batch_size}, or a queue",
+        )
+        queue = Check(
+            "a queue shorter than the data",
+            length < plan.images,
+            f"objective.queue_length={length}, training images {plan.images}",
+            f"images meet their own earlier embeddings: give objective.queue_length={plan.images // 10}",
+        )
+        return [samples] if self.queue is None else [samples, queue]
+
+    def planned(self, progress: Progress) -> dict[str, float]:
+        values = {"temperature": self.temperature, "epsilon": self.epsilon}
+        values["prototypes_trained"] = float(self._trains_prototypes(progress))
+        return values if self.queue is None else values | {"queue_fill": self._fill(progress)}
+
+    def _fill(self, progress: Progress) -> float:
+        """Share of the queue that is written when a step begins."""
+        steps = range(progress.step)
+        first = bisect.bisect_left(steps, True, key=lambda step: self._queues(progress._replace(step=step)))
+        batches = progress.batch - first * progress.parts
+        return min(1.0, max(0, batches) * self.batch_size / self._queue_length)
+
+    @property
+    def _queue_length(self) -> int:
+        return 0 if self.queue is None else self.queue.embeddings.shape[1]
+
+    def _queues(self, progress: Progress) -> bool:
+        """Whether the batch of a step goes to the queue, and the queue's codes to the loss once it is full."""
+        return progress.epoch >= self.queue_from_epoch
+
+    def _trains_prototypes(self, progress: Progress) -> bool:
+        return progress.epoch >= self.freeze_prototypes_epochs
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
@@ -216,7 +259,7 @@ class SwAV(Objective):
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
         """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
-        if self.queue is None or progress.epoch < self.queue_from_epoch or not self._is_full(self.queue, progress):
+        if self.queue is None or not self._queues(progress) or not self._is_full(self.queue, progress):
             return None
         return [_dot_products(rows, self.prototypes.weight.detach()) for rows in self.queue.share()]
 
@@ -228,7 +271,7 @@ class SwAV(Objective):
 
     def _enqueue(self, embeddings: Sequence[Tensor], progress: Progress) -> None:
         """After the codes are made: the queue never holds the batch that it is used with."""
-        if self.queue is not None and self.training and progress.epoch >= self.queue_from_epoch:
+        if self.queue is not None and self.training and self._queues(progress):
             self.queue.enqueue(torch.stack([embeddings[crop] for crop in self.assigned]))
 
     def _first(self, features: Tensor, batch: Batch) -> Tensor:
@@ -247,12 +290,12 @@ class SwAV(Objective):
 
     def after_backward(self, progress: Progress) -> None:
         """Without a gradient the optimizer skips them: a gradient of 0 would still let momentum and decay act."""
-        if progress.epoch < self.freeze_prototypes_epochs:
+        if not self._trains_prototypes(progress):
             self.prototypes.weight.grad = None
 
     def after_step(self, progress: Progress) -> None:
         """The prototypes have length 1 in every forward."""
-        if progress.epoch >= self.freeze_prototypes_epochs:
+        if self._trains_prototypes(progress):
             self._normalise_prototypes()
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from unlabeled.objective import Check
 from unlabeled.views.colour import equalize, jitter, luminance, solarize
 from unlabeled.views.crop import Interpolation, crop_resize
 from unlabeled.views.resample import Taps, add_up, few_count, matrix, multiply
@@ -33,6 +34,15 @@ class Operation(Protocol):
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Do it, in float32 whatever the dtype of ``images``, which may be written to."""
+        ...
+
+
+@runtime_checkable
+class Doubtful(Protocol):
+    """An operation that knows what may be a mistake."""
+
+    def doubts(self, pixels: int) -> list[Check]:
+        """Looks at what it would do to images of that height and width."""
         ...
 
 
@@ -70,6 +80,24 @@ class RandomResizedCrop:
             "where": torch.rand((count, 2), generator=generator, dtype=torch.float64),
             "flip": torch.rand(count, generator=generator) < self.flip,
         }
+
+    def doubts(self, pixels: int) -> list[Check]:
+        """Crops at most twice as large as the images, of boxes of at least 4 × 4 pixels (both our choice)."""
+        smallest = math.sqrt(self.scale[0]) * pixels
+        return [
+            Check(
+                "crops no larger than twice the images",
+                self.size <= 2 * pixels,
+                f"crops of {self.size} pixels from images of {pixels}",
+                f"most pixels are made up: give a size of at most {2 * pixels} in views, or larger images",
+            ),
+            Check(
+                "crops that show something",
+                smallest >= 4,
+                f"scale from {self.scale[0]:g} of images of {pixels} pixels: boxes down to {smallest:.1f} pixels",
+                f"give scale from {min(1.0, 16 / pixels**2):.2g} on, or larger images",
+            ),
+        ]
 
     def boxes(self, parameters: Parameters, sizes: Tensor) -> Tensor:
         """What the draws come to in images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
@@ -208,8 +236,25 @@ class GaussianBlur:
         sigma = _uniform((count,), *self.sigma, generator).float()
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
+    def doubts(self, pixels: int) -> list[Check]:
+        """A kernel of more than one pixel and no wider than what it blurs."""
+        width = 2 * self._radius(pixels) + 1
+        return [
+            Check(
+                "a blur that fits",
+                1 < width <= pixels,
+                f"a kernel of {width} pixel{'s' if width > 1 else ''} on views of {pixels}",
+                f"it changes nothing: give kernel_fraction={2 / pixels:.2g}, or leave blur out"
+                if width == 1
+                else "it is wider than the view: give kernel_fraction=0.1",
+            )
+        ]
+
+    def _radius(self, pixels: int) -> int:
+        return int(pixels * self.kernel_fraction) // 2
+
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        radius = int(images.shape[-1] * self.kernel_fraction) // 2
+        radius = self._radius(images.shape[-1])
         return on_some(
             images, parameters["applied"], lambda some, sigma: _blur(some, sigma, radius), parameters["sigma"]
         )

@@ -1,5 +1,6 @@
 """From a batch of decoded images to the views that an objective compares."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from unlabeled.data.canvas import sizes_of
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
+from unlabeled.objective import Check
 from unlabeled.views.background import RemoveBackground
 from unlabeled.views.crop import Interpolation, crop_resize
 from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
-from unlabeled.views.operations import Operation, Parameters
+from unlabeled.views.operations import Doubtful, Operation, Parameters
 
 Colour = Callable[[Tensor, Sequence[Parameters]], Tensor]
 
@@ -106,6 +108,23 @@ class Views(nn.Module):
         """Raise UserError if there are to be masks and they are missing or not those of ``source``."""
         if self.masks is not None:
             open_masks(self.masks).require(source, self.masks)
+
+    def sizes(self, image_size: int) -> list[int]:
+        """Height and width of each view of a square image, pixels; tried on a black one."""
+        tried = copy.copy(self)
+        tried.compiles = False  # it would be compiled for a batch of one
+        black = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+        return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
+
+    def doubts(self, image_size: int) -> list[Check]:
+        """What may not fit images of that height and width: each operation says so of what it is given."""
+        looks = []
+        for group in self.groups:
+            pixels = image_size
+            for step in group.operations:
+                looks += step.doubts(pixels) if isinstance(step, Doubtful) else []
+                pixels = getattr(step, "size", pixels) if getattr(step, "crops", False) else pixels
+        return list(dict.fromkeys(looks))
 
     @torch.no_grad()
     def forward(

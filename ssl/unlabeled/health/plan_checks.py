@@ -1,0 +1,53 @@
+"""What may be a mistake in the schedule of any run. What cannot work at all is refused before, by one line and code 2:
+
+a queue longer than the data, fewer classes than classes per batch, a batch larger than the data, images of a size that
+the backbone does not take. What may be wrong with a method or with views is theirs to know: ``doubts``.
+"""
+
+from unlabeled.objective import Check
+from unlabeled.optimizers import Recipe
+
+WARMUP, FINAL = 1 / 5, 1 / 10  # of the run; of the peak
+
+
+def look(recipe: Recipe, epochs: float, images_per_step: int, schedule: dict[str, list[float]]) -> list[Check]:
+    """The looks at warm-up, last learning rate and, where there is a queue, whether it will be full.
+
+    Args:
+        recipe: of the optimizer.
+        epochs: of the whole run.
+        images_per_step: over all processes and batches.
+        schedule: of the plan; the last values are those of the last step.
+    """
+    looks = [
+        _warmup(recipe.warmup_epochs, epochs),
+        _last_rate(recipe.peak_lr(images_per_step), schedule["learning_rate"][-1]),
+    ]
+    return looks + ([_queue(schedule["queue_fill"][-1])] if "queue_fill" in schedule else [])
+
+
+def _warmup(given: float, epochs: float) -> Check:
+    return Check(
+        "a warm-up of at most a fifth of the run",
+        given <= WARMUP * epochs,
+        f"optimizer.warmup_epochs={given:g} of {epochs:.4g} epochs",
+        f"much of the run is below the peak: give optimizer.warmup_epochs={epochs / 10:.2g}, or more epochs",
+    )
+
+
+def _last_rate(peak: float, last: float) -> Check:
+    return Check(
+        "a last learning rate of at most a tenth of the peak",
+        last <= FINAL * peak * (1 + 1e-9),
+        f"{last:.3g} after a peak of {peak:.3g}",
+        "weights still jump at the end: give optimizer.milestones within the run, or null for a cosine, or more steps",
+    )
+
+
+def _queue(last: float) -> Check:
+    return Check(
+        "a queue that is full before the end",
+        last >= 1,
+        f"{last:.0%} full at the last step",
+        "give a shorter queue or an earlier start of it, or more steps",
+    )
