@@ -29,6 +29,7 @@ from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.faults.guard import Faults
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay
+from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.loggers import JsonLines, kept_id
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
@@ -155,12 +156,13 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     logger = [build_logger(config)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+    heartbeat = Heartbeat(Path(config.run_dir) / "state.json")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *logger],
-        callbacks=[EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
+        callbacks=[EqualStatistics(), RunProgress(), heartbeat, *watching, Checkpointing(checkpoints, metrics, *every)],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
