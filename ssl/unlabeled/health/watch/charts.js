@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = [0, 3, 2, 4, 1, 5, 9, 8]; // of the reports' palette, without yellow and black
 const MARGIN = { left: 50, right: 10, top: 8, bottom: 24 };
 const HEIGHT = 210;
+const FEW = 30; // points that are marked one by one
 
 /** The class of the n-th curve: eight colours, then the same ones dashed. */
 export const colour = (n) => `colour-${COLOURS[n % COLOURS.length]}${n >= COLOURS.length ? " dashed" : ""}`;
@@ -147,17 +148,16 @@ export class Chart {
     for (const curve of this.curves) {
       if (this.options.weight && !log) draw(this.svg, "path", { d: path(curve.points, this.x, this.y), class: `curve faint ${curve.colour}` });
       draw(this.svg, "path", { d: path(curve.drawn, this.x, this.y), class: `curve ${curve.colour}` });
-      if (finite(curve.drawn).length === 1) {
-        const [[x, value]] = finite(curve.drawn);
-        draw(this.svg, "circle", { cx: this.x(x), cy: this.y(value), r: 3, class: curve.colour });
-      }
+      const known = finite(curve.drawn);
+      for (const [x, value] of known.length <= FEW ? known : [])
+        draw(this.svg, "circle", { cx: this.x(x), cy: this.y(value), r: 2.6, class: curve.colour });
     }
     this.pointer = draw(this.svg, "path", { class: "pointer", d: "" });
     this.point(this.at);
   }
 
   axes(width, [low, high], log) {
-    const rows = ticks([low, high], 4), columns = ticks(this.xs, width < 420 ? 4 : 6);
+    const rows = ticks([low, high], 6), columns = ticks(this.xs, width < 420 ? 4 : 6);
     for (const value of rows) {
       const y = this.y(value);
       draw(this.svg, "path", { class: "grid", d: `M${MARGIN.left} ${y}H${width - MARGIN.right}` });
@@ -189,7 +189,7 @@ export class Chart {
       span.title = curve.name;
       return span;
     });
-    const where = place === undefined ? "" : `${this.options.xName} ${short(place).replace(/\.00$/, "")}`;
+    const where = at === null || place === undefined ? "last" : `${this.options.xName} ${short(place).replace(/\.00$/, "")}`;
     this.reading.replaceChildren(where, ...said);
   }
 

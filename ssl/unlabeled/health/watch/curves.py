@@ -138,23 +138,25 @@ class Summary(Growing):
         self.step, self.steps_per_epoch = 0, None  # type: int, int | None
 
     def take(self, block: bytes) -> None:
+        if not self._take_quickly(block):
+            for read in self.objects(block):
+                if (loss := _number(read.get(LOSS))) is not None:
+                    self.loss.extend([read["step"]], [loss])
+                self._take_probes(read)
+                self._take_place(read)
+
+    def _take_quickly(self, block: bytes) -> bool:
+        """False, and nothing is taken, where another hand wrote a line, or one is damaged."""
         found = _LINE.findall(block)
-        if len(found) < block.count(b"\n"):  # lines that another hand wrote, or damaged ones
-            self._take_slowly(block)
-            return
+        if len(found) < block.count(b"\n"):
+            return False
         known = [(int(step), float(value)) for step, value in found if value]
         self.loss.extend([step for step, _ in known], [value for _, value in known])
         for read in self.objects(_lines_with(PROBE, block)):
             self._take_probes(read)
         for read in self.objects(block[block.rfind(b"\n", 0, -1) + 1 :]):
             self._take_place(read)
-
-    def _take_slowly(self, block: bytes) -> None:
-        for read in self.objects(block):
-            if (loss := _number(read.get(LOSS))) is not None:
-                self.loss.extend([read["step"]], [loss])
-            self._take_probes(read)
-            self._take_place(read)
+        return True
 
     def _take_probes(self, read: dict[str, Any]) -> None:
         for name, given in read.items():

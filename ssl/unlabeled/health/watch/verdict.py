@@ -62,19 +62,22 @@ def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
     return Verdict("silent", f"No step has ended {after}; {reason}.")
 
 
-def judge_without(ended: bool, written: float | None, now: float) -> Verdict:
+def judge_without(ended: bool, begun: float | None, written: float | None, now: float) -> Verdict:
     """For a run that left no ``state.json``.
 
     Args:
         ended: whether it wrote its summary, or its last step.
-        written: Unix time of the newest of its files; None: there is none that can be read.
+        begun: Unix time of its ``config.yaml``; None: there is none.
+        written: Unix time of its metrics; None: there are none.
         now: Unix time.
     """
     if ended:
         return Verdict("finished")
     if written is not None and now - written < FRESH:
-        return Verdict("running", "No state.json yet: judged by when its files were written.")
-    return Verdict("unknown", "No state.json, and nothing has been written for long.")
+        return Verdict("running", "It writes no state.json: judged by the time of metrics.jsonl.")
+    if written is None and begun is not None and now - begun < FRESH:
+        return Verdict("starting")
+    return Verdict("unknown", "It left no state.json, and nothing has been written for long.")
 
 
 def is_there(pid: int) -> bool:

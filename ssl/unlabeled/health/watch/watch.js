@@ -4,7 +4,7 @@ import { Chart, colour, short, sparkline } from "/charts.js";
 
 const EVERY = 2000; // milliseconds between two questions
 const STATES = {
-  running: "running", silent: "no sign of life", failed: "failed", killed: "stopped without a word",
+  running: "running", starting: "starting", silent: "no sign of life", failed: "failed", killed: "stopped without a word",
   damaged: "damaged", interrupted: "stopped", unknown: "unknown", finished: "finished",
 };
 const PROBES = { "probe/knn_top1": "k-NN", "probe/linear_top1": "linear" };
@@ -14,7 +14,7 @@ const ORDERS = {
   "lowest loss first": (a, b) => (a.loss?.last ?? Infinity) - (b.loss?.last ?? Infinity) || byName(a, b),
   "highest probe first": (a, b) => (b.probes?.[0]?.last ?? -1) - (a.probes?.[0]?.last ?? -1) || byName(a, b),
 };
-const live = (run) => Number(run.state === "running" || run.state === "silent");
+const live = (run) => Number(["running", "starting", "silent"].includes(run.state));
 const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
 
 const page = document.getElementById("page");
@@ -35,6 +35,7 @@ function element(tag, properties = {}, ...children) {
 
 const count = (value) => Math.round(value).toLocaleString("en");
 const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+const percent = (value) => value.toFixed(1);
 const probeName = (name) => PROBES[name] ?? name.replace("probe/", "");
 const link = (addresses) => `#runs=${addresses.join(",")}`;
 
@@ -101,7 +102,7 @@ function curveOf(curves, run, label) {
   const known = curves.filter((curve) => curve.any);
   if (!known.length) return ["–"];
   const last = known.map((curve, n) => element("span", {}, known.length > 1 ? element("i", { className: `dot ${colour(n)}` }) : null,
-    curve.last === null ? element("strong", { className: "wrong" }, "not finite") : short(curve.last),
+    curve.last === null ? element("strong", { className: "wrong" }, "not finite") : (curve.name === "loss" ? short : percent)(curve.last),
     curve.name === "loss" ? "" : element("small", {}, ` ${probeName(curve.name)}`)));
   return [sparkline(known.map((curve) => curve.points), label, run.total), element("span", { className: "last" }, ...last)];
 }
@@ -158,7 +159,8 @@ class List {
     filter.addEventListener("input", () => ((settings.filter = filter.value), this.update()));
     this.counts = element("p", { className: "headline" });
     this.folder = element("p", { className: "quiet" });
-    this.controls = element("div", { className: "controls" }, filter, choice("order", Object.keys(ORDERS), () => this.update()));
+    const order = choice("order", Object.keys(ORDERS), () => this.update());
+    this.controls = element("div", { className: "controls" }, filter, element("label", {}, "sort ", order));
     this.empty = element("p", { className: "empty" });
     this.notes = element("ul", { className: "notes quiet" });
     this.picked = element("div", { className: "picked" });
@@ -202,7 +204,7 @@ class List {
 function counts(all) {
   const parts = [plural(all.length, "run")];
   for (const [state, name] of Object.entries(STATES)) {
-    const number = all.filter((run) => run.state === state).length;
+    const number = all.filter((run) => (state === "damaged" ? run.problems.length : run.state === state)).length;
     if (number) parts.push(`${number} ${name}`);
   }
   const alarmed = all.filter((run) => run.findings?.some((finding) => finding.severity === "alarm")).length;
@@ -305,8 +307,9 @@ class Chosen {
 /** Keys whose values are not the same in all runs; what names a run always differs. */
 function differences(addresses) {
   const configs = addresses.map((address) => details.get(address).config ?? {});
-  const keys = [...new Set(configs.flatMap(Object.keys))].filter((key) => key !== "name" && key !== "run_dir");
+  const keys = [...new Set(configs.flatMap((config) => Object.keys(config)))].filter((key) => key !== "name" && key !== "run_dir");
   const other = keys.filter((key) => configs.some((config) => config[key] !== configs[0][key]));
+  other.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
   const heading = element("h2", {}, "Keys that differ");
   if (!other.length) return element("section", {}, heading, element("p", { className: "quiet" }, "None but name and folder."));
   const head = addresses.map((address, n) => element("th", { scope: "col" }, element("span", { className: `swatch ${colour(n)}` }), runs.get(address)?.name ?? address));

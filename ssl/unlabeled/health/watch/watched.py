@@ -11,6 +11,7 @@ from unlabeled.health.watch.verdict import Verdict, judge, judge_without
 
 MARKS = ("config.yaml", "metrics.jsonl", "state.json", "checkpoints")  # one of them makes a folder that of a run
 SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on its own
+ALIVE = ("running", "silent", "starting")
 SEVERITIES = ("alarm", "warning", "note")
 SHOWN = 12  # findings of a run, the worst first
 PICTURES = 12  # the newest
@@ -40,7 +41,7 @@ class Watched:
         place = self._place()
         verdict = self._verdict(place, written, now)
         problems = self._problems(trouble, verdict)
-        if verdict.state == "unknown" and problems:
+        if verdict.state in ("starting", "unknown") and problems:
             verdict = Verdict("damaged")
         return {
             "state": verdict.state,
@@ -99,18 +100,21 @@ class Watched:
         if self.state.content is not None:
             return judge(self.state.content, now)
         ended = self.training.content is not None or (place["total"] is not None and place["step"] >= place["total"])
-        known = [time for time in (written, self.config.changed) if time is not None]
-        return judge_without(ended, max(known, default=None), now)
+        if self.state.problem and not ended:
+            return Verdict("damaged")
+        return judge_without(ended, self.config.changed, written, now)
 
     def _problems(self, trouble: str | None, verdict: Verdict) -> list[str]:
         documents = (self.config, self.state, self.plan, self.health, self.training)
         found = [trouble, *(document.problem for document in documents)]
         if self.config.content is None and self.config.problem is None:
             found.append("config.yaml is missing")
+        elif self.config.content is not None and not isinstance(self.config.content.get("objective"), dict):
+            found.append("config.yaml names no objective: it is half-written, or not of a run")
         if self.summary.damaged:
             lines = f"{self.summary.damaged:,} line{'s' if self.summary.damaged > 1 else ''}"
             found.append(f"metrics.jsonl has {lines} that cannot be read, and left out")
-        if self.summary.half and verdict.state not in ("running", "silent"):
+        if self.summary.half and verdict.state not in ALIVE:
             found.append("metrics.jsonl ends within a line, which is left out")
         return [problem for problem in found if problem]
 
@@ -129,7 +133,7 @@ class Watched:
             left = pace * (place["total"] - place["step"])
         speed = number(state.get("images_per_second"))
         return {
-            "seconds_left": left if verdict.state in ("running", "silent") else None,
+            "seconds_left": left if verdict.state in ("running", "starting") else None,
             "images_per_second": number(training.get("images_per_second")) if speed is None else speed,
             "started": number(state.get("started")),
             "updated": number(state.get("updated")) or written,
