@@ -189,7 +189,7 @@ export class Chart {
       span.title = curve.name;
       return span;
     });
-    const where = at === null || place === undefined ? "last" : `${this.options.xName} ${short(place).replace(/\.00$/, "")}`;
+    const where = at === null || place === undefined ? "last" : `${this.options.xName} ${place.toLocaleString("en", { maximumFractionDigits: 2 })}`;
     this.reading.replaceChildren(where, ...said);
   }
 

@@ -65,7 +65,7 @@ function tellTime(span) {
 function row(address, run, mark) {
   const line = element("tr", { className: "numbers" },
     element("td", { className: "mark" }, mark),
-    element("th", { className: "name", scope: "row" }, element("a", { href: link([address]) }, run.name), element("small", {}, run.about ?? "")),
+    element("th", { className: "name", scope: "row" }, element("a", { href: link([address]) }, run.name), element("small", {}, run.about ?? "", ...report(address, run))),
     element("td", { className: "state" }, badge(run.state), element("small", {}, when(run))),
     element("td", { className: "progress" }, ...progress(run)),
     cell("loss", "loss", curveOf(run.loss ? [{ ...run.loss, name: "loss" }] : [], run, "loss")),
@@ -73,6 +73,11 @@ function row(address, run, mark) {
     cell("speed", "images/s", [run.images_per_second ? count(run.images_per_second) : "–"]),
     cell("left", "time left", [typeof run.seconds_left === "number" ? duration(run.seconds_left) : "–"]));
   return element("tbody", { className: `run is-${run.state}` }, line, sentences(run));
+}
+
+function report(address, run) {
+  if (!run.report) return [];
+  return [run.about ? " · " : "", element("a", { href: `/files/${address}/report/report.html`, target: "_blank", rel: "noopener" }, "report")];
 }
 
 function cell(name, label, children) {
@@ -138,14 +143,23 @@ class Table {
     addresses.forEach((address, n) => {
       const run = runs.get(address), [content, old] = this.rows.get(address) ?? [];
       if (content !== run) {
-        const body = row(address, run, this.markOf(address, n));
-        if (old) old.replaceWith(body);
-        this.rows.set(address, [run, body]);
+        const made = row(address, run, old ? null : this.markOf(address, n));
+        if (old) renew(old, made);
+        this.rows.set(address, [run, old ?? made]);
       }
       const body = this.rows.get(address)[1];
       if (this.element.children[n + 1] !== body) this.element.insertBefore(body, this.element.children[n + 1] ?? null);
     });
   }
+}
+
+/** A row with the content of another; its checkbox stays, and with it the focus. */
+function renew(old, made) {
+  const [numbers, said] = old.children;
+  for (const each of [...numbers.children].slice(1)) each.remove();
+  numbers.append(...[...made.firstChild.children].slice(1));
+  said.replaceWith(made.lastChild);
+  old.className = made.className;
 }
 
 class List {
@@ -262,6 +276,8 @@ class Chosen {
     try {
       const got = await (await fetch(`/api/run?of=${address}`)).json();
       details.set(address, { ...got, of });
+    } catch {
+      return; // a server that is gone is said by who asks for the list
     } finally {
       this.asking = false;
     }
