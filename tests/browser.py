@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,8 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, page: Path, width: int = 1280, dark: bool = False) -> None:
-        """Show a page ``width`` CSS pixels wide, in the bright or dark colour scheme; forget earlier logs."""
+    def open(self, page: Path | str, width: int = 1280, dark: bool = False) -> None:
+        """Show a file or an address ``width`` CSS pixels wide, in the bright or dark colours; forget earlier logs."""
         device = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
@@ -37,11 +38,20 @@ class Browser:
         self.driver.get("about:blank")
         for log in ("browser", "performance"):
             self.driver.get_log(log)
-        self.driver.get(page.as_uri())
+        self.driver.get(page.as_uri() if isinstance(page, Path) else page)
 
     def run(self, script: str) -> Any:
         """The value that JavaScript returns, after the page has loaded."""
         return self.driver.execute_script(script)
+
+    def wait(self, script: str, seconds: float = 10) -> Any:
+        """The first value of JavaScript that is true; fails after so many seconds."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            if time.monotonic() > end:
+                pytest.fail(f"not within {seconds} s: {script}")
+            time.sleep(0.02)
+        return value
 
     def complaints(self) -> list[str]:
         """Whatever has been written to the console."""
@@ -80,3 +90,16 @@ def browser() -> Iterator[Browser]:
         yield Browser(window)
     finally:
         window.quit()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)`` as WCAG defines it."""
+    channels = [int(value) / 255 for value in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """From 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)

@@ -28,6 +28,7 @@ from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.faults.guard import Faults
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay
+from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.loggers import JsonLines, kept_id
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
@@ -152,12 +153,14 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
     planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+    heartbeat = Heartbeat(Path(config.run_dir) / "state.json")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
+    saving = Checkpointing(checkpoints, metrics, *every)
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *logger],
-        callbacks=[*planning, EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
+        callbacks=[*planning, EqualStatistics(), RunProgress(), heartbeat, *watching, saving],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write

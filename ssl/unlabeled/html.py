@@ -5,10 +5,9 @@ import io
 from html import escape
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 
 def shell(title: str, style: str, body: str) -> str:
@@ -26,17 +25,17 @@ def shell(title: str, style: str, body: str) -> str:
     )
 
 
-def inline(pixels: Tensor) -> str:
+def inline(pixels: "Tensor") -> str:
     """Uint8 [3, h, w] as the address of a PNG that lies in the page."""
     return _address(_picture(pixels), "PNG")
 
 
-def inline_small(pixels: Tensor) -> str:
+def inline_small(pixels: "Tensor") -> str:
     """The same; as a JPEG where it has more than 64 pixels to a side, which is a fifth of the bytes."""
     return _address(_picture(pixels), "PNG" if max(pixels.shape[1:]) <= 64 else "JPEG")
 
 
-def _picture(pixels: Tensor) -> "Image":
+def _picture(pixels: "Tensor") -> "Image":
     from PIL import Image
 
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.browser import Browser, browser
+from tests.browser import Browser, browser, contrast, luminance
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.judge import Row, chance
 from unlabeled.evaluation.reporting.exhibits import Exhibits
@@ -189,19 +189,6 @@ def test_every_text_can_be_read_by_day_and_in_the_dark(window: Browser, report: 
     ink = "return [...document.querySelectorAll('svg.plot text')].map(e => getComputedStyle(e).fill)"
     body = window.run("return getComputedStyle(document.body).backgroundColor")
     assert min(contrast(fill, body) for fill in set(window.run(ink)) - {"rgb(255, 255, 255)"}) >= 3.0
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of ``rgb(r, g, b)`` as WCAG defines it."""
-    channels = [int(value) / 255 for value in colour.removeprefix("rgb(").removesuffix(")").split(",")]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: str, other: str) -> float:
-    """From 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_what_users_write_is_shown_and_not_obeyed(window: Browser, report: Path) -> None:

@@ -35,11 +35,12 @@ def _variables(colours: dict[str, str], plots: dict[int, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in named.items())
 
 
-STYLE = (
-    f"""
+COLOURS = f"""
 :root {{ color-scheme: light dark; {_variables(LIGHT, dict(enumerate(PALETTE)))} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK, DARK_PLOTS)} }} }}
 """
+STYLE = (
+    COLOURS
     + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }

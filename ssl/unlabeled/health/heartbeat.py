@@ -1,0 +1,123 @@
+"""``state.json`` in a run's folder: where the run is, and how it ended, for whoever looks on from outside."""
+
+import json
+import os
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from unlabeled.checkpointing import Interrupted
+from unlabeled.errors import UserError
+from unlabeled.pretraining import Pretraining
+
+EVERY = 2.0  # seconds between two files; our choice: a reader sees the run move, a step pays a comparison
+RECENT = 15  # files that the speed is taken over: half a minute
+
+
+class Heartbeat(pl.Callback):
+    """Lets the first process write ``state.json``: at the start, every two seconds at most, and at the end.
+
+    It holds ``state`` (running, finished, interrupted, failed), ``error`` (the first line of what failed, or null),
+    ``step``, ``total_steps``, ``steps_per_epoch``, ``images_per_second`` and ``seconds_per_step`` of the last half
+    minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``,
+    ``started`` (of this session) and ``updated`` (Unix time), and ``sessions``, how often the run was started. A file
+    is replaced whole, never half. After ``kill -9`` it says running, of a process that is not there any more.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sessions, self._started = 1, time.time()
+        self._written = 0.0  # monotonic, as all that follow
+        self._first: tuple[int, float] | None = None  # step and time after the first step, which may have compiled
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._sessions = 1 + (_sessions_before(self.path) if trainer.global_step else 0)
+        self._first = None
+        self._recent.clear()
+        self._write(trainer, pl_module, "running")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if pl_module.part:  # gradients are being accumulated
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (trainer.global_step, now)
+            self._recent.append(self._first)
+        elif now - self._written >= EVERY:
+            self._recent.append((trainer.global_step, now))
+            self._write(trainer, pl_module, "running")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretraining)
+        self._recent.append((trainer.global_step, time.monotonic()))
+        whole = trainer.global_step >= pl_module.total_steps
+        self._write(trainer, pl_module, "finished" if whole else "interrupted")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        stopped = isinstance(exception, Interrupted | KeyboardInterrupt | SystemExit)
+        self._write(trainer, pl_module, "interrupted" if stopped else "failed", None if stopped else exception)
+
+    def _write(
+        self, trainer: pl.Trainer, module: pl.LightningModule, state: str, error: BaseException | None = None
+    ) -> None:
+        self._written = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(module, Pretraining)
+        content = {"state": state, "error": error and _first_line(error), **self._progress(module), **self._process()}
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        with suppress(OSError):  # who looks on must not end a run; a full disk is said where a checkpoint is written
+            partial.write_text(json.dumps(content, indent=1) + "\n")
+            os.replace(partial, self.path)
+
+    def _progress(self, module: Pretraining) -> dict[str, Any]:
+        step, now = module.global_step, self._recent[-1] if self._recent else None
+        pace = _pace(self._recent[0], now) if now else None
+        overall = _pace(self._first, now) if self._first and now else None
+        return {
+            "step": step,
+            "total_steps": module.total_steps,
+            "steps_per_epoch": module.steps_per_epoch,
+            "images_per_second": pace and round(module.images_per_step / pace, 1),
+            "seconds_per_step": pace and round(pace, 5),
+            "seconds_left": overall and round(overall * (module.total_steps - step), 1),
+        }
+
+    def _process(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": round(self._started, 3),
+            "updated": round(time.time(), 3),
+            "sessions": self._sessions,
+        }
+
+
+def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
+    """Seconds per step; None before there are two."""
+    return (until[1] - since[1]) / (until[0] - since[0]) if until[0] > since[0] else None
+
+
+def _sessions_before(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text())["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not whole: of a version that had no such file
+        return 1
+
+
+def _first_line(error: BaseException) -> str:
+    """As a traceback ends; of a mistake of the user's, which has one line that says all, that line."""
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -1,0 +1,201 @@
+// Curves as SVG: a small one for a row of the list, and a chart with axes that can be read with the pointer.
+
+const SVG = "http://www.w3.org/2000/svg";
+const COLOURS = [0, 3, 2, 4, 1, 5, 9, 8]; // of the reports' palette, without yellow and black
+const MARGIN = { left: 50, right: 10, top: 8, bottom: 24 };
+const HEIGHT = 210;
+const FEW = 30; // points that are marked one by one
+
+/** The class of the n-th curve: eight colours, then the same ones dashed. */
+export const colour = (n) => `colour-${COLOURS[n % COLOURS.length]}${n >= COLOURS.length ? " dashed" : ""}`;
+
+/** A number with four digits that count. */
+export function short(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(2).replace("e+", "e").replace("-", "−");
+  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4;
+  const text = value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 2) });
+  return text.replace("-", "−");
+}
+
+function draw(parent, tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+/** The d of a path through points; it breaks where a value is null. */
+function path(points, x, y) {
+  let pen = "M", text = "";
+  for (const [step, value] of points) {
+    if (value === null) pen = "M";
+    else {
+      text += `${pen}${x(step).toFixed(1)} ${y(value).toFixed(1)}`;
+      pen = "L";
+    }
+  }
+  return text;
+}
+
+function range(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (low > high) return [0, 1];
+  return low === high ? [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2] : [low, high];
+}
+
+const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
+const finite = (points) => points.filter(([, value]) => value !== null);
+
+/** Some curves in the space of a few words, each with a dot at its end. */
+export function sparkline(curves, label, until) {
+  const [width, height] = [120, 32];
+  const svg = document.createElementNS(SVG, "svg");
+  for (const [name, value] of Object.entries({ class: "spark", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }))
+    svg.setAttribute(name, value);
+  const known = curves.map(finite);
+  const all = known.flat();
+  if (!all.length) return svg;
+  const x = scale([0, Math.max(until || 0, ...known.map((points) => points.at(-1)?.[0] ?? 0), 1)], 2, width - 4);
+  const y = scale(range(all.map((point) => point[1])), height - 4, 4);
+  curves.forEach((points, n) => {
+    if (!known[n].length) return;
+    draw(svg, "path", { d: path(points, x, y), class: `curve ${colour(n)}` });
+    const [step, value] = known[n].at(-1);
+    draw(svg, "circle", { cx: x(step), cy: y(value), r: 2.2, class: colour(n) });
+  });
+  return svg;
+}
+
+/** Exponential mean of what came before, as TensorBoard's: weight 0 leaves all as it is. */
+export function smoothed(points, weight) {
+  let mean = 0, known = 0;
+  return points.map(([step, value]) => {
+    if (value === null) return [step, null];
+    mean = weight * mean + (1 - weight) * value;
+    known = weight * known + (1 - weight);
+    return [step, mean / known];
+  });
+}
+
+/** Round numbers within a range, about so many. */
+function ticks([low, high], about) {
+  const raw = (high - low) / about, power = 10 ** Math.floor(Math.log10(raw));
+  const size = [1, 2, 5, 10].find((each) => each * power >= raw) * power;
+  const found = [];
+  for (let n = Math.ceil(low / size - 1e-9); n * size <= high + size * 1e-9; n++) found.push(n * size);
+  return found;
+}
+
+function tickText(value, all) {
+  const size = Math.max(...all.map(Math.abs));
+  if (value === 0) return "0";
+  if (size >= 1e6 || size < 1e-2) return value.toExponential(1).replace("e+", "e").replace(".0e", "e").replace(/^-/, "−");
+  if (size >= 1e4) return `${+(value / 1e3).toFixed(3)}k`.replace("-", "−");
+  return `${+value.toPrecision(4)}`.replace("-", "−");
+}
+
+/** One metric of some runs. `element` stands in the page; `show` draws what is given to it. */
+export class Chart {
+  constructor(title) {
+    this.title = title;
+    this.element = document.createElement("figure");
+    this.element.className = "chart";
+    const caption = this.element.appendChild(document.createElement("figcaption"));
+    caption.appendChild(document.createElement("h3")).textContent = title;
+    this.reading = caption.appendChild(document.createElement("p"));
+    this.reading.className = "reading quiet";
+    this.svg = draw(this.element, "svg", { role: "img", "aria-label": title, height: HEIGHT });
+    this.at = null; // where the pointer is, in pixels
+    this.svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
+    this.svg.addEventListener("pointerleave", () => this.point(null));
+    new ResizeObserver(() => this.curves && this.draw()).observe(this.element);
+  }
+
+  /**
+   * @param curves [{name, colour, points: [[x, value or null]]}]
+   * @param options {log, weight, xName, line}: line is a value to mark, with its name: [value, "collapsed"]
+   */
+  show(curves, options) {
+    this.curves = curves.map((curve) => ({ ...curve, drawn: smoothed(curve.points, options.weight) }));
+    this.options = options;
+    if (options.log)
+      for (const curve of this.curves) curve.drawn = curve.drawn.map(([x, v]) => [x, v > 0 ? Math.log10(v) : null]);
+    this.draw();
+  }
+
+  draw() {
+    const width = this.element.clientWidth;
+    if (!width) return;
+    this.svg.setAttribute("width", width);
+    this.svg.replaceChildren();
+    const { log, line } = this.options;
+    const values = this.curves.flatMap((curve) => finite(curve.drawn).map((point) => point[1]));
+    const mark = line && (!log || line[0] > 0) ? (log ? Math.log10(line[0]) : line[0]) : null;
+    const [low, high] = range(mark === null ? values : [...values, mark]);
+    const rim = 0.04 * (high - low);
+    this.xs = [0, Math.max(1e-9, ...this.curves.map((curve) => curve.points.at(-1)?.[0] ?? 0))];
+    this.x = scale(this.xs, MARGIN.left, width - MARGIN.right);
+    this.y = scale([low - rim, high + rim], HEIGHT - MARGIN.bottom, MARGIN.top);
+    this.axes(width, [low - rim, high + rim], log);
+    if (mark !== null) this.mark(mark, line[1], width);
+    for (const curve of this.curves) {
+      if (this.options.weight && !log) draw(this.svg, "path", { d: path(curve.points, this.x, this.y), class: `curve faint ${curve.colour}` });
+      draw(this.svg, "path", { d: path(curve.drawn, this.x, this.y), class: `curve ${curve.colour}` });
+      const known = finite(curve.drawn);
+      for (const [x, value] of known.length <= FEW ? known : [])
+        draw(this.svg, "circle", { cx: this.x(x), cy: this.y(value), r: 2.6, class: curve.colour });
+    }
+    this.pointer = draw(this.svg, "path", { class: "pointer", d: "" });
+    this.point(this.at);
+  }
+
+  axes(width, [low, high], log) {
+    const rows = ticks([low, high], 6), columns = ticks(this.xs, width < 420 ? 4 : 6);
+    for (const value of rows) {
+      const y = this.y(value);
+      draw(this.svg, "path", { class: "grid", d: `M${MARGIN.left} ${y}H${width - MARGIN.right}` });
+      const real = log ? 10 ** value : value;
+      draw(this.svg, "text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, log ? short(real) : tickText(real, rows));
+    }
+    for (const value of columns) {
+      const anchor = this.x(value) > width - 30 ? "end" : "middle";
+      draw(this.svg, "text", { x: this.x(value), y: HEIGHT - 6, "text-anchor": anchor }, tickText(value, columns));
+    }
+  }
+
+  mark(value, name, width) {
+    draw(this.svg, "path", { class: "level", d: `M${MARGIN.left} ${this.y(value)}H${width - MARGIN.right}` });
+    const below = this.y(value) < MARGIN.top + 20;
+    draw(this.svg, "text", { x: width - MARGIN.right, y: this.y(value) + (below ? 14 : -5), "text-anchor": "end", class: "level-name" }, name);
+  }
+
+  /** Say what stands below the pointer, or the last values where there is none. */
+  point(at) {
+    this.at = at;
+    const nearest = this.curves.map((curve) => this.nearest(finite(curve.points), at));
+    const place = nearest.find((point) => point)?.[0];
+    this.pointer?.setAttribute("d", at === null || place === undefined ? "" : `M${this.x(place)} ${MARGIN.top}V${HEIGHT - MARGIN.bottom}`);
+    const said = this.curves.map((curve, n) => {
+      const span = document.createElement("span");
+      span.append(document.createElement("i"), nearest[n] ? short(nearest[n][1]) : "not finite");
+      span.firstChild.className = `dot ${curve.colour}`;
+      span.title = curve.name;
+      return span;
+    });
+    const where = at === null || place === undefined ? "last" : `${this.options.xName} ${place.toLocaleString("en", { maximumFractionDigits: 2 })}`;
+    this.reading.replaceChildren(where, ...said);
+  }
+
+  nearest(points, at) {
+    if (!points.length) return null;
+    if (at === null) return points.at(-1);
+    return points.reduce((best, point) => (Math.abs(this.x(point[0]) - at) < Math.abs(this.x(best[0]) - at) ? point : best));
+  }
+}

@@ -1,0 +1,104 @@
+"""The small files of a run: each is read when it has changed, and one that cannot be read says why."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+LARGEST = 4 << 20  # bytes: what is larger was not written by a run
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C five times as fast
+
+
+def as_yaml(text: bytes) -> Any:
+    """Plain values. Raises ValueError."""
+    try:
+        return yaml.load(text, _YAML)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{getattr(error, 'problem', None) or 'no yaml'}{where}") from error
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a path, all links followed, lies outside of ``root``, which is resolved already. Raises OSError."""
+    return not path.resolve().is_relative_to(root)
+
+
+class Document:
+    """A file that holds one mapping.
+
+    Args:
+        path: which need not exist.
+        root: resolved folder that no link may lead out of.
+        parse: its bytes to plain values; raises ValueError.
+    """
+
+    def __init__(self, path: Path, root: Path, parse: Callable[[bytes], Any] = json.loads) -> None:
+        self.path, self.root, self.parse = path, root, parse
+        self.content: dict[str, Any] | None = None  # None: there is no such file, or it cannot be read
+        self.problem: str | None = None
+        self.changed: float | None = None  # Unix time
+        self._seen: tuple[int, ...] | None = None
+
+    def update(self) -> dict[str, Any] | None:
+        """Read it if it has changed, and return its content; never raises for what is in it."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            self.content = self.problem = self.changed = self._seen = None
+            return None
+        signature = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode)
+        if signature != self._seen or stat.S_ISLNK(found.st_mode):
+            self._seen, self.changed = signature, found.st_mtime
+            self.content, self.problem = self._read(found)
+        return self.content
+
+    def _read(self, found: os.stat_result) -> tuple[dict[str, Any] | None, str | None]:
+        try:
+            if refused := _refused(self.path, found, self.root):
+                return None, f"{self.path.name} {refused}"
+            content = self.parse(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            return None, f"{self.path.name} cannot be read: {reason}"
+        if not isinstance(content, dict):
+            return None, f"{self.path.name} cannot be read: it holds no keys and values"
+        return content, None
+
+
+def _refused(path: Path, found: os.stat_result, root: Path) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        if leads_out(path, root):
+            return "is a link that leads out of the folder, and is not followed"
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        return "is no file"
+    return f"has more than {LARGEST >> 20} MiB, and is not read" if found.st_size > LARGEST else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if known and abs(value) < 1e300 else None  # NaN compares as false
+
+
+def flat(values: Any, limit: int = 5_000) -> dict[str, str]:
+    """Dotted names of all values of a tree, each value as text; no more than ``limit`` of them."""
+    found: dict[str, str] = {}
+    stack = [("", values)]
+    while stack and len(found) < limit:
+        name, value = stack.pop()
+        if len(name) > 500:  # a tree that holds itself
+            continue
+        below = list(value.items()) if isinstance(value, dict) else []
+        if isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+            below = list(enumerate(value))
+        if not below:
+            found[name] = value if isinstance(value, str) else json.dumps(value, default=str)[:1000]
+        join = "" if not name else "."
+        stack += reversed([(f"{name}{join}{key}"[:501], each) for key, each in below])
+    return found
