@@ -29,7 +29,7 @@ from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.faults.guard import Faults
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay
-from unlabeled.loggers import JsonLines, kept_id
+from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
@@ -121,13 +121,13 @@ def check_together(objective: Objective, views: Views, train: Source, batch_size
         )
 
 
-def build_logger(config: DictConfig) -> Logger:
-    """What mirrors the metrics. A run that goes on stays one run at Weights & Biases: its id is kept in ``run_dir``."""
-    known = {}
-    if config.logger._target_.endswith("WandbLogger") and "id" not in config.logger:
-        known = {"id": kept_id(Path(config.run_dir) / "wandb_run_id"), "resume": "allow"}
-    logger: Logger = instantiate(config.logger, **known)
-    return logger
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """What mirrors the metrics, none or several: ``logger=tensorboard``, ``logger=[tensorboard,wandb]``."""
+    chosen = config.get("logger") or {}
+    for name, logger in chosen.items():
+        if not isinstance(logger, DictConfig) or "_target_" not in logger:
+            raise UserError(f"logger.{name}: no such logger; give logger=csv, tensorboard or wandb, or [csv,wandb]")
+    return [instantiate(logger) for logger in chosen.values()]
 
 
 def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
@@ -152,14 +152,13 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
-    logger = [build_logger(config)] if "logger" in config else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures") if config[name] is not None]
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
-        logger=[metrics, *logger],
+        logger=[metrics, *build_loggers(config)],
         callbacks=[EqualStatistics(), RunProgress(), *watching, Checkpointing(checkpoints, metrics, *every)],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
