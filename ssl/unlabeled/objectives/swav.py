@@ -236,6 +236,9 @@ class SwAV(Objective):
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
+    def prototype_scores(self, features: Tensor) -> Tensor | None:
+        return _dot_products(_unit_rows(self.projector(features)), self.prototypes.weight)
+
     def collapsed_at(self) -> float | None:
         """ln K."""
         return math.log(self.prototypes.out_features)
