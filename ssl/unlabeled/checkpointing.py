@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.errors import UserError
-from unlabeled.loggers import JsonLines, TensorBoard
+from unlabeled.loggers import JsonLines, TensorBoard, WeightsAndBiases
 from unlabeled.pretraining import Pretraining
 
 # Ctrl-C; the end of a job's time or its pre-emption; what Slurm's --signal=USR1@120 sends before that
@@ -61,7 +61,7 @@ class Checkpointing(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard):
+            if isinstance(logger, TensorBoard | WeightsAndBiases):
                 logger.begin(trainer.global_step)
         self._since = time.monotonic()
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}

@@ -53,7 +53,7 @@ def draw_map(pixels: Tensor, x: Tensor, labels: Tensor, classes: Sequence[str]) 
     picture = Image.new("RGB", (WIDTH, TITLE + height + LEGEND * len(rows)), "white")
     pen = ImageDraw.Draw(picture)
     for tile, (left, top), colour in zip(_tiles(pixels), corners, colours, strict=True):
-        _put(picture, tile, (left, TITLE + top), colour)
+        _put(picture, tile, left, TITLE + top, colour)
     share = " and ".join(f"{100 * float(each):.0f} %" for each in shares)
     text = f"{len(x):,} training images where their features are: PCA, {share} of the variance across and upwards"
     pen.text((MARGIN, 5), text, fill="black", font=font(15))
@@ -96,15 +96,13 @@ def _corners(position: Tensor) -> tuple[list[list[int]], int]:
     return corners, height
 
 
-def _put(picture: "Image", tile: Any, corner: tuple[int, int], colour: tuple[int, int, int] | None) -> None:
+def _put(picture: "Image", tile: Any, left: int, top: int, colour: tuple[int, int, int] | None) -> None:
     from PIL import Image
 
     image = Image.fromarray(tile)
     if colour is not None:
-        framed = Image.new("RGB", (image.width + 2 * FRAME, image.height + 2 * FRAME), colour)
-        framed.paste(image, (FRAME, FRAME))
-        image = framed
-    picture.paste(image, corner)
+        picture.paste(colour, (left, top, left + image.width + 2 * FRAME, top + image.height + 2 * FRAME))
+    picture.paste(image, (left + FRAME, top + FRAME))
 
 
 def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:

@@ -2,7 +2,7 @@
 
 A run that goes on from a checkpoint takes steps again that a killed session had written. ``metrics.jsonl`` is cut back
 to the checkpoint, the table is written again from it, TensorBoard is told to forget, and Weights & Biases, which can
-take nothing back, keeps both.
+take nothing back and loses what it had not yet written, keeps both and is told the last part again.
 """
 
 import csv
@@ -20,6 +20,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from unlabeled.errors import UserError
+
+UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
 
 
 def kept_id(path: Path) -> str:
@@ -153,8 +155,8 @@ class WeightsAndBiases(WandbLogger):
     """One run, whichever session writes to it: its id is kept in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
     Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
-    ``trainer/global_step``: nothing is dropped, and steps that are taken again after a kill are there twice, the later
-    ones with what ``metrics.jsonl`` holds. Offline each session has a folder; ``wandb sync`` joins them by their id.
+    ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
+    the later with what ``metrics.jsonl`` holds. Offline each session has a folder; ``wandb sync`` joins them by the id.
 
     Args:
         run_dir: of the run.
@@ -186,6 +188,7 @@ class WeightsAndBiases(WandbLogger):
             tags=list(tags),
             mode="offline" if offline else None,  # Lightning's own offline=true stays on for all later runs
         )
+        self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -200,10 +203,21 @@ class WeightsAndBiases(WandbLogger):
             ) from error
 
     @rank_zero_only
+    def begin(self, step: int) -> None:
+        """A session goes on after ``step`` steps: tell again what the one before may have lost, if it was killed."""
+        if step and self.unfinished.exists():
+            for line in self.lines.read_bytes()[-UNWRITTEN:].splitlines():
+                if line.startswith(b"{"):  # the first may be cut
+                    row = json.loads(line)
+                    self.log_metrics(row, row.pop("step"))
+        self.unfinished.touch()
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Ends the session here: another run of this process, in a sweep, would go on in this one."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self.unfinished.unlink(missing_ok=True)
 
 
 def _require(package: str, remedy: str) -> None:

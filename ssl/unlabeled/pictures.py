@@ -24,7 +24,7 @@ SMALLEST_TILE = 128  # pixels; smaller images are enlarged by a whole number
 LARGEST_TILE = 160  # pixels of the longer side, in the pictures of a run
 TITLE, GAP, CAPTION = 16, 4, 124  # pixels; a caption stands left of its row
 MAPPED = 500  # images in the map; more hide each other
-NEAREST, PIXELS = 10, 96  # images of a prototype, and of each the most pixels of the longer side that are kept
+NEAREST, PIXELS = 10, 128  # images of a prototype, and of each the most pixels of the longer side that are kept
 BATCH = 100  # images in a forward pass
 
 
@@ -95,9 +95,7 @@ class Pictures(pl.Callback):
             return {name: shrunk(module.views.as_pixels(column), LARGEST_TILE) for name, column in columns.items()}
         return {}
 
-    def look(
-        self, module: Pretraining, data: DataModule, device: torch.device, count: int
-    ) -> tuple[Tensor, Features]:
+    def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
         """So many images, small, uint8 [N, 3, h, w], and their features, on the CPU."""
         pixels = []
 
