@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.processes import start
 from tests.small import small_run
-from unlabeled.build import build_logger
+from unlabeled.build import build_loggers
 from unlabeled.checkpointing import requeue
 from unlabeled.checkpoints import CheckpointFolder, damage_of
 from unlabeled.errors import UserError
@@ -311,8 +311,8 @@ def test_by_the_clock_a_state_is_written_after_so_many_minutes(images: Path, tmp
 def test_a_run_that_goes_on_keeps_its_id_at_weights_and_biases_and_another_run_has_another(
     images: Path, tmp_path: Path
 ) -> None:
-    loggers = ["logger=wandb", "logger.offline=true"]
-    ids = [build_logger(config_of(images, tmp_path / name, *loggers)).version for name in ("one", "one", "two")]
+    loggers = ["logger=wandb", "logger.wandb.offline=true"]
+    ids = [build_loggers(config_of(images, tmp_path / name, *loggers))[0].version for name in ("one", "one", "two")]
     assert ids[0] == ids[1] != ids[2]
     assert ids[0] == (tmp_path / "one" / "wandb_run_id").read_text().strip()
 

@@ -92,7 +92,7 @@ class Mean(nn.Module):
 def test_pictures_show_the_centre_of_each_image_and_nothing_beside_it() -> None:
     painter = Painter()
     module = SimpleNamespace(seed=3, objective=painter, views=Views(12, [], None, None, 1.0, "bilinear"))
-    columns = Pictures(1, 4).make(cast(Any, module), data_module(), torch.device("cpu"))
+    columns = Pictures(1, 4, 4).reconstructions(cast(Any, module), data_module(), torch.device("cpu"))
     (batch,) = painter.batches
     assert batch.sizes is not None
     assert batch.sizes.tolist() == [list(SHAPES[index]) for index in batch.ids.tolist()]

@@ -29,7 +29,7 @@ from unlabeled.faults.guard import Faults
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay
 from unlabeled.health.heartbeat import Heartbeat
-from unlabeled.loggers import JsonLines, kept_id
+from unlabeled.loggers import JsonLines
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
@@ -61,9 +61,12 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views.require_masks(data.splits.train)
     objective = build_objective(config)
     check_together(objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    paints = config.pictures is not None and type(objective).pictures != Objective.pictures
-    if paints and isinstance(trainer.strategy, FullySharded):
-        raise UserError("pictures: one process alone has not the weights to make them with fsdp: give pictures=null")
+    looks = config.pictures is not None and config.pictures.every_n_epochs is not None
+    if looks and isinstance(trainer.strategy, FullySharded):
+        raise UserError(
+            "pictures: one process alone has not the weights to make them with fsdp: give pictures.every_n_epochs=null "
+            "for those of the views alone, or pictures=null"
+        )
     serve_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
@@ -116,13 +119,13 @@ def check_together(objective: Objective, views: Views, train: Source, batch_size
         )
 
 
-def build_logger(config: DictConfig) -> Logger:
-    """What mirrors the metrics. A run that goes on stays one run at Weights & Biases: its id is kept in ``run_dir``."""
-    known = {}
-    if config.logger._target_.endswith("WandbLogger") and "id" not in config.logger:
-        known = {"id": kept_id(Path(config.run_dir) / "wandb_run_id"), "resume": "allow"}
-    logger: Logger = instantiate(config.logger, **known)
-    return logger
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """What mirrors the metrics, none or several: ``logger=tensorboard``, ``logger=[tensorboard,wandb]``."""
+    chosen = config.get("logger") or {}
+    for name, logger in chosen.items():
+        if not isinstance(logger, DictConfig) or "_target_" not in logger:
+            raise UserError(f"logger.{name}: no such logger; give logger=csv, tensorboard or wandb, or [csv,wandb]")
+    return [instantiate(logger) for logger in chosen.values()]
 
 
 def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
@@ -149,9 +152,9 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
     if config.plan_only and config.plan is None:
         raise UserError("plan_only=true: plan=null has none; leave one of them out")
-    logger = [build_logger(config)] if "logger" in config and not config.plan_only else []
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
     planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
+    mirrors = [] if config.plan_only else build_loggers(config)
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
     heartbeat = Heartbeat(Path(config.run_dir) / "state.json")
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
@@ -159,7 +162,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
-        logger=[metrics, *logger],
+        logger=[metrics, *mirrors],
         callbacks=[*planning, EqualStatistics(), RunProgress(), heartbeat, *watching, saving],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.errors import UserError
-from unlabeled.loggers import JsonLines
+from unlabeled.loggers import JsonLines, TensorBoard, WeightsAndBiases
 from unlabeled.pretraining import Pretraining
 
 # Ctrl-C; the end of a job's time or its pre-emption; what Slurm's --signal=USR1@120 sends before that
@@ -60,6 +60,9 @@ class Checkpointing(pl.Callback):
         self._since = 0.0  # when the last state was written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard | WeightsAndBiases):
+                logger.begin(trainer.global_step)
         self._since = time.monotonic()
         self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
@@ -118,6 +121,8 @@ class Checkpointing(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what a kill would take from TensorBoard's queue, no later session writes again
         checkpoint["metrics_bytes"] = self.metrics.sync() if trainer.is_global_zero else 0
 
     def on_load_checkpoint(

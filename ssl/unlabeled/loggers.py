@@ -1,14 +1,27 @@
-"""``metrics.jsonl``: one object a line, appended and never rewritten. The other loggers mirror it."""
+"""``metrics.jsonl``: one object a line. The other loggers mirror it: a table, TensorBoard, Weights & Biases.
 
+A run that goes on from a checkpoint takes steps again that a killed session had written. ``metrics.jsonl`` is cut back
+to the checkpoint, the table is written again from it, TensorBoard is told to forget, and Weights & Biases, which can
+take nothing back and loses what it had not yet written, keeps both and is told the last part again.
+"""
+
+import csv
 import json
 import os
 import secrets
 from argparse import Namespace
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from unlabeled.errors import UserError
+
+UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
 
 
 def kept_id(path: Path) -> str:
@@ -67,3 +80,148 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is in ``config.yaml`` beside the file."""
+
+
+class Csv(Logger):
+    """``metrics.jsonl`` as a table, a column for each name; it is written again where a name is new.
+
+    So it is at the start of a session, which drops the rows that a killed one left.
+
+    Args:
+        run_dir: has ``metrics.jsonl``, to whose logger each row goes first, and gets ``metrics.csv``.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__()
+        self.lines, self.path = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "metrics.csv"
+        self.columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        if not set(row) <= set(self.columns):
+            self._write_again()
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _write_again(self) -> None:
+        rows = [json.loads(line) for line in self.lines.read_text().splitlines()]
+        self.columns = list(dict.fromkeys(name for row in rows for name in row))
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing, as in ``metrics.jsonl``."""
+
+
+class TensorBoard(TensorBoardLogger):
+    """One folder a run, ``run_dir/tensorboard``, in which each session writes a file.
+
+    Args:
+        run_dir: of the run.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        _require("tensorboard", 'pip install -e ".[tensorboard]"')
+        # without the name hp_metric, which would be a metric that is in no other logger
+        super().__init__(run_dir, name="tensorboard", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def begin(self, step: int) -> None:
+        """A session goes on after ``step`` steps, 0 for a new run: what was written of later ones does not count."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+        first = step + 1 if step else 0  # a new run writes pictures before its first step
+        restart = Event(step=first, session_log=SessionLog(status=SessionLog.START))
+        self.experiment.file_writer.add_event(restart)  # type: ignore[union-attr]
+
+
+class WeightsAndBiases(WandbLogger):
+    """One run, whichever session writes to it: its id is kept in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
+
+    Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
+    ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
+    the later with what ``metrics.jsonl`` holds. Offline each session has a folder; ``wandb sync`` joins them by the id.
+
+    Args:
+        run_dir: of the run.
+        project, name, entity, group, tags: as in ``wandb.init``.
+        offline: no account and no network; so too with ``WANDB_MODE=offline``.
+
+    Raises:
+        UserError: wandb is not installed; later, where it cannot reach its server or has no account there.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        project: str,
+        name: str,
+        entity: str | None,
+        group: str | None,
+        tags: Sequence[str],
+        offline: bool,
+    ) -> None:
+        _require("wandb", "pip install wandb")
+        super().__init__(
+            name,
+            run_dir,
+            id=kept_id(Path(run_dir) / "wandb_run_id"),
+            project=project,
+            entity=entity,
+            group=group,
+            tags=list(tags),
+            mode="offline" if offline else None,  # Lightning's own offline=true stays on for all later runs
+        )
+        self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """The first that is written, so that what is wrong is known before a step is taken."""
+        import wandb
+
+        try:
+            super().log_hyperparams(params)
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"logger.wandb: {error}; run `wandb login`, or give logger.wandb.offline=true and upload later"
+            ) from error
+
+    @rank_zero_only
+    def begin(self, step: int) -> None:
+        """A session goes on after ``step`` steps: tell again what the one before may have lost, if it was killed."""
+        if step and self.unfinished.exists():
+            for line in self.lines.read_bytes()[-UNWRITTEN:].splitlines():
+                if line.startswith(b"{"):  # the first may be cut
+                    row = json.loads(line)
+                    self.log_metrics(row, row.pop("step"))
+        self.unfinished.touch()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends the session here: another run of this process, in a sweep, would go on in this one."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self.unfinished.unlink(missing_ok=True)
+
+
+def _require(package: str, remedy: str) -> None:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise UserError(f"logger={package}: {package} is not installed: {remedy}, or choose another logger") from error

@@ -212,6 +212,13 @@ class Objective(nn.Module):
         """By which of its metrics the health monitor can tell that the method fails; none by default."""
         return ()
 
+    def prototype_scores(self, features: Tensor) -> Tensor | None:
+        """Cosines [B, K] of images with the method's prototypes, from features [B, num_features]; None: it has none.
+
+        To look at, as :meth:`pictures`: called without gradients, in eval mode, and by one process alone.
+        """
+        return None
+
     def collapsed_at(self) -> float | None:
         """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
         return None

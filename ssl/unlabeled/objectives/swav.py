@@ -320,6 +320,9 @@ class SwAV(Objective):
             ),
         )
 
+    def prototype_scores(self, features: Tensor) -> Tensor | None:
+        return _dot_products(_unit_rows(self.projector(features)), self.prototypes.weight)
+
     def collapsed_at(self) -> float | None:
         """ln K."""
         return math.log(self.prototypes.out_features)
