@@ -171,7 +171,8 @@ def _in_views(subject: Subject, settings: Settings) -> Tensor:
 
 
 def _first_view(views: Views, ids: Tensor, key: ViewKey, images: Tensor, sizes: Tensor | None) -> Tensor:
-    return views(images, ids.to(images.device), key, 1, sizes)[0]
+    made: tuple[Tensor, ...] = views(images, ids.to(images.device), key, 1, sizes)
+    return made[0]
 
 
 def _under_augmentations(subject: Subject, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
@@ -207,4 +208,4 @@ def _through(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
     rows = features.flatten(0, -2).to(device)
     labels = torch.zeros(len(rows), dtype=torch.long)
     made = behind(head, Features(rows, labels, labels)).x
-    return made.unflatten(0, features.shape[:-1]) if features.ndim > 2 else made
+    return made.reshape(*features.shape[:-1], made.shape[1])

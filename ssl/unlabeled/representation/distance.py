@@ -31,7 +31,7 @@ def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
         patches = attention[:, :, transformer.prefix :, transformer.prefix :]
         return ((patches * distances).sum(3) / patches.sum(3)).mean(2).sum(0)
 
-    sums = [torch.stack(attentions(backbone, transformer, some, kept)) for some in images.split(AT_A_TIME)]
+    sums = [torch.stack(attentions(backbone, transformer, some, kept)) for some in torch.split(images, AT_A_TIME)]
     return (torch.stack(sums).sum(0) / len(images)).cpu()
 
 

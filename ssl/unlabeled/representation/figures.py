@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TICKS = 14  # names of layers along a side
+MOST_VALUES = 9  # layers whose numbers are written into the cells
 PANEL = 3.7  # inches: of one matrix of layers
 
 
@@ -40,7 +41,7 @@ def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any])
         torch.tensor(relative, dtype=torch.float64)[first - 1 : last].log() + space["alpha"] * log_ranks
     )
     line = (offset - space["alpha"] * log_ranks).exp()
-    label = f"α = {space['alpha']:.2f}, R² = {space['alpha_r_squared']:.2f}"
+    label = f"α = {space['alpha']:.2f}, R² = {space['alpha_r_squared']:.3f}"
     axes.loglog(log_ranks.exp().tolist(), line.tolist(), "--", color=INK, linewidth=1.2)
     axes.plot([], [], " ", label=label)
 
@@ -69,6 +70,8 @@ def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 def distance_plot(distances: Tensor, even: float) -> "Figure":
     """A dot for each head of each block; [blocks, heads], pixels."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = blank(3.2)
     axes = figure.add_subplot()
     for block, heads in enumerate(distances.tolist(), 1):
@@ -77,7 +80,7 @@ def distance_plot(distances: Tensor, even: float) -> "Figure":
     axes.annotate("even attention", (1, even), (0, 3), textcoords="offset points", color=PALETTE[3], fontsize=8)
     tidy(axes, "Mean attention distance of each head, pixels")
     axes.set_ylim(0, max(even, float(distances.max())) * 1.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("block", color=INK)
     return figure
 
@@ -88,18 +91,29 @@ def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str
     Args:
         panels: [rows, columns] each, with the title and the layers of its rows, and those of its columns.
     """
-    figure = blank(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 0.6))
-    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = blank(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 1.2))
+    every = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.06})[0]
     for axes, (matrix, rows, columns) in zip(every, panels, strict=True):
+        _write_values(axes, matrix)
         image = axes.imshow(matrix.numpy(), vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
         _ticks(axes.yaxis, *rows)
         _ticks(axes.xaxis, *columns)
         axes.tick_params(colors=INK, labelsize=7)
         axes.tick_params(axis="x", rotation=90)
         axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=list(every), label="CKA", fraction=0.05)
+    bar = figure.colorbar(image, ax=list(every), label="CKA", fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     return figure
+
+
+def _write_values(axes: "Axes", matrix: Tensor) -> None:
+    """In the cells, where there is room."""
+    if max(matrix.shape) > MOST_VALUES:
+        return
+    for row, values in enumerate(matrix.tolist()):
+        for column, value in enumerate(values):
+            colour = "black" if value > 0.6 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
 
 
 def _ticks(axis: Any, title: str, names: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def augmentations(size: int) -> dict[str, Operation]:
     """The single augmentations at the strengths above, for images of ``size`` pixels."""
     crop = RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), "bicubic", flip=0.0)
     flip = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), "bicubic", flip=1.0)
-    made = [
+    made: list[Operation] = [
         crop,
         flip,
         ColourJitter(0.4, 0.4, 0.4, 0.1, probability=1.0),

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.backbones.vit import ViT
 from unlabeled.errors import UserError
@@ -13,6 +14,7 @@ from unlabeled.objective import Backbone
 
 POOLING = "mean over positions, without class token and registers"
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class Layers:
@@ -50,24 +52,29 @@ class Layers:
 
 
 def blocks_of(backbone: Backbone) -> list[nn.Module]:
-    """The blocks of a backbone: what it says itself, or modules whose kind comes again and that stand in no other such.
+    """The blocks of a backbone: what it says itself, or what stands in a row in it.
+
+    These are the members of its outermost lists, and those of its own parts whose kind comes again.
 
     Raises:
         UserError: it has no two of them.
     """
     kinds = Counter(type(module) for module in backbone.modules())
-    blocks = backbone.shards() or list(_repeated(backbone, kinds))
+    blocks = backbone.shards() or list(_in_a_row(getattr(backbone, "model", backbone), kinds, True))
     if len(blocks) < 2:
         raise UserError(f"backbone: {type(backbone).__name__} has no blocks that could be compared as its layers")
     return blocks
 
 
-def _repeated(module: nn.Module, kinds: "Counter[type[nn.Module]]") -> Iterator[nn.Module]:
+def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child) not in LISTS and kinds[type(child)] > 1 and any(child.children()):
+        if isinstance(child, NORMS):  # timm's hold their activation
+            continue
+        member = type(module) in LISTS or (whole and kinds[type(child)] > 1)
+        if member and type(child) not in LISTS and any(child.children()):
             yield child
         else:
-            yield from _repeated(child, kinds)
+            yield from _in_a_row(child, kinds, False)
 
 
 def pooled(output: Tensor, prefix: int) -> Tensor:
