@@ -156,14 +156,14 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
     mirrors = [] if config.plan_only else build_loggers(config)
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
-    heartbeat = Heartbeat(Path(config.run_dir) / "state.json")
+    heartbeat = [] if config.plan_only else [Heartbeat(Path(config.run_dir) / "state.json")]
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     saving = Checkpointing(checkpoints, metrics, *every)
     trainer: pl.Trainer = instantiate(config.trainer)(
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *mirrors],
-        callbacks=[*planning, EqualStatistics(), RunProgress(), heartbeat, *watching, saving],
+        callbacks=[*planning, EqualStatistics(), RunProgress(), *heartbeat, *watching, saving],
         plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write

@@ -29,6 +29,8 @@ HEALTHY: dict[str, float] = {
     "health/update_ratio/backbone": 0.005,
     "health/teacher_distance": 0.02,
     "health/data_wait": 0.01,
+    "health/planned/momentum": 0.99,
+    "health/planned/queue_age": 8.0,
 }
 
 # metric, an unhealthy value, the finding, the step at which it is made when every tenth step has that value from 30 on
@@ -43,8 +45,10 @@ CASES: list[tuple[str, float, str, int]] = [
     ("health/feature_rankme_centred", 1.5, "rank-collapsed", 30),
     ("health/features_finite", 0.0, "features-not-finite", 30),
     ("health/gradient_norm/backbone", 0.0, "no-gradient", 40),
-    ("health/update_ratio/backbone", 0.4, "update-too-large", 40),
+    ("health/update_ratio/projector", 0.4, "update-too-large", 40),
     ("health/teacher_distance", 0.0, "teacher-is-the-student", 30),
+    ("health/update_ratio/backbone", 0.04, "learning-rate-high", 40),
+    ("health/planned/queue_age", 256, "queue-too-old", 40),
     ("health/data_wait", 0.6, "waiting-for-data", 40),
     ("train/skipped_steps", 2.0, "steps-skipped", 30),
     ("train/effective_codes", 1.2, "codes-not-balanced", 50),
@@ -105,9 +109,9 @@ def test_what_has_passed_is_told_with_its_end_and_holds_no_more() -> None:
 def test_one_rule_makes_one_finding_however_many_parts_it_holds_for() -> None:
     diagnosis = Diagnosis(FACTS)
     for step in range(50, 301, 50):
-        diagnosis.add(step, {f"health/update_ratio/{part}": 0.5 for part in ("backbone", "projector")})
+        diagnosis.add(step, {f"health/update_ratio/{part}": 0.5 for part in ("projector", "predictor")})
     assert [finding.sentence.split(",")[0] for finding in diagnosis.findings] == [
-        "A step changes the weights of backbone by 50% of their length"
+        "A step changes the weights of projector by 50% of their length"
     ]
 
 

@@ -92,7 +92,7 @@ class Heartbeat(pl.Callback):
             "steps_per_epoch": module.steps_per_epoch,
             "images_per_second": pace and round(module.images_per_step / pace, 1),
             "seconds_per_step": pace and round(pace, 5),
-            "seconds_left": overall and round(overall * (module.total_steps - step), 1),
+            "seconds_left": overall and round(overall * (module.total_steps - step), 3),
         }
 
     def _process(self) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class HealthMonitor(pl.Callback):
     def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
         looked.update()
         step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self.clock.share())}
+        taken = module.progress._replace(step=step - 1, part=0)
+        found |= {f"planned/{name}": torch.tensor(value) for name, value in module.objective.planned(taken).items()}
         if self._probe_is_due(step):
             assert isinstance(trainer.datamodule, DataModule)  # type: ignore[attr-defined]
             measured = self.probe.measure(module, trainer.datamodule)  # type: ignore[attr-defined]

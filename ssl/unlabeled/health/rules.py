@@ -104,6 +104,12 @@ def teacher_apart(record: Record) -> Mapping[str, float]:
     return {"": record.metrics[name]} if name in record.metrics and moved and follows else {}
 
 
+def queue_age(record: Record) -> Mapping[str, float]:
+    """Age of the oldest key in steps, by the steps that the teacher takes to change: 1 / (1 − momentum)."""
+    age, momentum = (record.metrics.get(f"health/planned/{name}") for name in ("queue_age", "momentum"))
+    return {} if age is None or momentum is None else {"": age * (1 - momentum)}
+
+
 def rank_share(record: Record) -> Mapping[str, float]:
     """Centred RankMe of the backbone's features, as a share of their number."""
     rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
@@ -258,8 +264,28 @@ RULES = (
         parts("health/update_ratio"),
         lambda v, facts: v > 0.1,  # healthy: 0.0005 to 0.025
         "a step changes the weights of {of} by {value:.0%} of their length",
-        "the learning rate is too high",
+        "the learning rate is far too high",
         "a tenth of optimizer.lr, or a longer warm-up",
+        turns=2,
+    ),
+    Rule(
+        "learning-rate-high",
+        "warning",
+        metric("health/update_ratio/backbone"),
+        lambda v, facts: v > 0.025,  # healthy: 0.001 to 0.01; thirty times the learning rate: 0.03 to 0.2
+        "a step changes the backbone's weights by {value:.1%} of their length",
+        "the learning rate is too high for what is left of the run to average out",
+        "a third of optimizer.lr, and see whether loss and probe are better after an epoch",
+        turns=2,
+    ),
+    Rule(
+        "queue-too-old",
+        "note",
+        queue_age,
+        lambda v, facts: v > 1,  # MoCo: 0.26; its momentum of 0.99 has 2.6, and 1.2 points less (arXiv:1911.05722)
+        "the teacher has changed {value:.1f} times over since the oldest key of the queue",
+        "keys of the queue are made by networks too different from one another",
+        "a shorter objective.queue_size, or an objective.momentum nearer to 1",
         turns=2,
     ),
     Rule(
