@@ -167,8 +167,9 @@ def assert_seen_alike(ours: dict[int, list[torch.Tensor]], theirs: dict[int, lis
         assert all(torch.equal(rows, wanted) for rows, wanted in zip(ours[step], expected, strict=True)), step
 
 
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def metrics(folder: Path, name: str = "train/loss") -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if name in line]
 
 
 def assert_ends_alike(ours: Path, theirs: Path, tolerance: float = 1e-8) -> None:
@@ -206,6 +207,20 @@ def test_two_processes_tried_their_steps_together_before_the_first_and_one_did_n
     assert (two["processes"], two["batch_size_per_process"], two["trial"]["steps"]) == (2, 8, 2)
     assert (one["trial"], one["not_tried"]) == (None, "plan.trial_steps=0")
     assert two["schedule"] == one["schedule"]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("name", members("objective"))
+def test_the_monitor_sees_the_gradients_updates_and_teacher_of_one_process(
+    runs: Path, name: str, processes: int
+) -> None:
+    shared = ("gradient_norm/", "update_ratio/", "teacher_", "radial_gradient", "planned/")  # others are of a share
+    several, one = (metrics(runs / f"{name}-{count}", "health/data_wait") for count in (processes, 1))
+    assert [line["step"] for line in several] == [1]
+    expected = {key: value for key, value in one[0].items() if key.removeprefix("health/").startswith(shared)}
+    assert {"health/gradient_norm/backbone", "health/update_ratio/backbone"} <= expected.keys()
+    found = {key: several[0][key] for key in expected}
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)  # cosines are taken in float32
 
 
 @pytest.mark.parametrize(("moved", "before", "after"), [("2-to-1", 2, 1), ("1-to-4", 1, 4)])

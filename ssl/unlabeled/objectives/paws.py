@@ -229,7 +229,7 @@ def _metrics(cross_entropy: Tensor, me_max: Tensor, wanted: Tensor) -> dict[str,
         "cross_entropy": cross_entropy.detach(),
         "me_max": me_max.detach(),
         "effective_classes": (-me_max.detach()).exp(),
-        "classes_per_target": (-_x_log_y(wanted, wanted).sum(1).mean()).exp(),
+        "classes_per_target": distributed.mean(-_x_log_y(wanted, wanted).sum(1).mean()).exp(),
     }
 
 
