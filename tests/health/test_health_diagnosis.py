@@ -25,6 +25,7 @@ HEALTHY: dict[str, float] = {
     "health/feature_std": 0.5,
     "health/feature_rankme_centred": 30.0,
     "health/features_finite": 1.0,
+    "health/embedding_rankme_centred": 25.0,
     "health/gradient_norm/backbone": 0.1,
     "health/update_ratio/backbone": 0.005,
     "health/teacher_distance": 0.02,
@@ -47,13 +48,14 @@ CASES: list[tuple[str, float, str, int]] = [
     ("health/gradient_norm/backbone", 0.0, "no-gradient", 40),
     ("health/update_ratio/projector", 0.4, "update-too-large", 40),
     ("health/teacher_distance", 0.0, "teacher-is-the-student", 30),
-    ("health/update_ratio/backbone", 0.04, "learning-rate-high", 40),
+    ("health/update_ratio/backbone", 0.04, "learning-rate-high", 30),
     ("health/planned/queue_age", 256, "queue-too-old", 40),
     ("health/data_wait", 0.6, "waiting-for-data", 40),
     ("train/skipped_steps", 2.0, "steps-skipped", 30),
     ("train/effective_codes", 1.2, "codes-not-balanced", 50),
     ("train/loss", 4.6, "loss-at-collapse", 130),
-    ("train/loss", 9.0, "loss-above-collapse", 130),
+    ("train/loss", 9.0, "loss-diverges", 130),
+    ("health/embedding_rankme_centred", 3.0, "rank-falls", 30),
 ]
 
 
@@ -119,6 +121,15 @@ def test_a_long_run_may_stand_at_its_value_of_collapse_for_a_fiftieth_of_its_ste
     long = Facts("SwAV", math.log(100), 100_000, 128)
     assert follow(long, "train/loss", 4.6, until=2_000)[1] == {}
     assert follow(long, "train/loss", 4.6, until=2_100)[1] == {"loss-at-collapse": 2_030}
+
+
+def test_a_loss_that_falls_to_its_value_at_collapse_diverges_only_above_its_start() -> None:
+    facts = Facts("SimSiam", -1.0, 2000, 128)
+    for values, names in ((lambda step: -step / 1000, []), (lambda step: step / 1000, ["loss-diverges"])):
+        diagnosis = Diagnosis(facts)
+        for step in range(10, 301, 10):
+            diagnosis.add(step, {"train/loss": values(step)})
+        assert [finding.name for finding in diagnosis.findings] == names
 
 
 def test_numbers_that_are_not_finite_or_no_numbers_are_left_out() -> None:

@@ -45,13 +45,17 @@ class Diagnosis:
         self.facts, self.rules = facts, list(rules_for(facts))
         self.last_step = 0
         self._before: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        self._most: dict[str, float] = {}
         self._now: dict[tuple[str, str], _Stretch] = {}  # by rule and what it is of; too short ones as well
         self._found: dict[str, tuple[str, _Stretch]] = {}  # the last that was long enough, by rule
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One set of metrics, as the loggers get it; those that are no finite number count as not there."""
         numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        record = Record(numbers, self._before, self.facts)
+        self._first = numbers | self._first
+        self._most |= {name: max(value, self._most.get(name, value)) for name, value in numbers.items()}
+        record = Record(numbers, self._before, self._first, self._most, self.facts)
         for rule in self.rules:
             for of, value in rule.values(record).items():
                 self._follow(rule, of, step, value)

@@ -34,6 +34,8 @@ class Record:
 
     metrics: Mapping[str, float]
     before: Mapping[str, float]  # the last value of every metric until then
+    first: Mapping[str, float]  # its first, this record's where there was none
+    most: Mapping[str, float]  # and its largest, this record's among them
     facts: Facts
 
 
@@ -86,6 +88,15 @@ def above_collapse(record: Record) -> Mapping[str, float]:
     return {"": (loss - collapsed) / max(1.0, abs(collapsed))}
 
 
+def above_start(record: Record) -> Mapping[str, float]:
+    """The same, of its first value where that is higher: some losses fall to their value at collapse (SimSiam's)."""
+    above = above_collapse(record)
+    if not above:
+        return {}
+    collapsed, first = record.facts.collapsed_at or 0.0, record.first["train/loss"]
+    return {"": min(above[""], (record.metrics["train/loss"] - first) / max(1.0, abs(collapsed)))}
+
+
 def teacher_moves(record: Record) -> Mapping[str, float]:
     """1 where the teacher has changed since the last look, 0 where it has not although it should have."""
     name = "health/teacher_length"
@@ -102,6 +113,12 @@ def teacher_apart(record: Record) -> Mapping[str, float]:
     follows = record.metrics.get("health/planned/momentum", 1.0) > 0
     name = "health/teacher_distance"
     return {"": record.metrics[name]} if name in record.metrics and moved and follows else {}
+
+
+def rank_kept(record: Record) -> Mapping[str, float]:
+    """Centred RankMe of the embeddings, as a share of the largest that it was."""
+    name = "health/embedding_rankme_centred"
+    return {"": record.metrics[name] / record.most[name]} if record.metrics.get(name) else {}
 
 
 def queue_age(record: Record) -> Mapping[str, float]:
@@ -236,6 +253,16 @@ RULES = (
         collapse=True,
     ),
     Rule(
+        "rank-falls",
+        "alarm",
+        rank_kept,
+        lambda v, facts: v < 0.2,  # healthy: 0.5 (SwAV) to 1; SimSiam without predictor: 0.1
+        "the embeddings use {value:.0%} of the dimensions that they used before (centred RankMe)",
+        "the network is collapsing, though its loss may look well",
+        "check stop-gradient, predictor and the teacher's momentum, and lower optimizer.lr",
+        after=AFTER,
+    ),
+    Rule(
         "loss-at-collapse",
         "alarm",
         above_collapse,
@@ -248,11 +275,11 @@ RULES = (
         collapse=True,
     ),
     Rule(
-        "loss-above-collapse",
+        "loss-diverges",
         "alarm",
-        above_collapse,
+        above_start,
         lambda v, facts: v > PINNED,
-        "the loss is above the value of a network whose embeddings are all equal ({value:+.0%})",
+        "the loss is above where it began, and above the value of a network whose embeddings are all equal ({value:+.0%})",
         "it diverges: the learning rate is too high, or embeddings are not normalised",
         "a tenth of optimizer.lr, or a longer warm-up",
         turns=3,
@@ -276,7 +303,6 @@ RULES = (
         "a step changes the backbone's weights by {value:.1%} of their length",
         "the learning rate is too high for what is left of the run to average out",
         "a third of optimizer.lr, and see whether loss and probe are better after an epoch",
-        turns=2,
     ),
     Rule(
         "queue-too-old",
