@@ -49,6 +49,7 @@ class HealthMonitor(pl.Callback):
         self.clock = _DataClock()
         self._step: StepHealth | None = None  # while one is looked at
         self._diagnosis: Diagnosis | None = None  # from the first metrics on
+        self._news = False  # whether metrics came since it was last asked
         self._told: set[str] = set()  # findings that were printed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,6 +63,7 @@ class HealthMonitor(pl.Callback):
                 add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
                 self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
             self._diagnosis.add(step, metrics)
+            self._news = True
 
         trainer.loggers.append(_Listener(listen))
         module.onlookers.append(lambda batch, output: self._look(module, batch, output))
@@ -90,7 +92,8 @@ class HealthMonitor(pl.Callback):
         if pl_module.part == 0 and self._step is not None:
             looked, self._step = self._step, None
             self._write(pl_module, looked, trainer)
-        if pl_module.part == 0 and self._diagnosis is not None:
+        if pl_module.part == 0 and self._news and self._diagnosis is not None:
+            self._news = False
             self._tell(self._diagnosis, trainer)
         self.clock.asked_for_the_next()
 

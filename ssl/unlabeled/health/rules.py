@@ -279,7 +279,7 @@ RULES = (
         "alarm",
         above_start,
         lambda v, facts: v > PINNED,
-        "the loss is above where it began, and above the value of a network whose embeddings are all equal ({value:+.0%})",
+        "the loss is {value:.0%} above where it began and above that of a network whose embeddings are all equal",
         "it diverges: the learning rate is too high, or embeddings are not normalised",
         "a tenth of optimizer.lr, or a longer warm-up",
         turns=3,
