@@ -136,7 +136,11 @@ def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataPa
         return module
     assert isinstance(trainer.strategy, DDPStrategy)
     devices = trainer.strategy.determine_ddp_device_ids()
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    joined = DistributedDataParallel(module, device_ids=devices)
+    joined.broadcast_buffers = (
+        False  # as EqualStatistics has it in the run; the argument has another name in torch 2.15
+    )
+    return joined
 
 
 def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
