@@ -4,6 +4,7 @@ import json
 import random
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,13 @@ def test_what_is_printed_fits_a_terminal(name: str, tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 40
     assert len(failed(plan)) >= 1
+
+
+def test_an_objective_that_cannot_be_copied_is_refused_with_the_key_that_goes_without(tmp_path: Path) -> None:
+    run = build_run(config_of("simclr", tmp_path, *TRIED), {})
+    run.module.objective.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"SimCLR cannot be copied .*lock.* give plan\.trial_steps=0"):
+        run.fit({})
 
 
 def test_a_single_trial_step_is_refused() -> None:
