@@ -180,7 +180,7 @@ def test_a_step_that_does_not_fit_into_memory_ends_in_one_line_that_says_what_to
 
 WARMUP, LAST = "a warm-up of at most a fifth of the run", "a last learning rate of at most a tenth of the peak"
 LONG, FULL = "a queue shorter than the data", "a queue that is full before the end"
-FEW = "a tenth as many samples as prototypes"
+FEW = "at least a tenth as many samples as prototypes"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,16 @@ def test_each_check_fails_where_it_should_with_what_was_found_and_what_to_give(
     del found["crops that show something"]  # of 8 pixels
     assert found.keys() == set(failing)
     assert words in "".join(found.values())
+
+
+@pytest.mark.parametrize("pixels", [*range(4, 40), 96, 224])
+def test_the_scale_and_the_kernel_that_a_failed_check_gives_pass_it(pixels: int) -> None:
+    remedy = RandomResizedCrop(8, (1e-4, 1.0), (0.75, 1.33), "bilinear", 0.5).doubts(pixels)[1].remedy
+    crop = RandomResizedCrop(8, (float(remedy.split()[3]), 1.0), (0.75, 1.33), "bilinear", 0.5)
+    assert crop.doubts(pixels)[1].passed
+    remedy = GaussianBlur((0.1, 2.0), 1e-4, 0.5).doubts(pixels)[0].remedy
+    blur = GaussianBlur((0.1, 2.0), float(remedy.split("=")[1].split(",")[0]), 0.5)
+    assert blur.doubts(pixels)[0].passed
 
 
 def test_crops_and_blur_that_do_not_fit_the_images_are_found() -> None:
