@@ -4,6 +4,7 @@ import json
 import random
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_a_step_that_does_not_fit_into_memory_ends_in_one_line_that_says_what_to
 
 WARMUP, LAST = "a warm-up of at most a fifth of the run", "a last learning rate of at most a tenth of the peak"
 LONG, FULL = "a queue shorter than the data", "a queue that is full before the end"
-FEW = "a tenth as many samples as prototypes"
+FEW = "at least a tenth as many samples as prototypes"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,16 @@ def test_each_check_fails_where_it_should_with_what_was_found_and_what_to_give(
     assert words in "".join(found.values())
 
 
+@pytest.mark.parametrize("pixels", [*range(4, 40), 96, 224])
+def test_the_scale_and_the_kernel_that_a_failed_check_gives_pass_it(pixels: int) -> None:
+    remedy = RandomResizedCrop(8, (1e-4, 1.0), (0.75, 1.33), "bilinear", 0.5).doubts(pixels)[1].remedy
+    crop = RandomResizedCrop(8, (float(remedy.split()[3]), 1.0), (0.75, 1.33), "bilinear", 0.5)
+    assert crop.doubts(pixels)[1].passed
+    remedy = GaussianBlur((0.1, 2.0), 1e-4, 0.5).doubts(pixels)[0].remedy
+    blur = GaussianBlur((0.1, 2.0), float(remedy.split("=")[1].split(",")[0]), 0.5)
+    assert blur.doubts(pixels)[0].passed
+
+
 def test_crops_and_blur_that_do_not_fit_the_images_are_found() -> None:
     def names(*checks: Any) -> list[bool]:
         return [check.passed for check in checks]
@@ -230,6 +241,13 @@ def test_what_is_printed_fits_a_terminal(name: str, tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 40
     assert len(failed(plan)) >= 1
+
+
+def test_an_objective_that_cannot_be_copied_is_refused_with_the_key_that_goes_without(tmp_path: Path) -> None:
+    run = build_run(config_of("simclr", tmp_path, *TRIED), {})
+    run.module.objective.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"SimCLR cannot be copied .*lock.* give plan\.trial_steps=0"):
+        run.fit({})
 
 
 def test_a_single_trial_step_is_refused() -> None:

@@ -74,7 +74,8 @@ def _step(plan: RunPlan) -> str:
         return f"not tried: {plan.not_tried}"
     per_second = plan.batch_size * plan.accumulate / plan.trial.seconds_per_step
     memory = plan.trial.peak_memory_bytes
-    room = "" if memory is None else f", peak memory {memory / 2**30:.1f} GiB"
+    each = " a process" if plan.processes > 1 else ""
+    room = "" if memory is None else f", peak memory {memory / 2**30:.1f} GiB{each}"
     first = plan.trial.first_step_seconds
     return f"{plan.trial.seconds_per_step:.3g} s, {per_second:,.0f} images/s{room}; the first took {first:.3g} s"
 

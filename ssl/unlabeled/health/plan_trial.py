@@ -19,7 +19,7 @@ from unlabeled.errors import UserError
 from unlabeled.faults.guard import Faults
 from unlabeled.faults.replay import AtStep
 from unlabeled.faults.snapshot import Snapshot
-from unlabeled.objective import Batch
+from unlabeled.objective import Batch, Objective
 from unlabeled.pretraining import Pretraining
 
 
@@ -55,7 +55,7 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
         of: see :class:`Trial`.
 
     Raises:
-        UserError: a step does not fit into memory.
+        UserError: a step does not fit into memory, or the objective cannot be copied.
     """
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
@@ -83,7 +83,7 @@ class _Steps:
 
     def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
         self.module = OnACopy(
-            copy.deepcopy(module.objective),
+            _copy(module.objective),
             module.views,
             module.recipe,
             module.batch_size,
@@ -130,13 +130,25 @@ class _Steps:
         )
 
 
+def _copy(objective: Objective) -> Objective:
+    try:
+        return copy.deepcopy(objective)
+    except TypeError as error:  # of something that is no tensor
+        name = type(objective).__name__
+        raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
+
+
 def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataParallel:
     """With several processes gradients are averaged as in the run."""
     if trainer.world_size == 1:
         return module
     assert isinstance(trainer.strategy, DDPStrategy)
     devices = trainer.strategy.determine_ddp_device_ids()
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    joined = DistributedDataParallel(module, device_ids=devices)
+    joined.broadcast_buffers = (
+        False  # as EqualStatistics has it in the run; the argument has another name in torch 2.15
+    )
+    return joined
 
 
 def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:

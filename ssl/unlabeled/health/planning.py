@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,14 @@ class Planning(pl.Callback):
             plan.write(path)
             print(text(plan, path.parent.name), flush=True)
         if self.only:
-            trainer.should_stop = True
-            assert trainer.progress_bar_callback is not None
-            trainer.progress_bar_callback.disable()
+            self._stop(trainer, path)
+
+    def _stop(self, trainer: pl.Trainer, path: Path) -> None:
+        trainer.should_stop = True
+        assert trainer.progress_bar_callback is not None
+        trainer.progress_bar_callback.disable()
+        if trainer.is_global_zero:
+            print(f"nothing is trained; the plan is in {path}", flush=True)
 
     def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> Trial | str:
         """What was measured, now or before, or why nothing was; the same on every process."""
@@ -87,12 +91,12 @@ def _fingerprint(trainer: pl.Trainer, module: Pretraining) -> str:
     """Of what decides the time of a step."""
     facts: dict[str, Any] = {key: module.config.get(key) for key in DECIDING}
     facts |= {"processes": trainer.world_size, "precision": trainer.precision, "torch": torch.__version__}
-    facts |= {"device": _device_name(trainer.strategy.root_device), "threads": torch.get_num_threads()}
+    facts["device"] = _device_name(trainer.strategy.root_device)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{device.type}, {cores} cores, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else device.type

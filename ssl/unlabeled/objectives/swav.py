@@ -208,7 +208,7 @@ class SwAV(Objective):
         """Sinkhorn shares out the prototypes among the batch and the queue."""
         length, prototypes = self._queue_length, self.prototypes.out_features
         samples = Check(
-            "a tenth as many samples as prototypes",
+            "at least a tenth as many samples as prototypes",
             plan.batch_size + length >= prototypes / 10,
             f"batch_size={plan.batch_size}, objective.queue_length={length}, objective.prototypes={prototypes}",
             f"too few to use all prototypes: give objective.prototypes={10 * plan.batch_size}, or a queue",

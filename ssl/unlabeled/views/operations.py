@@ -95,7 +95,7 @@ class RandomResizedCrop:
                 "crops that show something",
                 smallest >= 4,
                 f"scale from {self.scale[0]:g} of images of {pixels} pixels: boxes down to {smallest:.1f} pixels",
-                f"give scale from {min(1.0, 16 / pixels**2):.2g} on, or larger images",
+                f"give scale from {min(1.0, 17 / pixels**2):.2g} on, or larger images",
             ),
         ]
 
@@ -244,7 +244,7 @@ class GaussianBlur:
                 "a blur that fits",
                 1 < width <= pixels,
                 f"a kernel of {width} pixel{'s' if width > 1 else ''} on views of {pixels}",
-                f"it changes nothing: give kernel_fraction={2 / pixels:.2g}, or leave blur out"
+                f"it changes nothing: give kernel_fraction={2.1 / pixels:.2g}, or leave blur out"
                 if width == 1
                 else "it is wider than the view: give kernel_fraction=0.1",
             )
