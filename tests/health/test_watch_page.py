@@ -272,6 +272,7 @@ def test_a_server_that_is_gone_is_said_and_what_was_shown_stays(window: Browser,
         assert process.stdout is not None
         drawn(window, process.stdout.readline().split()[4], runs=4)
         process.kill()
+    window.run("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
     window.wait("return !document.querySelector('.trouble').hidden")
     assert "No answer from the server" in window.run("return document.querySelector('.trouble').textContent")
     assert window.run("return document.querySelectorAll('.run').length") == 4
