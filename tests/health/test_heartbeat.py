@@ -134,6 +134,21 @@ def test_an_error_is_told_by_its_first_line(tmp_path: Path, error: Exception, sa
     assert (last["state"], last["error"], last["step"]) == ("failed", said, 2)
 
 
+class PlanOnly(pl.Callback):
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+def test_where_nothing_is_trained_nothing_is_said(tmp_path: Path) -> None:
+    composed = config(tmp_path)
+    resolved = open_run(composed)
+    run = build_run(composed, resolved)
+    run.trainer.callbacks.insert(0, PlanOnly())  # type: ignore[attr-defined]
+    run.fit(resolved)
+    assert run.trainer.global_step == 0
+    assert not (tmp_path / "state.json").exists()
+
+
 def test_a_folder_that_cannot_be_written_to_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat = heartbeat.Heartbeat(tmp_path / "no such folder" / "state.json")
     monkeypatch.setattr(heartbeat, "Heartbeat", lambda path: beat)
