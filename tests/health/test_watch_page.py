@@ -214,6 +214,9 @@ def test_the_pointer_reads_the_values_of_a_step(window: Browser, url: str) -> No
     loss = next(json.loads(line)["train/loss"] for line in metrics(60).splitlines() if '"step": 300' in line)
     assert window.run("return document.querySelector('.reading').textContent") == f"step 300{loss:.3f}"
     assert window.run("return document.querySelector('.level-name').textContent") == "collapsed"
+    last = json.loads(metrics(60).splitlines()[-2])["train/loss"]
+    window.run("document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert window.run("return document.querySelector('.reading').textContent") == f"last{last:.3f}"
 
 
 def test_what_runs_wrote_is_shown_and_not_obeyed(window: Browser, url: str) -> None:
