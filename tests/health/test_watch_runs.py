@@ -157,7 +157,7 @@ def test_values_of_any_type_and_no_file_at_all_hide_nothing(tmp_path: Path) -> N
     (tmp_path / "folders" / "config.yaml").mkdir(parents=True)
     (tmp_path / "folders" / "metrics.jsonl").mkdir()
     os.mkfifo(tmp_path / "folders" / "state.json")
-    make_run(tmp_path / "loop", config="a: &a\n  b: *a\nobjective: {}\n")
+    make_run(tmp_path / "loop", config="a: &a\n  b: *a\nc: &c [*c, *c]\nobjective: {}\n")
     runs = listed(tmp_path)
     assert runs["odd"]["findings"] == [
         {"severity": "note", "sentence": "['x']", "since": None, "last": None, "past": False}
