@@ -96,7 +96,7 @@ function ticks([low, high], about) {
 function tickText(value, all) {
   const size = Math.max(...all.map(Math.abs));
   if (value === 0) return "0";
-  if (size >= 1e6 || size < 1e-2) return value.toExponential(1).replace("e+", "e").replace(".0e", "e").replace(/^-/, "−");
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replace(".0e", "e").replace(/^-/, "−");
   if (size >= 1e4) return `${+(value / 1e3).toFixed(3)}k`.replace("-", "−");
   return `${+value.toPrecision(4)}`.replace("-", "−");
 }
