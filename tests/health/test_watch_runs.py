@@ -190,6 +190,7 @@ def test_links_that_lead_out_are_neither_followed_nor_read(tmp_path: Path) -> No
     problems = answer["runs"]["linked"]["problems"]
     assert [problem.partition(" ")[0] for problem in problems] == ["metrics.jsonl", "config.yaml"]
     assert all("leads out" in problem for problem in problems)
+    assert listing.detail("elsewhere") is None
     detail = listing.detail("linked")
     assert detail is not None
     assert (detail["config"], detail["curves"]) == ({}, {})
@@ -219,6 +220,8 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
     second = listing.changes(first["token"])
     assert set(second["runs"]) == {"b"}
     assert second["runs"]["b"]["loss"]["last"] == 3.7
+    for strange in (first["token"] + "9" * 9000, "-1", "x"):
+        assert set(listing.changes(strange)["runs"]) in (set(), {"a", "b"})
     assert set(Listing(tmp_path).changes(first["token"])["runs"]) == {"a", "b"}  # of a server started anew
 
 

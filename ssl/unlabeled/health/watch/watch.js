@@ -257,7 +257,9 @@ class Chosen {
   update() {
     const here = this.addresses.filter((address) => runs.has(address));
     const gone = this.addresses.length - here.length;
-    this.missing.textContent = gone && answered ? `${plural(gone, "run")} of this page ${gone === 1 ? "is" : "are"} not in the folder.` : "";
+    const said = here.filter((address) => details.get(address)?.trouble).map((address) => `${runs.get(address).name}: ${details.get(address).trouble}.`);
+    if (gone && answered) said.push(`${plural(gone, "run")} of this page ${gone === 1 ? "is" : "are"} not in the folder.`);
+    this.missing.textContent = said.join(" ");
     this.title.textContent = this.addresses.length > 1 ? `${this.addresses.length} runs compared` : (runs.get(here[0])?.name ?? "");
     document.title = this.title.textContent || "Runs";
     this.table.show(here);
