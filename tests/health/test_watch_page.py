@@ -151,14 +151,14 @@ def test_the_page_shows_a_run_move_while_it_trains_without_a_reload(
             "100%",
         ]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    loss = [f"{line['train/loss']:.2f}" for line in lines if "train/loss" in line]
+    loss = {line["step"]: f"{line['train/loss']:.2f}" for line in lines if "train/loss" in line}
     words = [each.split(" | ") for each in looking.shown]
     assert [(state, steps) for state, steps, _ in words] == [
         ("running", "0 of 6"),
         ("running", "3 of 6"),
         ("finished", "6 of 6"),
     ]
-    assert [f"{float(said):.2f}" for *_, said in words] == [loss[1], loss[3], loss[5]]
+    assert [f"{float(said):.2f}" for *_, said in words] == [loss[2], loss[4], loss[6]]
     assert window.complaints() == []
 
 
@@ -214,6 +214,9 @@ def test_the_pointer_reads_the_values_of_a_step(window: Browser, url: str) -> No
     loss = next(json.loads(line)["train/loss"] for line in metrics(60).splitlines() if '"step": 300' in line)
     assert window.run("return document.querySelector('.reading').textContent") == f"step 300{loss:.3f}"
     assert window.run("return document.querySelector('.level-name').textContent") == "collapsed"
+    last = json.loads(metrics(60).splitlines()[-2])["train/loss"]
+    window.run("document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert window.run("return document.querySelector('.reading').textContent") == f"last{last:.3f}"
 
 
 def test_what_runs_wrote_is_shown_and_not_obeyed(window: Browser, url: str) -> None:
@@ -272,6 +275,7 @@ def test_a_server_that_is_gone_is_said_and_what_was_shown_stays(window: Browser,
         assert process.stdout is not None
         drawn(window, process.stdout.readline().split()[4], runs=4)
         process.kill()
+    window.run("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
     window.wait("return !document.querySelector('.trouble').hidden")
     assert "No answer from the server" in window.run("return document.querySelector('.trouble').textContent")
     assert window.run("return document.querySelectorAll('.run').length") == 4

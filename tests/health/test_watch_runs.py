@@ -81,9 +81,10 @@ def test_a_killed_process_is_noticed_though_nobody_has_fetched_it() -> None:
 def test_a_run_is_listed_with_all_that_its_files_say(tmp_path: Path) -> None:
     finding = {"name": "rank", "severity": "warning", "since": 40, "last": 120, "sentence": "The rank falls."}
     worse = finding | {"severity": "alarm", "sentence": "It has collapsed."}
+    past = worse | {"sentence": "A step was too large.", "holds": False}
     metrics = lines(range(10, 130, 10)) + json.dumps({"step": 100, "epoch": 1.0, "probe/knn_top1": 31.5}) + "\n"
     now = state(updated=time.time(), images_per_second=812.5, seconds_left=28.0, sessions=2)
-    health = json.dumps({"findings": [finding, worse], "facts": {"collapsed_at": 4.6}})
+    health = json.dumps({"findings": [past, finding, worse], "facts": {"collapsed_at": 4.6}})
     make_run(tmp_path / "sweep" / "lr=0.1", metrics=metrics, state=json.dumps(now), health=health)
     run = listed(tmp_path)["sweep/lr=0.1"]
     assert (run["state"], run["step"], run["total"], run["steps_per_epoch"]) == ("running", 120, 400, 100)
@@ -91,18 +92,30 @@ def test_a_run_is_listed_with_all_that_its_files_say(tmp_path: Path) -> None:
     assert run["loss"]["last"] == 3.8
     assert run["probes"] == [{"name": "probe/knn_top1", "points": [[100, 31.5]], "last": 31.5, "any": True}]
     assert (run["images_per_second"], run["seconds_left"], run["sessions"]) == (812.5, 28.0, 2)
-    assert [each["sentence"] for each in run["findings"]] == ["It has collapsed.", "The rank falls."]
+    assert [each["sentence"] for each in run["findings"]] == [
+        "It has collapsed.",
+        "The rank falls.",
+        "A step was too large.",
+    ]
+    assert [each["past"] for each in run["findings"]] == [False, False, True]
     assert (run["about"], run["problems"]) == ("SwAV", [])
 
 
 def test_of_a_run_without_state_the_plan_or_the_configuration_gives_the_steps(tmp_path: Path) -> None:
     make_run(tmp_path / "old", training=json.dumps({"images_per_second": 700.0}))
-    make_run(tmp_path / "planned", plan=json.dumps({"steps": 390, "seconds_per_step": 0.5}))
+    check = {"passed": False, "found": "optimizer.warmup_epochs=3 of 4 epochs", "remedy": "give 0.4"}
+    plan = {"steps": 390, "seconds_left": 135.0, "checks": [check, check | {"passed": True}, 7]}
+    make_run(tmp_path / "planned", plan=json.dumps(plan))
+    (tmp_path / "plan_only").mkdir()
+    (tmp_path / "plan_only" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "plan_only" / "config.yaml").write_text(CONFIG)
     runs = listed(tmp_path)
     assert (runs["old"]["state"], runs["old"]["step"], runs["old"]["total"]) == ("finished", 120, 400)
     assert runs["old"]["images_per_second"] == 700.0
     assert (runs["planned"]["state"], runs["planned"]["total"]) == ("running", 390)
-    assert runs["planned"]["seconds_left"] == 0.5 * 270
+    assert runs["planned"]["seconds_left"] == 135.0
+    assert runs["planned"]["doubts"] == ["optimizer.warmup_epochs=3 of 4 epochs: give 0.4"]
+    assert (runs["plan_only"]["state"], runs["plan_only"]["step"], runs["plan_only"]["total"]) == ("planned", 0, 390)
 
 
 DAMAGES = {
@@ -144,9 +157,11 @@ def test_values_of_any_type_and_no_file_at_all_hide_nothing(tmp_path: Path) -> N
     (tmp_path / "folders" / "config.yaml").mkdir(parents=True)
     (tmp_path / "folders" / "metrics.jsonl").mkdir()
     os.mkfifo(tmp_path / "folders" / "state.json")
-    make_run(tmp_path / "loop", config="a: &a\n  b: *a\nobjective: {}\n")
+    make_run(tmp_path / "loop", config="a: &a\n  b: *a\nc: &c [*c, *c]\nobjective: {}\n")
     runs = listed(tmp_path)
-    assert runs["odd"]["findings"] == [{"severity": "note", "sentence": "['x']", "since": None, "last": None}]
+    assert runs["odd"]["findings"] == [
+        {"severity": "note", "sentence": "['x']", "since": None, "last": None, "past": False}
+    ]
     assert runs["empty"]["state"] == "damaged"
     assert runs["empty"]["problems"] == ["config.yaml is missing"]
     assert runs["folders"]["problems"] == [
@@ -175,6 +190,7 @@ def test_links_that_lead_out_are_neither_followed_nor_read(tmp_path: Path) -> No
     problems = answer["runs"]["linked"]["problems"]
     assert [problem.partition(" ")[0] for problem in problems] == ["metrics.jsonl", "config.yaml"]
     assert all("leads out" in problem for problem in problems)
+    assert listing.detail("elsewhere") is None
     detail = listing.detail("linked")
     assert detail is not None
     assert (detail["config"], detail["curves"]) == ({}, {})
@@ -204,6 +220,8 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
     second = listing.changes(first["token"])
     assert set(second["runs"]) == {"b"}
     assert second["runs"]["b"]["loss"]["last"] == 3.7
+    for strange in (first["token"] + "9" * 9000, "-1", "x"):
+        assert set(listing.changes(strange)["runs"]) in (set(), {"a", "b"})
     assert set(Listing(tmp_path).changes(first["token"])["runs"]) == {"a", "b"}  # of a server started anew
 
 
@@ -222,11 +240,9 @@ def test_metrics_are_read_on_where_reading_stopped_and_anew_when_a_resume_cut_th
     assert steps() == []
     text = lines(range(10, 60, 10))
     path.write_text(text[:-20])
-    assert steps() == [10, 20, 30, 40]
-    assert growing.half
+    assert (steps(), growing.half) == ([10, 20, 30, 40], True)
     path.write_text(text)
-    assert steps() == [10, 20, 30, 40, 50]
-    assert not growing.half
+    assert (steps(), growing.half) == ([10, 20, 30, 40, 50], False)
     path.write_text(lines(range(10, 30, 10)))  # cut back
     assert steps() == [10, 20]
     path.write_text(lines(range(10, 30, 10)).replace("4.8", "4.7") + lines(range(30, 90, 10)))  # and longer than before

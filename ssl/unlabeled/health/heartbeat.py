@@ -40,6 +40,8 @@ class Heartbeat(pl.Callback):
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.should_stop:  # plan_only: nothing is trained
+            return
         self._sessions = 1 + (_sessions_before(self.path) if trainer.global_step else 0)
         self._first = None
         self._recent.clear()
@@ -61,6 +63,8 @@ class Heartbeat(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretraining)
+        if self._first is None:  # no step was taken
+            return
         self._recent.append((trainer.global_step, time.monotonic()))
         whole = trainer.global_step >= pl_module.total_steps
         self._write(trainer, pl_module, "finished" if whole else "interrupted")

@@ -48,8 +48,8 @@ def main() -> None:
         server = Server(listing_of(given.folder), given.port)
     except UserError as error:
         parser.error(str(error))
-    print(f"{server.listing.root} is shown at {server.url} to browsers of this machine; Ctrl-C ends it", flush=True)
     try:
+        print(f"{server.listing.root} is shown at {server.url} to browsers of this machine; Ctrl-C ends it", flush=True)
         server.serve_forever()
     except KeyboardInterrupt:
         print()

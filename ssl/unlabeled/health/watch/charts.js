@@ -96,7 +96,7 @@ function ticks([low, high], about) {
 function tickText(value, all) {
   const size = Math.max(...all.map(Math.abs));
   if (value === 0) return "0";
-  if (size >= 1e6 || size < 1e-2) return value.toExponential(1).replace("e+", "e").replace(".0e", "e").replace(/^-/, "−");
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replace(".0e", "e").replace(/^-/, "−");
   if (size >= 1e4) return `${+(value / 1e3).toFixed(3)}k`.replace("-", "−");
   return `${+value.toPrecision(4)}`.replace("-", "−");
 }
@@ -179,12 +179,12 @@ export class Chart {
   /** Say what stands below the pointer, or the last values where there is none. */
   point(at) {
     this.at = at;
-    const nearest = this.curves.map((curve) => this.nearest(finite(curve.points), at));
+    const nearest = this.curves.map((curve) => (at === null ? curve.points.at(-1) : this.nearest(finite(curve.points), at)));
     const place = nearest.find((point) => point)?.[0];
     this.pointer?.setAttribute("d", at === null || place === undefined ? "" : `M${this.x(place)} ${MARGIN.top}V${HEIGHT - MARGIN.bottom}`);
     const said = this.curves.map((curve, n) => {
       const span = document.createElement("span");
-      span.append(document.createElement("i"), nearest[n] ? short(nearest[n][1]) : "not finite");
+      span.append(document.createElement("i"), typeof nearest[n]?.[1] === "number" ? short(nearest[n][1]) : "not finite");
       span.firstChild.className = `dot ${curve.colour}`;
       span.title = curve.name;
       return span;
@@ -195,7 +195,6 @@ export class Chart {
 
   nearest(points, at) {
     if (!points.length) return null;
-    if (at === null) return points.at(-1);
     return points.reduce((best, point) => (Math.abs(this.x(point[0]) - at) < Math.abs(this.x(best[0]) - at) ? point : best));
   }
 }

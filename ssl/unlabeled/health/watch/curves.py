@@ -134,8 +134,10 @@ class Summary(Growing):
     """What a list of many runs shows: the curve of the loss, those of the probes, and where the run is."""
 
     def forget(self) -> None:
-        self.loss, self.probes = Curve(), dict[str, Curve]()
-        self.step, self.steps_per_epoch = 0, None  # type: int, int | None
+        self.loss = Curve()
+        self.probes: dict[str, Curve] = {}
+        self.step = 0
+        self.steps_per_epoch: int | None = None
 
     def take(self, block: bytes) -> None:
         if not self._take_quickly(block):

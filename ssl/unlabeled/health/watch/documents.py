@@ -44,18 +44,17 @@ class Document:
         self.changed: float | None = None  # Unix time
         self._seen: tuple[int, ...] | None = None
 
-    def update(self) -> dict[str, Any] | None:
-        """Read it if it has changed, and return its content; never raises for what is in it."""
+    def update(self) -> None:
+        """Read it if it has changed; never raises for what is in it."""
         try:
             found = os.lstat(self.path)
         except OSError:
             self.content = self.problem = self.changed = self._seen = None
-            return None
+            return
         signature = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode)
         if signature != self._seen or stat.S_ISLNK(found.st_mode):
             self._seen, self.changed = signature, found.st_mtime
             self.content, self.problem = self._read(found)
-        return self.content
 
     def _read(self, found: os.stat_result) -> tuple[dict[str, Any] | None, str | None]:
         try:
@@ -90,9 +89,11 @@ def flat(values: Any, limit: int = 5_000) -> dict[str, str]:
     """Dotted names of all values of a tree, each value as text; no more than ``limit`` of them."""
     found: dict[str, str] = {}
     stack = [("", values)]
-    while stack and len(found) < limit:
+    for _ in range(10 * limit):  # a tree may hold itself, and then has no end
+        if not stack or len(found) == limit:
+            break
         name, value = stack.pop()
-        if len(name) > 500:  # a tree that holds itself
+        if len(name) > 500:
             continue
         below = list(value.items()) if isinstance(value, dict) else []
         if isinstance(value, list) and any(isinstance(each, dict | list) for each in value):

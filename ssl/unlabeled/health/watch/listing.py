@@ -82,7 +82,7 @@ class Listing:
             for address, run in self.runs.items():
                 self._note(address, _overview(run, now))
             session, _, version = since.partition("-")
-            known = int(version) if session == self._session and version.isdecimal() else -1
+            known = int(version[:18]) if session == self._session and version.isdecimal() else -1
             return {
                 "token": f"{self._session}-{self._version}",
                 "now": now,
@@ -100,7 +100,9 @@ class Listing:
                 self._next_search = 0.0
                 self._search()
                 run = self.runs.get(address)
-            return None if run is None else {**_overview(run, time.time()), **_detail(run)}
+            if run is None:
+                return None
+            return {**_overview(run, time.time()), "name": shown(run.folder, self.root), **_detail(run)}
 
     def file(self, quoted: str) -> Path | None:
         """A file below the root that may be served; None for any other, whether it is there or not."""
@@ -143,4 +145,4 @@ def _detail(run: Watched) -> dict[str, Any]:
     try:
         return run.detail()
     except Exception as error:
-        return {"problems": [f"it cannot be read: {type(error).__name__}: {error}"[:300]]}
+        return {"trouble": f"its curves and files cannot be read: {type(error).__name__}: {error}"[:300]}

@@ -4,7 +4,7 @@ import { Chart, colour, short, sparkline } from "/charts.js";
 
 const EVERY = 2000; // milliseconds between two questions
 const STATES = {
-  running: "running", starting: "starting", silent: "no sign of life", failed: "failed", killed: "stopped without a word",
+  running: "running", starting: "starting", planned: "planned", silent: "no sign of life", failed: "failed", killed: "stopped without a word",
   damaged: "damaged", interrupted: "stopped", unknown: "unknown", finished: "finished",
 };
 const PROBES = { "probe/knn_top1": "k-NN", "probe/linear_top1": "linear" };
@@ -116,16 +116,11 @@ function sentences(run) {
   const said = [];
   if (run.sentence) said.push(["", run.sentence]);
   for (const problem of run.problems ?? []) said.push(["damaged", problem]);
-  for (const finding of run.findings ?? []) said.push([finding.severity, finding.sentence + until(finding, run)]);
+  for (const finding of run.findings ?? []) said.push([finding.past ? "past" : finding.severity, finding.sentence]);
+  for (const doubt of run.doubts ?? []) said.push(["plan", doubt]);
   const items = said.map(([kind, text]) => element("li", { className: kind }, kind && element("b", {}, kind), text));
   const held = element("td", { colSpan: 7 }, element("ul", {}, ...items));
   return element("tr", { className: "said", hidden: !said.length }, element("td"), held);
-}
-
-/** A finding that was not seen again for a tenth of what was done. */
-function until(finding, run) {
-  const over = finding.last !== null && finding.last !== finding.since && run.step - finding.last > Math.max(50, run.step / 10);
-  return over ? ` (Last seen at step ${count(finding.last)}.)` : "";
 }
 
 /** A table of runs whose rows are made anew only where a run has changed. */
@@ -221,7 +216,7 @@ function counts(all) {
     const number = all.filter((run) => (state === "damaged" ? run.problems.length : run.state === state)).length;
     if (number) parts.push(`${number} ${name}`);
   }
-  const alarmed = all.filter((run) => run.findings?.some((finding) => finding.severity === "alarm")).length;
+  const alarmed = all.filter((run) => run.findings?.some((finding) => finding.severity === "alarm" && !finding.past)).length;
   return [parts.join(" · "), ...(alarmed ? [element("strong", { className: "wrong" }, ` · ${alarmed} with an alarm`)] : [])];
 }
 
@@ -262,7 +257,9 @@ class Chosen {
   update() {
     const here = this.addresses.filter((address) => runs.has(address));
     const gone = this.addresses.length - here.length;
-    this.missing.textContent = gone && answered ? `${plural(gone, "run")} of this page ${gone === 1 ? "is" : "are"} not in the folder.` : "";
+    const said = here.filter((address) => details.get(address)?.trouble).map((address) => `${runs.get(address).name}: ${details.get(address).trouble}.`);
+    if (gone && answered) said.push(`${plural(gone, "run")} of this page ${gone === 1 ? "is" : "are"} not in the folder.`);
+    this.missing.textContent = said.join(" ");
     this.title.textContent = this.addresses.length > 1 ? `${this.addresses.length} runs compared` : (runs.get(here[0])?.name ?? "");
     document.title = this.title.textContent || "Runs";
     this.table.show(here);

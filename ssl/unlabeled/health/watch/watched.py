@@ -9,9 +9,16 @@ from unlabeled.health.watch.curves import Curve, Growing, Series, Summary
 from unlabeled.health.watch.documents import Document, as_yaml, flat, leads_out, number
 from unlabeled.health.watch.verdict import Verdict, judge, judge_without
 
-MARKS = ("config.yaml", "metrics.jsonl", "state.json", "checkpoints")  # one of them makes a folder that of a run
+MARKS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "state.json",
+    "plan.json",
+    "checkpoints",
+)  # one of them makes a folder that of a run
 SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on its own
 ALIVE = ("running", "silent", "starting")
+GOING = ("running", "starting", "planned")
 SEVERITIES = ("alarm", "warning", "note")
 SHOWN = 12  # findings of a run, the worst first
 PICTURES = 12  # the newest
@@ -52,6 +59,7 @@ class Watched:
             **self._curves(),
             **self._times(place, verdict, written),
             "findings": findings(self.health.content),
+            "doubts": doubts(self.plan.content),
             "report": (self.folder / "report" / "report.html").is_file(),
         }
 
@@ -102,6 +110,8 @@ class Watched:
         ended = self.training.content is not None or (place["total"] is not None and place["step"] >= place["total"])
         if self.state.problem and not ended:
             return Verdict("damaged")
+        if self.plan.content is not None and written is None:
+            return Verdict("planned")
         return judge_without(ended, self.config.changed, written, now)
 
     def _problems(self, trouble: str | None, verdict: Verdict) -> list[str]:
@@ -113,9 +123,9 @@ class Watched:
             found.append("config.yaml names no objective: it is half-written, or not of a run")
         if self.summary.damaged:
             lines = f"{self.summary.damaged:,} line{'s' if self.summary.damaged > 1 else ''}"
-            found.append(f"metrics.jsonl has {lines} that cannot be read, and left out")
+            found.append(f"metrics.jsonl has {lines} that cannot be read")
         if self.summary.half and verdict.state not in ALIVE:
-            found.append("metrics.jsonl ends within a line, which is left out")
+            found.append("metrics.jsonl ends within a line")
         return [problem for problem in found if problem]
 
     def _curves(self) -> dict[str, Any]:
@@ -127,13 +137,10 @@ class Watched:
 
     def _times(self, place: Mapping[str, Any], verdict: Verdict, written: float | None) -> dict[str, Any]:
         state, plan, training = (each.content or {} for each in (self.state, self.plan, self.training))
-        left = number(state.get("seconds_left"))
-        pace = number(plan.get("seconds_per_step"))
-        if left is None and pace is not None and place["total"] is not None:
-            left = pace * (place["total"] - place["step"])
+        left, planned = number(state.get("seconds_left")), number(plan.get("seconds_left"))
         speed = number(state.get("images_per_second"))
         return {
-            "seconds_left": left if verdict.state in ("running", "starting") else None,
+            "seconds_left": (planned if left is None else left) if verdict.state in GOING else None,
             "images_per_second": number(training.get("images_per_second")) if speed is None else speed,
             "started": number(state.get("started")),
             "updated": number(state.get("updated")) or written,
@@ -142,11 +149,11 @@ class Watched:
         }
 
     def _below(self, pattern: str) -> list[str]:
-        """Files one folder deeper, the newest last; none behind links, and none of the report's, which has a page."""
+        """Files one folder deeper, the newest last; none behind links, and no pictures that the report's page has."""
         folders = [Path(entry) for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
         files = [path for folder in folders for path in folder.glob(pattern) if not path.is_symlink()]
         if pattern == "*.png":
-            files = [path for path in files if path.parent.name != "report"]
+            files = [path for path in files if path.parent.name != "report" or path.name.startswith("representation")]
         return [path.relative_to(self.folder).as_posix() for path in sorted(files, key=os.path.getmtime)]
 
 
@@ -160,11 +167,21 @@ def findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             "sentence": str(each["sentence"])[:2000],
             "since": number(each.get("since")),
             "last": number(each.get("last")),
+            "past": each.get("holds") is False,
         }
         for each in known
         if each.get("sentence")
     ]
-    return sorted(told, key=lambda each: SEVERITIES.index(each["severity"]))[:SHOWN]
+    return sorted(told, key=lambda each: (each["past"], SEVERITIES.index(each["severity"])))[:SHOWN]
+
+
+def doubts(plan: Mapping[str, Any] | None) -> list[str]:
+    """The checks of the plan that have failed, and what to give instead."""
+    given = (plan or {}).get("checks")
+    failed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
+    return [f"{each.get('found')}: {each.get('remedy')}"[:1000] for each in failed if each.get("passed") is False][
+        :SHOWN
+    ]
 
 
 def _small(curve: Curve) -> dict[str, Any]:
