@@ -42,6 +42,7 @@ OVERRIDES = [
     "optimizer=lars",
     "optimizer.warmup_epochs=0.1",
     "batch_size=96",
+    "pictures.every_n_epochs=null",
     f"max_steps={STEPS}",
     "num_workers=0",
     "log_every_n_steps=1",

@@ -148,11 +148,11 @@ class TensorBoard(TensorBoardLogger):
 
         first = step + 1 if step else 0  # a new run writes pictures before its first step
         restart = Event(step=first, session_log=SessionLog(status=SessionLog.START))
-        self.experiment.file_writer.add_event(restart)  # type: ignore[union-attr]
+        self.experiment.file_writer.add_event(restart)
 
 
 class WeightsAndBiases(WandbLogger):
-    """One run, whichever session writes to it: its id is kept in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
+    """One run, whichever session writes to it: its id in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
     Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
     ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
