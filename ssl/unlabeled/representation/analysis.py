@@ -1,6 +1,6 @@
 """What can be said of a network's features without labels: rank, spread, invariance, layers, attention."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ class Settings:
     images: int
     lidar_images: int
     lidar_views: int
-    alpha_window: tuple[int, int]
+    alpha_window: Sequence[int]  # first and last rank
     batch_size: int
     seed: int
 
@@ -110,9 +110,10 @@ def check(subject: Subject, settings: Settings) -> None:
             raise UserError(f"{key}={given}: must be at least {least}")
     if len(subject.source) < 4:
         raise UserError(f"data: {len(subject.source)} images in this split; at least 4 are needed")
-    first, last = settings.alpha_window
-    if not 1 <= first <= last - SHORTEST_WINDOW + 1:
-        raise UserError(f"alpha_window=[{first},{last}]: give two ranks from 1 on, {SHORTEST_WINDOW} or more of them")
+    window = settings.alpha_window
+    if len(window) != 2 or not 1 <= window[0] <= window[1] - SHORTEST_WINDOW + 1:
+        given = ",".join(map(str, window))
+        raise UserError(f"alpha_window=[{given}]: give two ranks, from 1 on and with {SHORTEST_WINDOW} or more between")
     check_size(subject.backbone, subject.views)
 
 
