@@ -61,10 +61,12 @@ def split_of(data: DataModule, split: str) -> Source:
     return found
 
 
-def _side(which: str, given: str | dict[str, Any]) -> Side:
+def _side(which: str, given: Any) -> Side:
     """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
     if isinstance(given, str):
         given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
+    if not isinstance(given, dict):
+        raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
     overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]
     config = compose_another("representation_side", overrides)
     files = {key: given.get(key) for key in FILES}

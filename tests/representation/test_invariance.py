@@ -6,9 +6,11 @@ from torch import Tensor
 
 from unlabeled.representation.invariance import STRENGTHS, augmented, invariance
 from unlabeled.views.colour import luminance
+from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
 VIEWS = Views(12, [], [0.4, 0.5, 0.6], [0.2, 0.3, 0.25], 1.0, "bilinear")
+KEY = ViewKey(seed=3, step=0, first=0, total=40)
 
 
 def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
@@ -21,7 +23,7 @@ def images(count: int = 40) -> Tensor:
 
 
 def changed(name: str) -> Tensor:
-    return VIEWS.as_pixels(dict(augmented(VIEWS, images(), seed=3, block=0))[name])
+    return VIEWS.as_pixels(dict(augmented(VIEWS, images(), KEY))[name])
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -55,20 +57,22 @@ def test_each_augmentation_does_to_every_image_what_it_says() -> None:
     for name in ("crop", "colour jitter"):
         difference = (changed(name) - pixels).abs().mean((1, 2, 3))
         assert float(difference.min()) > 0.01, name
-    assert list(dict(augmented(VIEWS, images(), 3, 0))) == list(STRENGTHS)
+    assert list(dict(augmented(VIEWS, images(), KEY))) == list(STRENGTHS)
 
 
-def test_draws_are_a_function_of_seed_and_block_and_the_images_stay_as_they_are() -> None:
+def test_draws_are_a_function_of_the_key_and_of_the_place_of_an_image_which_stays_as_it_is() -> None:
     given = images()
     before = given.clone()
-    first, again, other = (dict(augmented(VIEWS, given, seed, block)) for seed, block in ((0, 0), (0, 0), (0, 1)))
+    whole, other = (dict(augmented(VIEWS, given, KEY._replace(seed=seed))) for seed in (3, 4))
+    part = dict(augmented(VIEWS, given[25:], KEY._replace(first=25)))
     assert torch.equal(given, before)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["crop"], other["crop"])
+    for name in whole:
+        torch.testing.assert_close(part[name], whole[name][25:], atol=1e-5, rtol=0)
+    assert not torch.equal(whole["crop"], other["crop"])
 
 
 def test_a_network_that_sees_luminance_alone_is_invariant_to_grayscale_and_not_to_flips() -> None:
-    features = {name: luminance(VIEWS.as_pixels(x)).flatten(1) for name, x in augmented(VIEWS, images(), 0, 0)}
+    features = {name: luminance(VIEWS.as_pixels(x)).flatten(1) for name, x in augmented(VIEWS, images(), KEY)}
     plain = luminance(VIEWS.as_pixels(images())).flatten(1)
     assert invariance(plain, features["grayscale"]) == pytest.approx(1, abs=1e-5)
     assert invariance(plain, features["flip"]) == pytest.approx(0, abs=0.05)

@@ -1,7 +1,6 @@
 """The commands on tiny networks and the digits: what they write is what the functions give."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from tests.small import CONF, small_run
 from unlabeled.build import build_objective
 from unlabeled.build_representation import build_subject
+from unlabeled.config import run_module
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract, state_hash
 from unlabeled.objective import Objective
@@ -29,11 +29,16 @@ QUICK = ("images=300", "lidar_images=40", "lidar_views=3", "batch_size=64", "num
 
 
 def a_run(folder: Path, name: str) -> tuple[Path, Objective]:
-    """The folder of a run that stands at its random start, and its objective."""
+    """The folder of a run that stands at its random start but for BatchNorm, and its objective."""
     own = () if name == "mae" else ("backbone.width=0.25",)
     config = small_run(name, folder, "data=digits", "max_steps=1", *own)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     objective = build_objective(config)
+    with torch.no_grad():
+        for seed in range(30):
+            features = objective.backbone(torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(seed)))
+            if name == "simclr":
+                objective.projector(features)  # type: ignore[operator]
     state = {f"objective.{key}": value for key, value in objective.state_dict().items()}
     progress = {"step": 1, "total_steps": 1, "steps_per_epoch": 1, "seed": 0}
     (folder / "checkpoints").mkdir(parents=True)
@@ -112,6 +117,16 @@ def test_a_vit_has_attention_distances_and_rollouts_and_a_method_without_project
     assert found["cka"]["layers"] == ["blocks.0", "blocks.1"]
 
 
+def test_a_file_from_elsewhere_is_looked_at_without_projector_beside_itself(tmp_path: Path) -> None:
+    run, objective = a_run(tmp_path / "run", "simclr")
+    torch.save(objective.backbone.state_dict(), tmp_path / "weights.pt")
+    own = ("backbone=resnet_thin", "backbone.width=0.25", "views=simclr_small", "views.size=8", "data=digits")
+    represent(*composed("representation", f"checkpoint={tmp_path / 'weights.pt'}", *own, *QUICK))
+    found = json.loads((tmp_path / "report" / "representation.json").read_text())
+    assert list(found["spaces"]) == ["backbone"]
+    assert found["spaces"]["backbone"]["rankme"] == pytest.approx(represented(run)["spaces"]["backbone"]["rankme"])
+
+
 def test_looking_changes_no_weight_no_statistic_no_mode_and_no_random_state(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path / "run", "simclr")
     subject, _ = build_subject(
@@ -125,6 +140,17 @@ def test_looking_changes_no_weight_no_statistic_no_mode_and_no_random_state(tmp_
     assert all(module.training for each in networks for module in each.modules())
     assert torch.equal(torch.get_rng_state(), state)
     assert first.spaces == again.spaces
+
+
+def test_the_size_of_batches_changes_no_number_but_cka(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path / "run", "simclr")
+    found = [represented(run, f"batch_size={size}")["spaces"] for size in (64, 15)]
+    for space in ("backbone", "projector"):
+        first, second = (each[space] for each in found)
+        assert first.pop("invariance") == pytest.approx(second.pop("invariance"), abs=1e-4)
+        windows = [each.pop("alpha_window") for each in (first, second)]
+        assert windows[0] == windows[1]
+        assert first == pytest.approx(second, rel=1e-3)
 
 
 def test_what_cannot_be_measured_is_refused_by_its_key(tmp_path: Path) -> None:
@@ -177,7 +203,7 @@ def test_mistakes_in_a_comparison_cost_one_line(
     def line(*overrides: str) -> str:
         monkeypatch.setattr(sys, "argv", ["compare", *overrides])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_module("unlabeled.representation.compare", run_name="__main__")
+            run_module("representation_compare", compare_command)
         assert stopped.value.code == 2
         printed = capfd.readouterr().err.strip().splitlines()
         assert len(printed) == 1

@@ -180,10 +180,12 @@ def _under_augmentations(subject: Subject, settings: Settings) -> dict[str, tupl
     """By name of an augmentation, features of images and of the same ones augmented, [n, D] each."""
     found: dict[str, list[Tensor]] = {}
     plain: list[Tensor] = []
-    for number, batch in enumerate(_batches(subject, settings.lidar_images, settings)):
+    total = min(settings.lidar_images, len(subject.source))
+    for batch in _batches(subject, settings.lidar_images, settings):
+        key = ViewKey(settings.seed, 0, sum(map(len, plain)), total)
         images = subject.views.plain(*on_device(batch, subject.device))
         plain.append(_features(subject, batch, partial(_made_already, images)).x)
-        for name, changed in augmented(subject.views, images, settings.seed, number):
+        for name, changed in augmented(subject.views, images, key):
             rows = _features(subject, batch, partial(_made_already, changed)).x
             found.setdefault(name, []).append(rows)
     return {name: (torch.cat(plain), torch.cat(rows)) for name, rows in found.items()}
