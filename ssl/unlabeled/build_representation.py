@@ -10,13 +10,23 @@ from torch import nn
 
 from unlabeled.build import build_backbone, build_data, build_objective
 from unlabeled.build_evaluation import fill_in
+from unlabeled.config import compose_another
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.representation.analysis import Subject
 from unlabeled.representation.comparison import Side
 from unlabeled.views.pipeline import Views
-from unlabeled.weights import Checkpoint, load_backbone, load_objective, read_checkpoint
+from unlabeled.weights import (
+    Checkpoint,
+    checkpoint_path,
+    folder_of,
+    load_backbone,
+    load_objective,
+    read_checkpoint,
+)
+
+FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 
 
 def build_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[Subject, dict[str, Any]]:
@@ -33,21 +43,14 @@ def build_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[Subject, 
 
 def build_sides(config: DictConfig) -> tuple[Side, Side, DataModule, Source, torch.device]:
     """Both networks of a comparison, and the images that both see."""
-    given = [config.first, config.second]
-    checkpoints = [None if path is None else read_checkpoint(checkpoint_of(path)) for path in given]
-    sides = [_side(config, which, each) for which, each in zip(("first", "second"), checkpoints, strict=True)]
-    own = next((each.config["data"] for each in checkpoints if each is not None and each.config), None)
-    config = OmegaConf.create({**config, "data": config.get("data") or own})
+    given: Any = OmegaConf.to_container(config)
+    sides = [_side(which, given[which]) for which in ("first", "second")]
+    known = [side.checkpoint.config["data"] for side in sides if side.checkpoint and side.checkpoint.config]
+    config = OmegaConf.create({**config, "data": config.get("data") or next(iter(known), None)})
     if config["data"] is None:
         raise UserError("data: neither network says what it was made with: give data=…")
     data = _data(config)
     return sides[0], sides[1], data, split_of(data, config.split), _device(config)
-
-
-def checkpoint_of(given: str) -> Path:
-    """The file that is meant by a run's folder or by a file."""
-    path = Path(given).expanduser()
-    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
 def split_of(data: DataModule, split: str) -> Source:
@@ -58,24 +61,36 @@ def split_of(data: DataModule, split: str) -> Source:
     return found
 
 
-def _side(config: DictConfig, which: str, checkpoint: Checkpoint | None) -> Side:
-    asked = {name: config.get(f"{which}_{name}") for name in ("backbone", "views")}
-    own = OmegaConf.create({**asked, "seed": config.seed, "data": None})
+def _side(which: str, given: Any) -> Side:
+    """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
+    if isinstance(given, str):
+        given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
+    if not isinstance(given, dict):
+        raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]
+    config = compose_another("representation_side", overrides)
+    files = {key: given.get(key) for key in FILES}
+    path = checkpoint_path(**files) if any(files.values()) else None
+    checkpoint = None if path is None else read_checkpoint(path)
     if checkpoint is not None:
-        own = fill_in(own, checkpoint, needs=())
-    for name in ("backbone", "views"):
-        if own[name] is None:
-            raise UserError(f"{which}={config[which]} does not say what it was made with: give {name}@{which}_{name}=…")
-    backbone = build_backbone(own["backbone"], own["seed"])
+        config = fill_in(config, checkpoint, needs=())
+    for key in ("views", "backbone"):
+        if config.get(key) is None:
+            raise UserError(
+                f"{which}: {path or 'a network without a file'} does not say its {key}: give {key}:… in braces"
+            )
+    backbone = build_backbone(config.backbone, config.seed)
     backbone = backbone if checkpoint is None else load_backbone(checkpoint, backbone)
-    return Side(_name(config[which], own["backbone"]), backbone, _views(own["views"]), checkpoint, own["seed"])
+    return Side(_name(path, config.backbone), backbone, _views(config.views), checkpoint, config.seed)
 
 
-def _name(given: str | None, backbone: DictConfig) -> str:
+def _name(path: Path | None, backbone: DictConfig) -> str:
     """How a network is called in the picture."""
     kind = str(backbone.get("model") or str(backbone["_target_"]).rpartition(".")[2])
     kind += f"-{backbone['depth']}" if kind == "ResNet" else ""
-    return f"{kind}, {'random start' if given is None else Path(given).name}"
+    if path is None:
+        return f"{kind}, random start"
+    return f"{kind}, {folder_of(path).name if path.parent.name == 'checkpoints' else path.name}"
 
 
 def _projector(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:

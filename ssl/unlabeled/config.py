@@ -4,7 +4,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -62,6 +62,27 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
                 command(config, resolved)
 
         hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
+
+
+def compose_another(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """A configuration besides that of the command, checked like it.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        overrides: ``key=value`` each.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    conf = _conf(config_name)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            config = compose(config_name, list(overrides))
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    check_keys(config, conf / f"{config_name}.yaml")
+    return config
 
 
 def _conf(config_name: str) -> Path:
@@ -123,8 +144,7 @@ def check_keys(config: DictConfig, primary: Path) -> None:
     experiment's yaml.
     """
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
-    entries = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
-    groups = [key.rpartition("@")[2] for key in entries]  # group@key: its choice stands below that key
+    groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
     known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
     tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for key, value in tree.items():

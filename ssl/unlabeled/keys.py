@@ -55,8 +55,6 @@ TYPES: dict[str, Any] = {
     "images": int,
     "lidar_images": int,
     "lidar_views": int,
-    "first": str | None,
-    "second": str | None,
 }
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.

@@ -31,7 +31,7 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
         resolved["images"],
         resolved["lidar_images"],
         resolved["lidar_views"],
-        (resolved["alpha_window"][0], resolved["alpha_window"][1]),
+        resolved["alpha_window"],
         resolved["batch_size"],
         built["seed"],
     )

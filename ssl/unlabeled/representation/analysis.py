@@ -1,6 +1,6 @@
 """What can be said of a network's features without labels: rank, spread, invariance, layers, attention."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ class Settings:
     images: int
     lidar_images: int
     lidar_views: int
-    alpha_window: tuple[int, int]
+    alpha_window: Sequence[int]  # first and last rank
     batch_size: int
     seed: int
 
@@ -110,9 +110,10 @@ def check(subject: Subject, settings: Settings) -> None:
             raise UserError(f"{key}={given}: must be at least {least}")
     if len(subject.source) < 4:
         raise UserError(f"data: {len(subject.source)} images in this split; at least 4 are needed")
-    first, last = settings.alpha_window
-    if not 1 <= first <= last - SHORTEST_WINDOW + 1:
-        raise UserError(f"alpha_window=[{first},{last}]: give two ranks from 1 on, {SHORTEST_WINDOW} or more of them")
+    window = settings.alpha_window
+    if len(window) != 2 or not 1 <= window[0] <= window[1] - SHORTEST_WINDOW + 1:
+        given = ",".join(map(str, window))
+        raise UserError(f"alpha_window=[{given}]: give two ranks, from 1 on and with {SHORTEST_WINDOW} or more between")
     check_size(subject.backbone, subject.views)
 
 
@@ -179,10 +180,12 @@ def _under_augmentations(subject: Subject, settings: Settings) -> dict[str, tupl
     """By name of an augmentation, features of images and of the same ones augmented, [n, D] each."""
     found: dict[str, list[Tensor]] = {}
     plain: list[Tensor] = []
-    for number, batch in enumerate(_batches(subject, settings.lidar_images, settings)):
+    total = min(settings.lidar_images, len(subject.source))
+    for batch in _batches(subject, settings.lidar_images, settings):
+        key = ViewKey(settings.seed, 0, sum(map(len, plain)), total)
         images = subject.views.plain(*on_device(batch, subject.device))
         plain.append(_features(subject, batch, partial(_made_already, images)).x)
-        for name, changed in augmented(subject.views, images, settings.seed, number):
+        for name, changed in augmented(subject.views, images, key):
             rows = _features(subject, batch, partial(_made_already, changed)).x
             found.setdefault(name, []).append(rows)
     return {name: (torch.cat(plain), torch.cat(rows)) for name, rows in found.items()}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TICKS = 14  # names of layers along a side
+LONGEST = 12  # letters of such a name: its end tells layers apart
 MOST_VALUES = 9  # layers whose numbers are written into the cells
 PANEL = 3.7  # inches: of one matrix of layers
 
@@ -118,5 +119,6 @@ def _write_values(axes: "Axes", matrix: Tensor) -> None:
 
 def _ticks(axis: Any, title: str, names: Sequence[str]) -> None:
     step = -(-len(names) // MOST_TICKS)
-    axis.set_ticks(range(0, len(names), step), [plain_text(name, 24) for name in names[::step]])
-    axis.set_label_text(plain_text(title, 40), color=INK)
+    ends = [name if len(name) <= LONGEST else "…" + name[1 - LONGEST :] for name in names[::step]]
+    axis.set_ticks(range(0, len(names), step), ends)
+    axis.set_label_text(plain_text(title, 44), color=INK, fontsize=9)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.randomness import mix
+from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
     ColourJitter,
     GaussianBlur,
@@ -55,7 +55,7 @@ def invariance(features: Tensor, augmented: Tensor) -> float:
         augmented: [N, D] of the same ones, augmented.
 
     Returns:
-        NaN where all images have the same direction.
+        NaN where all images have the same direction, but for rounding.
 
     Raises:
         ValueError: fewer than two images.
@@ -67,21 +67,22 @@ def invariance(features: Tensor, augmented: Tensor) -> float:
     same = (x * y).sum(1)
     different = (x.sum(0) @ y.sum(0) - same.sum()) / (n * (n - 1))
     room = 1 - float(different)
-    return float(same.mean() - different) / room if room > torch.finfo(features.dtype).eps else float("nan")
+    return float(same.mean() - different) / room if room > 100 * torch.finfo(features.dtype).eps else float("nan")
 
 
-def augmented(views: Views, images: Tensor, seed: int, block: int) -> Iterator[tuple[str, Tensor]]:
+def augmented(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str, Tensor]]:
     """Each augmentation alone, on images as evaluation sees them.
 
     Args:
         views: what made ``images``.
         images: [B, 3, h, w], on any device; they stay as they are.
-        seed, block: name the draws.
+        key: names the draws, made for all its images; these are ``key.first`` and those after it.
 
     Yields:
         Names, and images [B, 3, h, w].
     """
-    pixels = views.as_pixels(images)
+    pixels, mine = views.as_pixels(images), slice(key.first, key.first + len(images))
     for number, (name, operation) in enumerate(augmentations(pixels.shape[-1]).items()):
-        drawn = operation.sample(len(pixels), torch.Generator().manual_seed(mix(seed, block, number)))
-        yield name, views.as_views(operation.apply(pixels.clone(), drawn))
+        drawn = operation.sample(key.total, key.generator(number))
+        rows = {parameter: values[mine] for parameter, values in drawn.items()}
+        yield name, views.as_views(operation.apply(pixels.clone(), rows))

@@ -1,5 +1,6 @@
 """All numbers of one space of features, and what is to be doubted of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ UNIFORMITY_IMAGES = 4096  # its pairs grow with the square
 SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
 
 
-def measure(features: Tensor, views: Tensor, window: tuple[int, int]) -> dict[str, Any]:
+def measure(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:
     """All numbers of one space.
 
     Args:
@@ -23,9 +24,9 @@ def measure(features: Tensor, views: Tensor, window: tuple[int, int]) -> dict[st
     """
     (n, dim), (lidar_n, q, _) = features.shape, views.shape
     rank = ranks(features)
-    window = window[0], min(window[1], n - 1, dim)
-    fits = window[1] - window[0] + 1 >= SHORTEST_WINDOW
-    alpha, r_squared = alpha_req(features, window) if fits else (None, None)
+    first, last = window[0], min(window[1], n - 1, dim)
+    fits = last - first + 1 >= SHORTEST_WINDOW
+    alpha, r_squared = alpha_req(features, (first, last)) if fits else (None, None)
     return {
         "images": n,
         "dimensions": dim,
@@ -34,7 +35,7 @@ def measure(features: Tensor, views: Tensor, window: tuple[int, int]) -> dict[st
         "effective_rank": rank.effective_rank,
         "alpha": alpha,
         "alpha_r_squared": r_squared,
-        "alpha_window": list(window) if fits else None,
+        "alpha_window": [first, last] if fits else None,
         "lidar": lidar(views),
         "lidar_images": lidar_n,
         "lidar_views": q,
@@ -46,7 +47,7 @@ def measure(features: Tensor, views: Tensor, window: tuple[int, int]) -> dict[st
     }
 
 
-def doubts(name: str, space: dict[str, Any], window: tuple[int, int]) -> list[str]:
+def doubts(name: str, space: dict[str, Any], window: Sequence[int]) -> list[str]:
     """What a reader of these numbers should know."""
     n, dim, found = space["images"], space["dimensions"], []
     if n < PER_DIMENSION * dim:
