@@ -71,7 +71,7 @@ def test_a_killed_process_is_noticed_though_nobody_has_fetched_it() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
-    time.sleep(0.05)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays to be fetched
     verdict = judge(state(pid=child, updated=NOW - 9), NOW)
     os.waitpid(child, 0)
     assert verdict.state == "killed"
