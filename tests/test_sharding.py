@@ -13,9 +13,9 @@ from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.forked import spawn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
@@ -104,7 +104,7 @@ def test_a_run_cut_over_two_processes_equals_one_that_is_not_and_goes_on_as_eith
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    spawn(one_of_two, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (port, str(tmp_path)), 2)
     whole, cut, moved = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         for name in ("whole", "cut", "moved")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
@@ -70,7 +70,7 @@ def test_features_are_those_of_one_process_in_dataset_order_each_image_once(proc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(member, (processes, port, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
+    spawn(member, (processes, port, str(tmp_path)), processes)
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
 
