@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.forked import spawn
+from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
 from unlabeled.sharding import FullySharded
 
-CONF = Path(__file__).parents[1] / "conf"
 STEPS = 8
 OVERRIDES = [
     "objective=seer",
@@ -64,8 +63,7 @@ class StopAfter(pl.Callback):
 
 def train_until(step: int, strategy: str, run_dir: str) -> int:
     """Go on with a run up to ``step``; returns how many of its parameters are cut."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["name=x", *OVERRIDES, f"trainer.strategy={strategy}", f"run_dir={run_dir}"])
+    config = composed(*OVERRIDES, f"trainer.strategy={strategy}", f"run_dir={run_dir}")
     resolved = open_run(config)
     run = build_run(config, resolved)
     stop = StopAfter(step)
