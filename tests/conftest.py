@@ -13,6 +13,9 @@ from tests import forked
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # One thread: two processes on two cores, and sums that do not depend on how many cores a machine has.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl"), "WANDB_MODE": "offline", "COLUMNS": "200"}
 
