@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["unlabeled.build", "unlabeled.evaluation.evaluate", "matplotlib.pyplot", "torch.distributed.fsdp", "tests.small"]
-)
+SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
 def spawn(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
@@ -32,7 +30,7 @@ def write_to(output: str, errors: str) -> None:
 def script(
     path: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], seconds: float = 300
 ) -> "subprocess.CompletedProcess[str]":
-    """``python PATH arguments…`` in a folder, with this environment and nothing of the server's own state."""
+    """``python PATH arguments…`` in a folder, with this environment; what ``atexit`` was given is not called."""
     output, errors = folder.with_suffix(".stdout"), folder.with_suffix(".stderr")
     for each in (output, errors):
         each.write_text("")
