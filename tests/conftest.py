@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).parents[1]
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # One thread: two processes on two cores, and sums that do not depend on how many cores a machine has.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl"), "WANDB_MODE": "offline", "COLUMNS": "200"}
@@ -23,7 +28,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Runs ``python SCRIPT overrides…`` in an empty folder and returns the finished process, output captured."""
+    """Runs ``python SCRIPT overrides…`` in an empty folder and returns the finished process, output captured.
+
+    It is forked off a process that has everything imported; ``python`` is as slow and as empty as a user's.
+    """
+
+    def run(name: str, *overrides: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return forked.script(ROOT / name, overrides, tmp_path, os.environ | ENVIRONMENT | environment)
+
+    return run
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Script:
+    """As ``script``, by a Python of its own."""
 
     def run(name: str, *overrides: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

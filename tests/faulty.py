@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from tests.conftest import ROOT
+from tests.small import composed
 from unlabeled.build import build_run
 from unlabeled.config import open_run
 from unlabeled.data.order import GlobalOrder
@@ -47,26 +46,23 @@ METHODS: dict[type[Objective], tuple[str, ...]] = {
 
 def config_of(run_dir: Path | str, method: type[Objective], *overrides: str) -> DictConfig:
     """Eight steps of a thin network."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(
-            "train",
-            [
-                "experiment=digits",
-                f"run_dir={run_dir}",
-                "backbone.width=0.125",
-                "views.size=8",
-                f"batch_size={BATCH}",
-                "max_steps=8",
-                "online_knn=null",
-                "log_every_n_steps=1",
-                "trainer.accelerator=cpu",
-                "trainer.precision=32-true",
-                "num_workers=0",
-                *METHODS[method],
-                "optimizer.warmup_epochs=0",
-                *overrides,
-            ],
-        )
+    config = composed(
+        "experiment=digits",
+        "backbone.width=0.125",
+        "views.size=8",
+        f"batch_size={BATCH}",
+        "max_steps=8",
+        "online_knn=null",
+        "log_every_n_steps=1",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        "num_workers=0",
+        *METHODS[method],
+        "optimizer.warmup_epochs=0",
+        *overrides,
+    )
+    config.run_dir = str(run_dir)
+    return config
 
 
 def run_of(config: DictConfig, *callbacks: pl.Callback) -> Run:

@@ -1,8 +1,6 @@
 """Runs in processes of their own, which may be killed: forked off a server that has torch imported already."""
 
 import multiprocessing
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +8,11 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tests.forked import SERVER, write_to
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
 from unlabeled.errors import UserError
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["unlabeled.build", "tests.small"])
 
 
 class Ended(NamedTuple):
@@ -44,9 +40,7 @@ def start(config: DictConfig, meddling: pl.Callback | None = None, seconds: floa
 def _live(config: str, meddling: pl.Callback | None, output: str) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of the run's own workers, as with train.py
     torch.set_num_threads(1)
-    for number in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    write_to(output, output)
     try:
         _train(config, meddling)
     except UserError as error:

@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from PIL import Image
 
+from tests.small import composed
 from unlabeled.build import build_run
 from unlabeled.data import module
 from unlabeled.errors import UserError
 
-CONF = Path(__file__).parents[1] / "conf"
 SMALL = ("backbone=resnet_thin", "data=digits", "batch_size=64", "trainer.accelerator=cpu", "probe=none")
 PAWS = ("objective=paws", "views=paws_small", "objective.support.images_per_class=2")
 
@@ -26,8 +25,7 @@ def no_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(*overrides: str) -> str:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["name=x", *SMALL, *overrides])
+    config = composed(*SMALL, *overrides)
     with pytest.raises((UserError, InstantiationException)) as caught:
         build_run(config, {})
     error = caught.value.__cause__ or caught.value  # Hydra puts its own around what a constructor raises

@@ -135,9 +135,9 @@ def test_the_evaluation_refuses_in_one_line_too(refused: Refused) -> None:
     assert "did you mean run?" in refused("runs=outputs/x", name="eval_linear.py")
 
 
-def test_help_answers_within_four_seconds_and_lists_the_choices(script: Script) -> None:
+def test_help_answers_within_four_seconds_and_lists_the_choices(python: Script) -> None:
     started = time.monotonic()
-    finished = script("train.py", "--help")
+    finished = python("train.py", "--help")
     assert time.monotonic() - started < 4
     assert finished.returncode == 0
     choices = dict(line.split(": ", 1) for line in finished.stdout.splitlines() if ": " in line)
@@ -145,8 +145,10 @@ def test_help_answers_within_four_seconds_and_lists_the_choices(script: Script) 
     assert "digits" in choices["experiment"].split(", ")
 
 
-def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(script: Script, tmp_path: Path) -> None:
-    finished = script("train.py", *TINY, "name=tiny")
+def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(
+    python: Script, script: Script, tmp_path: Path
+) -> None:
+    finished = python("train.py", *TINY, "name=tiny")
     assert finished.returncode == 0, finished.stderr
     run = tmp_path / "outputs" / "tiny"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.processes import start
 from tests.small import members, small_run
 
-STEPS, EVERY, KILLS = 40, 7, 5
+STEPS, EVERY, KILLS = 24, 5, 5
 MOMENTS = (
     "on_train_batch_start",
     "on_before_optimizer_step",

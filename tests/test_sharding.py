@@ -8,21 +8,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.forked import spawn
+from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
 from unlabeled.sharding import FullySharded
 
-CONF = Path(__file__).parents[1] / "conf"
 STEPS = 8
 OVERRIDES = [
     "objective=seer",
@@ -65,8 +64,7 @@ class StopAfter(pl.Callback):
 
 def train_until(step: int, strategy: str, run_dir: str) -> int:
     """Go on with a run up to ``step``; returns how many of its parameters are cut."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["name=x", *OVERRIDES, f"trainer.strategy={strategy}", f"run_dir={run_dir}"])
+    config = composed(*OVERRIDES, f"trainer.strategy={strategy}", f"run_dir={run_dir}")
     resolved = open_run(config)
     run = build_run(config, resolved)
     stop = StopAfter(step)
@@ -105,7 +103,7 @@ def test_a_run_cut_over_two_processes_equals_one_that_is_not_and_goes_on_as_eith
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    spawn(one_of_two, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (port, str(tmp_path)), 2)
     whole, cut, moved = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
         for name in ("whole", "cut", "moved")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.batchnorm import SplitBatchNorm, SyncedBatchNorm, split_batchnorm
 from unlabeled.errors import UserError
@@ -110,7 +110,7 @@ def test_values_gradients_and_statistics_over_two_processes_are_those_of_the_joi
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    spawn(one_of_two, (port,), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (port,), 2)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed, members, missing_keys, shrink, views_for
 from unlabeled.build import build_objective, build_run
@@ -151,7 +151,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of all runs: NAME-PROCESSES, and NAME-2-to-1 for one that went on with another number of them."""
     folder = tmp_path_factory.mktemp("runs")
     configs = {name: small_config(name) for name in members("objective")}
-    spawn(one_of_four, (free_ports(3), configs, folder), nprocs=4)  # type: ignore[no-untyped-call]
+    spawn(one_of_four, (free_ports(3), configs, folder), 4)
     return folder
 
 

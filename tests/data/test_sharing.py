@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.forked import SERVER
 from tests.group import leave
-from tests.processes import SERVER
 from unlabeled.data.memory import DecodedSource, decode_all
 from unlabeled.data.module import DataModule
 from unlabeled.data.sharing import decoded_once

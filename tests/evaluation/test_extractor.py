@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 
+from tests.conftest import ENVIRONMENT, ROOT, Script
+from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
@@ -23,6 +24,7 @@ from unlabeled.evaluation.extractor import Extractor
 from unlabeled.views.pipeline import Views
 
 KINDS = ("last", "last4")
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def extractor(cache: TensorCache | None = None, batch_size: int = 50) -> Extractor:
@@ -70,35 +72,26 @@ def test_features_are_those_of_one_process_in_dataset_order_each_image_once(proc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(member, (processes, port, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
+    spawn(member, (processes, port, str(tmp_path)), processes)
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
 
-def test_an_evaluation_by_two_processes_gives_the_numbers_of_one_and_one_report(tmp_path: Path) -> None:
-    from tests.conftest import ENVIRONMENT, ROOT
-
+def test_an_evaluation_by_two_processes_gives_the_numbers_of_one_and_one_report(script: Script, tmp_path: Path) -> None:
     chosen = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
     torch.save(build_backbone(composed(*chosen).backbone, 0).state_dict(), tmp_path / "weights.pt")
-    reports = []
-    for processes in (1, 2):
-        command = [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            str(ROOT / "eval_linear.py"),
-        ]
-        given = [f"checkpoint={tmp_path}/weights.pt", *chosen, "cache_gib=0", f"report_dir={tmp_path}/{processes}"]
-        finished = subprocess.run(
-            [sys.executable, "-m", *command, *given, "accelerator=cpu"],
-            env=os.environ | ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    given = [f"checkpoint={tmp_path}/weights.pt", *chosen, "cache_gib=0", "accelerator=cpu"]
+    alone = script("eval_linear.py", *given, f"report_dir={tmp_path}/1")
+    together = subprocess.run(
+        [sys.executable, "-m", *TORCHRUN, str(ROOT / "eval_linear.py"), *given, f"report_dir={tmp_path}/2"],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    for finished in (alone, together):
         assert finished.returncode == 0, finished.stderr
         assert finished.stdout.count("the whole report is in") == 1
-        reports.append(json.loads((tmp_path / str(processes) / "results.json").read_text()))
-    one, two = reports
+    one, two = (json.loads((tmp_path / number / "results.json").read_text()) for number in "12")
     assert [(row["protocol"], row["top1"]) for row in one["rows"]] == [
         (row["protocol"], row["top1"]) for row in two["rows"]
     ]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
@@ -61,7 +61,7 @@ def one_of_several(rank: int, processes: int, folder: str) -> None:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_process_gets_the_neighbours_of_one_process_with_the_whole_bank(processes: int, tmp_path: Path) -> None:
-    start_processes(one_of_several, (processes, str(tmp_path)), nprocs=processes, start_method="spawn")  # type: ignore[no-untyped-call]
+    spawn(one_of_several, (processes, str(tmp_path)), processes)
     (score,) = KNN([K], 0.1).fit_predict(*features(), 7)
     assert score.log_probabilities is not None
     expected = [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 
 from tests.faulty import BATCH, Untaken, config_of, metrics_of, run_of, same, spoil, state_of
+from tests.forked import spawn
 from unlabeled.build import build_replay
 from unlabeled.data.order import GlobalOrder
 from unlabeled.objective import Batch, Output, Progress
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    spawn(one_of_two, (port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (port, str(folder)), 2)
     return folder
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
@@ -352,7 +352,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_masks_the_loss_and_every_gradient_of_one(tmp_path: Path) -> None:
-    spawn(one_of_two, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (str(tmp_path),), 2)
     (two, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     one = {**loss_and_gradients(slice(0, 8)), "uneven": uneven_loss(slice(0, 8))}
     assert two.keys() == one.keys()

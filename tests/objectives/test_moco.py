@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled import ema
 from unlabeled.errors import UserError
@@ -427,7 +427,7 @@ def one_of_two(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    start_processes(one_of_two, (str(folder),), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

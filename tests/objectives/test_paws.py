@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
@@ -259,7 +259,7 @@ def one_of_several(rank: int, processes: int, folder: str) -> None:
 def test_several_processes_have_the_loss_gradients_and_support_predictions_of_one(
     tmp_path: Path, processes: int
 ) -> None:
-    spawn(one_of_several, (processes, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
+    spawn(one_of_several, (processes, str(tmp_path)), processes)
     one = everything(0, 1)
     assert len([name for name in one if "gradient" in name]) == 4 + 6 + 4
     for rank in range(processes):

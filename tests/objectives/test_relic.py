@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
@@ -367,7 +367,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_loss_and_every_gradient_of_one_with_the_joined_batch(tmp_path: Path) -> None:
-    spawn(one_of_two, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(one_of_two, (str(tmp_path),), 2)
     two = torch.load(tmp_path / "result.pt")
     one = loss_and_gradients(slice(0, 8))
     assert two.keys() == one.keys()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 
+from tests.forked import spawn
 from tests.group import leave
 from unlabeled import distributed
 from unlabeled.errors import UserError
@@ -243,7 +243,7 @@ def train_in_pieces(rows: slice) -> dict[str, Tensor]:
 def test_several_processes_have_the_codes_losses_gradients_weights_and_queue_of_one(
     tmp_path: Path, processes: int
 ) -> None:
-    spawn(one_of_several, (processes, str(tmp_path)), nprocs=processes)  # type: ignore[no-untyped-call]
+    spawn(one_of_several, (processes, str(tmp_path)), processes)
     one = all_of_it(slice(0, 8))
     assert int(one["state queue.filled"]) == 10
     assert len([name for name in one if "gradient" in name]) == 5 * (4 + 4 + 1)

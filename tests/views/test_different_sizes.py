@@ -6,7 +6,6 @@ from typing import get_args
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.datasets import load_sample_images
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from tests.small import composed
 from unlabeled.data.canvas import canvas
 from unlabeled.errors import UserError
 from unlabeled.views.background import Fill, paint_background
@@ -49,8 +49,7 @@ def one_by_one(views: Views, images: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "views").glob("*.yaml")))
 def test_every_pipeline_makes_of_an_image_on_a_canvas_what_it_makes_of_the_image_alone(name: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [f"views={name}", "name=x"])
+    config = composed(f"views={name}")
     config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
     views: Views = instantiate(config.views)
     joined, sizes = on_canvas(pictures(), 64, 64)

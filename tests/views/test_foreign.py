@@ -9,12 +9,12 @@ import kornia.augmentation as K
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from tests.small import composed
 from unlabeled.config import check_keys
 from unlabeled.errors import UserError
 from unlabeled.views.foreign import Foreign
@@ -176,8 +176,7 @@ def test_a_normalize_anywhere_within_is_refused_because_views_normalise_last(nor
 
 
 def with_transform(transform: dict[str, Any], wrapped: bool = True) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["name=x", "views=simclr_small", "data=digits"])
+    config = composed("views=simclr_small", "data=digits")
     with open_dict(config):
         foreign = {"_target_": "unlabeled.views.foreign.Foreign", "transform": transform}
         config.views.groups[0].operations.append(foreign if wrapped else transform)

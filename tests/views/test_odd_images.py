@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from tests.small import CONF, composed
 from unlabeled.data.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
@@ -25,12 +25,9 @@ from unlabeled.views.operations import (
 )
 from unlabeled.views.pipeline import ViewGroup, Views
 
-CONF = Path(__file__).parents[2] / "conf"
 
-
-def composed(name: str) -> Views:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [f"views={name}", "name=x"])
+def built(name: str) -> Views:
+    config = composed(f"views={name}")
     config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
     views: Views = instantiate(config.views)
     return views
@@ -73,7 +70,7 @@ def test_an_image_alone_on_its_process_has_the_view_that_it_has_among_others() -
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "views").glob("*.yaml")))
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (1, 40), (60, 2)])
 def test_every_pipeline_makes_whole_views_of_one_tiny_or_thin_image(name: str, height: int, width: int) -> None:
-    views = composed(name)
+    views = built(name)
     colour = torch.tensor([200, 30, 90], dtype=torch.uint8)
     images = colour[None, :, None, None].expand(1, 3, height, width)
     made = views(images, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from tests.small import composed
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, RandomResizedCrop
 from unlabeled.views.pipeline import ViewGroup, Views
@@ -145,8 +145,7 @@ def test_views_leave_the_images_they_were_made_of_as_they_were_and_carry_no_grad
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "views").glob("*.yaml")))
 def test_each_yaml_builds_and_gives_views_of_the_stated_shape_within_zero_and_one(name: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=[f"views={name}", "name=x"])
+    config = composed(f"views={name}")
     config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
     views: Views = instantiate(config.views)
     made = views(uint8_images(2, 80, 96), IDS[:2], ViewKey(0, 0, 0, 2))
