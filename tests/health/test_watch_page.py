@@ -106,28 +106,26 @@ def drawn(window: Browser, address: str, runs: int, width: int = 1280, dark: boo
 
 
 class Looking(pl.Callback):
-    """Trains a step when the page has shown the one before."""
+    """Looks at the page between steps. When a step ends, its line of metrics is there, and the state before it."""
 
-    def __init__(self, window: Browser, url: str) -> None:
-        self.window, self.url = window, url
-        self.shown: list[str] = []
+    def __init__(self, window: Browser, url: str, metrics: Path) -> None:
+        self.window, self.url, self.metrics = window, url, metrics
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step == 2:  # with a state of step 1, and lines of 2
+        if trainer.global_step == 2:
             self.window.open(self.url)
-            self.window.wait("return document.querySelector('.steps')?.textContent")
             self.window.run("window.same = true")
-            self._look()
-        if step == 4:
-            self.window.wait("return document.querySelector('.steps').textContent.startsWith('3 of')")
-            self._look()
+            self.wait("running", "0 of 6", step=2)
+        if trainer.global_step == 4:
+            self.wait("running", "3 of 6", step=4)
 
-    def _look(self) -> None:
-        parts = ".badge", ".steps", ".loss .last"
-        self.shown.append(
-            " | ".join(self.window.run(f"return document.querySelector('{p}').textContent") for p in parts)
-        )
+    def wait(self, state: str, steps: str, step: int) -> None:
+        """Until the page shows all this, and the loss of a step."""
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        loss = next(line["train/loss"] for line in lines if line["step"] == step and "train/loss" in line)
+        said = "const said = part => document.querySelector(part)?.textContent;"
+        shown = f"said('.badge') === '{state}' && said('.steps') === '{steps}'"
+        self.window.wait(f"{said} return {shown} && Math.abs(said('.loss .last') - {loss}) < 0.01")
 
 
 def test_the_page_shows_a_run_move_while_it_trains_without_a_reload(
@@ -140,25 +138,12 @@ def test_the_page_shows_a_run_move_while_it_trains_without_a_reload(
     resolved = open_run(config)
     run = build_run(config, resolved)
     with serving(tmp_path) as url:
-        looking = Looking(window, url)
+        looking = Looking(window, url, tmp_path / "run" / "metrics.jsonl")
         run.trainer.callbacks.insert(0, looking)  # type: ignore[attr-defined]
         run.fit(resolved)
         window.run("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
-        window.wait("return document.querySelector('.badge').textContent === 'finished'")
-        looking._look()
-        assert window.run("return [window.same, document.querySelectorAll('.bar .done')[0].style.width]") == [
-            True,
-            "100%",
-        ]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    loss = {line["step"]: f"{line['train/loss']:.2f}" for line in lines if "train/loss" in line}
-    words = [each.split(" | ") for each in looking.shown]
-    assert [(state, steps) for state, steps, _ in words] == [
-        ("running", "0 of 6"),
-        ("running", "3 of 6"),
-        ("finished", "6 of 6"),
-    ]
-    assert [f"{float(said):.2f}" for *_, said in words] == [loss[2], loss[4], loss[6]]
+        looking.wait("finished", "6 of 6", step=6)
+    assert window.run("return [window.same, document.querySelector('.bar .done').style.width]") == [True, "100%"]
     assert window.complaints() == []
 
 
