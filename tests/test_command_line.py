@@ -98,6 +98,7 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["max_faults_in_a_row=0"], ["max_faults_in_a_row=0", "at least 1"]),
         (["replay=x.pt"], ["replay=…", "leave out name=x"]),
         (["preview=0"], ["preview=0", "between 1 and batch_size=256"]),
+        (["pictures.pool=0"], ["pictures.pool=0", "at least 1"]),
         (["preview=257"], ["preview=257", "batch_size=256"]),
         (["preview=true"], ["preview=True", "a whole number or null"]),
         (["preview=8", "data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),

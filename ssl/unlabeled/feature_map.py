@@ -106,14 +106,15 @@ def _put(picture: "Image", tile: Any, left: int, top: int, colour: tuple[int, in
 
 
 def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:
-    """Okabe and Ito's for ten classes, which colour-blind readers tell apart; those of more along a rainbow."""
-    from matplotlib.colors import to_rgb
+    """As in the report: of ten classes ones that colour-blind readers tell apart, of more along a rainbow."""
+    from PIL.ImageColor import getrgb
 
     from unlabeled.evaluation.reporting.plots import colour_of
 
     if label < 0:
         return None
-    red, green, blue = (round(255 * each) for each in to_rgb(colour_of(label, num_classes)))
+    colour = colour_of(label, num_classes)
+    red, green, blue = getrgb(colour)[:3] if isinstance(colour, str) else (round(255 * each) for each in colour[:3])
     return red, green, blue
 
 

@@ -210,6 +210,7 @@ class WeightsAndBiases(WandbLogger):
                 if line.startswith(b"{"):  # the first may be cut
                     row = json.loads(line)
                     self.log_metrics(row, row.pop("step"))
+        self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes none
         self.unfinished.touch()
 
     @rank_zero_only

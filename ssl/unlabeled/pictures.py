@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlabeled.data.canvas import on_device
 from unlabeled.data.module import DataModule
+from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, eval_mode, extract, full_float32
 from unlabeled.feature_map import draw_map, font, shrunk
 from unlabeled.objective import Batch, Objective
@@ -42,9 +43,15 @@ class Pictures(pl.Callback):
         every_n_epochs: how often; after the last epoch too. None: the views alone.
         images: rows of all but the map, which has 500.
         pool: images among which the nearest to a prototype are found.
+
+    Raises:
+        UserError: one of them is less than 1.
     """
 
     def __init__(self, every_n_epochs: int | None, images: int, pool: int) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "images": images, "pool": pool}.items():
+            if value is not None and value < 1:
+                raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
         self.every_n_epochs, self.num_images, self.pool = every_n_epochs, images, pool
 
     def on_train_batch_start(
