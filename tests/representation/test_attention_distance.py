@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def vit() -> ViT:
 def by_loops(network: ViT, batch: Tensor) -> list[list[float]]:
     """Over blocks, heads, images, queries and keys, from softmax(q kᵀ / √d) without the class token."""
     x, rows = network._embed(batch), []
-    for block in network.blocks:
+    blocks: Any = network.blocks
+    for block in blocks:
         qkv = block.attn.qkv(block.norm1(x)).double()
         heads = []
         for head in range(2):

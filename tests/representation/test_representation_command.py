@@ -76,7 +76,7 @@ def test_what_is_written_of_a_run_is_what_the_functions_give_of_its_features(tmp
     x = extract(objective.backbone, batches, subject.views.plain, "cpu").x
     spaces = found["spaces"]
     assert spaces["backbone"]["rankme"] == pytest.approx(rankme(x), rel=1e-6)
-    z = objective.projector.eval()(x).detach()  # type: ignore[operator, union-attr]
+    z = objective.projector.eval()(x).detach()  # type: ignore[union-attr]
     assert spaces["projector"]["rankme_centred"] == pytest.approx(rankme(z, centred=True), rel=1e-4)
     assert (spaces["projector"]["images"], spaces["projector"]["dimensions"]) == (300, z.shape[1])
     assert (spaces["backbone"]["lidar_images"], spaces["backbone"]["lidar_views"]) == (40, 3)
