@@ -74,6 +74,8 @@ class Pictures(pl.Callback):
             show(trainer, "reconstructions", draw(reconstructions))
         has_prototypes = type(pl_module.objective).prototype_scores is not Objective.prototype_scores
         pixels, features = self.look(pl_module, data, device, self.pool if has_prototypes else MAPPED)
+        if not features.x.isfinite().all():
+            return  # a picture is no reason to stop; whoever is asked for numbers will say it
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
         show(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
         prototypes = nearest_images(pl_module.objective, features.x.to(device), pixels, self.num_images)
@@ -112,7 +114,8 @@ class Pictures(pl.Callback):
             return seen
 
         batches = data.batches(data.train, self._positions(module, data, count), BATCH)
-        features = extract(module.objective.backbone, batches, plain, device, str(module.trainer.precision))
+        precision = str(module.trainer.precision)
+        features = extract(module.objective.backbone, batches, plain, device, precision, check_finite=False)
         return torch.cat(pixels), features
 
     def _positions(self, module: Pretraining, data: DataModule, count: int) -> Tensor:

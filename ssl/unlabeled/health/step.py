@@ -29,7 +29,7 @@ class StepHealth:
         self.objective, self.sharded = objective, sharded
         self.found: dict[str, Tensor] = {}
         self._before: dict[str, list[Tensor]] = {}
-        self._parts = trained_parts(objective)
+        self._parts: dict[str, list[nn.Parameter]] = {}
 
     def output(self, batch: Batch, output: Output) -> None:
         """Notes what the batch and what the method made of it say; the gradient of embeddings follows with backward."""
@@ -47,41 +47,43 @@ class StepHealth:
 
     @torch.no_grad()
     def gradients(self) -> None:
-        """The length of each part's gradient; keeps the weights to compare them with what they will be."""
+        """The length of each part's gradient; keeps the weights to compare them with what they will be.
+
+        Parameters are looked up here: while fsdp computes, others stand in their place, whose memory is freed.
+        """
+        self._parts = trained_parts(self.objective)
         for part, weights in self._parts.items():
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            self.found[f"gradient_norm/{part}"] = self._length(gradients, weights[0])
-        self._before = {part: [local(each).clone() for each in matrices(self._parts[part])] for part in self._parts}
+            self.found[f"gradient_norm/{part}"] = self._length(gradients, local(weights[0]))
+        self._before = {part: [each.clone() for each in matrices(self._parts[part])] for part in self._parts}
 
     @torch.no_grad()
     def update(self) -> None:
         """‖Δw‖ / ‖w‖ of each part's matrices, and how far the teacher is from what it follows."""
         for part, before in self._before.items():
-            now = [local(each) for each in matrices(self._parts[part])]
-            if now:
-                change = self._length(torch._foreach_sub(now, before), now[0])
-                self.found[f"update_ratio/{part}"] = change / self._length(before, now[0]).clamp_min(1e-12)
+            now, like = matrices(self._parts[part]), local(self._parts[part][0])
+            if any(weight.ndim > 1 for weight in self._parts[part]):
+                change = self._length(torch._foreach_sub(now, before) if now else [], like)
+                self.found[f"update_ratio/{part}"] = change / self._length(before, like).clamp_min(1e-12)
         self.found |= self._teacher()
 
     def _teacher(self) -> dict[str, Tensor]:
         """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
-        pairs = [
-            (local(slow), local(fast))
-            for copy, followed in self.objective.followers()
-            for slow, fast in zip(copy.parameters(), followed.parameters(), strict=True)
-            if slow.numel()
-        ]
+        pairs = self.objective.followers()
         if not pairs:
             return {}
-        slow, fast = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        distance = self._length(torch._foreach_sub(slow, fast), fast[0]) / self._length(fast, fast[0]).clamp_min(1e-12)
-        return {"teacher_distance": distance, "teacher_length": self._length(slow, fast[0])}
+        slow, fast = (pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
+        like = local(next(pairs[0][0].parameters()))
+        apart = self._length(torch._foreach_sub(slow, fast) if slow else [], like)
+        distance = apart / self._length(fast, like).clamp_min(1e-12)
+        return {"teacher_distance": distance, "teacher_length": self._length(slow, like)}
 
     def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         """Of all together, float64 []; over all processes where each holds a piece."""
-        if not tensors:
-            return torch.zeros((), dtype=torch.float64, device=like.device)
-        squares = torch.stack(torch._foreach_norm([local(each) for each in tensors])).double().square().sum()
+        here = pieces(tensors)
+        squares = torch.zeros((), dtype=torch.float64, device=like.device)
+        if here:
+            squares = torch.stack(torch._foreach_norm(here)).double().square().sum()
         return (distributed.total(squares) if self.sharded else squares).sqrt()
 
 
@@ -94,9 +96,14 @@ def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
     return {name: parameters for name, parameters in parts.items() if parameters}
 
 
-def matrices(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Without biases and norms, whose relative change says little."""
-    return [parameter for parameter in parameters if parameter.ndim > 1]
+def matrices(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this process holds of them, without biases and norms, whose relative change says little."""
+    return pieces(parameter for parameter in parameters if parameter.ndim > 1)
+
+
+def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of each; of some it may hold nothing, which torch cannot copy or measure."""
+    return [local(each) for each in tensors if local(each).numel()]
 
 
 def image_health(batch: Batch) -> dict[str, Tensor]:
