@@ -17,7 +17,9 @@ PINNED = 0.005  # of the loss's value at collapse; healthy SwAV, the nearest, is
 PINNED_STEPS = 100
 PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves nothing for a long time
 NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
-AFTER = 25  # steps in which a network that was just drawn may look collapsed: SimCLR's embeddings then spread by 3 %
+# Steps in which a network that was just drawn may look collapsed (SimCLR's embeddings spread by 3 %), and small weights
+# change by much of their length (those of its projector).
+AFTER = 25
 
 
 def at_once(facts: Facts) -> int:
@@ -294,6 +296,7 @@ RULES = (
         "the learning rate is far too high",
         "a tenth of optimizer.lr, or a longer warm-up",
         turns=2,
+        after=AFTER,
     ),
     Rule(
         "learning-rate-high",
@@ -303,6 +306,7 @@ RULES = (
         "a step changes the backbone's weights by {value:.1%} of their length",
         "the learning rate is too high for what is left of the run to average out",
         "a third of optimizer.lr, and see whether loss and probe are better after an epoch",
+        after=AFTER,
     ),
     Rule(
         "queue-too-old",
