@@ -82,6 +82,8 @@ def test_what_is_no_run_or_cannot_be_read_is_one_error_that_names_it(tmp_path: P
     with pytest.raises(UserError, match=r"there is no metrics.jsonl in it; give the folder of a run"):
         diagnosed(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "health.json").write_text("{")
-    with pytest.raises(UserError, match=r"health.json: cannot be read"):
-        diagnosed(tmp_path)
+    strange = '{"facts": {"signs": [{"a": 1}]}}'
+    for text, error in (("{", "cannot be read"), ("[]", "another version"), (strange, "another version")):
+        (tmp_path / "health.json").write_text(text)
+        with pytest.raises(UserError, match=rf"health.json: (is of )?{error}"):
+            diagnosed(tmp_path)

@@ -89,7 +89,8 @@ class Diagnosis:
 
     def in_words(self) -> str:
         """A line for each finding, or that there is none, and by how much of the run it was judged."""
-        upto = f"after {self.last_step:,} of {self.facts.total_steps:,} steps ({self.facts.objective})"
+        of = f" of {self.facts.total_steps:,}" if self.facts.total_steps else ""
+        upto = f"after {self.last_step:,}{of} steps ({self.facts.objective})"
         lines = [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join([*lines, f"{len(lines)} findings, {upto}"] if lines else [f"healthy: no finding, {upto}"])
 

@@ -52,10 +52,16 @@ def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
 
 def _facts(run_dir: Path) -> Facts:
     """From ``health.json``; without one the loss at collapse is in ``training.json`` of a finished run."""
-    if (run_dir / FILE).exists():
-        return facts_from(_read(run_dir / FILE)["facts"])
+    path = run_dir / FILE
+    if path.exists():
+        try:
+            return facts_from(_read(path)["facts"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: is of another version or damaged ({error}); without it the loss counts"
+            ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
-    return Facts("no health.json, the loss alone", training.get("collapsed_at"), 0, 0)
+    return Facts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
 
 
 def _read(path: Path) -> Any:

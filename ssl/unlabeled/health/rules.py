@@ -351,7 +351,7 @@ def rules_for(facts: Facts) -> Iterator[Rule]:
             "alarm",
             metric(f"train/{sign.metric}"),
             lambda v, facts, low=low, high=high: math.isfinite(v) and not low <= v <= high,  # type: ignore[misc]
-            f"{sign.metric} is {{value:.3g}}, not within {low:g} … {high:g}",
+            f"{sign.metric.replace('_', ' ')} {{value:.3g}}, healthy are {low:g} to {high:g}",
             sign.meaning,
             sign.remedy,
             turns=3,
