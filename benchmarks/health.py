@@ -129,11 +129,11 @@ def named(folder: Path) -> str:
     return ", ".join([*(f"{name} {step}" for name, step in found.items()), *stopped]) or "none"
 
 
-NOTES = """Failures are put in by `benchmarks/injected/failures.py`; the number is the step after which the monitor said it, at
-the intervals of `conf/health/watch.yaml`. SimSiam is no method of the project: it is here because it collapses
-without its stop-gradient or its predictor, where ours have negatives, codes or labels besides. ReLICv2 without its
-predictor has no finding and none is due: there it is a choice (`objective.predictor`). MoCo without shuffled
-BatchNorm is **not named**: in so few steps nothing that is measured tells it from a healthy run. Without its
+NOTES = """Failures are put in by `benchmarks/injected/failures.py`; the number is the step after which the monitor
+said it, at the intervals of `conf/health/watch.yaml`. SimSiam is no method of the project: it is here because it
+collapses without its stop-gradient or its predictor, where ours have negatives, codes or labels besides. ReLICv2
+without its predictor has no finding and none is due: there it is a choice (`objective.predictor`). MoCo without
+shuffled BatchNorm is **not named**: in so few steps nothing that is measured tells it from a healthy run. Without its
 stop-gradient MoCo collapses; PAWS, SwAV and ReLICv2 do not in so few steps, and are named by the gradient itself. Of
 thirty times the learning rate most methods suffer little in 300 steps (MAE's loss is no worse): the size of the
 updates names it."""

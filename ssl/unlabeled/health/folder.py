@@ -58,7 +58,7 @@ def _facts(run_dir: Path) -> Facts:
             return facts_from(_read(path)["facts"])
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: is of another version or damaged ({error}); without it the loss counts"
+                f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
     return Facts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
