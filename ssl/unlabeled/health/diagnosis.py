@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from unlabeled.health.facts import Facts
-from unlabeled.health.rules import Record, Rule, Severity, rules_for
+from unlabeled.health.rules import Rule, Severity, rules_for
+from unlabeled.health.signals import Record
 
 ORDER: tuple[Severity, ...] = ("alarm", "warning", "note")
 

@@ -10,13 +10,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unlabeled.health.facts import Facts
+from unlabeled.health.signals import (
+    Record,
+    above_collapse,
+    above_start,
+    metric,
+    parts,
+    queue_age,
+    rank_kept,
+    rank_share,
+    teacher_apart,
+    teacher_moves,
+)
 
 Severity = Literal["alarm", "warning", "note"]
 
 PINNED = 0.005  # of the loss's value at collapse; healthy SwAV, the nearest, is 1.8 % below it after 60 steps
 PINNED_STEPS = 100
 PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves nothing for a long time
-NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
 # Steps in which a network that was just drawn may look collapsed (SimCLR's embeddings spread by 3 %), and small weights
 # change by much of their length (those of its projector).
 AFTER = 25
@@ -28,17 +39,6 @@ def at_once(facts: Facts) -> int:
 
 def pinned_steps(facts: Facts) -> int:
     return max(PINNED_STEPS, round(PINNED_SHARE * facts.total_steps))
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is written down at a step, with what was before."""
-
-    metrics: Mapping[str, float]
-    before: Mapping[str, float]  # the last value of every metric until then
-    first: Mapping[str, float]  # its first, this record's where there was none
-    most: Mapping[str, float]  # and its largest, this record's among them
-    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -69,70 +69,6 @@ class Rule:
     steps: Callable[[Facts], int] = at_once
     after: int = 0
     collapse: bool = False
-
-
-def metric(name: str) -> Callable[[Record], Mapping[str, float]]:
-    return lambda record: {"": record.metrics[name]} if name in record.metrics else {}
-
-
-def parts(prefix: str) -> Callable[[Record], Mapping[str, float]]:
-    start = f"{prefix}/"
-    return lambda record: {
-        name.removeprefix(start): value for name, value in record.metrics.items() if name.startswith(start)
-    }
-
-
-def above_collapse(record: Record) -> Mapping[str, float]:
-    """By how much of its value at collapse, or of 1 where that is less, the loss is above that value."""
-    collapsed, loss = record.facts.collapsed_at, record.metrics.get("train/loss")
-    if collapsed is None or loss is None:
-        return {}
-    return {"": (loss - collapsed) / max(1.0, abs(collapsed))}
-
-
-def above_start(record: Record) -> Mapping[str, float]:
-    """The same, of its first value where that is higher: some losses fall to their value at collapse (SimSiam's)."""
-    above = above_collapse(record)
-    if not above:
-        return {}
-    collapsed, first = record.facts.collapsed_at or 0.0, record.first["train/loss"]
-    return {"": min(above[""], (record.metrics["train/loss"] - first) / max(1.0, abs(collapsed)))}
-
-
-def teacher_moves(record: Record) -> Mapping[str, float]:
-    """1 where the teacher has changed since the last look, 0 where it has not although it should have."""
-    name = "health/teacher_length"
-    momentum = record.metrics.get("health/planned/momentum", 0.0)
-    if not (name in record.metrics and name in record.before and momentum < NEARLY_ONE):
-        return {}
-    apart = record.before["health/teacher_distance"] > 0
-    return {"": float(record.metrics[name] != record.before[name] or not apart)}
-
-
-def teacher_apart(record: Record) -> Mapping[str, float]:
-    """Distance of teacher and student, where the student has moved and the teacher does not take its weights over."""
-    moved = any(value > 0 for name, value in record.before.items() if name.startswith("health/update_ratio"))
-    follows = record.metrics.get("health/planned/momentum", 1.0) > 0
-    name = "health/teacher_distance"
-    return {"": record.metrics[name]} if name in record.metrics and moved and follows else {}
-
-
-def rank_kept(record: Record) -> Mapping[str, float]:
-    """Centred RankMe of the embeddings, as a share of the largest that it was."""
-    name = "health/embedding_rankme_centred"
-    return {"": record.metrics[name] / record.most[name]} if record.metrics.get(name) else {}
-
-
-def queue_age(record: Record) -> Mapping[str, float]:
-    """Age of the oldest key in steps, by the steps that the teacher takes to change: 1 / (1 − momentum)."""
-    age, momentum = (record.metrics.get(f"health/planned/{name}") for name in ("queue_age", "momentum"))
-    return {} if age is None or momentum is None else {"": age * (1 - momentum)}
-
-
-def rank_share(record: Record) -> Mapping[str, float]:
-    """Centred RankMe of the backbone's features, as a share of their number."""
-    rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
-    return {} if rank is None or not width else {"": rank / width}
 
 
 RULES = (
@@ -196,8 +132,8 @@ RULES = (
         teacher_apart,
         lambda v, facts: v == 0,
         "the teacher's weights are the student's",
-        "its momentum is 0, or both are one module",
-        "check objective.momentum and that the teacher is a copy",
+        "both are one module, or one update sets them both",
+        "make the teacher a copy, and let only its moving average write to it",
     ),
     Rule(
         "no-gradient",
