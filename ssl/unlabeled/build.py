@@ -61,12 +61,6 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views.require_masks(data.splits.train)
     objective = build_objective(config)
     check_together(objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    looks = config.pictures is not None and config.pictures.every_n_epochs is not None
-    if looks and isinstance(trainer.strategy, FullySharded):
-        raise UserError(
-            "pictures: one process alone has not the weights to make them with fsdp: give pictures.every_n_epochs=null "
-            "for those of the views alone, or pictures=null"
-        )
     serve_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)

@@ -17,6 +17,7 @@ from unlabeled.evaluation.features import Features, eval_mode, extract, full_flo
 from unlabeled.feature_map import draw_map, font, shrunk
 from unlabeled.objective import Batch, Objective
 from unlabeled.pretraining import Pretraining
+from unlabeled.sharding import FullySharded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,8 @@ class Pictures(pl.Callback):
     ``feature_map``; ``reconstructions``, where a method paints (``Objective.pictures``); ``prototypes``, where it has
     some (``Objective.prototype_scores``), those that are nearest to most images with the images nearest to each.
 
-    The first process does it alone. The network, its mode and the random state stay as they are.
+    The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
+    and the random state stay as they are.
 
     Args:
         every_n_epochs: how often; after the last epoch too. None: the views alone.
@@ -60,12 +62,16 @@ class Pictures(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if trainer.is_global_zero and pl_module.progress.batch == 0:
             show(trainer, "views", draw(self.views(pl_module, batch)))
+            if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
+                print("pictures: those of the views alone, with fsdp no process has the weights for the others")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretraining)
-        if not trainer.is_global_zero or self.every_n_epochs is None or not pl_module.is_due(self.every_n_epochs):
+        if not trainer.is_global_zero or isinstance(trainer.strategy, FullySharded):
+            return
+        if self.every_n_epochs is None or not pl_module.is_due(self.every_n_epochs):
             return
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         device = trainer.strategy.root_device
