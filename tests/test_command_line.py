@@ -248,9 +248,7 @@ def test_other_loggers_mirror_the_metrics_in_the_run_folder(
 ) -> None:
     finished = script("train.py", *TINY, "name=logged", "max_steps=2", "data.image_size=8", *overrides)
     assert finished.returncode == 0, finished.stderr
-    assert (
-        len((tmp_path / "outputs" / "logged" / "metrics.jsonl").read_text().splitlines()) == 3
-    )  # one more of the monitor
+    assert (tmp_path / "outputs" / "logged" / "metrics.jsonl").read_text().count("train/loss") == 2
     assert list((tmp_path / "outputs" / "logged").glob(pattern))
 
 
