@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.forked import spawn
@@ -18,6 +17,7 @@ from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives import swav
 from unlabeled.objectives.swav import FeatureQueue, SwAV, sinkhorn, swapped_prediction
 from unlabeled.optimizers import LARS
+from unlabeled.sharding import shard
 
 
 def literal_sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -227,7 +227,7 @@ def train_in_pieces(rows: slice) -> dict[str, Tensor]:
     """Five steps with LARS, the prototypes frozen in the first; on several processes each holds a piece (FSDP2)."""
     objective = make_objective(freeze=0.1)
     if distributed.world_size() > 1:
-        fully_shard(objective, mesh=init_device_mesh("cpu", (distributed.world_size(),)))
+        shard(objective, init_device_mesh("cpu", (distributed.world_size(),)))
     optimizer = LARS(objective.parameters(), lr=1.0, weight_decay=0.01, trust_coefficient=0.1)
     for step in range(5):
         optimizer.zero_grad()
