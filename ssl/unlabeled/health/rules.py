@@ -238,7 +238,7 @@ RULES = (
         "learning-rate-high",
         "warning",
         metric("health/update_ratio/backbone"),
-        lambda v, facts: v > 0.025,  # healthy: 0.001 to 0.01; thirty times the learning rate: 0.03 to 0.2
+        lambda v, facts: v > 0.03,  # healthy: 0.001 to 0.022 (SwAV); thirty times the learning rate: 0.032 to 0.2
         "a step changes the backbone's weights by {value:.1%} of their length",
         "the learning rate is too high for what is left of the run to average out",
         "a third of optimizer.lr, and see whether loss and probe are better after an epoch",

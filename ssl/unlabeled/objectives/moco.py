@@ -191,10 +191,11 @@ class MoCo(Objective):
 
     def planned(self, progress: Progress) -> dict[str, float]:
         """``queue_fill`` is the share of keys that are of images, the others are random; ``queue_age`` is in steps."""
-        made, size = progress.batch * self.keys_per_batch, len(self.queue.keys)
-        age = min(progress.step, size / (self.keys_per_batch * progress.parts)) if self.keys_per_batch else 0.0
-        values = {"momentum": self.momentum, "temperature": self.temperature}
-        return values | {"queue_fill": min(1.0, made / size), "queue_age": age}
+        values, size = {"momentum": self.momentum, "temperature": self.temperature}, len(self.queue.keys)
+        if not self.keys_per_batch:
+            return values
+        fill = min(1.0, progress.batch * self.keys_per_batch / size)
+        return values | {"queue_fill": fill, "queue_age": fill * size / (self.keys_per_batch * progress.parts)}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Momentum encoder first, with the weights before this step; the queue last, after the logits."""

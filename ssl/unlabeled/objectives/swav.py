@@ -224,7 +224,13 @@ class SwAV(Objective):
     def planned(self, progress: Progress) -> dict[str, float]:
         values = {"temperature": self.temperature, "epsilon": self.epsilon}
         values["prototypes_trained"] = float(self._trains_prototypes(progress))
-        return values if self.queue is None else values | {"queue_fill": self._fill(progress)}
+        if self.queue is None or not self.batch_size:
+            return values
+        fill = self._fill(progress)
+        return values | {
+            "queue_fill": fill,
+            "queue_age": fill * self._queue_length / (self.batch_size * progress.parts),
+        }
 
     def _fill(self, progress: Progress) -> float:
         """Share of the queue that is written when a step begins."""
