@@ -54,3 +54,6 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
 @pytest.mark.parametrize("objective", ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae"])
 def test_a_run_without_a_failure_has_no_finding(objective: str, tmp_path: Path) -> None:
     assert names_of(objective, None, tmp_path) == []
+    signs = json.loads((tmp_path / "health.json").read_text())["facts"]["signs"]
+    written = (tmp_path / "metrics.jsonl").read_text()
+    assert [sign["metric"] for sign in signs if f'"train/{sign["metric"]}"' not in written] == []

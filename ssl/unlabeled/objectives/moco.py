@@ -16,9 +16,10 @@ from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
 from unlabeled.contrast import log_sum_exp
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress
+from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress, Sign
 from unlabeled.precision import full_precision
 from unlabeled.randomness import mix, on_device
+from unlabeled.signs import VIEWS_ALIKE
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
 
@@ -223,6 +224,9 @@ class MoCo(Objective):
     def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
+    def signs(self) -> Sequence[Sign]:
+        return (VIEWS_ALIKE,)
+
     def collapsed_at(self) -> float | None:
         """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
         return (1 + self.symmetric) * math.log(len(self.queue.keys) + 1)
@@ -306,6 +310,9 @@ class MoCoV3(Objective):
 
     def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
+
+    def signs(self) -> Sequence[Sign]:
+        return (VIEWS_ALIKE,)
 
     def collapsed_at(self) -> float | None:
         """2·2T·ln N for a global batch of N images."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unlabeled import distributed, ema
 from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
 from unlabeled.precision import full_precision
 from unlabeled.randomness import mix, on_device
 
@@ -242,6 +242,20 @@ class ReLIC(Objective):
 
     def _momentum_at(self, progress: Progress) -> float:
         return ema.momentum_at(progress.fraction, self.momentum)
+
+    def signs(self) -> Sequence[Sign]:
+        """Chance finds an image among its negatives once in so many; embeddings that are all equal never do."""
+        return (
+            Sign(
+                "instances-not-found",
+                "instance_top1",
+                1 / max(1, self.candidates),
+                1.0,
+                "images are told from their negatives no better than by chance",
+                "a lower objective.temperature, weaker views, and a look at optimizer.lr and its warm-up",
+                lasting=True,
+            ),
+        )
 
     def collapsed_at(self) -> float | None:
         """α · ln(n+1)."""

@@ -4,6 +4,7 @@ v1: Chen et al. 2020, arXiv:2002.05709. v2: arXiv:2006.10029. Official code: git
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.contrast import log_sum_exp
 from unlabeled.heads import simclr_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
 from unlabeled.precision import full_precision
+from unlabeled.signs import VIEWS_ALIKE
 
 
 @full_precision
@@ -70,6 +72,9 @@ class SimCLR(Objective):
         similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
         loss = nt_xent(z1, z2, self.temperature)
         return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity}, embeddings=z1)
+
+    def signs(self) -> Sequence[Sign]:
+        return (VIEWS_ALIKE,)
 
     def collapsed_at(self) -> float | None:
         """ln(2N−1) for a global batch of N images."""

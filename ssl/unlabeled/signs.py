@@ -1,0 +1,14 @@
+"""Signs of failure that several methods share."""
+
+from unlabeled.objective import Sign
+
+# Of two views whose embeddings are compared. Healthy runs of experiment=*_cifar10_cpu have 0.4 to 0.6 after 300 steps.
+VIEWS_ALIKE = Sign(
+    "views-alike",
+    "positive_similarity",
+    -1.0,
+    0.99,
+    "both views of an image always get the same embedding: they are not augmented, or every image gets that one",
+    "look at the views with preview=8; check the stop-gradient",
+    lasting=True,
+)
