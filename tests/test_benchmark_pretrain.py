@@ -47,13 +47,13 @@ class Unwatched:
 
 
 class SlowViews(Phases):
-    """Of a run whose views take 50 ms more."""
+    """Of a run whose views take 200 ms more, which no other part does on a busy machine."""
 
     def attach(self, run: Run) -> None:
         make = run.module.views.forward
 
         def slow(*arguments: Any, **named: Any) -> Any:
-            time.sleep(0.05)
+            time.sleep(0.2)
             return make(*arguments, **named)
 
         run.module.views.forward = slow  # type: ignore[method-assign]
@@ -117,7 +117,7 @@ def test_the_parts_of_a_step_add_up_to_it_and_slow_views_are_found_in_the_views(
     fit(TINY, tmp_path, phases.steps_needed, phases)
     assert sum(phases.per_step.values()) == pytest.approx(phases.step)
     assert all(seconds >= 0 for seconds in phases.per_step.values())
-    assert 0.05 <= phases.per_step["views"] < 0.2
+    assert 0.2 <= phases.per_step["views"] < 0.8
     assert all(phases.per_step[part] > 0 for part in ("data", "forward", "backward", "optimizer", "faults", "logging"))
     assert max(phases.per_step, key=phases.per_step.__getitem__) == "views"
     assert 0 < phases.checkpoint < 1
