@@ -126,7 +126,7 @@ class HealthMonitor(pl.Callback):
         if self.stop and collapsed:
             raise UserError(
                 f"stopped at step {trainer.global_step}, health=stop: {collapsed[0].sentence} "
-                "The state before is in checkpoints/; health=watch goes on from there"
+                "health=watch goes on from the last checkpoint, or anew where there is none"
             )
 
 
