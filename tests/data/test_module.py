@@ -1,6 +1,6 @@
 """Batches from memory and from workers are the same ones, and a corrupt image stops neither."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -230,3 +230,16 @@ def test_every_tensor_of_a_batch_and_its_support_is_pinned_and_copied_without_wa
     assert isinstance(moved, Batch)
     assert isinstance(moved.support, Support)
     assert calls == [("pinned", None)] * 8 + [("copied", ("meta", True))] * 8
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_killed_while_it_hands_a_batch_over_is_said_to_be_so(tmp_path: Path, error: Exception) -> None:
+    loader = LazyLoader(pictures(tmp_path), [[0, 1]], 0, [])
+
+    class Broken:
+        def __iter__(self) -> Iterator[Batch]:
+            raise error
+
+    loader.loader = cast(Any, Broken())
+    with pytest.raises(UserError, match="a worker process was killed, .*: give fewer num_workers"):
+        list(loader)

@@ -19,6 +19,7 @@ from unlabeled.data.memory import DecodedSource, lazy_decode
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import Source
 from unlabeled.data.support import SupportOrder, decode_labelled
+from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
 from unlabeled.randomness import on_device
 
@@ -108,7 +109,7 @@ class LazyLoader(Resumable):
         )
 
     def _batches(self) -> Iterator[Batch]:
-        for asked, batch in zip(self.batches, self.loader, strict=True):
+        for asked, batch in zip(self.batches, self._from_workers(), strict=True):
             got = batch.ids.tolist() + ([] if batch.support is None else batch.support.ids.tolist())
             if asked != got:
                 self._list_corrupt(asked, got)
@@ -116,6 +117,16 @@ class LazyLoader(Resumable):
                 batch = _intact(batch, asked)
             if len(batch.ids):
                 yield batch
+
+    def _from_workers(self) -> Iterator[Batch]:
+        """One that is killed while it hands a batch over is else told as a broken connection, without a reason."""
+        try:
+            yield from self.loader
+        except (ConnectionError, EOFError) as error:
+            raise UserError(
+                "a worker process was killed, it may be by the kernel for want of memory: give fewer num_workers; the "
+                "same command goes on from the last checkpoint"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.batches)
