@@ -241,5 +241,5 @@ def test_a_worker_killed_while_it_hands_a_batch_over_is_said_to_be_so(tmp_path: 
             raise error
 
     loader.loader = cast(Any, Broken())
-    with pytest.raises(UserError, match="a worker process was killed, .*: give fewer num_workers"):
+    with pytest.raises(UserError, match=r"a worker process was killed, .*: give fewer num_workers"):
         list(loader)
