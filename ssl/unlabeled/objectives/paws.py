@@ -75,6 +75,7 @@ def paws_loss(
         Cross-entropy and me-max, scalars: the loss is their sum. Where all embeddings are equal and all classes have
         equally many supports they are ln C and −ln C.
     """
+    labels = distributed.gather(labels)
     wanted = wanted_classes(targets, target_supports, labels, small_views, temperature, sharpen)
     return predicted_classes(anchors, supports, wanted, labels, temperature, sharpen)
 
@@ -84,8 +85,8 @@ def paws_loss(
 def wanted_classes(
     targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int, temperature: float, sharpen: float
 ) -> Tensor:
-    """What the anchors are to predict, [(2+M)·B, C]; the first half of :func:`paws_loss`, which says what is given."""
-    supports, labels = distributed.gather(_unit_rows(target_supports)), distributed.gather(labels)
+    """What the anchors are to predict, [(2+M)·B, C]; half of :func:`paws_loss`, with the labels of all processes."""
+    supports = distributed.gather(_unit_rows(target_supports))
     wanted = sharpened(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
     first, second = wanted.chunk(LARGE)
     wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
@@ -96,8 +97,8 @@ def wanted_classes(
 def predicted_classes(
     anchors: Tensor, supports: Tensor, wanted: Tensor, labels: Tensor, temperature: float, sharpen: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and me-max, the second half of :func:`paws_loss`."""
-    supports, labels = distributed.gather(_unit_rows(supports)), distributed.gather(labels)
+    """Cross-entropy and me-max, the other half of :func:`paws_loss`, with the labels of all processes."""
+    supports = distributed.gather(_unit_rows(supports))
     predictions = soft_nearest_neighbours(anchors, supports, labels, temperature)
     mean = distributed.mean(sharpened(predictions, sharpen).mean(0))
     return -_x_log_y(wanted, predictions).sum(1).mean(), _x_log_y(mean, mean).sum()
@@ -166,7 +167,7 @@ class PAWS(Objective):
         predicted = self.predictor(projected)
         anchors = torch.cat([predicted[rows:], *self._small(small)])
         first, second = projected[rows:].chunk(LARGE)
-        swapped, labels = torch.cat([second, first]), self._labels(support, projected.dtype)
+        swapped, labels = torch.cat([second, first]), distributed.gather(self._labels(support, projected.dtype))
         wanted = wanted_classes(swapped, projected[:rows], labels, len(small), self.temperature, self.sharpen)
         parts = predicted_classes(anchors, predicted[:rows], wanted, labels, self.temperature, self.sharpen)
         seen = features[rows : rows + images].detach()
