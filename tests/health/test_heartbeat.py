@@ -91,7 +91,7 @@ def test_a_run_says_where_it_is_step_by_step_and_at_last_that_it_has_finished(
     assert (said[3]["images_per_second"], said[3]["seconds_left"]) == (round(16 / 1.5, 1), 3 * 1.5)
     assert (last["pid"], last["host"], last["sessions"], last["error"]) == (os.getpid(), socket.gethostname(), 1, None)
     assert time.time() - 60 < last["started"] < last["updated"] < time.time() + 1
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_file_is_written_no_more_often_than_every_two_seconds(

@@ -1,7 +1,6 @@
 """Looks after a run while it trains: measures, compares with what is healthy, and says what it finds."""
 
 import json
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from unlabeled.health.step import StepHealth
 from unlabeled.objective import Batch, Output
 from unlabeled.pretraining import Pretraining
 from unlabeled.sharding import FullySharded
+from unlabeled.writing import write_whole
 
 
 class HealthMonitor(pl.Callback):
@@ -137,9 +137,7 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
     if path.exists() and path.read_text() == text:
         return
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
+    write_whole(path, text)
 
 
 class _DataClock:

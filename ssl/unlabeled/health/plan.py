@@ -1,7 +1,6 @@
 """What a run will do, in numbers, known before its first step: ``run_dir/plan.json``."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from unlabeled.health.plan_checks import look
 from unlabeled.health.plan_trial import Trial
 from unlabeled.objective import Check, Objective, Plan
 from unlabeled.pretraining import Pretraining
+from unlabeled.writing import write_whole
 
 SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step that is taken
 
@@ -62,9 +62,7 @@ class RunPlan:
     def write(self, path: Path) -> None:
         """As JSON; whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        os.replace(partial, path)
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def make_plan(

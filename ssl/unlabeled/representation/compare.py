@@ -11,10 +11,11 @@ from unlabeled.config import run_module
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import of_checkpoint
-from unlabeled.evaluation.reporting.report import git_state, plain_values, versions, write_whole
+from unlabeled.evaluation.reporting.report import git_state, plain_values, versions
 from unlabeled.representation.comparison import Compared, Side, compare
 from unlabeled.representation.figures import matrices
 from unlabeled.representation.layers import POOLING
+from unlabeled.writing import write_whole
 
 
 def compare_command(config: Any, resolved: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.evaluation.reporting.report import plain_values, write_whole
+from unlabeled.evaluation.reporting.report import plain_values
 from unlabeled.pictures import draw
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.figures import distance_plot, invariance_plot, matrices, spectrum_plot
 from unlabeled.representation.invariance import STRENGTHS
 from unlabeled.representation.layers import POOLING
+from unlabeled.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,6 +18,7 @@ from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.reporting.exhibits import Exhibits, sections
 from unlabeled.evaluation.reporting.markdown import markdown
 from unlabeled.evaluation.reporting.page import page
+from unlabeled.writing import write_whole
 
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow"]
 
@@ -116,13 +117,6 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All or nothing: a kill while writing leaves the old file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _cpu_model() -> str:
