@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.config import check_alone, check_keys, one_line_errors
+from unlabeled.config import check_keys, check_no_other_overrides, one_line_errors
 from unlabeled.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
@@ -21,30 +21,30 @@ def judge(config: DictConfig, command: str) -> None:
     if config.compare is not None:
         from unlabeled.evaluation.runs.compare import compare
 
-        check_alone("compare", "report_dir")
+        check_no_other_overrides("compare", "report_dir")
         print(compare(given["compare"], config.report_dir))
         return
     if config.ensemble is not None:
         from unlabeled.evaluation.runs.ensemble_of_runs import ensemble
 
-        check_alone("ensemble", "report_dir")
+        check_no_other_overrides("ensemble", "report_dir")
         print(ensemble(given["ensemble"], config.report_dir))
         return
     with heavy_imports():
-        from unlabeled.build_evaluation import build_evaluation, build_self_test, fill_in
+        from unlabeled.build_evaluation import build_evaluation, build_self_test, complete_config
         from unlabeled.evaluation.evaluate import evaluate
-        from unlabeled.evaluation.processes import launched
+        from unlabeled.evaluation.processes import process_group
         from unlabeled.evaluation.self_test import self_test
         from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 
     if config.self_test:
-        check_alone("self_test")
+        check_no_other_overrides("self_test")
         raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or folder_of(path) / "report")
-    with launched(config.accelerator):
-        evaluation = build_evaluation(fill_in(config, checkpoint), None, config.accelerator, config.precision)
+    with process_group(config.accelerator):
+        evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
         evaluate(evaluation, checkpoint, report_dir, command)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from unlabeled.config import check_alone, check_keys, one_line_errors, open_run
+from unlabeled.config import check_keys, check_no_other_overrides, one_line_errors, open_run
 from unlabeled.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
@@ -19,12 +19,12 @@ def train(config: DictConfig, command: str) -> None:
         from unlabeled.build import build_preview, build_probes, build_replay, build_run
         from unlabeled.build_evaluation import build_evaluation
         from unlabeled.checkpointing import Interrupted, requeue
-        from unlabeled.distributed import alone
+        from unlabeled.distributed import local_only
         from unlabeled.evaluation.evaluate import evaluate
         from unlabeled.weights import read_checkpoint
 
     if config.replay is not None:
-        check_alone("replay")
+        check_no_other_overrides("replay")
         raise SystemExit(0 if build_replay(config.replay).run() else 1)
     run_dir = Path(config.run_dir)
     resolved = open_run(config)
@@ -47,7 +47,7 @@ def train(config: DictConfig, command: str) -> None:
     if not build_probes(config) or run.data.splits.test is None:
         print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
         return
-    with alone():
+    with local_only():
         evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
         evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
 

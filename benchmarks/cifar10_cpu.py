@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import summarize_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -107,7 +107,7 @@ def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
     ]
     for recipe, results in found:
         lines += rows(recipe, results)
-    return "\n".join([*lines, "", *made_with([results["provenance"] for _, results in found])]) + "\n"
+    return "\n".join([*lines, "", *summarize_provenance([results["provenance"] for _, results in found])]) + "\n"
 
 
 def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:

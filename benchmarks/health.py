@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees on
 from benchmarks.injected.failures import ALL, FAILURES, Failure
 from unlabeled.evaluation.reporting.report import versions
 from unlabeled.health.diagnosis import Diagnosis
-from unlabeled.health.folder import diagnosed
+from unlabeled.health.folder import diagnose_run
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,13 +142,13 @@ def cost_lines(path: Path) -> list[str]:
 
 
 def healthy_line(job: Job, folder: Path) -> str:
-    steps = diagnosed(folder).last_step
+    steps = diagnose_run(folder).last_step
     return f"| {NAMES[job.objective]} | {job.seed} | {steps:,} | {named(folder)} |"
 
 
 def named(folder: Path) -> str:
     """Every finding with the step at which it was made, in that order."""
-    diagnosis, found = Diagnosis(diagnosed(folder).facts), dict[str, int]()
+    diagnosis, found = Diagnosis(diagnose_run(folder).facts), dict[str, int]()
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
         diagnosis.add(metrics.pop("step"), metrics)

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from unlabeled.data.decode import decode_bytes, rgb
+from unlabeled.data.decode import decode_bytes, to_rgb
 
 RESULTS = Path(__file__).parent / "results" / "scaled_decode.md"
 CASES = [(1100, 256), (1600, 256), (2400, 256), (4800, 256), (2400, 512), (400, 32)]  # width, image_size
@@ -48,7 +48,7 @@ def milliseconds(call: Callable[[], object], times: int = 7) -> float:
 def saved_again(pixels: Tensor) -> Tensor:
     stream = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=95)
-    return rgb(Image.open(stream), max(pixels.shape), False)
+    return to_rgb(Image.open(stream), max(pixels.shape), False)
 
 
 def levels(a: Tensor, b: Tensor) -> tuple[float, float]:
@@ -59,11 +59,11 @@ def levels(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def row(width: int, size: int) -> str:
     files = photographs(width)
-    whole = [rgb(Image.open(io.BytesIO(data)), size, False) for data in files]
+    whole = [to_rgb(Image.open(io.BytesIO(data)), size, False) for data in files]
     scaled = [decode_bytes(data, "", size, False) for data in files]
     mean, most = np.mean([levels(a, b) for a, b in zip(whole, scaled, strict=True)], 0)
     again = np.mean([levels(a, saved_again(a))[0] for a in whole])
-    before = milliseconds(lambda: rgb(Image.open(io.BytesIO(files[0])), size, False))
+    before = milliseconds(lambda: to_rgb(Image.open(io.BytesIO(files[0])), size, False))
     after = milliseconds(lambda: decode_bytes(files[0], "", size, False))
     height = Image.open(io.BytesIO(files[0])).height
     factor = max([f for f in (1, 2, 4, 8) if f == 1 or min(width, height) >= 2 * f * size])

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from unlabeled.build_evaluation import build_evaluation, fill_in
+from unlabeled.build_evaluation import build_evaluation, complete_config
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.self_test import FILE, STORED
 from unlabeled.weights import load_backbone, read_checkpoint
@@ -44,7 +44,7 @@ def _judged(folder: str, noise: float, seed: int = 0) -> dict[str, float]:
     """Accuracies with features that are moved by some noise."""
     checkpoint = read_checkpoint(FILE)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = fill_in(compose("eval_linear", ["accelerator=cpu", "cache_gib=0"]), checkpoint)
+        config = complete_config(compose("eval_linear", ["accelerator=cpu", "cache_gib=0"]), checkpoint)
     assert checkpoint.config is not None
     config.probe = checkpoint.config["probe"]
     evaluation = build_evaluation(config, None, "cpu")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import summarize_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,7 +96,7 @@ def page(experiment: str, found: Sequence[Reached], targets: Sequence[float]) ->
         first = minutes_to(target, found)
         said = f"{first.minutes:.1f} minutes, {first.epochs} epochs" if first else "reached by none of these runs"
         lines.append(f"- {target:g} % linear: {said}")
-    return "\n".join([*lines, "", *made_with([run.provenance for run in found])]) + "\n"
+    return "\n".join([*lines, "", *summarize_provenance([run.provenance for run in found])]) + "\n"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import summarize_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,7 +127,7 @@ def page(engine: list[Score], torchvision: list[Score], seeds: list[int], epochs
     minutes = [f"{mean(each.minutes for each in runs):.1f}" for runs in (engine, torchvision)]
     summary = " | ".join([*map(spread, columns), spread([each.random for each in engine]), *minutes])
     lines += [f"| mean ± deviation | {summary} |", "", verdict(differences), ""]
-    return "\n".join([*lines, *made_with([each.provenance for each in engine + torchvision])]) + "\n"
+    return "\n".join([*lines, *summarize_provenance([each.provenance for each in engine + torchvision])]) + "\n"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.small import CONF
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
-from unlabeled.evaluation.features import batched
+from unlabeled.evaluation.features import split_batches
 from unlabeled.evaluation.probe import Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.frozen import FrozenRecipe
@@ -84,7 +84,7 @@ class Made:
     def batches(self, split: str, positions: Tensor, size: int) -> list[Batch]:
         self.asked.append((split, positions.tolist()))
         images, labels = self.splits[split]
-        return batched(images[positions], labels[positions], positions + 1000, size)
+        return split_batches(images[positions], labels[positions], positions + 1000, size)
 
 
 def made(network: Backbone | None = None, images: Any = colours, train: int = 60, **changed: Any) -> Made:

@@ -54,7 +54,7 @@ def test_a_step_moves_the_weights_by_the_mean_gradient_of_its_batches(tmp_path: 
     optimizer = module.configure_optimizers()
     source = other.data.train
     positions = next(iter(GlobalOrder(len(source.labels), 24, 1, module.seed, 0, 1, lambda: 0)))
-    assert optimizer.param_groups[0]["lr"] == module.recipe.peak_lr(24)
+    assert optimizer.param_groups[0]["lr"] == module.optimizer_config.peak_lr(24)
     for part in range(3):
         rows = torch.tensor(positions[8 * part : 8 * part + 8])
         images = source.images[rows]  # type: ignore[union-attr]
@@ -93,7 +93,9 @@ def test_metrics_have_one_line_for_each_step_and_its_rate_is_that_of_all_its_ima
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in written if "train/loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    rates = [run.module.recipe.lr_at(Progress(step, 5, run.module.steps_per_epoch, 0), 24) for step in range(5)]
+    rates = [
+        run.module.optimizer_config.lr_at(Progress(step, 5, run.module.steps_per_epoch, 0), 24) for step in range(5)
+    ]
     assert [line["train/learning_rate"] for line in lines] == pytest.approx(rates, rel=1e-6)
     assert run.module.steps_per_epoch == 1347 // 24
     assert json.loads((tmp_path / "training.json").read_text())["steps_of_last_session"] == 5

@@ -17,7 +17,7 @@ from tests.processes import start
 from tests.small import small_run
 from unlabeled.build import build_loggers
 from unlabeled.checkpointing import requeue
-from unlabeled.checkpoints import CheckpointFolder, damage_of
+from unlabeled.checkpoints import CheckpointFolder, find_damage
 from unlabeled.errors import UserError
 from unlabeled.loggers import JsonLines
 
@@ -89,7 +89,7 @@ def test_a_damaged_newest_state_is_set_aside_with_a_warning_and_the_one_before_i
         torch.load(folder.newest, weights_only=True)  # torch itself does not notice
     else:
         folder.newest.write_bytes({"cut": content[:-100], "empty": b"", "other": b"not a checkpoint"}[damage])
-    assert damage_of(folder.newest) is not None
+    assert find_damage(folder.newest) is not None
     assert step_of(folder.find()) == 1
     assert "last.ckpt is damaged" in capsys.readouterr().out
     assert (tmp_path / "last.ckpt.damaged").exists()
@@ -132,9 +132,9 @@ def test_metrics_are_cut_to_what_they_were_and_a_loss_of_lines_is_said(
     metrics.log_metrics({"loss": 1.0}, 1)
     size = metrics.sync()
     metrics.log_metrics({"loss": 2.0}, 2)
-    metrics.cut(size)
+    metrics.truncate(size)
     assert metrics.path.read_text() == '{"step": 1, "loss": 1.0}\n'
-    metrics.cut(size + 5)
+    metrics.truncate(size + 5)
     assert "lines are lost" in capsys.readouterr().out
     assert metrics.sync() == size
 

@@ -16,8 +16,8 @@ from tests.small import composed, missing_keys, shrink, views_for
 from unlabeled.build import build_objective
 from unlabeled.compilation import Mode, compile_network
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import batched, extract
-from unlabeled.faults.diagnosis import find
+from unlabeled.evaluation.features import extract, split_batches
+from unlabeled.faults.diagnosis import find_non_finite
 from unlabeled.objective import Batch, Objective, Progress, Support
 from unlabeled.pretraining import Pretraining
 from unlabeled.views.key import ViewKey
@@ -85,7 +85,7 @@ def test_each_objective_is_compiled_once_gives_what_it_gave_and_is_evaluated_unc
         assert counters["stats"]["unique_graphs"] > 0
         with nothing_is_compiled_again():
             images, ids = batches[0].images[:5], torch.arange(5)
-            few = batched(images, ids, ids, 3)  # of three images, and of two
+            few = split_batches(images, ids, ids, 3)  # of three images, and of two
             features = [extract(each.backbone, few, lambda x, _: x.float(), CPU).x for each in (plain, compiled)]
             compare(zip(steps(plain, batches[1:], 1), steps(compiled, batches[1:], 1), strict=True))
     assert torch.allclose(features[1], features[0], rtol=1e-5, atol=1e-6)
@@ -124,7 +124,7 @@ def test_a_step_looked_at_again_is_not_compiled_and_names_the_tensor_within() ->
     counters.clear()
     views, nothing = cast(Any, lambda *given, **named: batches[0].views), cast(Any, None)
     module = Pretraining(objective, views, nothing, 8, 1, 6, 6, 0, 1, {}, nothing)
-    finding = find(module, batches[0]._replace(views=()), nullcontext())
+    finding = find_non_finite(module, batches[0]._replace(views=()), nullcontext())
     assert finding.name.startswith("backbone.layer3.0.conv1 output has")
     assert not counters["stats"]
 

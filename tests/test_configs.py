@@ -14,9 +14,9 @@ from torch import Tensor
 from tests.small import CONF, composed, members, missing_keys, small_objective
 from unlabeled.build import build_backbone
 from unlabeled.config import check_keys
-from unlabeled.health.plan_checks import look
+from unlabeled.health.plan_checks import check_schedule
 from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress, Support
-from unlabeled.optimizers import Recipe
+from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
 
 
@@ -61,8 +61,8 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     assert any(key.startswith("backbone.") for key in moved)
     collapsed = objective.collapsed_at()
     assert collapsed is None or math.isfinite(collapsed)
-    plain, ids = views.plain(images), torch.arange(16)
-    for column in objective.pictures(Batch(images, ids, ids, (plain,)), 0).values():
+    plain, ids = views.evaluation_view(images), torch.arange(16)
+    for column in objective.visualize(Batch(images, ids, ids, (plain,)), 0).values():
         assert column.shape == plain.shape
     objective.load_state_dict(before)
 
@@ -127,12 +127,16 @@ def test_every_experiment_builds_passes_the_checks_of_its_plan_and_its_header_sa
     images, pixels = sizes.get(name, (50_000, 32) if "cifar10" in name else (1_281_167, 256))
     plan = Plan(config.batch_size, 1, images, views.sizes(pixels))
     objective.check(plan)
-    recipe: Recipe = instantiate(config.optimizer)
+    recipe: OptimizerConfig = instantiate(config.optimizer)
     steps = images // config.batch_size
     last = Progress(config.max_epochs * steps - 1, config.max_epochs * steps, steps, 0)
-    values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.planned(last)}
-    checks = look(recipe, config.max_epochs, config.batch_size, {name: [value] for name, value in values.items()})
-    assert [check for check in checks + objective.doubts(plan) + views.doubts(pixels) if not check.passed] == []
+    values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.scheduled_values(last)}
+    checks = check_schedule(
+        recipe, config.max_epochs, config.batch_size, {name: [value] for name, value in values.items()}
+    )
+    assert [
+        check for check in checks + objective.plan_warnings(plan) + views.plan_warnings(pixels) if not check.passed
+    ] == []
 
 
 @pytest.mark.parametrize("name", [name for name in members("experiment") if name == "digits" or name.endswith("_cpu")])
@@ -147,7 +151,7 @@ def test_every_small_experiment_takes_three_steps(name: str) -> None:
 
 @pytest.mark.parametrize("name", members("optimizer"))
 def test_every_optimizer_builds_and_its_first_step_moves_the_weights(name: str) -> None:
-    recipe: Recipe = instantiate(composed(f"optimizer={name}").optimizer)
+    recipe: OptimizerConfig = instantiate(composed(f"optimizer={name}").optimizer)
     layer = torch.nn.Linear(3, 2)
     optimizer = recipe.build(layer, 256)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(recipe.peak_lr(256))

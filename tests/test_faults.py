@@ -15,13 +15,13 @@ from tests.faulty import METHODS, Untaken, Witness, config_of, image_of, metrics
 from unlabeled.build import build_replay
 from unlabeled.checkpointing import Interrupted
 from unlabeled.errors import UserError
-from unlabeled.faults.guard import Faults
+from unlabeled.faults.guard import NonFiniteGuard
 from unlabeled.objective import Objective
 from unlabeled.objectives.moco import MoCo, MoCoV3
 from unlabeled.objectives.relic import ReLIC
 from unlabeled.objectives.simclr import SimCLR
 from unlabeled.objectives.swav import SwAV
-from unlabeled.optimizers import Recipe
+from unlabeled.optimizers import OptimizerConfig
 
 Patch = pytest.MonkeyPatch
 
@@ -83,7 +83,7 @@ def test_a_healthy_run_has_the_same_bits_with_and_without_the_check(
 ) -> None:
     run_of(config_of(tmp_path / "watched", method))
     assert not (tmp_path / "watched" / "faults").exists()
-    monkeypatch.setattr(Faults, "attempt", lambda self, module, closure: closure())
+    monkeypatch.setattr(NonFiniteGuard, "run_step", lambda self, module, closure: closure())
     run_of(config_of(tmp_path / "plain", method))
     assert same(state_of(tmp_path / "watched"), state_of(tmp_path / "plain"))
 
@@ -152,7 +152,9 @@ def test_weights_that_overflow_stop_the_run_and_never_replace_a_good_checkpoint(
     with pytest.raises(Interrupted):
         run_of(config_of(tmp_path, SimCLR), CtrlC(2))
     good = torch.load(tmp_path / "checkpoints" / "last.ckpt")
-    monkeypatch.setattr(Recipe, "lr_at", lambda self, progress, batch: 3e38 if progress.step == overflow else 0.0)
+    monkeypatch.setattr(
+        OptimizerConfig, "lr_at", lambda self, progress, batch: 3e38 if progress.step == overflow else 0.0
+    )
     with pytest.raises(UserError, match=words):
         run_of(config_of(tmp_path, SimCLR))
     assert same(torch.load(tmp_path / "checkpoints" / "last.ckpt"), good)

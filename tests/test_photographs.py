@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from unlabeled.build import build_preview, build_run
 from unlabeled.config import open_run
 from unlabeled.views.key import ViewKey
-from unlabeled.views.preview import first_images, trace
+from unlabeled.views.preview import first_images, trace_views
 from unlabeled.views.preview_draws import Quantity
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -96,7 +96,7 @@ def test_areas_of_crops_are_measured_as_shares_of_each_image_of_its_own(photogra
     )
     preview = build_preview(config_of(photographs, tmp_path, *overrides))
     batch = first_images(preview.splits.train, 8, 8, 0)
-    shown = trace(preview.views, batch.images, batch.ids, ViewKey(0, 0, 0, 8), batch.sizes)
+    shown = trace_views(preview.views, batch.images, batch.ids, ViewKey(0, 0, 0, 8), batch.sizes)
     area = next(each for each in preview.measured(shown)[0].measured if each.name == "crop: area")
     assert isinstance(area, Quantity)
     fits = area.values[area.values < 0.45]  # a narrow image has no square of that area, and falls back

@@ -17,10 +17,10 @@ from tests.small import small_objective, small_run
 from unlabeled.build import build_run
 from unlabeled.config import open_run
 from unlabeled.evaluation.features import state_hash
-from unlabeled.feature_map import THUMBNAIL, draw_map, principal_plane, shrunk
+from unlabeled.feature_map import THUMBNAIL, draw_map, principal_plane, shrink_images
 from unlabeled.objective import Batch
 from unlabeled.objectives.swav import SwAV
-from unlabeled.pictures import CAPTION, GAP, TITLE, Pictures, draw, log_picture, nearest_images
+from unlabeled.pictures import CAPTION, GAP, TITLE, Pictures, draw_columns, log_picture, nearest_images
 from unlabeled.run import Run
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_they_are_written_at_the_start_after_every_nth_epoch_and_after_the_last_
     columns = Pictures(1, 5, 60).reconstructions(run.module, run.data, CPU)
     assert list(columns) == ["seen", "reconstructed", "original"]
     assert all(column.shape == (5, 3, 8, 8) for column in columns.values())
-    assert torch.equal(pil_to_tensor(Image.open(files[1])), pil_to_tensor(draw(columns)))
+    assert torch.equal(pil_to_tensor(Image.open(files[1])), pil_to_tensor(draw_columns(columns)))
     originals = pil_to_tensor(Image.open(files[0]))[:, :, 2 * (128 + GAP) :]  # the same images each time
     assert torch.equal(originals[:, TITLE:], pil_to_tensor(Image.open(files[1]))[:, TITLE:, 2 * (128 + GAP) :])
 
@@ -73,10 +73,10 @@ def test_the_views_are_those_that_the_first_step_has_and_nothing_else_is_made_wh
     seen = FirstViews()
     run = make_run("swav", tmp_path, None, "max_steps=1", meddling=seen)
     (file,) = (tmp_path / "pictures").iterdir()
-    pixels = [run.module.views.as_pixels(view[:5]) for view in seen.views]  # two of 8 pixels, two of 4
+    pixels = [run.module.views.to_pixels(view[:5]) for view in seen.views]  # two of 8 pixels, two of 4
     enlarged = [F.interpolate(view, (8, 8), mode="nearest-exact") for view in pixels]
     shown = pil_to_tensor(Image.open(file))[:, TITLE:]
-    expected = pil_to_tensor(draw({str(number): view for number, view in enumerate(enlarged)}))[:, TITLE:]
+    expected = pil_to_tensor(draw_columns({str(number): view for number, view in enumerate(enlarged)}))[:, TITLE:]
     assert torch.equal(shown[:, :, 128 + GAP :], expected)  # behind the column of images
 
 
@@ -106,7 +106,7 @@ def test_a_picture_holds_each_image_enlarged_in_its_row_and_column_right_of_its_
     columns = {
         name: torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("ab")
     }
-    picture = pil_to_tensor(draw(columns, ["first", "second"]))
+    picture = pil_to_tensor(draw_columns(columns, ["first", "second"]))
     side = 3 * 48  # the first multiple of 48 that is not below 128
     assert picture.shape == (3, TITLE + 2 * (side + GAP), CAPTION + 2 * (side + GAP))
     for number, column in enumerate(columns.values()):
@@ -117,7 +117,7 @@ def test_a_picture_holds_each_image_enlarged_in_its_row_and_column_right_of_its_
                 assert torch.equal(tile[:, offset::3, offset::3], (image * 255).round().byte())
             assert int((picture[:, top : top + side, :CAPTION] < 255).sum()) > 0  # its caption
     assert int((picture[:, :TITLE] < 255).sum()) > 0  # the titles
-    assert pil_to_tensor(draw(columns)).shape[2] == 2 * (side + GAP)
+    assert pil_to_tensor(draw_columns(columns)).shape[2] == 2 * (side + GAP)
 
 
 def test_the_map_is_the_principal_plane_of_unit_rows_and_has_one_sign() -> None:
@@ -151,8 +151,8 @@ def test_the_map_has_each_image_at_its_place_framed_in_the_colour_of_its_class()
 
 
 def test_images_of_imagenets_size_are_reduced_and_small_ones_are_not() -> None:
-    assert shrunk(torch.rand(2, 3, 224, 112), 160).shape == (2, 3, 160, 80)
-    assert shrunk(torch.rand(2, 3, 32, 32), 160).shape == (2, 3, 32, 32)
+    assert shrink_images(torch.rand(2, 3, 224, 112), 160).shape == (2, 3, 160, 80)
+    assert shrink_images(torch.rand(2, 3, 32, 32), 160).shape == (2, 3, 32, 32)
 
 
 def test_the_nearest_images_of_the_prototypes_are_those_of_largest_cosine_most_used_prototype_first() -> None:
@@ -189,7 +189,7 @@ def test_tensorboard_gets_the_picture(tmp_path: Path) -> None:
     )
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    picture = draw({"one": torch.rand(1, 3, 128, 128)})
+    picture = draw_columns({"one": torch.rand(1, 3, 128, 128)})
     log_picture([object(), logger], "views", picture, 7)
     logger.experiment.flush()
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})

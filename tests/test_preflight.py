@@ -23,7 +23,7 @@ from unlabeled import preflight
 from unlabeled.build import build_run
 from unlabeled.config import is_sweep
 from unlabeled.errors import UserError
-from unlabeled.meeting import Place, meet, open_store
+from unlabeled.meeting import RendezvousInfo, open_store, wait_and_compare
 from unlabeled.together import end_children
 
 HOST = socket.gethostname()
@@ -42,10 +42,10 @@ def outcomes(facts: dict[int, Any], processes: int, patience: float = 60) -> dic
     stores = []  # kept, as a run does: the first one serves all others
 
     def come(rank: int) -> Any:
-        place = Place("127.0.0.1", port, rank, processes)
+        place = RendezvousInfo("127.0.0.1", port, rank, processes)
         stores.append(store := open_store(place, patience))
         try:
-            return meet(store, place, facts[rank], patience)
+            return wait_and_compare(store, place, facts[rank], patience)
         except (UserError, SystemExit) as error:
             return error
 
@@ -81,7 +81,7 @@ def test_who_is_missing_is_named_after_the_patience_given() -> None:
 def test_without_the_first_process_each_says_where_it_was_looked_for() -> None:
     port = free_port()
     with pytest.raises(UserError, match=rf"^process 1 on {HOST}: the first process does not answer at 127\.0\.0\.1:"):
-        open_store(Place("127.0.0.1", port, 1, 2), 0.5)
+        open_store(RendezvousInfo("127.0.0.1", port, 1, 2), 0.5)
 
 
 def test_a_port_that_is_taken_is_refused_with_its_number() -> None:
@@ -90,20 +90,20 @@ def test_a_port_that_is_taken_is_refused_with_its_number() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^127\.0\.0\.1:{port} cannot be used .*; give another MASTER_PORT$"):
-            open_store(Place("127.0.0.1", port, 0, 2), 1)
+            open_store(RendezvousInfo("127.0.0.1", port, 0, 2), 1)
 
 
 def test_the_facts_hold_versions_code_checkpoint_and_all_of_the_configuration_but_the_number_of_workers(
     tmp_path: Path,
 ) -> None:
     config = {"num_workers": 2, "batch_size": 64, "optimizer": {"lr": 0.1}}
-    facts = preflight.facts_of(config, tmp_path / "last.ckpt", 1347)
+    facts = preflight.run_facts(config, tmp_path / "last.ckpt", 1347)
     assert facts["config"] == {"batch_size": 64, "optimizer": {"lr": 0.1}}
     assert facts["torch"] == torch.__version__
     assert facts["training images"] == 1347
     assert facts["bytes of checkpoints/last"] is None
     (tmp_path / "last.ckpt").write_bytes(b"123")
-    assert preflight.facts_of(config, tmp_path / "last.ckpt", 1347)["bytes of checkpoints/last"] == 3
+    assert preflight.run_facts(config, tmp_path / "last.ckpt", 1347)["bytes of checkpoints/last"] == 3
 
 
 def test_the_hash_of_the_code_changes_with_a_line_and_with_a_name_of_a_file(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_another_number_of_processes_than_were_started_is_refused_with_the_keys_
     for devices, machines in ((1, 1), (8, 1), (4, 1)):
         trainer = cast(pl.Trainer, SimpleNamespace(world_size=devices * machines, num_nodes=machines))
         with pytest.raises(UserError, match=rf"^{by} started 8 .* give trainer\.devices=4 trainer\.num_nodes=2$"):
-            preflight.check_started(trainer)
-    preflight.check_started(cast(pl.Trainer, SimpleNamespace(world_size=8, num_nodes=2)))
+            preflight.check_process_count(trainer)
+    preflight.check_process_count(cast(pl.Trainer, SimpleNamespace(world_size=8, num_nodes=2)))
     with pytest.raises(UserError, match=rf"^{by} started 8 processes, the trainer has 1: give trainer\.devices=4"):
         build_run(composed("data=digits", "backbone=resnet_thin", "trainer.accelerator=cpu"), {})
 
@@ -138,17 +138,17 @@ def test_another_number_of_processes_than_were_started_is_refused_with_the_keys_
 def test_slurms_processes_are_found_without_lightnings_requeueing_and_ntasks_alone_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert preflight.cluster() == []
+    assert preflight.cluster_environment() == []
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    (found,) = cast(Any, preflight.cluster())
+    (found,) = cast(Any, preflight.cluster_environment())
     assert (found.world_size(), found.auto_requeue) == (8, False)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(UserError, match=r"^srun started 8 processes by --ntasks: give --nodes and --ntasks-per-node"):
-        preflight.cluster()
+        preflight.cluster_environment()
     for name, value in TORCHRUN.items():  # torchrun within a job of Slurm's
         monkeypatch.setenv(name, value)
-    assert preflight.cluster() == []
+    assert preflight.cluster_environment() == []
 
 
 @pytest.mark.parametrize(("launcher", "shared"), [("basic", True), ("submitit_slurm", False)])

@@ -137,7 +137,7 @@ def test_the_learning_rates_used_are_the_planned_ones(straight: tuple[Run, str])
     run, metrics = straight
     lines = [json.loads(line) for line in metrics.splitlines()]
     used = [line["train/learning_rate"] for line in lines if "train/learning_rate" in line]
-    planned = [run.module.recipe.lr_at(run.module.progress._replace(step=step), 256) for step in range(15)]
+    planned = [run.module.optimizer_config.lr_at(run.module.progress._replace(step=step), 256) for step in range(15)]
     assert used == pytest.approx(planned, rel=1e-6)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.canvas import canvas
 from unlabeled.data.memory import DecodedSource
 from unlabeled.data.module import DataModule
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.data.source import Splits
 from unlabeled.evaluation.online import OnlineKNN
 from unlabeled.objective import Batch, Objective, Output, Progress, Support
@@ -49,8 +49,8 @@ class Seeing(nn.Module):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_views_of_a_batch_and_of_its_support_are_made_with_their_sizes(known: bool) -> None:
-    together, sizes = canvas(images()[:4])
-    beside, others = canvas(images()[1:3])
+    together, sizes = pad_to_largest(images()[:4])
+    beside, others = pad_to_largest(images()[1:3])
     assert sizes is not None
     assert others is not None
     if not known:
@@ -79,7 +79,7 @@ class Painter(Objective):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         raise NotImplementedError
 
-    def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         self.batches.append(batch)
         return {"seen": batch.views[0]}
 
@@ -90,10 +90,10 @@ class Mean(nn.Module):
 
 
 def test_pictures_show_the_centre_of_each_image_and_nothing_beside_it() -> None:
-    painter = Painter()
-    module = SimpleNamespace(seed=3, objective=painter, views=Views(12, [], None, None, 1.0, "bilinear"))
+    visualized_objective = Painter()
+    module = SimpleNamespace(seed=3, objective=visualized_objective, views=Views(12, [], None, None, 1.0, "bilinear"))
     columns = Pictures(1, 4, 4).reconstructions(cast(Any, module), data_module(), torch.device("cpu"))
-    (batch,) = painter.batches
+    (batch,) = visualized_objective.batches
     assert batch.sizes is not None
     assert batch.sizes.tolist() == [list(SHAPES[index]) for index in batch.ids.tolist()]
     colours = torch.tensor([160.0 if index % 2 else 60.0 for index in batch.ids.tolist()])

@@ -14,7 +14,7 @@ from tests.forked import spawn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.batchnorm import SplitBatchNorm, SyncedBatchNorm, split_batchnorm
 from unlabeled.errors import UserError
-from unlabeled.synchronisation import SyncBatchNorms, average, own_statistics
+from unlabeled.synchronisation import SyncBatchNorms, average_tensors, batchnorm_statistics
 
 SHAPES = {"2d": (6, 3, 4, 5), "1d": (6, 3), "sequence": (6, 3, 7), "3d": (6, 3, 2, 2, 2)}
 
@@ -86,7 +86,7 @@ def compare_split_statistics(rank: int) -> None:
             norm(part)
         shared(x[4 * rank : 4 * rank + 4])
     before = shared.running_mean.clone()
-    average(own_statistics(nn.Sequential(shared, SyncedBatchNorm(layer("2d")))))
+    average_tensors(batchnorm_statistics(nn.Sequential(shared, SyncedBatchNorm(layer("2d")))))
     assert float((shared.running_mean - before).abs().max()) > 0.01
     for name in ("running_mean", "running_var"):
         mean = torch.stack([getattr(part, name) for part in parts]).mean(0)

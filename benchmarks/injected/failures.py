@@ -71,7 +71,7 @@ def without_stop_gradient(stack: ExitStack) -> None:
     replace(stack, moco, queue_contrast=queue_contrast_with_gradient)
     replace(stack, relic.ReLIC, _target=relic.ReLIC._target.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, relic, gather_targets=undetached(relic.gather_targets))
-    replace(stack, paws, wanted_classes=paws.wanted_classes.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, paws, target_classes=paws.target_classes.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, swav, sinkhorn=sinkhorn_with_gradient)
 
 

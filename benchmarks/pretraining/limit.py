@@ -29,7 +29,7 @@ class Limit:
 
     def __init__(self, module: Pretraining, batch: Batch) -> None:
         self.objective, self.batch = module.objective, batch
-        self.optimizer = module.recipe.build(self.objective, module.images_per_step)
+        self.optimizer = module.optimizer_config.build(self.objective, module.images_per_step)
         self.progress, self.precision = module.progress, module.trainer.precision_plugin
         for group in self.optimizer.param_groups:
             group["lr"] = module.learning_rate

@@ -9,7 +9,7 @@ from benchmarks.pretraining.images import parquet_files
 from benchmarks.pretraining.phases import PARTS
 from benchmarks.pretraining.rows import CIFAR, IMAGENET, Row
 from benchmarks.pretraining.table import speed
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import summarize_provenance
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 VIEWS = (2, 4, 6, 8, 10)
@@ -90,7 +90,7 @@ def sizes_page(device: str, results: Sequence[tuple[Sweep, Measured]], picture: 
     begun = [(sweep, found) for sweep, found in results if found]
     draw(begun, picture)
     lines = [f"# Cost of pretraining against size: {device}", "", *NOTES, ""]
-    lines += made_with([each for _, found in begun for each in found])
+    lines += summarize_provenance([each for _, found in begun for each in found])
     lines += ["", f"![pixels of views per second against size]({picture.name})"]
     for sweep, found in begun:
         values = _values(sweep, found)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.pretraining.limit import efficiencies
 from benchmarks.pretraining.phases import PARTS
-from unlabeled.evaluation.reporting.report import made_with
+from unlabeled.evaluation.reporting.report import summarize_provenance
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,14 @@ def speed(result: dict[str, Any]) -> Speed:
 
 def page(device: str, measured: Sequence[dict[str, Any]], small: Sequence[dict[str, Any]]) -> str:
     """The whole page; ``small`` are GPU rows in a setting that fits a CPU, and may be none."""
-    lines = [f"# Speed of pretraining: {device}", "", *NOTES, *made_with([*measured, *small]), "", *_speeds(measured)]
+    lines = [
+        f"# Speed of pretraining: {device}",
+        "",
+        *NOTES,
+        *summarize_provenance([*measured, *small]),
+        "",
+        *_speeds(measured),
+    ]
     lines += ["", "## Where the time of a step goes", "", *PART_NOTES, "", *_parts(measured)]
     if small:
         lines += ["", "## Rows for a GPU, unmeasured", "", *SMALL_NOTES, "", *_speeds(small), "", *_parts(small)]

@@ -25,7 +25,7 @@ from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import ImageProbe, Probe
-from unlabeled.faults.guard import Faults
+from unlabeled.faults.guard import NonFiniteGuard
 from unlabeled.faults.record import read_record
 from unlabeled.faults.replay import Replay
 from unlabeled.health.heartbeat import Heartbeat
@@ -35,7 +35,7 @@ from unlabeled.pretraining import Pretraining
 from unlabeled.progress_bar import RunProgress
 from unlabeled.run import Run
 from unlabeled.sharding import FullySharded
-from unlabeled.synchronisation import EqualStatistics, SyncBatchNorms
+from unlabeled.synchronisation import AverageBatchNormStats, SyncBatchNorms
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview import Preview
 
@@ -60,12 +60,12 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views: Views = instantiate(config.views)
     views.require_masks(data.splits.train)
     objective = build_objective(config)
-    check_together(objective, views, data.splits.train, config.batch_size, trainer.world_size)
-    serve_support(data, objective, trainer.world_size)
+    check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
         compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
-    facts = preflight.facts_of(resolved, checkpoints.newest, len(data.splits.train))
+    facts = preflight.run_facts(resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     module = Pretraining(
@@ -79,7 +79,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         config.seed,
         config.log_every_n_steps,
         resolved,
-        Faults(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
+        NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
     return Run(trainer, module, data, checkpoints)
 
@@ -101,7 +101,7 @@ def build_replay(path: str) -> Replay:
     return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 
-def check_together(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
+def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
     """Raise UserError for parts that each can work, and together cannot."""
     sizes = views.sizes(train.image_size)
     objective.check(Plan(batch_size, processes, len(train), sizes))
@@ -157,8 +157,8 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         strategy=FullySharded() if strategy == "fsdp" else strategy,
         precision=precision,
         logger=[metrics, *mirrors],
-        callbacks=[*planning, EqualStatistics(), RunProgress(), *heartbeat, *watching, saving],
-        plugins=[*preflight.cluster(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
+        callbacks=[*planning, AverageBatchNormStats(), RunProgress(), *heartbeat, *watching, saving],
+        plugins=[*preflight.cluster_environment(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
         default_root_dir=config.run_dir,
         log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
         max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
@@ -167,7 +167,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    preflight.check_started(trainer)
+    preflight.check_process_count(trainer)
     if trainer.world_size > 1 and is_sweep():
         raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
     return trainer
@@ -198,11 +198,11 @@ def build_data(config: DictConfig) -> DataModule:
     )
 
 
-def serve_support(data: DataModule, objective: Objective, processes: int) -> None:
+def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
     """Let the data have the labelled images that the objective asks for, which must not be test images."""
     if objective.support is None:
         return
-    data.serve(objective.support, processes)
+    data.attach_support(objective.support, processes)
     if data.splits.test is not None and data.labels is not None:
         shared = shared_names(data.labels, data.splits.train, data.splits.test)
         if shared:
@@ -211,7 +211,7 @@ def serve_support(data: DataModule, objective: Objective, processes: int) -> Non
 
 def build_backbone(config: DictConfig, seed: int) -> Backbone:
     """A backbone initialised from ``seed``: the start of a run, and the random baseline of its evaluation."""
-    with seeded(seed):
+    with seeded_init(seed):
         backbone: Backbone = instantiate(config)
     return backbone
 
@@ -219,13 +219,13 @@ def build_backbone(config: DictConfig, seed: int) -> Backbone:
 def build_objective(config: DictConfig) -> Objective:
     """The method around its backbone, both initialised from the run's seed."""
     backbone = build_backbone(config.backbone, config.seed)
-    with seeded(config.seed):
+    with seeded_init(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
     return objective
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded_init(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed`` and leave the global random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -23,7 +23,7 @@ from unlabeled.objective import Objective
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
-def fill_in(
+def complete_config(
     config: DictConfig, checkpoint: Checkpoint, needs: Sequence[str] = ("data", "views", "backbone")
 ) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
@@ -47,7 +47,7 @@ def fill_in(
 def build_evaluation(
     config: DictConfig, data: DataModule | None = None, accelerator: str = "auto", precision: str = "32-true"
 ) -> Evaluation:
-    """The parts for judging a checkpoint, from the configuration of a run or of :func:`fill_in`.
+    """The parts for judging a checkpoint, from the configuration of a run or of :func:`complete_config`.
 
     Args:
         config: holds backbone, views, data, probe, seed, batch_size, num_workers, memory_gib, cache and cache_gib.
@@ -64,7 +64,7 @@ def build_evaluation(
             probe.prepare(data.splits.train)
         if isinstance(probe, KNN):
             probe.shared = world_size() > 1  # each process searches its part of the bank
-    objective, random_objective, behind_head = prepare_soft_neighbours(probes, config, data)
+    objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
     backbone = build_backbone(config.backbone, config.seed)
     backbone.check_kinds([kind for probe in probes.values() for kind in kinds_of(probe)])
     extractor = Extractor(
@@ -82,24 +82,24 @@ def build_evaluation(
         probes=probes,
         settings={"probe": resolved["probe"], "seed": config.seed, "precision": precision},
         config=resolved,
-        behind_head=behind_head,
+        probes_on_embeddings=probes_on_embeddings,
         objective=objective,
         random_objective=random_objective,
-        painter=build_painter(config),
+        visualized_objective=build_visualized_objective(config),
     )
 
 
-def build_painter(config: DictConfig) -> Objective | None:
+def build_visualized_objective(config: DictConfig) -> Objective | None:
     """The run's objective where it makes pictures; None where it does not, or the checkpoint knows of none."""
     objective = build_objective(config) if config.get("objective") else None
-    return None if objective is None or type(objective).pictures == Objective.pictures else objective
+    return None if objective is None or type(objective).visualize == Objective.visualize else objective
 
 
 def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
     """How the checkpoint of the self-test is judged: with the settings that it carries, on the CPU, nothing kept."""
 
     def build(checkpoint: Checkpoint) -> Evaluation:
-        whole = fill_in(config, checkpoint)
+        whole = complete_config(config, checkpoint)
         assert checkpoint.config is not None
         whole.update({"probe": checkpoint.config["probe"], "cache_gib": 0.0})
         return build_evaluation(whole, None, "cpu")

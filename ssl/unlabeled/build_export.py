@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.build import build_backbone, build_splits
-from unlabeled.build_evaluation import fill_in
+from unlabeled.build_evaluation import complete_config
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -16,23 +16,23 @@ from unlabeled.weights import Checkpoint, load_backbone
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportInputs:
     """What an export knows of a checkpoint."""
 
     backbone: Backbone  # with its weights
     values: dict[str, Any]  # what it was built from, as plain values
     views: dict[str, Any]  # likewise
     splits: Splits | None  # the run's data where it is there
-    why_not: str  # why not
+    why_no_data: str  # why not
 
 
-def build_exported(config: DictConfig, checkpoint: Checkpoint) -> Exported:
+def build_export_inputs(config: DictConfig, checkpoint: Checkpoint) -> ExportInputs:
     """The backbone of a checkpoint, from the configuration of an export."""
-    filled = fill_in(config, checkpoint, needs=("views", "backbone"))
+    filled = complete_config(config, checkpoint, needs=("views", "backbone"))
     plain: Any = OmegaConf.to_container(filled, resolve=True)
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled)
-    return Exported(backbone, plain["backbone"], plain["views"], splits, why_not)
+    return ExportInputs(backbone, plain["backbone"], plain["views"], splits, why_not)
 
 
 def find_splits(config: DictConfig) -> tuple[Splits | None, str]:

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from unlabeled.build import build_backbone, build_data, build_objective
-from unlabeled.build_evaluation import fill_in
-from unlabeled.config import compose_another
+from unlabeled.build_evaluation import complete_config
+from unlabeled.config import compose_config
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.representation.analysis import Subject
-from unlabeled.representation.comparison import Side
+from unlabeled.representation.analysis import AnalysisSubject
+from unlabeled.representation.comparison import ComparedNetwork
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import (
     Checkpoint,
@@ -29,19 +29,21 @@ from unlabeled.weights import (
 FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 
 
-def build_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[Subject, dict[str, Any]]:
+def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[AnalysisSubject, dict[str, Any]]:
     """A checkpoint with all its weights and its images, and the configuration that they were built from."""
-    config = fill_in(config, checkpoint)
+    config = complete_config(config, checkpoint)
     device = _device(config)
     backbone = load_backbone(checkpoint, build_backbone(config.backbone, config.seed))
     views, data = _views(config.views), _data(config)
-    source = split_of(data, config.split)
+    source = choose_split(data, config.split)
     views.require_masks(source)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return Subject(backbone, _projector(config, checkpoint), views, data, source, device), plain
+    return AnalysisSubject(backbone, _projector(config, checkpoint), views, data, source, device), plain
 
 
-def build_sides(config: DictConfig) -> tuple[Side, Side, DataModule, Source, torch.device]:
+def build_compared_networks(
+    config: DictConfig,
+) -> tuple[ComparedNetwork, ComparedNetwork, DataModule, Source, torch.device]:
     """Both networks of a comparison, and the images that both see."""
     given: Any = OmegaConf.to_container(config)
     sides = [_side(which, given[which]) for which in ("first", "second")]
@@ -50,10 +52,10 @@ def build_sides(config: DictConfig) -> tuple[Side, Side, DataModule, Source, tor
     if config["data"] is None:
         raise UserError("data: neither network says what it was made with: give data=…")
     data = _data(config)
-    return sides[0], sides[1], data, split_of(data, config.split), _device(config)
+    return sides[0], sides[1], data, choose_split(data, config.split), _device(config)
 
 
-def split_of(data: DataModule, split: str) -> Source:
+def choose_split(data: DataModule, split: str) -> Source:
     """Raises UserError for a test split that is not there."""
     found = data.splits.train if split == "train" else data.splits.test
     if found is None:
@@ -61,19 +63,19 @@ def split_of(data: DataModule, split: str) -> Source:
     return found
 
 
-def _side(which: str, given: Any) -> Side:
+def _side(which: str, given: Any) -> ComparedNetwork:
     """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
     if isinstance(given, str):
         given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
     if not isinstance(given, dict):
         raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
     overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]
-    config = compose_another("representation_side", overrides)
+    config = compose_config("representation_side", overrides)
     files = {key: given.get(key) for key in FILES}
     path = checkpoint_path(**files) if any(files.values()) else None
     checkpoint = None if path is None else read_checkpoint(path)
     if checkpoint is not None:
-        config = fill_in(config, checkpoint, needs=())
+        config = complete_config(config, checkpoint, needs=())
     for key in ("views", "backbone"):
         if config.get(key) is None:
             raise UserError(
@@ -81,7 +83,7 @@ def _side(which: str, given: Any) -> Side:
             )
     backbone = build_backbone(config.backbone, config.seed)
     backbone = backbone if checkpoint is None else load_backbone(checkpoint, backbone)
-    return Side(_name(path, config.backbone), backbone, _views(config.views), checkpoint, config.seed)
+    return ComparedNetwork(_name(path, config.backbone), backbone, _views(config.views), checkpoint, config.seed)
 
 
 def _name(path: Path | None, backbone: DictConfig) -> str:

@@ -134,7 +134,7 @@ class Checkpointing(pl.Callback):
         if self._written < pl_module.total_steps:
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         if trainer.is_global_zero and "metrics_bytes" in checkpoint:
-            self.metrics.cut(checkpoint["metrics_bytes"])
+            self.metrics.truncate(checkpoint["metrics_bytes"])
 
 
 def _anywhere(trainer: pl.Trainer, here: bool) -> bool:

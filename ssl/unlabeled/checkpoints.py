@@ -44,7 +44,7 @@ class CheckpointFolder:
         """
         found = [path for path in [self.newest, *self._older()] if path.exists()]
         for path in found:
-            damage = damage_of(path)
+            damage = find_damage(path)
             if damage is None:
                 return path
             _rename_if_there(path, path.with_name(path.name + ".damaged"))
@@ -96,7 +96,7 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step_*.ckpt"), reverse=True)
 
 
-def damage_of(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a file that torch.save wrote, or None: every byte is held against its checksum.
 
     ``torch.load`` does not look at the checksums: a flipped bit would be taken for a weight. 400 MB take 0.1 s.

@@ -61,7 +61,7 @@ def _begin_step(objective: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def eager() -> Iterator[None]:
+def eager_mode() -> Iterator[None]:
     """Inside, nothing is compiled and nothing compiled is run: evaluation has other shapes and another mode."""
     if "torch._dynamo" not in sys.modules:  # nothing is, and to import it takes a second
         yield

@@ -64,7 +64,7 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
         hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
 
 
-def compose_another(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """A configuration besides that of the command, checked like it.
 
     Args:
@@ -234,15 +234,15 @@ def open_run(config: DictConfig) -> dict[str, Any]:
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(as_yaml(resolved))
+    (run_dir / "config.yaml").write_text(to_yaml(resolved))
 
 
-def as_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: dict[str, Any]) -> str:
     """Plain values as text, in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def check_alone(key: str, *beside: str) -> None:
+def check_no_other_overrides(key: str, *beside: str) -> None:
     """Raise UserError if the command gives any other key but those ``beside``: nothing would read it."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     others = [override for override in given if override.split("=")[0] not in (key, *beside)]

@@ -9,7 +9,7 @@ from torch import Tensor
 CPU_BLOCK, GPU_BLOCK = 2**22, 2**26
 
 
-def log_sum_exp(queries: Tensor, keys: Tensor, left_out: Tensor | None = None) -> Tensor:
+def log_sum_exp(queries: Tensor, keys: Tensor, excluded: Tensor | None = None) -> Tensor:
     """ln Σ_j exp(query · key_j) of each query, differentiable.
 
     Softmax and cross-entropy over the whole matrix keep three copies of it; here a block of it lives at a time, and is
@@ -19,12 +19,12 @@ def log_sum_exp(queries: Tensor, keys: Tensor, left_out: Tensor | None = None) -
     Args:
         queries: [B, D], already divided by the temperature.
         keys: [K, D].
-        left_out: int64 [B], for each query one key that does not count; None: all count.
+        excluded: int64 [B], for each query one key that does not count; None: all count.
 
     Returns:
         [B].
     """
-    sums: Tensor = _LogSumExp.apply(queries, keys, left_out)
+    sums: Tensor = _LogSumExp.apply(queries, keys, excluded)
     return sums
 
 

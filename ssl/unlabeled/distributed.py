@@ -9,31 +9,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_alone: ContextVar[bool] = ContextVar("alone", default=False)
+_local_only: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def world_size() -> int:
-    """Number of processes that work together; 1 when torch.distributed is not in use, and within :func:`alone`."""
-    return dist.get_world_size() if _in_use() else 1
+    """Number of processes that work together; 1 when torch.distributed is not in use, and within :func:`local_only`."""
+    return dist.get_world_size() if _is_distributed() else 1
 
 
 def rank() -> int:
     """Index of this process among them."""
-    return dist.get_rank() if _in_use() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def local_only() -> Iterator[None]:
     """For what one process does by itself, or each for itself: inside, nothing waits for another process."""
-    token = _alone.set(True)
+    token = _local_only.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _local_only.reset(token)
 
 
-def _in_use() -> bool:
-    return dist.is_available() and dist.is_initialized() and not _alone.get()
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _local_only.get()
 
 
 class _Gather(torch.autograd.Function):

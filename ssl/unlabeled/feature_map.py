@@ -68,7 +68,7 @@ def font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def shrunk(images: Tensor, longest: int) -> Tensor:
+def shrink_images(images: Tensor, longest: int) -> Tensor:
     """Images [N, 3, h, w], their longer side at most ``longest`` pixels."""
     factor = longest / max(images.shape[2:])
     if factor >= 1:
@@ -78,7 +78,7 @@ def shrunk(images: Tensor, longest: int) -> Tensor:
 
 
 def _tiles(pixels: Tensor) -> list[Any]:
-    small = shrunk(pixels.float() / 255, THUMBNAIL)
+    small = shrink_images(pixels.float() / 255, THUMBNAIL)
     times = max(1, THUMBNAIL // max(small.shape[2:]))  # images of few pixels are enlarged
     small = small.repeat_interleave(times, -1).repeat_interleave(times, -2)
     return list((small * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -109,11 +109,11 @@ def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:
     """As in the report: of ten classes ones that colour-blind readers tell apart, of more along a rainbow."""
     from PIL.ImageColor import getrgb
 
-    from unlabeled.evaluation.reporting.plots import colour_of
+    from unlabeled.evaluation.reporting.plots import class_colour
 
     if label < 0:
         return None
-    colour = colour_of(label, num_classes)
+    colour = class_colour(label, num_classes)
     red, green, blue = getrgb(colour)[:3] if isinstance(colour, str) else (round(255 * each) for each in colour[:3])
     return red, green, blue
 

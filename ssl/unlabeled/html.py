@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def shell(title: str, style: str, body: str) -> str:
+def html_page(title: str, style: str, body: str) -> str:
     """The whole text of a page.
 
     Args:
@@ -25,12 +25,12 @@ def shell(title: str, style: str, body: str) -> str:
     )
 
 
-def inline(pixels: "Tensor") -> str:
+def inline_png(pixels: "Tensor") -> str:
     """Uint8 [3, h, w] as the address of a PNG that lies in the page."""
     return _address(_picture(pixels), "PNG")
 
 
-def inline_small(pixels: "Tensor") -> str:
+def inline_thumbnail(pixels: "Tensor") -> str:
     """The same; as a JPEG where it has more than 64 pixels to a side, which is a fifth of the bytes."""
     return _address(_picture(pixels), "PNG" if max(pixels.shape[1:]) <= 64 else "JPEG")
 

@@ -24,7 +24,7 @@ from unlabeled.errors import UserError
 UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
 
 
-def kept_id(path: Path) -> str:
+def load_or_create_id(path: Path) -> str:
     """A random name that is the same whenever the run is started: drawn by its first process, and kept in a file."""
     if not path.exists():
         _draw_id(path)
@@ -69,7 +69,7 @@ class JsonLines(Logger):
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Keep the first ``size`` bytes: what was written when a state was, and not what came after it."""
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < size:
@@ -181,7 +181,7 @@ class WeightsAndBiases(WandbLogger):
         super().__init__(
             name,
             run_dir,
-            id=kept_id(Path(run_dir) / "wandb_run_id"),
+            id=load_or_create_id(Path(run_dir) / "wandb_run_id"),
             project=project,
             entity=entity,
             group=group,

@@ -17,7 +17,7 @@ from unlabeled.config import differences
 from unlabeled.errors import UserError
 
 
-class Place(NamedTuple):
+class RendezvousInfo(NamedTuple):
     """Where the processes meet, and which of them this is."""
 
     address: str
@@ -26,10 +26,10 @@ class Place(NamedTuple):
     processes: int
 
 
-def open_store(place: Place, patience: float) -> Store:
+def open_store(place: RendezvousInfo, patience: float) -> Store:
     """The first process's memory of what all have written; torchrun's, where that has one."""
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves and not _until(lambda: answers(place), patience):  # torch would print C++ for each attempt
+    if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ for each attempt
         raise UserError(
             f"process {place.rank} on {socket.gethostname()}: the first process does not answer at"
             f" {place.address}:{place.port} within {patience:.0f} s"
@@ -50,7 +50,7 @@ def open_store(place: Place, patience: float) -> Store:
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def answers(place: Place) -> bool:
+def is_reachable(place: RendezvousInfo) -> bool:
     """Whether the store can be reached."""
     with contextlib.suppress(OSError), socket.create_connection((place.address, place.port), timeout=1):
         return True
@@ -66,8 +66,12 @@ def _until(there: Callable[[], bool], patience: float) -> bool:
     return True
 
 
-def meet(
-    store: Store, place: Place, facts: dict[str, Any], patience: float, hopeless: Callable[[], bool] = lambda: False
+def wait_and_compare(
+    store: Store,
+    place: RendezvousInfo,
+    facts: dict[str, Any],
+    patience: float,
+    hopeless: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """Wait for all processes and compare them with the first.
 

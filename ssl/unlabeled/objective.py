@@ -99,7 +99,7 @@ class Output:
     targets: Tensor | None = None
 
 
-class Sign(NamedTuple):
+class MetricBound(NamedTuple):
     """A metric by which a method shows that it fails in a way of its own: an alarm while it is out of bounds."""
 
     name: str  # of the failure: codes-not-balanced
@@ -155,14 +155,14 @@ class Objective(nn.Module):
     def check(self, plan: Plan) -> None:
         """Raise UserError, in one line, for a run that cannot work; called before an image is read.
 
-        Numbers of the plan that :meth:`planned` needs are kept here.
+        Numbers of the plan that :meth:`scheduled_values` needs are kept here.
         """
 
-    def doubts(self, plan: Plan) -> list[Check]:
+    def plan_warnings(self, plan: Plan) -> list[Check]:
         """What may be a mistake in a run that can work, for the plan; called after :meth:`check`."""
         return []
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         """Values that this method uses at a step, by name, for the plan; from the code that the step takes them from.
 
         Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
@@ -188,7 +188,7 @@ class Objective(nn.Module):
         """What turns features [B, num_features] into embeddings [B, D], for probes that look at these, if anything."""
         return None
 
-    def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """What the method makes of some images, to look at; nothing by default.
 
         Args:
@@ -201,14 +201,14 @@ class Objective(nn.Module):
         """
         return {}
 
-    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         """Copies that follow trained modules slowly, each with what it follows, the backbone's first; for the monitor.
 
         Empty where the method has no teacher.
         """
         return ()
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         """By which of its metrics the health monitor can tell that the method fails; none by default."""
         return ()
 

@@ -10,11 +10,11 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from unlabeled.data.canvas import on_device
 from unlabeled.data.module import DataModule
+from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, eval_mode, extract, full_float32
-from unlabeled.feature_map import draw_map, font, shrunk
+from unlabeled.feature_map import draw_map, font, shrink_images
 from unlabeled.objective import Batch, Objective
 from unlabeled.pretraining import Pretraining
 from unlabeled.sharding import FullySharded
@@ -35,7 +35,7 @@ class Pictures(pl.Callback):
 
     ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
     same training images all along, seen as evaluation sees them, so that those of different epochs compare:
-    ``feature_map``; ``reconstructions``, where a method paints (``Objective.pictures``); ``prototypes``, where it has
+    ``feature_map``; ``reconstructions``, where a method paints (``Objective.visualize``); ``prototypes``, where it has
     some (``Objective.prototype_scores``), those that are nearest to most images with the images nearest to each.
 
     The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
@@ -61,7 +61,7 @@ class Pictures(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, Pretraining)
         if trainer.is_global_zero and pl_module.progress.batch == 0:
-            show(trainer, "views", draw(self.views(pl_module, batch)))
+            save_and_log(trainer, "views", draw_columns(self.views(pl_module, batch)))
             if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
                 print("pictures: those of the views alone, with fsdp no process has the weights for the others")
 
@@ -77,16 +77,16 @@ class Pictures(pl.Callback):
         device = trainer.strategy.root_device
         reconstructions = self.reconstructions(pl_module, data, device)
         if reconstructions:
-            show(trainer, "reconstructions", draw(reconstructions))
+            save_and_log(trainer, "reconstructions", draw_columns(reconstructions))
         has_prototypes = type(pl_module.objective).prototype_scores is not Objective.prototype_scores
         pixels, features = self.look(pl_module, data, device, self.pool if has_prototypes else MAPPED)
         if not features.x.isfinite().all():
             return  # a picture is no reason to stop; whoever is asked for numbers will say it
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
-        show(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
+        save_and_log(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
         prototypes = nearest_images(pl_module.objective, features.x.to(device), pixels, self.num_images)
         if prototypes is not None:
-            show(trainer, "prototypes", draw(*prototypes))
+            save_and_log(trainer, "prototypes", draw_columns(*prototypes))
 
     def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
         """Columns [N, 3, h, w] in [0, 1]: images of a batch that is about to be trained on, and their views."""
@@ -95,19 +95,23 @@ class Pictures(pl.Callback):
         rows = slice(self.num_images)
         images, sizes = batch.images[rows], None if batch.sizes is None else batch.sizes[rows]
         views = made(images, batch.ids[rows], module.view_key(batch), sizes=sizes)
-        columns = {"image": made.plain(images, sizes)} | {f"view {n}": view for n, view in enumerate(views, 1)}
-        return {name: _squared(made.as_pixels(column), made.size) for name, column in columns.items()}
+        columns = {"image": made.evaluation_view(images, sizes)} | {
+            f"view {n}": view for n, view in enumerate(views, 1)
+        }
+        return {name: _squared(made.to_pixels(column), made.size) for name, column in columns.items()}
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1] of ``Objective.pictures``; none where the method paints nothing."""
+        """Columns [N, 3, h, w] in [0, 1] of ``Objective.visualize``; none where the method paints nothing."""
         for batch in data.batches(data.train, self._positions(module, data, self.num_images), self.num_images):
-            images, sizes = on_device(batch, device)
-            view = module.views.plain(images, sizes)
+            images, sizes = batch_to_device(batch, device)
+            view = module.views.evaluation_view(images, sizes)
             seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
             with eval_mode(module.objective), torch.autocast(device.type, enabled=False):
-                columns = module.objective.pictures(seen, module.seed)
-            return {name: shrunk(module.views.as_pixels(column), LARGEST_TILE) for name, column in columns.items()}
+                columns = module.objective.visualize(seen, module.seed)
+            return {
+                name: shrink_images(module.views.to_pixels(column), LARGEST_TILE) for name, column in columns.items()
+            }
         return {}
 
     def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
@@ -115,8 +119,8 @@ class Pictures(pl.Callback):
         pixels = []
 
         def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
-            seen = module.views.plain(images, sizes)
-            pixels.append((shrunk(module.views.as_pixels(seen), PIXELS) * 255).round().byte().cpu())
+            seen = module.views.evaluation_view(images, sizes)
+            pixels.append((shrink_images(module.views.to_pixels(seen), PIXELS) * 255).round().byte().cpu())
             return seen
 
         batches = data.batches(data.train, self._positions(module, data, count), BATCH)
@@ -161,7 +165,7 @@ def nearest_images(
     return columns, captions
 
 
-def draw(columns: dict[str, Tensor], captions: Sequence[str] = ()) -> "Image":
+def draw_columns(columns: dict[str, Tensor], captions: Sequence[str] = ()) -> "Image":
     """A titled column [N, 3, h, w] in [0, 1] beside the other, and a caption left of each row if there are captions."""
     from PIL import Image, ImageDraw
 
@@ -189,10 +193,10 @@ def _enlarged(tiles: Tensor, times: int) -> Tensor:
 def _squared(images: Tensor, side: int) -> Tensor:
     """[N, 3, h, w] as large as the largest views, pixels kept where they are enlarged; at most ``LARGEST_TILE``."""
     side = min(side, LARGEST_TILE)
-    return torch.nn.functional.interpolate(shrunk(images, side), (side, side), mode="nearest-exact")
+    return torch.nn.functional.interpolate(shrink_images(images, side), (side, side), mode="nearest-exact")
 
 
-def show(trainer: pl.Trainer, name: str, picture: "Image") -> None:
+def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
     """Write a picture to the run's folder and hand it to the loggers."""
     folder = Path(trainer.default_root_dir) / "pictures"
     folder.mkdir(parents=True, exist_ok=True)

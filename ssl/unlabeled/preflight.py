@@ -22,15 +22,15 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _Su
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from unlabeled.errors import UserError
-from unlabeled.meeting import Place, answers, meet, open_store
-from unlabeled.together import Together, end_with_this_process
+from unlabeled.meeting import RendezvousInfo, is_reachable, open_store, wait_and_compare
+from unlabeled.together import Watchdog, end_children_at_exit
 
 ELEMENTS = 3_000_000  # 12 MB as float32: the gradient of a small network
 NETWORK = "try GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME with the right network interface, and NCCL_DEBUG=INFO"
 MAY_DIFFER = ("num_workers",)  # of the configuration: changes nothing that processes must agree about
 
 
-def cluster() -> list[ClusterEnvironment]:
+def cluster_environment() -> list[ClusterEnvironment]:
     """Slurm, where srun has started this process; empty where Lightning finds out by itself.
 
     Lightning's own way with Slurm would put the job back into the queue from a checkpoint that is not ours.
@@ -46,7 +46,7 @@ def cluster() -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)]
 
 
-def check_started(trainer: pl.Trainer) -> None:
+def check_process_count(trainer: pl.Trainer) -> None:
     """Raise UserError where torchrun or srun has started another number of processes than the trainer counts with."""
     started = _started_outside()
     if started is None:
@@ -71,7 +71,7 @@ def _started_outside() -> tuple[str, int, int | None] | None:
     return None
 
 
-def facts_of(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str, Any]:
+def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str, Any]:
     """What must be equal on all processes.
 
     Args:
@@ -103,17 +103,17 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     """Start the other processes if nobody has, wait for them, compare, connect. Nothing with a single process.
 
     With ``trainer.devices`` alone Lightning starts them by running this command again; each comes to this line by
-    itself. From here on the end of one is the end of all, see :class:`unlabeled.together.Together`.
+    itself. From here on the end of one is the end of all, see :class:`unlabeled.together.Watchdog`.
 
     Args:
         trainer: knows how many there are.
-        facts: of :func:`facts_of`.
+        facts: of :func:`run_facts`.
         patience: for each to come here, and for the first message, seconds.
         timeout: of whatever they wait for each other for during the run, seconds.
         checkpoint: what a message about the end points to.
 
     Raises:
-        UserError: see :func:`unlabeled.meeting.meet`; or no message gets through.
+        UserError: see :func:`unlabeled.meeting.wait_and_compare`; or no message gets through.
     """
     strategy = trainer.strategy
     if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
@@ -122,11 +122,11 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     environment = strategy.cluster_environment
     assert environment is not None
     children = _start_others(strategy.launcher, environment)
-    place = Place(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
+    place = RendezvousInfo(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
     store = open_store(place, patience)
-    hosts = meet(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
-    together = Together(
-        place.rank, place.processes, children, open_store(place, patience), lambda: answers(place), checkpoint
+    hosts = wait_and_compare(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
+    together = Watchdog(
+        place.rank, place.processes, children, open_store(place, patience), lambda: is_reachable(place), checkpoint
     )
     together.watch()
     _open(store, place, strategy.root_device, timeout)
@@ -143,11 +143,11 @@ def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subpr
     if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
         return []
     launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
-    end_with_this_process(launcher.procs)
+    end_children_at_exit(launcher.procs)
     return launcher.procs
 
 
-def _open(store: Store, place: Place, device: torch.device, timeout: float) -> None:
+def _open(store: Store, place: RendezvousInfo, device: torch.device, timeout: float) -> None:
     """What Lightning would do later on, with its own timeout."""
     store.set_timeout(timedelta(seconds=timeout))
     cuda = device.type == "cuda"

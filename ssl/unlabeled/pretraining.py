@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unlabeled.faults.guard import Faults
+from unlabeled.faults.guard import NonFiniteGuard
 from unlabeled.objective import Batch, Objective, Output, Progress, Support
-from unlabeled.optimizers import Recipe
-from unlabeled.randomness import mix
+from unlabeled.optimizers import OptimizerConfig
+from unlabeled.randomness import derive_seed
 from unlabeled.sharding import FullySharded
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
@@ -39,7 +39,7 @@ class Pretraining(pl.LightningModule):
         self,
         objective: Objective,
         views: Views,
-        optimizer: Recipe,
+        optimizer: OptimizerConfig,
         batch_size: int,
         accumulate: int,
         total_steps: int,
@@ -47,16 +47,17 @@ class Pretraining(pl.LightningModule):
         seed: int,
         log_every_n_steps: int,
         config: dict[str, Any],
-        faults: Faults,
+        faults: NonFiniteGuard,
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last, on GPUs and on CPUs.
         self.objective: Objective = objective.to(memory_format=torch.channels_last)
         self.views = views
-        self.recipe, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
+        self.optimizer_config, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
-        self.onlookers: list[Callable[[Batch, Output], None]] = []  # callbacks that look at each output, with its graph
+        # callbacks that look at each output, with its graph
+        self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
         self.steps_taken = 0  # by this process, since it was started
 
@@ -76,7 +77,7 @@ class Pretraining(pl.LightningModule):
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
-        return self.recipe.lr_at(self.progress, self.images_per_step)
+        return self.optimizer_config.lr_at(self.progress, self.images_per_step)
 
     @property
     def images_per_step(self) -> int:
@@ -89,13 +90,13 @@ class Pretraining(pl.LightningModule):
             self.trainer.strategy.cut(self.objective)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.recipe.build(self.objective, self.images_per_step)
+        return self.optimizer_config.build(self.objective, self.images_per_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         output = self.output_of(batch)
         self.faults.note(output.loss)
-        for look in self.onlookers:
-            look(batch, output)
+        for hook in self.output_hooks:
+            hook(batch, output)
         self.part += 1
         # Reading a loss waits for the device.
         if self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0:
@@ -108,7 +109,7 @@ class Pretraining(pl.LightningModule):
         """What the objective makes of the batch that comes next; the same whenever it is asked."""
         # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
         # run draws the same, and to the process, so that two do not drop the same units.
-        torch.manual_seed(mix(self.seed, self.progress.batch, self.global_rank))
+        torch.manual_seed(derive_seed(self.seed, self.progress.batch, self.global_rank))
         output: Output = self.objective(self._with_views(batch), self.progress)
         return output
 
@@ -129,7 +130,7 @@ class Pretraining(pl.LightningModule):
         if support is None or wanted is None:
             return None
         images = len(support.images)
-        seed = mix(self.seed, _SUPPORT)
+        seed = derive_seed(self.seed, _SUPPORT)
         key = ViewKey(seed, self.progress.batch, self.global_rank * images, wanted.images_per_step)
         with torch.autocast(support.images.device.type, enabled=False):
             views = self.views(support.images, support.ids, key, first=wanted.views, sizes=support.sizes)
@@ -156,7 +157,7 @@ class Pretraining(pl.LightningModule):
         progress = self.progress._replace(part=0)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss = self.faults.attempt(self, optimizer_closure)
+        loss = self.faults.run_step(self, optimizer_closure)
         self.part = 0
         if loss is not None:
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)

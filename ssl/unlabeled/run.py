@@ -13,7 +13,7 @@ from unlabeled.checkpoints import CheckpointFolder
 from unlabeled.config import write_config
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
-from unlabeled.health.planning import Planning
+from unlabeled.health.planning import PlanCallback
 from unlabeled.pretraining import Pretraining
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
@@ -53,7 +53,7 @@ class Run:
     def plan(self) -> bool:
         """Print and save the plan, from where the run is, and leave all else as it is; whether its checks passed."""
         begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
-        planning = next(each for each in callbacks if isinstance(each, Planning))
+        planning = next(each for each in callbacks if isinstance(each, PlanCallback))
         planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
         self.trainer.fit(self.module, datamodule=self.data)
         return planning.passed

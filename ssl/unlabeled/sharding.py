@@ -43,7 +43,7 @@ class FullySharded(ModelParallelStrategy):
         state = optimizer.state_dict()
         keep = self.global_rank == 0  # every process must join in, but one alone has the memory for all of it
         whole = {
-            i: {name: whole_tensor(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()
+            i: {name: full_tensor(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()
         }
         return {**state, "state": whole} if keep else {}
 
@@ -70,7 +70,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def whole_tensor(value: Any, keep: bool) -> Any:
+def full_tensor(value: Any, keep: bool) -> Any:
     """On the CPU, None where it is not kept. A collective where ``value`` is cut: every process must come here."""
     if isinstance(value, DTensor):
         value = value.full_tensor()

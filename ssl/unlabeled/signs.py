@@ -1,9 +1,9 @@
 """Signs of failure that several methods share."""
 
-from unlabeled.objective import Sign
+from unlabeled.objective import MetricBound
 
 # Of two views whose embeddings are compared. Healthy runs of experiment=*_cifar10_cpu have 0.4 to 0.6 after 300 steps.
-VIEWS_ALIKE = Sign(
+VIEWS_ALIKE = MetricBound(
     "views-alike",
     "positive_similarity",
     -1.0,

@@ -45,7 +45,7 @@ def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
     return SyncedBatchNorm(norm)
 
 
-class EqualStatistics(pl.Callback):
+class AverageBatchNormStats(pl.Callback):
     """After every step all processes have the same buffers, running statistics as the mean of what each has seen.
 
     DDP's broadcast of them in every forward, a queue of 65,536 keys (32 MiB) included, then changes nothing and is left
@@ -63,16 +63,16 @@ class EqualStatistics(pl.Callback):
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.broadcast_buffers = False  # here: it is done once, when all are wrapped
         if trainer.world_size > 1:
-            self._buffers = own_statistics(pl_module)
+            self._buffers = batchnorm_statistics(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._buffers:
-            average(self._buffers)
+            average_tensors(self._buffers)
 
 
-def own_statistics(network: nn.Module) -> list[Tensor]:
+def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
     """Running means and variances of the layers that see one process's images alone."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     layers = [each for each in network.modules() if isinstance(each, SplitBatchNorm | _BatchNorm)]
@@ -81,7 +81,7 @@ def own_statistics(network: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def average(tensors: list[Tensor]) -> None:
+def average_tensors(tensors: list[Tensor]) -> None:
     """Replace tensors by their mean over all processes, in one message."""
     mean = distributed.mean(torch.cat([each.flatten() for each in tensors]))
     for each, values in zip(tensors, torch.split(mean, [each.numel() for each in tensors]), strict=True):

@@ -27,7 +27,7 @@ GRACE = 3.0  # seconds for a process to end by its own error, before it is ended
 SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as planned, as this one will
 
 
-class Together:
+class Watchdog:
     """Watches the other processes from a thread, and this one's last exception.
 
     Who fails first writes its error into the store that all can read, and prints its traceback; the others print why
@@ -138,7 +138,7 @@ class Together:
                 os._exit(1)  # an ordinary exit may wait for messages that never come
 
 
-def end_with_this_process(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+def end_children_at_exit(children: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Whatever the way by which it ends, but for SIGKILL."""
     atexit.register(end_children, children, SILENCE)
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from unlabeled.data.decode import decode_bytes, rgb
+from unlabeled.data.decode import decode_bytes, to_rgb
 from unlabeled.data.source import CorruptImage
 from unlabeled.views.pipeline import Views
 
@@ -32,7 +32,7 @@ def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> by
 
 
 def one_pixel(image: Image.Image) -> list[int]:
-    pixels = rgb(image, 2)
+    pixels = to_rgb(image, 2)
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, 2, 2)
     assert (pixels == pixels[:, :1, :1]).all()
@@ -73,7 +73,7 @@ def test_one_colour_of_each_mode_is_the_right_rgb(
 def test_a_16_bit_image_keeps_its_brightness(mode: str) -> None:
     values = np.array([[0, 257], [32896, 65535]], dtype=">u2" if mode == "I;16B" else "<u2")
     image = Image.frombytes(mode, (2, 2), values.tobytes())
-    assert rgb(image, 2)[1].tolist() == [[0, 1], [128, 255]]
+    assert to_rgb(image, 2)[1].tolist() == [[0, 1], [128, 255]]
 
 
 def test_a_16_bit_png_file_keeps_its_brightness() -> None:
@@ -83,7 +83,7 @@ def test_a_16_bit_png_file_keeps_its_brightness() -> None:
 
 def test_values_beyond_any_usual_range_are_stretched_from_their_minimum_to_their_maximum() -> None:
     image = Image.fromarray(np.array([[-1000, 0], [500, 1000]], dtype=np.int32))
-    assert rgb(image, 2)[0].tolist() == [[0, 128], [191, 255]]
+    assert to_rgb(image, 2)[0].tolist() == [[0, 128], [191, 255]]
 
 
 def test_a_constant_image_beyond_any_usual_range_is_black() -> None:
@@ -100,28 +100,28 @@ def test_a_palette_image_gives_its_palette_whatever_its_transparency(
     image = image.resize((2, 2))
     if transparency is not None:
         image.info["transparency"] = transparency
-    assert rgb(image, 2)[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert to_rgb(image, 2)[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
     assert not [warning for warning in recwarn if "Transparency" in str(warning.message)]
 
 
 def test_an_image_of_the_right_size_is_untouched() -> None:
     image = noise(24, 24)
-    assert torch.equal(rgb(image, 24), torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    assert torch.equal(decode_bytes(encoded(image, "PNG"), "a.png", 24), rgb(image, 24))
+    assert torch.equal(to_rgb(image, 24), torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    assert torch.equal(decode_bytes(encoded(image, "PNG"), "a.png", 24), to_rgb(image, 24))
 
 
 @pytest.mark.parametrize("shape", [(50, 31), (31, 50), (37, 24), (24, 25), (12, 9), (40, 40)])
 def test_another_size_is_resized_and_cropped_as_torchvision_does(shape: tuple[int, int]) -> None:
     image = noise(*shape)
     expected = F.center_crop(F.resize(image, 24, InterpolationMode.BICUBIC), [24, 24])
-    difference = rgb(image, 24).int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
+    difference = to_rgb(image, 24).int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
     assert difference.abs().max() <= 1  # Pillow's crop box is float32
     assert (difference != 0).float().mean() < 0.01
 
 
 def test_a_hair_thin_image_does_not_fill_the_memory() -> None:
     image = Image.new("RGB", (60_000, 1), (9, 8, 7))  # resized whole, before the crop: 224 × 13,440,000 pixels
-    assert rgb(image, 224)[:, 0, 0].tolist() == [9, 8, 7]
+    assert to_rgb(image, 224)[:, 0, 0].tolist() == [9, 8, 7]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_whole_image_keeps_its_shape_and_is_reduced_as_pillow_does_until_it_fi
     shape: tuple[int, int], size: int, expected: tuple[int, int]
 ) -> None:
     image = noise(*shape)
-    pixels = rgb(image, size, square=False)
+    pixels = to_rgb(image, size, square=False)
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, expected[1], expected[0]))
     across = image.resize((expected[0], shape[1]), Image.Resampling.BICUBIC)
     theirs = np.array(across.resize(expected, Image.Resampling.BICUBIC))
@@ -163,7 +163,7 @@ def test_a_whole_image_is_torchvisions_resize_where_its_shorter_side_decides() -
     for shape in ((640, 427), (427, 640), (333, 500), (500, 251)):
         image = noise(*shape)
         theirs = F.resize(image, 100, InterpolationMode.BICUBIC)
-        assert np.array_equal(rgb(image, 100, square=False).permute(1, 2, 0).numpy(), np.array(theirs))
+        assert np.array_equal(to_rgb(image, 100, square=False).permute(1, 2, 0).numpy(), np.array(theirs))
 
 
 @pytest.mark.parametrize("size", [200, 224, 256])
@@ -172,7 +172,7 @@ def test_of_a_photograph_evaluation_sees_the_same_of_the_square_and_of_the_whole
     views = Views(round(0.875 * size), [], None, None, 0.875, "bicubic")
     for photograph in load_sample_images().images:  # 427 × 640
         for picture in (Image.fromarray(photograph), Image.fromarray(photograph).transpose(Image.Transpose.ROTATE_90)):
-            square, whole = (views.plain(rgb(picture, size, square)[None]) for square in (True, False))
+            square, whole = (views.evaluation_view(to_rgb(picture, size, square)[None]) for square in (True, False))
             difference = (square - whole).abs() * 255
             assert float(difference.max()) <= 2
             assert float(difference.mean()) < 0.01
@@ -188,7 +188,7 @@ def test_a_whole_image_is_turned_before_it_is_reduced(orientation: int) -> None:
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     pixels = decode_bytes(data, "a", 20, square=False)
     assert tuple(pixels.shape[1:]) == ((40, 20) if orientation in (6, 8) else (20, 40))
-    assert torch.equal(pixels, rgb(upright, 20, square=False))
+    assert torch.equal(pixels, to_rgb(upright, 20, square=False))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -218,7 +218,7 @@ def test_damaged_exif_does_not_lose_the_image() -> None:
     image = noise(8, 8)
     stream = io.BytesIO()
     image.save(stream, "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
-    assert torch.equal(decode_bytes(stream.getvalue(), "a", 8), rgb(image, 8))
+    assert torch.equal(decode_bytes(stream.getvalue(), "a", 8), to_rgb(image, 8))
 
 
 def test_corrupt_data_names_the_image_and_the_reason_in_one_line(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
 
 
 def decoded_whole(data: bytes, size: int, square: bool) -> torch.Tensor:
-    return rgb(Image.open(io.BytesIO(data)), size, square)
+    return to_rgb(Image.open(io.BytesIO(data)), size, square)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_below_four_times_the_size_and_in_other_formats_every_bit_is_as_without_
     image = photograph(400, 300)
     assert torch.equal(decode_bytes(jpeg(image), "a", 76), decoded_whole(jpeg(image), 76, True))
     for kind in ("PNG", "BMP", "TIFF"):
-        assert torch.equal(decode_bytes(encoded(image, kind), "a", 16), rgb(image, 16))
+        assert torch.equal(decode_bytes(encoded(image, kind), "a", 16), to_rgb(image, 16))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled.data.digits import digits
 from unlabeled.data.folder import folder
-from unlabeled.data.memory import ArraySource, bytes_needed, decode_all, lazy_decode, resized
+from unlabeled.data.memory import ArraySource, bytes_needed, decode_all, decode_or_next, resize_images
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -94,7 +94,7 @@ def test_nothing_but_corrupt_images_is_an_error_in_one_line() -> None:
         decode_all(source, 1)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="none of the 3 images"):
-        lazy_decode(source, 1)
+        decode_or_next(source, 1)
 
 
 def test_images_in_memory_are_passed_on_without_a_copy() -> None:
@@ -120,7 +120,7 @@ def test_bytes_needed_are_three_bytes_a_pixel() -> None:
 
 def test_a_corrupt_image_is_replaced_by_the_next_that_decodes_going_round() -> None:
     source = Counting(5, {0, 1, 4})
-    chosen = [lazy_decode(source, index) for index in range(5)]
+    chosen = [decode_or_next(source, index) for index in range(5)]
     assert [index for _, index in chosen] == [2, 2, 2, 3, 2]
     assert [int(image[0, 0, 0]) for image, _ in chosen] == [2, 2, 2, 3, 2]
 
@@ -150,5 +150,5 @@ def test_the_progress_bar_shows_on_a_terminal_only(
 
 def test_resizing_keeps_equal_images_and_flat_colours() -> None:
     images = torch.full((2, 3, 4, 4), 9, dtype=torch.uint8)
-    assert resized(images, 4) is images
-    assert torch.equal(resized(images, 8), torch.full((2, 3, 8, 8), 9, dtype=torch.uint8))
+    assert resize_images(images, 4) is images
+    assert torch.equal(resize_images(images, 8), torch.full((2, 3, 8, 8), 9, dtype=torch.uint8))

@@ -10,7 +10,7 @@ import pytest
 
 from unlabeled.data import index as lists
 from unlabeled.data.folder import folder
-from unlabeled.data.index import Index, kept, made
+from unlabeled.data.index import Index, load_or_build, make_index
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 
@@ -21,14 +21,14 @@ class Scans:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self) -> tuple[dict[str, np.ndarray | list[bytes]], lists.Note]:
+    def __call__(self) -> tuple[dict[str, np.ndarray | list[bytes]], lists.IndexNote]:
         self.count += 1
         return COLUMNS, {"scan": self.count}
 
 
 def test_rows_come_back_as_they_were_given_from_memory_from_the_file_and_from_a_pickle(tmp_path: Path) -> None:
-    from_file = kept({"of": "x"}, str(tmp_path), lambda note: True, Scans())
-    for index in (made(COLUMNS, {"scan": 1}), from_file, pickle.loads(pickle.dumps(from_file))):
+    from_file = load_or_build({"of": "x"}, str(tmp_path), lambda note: True, Scans())
+    for index in (make_index(COLUMNS, {"scan": 1}), from_file, pickle.loads(pickle.dumps(from_file))):
         assert (len(index), index.note) == (2, {"scan": 1})
         assert index.numbers("label").tolist() == [3, -1]
         assert [index.text("name", row) for row in range(2)] == [b"a", b"\xff\xc3"]
@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_were_given_from_memory_from_the_file_and_from_a_
 
 
 def test_no_rows_are_an_index_too(tmp_path: Path) -> None:
-    empty = kept(
+    empty = load_or_build(
         {"of": "x"}, str(tmp_path), lambda note: True, lambda: ({"a": np.zeros(0, np.int64), "b": list[bytes]()}, {})
     )
     assert (len(empty), empty.numbers("a").tolist()) == (0, [])
@@ -48,7 +48,7 @@ def test_a_kept_index_is_scanned_again_only_when_it_is_stale_or_of_something_els
 ) -> None:
     scans = Scans()
     for fresh, of, expected in ((True, "x", 1), (True, "x", 1), (True, "y", 2), (False, "x", 3), (True, "x", 3)):
-        index = kept({"of": of}, str(tmp_path), lambda note, fresh=fresh: fresh, scans)  # type: ignore[misc]
+        index = load_or_build({"of": of}, str(tmp_path), lambda note, fresh=fresh: fresh, scans)  # type: ignore[misc]
         assert (scans.count, index.note["scan"]) == (expected, expected)
     assert capsys.readouterr().out.count("is out of date: scanning x again") == 1
     assert not list(tmp_path.glob("*.part"))
@@ -56,20 +56,20 @@ def test_a_kept_index_is_scanned_again_only_when_it_is_stale_or_of_something_els
 
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     scans = Scans()
-    kept({"of": "x"}, str(tmp_path), lambda note: True, scans)
+    load_or_build({"of": "x"}, str(tmp_path), lambda note: True, scans)
     (file,) = tmp_path.iterdir()
     for content in (file.read_bytes()[:-20], b"", b"text"):
         file.write_bytes(content)
-        assert kept({"of": "x"}, str(tmp_path), lambda note: True, scans).numbers("label").tolist() == [3, -1]
+        assert load_or_build({"of": "x"}, str(tmp_path), lambda note: True, scans).numbers("label").tolist() == [3, -1]
     assert scans.count == 4
 
 
 def test_short_lists_are_not_kept_where_nobody_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept({"of": "x"}, None, lambda note: True, Scans())
+    load_or_build({"of": "x"}, None, lambda note: True, Scans())
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(lists, "MANY", 2)
-    kept({"of": "x"}, None, lambda note: True, Scans())
+    load_or_build({"of": "x"}, None, lambda note: True, Scans())
     assert len(list((tmp_path / "unlabeled").iterdir())) == 1
 
 
@@ -78,9 +78,9 @@ def test_a_place_that_cannot_be_written_to_is_refused_where_given_and_else_done_
 ) -> None:
     (tmp_path / "unlabeled").write_text("in the way")
     with pytest.raises(UserError, match=r"^data\.index=.*/unlabeled cannot be written to .*: give a folder that can$"):
-        kept({"of": "x"}, str(tmp_path / "unlabeled"), lambda note: True, Scans())
+        load_or_build({"of": "x"}, str(tmp_path / "unlabeled"), lambda note: True, Scans())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert len(kept({"of": "x"}, None, lambda note: True, Scans(), always=True)) == 2
+    assert len(load_or_build({"of": "x"}, None, lambda note: True, Scans(), always=True)) == 2
     assert "data.index=... gives another folder" in capsys.readouterr().out
 
 

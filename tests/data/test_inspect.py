@@ -19,11 +19,11 @@ from torch import Tensor
 
 from unlabeled.data.decode_speed import decode_speed
 from unlabeled.data.digits import digits
-from unlabeled.data.duplicates import MOST_PAIRS, both, find_equal, find_near, first_of_equal
+from unlabeled.data.duplicates import MOST_PAIRS, find_duplicates, find_equal, find_near, first_of_equal
 from unlabeled.data.folder import folder
 from unlabeled.data.parquet import parquet
 from unlabeled.data.perceptual import brightness, near_pairs, perceptual_hash
-from unlabeled.data.source import Encoded
+from unlabeled.data.source import HasEncodedImages
 from unlabeled.data.survey import Survey, survey
 
 Command = Callable[..., str]
@@ -297,7 +297,7 @@ def test_of_more_pairs_than_are_kept_the_nearest_stay_and_all_are_counted(monkey
         hashes,
         np.zeros(40, bool),
     )
-    images = both([seen], [np.full(40, -1)])
+    images = find_duplicates([seen], [np.full(40, -1)])
     near = find_near(images, find_equal(images), 6)
     assert near.count == {"train": 780, "train and test": 0, "test": 0}
     assert near.pairs.tolist() == [[0, other, 0] for other in (4, 8, 12, 16, 20, 24, 28, 32, 36)] + [[1, 2, 0]]
@@ -315,7 +315,7 @@ def test_test_images_like_train_are_counted_with_their_equals_and_not_twice() ->
         )
         for part in parts
     ]
-    images = both(surveys, [np.array([0, 0]), np.array([1, 2, -1, 0, -1])])
+    images = find_duplicates(surveys, [np.array([0, 0]), np.array([1, 2, -1, 0, -1])])
     exact = find_equal(images)
     assert exact.repeated == {"train": 0, "train and test": 1, "test": 1}
     assert [group.tolist() for group in exact.groups] == [[0, 5], [2, 4]]
@@ -392,13 +392,13 @@ def test_what_a_survey_keeps_of_an_image_is_less_than_100_bytes() -> None:
 def test_sources_of_files_give_them_and_those_of_arrays_do_not(tmp_path: Path) -> None:
     photograph(0).save(tmp_path / "0.png")
     source = folder(str(tmp_path)).train
-    assert isinstance(source, Encoded)
+    assert isinstance(source, HasEncodedImages)
     assert source.encoded(0) == tmp_path / "0.png"
-    assert not isinstance(digits().train, Encoded)
+    assert not isinstance(digits().train, HasEncodedImages)
     table = pa.table({"image": pa.array([b"abc", None]), "label": pa.array([0, 0])})
     pq.write_table(table, tmp_path / "train.parquet")
     rows = parquet(str(tmp_path), test=None).train
-    assert isinstance(rows, Encoded)
+    assert isinstance(rows, HasEncodedImages)
     assert rows.encoded(0) == b"abc"
 
 

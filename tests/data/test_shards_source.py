@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.data.memory import lazy_decode
+from unlabeled.data.memory import decode_or_next
 from unlabeled.data.module import DataModule
 from unlabeled.data.shards import shards
 from unlabeled.data.source import CorruptImage, Source, Splits
@@ -210,13 +210,13 @@ def test_a_shard_that_is_gone_or_cut_after_it_was_listed_costs_its_records_and_n
         source.decode(1)
     with pytest.raises(CorruptImage, match=r"^.*003\.png: .*/train_1\.tar has been cut short since it was listed$"):
         source.decode(3)
-    assert [lazy_decode(source, index)[1] for index in range(6)] == [2, 2, 2, 4, 4, 5]
+    assert [decode_or_next(source, index)[1] for index in range(6)] == [2, 2, 2, 4, 4, 5]
     (tmp_path / "train_2.tar").rename(tmp_path / "elsewhere")  # still open: this process goes on
-    assert lazy_decode(source, 3)[1] == 4
+    assert decode_or_next(source, 3)[1] == 4
     afresh = opened(tmp_path, train="elsewhere").train
     (tmp_path / "elsewhere").unlink()
     with pytest.raises(UserError, match="none of the 2 images can be decoded"):
-        lazy_decode(afresh, 0)
+        decode_or_next(afresh, 0)
 
 
 def test_workers_read_what_this_process_reads(tmp_path: Path) -> None:

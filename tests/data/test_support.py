@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data.folder import folder
-from unlabeled.data.labels import LabelChoice, shared_names
+from unlabeled.data.labels import LabelSelection, shared_names
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.module import DataModule
@@ -21,7 +21,7 @@ from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress, Support
 from unlabeled.pretraining import _SUPPORT, Pretraining
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.pipeline import ViewGroup, Views
@@ -79,7 +79,7 @@ def module(source: Source, lazy: bool, step: int = 0, rank: int = 0, of: int = 1
     data = DataModule(Splits(source, None, "made up"), 4, workers, 0.0 if lazy else 1.0, seed=3)
     process = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = cast(Any, SimpleNamespace(global_rank=rank, world_size=of, global_step=step, strategy=process))
-    data.serve(settings(), of)
+    data.attach_support(settings(), of)
     data.plan(2, None)
     return data
 
@@ -192,7 +192,7 @@ def test_supports_are_seen_as_the_first_views_are_with_draws_of_their_own_whatev
     assert whole.shape == (2, 6, 3, 4, 4)
     of_the_batch = torch.stack(views(images, torch.arange(6), ViewKey(5, 3, 0, 6), first=2))
     assert not bool((whole == of_the_batch).flatten(2).all(2).any())
-    key = ViewKey(mix(5, _SUPPORT), 3, 0, 6)
+    key = ViewKey(derive_seed(5, _SUPPORT), 3, 0, 6)
     assert torch.equal(whole, torch.stack(views(images, torch.arange(6), key, first=2)))
     assert Pretraining._support_with_views(cast(Any, run), None) is None
 
@@ -239,14 +239,14 @@ def test_corrupt_images_that_were_left_out_of_memory_leave_their_class_with_too_
     for number in (1, 2):
         (tmp_path / "b" / f"{number}.png").write_text("text")
     data = DataModule(folder(str(tmp_path), image_size=4), 2, 0, 1.0, seed=0)
-    data.serve(settings(per_class=4), 1)
+    data.attach_support(settings(per_class=4), 1)
     with pytest.raises(UserError, match=r"^objective\.support\.images_per_class=3: class b has 2 labelled images;"):
         data.plan(1, None)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.5, 4), (0.25, 2), (0.01, 1), (1.0, 8)])
 def test_a_fraction_is_of_each_class_and_at_least_one_image(fraction: float, expected: int) -> None:
-    labels = LabelChoice(None, fraction, None, 0, "k").of(in_memory())
+    labels = LabelSelection(None, fraction, None, 0, "k").of(in_memory())
     assert labels.labels.bincount().tolist() == [expected] * CLASSES
     assert torch.equal(labels.labels, in_memory().labels[labels.ids])
     assert bool((labels.ids.diff() > 0).all())
@@ -254,17 +254,17 @@ def test_a_fraction_is_of_each_class_and_at_least_one_image(fraction: float, exp
 
 def test_a_smaller_draw_is_part_of_a_larger_one_and_another_seed_draws_others() -> None:
     source = in_memory()
-    few, many = (set(LabelChoice(None, None, number, 0, "k").of(source).ids.tolist()) for number in (2, 5))
+    few, many = (set(LabelSelection(None, None, number, 0, "k").of(source).ids.tolist()) for number in (2, 5))
     assert few < many
-    assert set(LabelChoice(None, None, 2, 1, "k").of(source).ids.tolist()) != few
+    assert set(LabelSelection(None, None, 2, 1, "k").of(source).ids.tolist()) != few
 
 
 def test_a_list_can_be_written_down_and_read_again_and_has_the_hash_of_its_file(tmp_path: Path) -> None:
     import hashlib
 
-    drawn = LabelChoice(None, None, 3, 0, "k").of(in_memory())
+    drawn = LabelSelection(None, None, 3, 0, "k").of(in_memory())
     (tmp_path / "labels.txt").write_text(drawn.text)
-    again = LabelChoice(str(tmp_path / "labels.txt"), None, None, 0, "k").of(in_memory())
+    again = LabelSelection(str(tmp_path / "labels.txt"), None, None, 0, "k").of(in_memory())
     assert torch.equal(again.ids, drawn.ids)
     assert drawn.sha256 == again.sha256 == hashlib.sha256((tmp_path / "labels.txt").read_bytes()).hexdigest()
     assert str(drawn) == f"15 labelled images, 3 in each of 5 classes, sha256 {drawn.sha256}"
@@ -283,7 +283,7 @@ def test_a_line_is_a_files_name_the_end_of_its_path_its_whole_path_or_a_number(t
     source = pictures(tmp_path / "images")
     lines = ["b.png", "cat/both.png", f"{tmp_path}/images/dog/both.png", "0"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    labels = LabelChoice(str(tmp_path / "list.txt"), None, None, 0, "k").of(source)
+    labels = LabelSelection(str(tmp_path / "list.txt"), None, None, 0, "k").of(source)
     assert labels.ids.tolist() == [0, 1, 2, 3]
     assert labels.names == ["cat/a.png", "cat/both.png", "dog/b.png", "dog/both.png"]  # wherever the folder lies
 
@@ -306,7 +306,7 @@ def test_a_list_that_does_not_fit_the_data_is_refused_with_the_number_and_the_fi
     file = tmp_path / "list.txt"
     file.write_text(lines)
     with pytest.raises(UserError) as caught:
-        LabelChoice(str(file), None, None, 0, "k").of(source)
+        LabelSelection(str(file), None, None, 0, "k").of(source)
     assert str(caught.value) == f"k.labels_file={file}: {message}"
 
 
@@ -372,6 +372,6 @@ def test_data_without_labels_and_listed_images_without_one_are_refused(tmp_path:
 
 def test_listed_images_that_the_evaluation_split_has_too_are_found(tmp_path: Path) -> None:
     source = pictures(tmp_path)
-    labels = LabelChoice(None, None, 1, 0, "k").of(source)
+    labels = LabelSelection(None, None, 1, 0, "k").of(source)
     assert shared_names(labels, source, source) == [source.name(id) for id in labels.ids.tolist()]
     assert shared_names(labels, source, in_memory()) == []

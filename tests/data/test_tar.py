@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unlabeled.data.tar import Damaged, Member, members
+from unlabeled.data.tar import DamagedTar, TarMember, members
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
@@ -29,7 +29,7 @@ def archive(kind: int, longest: int) -> bytes:
     return stream.getvalue()
 
 
-def found(data: bytes) -> list[Member]:
+def found(data: bytes) -> list[TarMember]:
     return list(members(io.BytesIO(data), len(data)))
 
 
@@ -37,7 +37,7 @@ def found(data: bytes) -> list[Member]:
 def test_members_are_those_of_the_standard_library(kind: int, longest: int) -> None:
     data = archive(kind, longest)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        theirs = [Member(info.name.encode(), info.offset_data, info.size) for info in tar if info.isreg()]
+        theirs = [TarMember(info.name.encode(), info.offset_data, info.size) for info in tar if info.isreg()]
     assert len(theirs) == 48
     assert max(len(member.name) for member in theirs) > 100
     assert found(data) == theirs
@@ -52,7 +52,7 @@ def test_sizes_beyond_eight_gigabytes_are_read_in_both_ways_of_writing_them(tmp_
             file.write(header)
             file.truncate(len(header) + info.size + 1024)  # a hole, no bytes
         with open(tmp_path / "big.tar", "rb") as file:
-            assert list(members(file, len(header) + info.size + 1024)) == [Member(b"big", len(header), info.size)]
+            assert list(members(file, len(header) + info.size + 1024)) == [TarMember(b"big", len(header), info.size)]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -62,25 +62,25 @@ def test_any_cut_and_any_damage_of_a_header_give_the_members_before_it(kind: int
     ends = [member.offset + member.size for member in whole]
     headers = [member.offset - 512 for member in whole]
     for length in range(0, headers[-1], 301):
-        with pytest.raises(Damaged, match="empty" if length == 0 else f"cut short at byte {length:,}"):
+        with pytest.raises(DamagedTar, match="empty" if length == 0 else f"cut short at byte {length:,}"):
             found(data[:length])
         assert before(data[:length]) == whole[: sum(end <= length for end in ends)]
     for number in range(1, len(whole), 5):
         broken = bytearray(data)
         broken[headers[number] + 130] ^= 1  # a digit of the size
-        with pytest.raises(Damaged, match=f"damaged from byte {headers[number]:,} on"):
+        with pytest.raises(DamagedTar, match=f"damaged from byte {headers[number]:,} on"):
             found(bytes(broken))
         assert before(bytes(broken)) == whole[:number]
 
 
-def before(data: bytes) -> list[Member]:
+def before(data: bytes) -> list[TarMember]:
     """What comes before the damage."""
-    listed: list[Member] = []
-    with suppress(Damaged):
+    listed: list[TarMember] = []
+    with suppress(DamagedTar):
         listed.extend(members(io.BytesIO(data), len(data)))
     return listed
 
 
 def test_what_never_was_a_tar_file_is_said() -> None:
-    with pytest.raises(Damaged, match=r"^no tar file$"):
+    with pytest.raises(DamagedTar, match=r"^no tar file$"):
         found(b"text" * 300)

@@ -122,7 +122,7 @@ def test_the_images_beside_a_batch_come_with_their_sizes(tmp_path: Path, workers
     seen = []
     for lazy in (False, True):
         data = module(source, lazy, workers)
-        data.serve(ClassBalanced(None, None, 7, 0, classes_per_batch=2, images_per_class=3, views=1), 1)
+        data.attach_support(ClassBalanced(None, None, 7, 0, classes_per_batch=2, images_per_class=3, views=1), 1)
         data.plan(None, 5)
         seen.append(list(data.train_dataloader()))
     assert all_equal(*seen)

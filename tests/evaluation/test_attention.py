@@ -10,7 +10,7 @@ from torch import Tensor
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
 from unlabeled.evaluation.features import state_hash
-from unlabeled.evaluation.reporting.attention import attention_pictures, heated, roll, rollout
+from unlabeled.evaluation.reporting.attention import attention_pictures, overlay_heatmap, rollout, rollout_of_attention
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 
@@ -72,11 +72,11 @@ def test_the_rollout_is_that_of_the_literal_loop(pooling: str) -> None:
 
 def test_every_row_of_a_rollout_sums_to_one() -> None:
     attentions = [torch.rand(2, 5, 5, dtype=torch.float64).softmax(2) for _ in range(4)]
-    torch.testing.assert_close(roll(attentions).sum(2), torch.ones(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(rollout_of_attention(attentions).sum(2), torch.ones(2, 5, dtype=torch.float64))
     uniform = torch.full((1, 4, 4), 0.25, dtype=torch.float64)
     # (J/4 + I)/2 twice: 3/4 of J/4 and 1/4 of I
     expected = 0.75 * uniform + 0.25 * torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(roll([uniform, uniform]), expected)
+    torch.testing.assert_close(rollout_of_attention([uniform, uniform]), expected)
 
 
 def test_the_first_block_comes_first() -> None:
@@ -84,8 +84,8 @@ def test_the_first_block_comes_first() -> None:
     first, second = torch.eye(3).double()[None].clone(), torch.eye(3).double()[None].clone()
     first[0, 1] = torch.tensor([0.0, 0.0, 1.0])
     second[0, 0] = torch.tensor([0.0, 1.0, 0.0])
-    assert roll([first, second])[0, 0].tolist() == [0.5, 0.25, 0.25]
-    assert roll([second, first])[0, 0].tolist() == [0.5, 0.5, 0.0]
+    assert rollout_of_attention([first, second])[0, 0].tolist() == [0.5, 0.25, 0.25]
+    assert rollout_of_attention([second, first])[0, 0].tolist() == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_wee_patch16_reg1_gap_256"])
@@ -101,7 +101,7 @@ def test_attention_of_a_timm_transformer_is_what_timm_multiplies_with(name: str)
     with torch.no_grad():
         backbone(images(64))
     model: Any = backbone.model
-    rolled, prefix = roll([each.double().mean(1) for each in seen]), model.num_prefix_tokens
+    rolled, prefix = rollout_of_attention([each.double().mean(1) for each in seen]), model.num_prefix_tokens
     row = rolled[:, prefix:].mean(1) if model.global_pool == "avg" else rolled[:, 0]
     assert found is not None
     torch.testing.assert_close(found.flatten(1), row[:, prefix:], rtol=1e-4, atol=1e-7)
@@ -127,7 +127,7 @@ def test_the_network_is_left_as_it_was_found() -> None:
 def test_pictures_are_hot_where_the_rollout_is_high() -> None:
     weights = torch.zeros(1, 4, 4, dtype=torch.float64)
     weights[0, :2] = 1.0
-    picture = heated(torch.full((1, 3, 16, 16), 0.5), weights)
+    picture = overlay_heatmap(torch.full((1, 3, 16, 16), 0.5), weights)
     assert float(picture[0, :, :4].mean()) > float(picture[0, :, -4:].mean()) + 0.2
     shown = attention_pictures(vit(), Views(16, [], [0.5] * 3, [0.2] * 3, 1.0, "bilinear"), images())
     assert list(shown) == ["image", "attention"]

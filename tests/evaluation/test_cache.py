@@ -23,7 +23,7 @@ from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.features import Pixels
+from unlabeled.evaluation.features import PixelNetwork
 from unlabeled.views.pipeline import Views
 
 
@@ -88,7 +88,7 @@ def test_only_the_kinds_that_are_missing_are_extracted(tmp_path: Path) -> None:
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "weights": lambda place: extractor(place)(network(1), "test"),
     "geometry": lambda place: extractor(place)(strided(), "test"),
-    "network": lambda place: extractor(place)(Pixels(), "test"),
+    "network": lambda place: extractor(place)(PixelNetwork(), "test"),
     "crop": lambda place: extractor(place, views=views(evaluation_crop=0.9))(network(), "test"),
     "interpolation": lambda place: extractor(place, views=views(evaluation_interpolation="bicubic"))(network(), "test"),
     "mean": lambda place: extractor(place, views=views(mean=[0.5] * 3, std=[0.5] * 3))(network(), "test"),

@@ -9,10 +9,17 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from unlabeled.evaluation.uncertainty.calibration import brier, calibration_metrics, ece, nll, temperature, tempered
+from unlabeled.evaluation.uncertainty.calibration import (
+    brier,
+    calibration_metrics,
+    ece,
+    fit_temperature,
+    nll,
+    scale_by_temperature,
+)
 from unlabeled.evaluation.uncertainty.selective import (
     aurc,
-    misclassification,
+    misclassification_metrics,
     risk_coverage,
     selective_metrics,
 )
@@ -88,23 +95,23 @@ def test_fewer_images_than_bins_and_ones_that_are_certain_are_counted() -> None:
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 8.0])
 def test_the_temperature_minimises_the_nll_as_scipys_search_does(sharpness: float) -> None:
     log_p, labels = predictions(400, 5, 3, sharpness)
-    found = temperature(log_p, labels)
-    best = minimize_scalar(lambda t: nll(tempered(log_p, t), labels), bounds=(0.02, 50), method="bounded")
-    assert nll(tempered(log_p, found), labels) <= best.fun + 1e-9
+    found = fit_temperature(log_p, labels)
+    best = minimize_scalar(lambda t: nll(scale_by_temperature(log_p, t), labels), bounds=(0.02, 50), method="bounded")
+    assert nll(scale_by_temperature(log_p, found), labels) <= best.fun + 1e-9
     assert found == pytest.approx(best.x, rel=1e-3)
 
 
 def test_a_temperature_undoes_a_known_one_and_stays_in_its_bounds() -> None:
     log_p, labels = predictions(400, 5, 4)
-    calm = tempered(log_p, temperature(log_p, labels))
-    assert temperature(calm, labels) == pytest.approx(1, abs=1e-6)
-    assert temperature(tempered(calm, 0.2), labels) == pytest.approx(5, rel=1e-6)
+    calm = scale_by_temperature(log_p, fit_temperature(log_p, labels))
+    assert fit_temperature(calm, labels) == pytest.approx(1, abs=1e-6)
+    assert fit_temperature(scale_by_temperature(calm, 0.2), labels) == pytest.approx(5, rel=1e-6)
     certain = torch.eye(3, dtype=torch.float64).mul(4).log_softmax(dim=1)
-    right = temperature(certain, torch.arange(3))  # nothing is wrong: cold until rounding makes it certain
+    right = fit_temperature(certain, torch.arange(3))  # nothing is wrong: cold until rounding makes it certain
     assert 0.01 <= right < 0.1
-    assert nll(tempered(certain, right), torch.arange(3)) == pytest.approx(0, abs=1e-15)
-    assert temperature(certain, torch.tensor([1, 2, 0])) == pytest.approx(100, rel=1e-3)  # all is
-    assert temperature(torch.full((3, 3), -math.log(3)), torch.arange(3)) == 1  # knows nothing
+    assert nll(scale_by_temperature(certain, right), torch.arange(3)) == pytest.approx(0, abs=1e-15)
+    assert fit_temperature(certain, torch.tensor([1, 2, 0])) == pytest.approx(100, rel=1e-3)  # all is
+    assert fit_temperature(torch.full((3, 3), -math.log(3)), torch.arange(3)) == 1  # knows nothing
 
 
 def test_a_class_that_cannot_be_changes_no_number() -> None:
@@ -112,17 +119,17 @@ def test_a_class_that_cannot_be_changes_no_number() -> None:
     wider = torch.cat([log_p, log_p.new_full((200, 3), -math.inf)], dim=1)
     ours, theirs = (calibration_metrics(each, labels, each, labels) for each in (wider, log_p))
     assert ours == pytest.approx(theirs, rel=1e-12)
-    assert bool(tempered(wider, 2.0)[:, 4:].eq(-math.inf).all())
+    assert bool(scale_by_temperature(wider, 2.0)[:, 4:].eq(-math.inf).all())
 
 
 def test_the_metrics_after_scaling_use_the_temperature_of_the_held_out_images_alone() -> None:
     (log_p, labels), (held, held_labels) = predictions(300, 5, 6, 6.0), predictions(200, 5, 7, 6.0)
     found = calibration_metrics(log_p, labels, held, held_labels)
-    t = temperature(held, held_labels)
-    assert t != pytest.approx(temperature(log_p, labels), rel=1e-3)
+    t = fit_temperature(held, held_labels)
+    assert t != pytest.approx(fit_temperature(log_p, labels), rel=1e-3)
     assert found["temperature"] == t
-    assert found["ece_after_temperature"] == ece(tempered(log_p, t), labels) < found["ece"]
-    assert found["nll_after_temperature"] == nll(tempered(log_p, t), labels) < found["nll"]
+    assert found["ece_after_temperature"] == ece(scale_by_temperature(log_p, t), labels) < found["ece"]
+    assert found["nll_after_temperature"] == nll(scale_by_temperature(log_p, t), labels) < found["nll"]
     assert set(calibration_metrics(log_p, labels)) == {"nll", "brier", "ece", "ece_equal_mass"}
 
 
@@ -157,7 +164,7 @@ def test_finding_errors_is_scored_by_counting_pairs_and_as_scikit_learn_does(tie
     wrong, doubt = doubts(200, 3, ties)
     bad, good = doubt[wrong], doubt[~wrong]
     pairs = (bad[:, None] > good).double() + 0.5 * (bad[:, None] == good).double()
-    found = misclassification(wrong, doubt)
+    found = misclassification_metrics(wrong, doubt)
     assert found["auroc"] == pytest.approx(float(pairs.mean())) == pytest.approx(roc_auc_score(wrong, doubt))
     assert found["aupr"] == pytest.approx(average_precision_score(wrong, doubt))
     enough = max(float(cut) for cut in doubt if float((bad >= cut).double().mean()) >= 0.95)
@@ -172,5 +179,5 @@ def test_where_nothing_is_wrong_there_is_nothing_to_find_and_no_number_of_it() -
     assert found == {
         "aurc_best_possible": aurc(wrong, wrong.double()),
         "aurc_entropy": aurc(wrong, doubt),
-        "auroc_entropy": misclassification(wrong, doubt)["auroc"],
+        "auroc_entropy": misclassification_metrics(wrong, doubt)["auroc"],
     }

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.clustering import KMeans, counts, name_clusters
+from unlabeled.evaluation.clustering import KMeans, count_classes_per_cluster, name_clusters
 from unlabeled.evaluation.features import Features
 
 
@@ -45,7 +45,7 @@ def test_with_more_clusters_than_classes_each_takes_its_largest_class_and_absent
 
 
 def test_images_are_counted_by_cluster_and_class() -> None:
-    table = counts(torch.tensor([0, 0, 2, 2, 2]), torch.tensor([1, 1, 0, 3, 0]), 3, 4)
+    table = count_classes_per_cluster(torch.tensor([0, 0, 2, 2, 2]), torch.tensor([1, 1, 0, 3, 0]), 3, 4)
     assert table.tolist() == [[0, 2, 0, 0], [0, 0, 0, 0], [2, 0, 0, 1]]
 
 

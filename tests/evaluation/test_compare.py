@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.conftest import ROOT
 from unlabeled.errors import UserError
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting.report import label_hash, write_report
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.reporting.report import hash_labels, write_report
 from unlabeled.evaluation.runs.compare import compare
 from unlabeled.evaluation.runs.predictions import NAME, add_intervals, read_predictions, write_predictions
 from unlabeled.evaluation.runs.statistics import accuracy_interval, draws_interval
@@ -45,7 +45,7 @@ def judged(
 ) -> str:
     """The folder of a run that was judged."""
     report = folder / "report"
-    described = {"description": "toy", "train_labels_sha256": "t", "test_labels_sha256": label_hash(labels)}
+    described = {"description": "toy", "train_labels_sha256": "t", "test_labels_sha256": hash_labels(labels)}
     described |= {} if print_ is None else {"test_fingerprint": print_}
     write_report(report, rows, {"data": described})
     write_predictions(report, rows, labels, IDS)

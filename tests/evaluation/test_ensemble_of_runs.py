@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.runs.ensemble_of_runs import ensemble
 from unlabeled.evaluation.runs.predictions import write_predictions
 
@@ -20,7 +20,7 @@ def run(folder: Path, seed: int, labels: torch.Tensor) -> torch.Tensor:
     top1 = 100 * float((predictions == labels).double().mean())
     row = Row("pretrained", "linear/x", top1, n_test=len(labels), predictions=predictions, log_probabilities=log_p)
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"rows": [row.plain()], "provenance": {}}))
+    (folder / "results.json").write_text(json.dumps({"rows": [row.as_dict()], "provenance": {}}))
     write_predictions(folder, [row], labels, torch.arange(len(labels)))
     return log_p.exp()
 

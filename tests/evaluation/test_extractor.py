@@ -18,7 +18,7 @@ from unlabeled.backbones.resnet import ResNet
 from unlabeled.build import build_backbone
 from unlabeled.data.digits import digits
 from unlabeled.data.module import DataModule
-from unlabeled.distributed import alone, gather_rows, rank, world_size
+from unlabeled.distributed import gather_rows, local_only, rank, world_size
 from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.views.pipeline import Views
@@ -55,7 +55,7 @@ def member(number: int, processes: int, port: int, folder: str) -> None:
             torch.testing.assert_close(found.others["last4"], last4, rtol=1e-5, atol=1e-6)
     rows = gather_rows(torch.full((number, 2), number))
     assert rows.tolist() == [[each, each] for each in range(processes) for _ in range(each)]
-    with alone():
+    with local_only():
         assert (rank(), world_size()) == (0, 1)
         assert torch.equal(gather_rows(torch.ones(1)), torch.ones(1))
     assert (rank(), world_size()) == (number, processes)

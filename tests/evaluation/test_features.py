@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.data.canvas import canvas
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, batched, extract, pixels, state_hash
+from unlabeled.evaluation.features import Features, extract, pixel_features, split_batches, state_hash
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
 
@@ -36,7 +36,7 @@ def images(n: int = N, size: int = 8) -> Tensor:
 
 
 def batches(size: int = 5) -> list[Batch]:
-    return batched(images(), torch.arange(N) % 3 - 1, torch.arange(N) + 100, size)
+    return split_batches(images(), torch.arange(N) % 3 - 1, torch.arange(N) + 100, size)
 
 
 def scale(x: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -105,10 +105,10 @@ def test_features_of_images_on_a_canvas_are_those_of_each_image_by_itself(size: 
     alone = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator) for shape in shapes]
     views = Views(16, [], [0.5, 0.4, 0.3], [0.2, 0.2, 0.2], 0.875, "bicubic")
     labels, ids = torch.tensor([2, 0, -1, 1]), torch.arange(4)
-    together, sizes = canvas(alone)
-    found = extract(net(), batched(together, labels, ids, size, sizes), views.plain, "cpu")
+    together, sizes = pad_to_largest(alone)
+    found = extract(net(), split_batches(together, labels, ids, size, sizes), views.evaluation_view, "cpu")
     one_by_one = [Batch(image[None], ids[i, None], labels[i, None]) for i, image in enumerate(alone)]
-    expected = extract(net(), one_by_one, views.plain, "cpu")
+    expected = extract(net(), one_by_one, views.evaluation_view, "cpu")
     torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-5)
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.labels, expected.labels)
@@ -132,10 +132,10 @@ def test_features_that_are_not_finite_name_the_first_image() -> None:
 
 
 def test_pixels_are_the_flattened_transform_and_large_images_are_averaged_to_16() -> None:
-    features = pixels(batches(), scale)
+    features = pixel_features(batches(), scale)
     torch.testing.assert_close(features.x, scale(images()).flatten(1), rtol=0, atol=0)
     large = images(2, 32)
-    halved = pixels(batched(large, torch.zeros(2).long(), torch.arange(2), 2), scale).x
+    halved = pixel_features(split_batches(large, torch.zeros(2).long(), torch.arange(2), 2), scale).x
     expected = scale(large).view(2, 3, 16, 2, 16, 2).mean(dim=(3, 5)).flatten(1)
     torch.testing.assert_close(halved, expected, rtol=1e-5, atol=1e-6)
 
@@ -179,7 +179,7 @@ def test_every_kind_comes_from_one_pass_and_equals_the_networks_own() -> None:
     network, images = ResNet(18, 0.125, "cifar"), torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
     calls: list[int] = []
     network.conv1.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
-    batches = batched(images, torch.arange(10) - 1, torch.arange(10), 4)
+    batches = split_batches(images, torch.arange(10) - 1, torch.arange(10), 4)
     found = extract(network, batches, lambda x, sizes: x.float() / 255, "cpu", kinds=["last4", "tokens"])
     assert calls == [4, 4, 2]
     network.eval()

@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from unlabeled.data.labels import LabelChoice
+from unlabeled.data.labels import LabelSelection
 from unlabeled.data.memory import ArraySource
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.few_labels import FewLabels
 from unlabeled.evaluation.knn import KNN
-from unlabeled.evaluation.logistic import LBFGS
+from unlabeled.evaluation.logistic import LogisticRegressionProbe
 from unlabeled.evaluation.paws_nn import AllSupports
 from unlabeled.evaluation.probe import Score
 
@@ -35,8 +35,8 @@ def source_of(features: Features) -> ArraySource:
     return ArraySource(images, features.labels, list("abcd"), "made up")
 
 
-def path(key: str = "k") -> LBFGS:
-    return LBFGS([0.01, 0.1, 1.0], 0.2, 0, 1000)
+def path(key: str = "k") -> LogisticRegressionProbe:
+    return LogisticRegressionProbe([0.01, 0.1, 1.0], 0.2, 0, 1000)
 
 
 class Seen:
@@ -61,8 +61,8 @@ def test_the_classifier_sees_the_listed_images_of_each_draw_and_no_other() -> No
     train, seen = data(200, 0), Seen()
     probe = prepared(FewLabels(seen, None, [1, 5], [0.1], [], draws=3, seed=7), train)
     scores = probe.fit_predict(train, data(40, 1), 4)
-    choices = [LabelChoice(None, None, k, 7 + draw, "k") for k in (1, 5) for draw in range(3)]
-    choices += [LabelChoice(None, 0.1, None, 7 + draw, "k") for draw in range(3)]
+    choices = [LabelSelection(None, None, k, 7 + draw, "k") for k in (1, 5) for draw in range(3)]
+    choices += [LabelSelection(None, 0.1, None, 7 + draw, "k") for draw in range(3)]
     lists = [choice.of(source_of(train)) for choice in choices]
     assert [given.ids.tolist() for given in seen.given] == [each.ids.tolist() for each in lists]
     assert [len(given.ids) for given in seen.given] == [4] * 3 + [20] * 3 + [20] * 3
@@ -83,7 +83,7 @@ def test_labels_and_features_of_images_that_are_not_listed_change_nothing() -> N
     train, test = data(200, 0), data(100, 1)
     probe = prepared(FewLabels(path(), None, [5], [], [], draws=2, seed=0), train)
     (score,) = probe.fit_predict(train, test, 4)
-    listed = torch.cat([LabelChoice(None, None, 5, seed, "k").of(source_of(train)).ids for seed in (0, 1)])
+    listed = torch.cat([LabelSelection(None, None, 5, seed, "k").of(source_of(train)).ids for seed in (0, 1)])
     others = ~torch.isin(train.ids, listed)
     spoilt = Features(train.x.clone(), train.labels.clone(), train.ids)
     spoilt.x[others], spoilt.labels[others] = 1e3, 0
@@ -96,7 +96,7 @@ def test_the_score_is_the_mean_of_the_draws_and_each_is_the_classifier_alone_on_
     (score,) = prepared(FewLabels(path(), None, [5], [], [], draws=3, seed=0), train).fit_predict(train, test, 4)
     alone = []
     for seed in range(3):
-        ids = LabelChoice(None, None, 5, seed, "k").of(source_of(train)).ids
+        ids = LabelSelection(None, None, 5, seed, "k").of(source_of(train)).ids
         alone += path().fit_predict(train.rows(ids), test, 4)
     tops = [each.top1 for each in alone]
     assert score.draws == tops
@@ -163,7 +163,7 @@ def test_listed_images_that_could_not_be_decoded_are_said_to_be_missing() -> Non
     train = data(200, 0)
     probe = prepared(FewLabels(Seen(), None, [], [0.5], [], 2, 0), train)
     (score,) = probe.fit_predict(train.rows(torch.arange(20, 200)), data(10, 1), 4)
-    lists = [LabelChoice(None, 0.5, None, seed, "k").of(source_of(train)).ids for seed in (0, 1)]
+    lists = [LabelSelection(None, 0.5, None, seed, "k").of(source_of(train)).ids for seed in (0, 1)]
     gone = sum(int((ids < 20).sum()) for ids in lists)
     assert score.notes == [f"{gone} of the listed images could not be decoded and were left out."]
     with pytest.raises(

@@ -11,7 +11,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation import knn
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.knn import KNN, knn_scores
-from unlabeled.evaluation.topk import top_k
+from unlabeled.evaluation.top_k import top_k
 
 
 def unit(n: int, dim: int, seed: int) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from tests.clusters import clusters, sgd_grid
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.linear import split, standardise
-from unlabeled.evaluation.logistic import LBFGS
+from unlabeled.evaluation.linear import split_holdout, standardise
+from unlabeled.evaluation.logistic import LogisticRegressionProbe
 from unlabeled.evaluation.sgd_grid import SGDGrid
 
 
@@ -25,15 +25,17 @@ def test_features_are_standardised_with_the_statistics_of_train_and_constant_col
 
 def test_the_holdout_is_stratified_disjoint_and_never_takes_the_last_image_of_a_class() -> None:
     labels = torch.tensor([0] * 100 + [1] * 20 + [2] * 3 + [3])[torch.randperm(124)]
-    fit, held = split(labels, 0.1, seed=0)
+    fit, held = split_holdout(labels, 0.1, seed=0)
     assert labels[held].bincount(minlength=4).tolist() == [10, 2, 1, 0]
     assert torch.cat([fit, held]).sort().values.tolist() == list(range(124))
-    assert torch.equal(held, split(labels, 0.1, seed=0)[1])
-    assert not torch.equal(held, split(labels, 0.1, seed=1)[1])
+    assert torch.equal(held, split_holdout(labels, 0.1, seed=0)[1])
+    assert not torch.equal(held, split_holdout(labels, 0.1, seed=1)[1])
 
 
-@pytest.mark.parametrize("probe", [LBFGS([0.01, 0.1, 1.0], 0.1, 0, 1000), sgd_grid([0.001, 0.01, 0.1])])
-def test_test_labels_change_neither_the_choice_nor_the_predictions(probe: LBFGS | SGDGrid) -> None:
+@pytest.mark.parametrize(
+    "probe", [LogisticRegressionProbe([0.01, 0.1, 1.0], 0.1, 0, 1000), sgd_grid([0.001, 0.01, 0.1])]
+)
+def test_test_labels_change_neither_the_choice_nor_the_predictions(probe: LogisticRegressionProbe | SGDGrid) -> None:
     train, test = clusters(200, 6, 3, 0), clusters(150, 6, 3, 1)
     relabelled = [Features(test.x, (test.labels + shift) % 3, test.ids) for shift in range(3)]
     scores = [probe.fit_predict(train, features, 3)[0] for features in relabelled]
@@ -43,8 +45,10 @@ def test_test_labels_change_neither_the_choice_nor_the_predictions(probe: LBFGS 
     assert scores[0].top1 > 60
 
 
-@pytest.mark.parametrize("probe", [LBFGS([0.01, 0.1, 1.0], 0.1, 0, 1000), sgd_grid([0.001, 0.01, 0.1])])
-def test_labels_may_have_gaps_and_the_random_state_is_untouched(probe: LBFGS | SGDGrid) -> None:
+@pytest.mark.parametrize(
+    "probe", [LogisticRegressionProbe([0.01, 0.1, 1.0], 0.1, 0, 1000), sgd_grid([0.001, 0.01, 0.1])]
+)
+def test_labels_may_have_gaps_and_the_random_state_is_untouched(probe: LogisticRegressionProbe | SGDGrid) -> None:
     train, test = clusters(200, 6, 3, 0), clusters(150, 6, 3, 1)
     (dense,) = probe.fit_predict(train, test, 3)
     names = torch.tensor([2, 5, 11])
@@ -69,9 +73,9 @@ def test_labels_may_have_gaps_and_the_random_state_is_untouched(probe: LBFGS | S
 
 def test_impossible_settings_name_the_key() -> None:
     with pytest.raises(UserError, match=r"probe\.linear\.c is \[-1\.0\]"):
-        LBFGS([-1.0], 0.1, 0, 10)
+        LogisticRegressionProbe([-1.0], 0.1, 0, 10)
     with pytest.raises(UserError, match=r"probe\.linear\.holdout is 0\.9; allowed: above 0, at most 0\.5"):
-        LBFGS([1.0], 0.9, 0, 10)
+        LogisticRegressionProbe([1.0], 0.9, 0, 10)
     with pytest.raises(UserError, match=r"probe\.linear_sgd\.learning_rates is \[\]"):
         sgd_grid([])
     with pytest.raises(UserError, match=r"weight_decays is \[-0\.1\]; it needs one or more numbers from 0"):
@@ -80,4 +84,4 @@ def test_impossible_settings_name_the_key() -> None:
         sgd_grid([0.1], kinds=())
     single = Features(torch.randn(3, 2), torch.arange(3), torch.arange(3))
     with pytest.raises(UserError, match="no class has two labelled train images"):
-        LBFGS([0.1, 1.0], 0.1, 0, 10).fit_predict(single, single, 3)
+        LogisticRegressionProbe([0.1, 1.0], 0.1, 0, 10).fit_predict(single, single, 3)

@@ -6,8 +6,8 @@ from torch import Tensor
 from tests.clusters import clusters
 from unlabeled.evaluation import linear
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.linear import best_of, split, standardise
-from unlabeled.evaluation.logistic import LBFGS, fit_logistic, logistic_loss
+from unlabeled.evaluation.linear import best_position, split_holdout, standardise
+from unlabeled.evaluation.logistic import LogisticRegressionProbe, fit_logistic, logistic_loss
 
 
 def reference_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> Tensor:
@@ -56,8 +56,8 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
 
 def test_c_is_the_best_on_the_holdout_by_scikit_learn_and_the_refit_sees_all_of_train() -> None:
     train, test, grid = clusters(300, 30, 4, 0, noise=4.0), clusters(200, 30, 4, 1, noise=4.0), [1e-4, 1e-2, 1.0]
-    (score,) = LBFGS(grid, 0.2, seed=3, max_iter=1000).fit_predict(train, test, 4)
-    fit, held = split(train.labels, 0.2, seed=3)
+    (score,) = LogisticRegressionProbe(grid, 0.2, seed=3, max_iter=1000).fit_predict(train, test, 4)
+    fit, held = split_holdout(train.labels, 0.2, seed=3)
     part, rest = (v.numpy() for v in standardise(train.x[fit], train.x[held]))
     correct = {}
     for c in grid:
@@ -77,14 +77,14 @@ def test_c_is_the_best_on_the_holdout_by_scikit_learn_and_the_refit_sees_all_of_
 def test_a_class_that_only_test_has_counts_as_wrong() -> None:
     train, test = clusters(200, 6, 3, 0, noise=0.1), clusters(100, 6, 3, 1, noise=0.1)
     labels = torch.where(torch.arange(100) < 30, 3, test.labels)
-    (score,) = LBFGS([0.1], 0.1, 0, 1000).fit_predict(train, Features(test.x, labels, test.ids), 4)
+    (score,) = LogisticRegressionProbe([0.1], 0.1, 0, 1000).fit_predict(train, Features(test.x, labels, test.ids), 4)
     assert score.top1 == 70
     assert score.chosen["chosen_on"] == "nothing"
 
 
 def test_large_features_are_solved_in_float32_to_the_same_score(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = clusters(400, 10, 4, 0), clusters(400, 10, 4, 1)
-    probe = LBFGS([0.01, 0.1], 0.1, 0, 1000)
+    probe = LogisticRegressionProbe([0.01, 0.1], 0.1, 0, 1000)
     (double,) = probe.fit_predict(train, test, 4)
     monkeypatch.setattr(linear, "FLOAT64_UP_TO", 3900)  # the 90 % that C is chosen on stay below, all of train is above
     (single,) = probe.fit_predict(train, test, 4)
@@ -94,11 +94,12 @@ def test_large_features_are_solved_in_float32_to_the_same_score(monkeypatch: pyt
 
 def test_a_best_value_at_the_edge_and_an_unfinished_fit_are_noted() -> None:
     train, test = clusters(300, 6, 3, 0), clusters(100, 6, 3, 1)
-    edge = LBFGS([1e-3, 1e-2], 0.1, 0, 1000).fit_predict(train, test, 3)[0]  # of two values, both are edges
+    # of two values, both are edges
+    edge = LogisticRegressionProbe([1e-3, 1e-2], 0.1, 0, 1000).fit_predict(train, test, 3)[0]
     assert edge.notes == [f"The best C, {edge.chosen['C']:g}, is at an edge of 0.001 to 0.01: widen its c."]
-    tied = best_of([1.0, 2.0, 3.0], [50.0, 50.0, 40.0], "C", "c")
+    tied = best_position([1.0, 2.0, 3.0], [50.0, 50.0, 40.0], "C", "c")
     assert tied == (0, [])  # the interior is as good: nothing to widen
-    short = LBFGS([0.1], 0.1, 0, max_iter=2).fit_predict(train, test, 3)[0]
+    short = LogisticRegressionProbe([0.1], 0.1, 0, max_iter=2).fit_predict(train, test, 3)[0]
     assert short.notes == ["L-BFGS stopped at max_iter = 2, before the optimum: raise probe.linear.max_iter."]
 
 
@@ -141,8 +142,8 @@ def best_by_scikit_learn(x: Tensor, labels: Tensor, c: float, classes: int) -> T
 
 def test_another_kind_of_features_is_what_is_fitted_and_is_named() -> None:
     train, test = clusters(300, 12, 4, 0), clusters(100, 12, 4, 1)
-    (score,) = LBFGS([0.1], 0.1, 0, 1000, features="cls").fit_predict(train, test, 4)
-    (alone,) = LBFGS([0.1], 0.1, 0, 1000).fit_predict(train.of("cls"), test.of("cls"), 4)
+    (score,) = LogisticRegressionProbe([0.1], 0.1, 0, 1000, features="cls").fit_predict(train, test, 4)
+    (alone,) = LogisticRegressionProbe([0.1], 0.1, 0, 1000).fit_predict(train.of("cls"), test.of("cls"), 4)
     assert score.protocol == "linear/cached-lbfgs-v1/features=cls"
     assert score.log_probabilities is not None
     assert alone.log_probabilities is not None
@@ -152,7 +153,7 @@ def test_another_kind_of_features_is_what_is_fitted_and_is_named() -> None:
 def test_one_class_and_constant_features_are_no_obstacle() -> None:
     x = torch.cat([torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.ones(30, 4)], dim=1)
     train = Features(x, torch.full((30,), 2), torch.arange(30))
-    (score,) = LBFGS([1.0], 0.1, 0, 100).fit_predict(train, train, 4)
+    (score,) = LogisticRegressionProbe([1.0], 0.1, 0, 100).fit_predict(train, train, 4)
     assert score.top1 == 100
     assert score.log_probabilities is not None
     assert score.log_probabilities[:, 2].abs().max() == 0

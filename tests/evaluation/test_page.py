@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.browser import Browser, browser, contrast, luminance
+from unlabeled.evaluation.evaluate_probes import Row, chance_rows
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.judge import Row, chance
-from unlabeled.evaluation.reporting.exhibits import Exhibits
 from unlabeled.evaluation.reporting.report import write_report
+from unlabeled.evaluation.reporting.report_sections import ReportImages
 
 CLASSES = ["aeroplane", "a very long name of a class, as ImageNet has them", "<b>bold</b>", "$x^2$", "鳥"]
 PROTOCOLS = ["knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "linear/cached-lbfgs-v1"]
@@ -61,7 +61,7 @@ def rows(test: Features) -> list[Row]:
     found[3].draws = [top1 - 1, top1, top1 + 1]
     found[3].chosen = {"labels": [{"sha256": "<i>" * 9, "seed": seed} for seed in range(3)], "seed": 0}
     found[2].notes.append("The best C, 1, is at an edge of 0.001 to 1: widen its c.")
-    return found + chance(test.labels, len(CLASSES))
+    return found + chance_rows(test.labels, len(CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, test = features(300, 0), features(200, 1)
     some = image("test", range(6))
     attention, pictures = {"image": some, "attention": some}, {"seen": some, "reconstructed": some, "original": some}
-    exhibits = Exhibits(CLASSES, train, test, image, attention, pictures)
+    report_images = ReportImages(CLASSES, train, test, image, attention, pictures)
     provenance = {
         "command": "python eval_linear.py run=outputs/" + "a_very_long_name_" * 12,
         "checkpoint": {"path": "/scratch/" + "folder/" * 20 + "last.ckpt", "sha256": "ab" * 32},
@@ -83,7 +83,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "git": {"commit": "c" * 40, "dirty": True},
     }
-    return write_report(folder, rows(test), provenance, metrics, 4.5, exhibits, [REFERENCE])
+    return write_report(folder, rows(test), provenance, metrics, 4.5, report_images, [REFERENCE])
 
 
 @pytest.fixture(scope="module")

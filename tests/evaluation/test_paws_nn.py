@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tests.conftest import Script
 from unlabeled.build import build_backbone, build_data, build_objective
-from unlabeled.build_evaluation import build_evaluation, fill_in
-from unlabeled.data.labels import LabelChoice
+from unlabeled.build_evaluation import build_evaluation, complete_config
+from unlabeled.data.labels import LabelSelection
 from unlabeled.data.memory import ArraySource
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.evaluation.features import Features, behind, extract
-from unlabeled.evaluation.judge import judge
+from unlabeled.evaluation.evaluate_probes import evaluate_probes
+from unlabeled.evaluation.features import Features, apply_head, extract
 from unlabeled.evaluation.paws_nn import SoftNearestNeighbours, soft_votes
 from unlabeled.weights import read_checkpoint
 
@@ -60,7 +60,7 @@ def literal_prediction(query: Tensor, train: Features, listed: list[int], classe
 
 def test_predictions_are_those_of_a_loop_over_the_listed_images_and_of_no_others() -> None:
     train, test = features_of(60, 0), features_of(40, 1)
-    choice = LabelChoice(None, None, 5, 7, "k")
+    choice = LabelSelection(None, None, 5, 7, "k")
     listed = choice.of(source_of(train)).ids.tolist()
     probe = SoftNearestNeighbours(0.1, None, None, 5, 7)
     probe.prepare(source_of(train), None, "backbone")
@@ -77,7 +77,7 @@ def test_predictions_are_those_of_a_loop_over_the_listed_images_and_of_no_others
 def test_without_a_choice_of_its_own_the_probe_takes_the_list_of_the_run_or_asks_for_one() -> None:
     train = features_of(60, 0)
     probe = SoftNearestNeighbours(0.1, None, None, None, 0)
-    probe.prepare(source_of(train), LabelChoice(None, None, 3, 0, "k"), "head")
+    probe.prepare(source_of(train), LabelSelection(None, None, 3, 0, "k"), "head")
     assert probe.protocol() == "paws_nn/head/12 labels/T=0.1"
     with pytest.raises(
         UserError, match=r"^probe\.paws_nn: the run has no list of labels; give probe\.paws_nn\.per_class"
@@ -119,13 +119,13 @@ def test_a_head_goes_before_its_probe_only_and_kinds_without_one_are_left_out() 
     batches = data.labelled("test", 100)
     network = Mean()
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    judge(
+    evaluate_probes(
         network,
         Mean(),
         lambda network, split, kinds: extract(network, batches, lambda images, sizes: images.float(), "cpu"),
         {"plain": plain, "embedded": embedded},
         10,
-        say=lambda line: None,
+        log=lambda line: None,
         heads={"embedded": {"pretrained": head}},
     )
     assert [x.shape[1] for x in plain.x] == [3, 3, 192]
@@ -163,12 +163,14 @@ def test_a_run_is_judged_behind_its_own_head_on_its_own_list_which_is_recorded(s
     objective.load_state_dict({key.removeprefix("objective."): value for key, value in checkpoint.state_dict.items()})
     data = build_data(config)
     views = build_evaluation(config, data).extractor.views
-    train, test = (extract(objective.backbone, data.labelled(s, 64), views.plain, "cpu") for s in ("train", "test"))
+    train, test = (
+        extract(objective.backbone, data.labelled(s, 64), views.evaluation_view, "cpu") for s in ("train", "test")
+    )
     head, support = objective.head(), objective.support
     assert head is not None
     assert support is not None
     listed = support.choose(data.splits.train, 1).ids.tolist()
-    bank, queries = behind(head, train), behind(head, test)
+    bank, queries = apply_head(head, train), apply_head(head, test)
     right = [literal_prediction(q, bank, listed, 10) == int(y) for q, y in zip(queries.x, queries.labels, strict=True)]
     assert rows["pretrained", protocol]["top1"] == pytest.approx(100 * sum(right) / len(right), abs=0.5)
 
@@ -190,7 +192,9 @@ def test_a_backbone_from_elsewhere_is_judged_without_a_head_on_a_list_that_is_gi
     )
     torch.save(build_backbone(config.backbone, 1).state_dict(), tmp_path / "weights.pt")
     checkpoint = read_checkpoint(tmp_path / "weights.pt")
-    rows = evaluate(build_evaluation(fill_in(config, checkpoint), None, "cpu"), checkpoint, tmp_path / "report", "")
+    rows = evaluate(
+        build_evaluation(complete_config(config, checkpoint), None, "cpu"), checkpoint, tmp_path / "report", ""
+    )
     protocols = {row.protocol for row in rows if row.features != "chance"}
     assert protocols == {"paws_nn/backbone/50 labels/T=0.1"}
     assert {row.features for row in rows} == {"pretrained", "random init", "raw pixels", "chance"}
@@ -201,7 +205,7 @@ def test_log_probabilities_are_those_of_the_loop_and_a_class_without_a_support_h
     probe = SoftNearestNeighbours(0.1, None, None, 5, 7)
     probe.prepare(source_of(train), None, "backbone")
     (score,) = probe.fit_predict(train, test, 6)
-    listed = LabelChoice(None, None, 5, 7, "k").of(source_of(train)).ids.tolist()
+    listed = LabelSelection(None, None, 5, 7, "k").of(source_of(train)).ids.tolist()
     assert score.log_probabilities is not None
     assert score.predictions is not None
     assert score.log_probabilities.dtype == torch.float32

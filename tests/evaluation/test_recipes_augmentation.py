@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from tests.recipe_tasks import augmentation, colours, stripes, views
-from unlabeled.data.canvas import canvas
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import batched
-from unlabeled.evaluation.recipes.augmentation import ClampedCrop, Mixing, OnPIL, erase, policy
+from unlabeled.evaluation.features import split_batches
+from unlabeled.evaluation.recipes.augmentation import (
+    ClampedCrop,
+    Mixing,
+    PILTransform,
+    augmentation_policy,
+    random_erase,
+)
 from unlabeled.objective import Batch
 from unlabeled.views.key import ViewKey
 
@@ -21,7 +27,7 @@ CPU = torch.device("cpu")
 def seen(key: ViewKey, rows: slice = slice(0, 12), name: str | None = None, erasing: float = 0.0) -> Tensor:
     images, labels = stripes(12, 0)
     own = augmentation(policy=name, erasing=erasing)
-    [batch] = batched(images[rows], labels[rows], torch.arange(12)[rows], 12)
+    [batch] = split_batches(images[rows], labels[rows], torch.arange(12)[rows], 12)
     return own.apply(own.views(views([0.5] * 3)), batch, key, CPU)
 
 
@@ -42,7 +48,9 @@ def test_a_clamped_crop_is_one_draw_of_area_and_ratio_cut_to_the_image() -> None
 
 
 def test_images_of_several_sizes_are_cropped_each_in_its_own_frame() -> None:
-    images, sizes = canvas([torch.full((3, 20, 30), 200, dtype=torch.uint8), torch.full((3, 40, 24), 200).byte()])
+    images, sizes = pad_to_largest(
+        [torch.full((3, 20, 30), 200, dtype=torch.uint8), torch.full((3, 40, 24), 200).byte()]
+    )
     batch = Batch(images, torch.arange(2), torch.zeros(2).long(), sizes=sizes)
     for kind in ("clamped", "ten_tries"):
         own = augmentation(crop=kind, scale=(0.08, 1.0))
@@ -68,19 +76,19 @@ def test_a_policy_changes_images_beyond_crop_and_flip_and_rounds_to_8_bits() -> 
 
 
 def test_posterizing_to_no_bits_gives_black_images_as_it_did_before_pillow_refused_it() -> None:
-    transform = policy("rand-m10-inc1", 16, None, "bicubic")
-    assert isinstance(transform, OnPIL)
+    transform = augmentation_policy("rand-m10-inc1", 16, None, "bicubic")
+    assert isinstance(transform, PILTransform)
     [step] = [step for step in transform.transform.ops if step.name == "PosterizeIncreasing"]  # type: ignore[attr-defined]
     step.prob = 1.0
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert float(OnPIL(step)(image).max()) == 0  # the strongest, 4 − 4 bits
+    assert float(PILTransform(step)(image).max()) == 0  # the strongest, 4 − 4 bits
     step.magnitude = 3
-    assert set((OnPIL(step)(image) * 255).round().int().flatten().tolist()) <= set(range(0, 256, 32))  # 4 − 1
+    assert set((PILTransform(step)(image) * 255).round().int().flatten().tolist()) <= set(range(0, 256, 32))  # 4 − 1
 
 
 def test_erasing_puts_normal_noise_into_a_rectangle_of_a_share_of_the_images() -> None:
     images = torch.full((400, 3, 16, 16), 9.0)
-    erased = erase(images.clone(), 0.25, seed=5)
+    erased = random_erase(images.clone(), 0.25, seed=5)
     changed = erased != 9.0
     share = changed.flatten(1).any(1).float().mean()
     assert float(share) == pytest.approx(0.25, abs=0.065)  # three deviations of 400 draws
@@ -92,8 +100,8 @@ def test_erasing_puts_normal_noise_into_a_rectangle_of_a_share_of_the_images() -
     noise = erased[changed]
     assert float(noise.mean()) == pytest.approx(0, abs=0.05)
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
-    assert torch.equal(erased, erase(images.clone(), 0.25, seed=5))
-    assert not torch.equal(erased, erase(images.clone(), 0.25, seed=6))
+    assert torch.equal(erased, random_erase(images.clone(), 0.25, seed=5))
+    assert not torch.equal(erased, random_erase(images.clone(), 0.25, seed=6))
 
 
 def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -145,14 +153,14 @@ def test_nothing_draws_from_the_global_random_states() -> None:
 
 
 def test_what_is_not_crop_and_flip_alone_has_a_word_in_the_protocol() -> None:
-    assert augmentation(scale=(0.08, 1.0)).words() == []
-    assert augmentation(flip=0.0, policy="original", erasing=0.25).words() == [
+    assert augmentation(scale=(0.08, 1.0)).describe() == []
+    assert augmentation(flip=0.0, policy="original", erasing=0.25).describe() == [
         "scale0.5-1",
         "flip0",
         "original",
         "erasing0.25",
     ]
-    assert Mixing(0.8, 0.0, 0.1).words() == ["mixup0.8", "smoothing0.1"]
+    assert Mixing(0.8, 0.0, 0.1).describe() == ["mixup0.8", "smoothing0.1"]
 
 
 def test_a_share_outside_0_to_1_is_refused() -> None:

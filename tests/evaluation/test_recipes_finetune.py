@@ -18,7 +18,7 @@ from unlabeled.evaluation.features import state_hash
 from unlabeled.evaluation.recipes.augmentation import Mixing
 from unlabeled.evaluation.recipes.finetune import Classifier, FineTune, add_drop_path
 from unlabeled.evaluation.recipes.layer_decay import layer_decay_groups
-from unlabeled.evaluation.recipes.loop import steps
+from unlabeled.evaluation.recipes.loop import training_steps
 from unlabeled.views.key import ViewKey
 
 
@@ -106,7 +106,7 @@ def test_fine_tuning_equals_a_loop_of_torchs_sgd_with_two_rates_and_batchnorm_in
         schedule.step()
     [score] = probe.train_predict(world.task)
     with torch.no_grad():
-        expected = layer(network.eval()(world.task.views.plain(world.splits["test"][0]))).log_softmax(1)
+        expected = layer(network.eval()(world.task.views.evaluation_view(world.splits["test"][0]))).log_softmax(1)
     assert score.log_probabilities is not None
     torch.testing.assert_close(score.log_probabilities, expected, rtol=1e-3, atol=1e-3)
     assert score.protocol == "finetune/small/labels=100%/epochs=3/batch=16/lr=0.02+0.4/aug=scale0.5-1"
@@ -180,7 +180,11 @@ def test_drop_path_leaves_out_branches_more_from_block_to_block_and_keeps_the_me
 
 def test_passes_have_seeds_and_shares_of_their_own() -> None:
     own = training(images_per_pass=4, epochs=1)
-    found = [each for _, passes in steps(made(train=18).task, torch.arange(18), own, augmentation()) for each in passes]
+    found = [
+        each
+        for _, passes in training_steps(made(train=18).task, torch.arange(18), own, augmentation())
+        for each in passes
+    ]
     assert [each.share for each in found] == [0.25] * 4 + [1.0]
     assert len({each.seed for each in found}) == 5
 

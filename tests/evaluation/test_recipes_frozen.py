@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from tests.recipe_tasks import Made, augmentation, colours, made, published, recipe, resnet, training, views, vit
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import state_hash
-from unlabeled.evaluation.linear import split
+from unlabeled.evaluation.linear import split_holdout
 from unlabeled.evaluation.recipes.attentive import AttentionPoolingHead
 from unlabeled.evaluation.recipes.frozen import HEAD, FrozenRecipe
 from unlabeled.evaluation.recipes.linear import LinearHead
 from unlabeled.objective import Batch
 from unlabeled.optimizers import LARS
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
 
 
 def initial_weight(probe: FrozenRecipe, width: int, classes: int) -> Tensor:
     with torch.random.fork_rng():
-        torch.manual_seed(mix(probe.training.seed, HEAD))
+        torch.manual_seed(derive_seed(probe.training.seed, HEAD))
         head = probe.head(width, classes)
     assert isinstance(head, LinearHead)
     return head.linear.weight.detach().clone()
@@ -45,7 +45,7 @@ def batches_by_hand(world: Made, probe: FrozenRecipe) -> list[tuple[Tensor, Tens
 
 def plain_features(world: Made) -> Tensor:
     with torch.no_grad():
-        found: Tensor = world.task.network(world.task.views.plain(world.splits["test"][0]))
+        found: Tensor = world.task.network(world.task.views.evaluation_view(world.splits["test"][0]))
     return found
 
 
@@ -161,12 +161,12 @@ def test_several_heads_in_one_pass_are_bit_for_bit_those_of_separate_runs() -> N
 def test_the_learning_rate_is_chosen_on_a_part_of_train_and_trained_anew_on_all_of_it() -> None:
     world, probe = made(), recipe(learning_rates=[1e-6, 8.0, 1e36], training=training(weight_decay=1e-6))
     [score] = probe.train_predict(world.task)
-    fit, held = split(world.task.train_labels, 0.2, 0)
+    fit, held = split_holdout(world.task.train_labels, 0.2, 0)
     before = world.asked[: world.asked.index(("train", held.tolist()))]
     assert {row for _, rows in before for row in rows} == set(fit.tolist())
     heads, _ = probe.fit(world.task, fit, [1e-6, 8.0])
     with torch.no_grad():
-        x = world.task.network(world.task.views.plain(world.splits["train"][0][held]))
+        x = world.task.network(world.task.views.evaluation_view(world.splits["train"][0][held]))
         top1 = [float((head.eval()(x).argmax(1) == world.task.train_labels[held]).float().mean()) for head in heads]
     tried = score.chosen["holdout_top1"]
     assert [tried["1e-06"], tried["8"], tried["1e+36"]] == pytest.approx([100 * top1[0], 100 * top1[1], 0.0])

@@ -4,14 +4,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.small import composed, members
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.runs.references import (
     COUNTS,
     PUBLISHED,
     SIZES,
     backbone_name,
-    crops_of,
     data_name,
+    describe_crops,
     objective_names,
     references_for,
 )
@@ -170,9 +170,9 @@ def config_of(experiment: str) -> dict[str, Any]:
 
 
 def test_crops_are_those_of_the_papers() -> None:
-    assert crops_of(config("swav_imagenet")) == "2x224+6x96"
-    assert crops_of(config("relicv2_imagenet")) == "4x224+2x96"
-    assert crops_of({}) is None
+    assert describe_crops(config("swav_imagenet")) == "2x224+6x96"
+    assert describe_crops(config("relicv2_imagenet")) == "4x224+2x96"
+    assert describe_crops({}) is None
 
 
 def test_data_are_known_by_their_source_or_by_counts_with_a_doubt() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting.account import chosen, doubts, headline, reference_line
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting.figures import feature_map, loss_curve, read_metrics
-from unlabeled.evaluation.reporting.plots import svg
-from unlabeled.evaluation.reporting.report import git_state, label_hash, machine, versions, write_report
-from unlabeled.evaluation.reporting.results_table import further, table
+from unlabeled.evaluation.reporting.plots import figure_as_svg
+from unlabeled.evaluation.reporting.report import git_state, hash_labels, machine, versions, write_report
+from unlabeled.evaluation.reporting.results_table import accuracy_table, other_metrics
+from unlabeled.evaluation.reporting.run_summary import chosen_settings, format_reference, headline, report_warnings
 
 CHOSEN = {"C": 0.1, "chosen_on": "train", "holdout": 0.1, "holdout_top1": {"0.1": 70.123456789012}}
 HASH_OF_1_2 = "0c730b69905c5ef7a4ca5269f72365400bde2dd2c04eaf9bbb3d1c4a265a0131"
@@ -34,7 +34,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_each_protocol_has_a_column_and_what_was_not_measured_stays_empty() -> None:
-    lines = cells(table(ROWS))
+    lines = cells(accuracy_table(ROWS))
     assert lines[0] == ["top-1, %", "knn/k=20", "linear"]
     assert lines[2:] == [
         ["pretrained", "81.25", "66.67"],
@@ -44,7 +44,7 @@ def test_each_protocol_has_a_column_and_what_was_not_measured_stays_empty() -> N
         ["chance: largest class of test", "12.00", "12.00"],
         ["chance: uniform guess", "10.00", "10.00"],
     ]
-    assert len({len(line) for line in table(ROWS).splitlines()}) == 1
+    assert len({len(line) for line in accuracy_table(ROWS).splitlines()}) == 1
 
 
 def test_results_come_back_from_strict_json_unrounded(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_results_come_back_from_strict_json_unrounded(tmp_path: Path) -> None:
 def test_the_report_says_how_the_numbers_came_about(tmp_path: Path) -> None:
     provenance = {"checkpoint": {"sha256": "abc123"}, "data": "a | b"}
     text = write_report(tmp_path, ROWS, provenance).with_suffix(".md").read_text()
-    assert table(ROWS) in text
+    assert accuracy_table(ROWS) in text
     assert "The last epoch was judged" in text
     assert "chosen on 10 % of train" in text
     assert "The test set was used once" in text
@@ -115,7 +115,7 @@ def test_the_feature_map_is_the_same_each_time_and_leaves_the_random_state(n: in
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
     labels, names = torch.arange(n) % classes, [f"class {i}" for i in range(classes)]
     before = torch.get_rng_state()
-    first, second = (svg(feature_map(x, labels, names), "map") for _ in range(2))
+    first, second = (figure_as_svg(feature_map(x, labels, names), "map") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == second
     assert first.count("<use ") >= n
@@ -123,13 +123,13 @@ def test_the_feature_map_is_the_same_each_time_and_leaves_the_random_state(n: in
 
 @pytest.mark.parametrize("x", [torch.ones(60, 8), torch.randn(60, 1), torch.zeros(60, 8)])
 def test_a_collapsed_network_still_gets_its_map(x: torch.Tensor) -> None:
-    assert "PCA of 60 test features" in svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
+    assert "PCA of 60 test features" in figure_as_svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
 
 
 def test_the_map_says_by_which_method_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: None)
     x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
-    assert "t-SNE of 60 test features" in svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
+    assert "t-SNE of 60 test features" in figure_as_svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
 
 
 def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,13 +145,15 @@ def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: name == "umap")
     x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
-    assert "UMAP of 2,000 test features" in svg(feature_map(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map")
+    assert "UMAP of 2,000 test features" in figure_as_svg(
+        feature_map(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map"
+    )
     assert asked == [{"random_state": 7, "n_jobs": 1}]
 
 
 def test_a_plot_takes_its_colours_from_the_page_and_refers_to_nothing_outside() -> None:
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    drawn = svg(feature_map(x, torch.arange(40) % 10, [f"${i}_2$ <b>" for i in range(10)]), 'a "map"')
+    drawn = figure_as_svg(feature_map(x, torch.arange(40) % 10, [f"${i}_2$ <b>" for i in range(10)]), 'a "map"')
     assert 'aria-label="a &quot;map&quot;"' in drawn
     assert "var(--ink)" in drawn
     assert "var(--colour-9)" in drawn
@@ -165,14 +167,14 @@ def test_intervals_and_deviations_stand_beside_their_numbers() -> None:
         Row("pretrained", "knn", 80.0, interval=(78.123, 81.999), draws=[79.0, 80.0, 81.0], n_test=100),
         Row("random init", "knn", 82.5, n_test=100),
     ]
-    lines = cells(table(rows))
+    lines = cells(accuracy_table(rows))
     assert lines[2] == ["pretrained", "80.00 ± 1.00 [78.12, 82.00]"]  # the sample deviation of the three
     assert lines[4] == ["pretrained − random init", "−2.50"]
     assert (
         headline(rows)
         == "80.00 % ± 1.00 [78.12, 82.00] of 100 test images by knn; −2.50 points against random weights."
     )
-    assert doubts(rows, {}) == ["Pretrained features are no better than those of random weights (knn)."]
+    assert report_warnings(rows, {}) == ["Pretrained features are no better than those of random weights (knn)."]
 
 
 def test_the_headline_takes_the_best_known_protocol_and_not_the_best_number() -> None:
@@ -184,13 +186,13 @@ def test_a_note_of_several_rows_is_said_once_and_whatever_else_is_to_be_doubted_
     rows = [Row("pretrained", protocol, 50.0, notes=["Nothing was learnt."]) for protocol in ("knn", "linear")]
     provenance = {"git": {"commit": "abc", "dirty": True}, "data": {"corrupt_images": 2}}
     reference = {"name": "MAE", "protocol": "linear", "differs": ["100 epochs"], "published": 67.8, "ours": None}
-    assert doubts(rows, provenance, [reference]) == [
+    assert report_warnings(rows, provenance, [reference]) == [
         "Nothing was learnt. (pretrained, knn; pretrained, linear)",
         "MAE: differs from what was published in 1 thing listed below.",
         "The code had changes that are in no commit.",
         "2 images could not be decoded and were left out.",
     ]
-    assert reference_line(reference) == ["MAE", "linear", "–", "67.80", "–", "–", "100 epochs", ""]
+    assert format_reference(reference) == ["MAE", "linear", "–", "67.80", "–", "–", "100 epochs", ""]
 
 
 def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> 
     rows = [
         Row("pretrained", "few", 50.0, {"labels": lists, "C": 5.0, "tried": {"5": 1.0}}, draws=[49.0, 51.0], n_test=9)
     ]
-    assert chosen(rows) == [("pretrained", "few", "C = 5, tried = {5: 1}", {"labels": lists})]
+    assert chosen_settings(rows) == [("pretrained", "few", "C = 5, tried = {5: 1}", {"labels": lists})]
     page = write_report(tmp_path, rows, {})
     assert "few: C = 5, tried = {5: 1}; labels of each draw: in results.json" in page.with_suffix(".md").read_text()
     assert "chosen on 20 % of train" in page.read_text()
@@ -207,7 +209,9 @@ def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> 
 
 def test_a_doubt_of_many_rows_names_the_first_few() -> None:
     rows = [Row("pretrained", f"p{n}", 50.0, notes=["Doubt."]) for n in range(6)]
-    assert doubts(rows, {}) == ["Doubt. (pretrained, p0; pretrained, p1; pretrained, p2; pretrained, p3; and 2 more)"]
+    assert report_warnings(rows, {}) == [
+        "Doubt. (pretrained, p0; pretrained, p1; pretrained, p2; pretrained, p3; and 2 more)"
+    ]
 
 
 def test_further_metrics_of_different_protocols_never_share_a_column() -> None:
@@ -216,14 +220,14 @@ def test_further_metrics_of_different_protocols_never_share_a_column() -> None:
         Row("pretrained", "linear", 50.0, metrics={"aurc_entropy": 0.01, "ece": 0.1, "nmi": 0.5}),
         Row("random init", "linear", 40.0, metrics={"ece": 0.25}),
     ]
-    protocols, lines = further(rows, usual=True)
+    protocols, lines = other_metrics(rows, usual=True)
     assert protocols == ["kmeans", "linear"]
     assert [(line.name, *map(str, line.cells)) for line in lines] == [
         ("NMI, pretrained", "0.1235", "0.5"),
         ("ECE, pretrained", "–", "0.1"),
         ("ECE, random init", "–", "0.25"),
     ]
-    protocols, (line,) = further(rows, usual=False)
+    protocols, (line,) = other_metrics(rows, usual=False)
     assert (protocols, line.name, *map(str, line.cells)) == (["linear"], "AURC entropy, pretrained", "0.01")
 
 
@@ -258,9 +262,9 @@ def test_without_git_the_report_says_that_the_commit_is_unknown(
 
 def test_the_label_hash_is_that_of_little_endian_int64() -> None:
     # printf '\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0' | sha256sum
-    assert label_hash(torch.tensor([1, 2])) == HASH_OF_1_2
-    assert label_hash(torch.tensor([1, 2], dtype=torch.int32)) == HASH_OF_1_2
-    assert label_hash(torch.tensor([2, 1])) != HASH_OF_1_2
+    assert hash_labels(torch.tensor([1, 2])) == HASH_OF_1_2
+    assert hash_labels(torch.tensor([1, 2], dtype=torch.int32)) == HASH_OF_1_2
+    assert hash_labels(torch.tensor([2, 1])) != HASH_OF_1_2
 
 
 def test_versions_and_machine_name_what_decides_a_number() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import Script
 from unlabeled.evaluation import self_test as module
-from unlabeled.evaluation.self_test import FILE, STORED, shuffled
+from unlabeled.evaluation.self_test import FILE, STORED, shuffle_weights
 from unlabeled.weights import read_checkpoint
 
 
@@ -30,7 +30,7 @@ def test_the_stored_checkpoint_reaches_its_accuracies_exactly_and_shuffled_weigh
 
 def test_shuffling_keeps_every_value_in_its_tensor_and_moves_nearly_all() -> None:
     checkpoint = read_checkpoint(FILE)
-    mixed = shuffled(checkpoint)
+    mixed = shuffle_weights(checkpoint)
     for key, value in checkpoint.tensors.items():
         assert torch.equal(value.flatten().sort().values, mixed.tensors[key].flatten().sort().values)
     weight = "state_dict.objective.backbone.layer4.0.conv1.weight"

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.clusters import clusters, sgd_grid
-from unlabeled.evaluation.linear import predict, split, standardise
+from unlabeled.evaluation.linear import predict, split_holdout, standardise
 from unlabeled.evaluation.sgd_grid import Head
 
 
@@ -41,7 +41,7 @@ def test_the_head_is_the_best_on_the_holdout_across_rates_decays_and_kinds_and_i
     train, test = clusters(200, 6, 3, 0), clusters(150, 6, 3, 1)
     rates, decays, kinds = [1e-6, 0.01, 0.1, 3.0], (0.0, 0.1), ("last", "cls")
     (score,) = sgd_grid(rates, decays, kinds).fit_predict(train, test, 3)
-    fit, held = split(train.labels, 0.1, 0)
+    fit, held = split_holdout(train.labels, 0.1, 0)
     expected = {}
     for kind in kinds:
         x = train.of(kind).x

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tests.small import composed
 from unlabeled.build import build_backbone, build_data
-from unlabeled.build_evaluation import build_evaluation, fill_in
+from unlabeled.build_evaluation import build_evaluation, complete_config
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.weights import read_checkpoint
 
 CHOSEN = [
@@ -38,7 +38,7 @@ def stored(folder: Path, seed: int = 1, change: Any = None, *chosen: str) -> Pat
 
 def judged(path: Path, *given: str) -> tuple[list[Row], Path]:
     checkpoint = read_checkpoint(path)
-    evaluation = build_evaluation(fill_in(composed(*CHOSEN, *given), checkpoint), None, "cpu")
+    evaluation = build_evaluation(complete_config(composed(*CHOSEN, *given), checkpoint), None, "cpu")
     report = path.parent / "report"
     return evaluate(evaluation, checkpoint, report, "a test"), report
 
@@ -134,7 +134,7 @@ def test_batchnorm_does_not_move_while_it_is_judged(tmp_path: Path) -> None:
     path = stored(tmp_path)
     checkpoint = read_checkpoint(path)
     given = ["probe=linear_moco", "probe.linear_moco.training.epochs=1"]
-    evaluation = build_evaluation(fill_in(composed(*CHOSEN, *given), checkpoint), None, "cpu")
+    evaluation = build_evaluation(complete_config(composed(*CHOSEN, *given), checkpoint), None, "cpu")
     evaluate(evaluation, checkpoint, tmp_path / "report", "a test")
     after = evaluation.backbone.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in torch.load(path).items())

@@ -12,11 +12,11 @@ from unlabeled.evaluation.runs.statistics import (
     Right,
     accuracy_interval,
     draws_interval,
-    holm,
-    mcnemar,
-    over_seeds,
-    paired,
-    welch,
+    holm_correction,
+    mcnemar_test,
+    mean_over_seeds,
+    paired_difference,
+    welch_test,
 )
 
 
@@ -69,7 +69,7 @@ def test_ten_thousand_images_take_less_than_a_tenth_of_a_second() -> None:
     accuracy_interval(1, 2)  # scipy is imported
     started = time.perf_counter()
     accuracy_interval(int(a.sum()), 10_000)
-    paired(a, b)
+    paired_difference(a, b)
     assert time.perf_counter() - started < 0.1
 
 
@@ -77,8 +77,8 @@ def test_ten_thousand_images_take_less_than_a_tenth_of_a_second() -> None:
 def test_mcnemars_p_is_the_sum_of_the_tails_of_a_fair_coin(only_a: int, only_b: int) -> None:
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
-    assert mcnemar(only_a, only_b) == pytest.approx(min(1.0, 2 * tail))
-    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a)
+    assert mcnemar_test(only_a, only_b) == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar_test(only_a, only_b) == mcnemar_test(only_b, only_a)
 
 
 def correlated(rng: np.random.Generator, n: int, only_a: float, only_b: float) -> tuple[Right, Right]:
@@ -92,7 +92,7 @@ def test_the_paired_interval_holds_the_true_difference_in_95_of_100_test_sets() 
     rng = np.random.default_rng(0)
     held = []
     for _ in range(2000):
-        low, high = paired(*correlated(rng, 500, 0.06, 0.03)).interval
+        low, high = paired_difference(*correlated(rng, 500, 0.06, 0.03)).interval
         held.append(low <= 3.0 <= high)
     assert 0.93 <= share(np.array(held)) <= 0.97
 
@@ -100,13 +100,13 @@ def test_the_paired_interval_holds_the_true_difference_in_95_of_100_test_sets() 
 def test_without_a_difference_mcnemars_p_is_below_5_percent_in_at_most_5_of_100_test_sets() -> None:
     rng = np.random.default_rng(1)
     answers = (correlated(rng, 500, 0.05, 0.05) for _ in range(2000))
-    p = [mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in answers]
+    p = [mcnemar_test(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in answers]
     assert 0.02 <= share(np.array(p) < 0.05) <= 0.05
 
 
 def test_the_paired_interval_is_scipys_bca_bootstrap_of_the_differences() -> None:
     a, b = correlated(np.random.default_rng(2), 800, 0.08, 0.02)
-    found = paired(a, b)
+    found = paired_difference(a, b)
     values = a.astype(float) - b.astype(float)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, batch=500, method="BCa", rng=0).confidence_interval
     assert found.points == pytest.approx(100 * values.mean())
@@ -116,34 +116,34 @@ def test_the_paired_interval_is_scipys_bca_bootstrap_of_the_differences() -> Non
 
 def test_the_paired_interval_is_narrower_than_the_two_intervals_and_turns_with_its_sign() -> None:
     a, b = correlated(np.random.default_rng(3), 2000, 0.03, 0.01)
-    low, high = paired(a, b).interval
+    low, high = paired_difference(a, b).interval
     alone = accuracy_interval(int(a.sum()), 2000)
     assert high - low < (alone[1] - alone[0]) / 1.5
-    assert paired(b, a).interval == pytest.approx((-high, -low), abs=0.1)
-    assert paired(a, b) == paired(a, b)
+    assert paired_difference(b, a).interval == pytest.approx((-high, -low), abs=0.1)
+    assert paired_difference(a, b) == paired_difference(a, b)
 
 
 def test_two_runs_that_are_right_on_the_same_images_may_still_differ_on_others() -> None:
     a = np.arange(100) < 80
-    found = paired(a, a)
+    found = paired_difference(a, a)
     assert (found.points, found.p) == (0.0, 1.0)
     assert found.interval == pytest.approx((-100 * (1 - 0.025**0.01), 100 * (1 - 0.025**0.01)))
 
 
 def test_answers_to_another_number_of_images_are_refused() -> None:
     with pytest.raises(ValueError, match="other images"):
-        paired(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+        paired_difference(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
 
 
 def test_over_seeds_the_interval_is_students() -> None:
-    found = over_seeds([90.0, 91.0, 92.5])
+    found = mean_over_seeds([90.0, 91.0, 92.5])
     assert found.mean == pytest.approx(91.1666667)
     assert found.deviation == pytest.approx(math.sqrt(((7 / 6) ** 2 + (1 / 6) ** 2 + (4 / 3) ** 2) / 2))
     assert found.interval is not None
     assert found.deviation is not None
     half = 4.302653 * found.deviation / math.sqrt(3)  # t of 2 degrees of freedom, from its table
     assert found.interval == pytest.approx((found.mean - half, found.mean + half))
-    alone = over_seeds([90.0])
+    alone = mean_over_seeds([90.0])
     assert (alone.mean, alone.deviation, alone.interval, alone.n) == (90.0, None, None, 1)
 
 
@@ -152,7 +152,7 @@ def test_welchs_test_is_its_closed_form() -> None:
     va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
     freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
     t = (np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
-    found = welch(a, b)
+    found = welch_test(a, b)
     assert found.points == pytest.approx(2.0)
     assert found.p == pytest.approx(2 * stats.t.sf(t, freedom))
     half = stats.t.ppf(0.975, freedom) * math.sqrt(va + vb)
@@ -161,17 +161,17 @@ def test_welchs_test_is_its_closed_form() -> None:
 
 
 def test_seeds_without_any_deviation_give_no_test() -> None:
-    assert welch([90.0, 90.0], [89.0, 89.0]).p is None
+    assert welch_test([90.0, 90.0], [89.0, 89.0]).p is None
 
 
 def test_holms_p_are_those_of_all_its_steps() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([0.02]) == [0.02]
-    assert holm([]) == []
+    assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm_correction([0.02]) == [0.02]
+    assert holm_correction([]) == []
     for order in itertools.permutations([0.001, 0.02, 0.03, 0.2]):
         expected = {0.001: 0.004, 0.02: 0.06, 0.03: 0.06, 0.2: 0.2}
-        assert holm(order) == pytest.approx([expected[p] for p in order])
+        assert holm_correction(order) == pytest.approx([expected[p] for p in order])
 
 
 def simulated(draws: int, deviation: float, n: int) -> Callable[[np.random.Generator], list[float]]:
@@ -210,7 +210,7 @@ def test_however_few_the_images_an_interval_is_finite_and_holds_what_was_seen() 
         for only_a, only_b in itertools.product(range(n + 1), repeat=2):
             if only_a + only_b <= n:
                 order = np.arange(n)
-                found = paired(order < only_a, (order >= only_a) & (order < only_a + only_b))
+                found = paired_difference(order < only_a, (order >= only_a) & (order < only_a + only_b))
                 low, high = found.interval
                 assert -100 <= low <= found.points <= high <= 100
                 assert found.points == pytest.approx(100 * (only_a - only_b) / n)

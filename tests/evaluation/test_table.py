@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import Script
 from unlabeled.errors import UserError
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.runs.statistics import accuracy_interval
-from unlabeled.evaluation.runs.table_text import as_csv, as_latex, as_markdown, latex
-from unlabeled.evaluation.table import folders_first, grouped, make_table
+from unlabeled.evaluation.runs.table_text import as_csv, as_latex, as_markdown, escape_latex
+from unlabeled.evaluation.table import folders_as_override, group_by_config, make_table
 
 KNN, LINEAR = "knn/cosine-exp/k=20/T=0.1", "linear/cached-lbfgs-v1"
 DATA = {"description": "toy, 100 test images", "train_labels_sha256": "aaaaaaaaaa", "test_labels_sha256": "bbbbbbbbbb"}
@@ -205,7 +205,7 @@ def test_lines_of_one_name_are_told_apart_by_what_their_configurations_differ_in
 def test_a_run_may_be_given_by_its_report_and_only_once(tmp_path: Path) -> None:
     folder = run(tmp_path / "simclr", {KNN: 60.0})
     assert table(folder / "report", folder / "report")[1][:2] == ["simclr", "1"]
-    assert [len(runs) for runs in grouped([])] == []
+    assert [len(runs) for runs in group_by_config([])] == []
 
 
 def test_baselines_stand_below_in_every_column_of_their_data(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_latex_is_a_tabular_of_booktabs_with_all_text_escaped(tmp_path: Path) ->
     assert lines[2:5] == [r"  \toprule", rf"  top-1, \% & seeds & {KNN} \\", r"  \midrule"]
     assert lines[5] == rf"  mine\_50\%\&\#1 & 1 & \textbf{{60.00 {between(60)}}} \\"
     assert lines[7:9] == [r"  \bottomrule", r"\end{tabular}"]
-    assert latex("a_b ~^\\ {x} $5 – ✗ ±") == (
+    assert escape_latex("a_b ~^\\ {x} $5 – ✗ ±") == (
         r"a\_b \textasciitilde{}\textasciicircum{}\textbackslash{} \{x\} \$5 -- $\times$ $\pm$"
     )
 
@@ -263,11 +263,11 @@ def test_folders_are_given_without_a_key_as_a_shell_writes_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1").mkdir()
-    assert folders_first(["a", "lr=0.1", "format=csv"]) == ["format=csv", 'runs=["a","lr=0.1"]']
-    assert folders_first(['q"\\', "--cfg", "job"]) == ["--cfg", "job", 'runs=["q\\"\\\\"]']
-    assert folders_first(["runs=[a]"]) == ["runs=[a]"]
+    assert folders_as_override(["a", "lr=0.1", "format=csv"]) == ["format=csv", 'runs=["a","lr=0.1"]']
+    assert folders_as_override(['q"\\', "--cfg", "job"]) == ["--cfg", "job", 'runs=["q\\"\\\\"]']
+    assert folders_as_override(["runs=[a]"]) == ["runs=[a]"]
     with pytest.raises(SystemExit) as stopped:
-        folders_first(["a", "runs=[b]"])
+        folders_as_override(["a", "runs=[b]"])
     assert stopped.value.code == 2
     assert "give one of the two" in capsys.readouterr().err
 

@@ -12,29 +12,29 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError
 from unlabeled.evaluation.clustering import KMeans
 from unlabeled.evaluation.ensembles import Bootstrap, deep_ensemble, ensemble_of_reports, resample
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.linear import split, standardise
-from unlabeled.evaluation.logistic import LBFGS, fit_logistic
+from unlabeled.evaluation.linear import split_holdout, standardise
+from unlabeled.evaluation.logistic import LogisticRegressionProbe, fit_logistic
 from unlabeled.evaluation.mc_dropout import MCDropout
 from unlabeled.evaluation.paws_nn import AllSupports
 from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.runs.predictions import write_predictions
-from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, nll, temperature
-from unlabeled.evaluation.uncertainty.least_sure import least_sure
+from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, fit_temperature, nll
+from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.evaluation.uncertainty.members import (
     entropy,
+    expand_to_all_classes,
     expected_entropy,
-    in_all_classes,
+    log_mean_probabilities,
     mutual_information,
-    pool,
     pool_heads,
-    pooled,
+    pool_members,
     uncertainty_metrics,
     variation_ratio,
 )
 from unlabeled.evaluation.uncertainty.selective import aurc
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 
 def data(n: int, dim: int, classes: int, seed: int, noise: float = 2.0) -> Features:
@@ -58,7 +58,7 @@ def test_pooled_predictions_and_all_scores_are_those_of_a_loop() -> None:
     log_p = members(5, 8, 3, 0)
     log_p[:, 3] = torch.tensor([0.0, -math.inf, -math.inf])  # all certain
     log_p[:2, 4], log_p[2:, 4] = torch.tensor([0.0, -math.inf, -math.inf]), torch.tensor([-math.inf, 0.0, -math.inf])
-    found = pool(log_p)
+    found = pool_members(log_p)
     for image in range(8):
         p = [[math.exp(value) for value in member[image].tolist()] for member in log_p]
         mean = [sum(member[k] for member in p) / 5 for k in range(3)]
@@ -79,14 +79,14 @@ def test_pooled_predictions_and_all_scores_are_those_of_a_loop() -> None:
 
 
 def test_probabilities_are_averaged_not_logits() -> None:
-    torch.testing.assert_close(pooled(members(4, 6, 3, 1)).exp(), members(4, 6, 3, 1).exp().mean(dim=0))
+    torch.testing.assert_close(log_mean_probabilities(members(4, 6, 3, 1)).exp(), members(4, 6, 3, 1).exp().mean(dim=0))
 
 
 def test_members_that_agree_share_all_doubt_and_ones_that_are_certain_of_other_classes_share_none() -> None:
     same = members(1, 50, 4, 2).float().expand(7, -1, -1)
     assert bool((mutual_information(same) >= 0).all())
     torch.testing.assert_close(mutual_information(same), torch.zeros(50), rtol=0, atol=1e-6)
-    torch.testing.assert_close(expected_entropy(same), entropy(pooled(same)))
+    torch.testing.assert_close(expected_entropy(same), entropy(log_mean_probabilities(same)))
     assert bool((variation_ratio(same) == 0).all())
     apart = torch.eye(4, dtype=torch.float64).log()[:, None]
     assert float(mutual_information(apart)) == pytest.approx(math.log(4))
@@ -96,7 +96,7 @@ def test_members_that_agree_share_all_doubt_and_ones_that_are_certain_of_other_c
 
 def test_mutual_information_is_the_mean_divergence_of_the_members_from_their_pool() -> None:
     log_p = members(6, 20, 5, 3)
-    divergence = (log_p.exp() * (log_p - pooled(log_p))).sum(dim=2).mean(dim=0)
+    divergence = (log_p.exp() * (log_p - log_mean_probabilities(log_p))).sum(dim=2).mean(dim=0)
     torch.testing.assert_close(mutual_information(log_p), divergence)
 
 
@@ -105,7 +105,7 @@ def test_heads_are_pooled_alike_for_any_chunk(chunk_bytes: int, monkeypatch: pyt
     monkeypatch.setattr("unlabeled.evaluation.uncertainty.members.CHUNK_BYTES", chunk_bytes)
     generator = torch.Generator().manual_seed(0)
     heads, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 3, 6), (30, 6)))
-    found, whole = pool_heads(heads, x), pool(torch.einsum("scd,nd->snc", heads, x).log_softmax(dim=2))
+    found, whole = pool_heads(heads, x), pool_members(torch.einsum("scd,nd->snc", heads, x).log_softmax(dim=2))
     torch.testing.assert_close(found.log_probabilities, whole.log_probabilities)
     assert torch.equal(found.predictions, whole.predictions)
     for name, score in whole.scores.items():
@@ -129,14 +129,14 @@ def test_bootstrap_heads_are_separate_fits_on_resamples_with_the_c_of_the_linear
     train, test = data(200, 6, 3, 0), data(150, 6, 3, 1)
     (score,), (single,) = (
         bootstrap().fit_predict(train, test, 3),
-        LBFGS([0.01, 0.1, 1.0], 0.2, 3, 1000).fit_predict(train, test, 3),
+        LogisticRegressionProbe([0.01, 0.1, 1.0], 0.2, 3, 1000).fit_predict(train, test, 3),
     )
     assert score.chosen["C"] == single.chosen["C"]
     assert score.metrics["single_top1"] == single.top1
 
     def literal(x: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
         x, queries = (part.float() for part in standardise(x, queries))
-        drawn = [resample(labels, mix(3, member)) for member in range(4)]
+        drawn = [resample(labels, derive_seed(3, member)) for member in range(4)]
         heads = [fit_logistic(x[rows], labels[rows], single.chosen["C"], 3, 1000)[0].float() for rows in drawn]
         return sum((queries @ head.T).softmax(dim=1) for head in heads).log() - math.log(4)  # type: ignore[union-attr]
 
@@ -145,8 +145,8 @@ def test_bootstrap_heads_are_separate_fits_on_resamples_with_the_c_of_the_linear
     assert score.predictions is not None
     torch.testing.assert_close(score.log_probabilities, log_p, rtol=0, atol=1e-3)
     assert score.top1 == 100 * int((score.predictions == test.labels).sum()) / 150
-    fit, held = split(train.labels, 0.2, 3)
-    t = temperature(literal(train.x[fit], train.labels[fit], train.x[held]), train.labels[held])
+    fit, held = split_holdout(train.labels, 0.2, 3)
+    t = fit_temperature(literal(train.x[fit], train.labels[fit], train.x[held]), train.labels[held])
     assert score.metrics["temperature"] == pytest.approx(t, rel=1e-3)
     assert float(score.uncertainty["mutual_information"].mean()) > 0
     assert score.protocol == "ensemble/bootstrap-lbfgs/M=4"
@@ -194,7 +194,7 @@ def test_masks_on_the_features_are_heads_and_their_mean_comes_near_that_of_masks
 def test_the_learning_rate_is_the_smallest_near_the_least_held_out_nll_without_dropout() -> None:
     probe, train, test = mc_dropout(), data(200, 6, 3, 0), data(150, 6, 3, 1)
     (score,) = probe.fit_predict(train, test, 3)
-    fit, held = split(train.labels, 0.2, 0)
+    fit, held = split_holdout(train.labels, 0.2, 0)
     part, rest = standardise(train.x[fit], train.x[held])
     heads = probe.fit(part, train.labels[fit], 3, probe.learning_rates)
     losses = [float(nn.functional.cross_entropy(rest @ head.T, train.labels[held])) for head in heads]
@@ -264,7 +264,7 @@ def test_one_member_is_a_single_network_and_of_several_each_counts_alike() -> No
     assert score.protocol == "ensemble/3 runs/linear/cached-lbfgs-v1"
     right = [100 * float((run.argmax(dim=1) == labels).double().mean()) for run in runs]
     assert score.metrics["member_top1"] == pytest.approx(sum(right) / 3)
-    assert score.metrics["nll"] == pytest.approx(nll(pooled(torch.stack(runs)), labels), rel=1e-5)
+    assert score.metrics["nll"] == pytest.approx(nll(log_mean_probabilities(torch.stack(runs)), labels), rel=1e-5)
     assert "temperature" not in score.metrics
     with pytest.raises(UserError, match="needs the same 50 test images and classes of each run"):
         deep_ensemble([runs[0], runs[1][:, :3]], labels, "p")
@@ -289,7 +289,7 @@ def test_runs_are_pooled_from_what_their_evaluations_kept(tmp_path: Path) -> Non
     (score,) = ensemble_of_reports(folders)
     assert score.protocol == "ensemble/3 runs/linear/cached-lbfgs-v1"
     assert score.log_probabilities is not None
-    torch.testing.assert_close(score.log_probabilities, pooled(runs), rtol=0, atol=5e-3)
+    torch.testing.assert_close(score.log_probabilities, log_mean_probabilities(runs), rtol=0, atol=5e-3)
     torch.testing.assert_close(score.log_probabilities.exp().sum(dim=1), torch.ones(50))
     assert float(score.uncertainty["mutual_information"].mean()) > 0.1
 
@@ -309,7 +309,7 @@ def test_the_least_sure_images_come_first_in_a_table_with_their_names(tmp_path: 
     p = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.3, 0.3], [1.0, 0.0, 0.0], [0.2, 0.8, 0.0]])
     scores = {"entropy": torch.zeros(4), "mutual_information": torch.tensor([0.1, 0.2, 0.0, 0.25])}
     names, labels = ["a.png", 'b, "2".png', "c.png", "d.png"], torch.tensor([0, 2, -1, 1])
-    least_sure(tmp_path / "least.csv", names, labels, p.log(), scores, ["cat", "dog", "owl"])
+    write_least_certain(tmp_path / "least.csv", names, labels, p.log(), scores, ["cat", "dog", "owl"])
     with (tmp_path / "least.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ['b, "2".png', "d.png", "a.png", "c.png"]
@@ -322,13 +322,13 @@ def test_the_least_sure_images_come_first_in_a_table_with_their_names(tmp_path: 
         "mutual_information": "0.2",
     }
     assert [(row["label"], row["predicted"]) for row in rows[1:]] == [("dog", "dog"), ("cat", "cat"), ("", "cat")]
-    least_sure(tmp_path / "numbers.csv", names, labels, p.log(), {})
+    write_least_certain(tmp_path / "numbers.csv", names, labels, p.log(), {})
     first = (tmp_path / "numbers.csv").read_text().splitlines()[1]
     assert first == f'"b, ""2"".png",2,0,0.4,{literal_entropy([0.4, 0.3, 0.3]):.6g}'
 
 
 def test_columns_of_some_classes_stand_among_all_of_them() -> None:
-    whole = in_all_classes(torch.tensor([[-1.0, -2.0]]), torch.tensor([3, 1]), 4)
+    whole = expand_to_all_classes(torch.tensor([[-1.0, -2.0]]), torch.tensor([3, 1]), 4)
     assert whole.tolist() == [[-math.inf, -2.0, -math.inf, -1.0]]
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.faults.diagnosis import GRADIENTS, NOWHERE, OUTPUTS, VIEWS, WEIGHTS, Finding, find
-from unlabeled.faults.guard import Faults
-from unlabeled.faults.replay import AtStep
+from unlabeled.faults.diagnosis import GRADIENTS, NOWHERE, OUTPUTS, VIEWS, WEIGHTS, NonFiniteFinding, find_non_finite
+from unlabeled.faults.guard import NonFiniteGuard
+from unlabeled.faults.replay import PretrainingAtStep
 from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
 from unlabeled.views.pipeline import Views
 
@@ -64,11 +64,11 @@ class PlainViews(Views):
         return (view,)
 
 
-def found(objective: Objective, *bad: int) -> Finding:
-    module = AtStep(objective, PlainViews(*bad), None, 4, 1, 10, 5, 0, 1, {}, Faults(Path(), 1))  # type: ignore[arg-type]
+def found(objective: Objective, *bad: int) -> NonFiniteFinding:
+    module = PretrainingAtStep(objective, PlainViews(*bad), None, 4, 1, 10, 5, 0, 1, {}, NonFiniteGuard(Path(), 1))  # type: ignore[arg-type]
     module.train()
     batch = Batch(torch.full((4, 3, 2, 2), 2, dtype=torch.uint8), torch.tensor([11, 12, 13, 14]), torch.zeros(4).long())
-    return find(module, batch, nullcontext())
+    return find_non_finite(module, batch, nullcontext())
 
 
 def test_nothing_is_found_where_all_is_finite() -> None:
@@ -89,7 +89,7 @@ def test_the_first_module_with_a_bad_output_is_named_and_not_those_that_follow_f
     assert str(finding) == "backbone.layers.0 output has 4 non-finite of 16 values; loss inf"
 
 
-def found_with_grad(objective: Objective, *bad: int) -> Finding:
+def found_with_grad(objective: Objective, *bad: int) -> NonFiniteFinding:
     with torch.enable_grad():
         return found(objective, *bad)
 

@@ -10,7 +10,7 @@ from tests.conftest import ENVIRONMENT, Script
 from tests.faulty import BATCH, METHODS, config_of, image_of, run_of, spoil
 from unlabeled.build import build_replay
 from unlabeled.errors import UserError
-from unlabeled.faults.record import plain, read_record
+from unlabeled.faults.record import read_record, without_views
 from unlabeled.objective import Batch, Objective, Output, Progress
 from unlabeled.objectives.moco import MoCo
 from unlabeled.objectives.simclr import SimCLR
@@ -122,7 +122,7 @@ def test_a_step_with_labelled_images_in_bfloat16_is_replayed_with_them(tmp_path:
 def test_sizes_of_images_on_a_canvas_are_kept() -> None:
     sizes = torch.tensor([[3, 4], [4, 2]])
     batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2), sizes=sizes)
-    assert Batch(**plain(batch)) == batch
+    assert Batch(**without_views(batch)) == batch
 
 
 @pytest.mark.parametrize("content", [None, b"text", {"state_dict": {}}])

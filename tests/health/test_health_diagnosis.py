@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from unlabeled.health.diagnosis import Diagnosis
-from unlabeled.health.facts import Facts, facts_from
+from unlabeled.health.facts import RunFacts, facts_from_dict
 from unlabeled.health.rules import RULES
-from unlabeled.objective import Sign
+from unlabeled.objective import MetricBound
 
-SIGN = Sign("codes-not-balanced", "effective_codes", 50, 100.5, "few prototypes get all", "more iterations")
-FACTS = Facts("SwAV", math.log(100), 2000, 128, (SIGN,))
+SIGN = MetricBound("codes-not-balanced", "effective_codes", 50, 100.5, "few prototypes get all", "more iterations")
+FACTS = RunFacts("SwAV", math.log(100), 2000, 128, (SIGN,))
 HEALTHY: dict[str, float] = {
     "train/loss": 4.4,
     "train/effective_codes": 100,
@@ -60,7 +60,7 @@ CASES: list[tuple[str, float, str, int]] = [
 
 
 def follow(
-    facts: Facts, metric: str, value: float, until: int = 300, since: int = 30
+    facts: RunFacts, metric: str, value: float, until: int = 300, since: int = 30
 ) -> tuple[Diagnosis, dict[str, int]]:
     """A run that is healthy before ``since``, and the step at which each finding was made."""
     diagnosis, made = Diagnosis(facts), dict[str, int]()
@@ -118,13 +118,13 @@ def test_one_rule_makes_one_finding_however_many_parts_it_holds_for() -> None:
 
 
 def test_a_long_run_may_stand_at_its_value_of_collapse_for_a_fiftieth_of_its_steps() -> None:
-    long = Facts("SwAV", math.log(100), 100_000, 128)
+    long = RunFacts("SwAV", math.log(100), 100_000, 128)
     assert follow(long, "train/loss", 4.6, until=2_000)[1] == {}
     assert follow(long, "train/loss", 4.6, until=2_100)[1] == {"loss-at-collapse": 2_030}
 
 
 def test_a_loss_that_falls_to_its_value_at_collapse_diverges_only_above_its_start() -> None:
-    facts = Facts("SimSiam", -1.0, 2000, 128)
+    facts = RunFacts("SimSiam", -1.0, 2000, 128)
     for slope, names in ((-0.001, []), (0.001, ["loss-diverges"])):
         diagnosis = Diagnosis(facts)
         for step in range(10, 301, 10):
@@ -139,6 +139,6 @@ def test_numbers_that_are_not_finite_or_no_numbers_are_left_out() -> None:
 
 
 def test_facts_come_back_from_plain_values_and_names_of_rules_are_unique() -> None:
-    assert facts_from(FACTS.as_dict()) == FACTS
+    assert facts_from_dict(FACTS.as_dict()) == FACTS
     names = [rule.name for rule in RULES]
     assert len(set(names)) == len(names)

@@ -11,7 +11,7 @@ from tests.faulty import config_of, run_of, same, state_of
 from unlabeled import ema
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import state_hash
-from unlabeled.health.folder import diagnosed
+from unlabeled.health.folder import diagnose_run
 from unlabeled.objectives.moco import MoCo
 from unlabeled.objectives.simclr import SimCLR
 
@@ -50,7 +50,7 @@ def test_its_folder_gives_the_diagnosis_of_the_running_monitor_also_after_a_resu
     run_of(config_of(tmp_path / "twice", MoCo, *OFTEN, "resume=override"))
     once, twice = (findings_of(tmp_path / name) for name in ("once", "twice"))
     assert [finding["name"] for finding in once] == ["teacher-is-frozen"]
-    assert once == twice == [finding._asdict() for finding in diagnosed(tmp_path / "once").findings]
+    assert once == twice == [finding._asdict() for finding in diagnose_run(tmp_path / "once").findings]
 
 
 def test_health_stop_ends_a_collapsed_run_in_one_line_and_watch_goes_on(
@@ -73,17 +73,17 @@ def test_a_cut_line_or_a_missing_file_leaves_the_rest_of_a_folder_readable(tmp_p
     (tmp_path / "training.json").write_text(json.dumps({"collapsed_at": 5.0}))
     text = "\n".join(lines)
     (tmp_path / "metrics.jsonl").write_text({"cut": text[:-8], "noise": text + "\n[1]\nnull\n"}.get(damage, text))
-    diagnosis = diagnosed(tmp_path)
+    diagnosis = diagnose_run(tmp_path)
     assert [(finding.name, finding.since) for finding in diagnosis.findings] == [("loss-at-collapse", 10)]
-    assert "loss alone" in diagnosis.in_words()
+    assert "loss alone" in diagnosis.describe()
 
 
 def test_what_is_no_run_or_cannot_be_read_is_one_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no metrics.jsonl in it; give the folder of a run"):
-        diagnosed(tmp_path)
+        diagnose_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     strange = '{"facts": {"signs": [{"a": 1}]}}'
     for text, error in (("{", "cannot be read"), ("[]", "another version"), (strange, "another version")):
         (tmp_path / "health.json").write_text(text)
         with pytest.raises(UserError, match=rf"health.json: (is of )?{error}"):
-            diagnosed(tmp_path)
+            diagnose_run(tmp_path)

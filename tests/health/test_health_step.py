@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.health.step import StepHealth, image_health
+from unlabeled.health.step import StepHealth, image_metrics
 from unlabeled.objective import Backbone, Batch, Objective, Output
 
 
@@ -28,7 +28,7 @@ class Toy(Objective):
         self.backbone, self.projector = Linear(), nn.Linear(4, 3)
         self.teacher = Linear()
 
-    def followers(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
+    def teacher_student_pairs(self) -> tuple[tuple[nn.Module, nn.Module], ...]:
         return ((self.teacher, self.backbone),)
 
 
@@ -89,12 +89,12 @@ def test_the_spread_of_embeddings_is_one_where_even_and_zero_where_all_are_equal
 def test_images_that_are_equal_flat_or_in_the_order_of_their_source_show_it() -> None:
     noise = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     uniform = math.sqrt((256**2 - 1) / 12) / 255  # standard deviation of a whole number from 0 to 255
-    found = image_health(batch_of(noise, torch.randperm(64, generator=torch.Generator().manual_seed(0))))
+    found = image_metrics(batch_of(noise, torch.randperm(64, generator=torch.Generator().manual_seed(0))))
     assert float(found["image_difference"]) == pytest.approx(uniform, rel=0.02)
     assert float(found["pixel_variation"]) == pytest.approx(uniform, rel=0.02)
     assert float(found["neighbours"]) <= 2 / 63
-    same = image_health(batch_of(noise[:1].expand(64, -1, -1, -1), torch.arange(10, 74)))
+    same = image_metrics(batch_of(noise[:1].expand(64, -1, -1, -1), torch.arange(10, 74)))
     assert float(same["image_difference"]) == 0
     assert float(same["neighbours"]) == 1
     grey = noise[:, :1, :1, :1].expand(-1, 3, 8, 8)
-    assert float(image_health(batch_of(grey, torch.arange(64)))["pixel_variation"]) == pytest.approx(0, abs=1e-6)
+    assert float(image_metrics(batch_of(grey, torch.arange(64)))["pixel_variation"]) == pytest.approx(0, abs=1e-6)

@@ -21,9 +21,9 @@ from unlabeled.config import open_run
 from unlabeled.errors import UserError
 from unlabeled.health import planning
 from unlabeled.health.plan import RunPlan, make_plan
-from unlabeled.health.plan_text import text
-from unlabeled.health.plan_trial import OnACopy
-from unlabeled.health.planning import Planning
+from unlabeled.health.plan_text import format_plan
+from unlabeled.health.plan_trial import PretrainingOnCopy
+from unlabeled.health.planning import PlanCallback
 from unlabeled.run import Run
 from unlabeled.views.operations import GaussianBlur, RandomResizedCrop
 
@@ -170,10 +170,10 @@ def test_what_an_earlier_plan_measured_is_taken_over_unless_it_was_of_other_step
 def test_a_step_that_does_not_fit_into_memory_ends_in_one_line_that_says_what_to_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    def forward(self: OnACopy, batch: Any) -> None:
+    def forward(self: PretrainingOnCopy, batch: Any) -> None:
         raise error
 
-    monkeypatch.setattr(OnACopy, "forward", forward)
+    monkeypatch.setattr(PretrainingOnCopy, "forward", forward)
     with pytest.raises(UserError, match=r"64 images does not fit .* batch_size, .*accumulate=.*gradient_checkpointing"):
         run_of(config_of("simclr", tmp_path, *TRIED))
 
@@ -212,12 +212,12 @@ def test_each_check_fails_where_it_should_with_what_was_found_and_what_to_give(
 
 @pytest.mark.parametrize("pixels", [*range(4, 40), 96, 224])
 def test_the_scale_and_the_kernel_that_a_failed_check_gives_pass_it(pixels: int) -> None:
-    remedy = RandomResizedCrop(8, (1e-4, 1.0), (0.75, 1.33), "bilinear", 0.5).doubts(pixels)[1].remedy
+    remedy = RandomResizedCrop(8, (1e-4, 1.0), (0.75, 1.33), "bilinear", 0.5).plan_warnings(pixels)[1].remedy
     crop = RandomResizedCrop(8, (float(remedy.split()[3]), 1.0), (0.75, 1.33), "bilinear", 0.5)
-    assert crop.doubts(pixels)[1].passed
-    remedy = GaussianBlur((0.1, 2.0), 1e-4, 0.5).doubts(pixels)[0].remedy
+    assert crop.plan_warnings(pixels)[1].passed
+    remedy = GaussianBlur((0.1, 2.0), 1e-4, 0.5).plan_warnings(pixels)[0].remedy
     blur = GaussianBlur((0.1, 2.0), float(remedy.split("=")[1].split(",")[0]), 0.5)
-    assert blur.doubts(pixels)[0].passed
+    assert blur.plan_warnings(pixels)[0].passed
 
 
 def test_crops_and_blur_that_do_not_fit_the_images_are_found() -> None:
@@ -225,19 +225,19 @@ def test_crops_and_blur_that_do_not_fit_the_images_are_found() -> None:
         return [check.passed for check in checks]
 
     crop = RandomResizedCrop(64, (0.04, 1.0), (0.75, 1.33), "bilinear", 0.5)
-    assert names(*crop.doubts(32)) == [True, True]
-    assert names(*crop.doubts(31)) == [False, True]
-    assert names(*crop.doubts(19)) == [False, False]
-    assert names(*GaussianBlur((0.1, 2.0), 0.1, 0.5).doubts(224)) == [True]
-    assert names(*GaussianBlur((0.1, 2.0), 0.1, 0.5).doubts(16)) == [False]  # one pixel: nothing is blurred
-    assert names(*GaussianBlur((0.1, 2.0), 1.2, 0.5).doubts(32)) == [False]  # 39 pixels
-    assert "a kernel of 39 pixels on views of 32" in GaussianBlur((0.1, 2.0), 1.2, 0.5).doubts(32)[0].found
+    assert names(*crop.plan_warnings(32)) == [True, True]
+    assert names(*crop.plan_warnings(31)) == [False, True]
+    assert names(*crop.plan_warnings(19)) == [False, False]
+    assert names(*GaussianBlur((0.1, 2.0), 0.1, 0.5).plan_warnings(224)) == [True]
+    assert names(*GaussianBlur((0.1, 2.0), 0.1, 0.5).plan_warnings(16)) == [False]  # one pixel: nothing is blurred
+    assert names(*GaussianBlur((0.1, 2.0), 1.2, 0.5).plan_warnings(32)) == [False]  # 39 pixels
+    assert "a kernel of 39 pixels on views of 32" in GaussianBlur((0.1, 2.0), 1.2, 0.5).plan_warnings(32)[0].found
 
 
 @pytest.mark.parametrize("name", ["simclr", "swav", "relicv2"])
 def test_what_is_printed_fits_a_terminal(name: str, tmp_path: Path) -> None:
     plan = plan_of(config_of(name, tmp_path, "max_steps=3"))
-    lines = text(plan, "a run").splitlines()
+    lines = format_plan(plan, "a run").splitlines()
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 40
     assert len(failed(plan)) >= 1
@@ -252,4 +252,4 @@ def test_an_objective_that_cannot_be_copied_is_refused_with_the_key_that_goes_wi
 
 def test_a_single_trial_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"plan\.trial_steps=1: the first one warms up"):
-        Planning(trial_steps=1, trial_from=0)
+        PlanCallback(trial_steps=1, trial_from=0)

@@ -17,7 +17,7 @@ from tests.small import small_run
 from unlabeled.build import build_run
 from unlabeled.checkpointing import Interrupted
 from unlabeled.config import open_run
-from unlabeled.health.plan import SHARES, schedule_of, values_at
+from unlabeled.health.plan import SHARES, make_schedule, scheduled_values_at
 from unlabeled.objectives.moco import KeyQueue
 from unlabeled.objectives.swav import FeatureQueue
 from unlabeled.pretraining import Pretraining
@@ -116,7 +116,7 @@ def test_every_step_uses_the_learning_rate_decay_momentum_and_queue_of_the_plan_
     overrides, teacher, before_the_step = RUNS[name]
     used = Used(teacher, before_the_step, stop_at=7)
     run = train(config_of(name, tmp_path, *overrides), used)
-    planned = [values_at(run.module, step) for step in range(STEPS)]
+    planned = [scheduled_values_at(run.module, step) for step in range(STEPS)]
     assert [step["step"] for step in used.steps] == list(range(STEPS))
     for real, wanted in zip(used.steps, planned, strict=True):
         assert real == pytest.approx({key: wanted[key] for key in real}, rel=1e-9), real["step"]
@@ -126,7 +126,7 @@ def test_every_step_uses_the_learning_rate_decay_momentum_and_queue_of_the_plan_
     )  # before the first rate above 0 it is a copy
     assert len({step["learning_rate"] for step in used.steps}) >= (2 if "milestones" in str(overrides) else STEPS)
     columns = json.loads((tmp_path / "plan.json").read_text())["schedule"]
-    assert columns == schedule_of(run.module)
+    assert columns == make_schedule(run.module)
     assert columns.pop("share") == list(SHARES)
     assert columns["step"] == [0, 0, 2, 10, 19]
     for number, step in enumerate(columns["step"]):

@@ -19,7 +19,7 @@ from tests.small import small_run
 from unlabeled.build import build_run
 from unlabeled.config import open_run
 from unlabeled.health import heartbeat
-from unlabeled.health.watch.listing import Listing
+from unlabeled.health.watch.listing import RunListing
 from unlabeled.health.watch.server import Server
 
 CONFIG = """name: {name}
@@ -89,7 +89,7 @@ class serving:
     """A server in a thread; gives its address."""
 
     def __init__(self, folder: Path) -> None:
-        self.server = Server(Listing(folder), 0)
+        self.server = Server(RunListing(folder), 0)
 
     def __enter__(self) -> str:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from unlabeled.health.watch.curves import KEPT, Curve, Series, Summary
-from unlabeled.health.watch.documents import flat
-from unlabeled.health.watch.listing import Listing, find_runs
-from unlabeled.health.watch.verdict import judge
+from unlabeled.health.watch.curves import KEPT, Curve, CurveSummary, RunCurves
+from unlabeled.health.watch.documents import flatten
+from unlabeled.health.watch.listing import RunListing, find_runs
+from unlabeled.health.watch.verdict import classify_run
 
 CONFIG = "name: x\nmax_epochs: 4\nmax_steps: null\nobjective:\n  _target_: unlabeled.objectives.swav.SwAV\n"
 NOW = 1_800_000_000.0
@@ -40,7 +40,7 @@ def make_run(folder: Path, **files: str) -> Path:
 
 def listed(root: Path) -> dict[str, dict[str, Any]]:
     """By name. What the server would send."""
-    runs: dict[str, dict[str, Any]] = json.loads(json.dumps(Listing(root).changes(""), allow_nan=False))["runs"]
+    runs: dict[str, dict[str, Any]] = json.loads(json.dumps(RunListing(root).changes(""), allow_nan=False))["runs"]
     return {run["name"]: run for run in runs.values()}
 
 
@@ -64,7 +64,7 @@ def listed(root: Path) -> dict[str, dict[str, Any]]:
     ],
 )
 def test_whether_a_run_lives_is_told_by_its_process_and_by_its_last_word(said: dict[str, Any], expected: str) -> None:
-    assert judge(said, NOW).state == expected
+    assert classify_run(said, NOW).state == expected
 
 
 def test_a_killed_process_is_noticed_though_nobody_has_fetched_it() -> None:
@@ -72,7 +72,7 @@ def test_a_killed_process_is_noticed_though_nobody_has_fetched_it() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays to be fetched
-    verdict = judge(state(pid=child, updated=NOW - 9), NOW)
+    verdict = classify_run(state(pid=child, updated=NOW - 9), NOW)
     os.waitpid(child, 0)
     assert verdict.state == "killed"
     assert verdict.sentence.startswith(f"Stopped without a word after step 120: process {child} is gone")
@@ -169,7 +169,7 @@ def test_values_of_any_type_and_no_file_at_all_hide_nothing(tmp_path: Path) -> N
         "config.yaml is no file",
         "state.json is no file",
     ]
-    listing = Listing(tmp_path)
+    listing = RunListing(tmp_path)
     listing.changes("")
     assert all(listing.detail(address) for address in ("odd", "empty", "folders", "loop"))
 
@@ -183,7 +183,7 @@ def test_links_that_lead_out_are_neither_followed_nor_read(tmp_path: Path) -> No
     (root / "linked").mkdir()
     for name in ("config.yaml", "metrics.jsonl"):
         (root / "linked" / name).symlink_to(outside / name)
-    listing = Listing(root)
+    listing = RunListing(root)
     answer = listing.changes("")
     assert answer["addresses"] == ["inner", "linked"]
     assert answer["notes"] == ["elsewhere is a link that leads out of this folder: not followed"]
@@ -206,12 +206,12 @@ def test_runs_are_found_at_any_depth_but_not_within_what_belongs_to_one(tmp_path
     found, notes = find_runs(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a", "b/c/d", "b/run", "b/run/nested"]
     assert notes == []
-    assert list(Listing(tmp_path / "a").changes("")["addresses"]) == ["."]
+    assert list(RunListing(tmp_path / "a").changes("")["addresses"]) == ["."]
 
 
 def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
     made = [make_run(tmp_path / name, state=json.dumps(state(state="finished"))) for name in ("a", "b")]
-    listing = Listing(tmp_path)
+    listing = RunListing(tmp_path)
     first = listing.changes("")
     assert set(first["runs"]) == {"a", "b"}
     assert listing.changes(first["token"])["runs"] == {}
@@ -222,19 +222,19 @@ def test_only_what_has_changed_is_sent_again(tmp_path: Path) -> None:
     assert second["runs"]["b"]["loss"]["last"] == 3.7
     for strange in (first["token"] + "9" * 9000, "-1", "x"):
         assert set(listing.changes(strange)["runs"]) in (set(), {"a", "b"})
-    assert set(Listing(tmp_path).changes(first["token"])["runs"]) == {"a", "b"}  # of a server started anew
+    assert set(RunListing(tmp_path).changes(first["token"])["runs"]) == {"a", "b"}  # of a server started anew
 
 
-@pytest.mark.parametrize("reader", [Summary, Series])
+@pytest.mark.parametrize("reader", [CurveSummary, RunCurves])
 def test_metrics_are_read_on_where_reading_stopped_and_anew_when_a_resume_cut_them(
-    tmp_path: Path, reader: type[Summary] | type[Series]
+    tmp_path: Path, reader: type[CurveSummary] | type[RunCurves]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     growing = reader(path)
 
     def steps() -> list[int]:
         growing.update()
-        curve = growing.loss if isinstance(growing, Summary) else growing.curves.get("train/loss", Curve())
+        curve = growing.loss if isinstance(growing, CurveSummary) else growing.curves.get("train/loss", Curve())
         return list(curve.steps)
 
     assert steps() == []
@@ -260,7 +260,7 @@ def test_reading_fast_gives_what_json_gives(tmp_path: Path) -> None:
         made.append({"step": step, "epoch": step / 7, **(extra if step % 3 else {"health/x": 1.0})})
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in made))
-    fast, slow, every = Summary(path), Summary(path), Series(path)
+    fast, slow, every = CurveSummary(path), CurveSummary(path), RunCurves(path)
     slow._take_quickly = lambda block: False  # type: ignore[method-assign]
     for growing in (fast, slow, every):
         growing.update()
@@ -279,13 +279,13 @@ def test_a_thinned_curve_keeps_extremes_gaps_and_the_limit() -> None:
     values[1_234], values[4_321] = 50.0, -60.0
     curve = Curve()
     curve.extend(range(5_000), values)
-    thin = curve.thinned(200)
+    thin = curve.downsample(200)
     assert len(thin) <= 200
     assert [step for step, _ in thin] == sorted(step for step, _ in thin)
     assert {(1_234, 50.0), (4_321, -60.0)} <= set(thin)
     curve.extend([5_000], [math.nan])
-    assert (5_000, None) in curve.thinned(200)
-    assert len(curve.thinned(200)) <= 200
+    assert (5_000, None) in curve.downsample(200)
+    assert len(curve.downsample(200)) <= 200
     assert curve.last is None
 
 
@@ -300,4 +300,4 @@ def test_a_very_long_curve_takes_bounded_memory_and_keeps_its_extremes() -> None
 
 def test_a_tree_of_values_is_flat_by_dotted_names() -> None:
     tree = {"a": {"b": [1, 2], "c": [{"d": None}, {"d": "x"}]}, "e": {}, "f": 1e-4}
-    assert flat(tree) == {"a.b": "[1, 2]", "a.c.0.d": "null", "a.c.1.d": "x", "e": "{}", "f": "0.0001"}
+    assert flatten(tree) == {"a.b": "[1, 2]", "a.c.0.d": "null", "a.c.1.d": "x", "e": "{}", "f": "0.0001"}

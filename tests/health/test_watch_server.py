@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from unlabeled.errors import UserError
-from unlabeled.health.watch.listing import Listing
+from unlabeled.health.watch.listing import RunListing
 from unlabeled.health.watch.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[Server]:
-    with Server(Listing(folder), 0) as serving:
+    with Server(RunListing(folder), 0) as serving:
         threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield serving
         serving.shutdown()
@@ -166,10 +166,10 @@ def test_what_runs_wrote_goes_out_as_json_and_a_damaged_one_never_as_an_error(se
 
 
 def test_a_port_that_is_taken_is_said_in_one_line_and_by_default_the_next_is_used(folder: Path) -> None:
-    with Server(Listing(folder), None) as first, Server(Listing(folder), None) as second:
+    with Server(RunListing(folder), None) as first, Server(RunListing(folder), None) as second:
         assert second.server_port > first.server_port >= 8765
         with pytest.raises(UserError, match=f"--port {first.server_port}: cannot be listened at .*in use"):
-            Server(Listing(folder), first.server_port)
+            Server(RunListing(folder), first.server_port)
 
 
 def command(*arguments: str) -> "subprocess.Popen[str]":
@@ -196,7 +196,7 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c_without_torch_or_a_
 
 def test_a_mistake_in_the_command_is_one_line(folder: Path) -> None:
     (folder / "file").write_text("")
-    with Server(Listing(folder), 0) as taken:
+    with Server(RunListing(folder), 0) as taken:
         wrong = {
             ("outputz",): "outputz: no such folder",
             (str(folder / "file"),): "is a file",

@@ -435,7 +435,7 @@ def test_pictures_hold_the_image_where_it_was_seen_and_the_paint_where_it_was_no
     objective = make_objective(make_vit()).double()
     batch = make_batch(slice(0, 8))
     with torch.no_grad():
-        pictures = objective.pictures(batch, seed=0)
+        pictures = objective.visualize(batch, seed=0)
     mask = random_masking(masking_noise(START, 8, 16), 0.75)[1].bool()
     seen, painted, images = (patchify(pictures[name], 4) for name in ("seen", "reconstructed", "original"))
     assert list(pictures) == ["seen", "reconstructed", "original"]

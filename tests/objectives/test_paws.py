@@ -13,7 +13,7 @@ from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Output, Plan, Progress, Support
-from unlabeled.objectives.paws import PAWS, paws_loss, sharpened, soft_nearest_neighbours
+from unlabeled.objectives.paws import PAWS, paws_loss, sharpen_probabilities, soft_nearest_neighbours
 
 B, D, S, K = 4, 6, 6, 3
 LABELS = 0.9 * torch.eye(K, dtype=torch.float64).repeat(2, 1) + 0.1 / K
@@ -141,10 +141,10 @@ def test_sharpening_many_classes_is_finite_in_float32_and_keeps_a_row_of_equal_o
     classes: int, sharpen: float
 ) -> None:
     equal = torch.full((2, classes), 1 / classes)
-    torch.testing.assert_close(sharpened(equal, sharpen), equal, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sharpen_probabilities(equal, sharpen), equal, rtol=1e-5, atol=0)
     steep = torch.zeros(1, classes)
     steep[0, 0] = 1
-    assert torch.equal(sharpened(steep, sharpen), steep)
+    assert torch.equal(sharpen_probabilities(steep, sharpen), steep)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,7 +16,7 @@ from tests.group import leave
 from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
 from unlabeled.objective import Backbone, Batch, Plan, Progress
-from unlabeled.objectives.relic import ReLIC, StopGradient, divergence, relic_loss, sample_negatives
+from unlabeled.objectives.relic import ReLIC, StopGradient, kl_divergence, relic_loss, sample_negatives
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ def test_orthogonal_images_give_the_closed_form_and_equal_distributions_no_diver
 def test_two_known_distributions_give_the_known_divergence() -> None:
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
     expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    assert float(divergence(p.log(), q.log(), "entropy")) == pytest.approx(expected, abs=1e-7)
-    assert float(divergence(p.log(), q.log(), "first_argument")) == pytest.approx(expected, abs=1e-7)
+    assert float(kl_divergence(p.log(), q.log(), "entropy")) == pytest.approx(expected, abs=1e-7)
+    assert float(kl_divergence(p.log(), q.log(), "first_argument")) == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

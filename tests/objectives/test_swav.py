@@ -326,14 +326,14 @@ def test_the_queue_is_used_once_full_after_its_epoch_and_never_holds_the_batch_a
 ) -> None:
     objective = make_objective(queue_length=16, queue_from_epoch=0.2)  # from step 2; full after steps 2 and 3
     used: list[Tensor | None] = []
-    real = swav.codes_of
+    real = swav.compute_codes
 
     def spy(scores: list[Tensor], *settings: object) -> list[Tensor]:
         queued: list[Tensor] | None = settings[-1]  # type: ignore[assignment]
         used.append(None if queued is None else torch.stack(queued))
         return real(scores, *settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(swav, "codes_of", spy)
+    monkeypatch.setattr(swav, "compute_codes", spy)
     embedded = []  # of the two large crops of each step; nothing is trained, so they can be compared later
     for step in range(6):
         batch = make_batch(step)

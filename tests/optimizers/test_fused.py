@@ -16,26 +16,28 @@ from torch.distributed.tensor import DTensor
 
 from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.optimizers import LARS, Recipe, lars
+from unlabeled.optimizers import LARS, OptimizerConfig, lars
 
 RATES = [0.1, 0.3, 0.2, 0.1, 0.0]
 
 
-def adamw(name: str, **changed: Any) -> Recipe:
+def adamw(name: str, **changed: Any) -> OptimizerConfig:
     config = composed(f"optimizer={name}").optimizer
     config.optimizer.update(changed)
-    recipe: Recipe = instantiate(config)
+    recipe: OptimizerConfig = instantiate(config)
     return recipe
 
 
 RECIPES = {
     "adamw": adamw("adamw"),
     "adamw_mae": adamw("adamw_mae"),
-    "lars": Recipe(partial(LARS, momentum=0.9), 0.3, "linear", 0, 1e-2, False),
+    "lars": OptimizerConfig(partial(LARS, momentum=0.9), 0.3, "linear", 0, 1e-2, False),
 }
 
 
-def train(network: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
+def train(
+    network: nn.Module, recipe: OptimizerConfig, optimizer: torch.optim.Optimizer | None = None
+) -> torch.optim.Optimizer:
     optimizer = optimizer or recipe.build(network, 256)
     generator = torch.Generator().manual_seed(0)
     for lr in RATES:

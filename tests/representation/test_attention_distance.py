@@ -9,9 +9,9 @@ from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import Attention, ViT
 from unlabeled.evaluation.features import state_hash
-from unlabeled.evaluation.reporting.attention import transformer_of
+from unlabeled.evaluation.reporting.attention import find_transformer
 from unlabeled.representation import distance
-from unlabeled.representation.distance import attention_distance, even_distance
+from unlabeled.representation.distance import attention_distance, uniform_attention_distance
 
 
 def images(size: int = 16) -> Tensor:
@@ -63,11 +63,11 @@ def test_a_head_that_attends_to_all_alike_looks_as_far_as_patches_lie_apart() ->
     for module in network.modules():
         if isinstance(module, Attention):
             nn.init.zeros_(module.qkv.weight)
-    found, transformer = attention_distance(network, images()), transformer_of(network)
+    found, transformer = attention_distance(network, images()), find_transformer(network)
     assert found is not None
     assert transformer is not None
     pairs = [4 * math.dist(divmod(a, 4), divmod(b, 4)) for a in range(16) for b in range(16)]
-    assert even_distance(transformer, 16) == pytest.approx(sum(pairs) / 256)
+    assert uniform_attention_distance(transformer, 16) == pytest.approx(sum(pairs) / 256)
     torch.testing.assert_close(found, torch.full((2, 2), sum(pairs) / 256, dtype=torch.float64))
 
 

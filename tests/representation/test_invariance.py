@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlabeled.representation.invariance import STRENGTHS, augmented, invariance
+from unlabeled.representation.invariance import STRENGTHS, augment_each, invariance
 from unlabeled.views.colour import luminance
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
@@ -19,11 +19,11 @@ def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
 
 def images(count: int = 40) -> Tensor:
     pixels = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    return VIEWS.as_views(pixels)
+    return VIEWS.to_views(pixels)
 
 
 def changed(name: str) -> Tensor:
-    return VIEWS.as_pixels(dict(augmented(VIEWS, images(), KEY))[name])
+    return VIEWS.to_pixels(dict(augment_each(VIEWS, images(), KEY))[name])
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -48,7 +48,7 @@ def test_equal_features_are_invariant_and_those_of_other_images_are_not_whatever
 
 
 def test_each_augmentation_does_to_every_image_what_it_says() -> None:
-    pixels = VIEWS.as_pixels(images())
+    pixels = VIEWS.to_pixels(images())
     torch.testing.assert_close(changed("flip"), pixels.flip(3), atol=1e-5, rtol=0)
     grey = luminance(pixels).expand(-1, 3, -1, -1)
     torch.testing.assert_close(changed("grayscale"), grey, atol=1e-5, rtol=0)
@@ -57,14 +57,14 @@ def test_each_augmentation_does_to_every_image_what_it_says() -> None:
     for name in ("crop", "colour jitter"):
         difference = (changed(name) - pixels).abs().mean((1, 2, 3))
         assert float(difference.min()) > 0.01, name
-    assert list(dict(augmented(VIEWS, images(), KEY))) == list(STRENGTHS)
+    assert list(dict(augment_each(VIEWS, images(), KEY))) == list(STRENGTHS)
 
 
 def test_draws_are_a_function_of_the_key_and_of_the_place_of_an_image_which_stays_as_it_is() -> None:
     given = images()
     before = given.clone()
-    whole, other = (dict(augmented(VIEWS, given, KEY._replace(seed=seed))) for seed in (3, 4))
-    part = dict(augmented(VIEWS, given[25:], KEY._replace(first=25)))
+    whole, other = (dict(augment_each(VIEWS, given, KEY._replace(seed=seed))) for seed in (3, 4))
+    part = dict(augment_each(VIEWS, given[25:], KEY._replace(first=25)))
     assert torch.equal(given, before)
     for name in whole:
         torch.testing.assert_close(part[name], whole[name][25:], atol=1e-5, rtol=0)
@@ -72,7 +72,7 @@ def test_draws_are_a_function_of_the_key_and_of_the_place_of_an_image_which_stay
 
 
 def test_a_network_that_sees_luminance_alone_is_invariant_to_grayscale_and_not_to_flips() -> None:
-    features = {name: luminance(VIEWS.as_pixels(x)).flatten(1) for name, x in augmented(VIEWS, images(), KEY)}
-    plain = luminance(VIEWS.as_pixels(images())).flatten(1)
+    features = {name: luminance(VIEWS.to_pixels(x)).flatten(1) for name, x in augment_each(VIEWS, images(), KEY)}
+    plain = luminance(VIEWS.to_pixels(images())).flatten(1)
     assert invariance(plain, features["grayscale"]) == pytest.approx(1, abs=1e-5)
     assert invariance(plain, features["flip"]) == pytest.approx(0, abs=0.05)

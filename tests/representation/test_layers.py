@@ -8,7 +8,7 @@ from unlabeled.backbones.torchvision import TorchvisionBackbone
 from unlabeled.backbones.vit import ViT
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
-from unlabeled.representation.layers import Layers, pooled
+from unlabeled.representation.layers import Layers, pool_positions
 
 
 def images(size: int = 16) -> Tensor:
@@ -17,7 +17,7 @@ def images(size: int = 16) -> Tensor:
 
 def taken(backbone: Backbone, batch: Tensor) -> tuple[list[str], list[Tensor]]:
     layers = Layers(backbone)
-    with torch.no_grad(), layers.listening():
+    with torch.no_grad(), layers.recording():
         backbone.eval()(batch)
     return layers.names, layers.taken()
 
@@ -65,10 +65,10 @@ def test_models_from_elsewhere_have_their_blocks_or_stages_for_layers(
 
 def test_positions_are_averaged_wherever_the_channels_stand() -> None:
     maps = torch.rand(2, 5, 4, 4)
-    torch.testing.assert_close(pooled(maps, 0), maps.mean((2, 3)))
-    torch.testing.assert_close(pooled(maps.permute(0, 2, 3, 1), 0), maps.mean((2, 3)))
+    torch.testing.assert_close(pool_positions(maps, 0), maps.mean((2, 3)))
+    torch.testing.assert_close(pool_positions(maps.permute(0, 2, 3, 1), 0), maps.mean((2, 3)))
     tokens = torch.rand(2, 7, 5)
-    torch.testing.assert_close(pooled(tokens, 2), tokens[:, 2:].mean(1))
+    torch.testing.assert_close(pool_positions(tokens, 2), tokens[:, 2:].mean(1))
 
 
 def test_afterwards_no_hook_is_left_and_one_layer_is_refused() -> None:

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from tests.small import CONF, small_run
 from unlabeled.build import build_objective
-from unlabeled.build_representation import build_subject
+from unlabeled.build_representation import build_analysis_subject
 from unlabeled.config import run_module
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract, state_hash
 from unlabeled.objective import Objective
 from unlabeled.representation.__main__ import represent
-from unlabeled.representation.analysis import Settings, analyse, chosen_images
+from unlabeled.representation.analysis import Settings, analyse, choose_images
 from unlabeled.representation.cka import CKA
 from unlabeled.representation.compare import compare_command
 from unlabeled.representation.layers import Layers
@@ -69,11 +69,11 @@ def refused(run: Path, *overrides: str) -> str:
 def test_what_is_written_of_a_run_is_what_the_functions_give_of_its_features(tmp_path: Path) -> None:
     run, objective = a_run(tmp_path / "run", "simclr")
     found = represented(run)
-    subject, _ = build_subject(
+    subject, _ = build_analysis_subject(
         composed("representation", f"run={run}", *QUICK)[0], read_checkpoint(run / "checkpoints/last.ckpt")
     )
-    batches = subject.data.batches(subject.source, chosen_images(subject.source, 300, 0), 64)
-    x = extract(objective.backbone, batches, subject.views.plain, "cpu").x
+    batches = subject.data.batches(subject.source, choose_images(subject.source, 300, 0), 64)
+    x = extract(objective.backbone, batches, subject.views.evaluation_view, "cpu").x
     spaces = found["spaces"]
     assert spaces["backbone"]["rankme"] == pytest.approx(rankme(x), rel=1e-6)
     z = objective.projector.eval()(x).detach()  # type: ignore[union-attr]
@@ -83,9 +83,9 @@ def test_what_is_written_of_a_run_is_what_the_functions_give_of_its_features(tmp
     assert 0 < spaces["backbone"]["lidar"] < 39.01
     assert 0.9 < spaces["backbone"]["invariance"]["grayscale"] <= 1.0000001  # digits are grey
     layers, gathered = Layers(objective.backbone), CKA(64)
-    with layers.listening():
+    with layers.recording():
         for batch in batches:
-            extract(objective.backbone, [batch], subject.views.plain, "cpu")
+            extract(objective.backbone, [batch], subject.views.evaluation_view, "cpu")
             outputs = layers.taken()
             gathered.update(outputs, outputs)
     assert found["cka"]["images"] == 256
@@ -129,7 +129,7 @@ def test_a_file_from_elsewhere_is_looked_at_without_projector_beside_itself(tmp_
 
 def test_looking_changes_no_weight_no_statistic_no_mode_and_no_random_state(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path / "run", "simclr")
-    subject, _ = build_subject(
+    subject, _ = build_analysis_subject(
         composed("representation", f"run={run}", *QUICK)[0], read_checkpoint(run / "checkpoints/last.ckpt")
     )
     assert subject.projector is not None

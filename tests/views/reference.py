@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from unlabeled.errors import UserError
-from unlabeled.randomness import mix
-from unlabeled.views.foreign import restored_randomness, seed_all
+from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, Operation, RandomResizedCrop, Solarize
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, Operation, RandomResizedCrop, Solarize
+from unlabeled.views.per_image import preserve_random_state, seed_all
 from unlabeled.views.pipeline import Views
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ class TorchvisionViews(Views):
             raise UserError("TorchvisionViews: images of one size alone, as CIFAR's")
         pictures = [Image.fromarray(each) for each in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
-        with restored_randomness(CPU):
+        with preserve_random_state(CPU):
             made = [_view(pictures, _composed(steps), key, number) for number, steps in enumerate(operations)]
         return tuple(self._normalise(view.to(images.device).float().div_(255)) for view in made)
 
@@ -53,7 +53,7 @@ def _view(pictures: list[Image.Image], transform: Callable[[Image.Image], Tensor
     """Uint8 [B, 3, h, w]."""
     rows = []
     for position, picture in enumerate(pictures, key.first):
-        seed_all(mix(key.seed, key.step, number, position), CPU)
+        seed_all(derive_seed(key.seed, key.step, number, position), CPU)
         rows.append(transform(picture))
     return torch.stack(rows)
 
@@ -74,7 +74,7 @@ def _translated(operation: Operation, size: int | None) -> list[Any]:
         case RandomResizedCrop(interpolation=mode):
             crop = v2.RandomResizedCrop(operation.size, operation.scale, operation.ratio, v2.InterpolationMode(mode))
             return [crop, v2.RandomHorizontalFlip(operation.flip)]
-        case ColourJitter(additive_brightness=False):
+        case ColorJitter(additive_brightness=False):
             return [v2.RandomApply([v2.ColorJitter(*operation.strengths, operation.hue)], operation.probability)]
         case Grayscale():
             return [v2.RandomGrayscale(operation.probability)]
@@ -86,6 +86,6 @@ def _translated(operation: Operation, size: int | None) -> list[Any]:
             return [v2.RandomSolarize(level, operation.probability)]
     raise UserError(
         f"TorchvisionViews: {type(operation).__name__} as configured is none of torchvision's (allowed: "
-        "RandomResizedCrop, ColourJitter without additive_brightness, Grayscale, Solarize of one threshold, and "
+        "RandomResizedCrop, ColorJitter without additive_brightness, Grayscale, Solarize of one threshold, and "
         "GaussianBlur after a crop)"
     )

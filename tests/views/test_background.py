@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlabeled.data.digits import digits
 from unlabeled.errors import UserError
-from unlabeled.views.background import Fill, RemoveBackground, normal_noise, paint_background
+from unlabeled.views.background import Fill, RemoveBackground, paint_background, seeded_normal
 from unlabeled.views.colour import luminance
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import Masks, pack, samples_hash
@@ -94,7 +94,7 @@ def test_the_noise_is_box_and_mullers_of_the_published_splitmix64() -> None:
     assert splitmix64(1234567 + 0x9E3779B97F4A7C15) == 6457827717110365317  # the reference's first number of this seed
     seeds = [0, 1234567, 2**62 - 1]
     expected = torch.tensor([[literal(seed, place) for place in range(50)] for seed in seeds])
-    torch.testing.assert_close(normal_noise(torch.tensor(seeds), torch.arange(50)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seeded_normal(torch.tensor(seeds), torch.arange(50)), expected, rtol=0, atol=1e-5)
 
 
 def test_a_mask_of_another_size_is_resized_to_the_nearest_pixel() -> None:
@@ -212,7 +212,7 @@ def test_of_relicv2s_views_only_the_large_ones_lose_their_background(
 def test_evaluation_needs_no_file_and_training_says_which_is_missing(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.pt")
     views, images = pipeline(missing, 1.0), uint8_images(2)
-    torch.testing.assert_close(views.plain(images), images.float() / 255, rtol=0, atol=1e-6)
+    torch.testing.assert_close(views.evaluation_view(images), images.float() / 255, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match=r"none\.pt: no such file"):
         views(images, torch.arange(2), key(0, 0, 2))
 

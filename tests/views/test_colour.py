@@ -9,8 +9,8 @@ from scipy.stats import kstest  # type: ignore[import-untyped]
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from unlabeled.views.colour import equalize, jitter, luminance, shift_hue
-from unlabeled.views.operations import ColourJitter, Equalize, GaussianBlur, Grayscale, Operation, Solarize
+from unlabeled.views.colour import color_jitter, equalize, luminance, shift_hue
+from unlabeled.views.operations import ColorJitter, Equalize, GaussianBlur, Grayscale, Operation, Solarize
 
 THEIRS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 IDENTITY = [1.0, 1.0, 1.0, 0.0]
@@ -39,7 +39,7 @@ def test_each_operation_alone_equals_torchvision(which: int, tolerance: float) -
     values = torch.linspace(-0.5, 0.5, 9) if which == 3 else torch.linspace(0, 1.9, 9)
     factors = torch.tensor([IDENTITY]).repeat(9, 1)
     factors[:, which] = values
-    ours = jitter(images, factors, torch.arange(4).expand(9, 4))
+    ours = color_jitter(images, factors, torch.arange(4).expand(9, 4))
     theirs = torch.stack([THEIRS[which](row, float(value)) for row, value in zip(images, values, strict=True)])
     assert difference(ours, theirs) <= tolerance
     assert difference(ours, images) > 0.1
@@ -54,11 +54,11 @@ def test_jitter_in_each_of_the_24_orders_equals_torchvision_one_after_the_other(
         for which in turns:
             row = THEIRS[which](row, numbers[which])
         theirs.append(row)
-    ours = jitter(images, factors, order)
+    ours = color_jitter(images, factors, order)
     assert difference(ours, torch.stack(theirs)) <= 2 * LEVEL
     without_hue = factors.clone()
     without_hue[:, 3] = 0
-    same = jitter(images[:1].expand(24, -1, -1, -1), without_hue[:1].expand(24, 4), order)
+    same = color_jitter(images[:1].expand(24, -1, -1, -1), without_hue[:1].expand(24, 4), order)
     assert difference(same[ORDERS.index((0, 1, 2, 3))], same[ORDERS.index((1, 0, 2, 3))]) > 0.01  # order matters
 
 
@@ -73,16 +73,16 @@ def test_added_brightness_in_each_of_the_24_orders_is_that_of_a_literal_loop() -
         for which in turns:
             row = (row + values[0]).clamp(0, 1) if which == 0 else THEIRS[which](row, values[which])
         expected.append(row)
-    ours = jitter(images, factors, order, additive_brightness=True)
+    ours = color_jitter(images, factors, order, additive_brightness=True)
     assert difference(ours, torch.stack(expected)) <= LEVEL
-    multiplied = jitter(images, factors + torch.tensor([1.0, 0, 0, 0]), order)
+    multiplied = color_jitter(images, factors + torch.tensor([1.0, 0, 0, 0]), order)
     assert difference(ours, multiplied) > 0.3
 
 
 def test_added_brightness_is_uniform_on_both_sides_of_zero_and_leaves_every_other_draw_as_it_was() -> None:
-    operation = ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True)
+    operation = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True)
     added = operation.sample(5000, torch.Generator().manual_seed(0))
-    multiplied = ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8).sample(5000, torch.Generator().manual_seed(0))
+    multiplied = ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8).sample(5000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(added["factors"][:, 0] + 1, multiplied["factors"][:, 0], rtol=0, atol=1e-6)
     assert kstest(added["factors"][:, 0].numpy(), "uniform", args=(-0.4, 0.8)).pvalue > 1e-3
     assert torch.equal(added["factors"][:, 1:], multiplied["factors"][:, 1:])
@@ -98,8 +98,8 @@ def test_factors_of_one_change_nothing_bit_for_bit_and_no_shift_of_hue_almost_no
     images = images_of(24)
     factors = torch.tensor([IDENTITY]).expand(24, 4)
     only_blends = torch.tensor([[0, 1, 2, 0]]).expand(24, 4)
-    assert torch.equal(jitter(images, factors, only_blends), images)
-    assert difference(jitter(images, factors, torch.tensor(ORDERS)), images) < 1e-5
+    assert torch.equal(color_jitter(images, factors, only_blends), images)
+    assert difference(color_jitter(images, factors, torch.tensor(ORDERS)), images) < 1e-5
 
 
 def test_hue_has_a_period_of_one_turn_and_leaves_grey_alone() -> None:
@@ -189,7 +189,7 @@ def test_a_blurred_point_reaches_as_far_as_the_documented_number_of_taps(size: i
 
 @pytest.mark.parametrize("strength", [0.4, 0.8, 1.5])
 def test_factors_are_uniform_between_one_minus_and_one_plus_the_strength_and_never_negative(strength: float) -> None:
-    drawn = ColourJitter(strength, strength, strength, 0.2, 0.8).sample(5000, torch.Generator().manual_seed(0))
+    drawn = ColorJitter(strength, strength, strength, 0.2, 0.8).sample(5000, torch.Generator().manual_seed(0))
     low, high = max(0.0, 1 - strength), 1 + strength
     for column in drawn["factors"][:, :3].unbind(1):
         assert low <= float(column.min()) <= float(column.max()) <= high
@@ -198,7 +198,7 @@ def test_factors_are_uniform_between_one_minus_and_one_plus_the_strength_and_nev
 
 
 def test_each_of_the_24_orders_is_equally_likely() -> None:
-    order = ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8).sample(24_000, torch.Generator().manual_seed(0))["order"]
+    order = ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8).sample(24_000, torch.Generator().manual_seed(0))["order"]
     counts = torch.bincount((order * torch.tensor([64, 16, 4, 1])).sum(1), minlength=256)
     counts = counts[counts > 0]
     assert len(counts) == 24
@@ -213,7 +213,7 @@ def test_sigmas_are_uniform() -> None:
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
 def test_the_share_of_changed_images_lies_within_four_standard_errors(probability: float) -> None:
     operations: list[Operation] = [
-        ColourJitter(0.4, 0.4, 0.4, 0.1, probability),
+        ColorJitter(0.4, 0.4, 0.4, 0.1, probability),
         Grayscale(probability),
         GaussianBlur((0.1, 2.0), 0.1, probability),
         Solarize(0.5, probability),
@@ -229,7 +229,7 @@ def test_images_that_are_not_chosen_stay_bit_for_bit_and_chosen_ones_do_not_depe
     rows: list[int],
 ) -> None:
     images = images_of(5, 32)
-    operations: list[Operation] = [ColourJitter(0.8, 0.8, 0.8, 0.2, 1.0), GaussianBlur((0.5, 2.0), 0.2, 1.0)]
+    operations: list[Operation] = [ColorJitter(0.8, 0.8, 0.8, 0.2, 1.0), GaussianBlur((0.5, 2.0), 0.2, 1.0)]
     for operation in operations:
         drawn = operation.sample(5, torch.Generator().manual_seed(0))
         everywhere = operation.apply(images, drawn)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views import operations
 from unlabeled.views.crop import Interpolation, crop_resize, kernel, matrix, taps
-from unlabeled.views.resample import add_up, multiply
+from unlabeled.views.resample import resize_dense, resize_sparse
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -115,8 +115,8 @@ def test_sums_over_few_pixels_equal_the_products_with_whole_matrices(interpolati
     flip = torch.tensor([True, False, True, False, True, False])
     rows = kernel(boxes[:, 0], boxes[:, 2], torch.zeros_like(flip), 24, interpolation)
     columns = kernel(boxes[:, 1], boxes[:, 3], flip, 24, interpolation)
-    summed = add_up(images, taps(rows), taps(columns))  # as on a CPU
-    multiplied = multiply(images, matrix(rows, 41), matrix(columns, 70))  # as on a GPU
+    summed = resize_sparse(images, taps(rows), taps(columns))  # as on a CPU
+    multiplied = resize_dense(images, matrix(rows, 41), matrix(columns, 70))  # as on a GPU
     torch.testing.assert_close(summed, multiplied, rtol=0, atol=2e-6)
     torch.testing.assert_close(summed.clamp(0, 1), crop_resize(images, boxes, flip, 24, interpolation), rtol=0, atol=0)
 

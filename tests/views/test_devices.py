@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.errors import UserError
 from unlabeled.views import crop, operations, pipeline
-from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     Equalize,
     GaussianBlur,
     Grayscale,
@@ -23,12 +22,13 @@ from unlabeled.views.operations import (
     RandomResizedCrop,
     Solarize,
 )
+from unlabeled.views.per_image import PerImageTransform
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CROP = RandomResizedCrop(24, (0.08, 1.0), (0.75, 4 / 3), "bicubic", 0.5)
 COLOURS: list[Operation] = [
-    ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8),
-    ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True),
+    ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8),
+    ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8, additive_brightness=True),
     Grayscale(0.5),
     GaussianBlur((0.1, 2.0), 0.2, 0.5),
     Solarize((0.0, 1.0), 0.5),
@@ -81,7 +81,7 @@ def test_compiled_views_are_the_same_and_nothing_is_compiled_again_from_step_to_
 
 
 def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> None:
-    foreign = Foreign(torch.nn.Identity())
+    foreign = PerImageTransform(torch.nn.Identity())
     with pytest.raises(UserError, match=r"views\.compile=true: Foreign .* views\.compile=false"):
         Views(24, [ViewGroup(1, [CROP, foreign])], None, None, 1.0, "bicubic", compile=True)
     Views(24, [ViewGroup(1, [foreign, CROP])], None, None, 1.0, "bicubic", compile=True)
@@ -89,19 +89,19 @@ def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> Non
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crop, "few_count", lambda images: False)
-    monkeypatch.setattr(operations, "few_count", lambda images: False)
+    monkeypatch.setattr(crop, "use_sparse_weights", lambda images: False)
+    monkeypatch.setattr(operations, "use_sparse_weights", lambda images: False)
     monkeypatch.setattr(pipeline, "CPU_BLOCK", pipeline.GPU_BLOCK)
 
 
 def test_the_products_of_a_gpu_and_the_sums_of_a_cpu_give_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
     views = Views(24, [ViewGroup(2, [CROP, *COLOURS[:4]])], None, None, 1.0, "bicubic")
     images, ids, key = photographs(16, 70, 90), torch.arange(16), ViewKey(0, 0, 0, 16)
-    summed, plain = views(images, ids, key), views.plain(images)
+    summed, plain = views(images, ids, key), views.evaluation_view(images)
     as_on_a_gpu(monkeypatch)
     for one, other in zip(summed, views(images, ids, key), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
-    torch.testing.assert_close(plain, views.plain(images), rtol=0, atol=2e-6)
+    torch.testing.assert_close(plain, views.evaluation_view(images), rtol=0, atol=2e-6)
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,13 +14,13 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from tests.small import composed
-from unlabeled.data.canvas import canvas
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.errors import UserError
 from unlabeled.views.background import Fill, paint_background
 from unlabeled.views.crop import Interpolation, crop_resize
-from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColourJitter, Equalize, GaussianBlur, Operation, RandomResizedCrop
+from unlabeled.views.operations import ColorJitter, Equalize, GaussianBlur, Operation, RandomResizedCrop
+from unlabeled.views.per_image import PerImageTransform
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -55,8 +55,8 @@ def test_every_pipeline_makes_of_an_image_on_a_canvas_what_it_makes_of_the_image
     joined, sizes = on_canvas(pictures(), 64, 64)
     for view, alone in zip(views(joined, IDS, KEY, sizes=sizes), one_by_one(views, pictures()), strict=True):
         torch.testing.assert_close(view, alone, rtol=0, atol=1e-5)
-    alone = torch.cat([views.plain(image[None]) for image in pictures()])
-    torch.testing.assert_close(views.plain(joined, sizes), alone, rtol=0, atol=1e-5)
+    alone = torch.cat([views.evaluation_view(image[None]) for image in pictures()])
+    torch.testing.assert_close(views.evaluation_view(joined, sizes), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -74,7 +74,7 @@ def test_crops_at_the_borders_of_an_image_see_nothing_of_its_canvas(interpolatio
 
 def everything(*before: Operation) -> Views:
     crop = RandomResizedCrop(16, (0.08, 1.0), (0.75, 4 / 3), "bicubic", 0.5)
-    return Views(16, [ViewGroup(2, [*before, crop, ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8)])], None, None, 1.0, "bicubic")
+    return Views(16, [ViewGroup(2, [*before, crop, ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8)])], None, None, 1.0, "bicubic")
 
 
 @pytest.mark.parametrize(("height", "width", "around"), [(60, 60, 77), (61, 83, 0), (128, 64, 255)])
@@ -84,17 +84,17 @@ def test_neither_the_size_of_the_canvas_nor_what_is_on_it_changes_a_bit(height: 
     other, _ = on_canvas(pictures(), height, width, around)
     for one, two in zip(views(joined, IDS, KEY, sizes=sizes), views(other, IDS, KEY, sizes=sizes), strict=True):
         assert torch.equal(one, two)
-    assert torch.equal(views.plain(joined, sizes), views.plain(other, sizes))
+    assert torch.equal(views.evaluation_view(joined, sizes), views.evaluation_view(other, sizes))
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_with_canvases_of_their_own_make_the_views_of_one_process(processes: int) -> None:
-    joined, sizes = canvas(pictures())
+    joined, sizes = pad_to_largest(pictures())
     whole = everything()(joined, IDS, KEY, sizes=sizes)
     share = len(SIZES) // processes
     parts = []
     for first in range(0, len(SIZES), share):
-        joined, sizes = canvas(pictures()[first : first + share])
+        joined, sizes = pad_to_largest(pictures()[first : first + share])
         ids = IDS[first : first + share]
         parts.append(everything()(joined, ids, KEY._replace(first=first), sizes=sizes))
     for number, view in enumerate(whole):
@@ -132,7 +132,12 @@ def test_backgrounds_on_a_canvas_are_painted_as_those_of_the_image_alone(fill: F
 
 @pytest.mark.parametrize(
     "before",
-    [ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8), Equalize(1.0), GaussianBlur((0.1, 2.0), 0.1, 0.5), Foreign(v2.Identity())],
+    [
+        ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8),
+        Equalize(1.0),
+        GaussianBlur((0.1, 2.0), 0.1, 0.5),
+        PerImageTransform(v2.Identity()),
+    ],
 )
 def test_what_would_count_the_canvas_in_is_refused_before_the_crop_and_welcome_for_images_of_one_size(
     before: Operation,

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torchvision import transforms as theirs
 
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     Equalize,
     GaussianBlur,
     Grayscale,
@@ -108,7 +108,7 @@ def colour_jitters(brightness: float, contrast: float, saturation: float, hue: f
 
 @pytest.mark.parametrize("strengths", [(0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1), (1.4, 0.6, 1.0, 0.5)])
 def test_factors_and_orders_of_colour_jitter_are_torchvisions(strengths: tuple[float, float, float, float]) -> None:
-    drawn = ours(ColourJitter(*strengths, probability=0.8))
+    drawn = ours(ColorJitter(*strengths, probability=0.8))
     order, factors = colour_jitters(*strengths)
     for which, name in enumerate(("brightness", "contrast", "saturation", "hue")):
         assert same_numbers(drawn["factors"][:, which], factors[:, which]) > REJECTED, name
@@ -141,7 +141,7 @@ RATES: dict[str, tuple[Callable[[float], Operation], Callable[[float], Any], Ten
     "solarize": (lambda p: Solarize(128 / 255, p), lambda p: theirs.RandomSolarize(128, p), PIXELS),
     "equalize": (Equalize, theirs.RandomEqualize, PICTURE),
     "jitter": (
-        lambda p: ColourJitter(0.8, 0.8, 0.8, 0.2, p),
+        lambda p: ColorJitter(0.8, 0.8, 0.8, 0.2, p),
         lambda p: theirs.RandomApply([theirs.RandomVerticalFlip(1.0)], p),
         PIXELS.mT,
     ),
@@ -172,7 +172,7 @@ def test_images_are_mirrored_as_often_as_torchvisions(probability: float) -> Non
 def test_what_is_drawn_for_one_operation_says_nothing_of_another_nor_of_the_next_image() -> None:
     generator = Generator().manual_seed(0)
     crop = RandomResizedCrop(8, (0.08, 1.0), USUAL, "bilinear", 0.5).sample(DRAWS, generator)
-    jitter = ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8).sample(DRAWS, generator)
+    jitter = ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8).sample(DRAWS, generator)
     grey = Grayscale(0.2).sample(DRAWS, generator)["applied"]
     blur = GaussianBlur((0.1, 2.0), 0.1, 0.5).sample(DRAWS, generator)
     chances = [crop["flip"], jitter["applied"], grey, blur["applied"], jitter["order"][:, 0] == 0]

@@ -15,7 +15,7 @@ from unlabeled.data.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     Equalize,
     GaussianBlur,
     Grayscale,
@@ -45,7 +45,7 @@ def pipeline(*operations: Operation) -> Views:
 
 def everything() -> Views:
     return pipeline(
-        ColourJitter(0.8, 0.8, 0.8, 0.2, 0.8),
+        ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8),
         Grayscale(0.5),
         GaussianBlur((0.1, 2.0), 0.2, 0.8),
         Solarize((0.0, 1.0), 0.8),
@@ -74,10 +74,10 @@ def test_every_pipeline_makes_whole_views_of_one_tiny_or_thin_image(name: str, h
     colour = torch.tensor([200, 30, 90], dtype=torch.uint8)
     images = colour[None, :, None, None].expand(1, 3, height, width)
     made = views(images, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))
-    for view in (*made, views.plain(images)):
+    for view in (*made, views.evaluation_view(images)):
         spread = view.flatten(2).amax(2) - view.flatten(2).amin(2)
         assert float(spread.max()) < 1e-4  # of one colour, up to each corner
-    expected = views.as_pixels(views.plain(images))[0, :, 0, 0] * 255
+    expected = views.to_pixels(views.evaluation_view(images))[0, :, 0, 0] * 255
     torch.testing.assert_close(expected, colour.float(), rtol=0, atol=1e-2)
 
 
@@ -144,4 +144,4 @@ def test_tensors_of_another_kind_cost_one_line_in_training_and_in_evaluation(ima
     with pytest.raises(UserError, match=rf"uint8 \[B, 3, H, W\], and not of {given}: unlabeled\.data\.decode\.rgb"):
         one_view(views, images, total=2)
     with pytest.raises(UserError, match=given):
-        views.plain(images)
+        views.evaluation_view(images)

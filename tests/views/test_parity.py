@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from unlabeled.views.colour import jitter
+from unlabeled.views.colour import color_jitter
 from unlabeled.views.crop import Interpolation, crop_resize
 from unlabeled.views.operations import Equalize, GaussianBlur, Grayscale, Solarize
 
@@ -116,7 +116,7 @@ def test_brightness_contrast_and_saturation_equal_torchvision_and_pillow(
 ) -> None:
     scaled, factors = images / 255, torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(len(images), 1)
     factors[:, which] = factor
-    ours = jitter(scaled, factors, torch.arange(4).expand(len(images), 4))
+    ours = color_jitter(scaled, factors, torch.arange(4).expand(len(images), 4))
     theirs = torch.stack([BLENDS[which](image, factor) for image in scaled])
     assert difference(ours, theirs) <= LEVEL / 10
     in_eight_bits = by_pillow(images, lambda image: BLENDS[which](image, factor))
@@ -127,7 +127,7 @@ def test_brightness_contrast_and_saturation_equal_torchvision_and_pillow(
 @pytest.mark.parametrize("shift", [-0.5, -0.31, -0.1, 0.02, 0.1, 0.25, 0.5])
 def test_hue_equals_torchvision(images: Tensor, shift: float) -> None:
     scaled, factors = images / 255, torch.tensor([[1.0, 1.0, 1.0, shift]]).repeat(len(images), 1)
-    ours = jitter(scaled, factors, torch.arange(4).expand(len(images), 4))
+    ours = color_jitter(scaled, factors, torch.arange(4).expand(len(images), 4))
     assert difference(ours, F.adjust_hue(scaled, shift)) <= LEVEL / 10
     assert difference(ours, F.adjust_hue(images, shift) / 255) <= 2 * LEVEL
     assert difference(ours, scaled) > 5 * LEVEL

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tests.small import composed
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColourJitter, GaussianBlur, Grayscale, RandomResizedCrop
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, RandomResizedCrop
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -32,7 +32,7 @@ def small(size: int, count: int) -> ViewGroup:
         count,
         [
             RandomResizedCrop(size, (0.3, 1.0), (0.75, 4 / 3), "bicubic", 0.5),
-            ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8),
+            ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8),
             Grayscale(0.2),
             GaussianBlur((0.1, 2.0), 0.2, 0.5),
         ],
@@ -102,7 +102,7 @@ def test_a_global_batch_split_over_processes_gives_the_views_of_one_process(proc
 
 def test_plain_of_an_image_of_the_right_size_is_the_image() -> None:
     images = uint8_images(3, 24, 24)
-    torch.testing.assert_close(pipeline().plain(images), images.float() / 255, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pipeline().evaluation_view(images), images.float() / 255, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -111,7 +111,7 @@ def test_plain_of_another_size_is_the_resize_of_torchvision(pixels: int, interpo
     images = uint8_images(2, pixels, pixels)
     views = Views(24, [], None, None, 1.0, interpolation)  # type: ignore[arg-type]
     theirs = F.resize(images.float() / 255, [24, 24], InterpolationMode(interpolation), antialias=True)
-    torch.testing.assert_close(views.plain(images), theirs.clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(views.evaluation_view(images), theirs.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 65), (57, 32)])
@@ -121,7 +121,7 @@ def test_plain_keeps_the_central_share_of_the_shorter_side(height: int, width: i
     top, left = round((height - side) / 2), round((width - side) / 2)
     cut = images[:, :, top : top + side, left : left + side].float() / 255
     theirs = F.resize(cut, [24, 24], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    torch.testing.assert_close(pipeline(crop=share).plain(images), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pipeline(crop=share).evaluation_view(images), theirs, rtol=0, atol=1e-5)
 
 
 def test_mean_and_std_are_applied_once_at_the_very_end_of_views_and_of_plain() -> None:
@@ -131,7 +131,9 @@ def test_mean_and_std_are_applied_once_at_the_very_end_of_views_and_of_plain() -
     for normalised, raw in zip(with_it(images, IDS[:4], key), without(images, IDS[:4], key), strict=True):
         torch.testing.assert_close(normalised, (raw - mean) / std, rtol=0, atol=1e-6)
         assert 0 <= float(raw.min()) <= float(raw.max()) <= 1
-    torch.testing.assert_close(with_it.plain(images), (without.plain(images) - mean) / std, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        with_it.evaluation_view(images), (without.evaluation_view(images) - mean) / std, rtol=0, atol=1e-6
+    )
 
 
 def test_views_leave_the_images_they_were_made_of_as_they_were_and_carry_no_gradient() -> None:
@@ -157,7 +159,7 @@ def test_each_yaml_builds_and_gives_views_of_the_stated_shape_within_zero_and_on
     assert [tuple(view.shape) for view in made] == [(2, 3, size, size) for size in sizes]
     mean = torch.tensor(views.mean or [0.0] * 3)[:, None, None]
     std = torch.tensor(views.std or [1.0] * 3)[:, None, None]
-    for view in (*made, views.plain(uint8_images(2, 80, 96))):
+    for view in (*made, views.evaluation_view(uint8_images(2, 80, 96))):
         raw = view * std + mean
         assert -1e-5 <= float(raw.min()) <= float(raw.max()) <= 1 + 1e-5
         assert float(raw.max() - raw.min()) > 0.1

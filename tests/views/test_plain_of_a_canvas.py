@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from unlabeled.data.canvas import canvas
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.views.pipeline import Views
 
 SHAPES = [(64, 64), (40, 65), (67, 40), (32, 91), (3, 5), (1, 60), (60, 1)]
@@ -24,8 +24,8 @@ def views(interpolation: str, share: float) -> Views:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("share", [1.0, 0.875, 0.5])
 def test_plain_is_the_centre_crop_and_resize_of_torchvision_of_each_image(interpolation: str, share: float) -> None:
-    together, sizes = canvas(images())
-    made = views(interpolation, share).plain(together, sizes)
+    together, sizes = pad_to_largest(images())
+    made = views(interpolation, share).evaluation_view(together, sizes)
     for view, image, (height, width) in zip(made, images(), SHAPES, strict=True):
         side = max(1, round(min(height, width) * share))
         centre = F.center_crop(image, [side, side]).float() / 255
@@ -34,17 +34,17 @@ def test_plain_is_the_centre_crop_and_resize_of_torchvision_of_each_image(interp
 
 
 def test_nothing_of_what_lies_beside_an_image_is_seen() -> None:
-    together, sizes = canvas(images())
+    together, sizes = pad_to_largest(images())
     assert sizes is not None
     other = torch.full_like(together, 255)
     for row, image in zip(other, images(), strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     for share in (1.0, 0.875):
-        expected = views("bicubic", share).plain(together, sizes)
-        assert torch.equal(views("bicubic", share).plain(other, sizes), expected)
+        expected = views("bicubic", share).evaluation_view(together, sizes)
+        assert torch.equal(views("bicubic", share).evaluation_view(other, sizes), expected)
 
 
 def test_sizes_of_images_that_fill_the_canvas_change_nothing() -> None:
     filled = torch.stack([images()[0]] * 2)
-    made = views("bicubic", 0.875).plain(filled, torch.tensor([[64, 64]] * 2))
-    assert torch.equal(made, views("bicubic", 0.875).plain(filled))
+    made = views("bicubic", 0.875).evaluation_view(filled, torch.tensor([[64, 64]] * 2))
+    assert torch.equal(made, views("bicubic", 0.875).evaluation_view(filled))

@@ -22,7 +22,7 @@ from unlabeled.data.digits import digits
 from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     Equalize,
     GaussianBlur,
     Grayscale,
@@ -32,8 +32,16 @@ from unlabeled.views.operations import (
     Solarize,
 )
 from unlabeled.views.pipeline import ViewGroup, Views
-from unlabeled.views.preview import Preview, first_images, trace
-from unlabeled.views.preview_draws import DRAWS, Group, Quantity, Rate, draws, measure, settled
+from unlabeled.views.preview import Preview, first_images, trace_views
+from unlabeled.views.preview_draws import (
+    DRAWS,
+    GroupDraws,
+    MeasuredRate,
+    Quantity,
+    draw_parameters,
+    measure,
+    resolve_boxes,
+)
 from unlabeled.views.preview_tables import bin_edges, expected_shares
 
 CONF = ROOT / "conf"
@@ -62,7 +70,7 @@ class Shift:
 def every_operation() -> list[Operation]:
     return [
         RandomResizedCrop(16, (0.3, 1.0), (0.75, 4 / 3), "bicubic", 0.5),
-        ColourJitter(0.4, 0.4, 0.2, 0.1, 0.8),
+        ColorJitter(0.4, 0.4, 0.2, 0.1, 0.8),
         Grayscale(0.2),
         GaussianBlur((0.1, 2.0), 0.3, 0.5),
         Solarize((0.0, 1.0), 0.2),
@@ -123,17 +131,17 @@ class Page(HTMLParser):
 def test_the_traced_views_are_those_of_the_pipeline_bit_for_bit_and_leave_it_as_it_was() -> None:
     views, images, ids, key = pipeline(), coloured(8), torch.arange(8), ViewKey(3, 0, 0, 64)
     before = views(images, ids, key)
-    shown = trace(views, images, ids, key)
+    shown = trace_views(views, images, ids, key)
     assert [len(view.steps) for view in shown] == [6, 6, 2]
     for made, view in zip(before, shown, strict=True):
-        assert torch.equal(view.pixels, views.as_pixels(made))
+        assert torch.equal(view.pixels, views.to_pixels(made))
     assert all(isinstance(each, Equalize | Solarize) for each in (group.operations[-1] for group in views.groups))
     assert all(torch.equal(a, b) for a, b in zip(before, views(images, ids, key), strict=True))
 
 
 def test_the_noted_parameters_give_the_shown_pixels_again() -> None:
     images = coloured(8)
-    for view in trace(pipeline(), images, torch.arange(8), ViewKey(3, 0, 0, 64)):
+    for view in trace_views(pipeline(), images, torch.arange(8), ViewKey(3, 0, 0, 64)):
         made = images.float() / 255
         for step in view.steps:
             assert step.sizes.tolist() == [list(made.shape[2:])] * 8
@@ -142,9 +150,9 @@ def test_the_noted_parameters_give_the_shown_pixels_again() -> None:
 
 
 def test_the_measured_draws_begin_with_those_that_are_shown() -> None:
-    shown = trace(pipeline(), coloured(8), torch.arange(8), ViewKey(3, 0, 0, 64))
-    first, second = (draws(view.steps, [number], 3, 64) for number, view in enumerate(shown[:2]))
-    both = draws(shown[0].steps, range(2), 3, 64)
+    shown = trace_views(pipeline(), coloured(8), torch.arange(8), ViewKey(3, 0, 0, 64))
+    first, second = (draw_parameters(view.steps, [number], 3, 64) for number, view in enumerate(shown[:2]))
+    both = draw_parameters(shown[0].steps, range(2), 3, 64)
     for view, measured in zip(shown[:2], (first, second), strict=True):
         for step, drawn in zip(view.steps, measured, strict=True):
             assert {name: len(values) for name, values in drawn.items()} == dict.fromkeys(drawn, DRAWS)
@@ -166,11 +174,11 @@ def test_the_shown_images_and_views_are_what_training_sees_at_step_zero(tmp_path
     assert torch.equal(first.ids, batch.ids[:8])
     assert torch.equal(first.images, batch.images[:8])
     assert torch.equal(first.labels, batch.labels[:8])
-    shown = trace(preview.views, first.images, first.ids, ViewKey(5, 0, 0, config.batch_size))
+    shown = trace_views(preview.views, first.images, first.ids, ViewKey(5, 0, 0, config.batch_size))
     assert len(shown) == len(batch.views) == 2
     for seen, view in zip(batch.views, shown, strict=True):
         # bit-identical here; a product of matrices may add in another order when a batch has another size
-        torch.testing.assert_close(view.pixels, preview.views.as_pixels(seen[:8]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(view.pixels, preview.views.to_pixels(seen[:8]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -193,20 +201,20 @@ def test_each_yaml_of_views_gives_a_page_whose_pictures_are_its_views_and_whose_
     for row, (image, *others) in enumerate(page.rows):
         assert torch.equal(image, batch.images[row])
         for seen, view in zip(others, views, strict=True):
-            assert torch.equal(seen, (preview.views.as_pixels(view)[row] * 255).round().byte())
+            assert torch.equal(seen, (preview.views.to_pixels(view)[row] * 255).round().byte())
     side = max(24, *(view.shape[-1] for view in views))
     tile = side * max(1, -(-128 // side)) + 4
     assert Image.open(paths[1]).size == ((1 + len(views)) * tile, 16 + 8 * tile)
     assert "rates lie within 4 standard errors" in text
-    shown = trace(preview.views, batch.images, batch.ids, ViewKey(0, 0, 0, 256))
+    shown = trace_views(preview.views, batch.images, batch.ids, ViewKey(0, 0, 0, 256))
     assert_as_configured(preview.measured(shown))
 
 
-def assert_as_configured(groups: list[Group]) -> None:
+def assert_as_configured(groups: list[GroupDraws]) -> None:
     for each in (each for group in groups for each in group.measured):
         if each.configured is None:
             assert each.name == "background: grey"
-        elif isinstance(each, Rate):
+        elif isinstance(each, MeasuredRate):
             assert len(each.drawn) == DRAWS
             assert abs(each.measured - each.configured) <= 0.045, each.name  # 4 · sqrt(0.25 / 2000)
         elif not each.name.startswith("crop"):
@@ -219,7 +227,7 @@ def assert_as_configured(groups: list[Group]) -> None:
 def test_crops_are_measured_as_shares_of_the_frame_and_as_width_by_height() -> None:
     crop = RandomResizedCrop(8, (0.2, 0.4), (0.5, 2.0), "bilinear", 0.5)
     sizes = torch.tensor([[300, 400]]).expand(DRAWS, 2)
-    drawn = settled(crop, crop.sample(DRAWS, torch.Generator().manual_seed(0)), sizes)
+    drawn = resolve_boxes(crop, crop.sample(DRAWS, torch.Generator().manual_seed(0)), sizes)
     area, ratio, flip = measure(crop, drawn, sizes)
     assert isinstance(area, Quantity)
     assert isinstance(ratio, Quantity)
@@ -235,10 +243,10 @@ def test_crops_are_measured_as_shares_of_the_frame_and_as_width_by_height() -> N
 
 
 def test_factors_are_measured_where_they_were_applied() -> None:
-    jitter = ColourJitter(0.4, 0.3, 0.2, 0.1, 0.25)
+    jitter = ColorJitter(0.4, 0.3, 0.2, 0.1, 0.25)
     drawn = jitter.sample(DRAWS, torch.Generator().manual_seed(0))
     rate, *factors = measure(jitter, drawn, torch.tensor([[8, 8]]))
-    assert isinstance(rate, Rate)
+    assert isinstance(rate, MeasuredRate)
     assert rate.name == "jitter"
     for column, factor in enumerate(factors):
         assert isinstance(factor, Quantity)
@@ -249,17 +257,17 @@ def test_factors_are_measured_where_they_were_applied() -> None:
 
 @pytest.mark.parametrize(("count", "flagged"), [(1000, False), (1089, False), (1090, True), (910, True), (911, False)])
 def test_a_rate_is_flagged_from_four_standard_errors_on(count: int, flagged: bool) -> None:
-    rate = Rate("x", torch.arange(DRAWS) < count, 0.5)
+    rate = MeasuredRate("x", torch.arange(DRAWS) < count, 0.5)
     assert rate.errors == pytest.approx(abs(count - 1000) / (DRAWS * 0.25) ** 0.5)
     assert rate.flagged == flagged
 
 
 def test_where_chance_leaves_no_room_a_single_draw_is_flagged_and_without_a_configured_rate_none_is() -> None:
     seldom = torch.arange(DRAWS) < 1
-    assert Rate("x", seldom, 0.0).flagged
-    assert Rate("x", ~seldom, 1.0).flagged
-    assert not Rate("x", torch.ones(DRAWS, dtype=torch.bool), 1.0).flagged
-    assert not Rate("x", seldom, None).flagged
+    assert MeasuredRate("x", seldom, 0.0).flagged
+    assert MeasuredRate("x", ~seldom, 1.0).flagged
+    assert not MeasuredRate("x", torch.ones(DRAWS, dtype=torch.bool), 1.0).flagged
+    assert not MeasuredRate("x", seldom, None).flagged
 
 
 @pytest.mark.parametrize(("really", "off"), [(0.5, False), (0.4, True)])
@@ -274,14 +282,14 @@ def test_an_operation_of_a_users_own_is_shown_by_its_names_and_found_out_if_it_a
     assert ours == {"Shift", "Shift: offset 0", "Shift: offset 1", "Shift: offset 2", "Shift: twice"}
     assert all(f"<td>{name}</td>" in text for name in ours)
     rate = measured["Shift"]
-    assert isinstance(rate, Rate)
+    assert isinstance(rate, MeasuredRate)
     assert rate.measured == pytest.approx(really, abs=4 * (0.25 / DRAWS) ** 0.5)
     assert ("1 of 9 rates lie more than 4 standard errors from what is configured: Shift" in text) == off
 
 
 def traced(preview: Preview) -> Any:
     batch = first_images(preview.splits.train, preview.images, preview.batch_size, preview.seed)
-    return trace(preview.views, batch.images, batch.ids, ViewKey(preview.seed, 0, 0, preview.batch_size))
+    return trace_views(preview.views, batch.images, batch.ids, ViewKey(preview.seed, 0, 0, preview.batch_size))
 
 
 def test_below_a_view_stand_its_parameters_in_the_order_in_which_they_were_used(tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from unlabeled.config import check_keys
 from unlabeled.errors import UserError
 from unlabeled.views.background import RemoveBackground
 from unlabeled.views.crop import Interpolation
-from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     Equalize,
     GaussianBlur,
     Grayscale,
@@ -28,6 +27,7 @@ from unlabeled.views.operations import (
     RandomResizedCrop,
     Solarize,
 )
+from unlabeled.views.per_image import PerImageTransform
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -56,7 +56,7 @@ def whole(interpolation: Interpolation = "bilinear", size: int = 24) -> Operatio
 def jitter(
     brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.1, probability: float = 0.8
 ) -> Operation:
-    return ColourJitter(brightness, contrast, saturation, hue, probability)
+    return ColorJitter(brightness, contrast, saturation, hue, probability)
 
 
 def blur(fraction: float = 0.2, widest: float = 2.0, probability: float = 0.5) -> Operation:
@@ -134,7 +134,9 @@ CASES: dict[str, tuple[list[Operation], list[list[Operation]]]] = {
 def test_its_views_are_distributed_as_the_engines_and_those_of_neighbouring_settings_are_not(case: str) -> None:
     steps, neighbours = CASES[case]
     images = photographs()
-    plain = {name: own.repeat(2 * BATCHES) for name, own in measures(pipeline(Views, []).plain(images)).items()}
+    plain = {
+        name: own.repeat(2 * BATCHES) for name, own in measures(pipeline(Views, []).evaluation_view(images)).items()
+    }
     reference = measures(drawn(TorchvisionViews, steps, images))
     assert errors(measures(drawn(Views, steps, images)), reference, plain) < ERRORS
     for neighbour in neighbours:
@@ -173,8 +175,10 @@ def test_with_settings_that_change_nothing_its_views_are_what_evaluation_sees(mo
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
     views, images = TorchvisionViews(size, [ViewGroup(2, nothing)], mean, std, 1.0, mode), photographs()
     for view in views(images, torch.arange(120), ViewKey(0, 0, 0, 120)):
-        assert float((views.as_pixels(view) - views.as_pixels(views.plain(images))).abs().max()) < 1.01 / 255
-        torch.testing.assert_close(view.mean((0, 2, 3)), views.plain(images).mean((0, 2, 3)), rtol=0, atol=0.005)
+        assert float((views.to_pixels(view) - views.to_pixels(views.evaluation_view(images))).abs().max()) < 1.01 / 255
+        torch.testing.assert_close(
+            view.mean((0, 2, 3)), views.evaluation_view(images).mean((0, 2, 3)), rtol=0, atol=0.005
+        )
 
 
 def made(rows: slice, key: ViewKey) -> Tensor:
@@ -209,12 +213,12 @@ def test_seeds_steps_views_and_places_draw_for_themselves_and_the_global_random_
 
 
 REFUSED: dict[str, list[Operation]] = {
-    "ColourJitter": [crop(), ColourJitter(0.4, 0.4, 0.4, 0.1, 0.8, additive_brightness=True)],
+    "ColorJitter": [crop(), ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8, additive_brightness=True)],
     "Solarize": [crop(), Solarize((0.2, 0.8), 0.5)],
     "Equalize": [crop(), Equalize(0.5)],
     "GaussianBlur": [blur(), crop()],  # how wide a kernel, torchvision is told beforehand
     "RemoveBackground": [RemoveBackground(None, 0.1, "black", 0.1, 0.9), crop()],
-    "Foreign": [crop(), Foreign(lambda image: image)],
+    "Foreign": [crop(), PerImageTransform(lambda image: image)],
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from unlabeled.data.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.views.masks import Masks, open_masks, pack, samples_hash, unpack
-from unlabeled.views.saliency_fusion import balance, fill_holes, fuse, otsu
+from unlabeled.views.saliency_fusion import fill_holes, fuse, otsu, stretch_at_otsu
 from unlabeled.views.saliency_maps import MAPS
 from unlabeled.views.saliency_network import train_network
 
@@ -208,7 +208,7 @@ def test_otsu_finds_the_threshold_of_a_literal_search_and_balance_puts_its_share
 
         best = min(within(t) for t in range(1, 64))
         assert within(round(float(found) * 64)) == pytest.approx(best, rel=1e-4)
-    stretched = balance(maps)
+    stretched = stretch_at_otsu(maps)
     assert torch.equal(stretched >= 0.5, maps >= 0.8 * otsu(maps)[:, None, None])
     order = maps.flatten(1).argsort(1)
     assert bool((stretched.flatten(1).gather(1, order).diff() >= 0).all())

@@ -26,10 +26,10 @@ from unlabeled.backbones.regnet import stages
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.weights import load_backbone, targets
-from unlabeled.weights.architecture import REGNETS, in_timm
-from unlabeled.weights.card import without_places
-from unlabeled.weights.equality import compare, generated
+from unlabeled.weights.architecture import REGNETS, to_timm
+from unlabeled.weights.card import without_paths
 from unlabeled.weights.export import export
+from unlabeled.weights.feature_comparison import feature_differences, generate_images
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import Writer
 
@@ -109,7 +109,7 @@ def run_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
 def photograph(file: Path) -> None:
     from PIL import Image
 
-    image = generated(1, 80)[0, :, :60].permute(1, 2, 0)  # 60 high, 80 wide
+    image = generate_images(1, 80)[0, :, :60].permute(1, 2, 0)  # 60 high, 80 wide
     Image.fromarray(image.numpy()).save(file, quality=95)
 
 
@@ -167,7 +167,7 @@ def test_the_torchvision_lines_of_the_card_prepare_an_image_as_evaluation_does(c
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    ours = preprocess.views().plain(pil_to_tensor(Image.open(tmp_path / "photograph.jpg"))[None])
+    ours = preprocess.views().evaluation_view(pil_to_tensor(Image.open(tmp_path / "photograph.jpg"))[None])
     assert (ours - theirs).abs().max() <= 1 / 255 / 0.2  # Pillow rounds to 256 levels
 
 
@@ -218,7 +218,7 @@ def test_the_card_says_what_the_weights_are_and_names_no_folder_and_no_key(tmp_p
     ],
 )
 def test_of_a_path_or_an_address_the_last_part_is_kept(text: str, left: str) -> None:
-    assert without_places({"a": [text]}) == {"a": [left]}
+    assert without_paths({"a": [text]}) == {"a": [left]}
 
 
 def report(run: Path, sha256: str) -> None:
@@ -272,7 +272,7 @@ def test_a_file_from_elsewhere_is_exported_with_the_backbone_and_views_that_are_
 def damaged(writer: Writer, damage: Callable[[dict[str, Tensor]], None]) -> Writer:
     """The writer, whose file is then changed."""
 
-    def write(source: targets.Source, folder: Path) -> targets.Written:
+    def write(source: targets.ExportSource, folder: Path) -> targets.ExportedModel:
         written = writer(source, folder)
         state = load_file(folder / "model.safetensors")
         damage(state)
@@ -330,7 +330,7 @@ def test_a_failure_or_an_interruption_leaves_the_earlier_export_as_it_was(
     file = run / "export" / "safetensors" / "model.safetensors"
     before, content = tree(tmp_path), file.read_bytes()
 
-    def interrupted(source: targets.Source, folder: Path) -> targets.Written:
+    def interrupted(source: targets.ExportSource, folder: Path) -> targets.ExportedModel:
         targets.write_safetensors(source, folder)
         raise KeyboardInterrupt
 
@@ -420,16 +420,16 @@ def test_a_difference_is_of_the_root_mean_square_and_another_shape_is_refused() 
         return images.flatten(1)
 
     images = torch.tensor([[[[3.0, 4.0]]]])
-    measured = compare("x", Function(ours), lambda x: ours(x) + 1e-5, {"a": images})
+    measured = feature_differences("x", Function(ours), lambda x: ours(x) + 1e-5, {"a": images})
     assert measured["a"] == pytest.approx(1e-5 / math.sqrt(12.5), rel=0.1)
     with pytest.raises(UserError, match=r"differ by 1\.\de-03 of their scale"):
-        compare("x", Function(ours), lambda x: ours(x) + 4e-3, {"a": images})
+        feature_differences("x", Function(ours), lambda x: ours(x) + 4e-3, {"a": images})
     with pytest.raises(UserError, match="the checkpoint's own features are all 0, or not finite"):
-        compare("x", Function(ours), ours, {"a": images * math.nan})
+        feature_differences("x", Function(ours), ours, {"a": images * math.nan})
     with pytest.raises(UserError, match="the checkpoint's own features are all 0, or not finite"):
-        compare("x", Function(ours), ours, {"a": images * 0})
+        feature_differences("x", Function(ours), ours, {"a": images * 0})
     with pytest.raises(UserError, match=r"features are \[1\] and not \[1, 2\]"):
-        compare("x", Function(ours), lambda x: ours(x)[:, 0], {"a": images})
+        feature_differences("x", Function(ours), lambda x: ours(x)[:, 0], {"a": images})
 
 
 class Function(nn.Module):
@@ -442,7 +442,7 @@ class Function(nn.Module):
 
 
 def test_a_wrappers_name_in_a_key_is_not_written(tmp_path: Path) -> None:
-    source = targets.Source(Wrapped(), THIN, Preprocess(32, None, None, 1.0, "bicubic"))
+    source = targets.ExportSource(Wrapped(), THIN, Preprocess(32, None, None, 1.0, "bicubic"))
     with pytest.raises(ValueError, match=r"names of wrappers among the tensors: module\.weight"):
         targets.write_safetensors(source, tmp_path)
 
@@ -473,9 +473,9 @@ def test_timm_has_every_backbone_of_conf_but_the_thin_one_tensor_by_tensor(name:
         backbone: Backbone = instantiate(spec)
     if name == "resnet_thin":
         with pytest.raises(UserError):
-            in_timm(backbone, spec, "timm")
+            to_timm(backbone, spec, "timm")
         return
-    found = in_timm(backbone, spec, "timm")
+    found = to_timm(backbone, spec, "timm")
     with torch.device("meta"):
         theirs = timm.create_model(found.name, num_classes=0, **found.arguments)
     assert {key: value.shape for key, value in theirs.state_dict().items()} == {
@@ -539,8 +539,8 @@ def test_the_onnx_file_says_its_opset_and_takes_any_number_of_images(tmp_path: P
 
 
 def test_generated_images_differ_from_each_other_and_stay_the_same() -> None:
-    images = generated(8, 32)
-    assert torch.equal(images, generated(8, 32))
+    images = generate_images(8, 32)
+    assert torch.equal(images, generate_images(8, 32))
     assert images.float().flatten(1).std(1).min() > 10
     assert torch.cdist(images.float().flatten(1), images.float().flatten(1)).fill_diagonal_(1e9).min() > 1000
 

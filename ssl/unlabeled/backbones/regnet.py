@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
 from unlabeled.backbones.recomputation import recompute
-from unlabeled.backbones.resnet import of_maps
+from unlabeled.backbones.resnet import features_from_maps
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -84,7 +84,7 @@ class RegNetY(Backbone):
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         self.check_kinds(kinds)
         x = self.stem(images)
-        return of_maps([x := stage(x) for stage in self.trunk_output], kinds)
+        return features_from_maps([x := stage(x) for stage in self.trunk_output], kinds)
 
 
 def stages(

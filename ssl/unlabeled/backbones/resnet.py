@@ -88,10 +88,12 @@ class ResNet(Backbone):
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         self.check_kinds(kinds)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return of_maps([x := stage(x) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)], kinds)
+        return features_from_maps(
+            [x := stage(x) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)], kinds
+        )
 
 
-def of_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
+def features_from_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
     """Kinds of features of a convolutional network from what its stages give, [B, C, h, w] each, the last one last."""
     made: dict[str, Callable[[], Tensor]] = {
         "last": lambda: maps[-1].mean(dim=(2, 3)),

@@ -33,7 +33,9 @@ class TorchvisionBackbone(Backbone):
             raise UserError(f"backbone.model={model}: torchvision has no such classification model; {suggestion}")
         if image_size is not None and not model.startswith("vit_"):
             raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null")
-        self.model: nn.Module = torchvision.models.get_model(model, weights=None, **arguments(model, image_size))
+        self.model: nn.Module = torchvision.models.get_model(
+            model, weights=None, **constructor_arguments(model, image_size)
+        )
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 
@@ -42,7 +44,7 @@ class TorchvisionBackbone(Backbone):
         return features
 
 
-def arguments(model: str, image_size: int | None) -> dict[str, object]:
+def constructor_arguments(model: str, image_size: int | None) -> dict[str, object]:
     """What ``torchvision.models.get_model`` is given beside the name, plain values."""
     if model in ("googlenet", "inception_v3"):  # a second output while training would be a tuple
         return {"aux_logits": False, "init_weights": True, "dropout": 0.0}

@@ -124,7 +124,7 @@ class ViT(Backbone):
             raise UserError(f"backbone.image_size={self.image_size} but images are {given}: give views.size to both")
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         if keep is not None:
-            patches = take(patches, keep)
+            patches = gather_tokens(patches, keep)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
         return torch.cat([first, patches], 1)
 
@@ -145,9 +145,9 @@ class ViT(Backbone):
         """
         if scheme not in ("mae", "moco_v3"):
             raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
-        xavier_linears(self)
+        init_linears_xavier(self)
         projection = self.patch_embed.proj
-        xavier_uniform(projection.weight, inputs=3 * self.patch_size**2, outputs=self.num_features)
+        init_xavier_uniform(projection.weight, inputs=3 * self.patch_size**2, outputs=self.num_features)
         nn.init.normal_(self.cls_token, std=0.02 if scheme == "mae" else 1e-6)
         if self.pos_embed.requires_grad:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -156,7 +156,7 @@ class ViT(Backbone):
             nn.init.zeros_(projection.bias)
             for block in self.blocks.modules():
                 if isinstance(block, Attention):
-                    xavier_uniform(block.qkv.weight, inputs=self.num_features, outputs=self.num_features)
+                    init_xavier_uniform(block.qkv.weight, inputs=self.num_features, outputs=self.num_features)
 
 
 class PatchEmbedding(nn.Module):
@@ -179,7 +179,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=EPSILON)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=EPSILON)
-        self.mlp = Perceptron(width, 4 * width)
+        self.mlp = MLP(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -205,7 +205,7 @@ class Attention(nn.Module):
         return mixed
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Linear, exact GELU, linear."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -218,7 +218,7 @@ class Perceptron(nn.Module):
         return y
 
 
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows of each image's tokens: [B, n, D] and int64 [B, k] → [B, k, D]."""
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
 
@@ -238,7 +238,7 @@ def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
     return F.pad(table, (0, 0, 1, 0))[None].float()
 
 
-def xavier_linears(network: nn.Module) -> None:
+def init_linears_xavier(network: nn.Module) -> None:
     """Every linear layer of ``network`` uniform after Glorot and Bengio 2010, its bias 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -246,7 +246,7 @@ def xavier_linears(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
+def init_xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
     """The same for a weight whose shape does not say how many inputs and outputs its layers have."""
     bound = math.sqrt(6 / (inputs + outputs))
     nn.init.uniform_(weight, -bound, bound)

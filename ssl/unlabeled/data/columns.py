@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.files import some
+from unlabeled.data.files import shorten_list
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (
@@ -19,7 +19,7 @@ _BINARY = ("binary", "large_binary")  # how arrow's names of the types that hold
 
 
 @dataclass
-class Table:
+class ColumnData:
     """What one split's files hold together."""
 
     files: list[str]
@@ -43,7 +43,7 @@ def require_columns(name: str, schema: Any, image_column: str, label_column: str
         allowed = _BINARY if column == image_column else ("int", "uint", "null")
         if not str(kind).startswith(allowed):
             problem = "is missing" if kind is None else f"is {kind}"
-            present = some([f"{field.name}: {field.type}" for field in schema])
+            present = shorten_list([f"{field.name}: {field.type}" for field in schema])
             raise UserError(f"{name}: column {column} {problem}, {content} are needed; give {key}, one of {present}")
 
 
@@ -55,7 +55,7 @@ def image_bytes(column: Any) -> Any:
     return (pc.struct_field(column, "bytes") if kinds.is_struct(column.type) else column).cast("large_binary")
 
 
-def label_numbers(name: str, column: Any) -> np.ndarray:
+def class_indices(name: str, column: Any) -> np.ndarray:
     """int64 [rows] of one file's column, -1 where null; raises UserError at the first label that is no class number."""
     missing = column.is_null().to_numpy()
     labels = np.asarray(column.cast("int64", safe=False).fill_null(0).to_numpy())
@@ -68,21 +68,21 @@ def label_numbers(name: str, column: Any) -> np.ndarray:
     return np.where(missing, -1, labels)
 
 
-def joined(
+def join_files(
     names: list[str], labels: list[np.ndarray], schemas: list[Any], label_column: str | None, encoded: Any, given: str
-) -> Table:
+) -> ColumnData:
     """One split of the files ``names``; ``given`` is its key and value. Raises UserError: no rows, or names differ."""
     *starts, rows = np.cumsum([0] + [len(part) for part in labels]).tolist()
     if rows == 0:
-        raise UserError(f"{given}: {some(names)} holds no rows; give files with images")
+        raise UserError(f"{given}: {shorten_list(names)} holds no rows; give files with images")
     class_names = [found for schema in schemas if (found := _class_names(schema, label_column)) is not None]
     if any(other != class_names[0] for other in class_names):
-        raise UserError(f"{given}: class names differ between {some(names)}; give files of one data set")
+        raise UserError(f"{given}: class names differ between {shorten_list(names)}; give files of one data set")
     merged = torch.from_numpy(np.concatenate(labels))
-    return Table(names, starts, encoded, merged, class_names[0] if class_names else None)
+    return ColumnData(names, starts, encoded, merged, class_names[0] if class_names else None)
 
 
-def classes_of(train: Table, num_classes: int | None) -> list[str]:
+def count_classes(train: ColumnData, num_classes: int | None) -> list[str]:
     if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"data.num_classes={num_classes} is not a number of classes: give 1..{MAX_CLASSES}, or null")
     names = train.class_names or []
@@ -92,7 +92,7 @@ def classes_of(train: Table, num_classes: int | None) -> list[str]:
     return names[:count] + [str(label) for label in range(len(names), count)]
 
 
-def require_labels_below(count: int, table: Table, reason: str) -> None:
+def require_labels_below(count: int, table: ColumnData, reason: str) -> None:
     wrong = np.flatnonzero(table.labels.numpy() >= count)
     if len(wrong):
         label = int(table.labels[wrong[0]])
@@ -102,18 +102,18 @@ def require_labels_below(count: int, table: Table, reason: str) -> None:
         )
 
 
-def require_same_split(train: Table, test: Table) -> None:
+def require_same_split(train: ColumnData, test: ColumnData) -> None:
     """The two splits of one data set: no file in both, and labels that mean the same."""
     if shared := set(train.files) & set(test.files):
         raise UserError(f"{min(shared)} is matched by data.train and by data.test: tests need images not trained on")
     if train.class_names and test.class_names and train.class_names != test.class_names:
-        first, second = some(train.class_names), some(test.class_names)
+        first, second = shorten_list(train.class_names), shorten_list(test.class_names)
         raise UserError(
             f"class names differ: data.train has {first}; data.test has {second}; give files of one data set"
         )
 
 
-def row_name(table: Table, index: int) -> str:
+def row_name(table: ColumnData, index: int) -> str:
     part = bisect_right(table.starts, index) - 1
     return f"{table.files[part]} row {index - table.starts[part]}"
 

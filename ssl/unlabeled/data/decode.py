@@ -29,7 +29,7 @@ _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn
 Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
 
 
-def rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None) -> Tensor:
+def to_rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None) -> Tensor:
     """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
@@ -64,7 +64,7 @@ def rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, 
 
 
 def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) -> Tensor:
-    """One encoded image, given as its bytes or its file, as :func:`rgb` makes it.
+    """One encoded image, given as its bytes or its file, as :func:`to_rgb` makes it.
 
     A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
     below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
@@ -73,7 +73,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) 
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return rgb(image, size, square, _reduce(image, size))
+            return to_rgb(image, size, square, _reduce(image, size))
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
 
@@ -97,7 +97,7 @@ def read_header(data: bytes | Path) -> Header:
 
 
 def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
-    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`rgb`.
+    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`to_rgb`.
 
     Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
     """
@@ -115,8 +115,8 @@ def check_image_size(size: int) -> None:
         raise UserError(f"data.image_size={size} is not a size: give a whole number of pixels, 1 or more")
 
 
-def in_words(size: int, square: bool) -> str:
-    """What :func:`rgb` leaves of an image, for reports."""
+def describe_size(size: int, square: bool) -> str:
+    """What :func:`to_rgb` leaves of an image, for reports."""
     return f"squares of {size} pixels" if square else f"whole images within {size} × {2 * size} pixels"
 
 

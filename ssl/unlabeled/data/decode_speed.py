@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.data.perceptual import Ints
-from unlabeled.data.source import Encoded, Source
+from unlabeled.data.source import HasEncodedImages, Source
 from unlabeled.data.survey import stored_bytes
 
 TIMED, SECONDS = 512, 5.0  # images that are timed, until so much time is gone
@@ -29,14 +29,14 @@ def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:
         if time.perf_counter() - started > SECONDS:
             break
     seconds = time.perf_counter() - started
-    if isinstance(source, Encoded):
+    if isinstance(source, HasEncodedImages):
         stored = sum(stored_bytes(source.encoded(index)) for index in sample[:done])
     rate = done / seconds
     return {
         "images": done,
         "images_per_second": rate,
         "megabytes_per_second": stored / seconds / 1e6,
-        "encoded": isinstance(source, Encoded),
+        "encoded": isinstance(source, HasEncodedImages),
         "wanted": wanted,
         "workers": math.ceil(wanted / rate),
     }

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from unlabeled.data.decode import check_image_size
-from unlabeled.data.memory import ArraySource, resized
+from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
 
 TEST_SIZE = 450  # a quarter; the file is in order of its writers, so its end holds other writers than its beginning
@@ -22,7 +22,7 @@ def digits(image_size: int = 8) -> Splits:
 
     data = load_digits()
     grey = torch.from_numpy(np.rint(data.images * 255 / WHITE).astype(np.uint8))  # [1797, 8, 8]
-    images = resized(grey[:, None].repeat(1, 3, 1, 1), image_size)
+    images = resize_images(grey[:, None].repeat(1, 3, 1, 1), image_size)
     labels = torch.from_numpy(data.target.astype(np.int64))
     classes = [str(name) for name in data.target_names]
     split = len(images) - TEST_SIZE

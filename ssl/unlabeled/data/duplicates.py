@@ -13,7 +13,7 @@ PLACES = ("train", "train and test", "test")  # by the number of a pair's images
 
 
 @dataclass
-class Images:
+class ImageHashes:
     """Both splits behind one another, of each image what duplicates are found by. N is their number."""
 
     digests: NDArray[np.uint64]  # [N, 2]
@@ -24,7 +24,7 @@ class Images:
 
 
 @dataclass
-class Exact:
+class ExactDuplicates:
     """Images with equal pixels."""
 
     first: Ints  # [N], the first image with the same pixels, which may be the image itself
@@ -34,7 +34,7 @@ class Exact:
 
 
 @dataclass
-class Near:
+class NearDuplicates:
     """Images that look alike, and have not the same pixels; of equal ones only the first is compared."""
 
     pairs: Ints  # [P, 3]: two images and the number of bits, the nearest first
@@ -43,9 +43,9 @@ class Near:
     test_images: int  # that look like one of train and equal none
 
 
-def both(surveys: list[Survey], labels: list[Ints]) -> Images:
+def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
     """Of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
-    return Images(
+    return ImageHashes(
         np.concatenate([each.digests for each in surveys]),
         np.concatenate([each.hashes for each in surveys]),
         np.concatenate([each.plain for each in surveys]),
@@ -54,7 +54,7 @@ def both(surveys: list[Survey], labels: list[Ints]) -> Images:
     )
 
 
-def find_equal(images: Images) -> Exact:
+def find_equal(images: ImageHashes) -> ExactDuplicates:
     """Group images by their digests."""
     first = first_of_equal(images.digests)
     repeats = np.flatnonzero(first != np.arange(len(first)))
@@ -67,7 +67,7 @@ def find_equal(images: Images) -> Exact:
         "train and test": int((images.test & train_first).sum()),
         "test": int(images.test.sum() - len(np.unique(first[images.test]))),
     }
-    return Exact(first, groups, repeated, [_differ(images.labels[group]) for group in groups])
+    return ExactDuplicates(first, groups, repeated, [_differ(images.labels[group]) for group in groups])
 
 
 def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
@@ -81,7 +81,7 @@ def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
     return first
 
 
-def find_near(images: Images, exact: Exact, distance: int) -> Near:
+def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> NearDuplicates:
     """All pairs whose hashes differ in at most ``distance`` bits, plain images left out."""
     chosen = np.flatnonzero((exact.first == np.arange(len(exact.first))) & ~images.plain)
     like_train, count, conflicts = np.zeros(len(images.test), bool), np.zeros(3, np.int64), 0
@@ -94,7 +94,7 @@ def find_near(images: Images, exact: Exact, distance: int) -> Near:
         like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
         kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
     found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
-    return Near(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
+    return NearDuplicates(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
 
 
 def _nearest(pairs: Ints) -> Ints:

@@ -31,22 +31,22 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     return bytes(system.cat_file(inside, start=offset, end=offset + size))
 
 
-def opened(path: str) -> IO[bytes]:
+def open_file(path: str) -> IO[bytes]:
     """The file, to be read from its beginning to its end."""
     if not is_url(path):
         return open(path, "rb", buffering=2**16)
-    file: IO[bytes] = _asked(
+    file: IO[bytes] = _ask_filesystem(
         path, lambda system, inside: system.open(inside, "rb", block_size=2**24, cache_type="readahead")
     )
     return file
 
 
-def stamps(paths: list[str]) -> list[list[Any]]:
+def file_stamps(paths: list[str]) -> list[list[Any]]:
     """Path, size and time (or version) of each: what changes with a file. Raises OSError."""
-    return over(_stamp, paths)
+    return map_paths(_stamp, paths)
 
 
-def over(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
+def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
     """The function of each path, many at once where they are far away."""
     if not any(map(is_url, paths)):
         return [function(path) for path in paths]
@@ -54,7 +54,7 @@ def over(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
         return list(pool.map(function, paths))
 
 
-def matching(path: str, pattern: str, key: str, kind: str) -> list[str]:
+def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
     """The files that ``pattern`` names in ``path``, a folder or the beginning that their paths share, sorted.
 
     ``{000..146}`` and ``{a,b}`` name each of these files, which must be there; ``*``, ``?`` and ``**`` those that are.
@@ -67,11 +67,12 @@ def matching(path: str, pattern: str, key: str, kind: str) -> list[str]:
     prefix = os.path.join(base, "") if is_url(base) or os.path.isdir(base) else base
     if is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
         return [prefix + pattern]
-    each = [_found(prefix, one) for one in expanded(pattern)]
-    missing = [one for one, found in zip(expanded(pattern), each, strict=True) if not found]
+    each = [_found(prefix, one) for one in expand_braces(pattern)]
+    missing = [one for one, found in zip(expand_braces(pattern), each, strict=True) if not found]
     if missing and len(missing) < len(each):
         raise UserError(
-            f"{key}={pattern}: {len(missing)} of {len(each)} files are not in data.path={path} ({some(missing)});"
+            f"{key}={pattern}: {len(missing)} of {len(each)} files are not in data.path={path} "
+            f"({shorten_list(missing)});"
             " fetch them, or give a pattern with *, which takes those that are there"
         )
     if not missing:
@@ -80,11 +81,11 @@ def matching(path: str, pattern: str, key: str, kind: str) -> list[str]:
     if not there and not is_url(base) and not os.path.isdir(base):
         raise UserError(f"data.path={path} does not exist ({os.path.abspath(base)}): give the {kind} files' folder")
     none = "; data.test=null goes without" if key == "data.test" else ""
-    holds = "" if is_url(base) else f", which holds {some(there)}"
+    holds = "" if is_url(base) else f", which holds {shorten_list(there)}"
     raise UserError(f"{key}={pattern} matches no file in data.path={path}{holds}{none}")
 
 
-def expanded(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
@@ -96,16 +97,16 @@ def expanded(pattern: str) -> list[str]:
         options = braces[1].split(",")
     else:
         return [pattern]
-    rest = expanded(pattern[braces.end() :])
+    rest = expand_braces(pattern[braces.end() :])
     return [pattern[: braces.start()] + option + end for option in options for end in rest]
 
 
-def some(names: Sequence[str]) -> str:
+def shorten_list(names: Sequence[str]) -> str:
     """The first ten, and how many there are."""
     return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())
 
@@ -119,7 +120,7 @@ def _stamp(path: str) -> list[Any]:
     if not is_url(path):
         status = os.stat(path)
         return [path, status.st_size, status.st_mtime_ns]
-    info = _asked(path, lambda system, inside: system.info(inside))
+    info = _ask_filesystem(path, lambda system, inside: system.info(inside))
     version = next((info[key] for key in _VERSIONS if key in info), "")
     return [path, int(info["size"] or 0), str(version)]
 
@@ -127,7 +128,7 @@ def _stamp(path: str) -> list[Any]:
 def is_file(path: str) -> bool:
     if not is_url(path):
         return os.path.isfile(path)
-    return bool(_asked(path, lambda system, inside: system.isfile(inside)))
+    return bool(_ask_filesystem(path, lambda system, inside: system.isfile(inside)))
 
 
 def _found(prefix: str, pattern: str) -> list[str]:
@@ -136,12 +137,12 @@ def _found(prefix: str, pattern: str) -> list[str]:
         return there or [one for one in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(one)]
     if not glob.has_magic(pattern):
         return [prefix + pattern] if is_file(prefix + pattern) else []
-    return _asked(
+    return _ask_filesystem(
         prefix + pattern, lambda system, inside: [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
     )
 
 
-def _asked(url: str, question: Callable[[Any, str], _Result]) -> _Result:
+def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Result:
     """What a store says; raises FileNotFoundError, and UserError for whatever else it raises instead."""
     system, inside = _system(url)
     try:
@@ -149,7 +150,7 @@ def _asked(url: str, question: Callable[[Any, str], _Result]) -> _Result:
     except FileNotFoundError:
         raise
     except Exception as error:  # each store has errors of its own: no network, no credentials, no such bucket
-        reason = f"{type(error).__name__}: {line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{url} cannot be reached ({reason}): mend the address, or what the store asks for") from error
 
 
@@ -160,5 +161,7 @@ def _system(url: str) -> tuple[Any, str]:
 
         system, inside = url_to_fs(url)
     except (ImportError, ValueError) as error:  # not installed, nor the package of this store; no such kind of store
-        raise UserError(f"{url} cannot be read ({line(error)}): pip install 'unlabeled[remote]', or copy it") from error
+        raise UserError(
+            f"{url} cannot be read ({one_line(error)}): pip install 'unlabeled[remote]', or copy it"
+        ) from error
     return system, str(inside)

@@ -6,13 +6,13 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from unlabeled.data.files import is_url, stamps
+from unlabeled.data.files import file_stamps, is_url
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
 
 
 @runtime_checkable
-class Filed(Protocol):
+class HasFiles(Protocol):
     """What a source has besides whose images lie in files."""
 
     def files(self) -> list[str]:
@@ -40,10 +40,10 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
     if isinstance(source, ArraySource):
         digest.update(_bytes(source.images))
         return digest.hexdigest()
-    if not isinstance(source, Filed):
+    if not isinstance(source, HasFiles):
         return None
     try:
-        found = stamps(source.files())
+        found = file_stamps(source.files())
     except OSError:
         return None
     digest.update(f"{source.within()}\n".encode())

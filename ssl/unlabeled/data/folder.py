@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.decode import check_image_size, decode_bytes, in_words
-from unlabeled.data.index import Index, Note, kept
+from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.index import Index, IndexNote, load_or_build
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -69,10 +69,11 @@ def folder(
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
     sub-folders, ``none`` if all lie directly in the folder, and an error if both occur.
 
-    Images. ``square`` or whole, see :func:`unlabeled.data.decode.rgb`, with ``image_size`` in pixels.
+    Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
-    :func:`unlabeled.data.index.kept`, and made again when a folder's time of change says that a file has come or gone.
+    :func:`unlabeled.data.index.load_or_build`, and made again when a folder's time of change says that a file has come
+    or gone.
 
     Raises UserError where the layout does not say what is meant.
     """
@@ -83,7 +84,7 @@ def folder(
     _require_folder(base, f"data.path={path}")
     train_root = _train_root(base, train)
     test_root = _test_root(base, train_root, test)
-    source, kept = _source(train_root, labels, image_size, square, index), in_words(image_size, square)
+    source, kept = _source(train_root, labels, image_size, square, index), describe_size(image_size, square)
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {train_root} has no labels; leave data.test out")
     if not source.classes or test_root is None:
@@ -147,11 +148,11 @@ def _source(root: Path, labels: str, image_size: int, square: bool, place: str |
 
 def _listed(root: Path, place: str | None) -> Index:
     """All images under a folder: columns ``path``, relative to it, and ``owner``, the number of the class folder."""
-    wanted: Note = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}
-    return kept(wanted, place, lambda note: _unchanged(root, note["folders"]), lambda: _scan(root))
+    wanted: IndexNote = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}
+    return load_or_build(wanted, place, lambda note: _unchanged(root, note["folders"]), lambda: _scan(root))
 
 
-def _scan(root: Path) -> tuple[dict[str, np.ndarray | list[bytes]], Note]:
+def _scan(root: Path) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
     settled = time.time_ns() - _SETTLED
     paths, owners, classes, folders = list[bytes](), list[int](), dict[str, int](), list[tuple[str, int]]()
     for inside, names in _walk(root):

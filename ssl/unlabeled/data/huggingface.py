@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from unlabeled.data.columns import (
-    Table,
-    classes_of,
+    ColumnData,
+    class_indices,
+    count_classes,
     image_bytes,
-    joined,
-    label_numbers,
+    join_files,
     require_columns,
     require_labels_below,
     require_same_split,
 )
-from unlabeled.data.decode import check_image_size, in_words
-from unlabeled.data.files import line, some
-from unlabeled.data.index import made
+from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.files import one_line, shorten_list
+from unlabeled.data.index import make_index
 from unlabeled.data.records import RecordSource
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
@@ -37,7 +37,7 @@ def huggingface(
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
     ``train`` and ``test`` are splits in it, "." is ``path`` itself. Columns, labels and classes are as in
-    :func:`unlabeled.data.parquet.parquet`; images whole or ``square``, see :func:`unlabeled.data.decode.rgb`. Labels
+    :func:`unlabeled.data.parquet.parquet`; images whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`. Labels
     and the places of the images are read now, the images when they are decoded.
 
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
@@ -46,9 +46,9 @@ def huggingface(
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_column, label_column)
-    classes = [] if label_column is None else classes_of(table, num_classes)
+    classes = [] if label_column is None else count_classes(table, num_classes)
     source = RecordSource(table.encoded, table.labels, classes, image_size, square)
-    kind = f"{len(classes)} classes, {in_words(image_size, square)}"
+    kind = f"{len(classes)} classes, {describe_size(image_size, square)}"
     if test is None:
         return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}")
     other = _read(path, test, "data.test", image_column, label_column)
@@ -58,7 +58,7 @@ def huggingface(
     return Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
 
 
-def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> Table:
+def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
     """One split's files; the columns of all are checked before a label is read."""
     names = _files(Path(path).expanduser(), split, f"{key}={split}")
     tables = [_open(name) for name in names]
@@ -68,12 +68,12 @@ def _read(path: str, split: str, key: str, image_column: str, label_column: str 
     for name, (start, table) in zip(names, tables, strict=True):
         ranges.append(_ranges(name, start, image_bytes(table.column(image_column))))
         labels.append(
-            np.full(len(table), -1) if label_column is None else label_numbers(name, table.column(label_column))
+            np.full(len(table), -1) if label_column is None else class_indices(name, table.column(label_column))
         )
     file = np.repeat(np.arange(len(names)), [len(part) for part in labels])
     offset, size = np.concatenate(ranges, 1) if ranges else np.zeros((2, 0), np.int64)
-    listed = made({"file": file, "offset": offset, "size": size}, {"files": [[name] for name in names]})
-    return joined(names, labels, [table.schema for _, table in tables], label_column, listed, f"{key}={split}")
+    listed = make_index({"file": file, "offset": offset, "size": size}, {"files": [[name] for name in names]})
+    return join_files(names, labels, [table.schema for _, table in tables], label_column, listed, f"{key}={split}")
 
 
 def _files(base: Path, split: str, given: str) -> list[str]:
@@ -83,7 +83,7 @@ def _files(base: Path, split: str, given: str) -> list[str]:
         there += ["."] if (base / "state.json").is_file() else []
         raise UserError(
             f"{given}: {folder.absolute()} is no data set that save_to_disk wrote (no state.json); data.path={base}"
-            f" has these splits: {some(there)}"
+            f" has these splits: {shorten_list(there)}"
         )
     content = json.loads(state.read_text())
     if content.get("_indices_files") or content.get("_indices_data_files"):
@@ -91,7 +91,9 @@ def _files(base: Path, split: str, given: str) -> list[str]:
     names = [str(folder / file["filename"]) for file in content["_data_files"]]
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
-        raise UserError(f"{given}: {len(missing)} of {len(names)} files are missing: {some(missing)}; fetch them again")
+        raise UserError(
+            f"{given}: {len(missing)} of {len(names)} files are missing: {shorten_list(missing)}; fetch them again"
+        )
     return names
 
 
@@ -105,7 +107,9 @@ def _open(name: str) -> tuple[int, Any]:
         mapped.seek(0)
         return start, pa.ipc.open_stream(mapped).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name} is no arrow stream, or cut short ({line(error)}): fetch data.path again") from error
+        raise UserError(
+            f"{name} is no arrow stream, or cut short ({one_line(error)}): fetch data.path again"
+        ) from error
 
 
 def _ranges(name: str, start: int, column: Any) -> np.ndarray:

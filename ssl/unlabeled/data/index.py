@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
 _FORMAT = 1  # of the kept files; another number makes them stale
 
-Note = dict[str, Any]  # plain values that JSON holds
+IndexNote = dict[str, Any]  # plain values that JSON holds
 
 
 class Index:
@@ -25,7 +25,7 @@ class Index:
 
     def __init__(self, table: Any, file: str | None = None) -> None:
         self._table, self._file = table.combine_chunks(), file
-        self.note: Note = json.loads(table.schema.metadata[b"note"])
+        self.note: IndexNote = json.loads(table.schema.metadata[b"note"])
         self._texts = {
             name: self._table.column(name).chunk(0) if len(self) else []
             for name, kind in zip(table.schema.names, table.schema.types, strict=True)
@@ -53,16 +53,16 @@ class Index:
         return bytes(self._texts[column][row].as_py())
 
 
-def made(columns: dict[str, np.ndarray | list[bytes]], note: Note) -> Index:
+def make_index(columns: dict[str, np.ndarray | list[bytes]], note: IndexNote) -> Index:
     """An index in memory: int64 arrays and lists of bytes, all of N rows."""
     return Index(_table(columns, note))
 
 
-def kept(
-    wanted: Note,
+def load_or_build(
+    wanted: IndexNote,
     place: str | None,
-    is_fresh: Callable[[Note], bool],
-    make: Callable[[], tuple[dict[str, np.ndarray | list[bytes]], Note]],
+    is_fresh: Callable[[IndexNote], bool],
+    make: Callable[[], tuple[dict[str, np.ndarray | list[bytes]], IndexNote]],
     always: bool = False,
 ) -> Index:
     """The index that was kept for ``wanted``, or a new one, which is kept where it is long.
@@ -83,13 +83,13 @@ def kept(
         return before
     if before is not None:
         print(f"the list of images in {file} is out of date: scanning {wanted['of']} again")
-    index = made(*make())
+    index = make_index(*make())
     if place is None and not always and len(index) < MANY:
         return index
     return _write(index, file, place)
 
 
-def fingerprint(values: Iterable[str]) -> str:
+def short_hash(values: Iterable[str]) -> str:
     """Short and stable, of some text."""
     return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -105,11 +105,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled"
 
 
-def _digest(wanted: Note) -> str:
-    return fingerprint([json.dumps(wanted | {"format": _FORMAT}, sort_keys=True)])
+def _digest(wanted: IndexNote) -> str:
+    return short_hash([json.dumps(wanted | {"format": _FORMAT}, sort_keys=True)])
 
 
-def _table(columns: dict[str, np.ndarray | list[bytes]], note: Note) -> Any:
+def _table(columns: dict[str, np.ndarray | list[bytes]], note: IndexNote) -> Any:
     import pyarrow as pa
 
     arrays = {

@@ -18,9 +18,16 @@ from torch import Tensor
 from unlabeled.build import build_splits
 from unlabeled.config import run_module
 from unlabeled.data.decode_speed import decode_speed
-from unlabeled.data.duplicates import Exact, Images, Near, both, find_equal, find_near
+from unlabeled.data.duplicates import (
+    ExactDuplicates,
+    ImageHashes,
+    NearDuplicates,
+    find_duplicates,
+    find_equal,
+    find_near,
+)
 from unlabeled.data.inspect_picture import draw_pairs
-from unlabeled.data.inspect_text import text
+from unlabeled.data.inspect_text import format_report
 from unlabeled.data.perceptual import Ints
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.survey import Survey, survey
@@ -35,17 +42,17 @@ PAIRS = 24  # in the picture
 
 
 @dataclass
-class Split:
+class InspectedSplit:
     """One split and what was seen of it."""
 
     name: str
     source: Source
     looked_at: Ints  # positions [n]
-    seen: Survey
+    survey: Survey
 
     def labels(self) -> Ints:
         """Of the images that could be decoded, [M]."""
-        labels: Ints = self.source.labels.numpy()[self.seen.ids]
+        labels: Ints = self.source.labels.numpy()[self.survey.ids]
         return labels
 
 
@@ -83,35 +90,35 @@ def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
     sources = {"train": splits.train} | ({} if splits.test is None else {"test": splits.test})
     seen = [_look(name, source, settings["limit"], settings["num_workers"]) for name, source in sources.items()]
     speed = {"looking_seconds": time.monotonic() - started} | decode_speed(
-        seen[0].source, seen[0].seen.ids, settings["images_per_second"]
+        seen[0].source, seen[0].survey.ids, settings["images_per_second"]
     )
-    images = both([split.seen for split in seen], [split.labels() for split in seen])
+    images = find_duplicates([split.survey for split in seen], [split.labels() for split in seen])
     exact, distance = find_equal(images), settings["near_distance"]
     near = None if distance is None else find_near(images, exact, distance)
     report = {
         "data": splits.description,
         "settings": {"limit": settings["limit"], "near_distance": distance},
-        "splits": {split.name: describe(split) for split in seen},
-        "duplicates": duplicates(seen, images, exact, near),
-        "normalisation": _normalisation(seen[0].seen),
+        "splits": {split.name: describe_split(split) for split in seen},
+        "duplicates": describe_duplicates(seen, images, exact, near),
+        "normalisation": _normalisation(seen[0].survey),
         "speed": speed | {"seconds": time.monotonic() - started},
         "versions": versions(),
     }
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "inspect.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(out / "inspect.md", text(report, most=200) + _picture(seen, near, out / "near_duplicates.png"))
-    print(text(report, most=20) + f"\n{out / 'inspect.md'} and inspect.json list everything")
+    _write(out / "inspect.md", format_report(report, most=200) + _picture(seen, near, out / "near_duplicates.png"))
+    print(format_report(report, most=20) + f"\n{out / 'inspect.md'} and inspect.json list everything")
 
 
-def _look(name: str, source: Source, limit: int | None, workers: int) -> Split:
+def _look(name: str, source: Source, limit: int | None, workers: int) -> InspectedSplit:
     count = len(source) if limit is None else min(limit, len(source))
     positions = np.arange(count) * len(source) // count
-    return Split(name, source, positions, survey(source, positions, workers, f"Looking at {name}"))
+    return InspectedSplit(name, source, positions, survey(source, positions, workers, f"Looking at {name}"))
 
 
-def describe(split: Split) -> dict[str, Any]:
+def describe_split(split: InspectedSplit) -> dict[str, Any]:
     """Count, corrupt files, sizes, modes and classes of a split, as plain values."""
-    source, seen = split.source, split.seen
+    source, seen = split.source, split.survey
     plain = seen.ids[seen.plain].tolist()
     return {
         "images": len(source),
@@ -123,7 +130,7 @@ def describe(split: Split) -> dict[str, Any]:
         "stored_bytes": seen.stored_bytes,
         "decoded_bytes": seen.decoded_bytes,
         "plain": {"count": len(plain), "images": [source.name(index) for index in plain[:NAMED]]},
-        "classes": classes(source.labels, source.classes),
+        "classes": class_counts(source.labels, source.classes),
     }
 
 
@@ -145,7 +152,7 @@ def _spread(values: Any) -> dict[str, float]:
     return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
 
 
-def classes(labels: Tensor, names: list[str]) -> dict[str, Any] | None:
+def class_counts(labels: Tensor, names: list[str]) -> dict[str, Any] | None:
     """How many images each class has, those not looked at too; None where nothing is labelled."""
     if not names:
         return None
@@ -161,7 +168,9 @@ def classes(labels: Tensor, names: list[str]) -> dict[str, Any] | None:
     }
 
 
-def duplicates(seen: list[Split], images: Images, exact: Exact, near: Near | None) -> dict[str, Any]:
+def describe_duplicates(
+    seen: list[InspectedSplit], images: ImageHashes, exact: ExactDuplicates, near: NearDuplicates | None
+) -> dict[str, Any]:
     """Groups of equal images and pairs of similar ones with names and labels, as plain values."""
     groups = zip(exact.groups, exact.conflicts, strict=True)
     return {
@@ -180,19 +189,19 @@ def duplicates(seen: list[Split], images: Images, exact: Exact, near: Near | Non
     }
 
 
-def _pair(seen: list[Split], labels: Ints, a: int, b: int, bits: int) -> dict[str, Any]:
+def _pair(seen: list[InspectedSplit], labels: Ints, a: int, b: int, bits: int) -> dict[str, Any]:
     conflict = bool(labels[a] != labels[b] and min(labels[a], labels[b]) >= 0)
     return {"bits": bits, "conflict": conflict, "images": [_named(seen, a), _named(seen, b)]}
 
 
-def _where(seen: list[Split], k: int) -> tuple[Split, int]:
+def _where(seen: list[InspectedSplit], k: int) -> tuple[InspectedSplit, int]:
     """Split and position of the k-th of all decoded images."""
-    first = len(seen[0].seen.ids)
+    first = len(seen[0].survey.ids)
     split, row = (seen[0], k) if k < first else (seen[1], k - first)
-    return split, int(split.seen.ids[row])
+    return split, int(split.survey.ids[row])
 
 
-def _named(seen: list[Split], k: int) -> dict[str, Any]:
+def _named(seen: list[InspectedSplit], k: int) -> dict[str, Any]:
     split, index = _where(seen, k)
     label = int(split.source.labels[index])
     return {
@@ -210,12 +219,12 @@ def _normalisation(seen: Survey) -> dict[str, Any]:
     return {"mean": mean, "std": std, "pixels": seen.pixels}
 
 
-def _picture(seen: list[Split], near: Near | None, path: Path) -> str:
+def _picture(seen: list[InspectedSplit], near: NearDuplicates | None, path: Path) -> str:
     """Draw the first near duplicates, those between train and test before others; returns how markdown shows it."""
     path.unlink(missing_ok=True)  # of an earlier look
     if near is None or not len(near.pairs):
         return ""
-    first = len(seen[0].seen.ids)
+    first = len(seen[0].survey.ids)
     across = (near.pairs[:, 0] < first) & (near.pairs[:, 1] >= first)
     pairs = near.pairs[np.argsort(~across, kind="stable")[:PAIRS]]
     images = [[split.source.decode(index) for split, index in (_where(seen, a), _where(seen, b))] for a, b, _ in pairs]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.pictures import draw
+from unlabeled.pictures import draw_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ def draw_pairs(pairs: list[list[Tensor]]) -> "Image":
         for name, side in ((numbers, 0), (f"near {numbers}", 1)):
             tiles = torch.stack([_tile(pair[side], size) for pair in pairs[begin : begin + rows]])
             columns[name] = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, rows - len(tiles)), value=1.0)
-    return draw(columns)
+    return draw_columns(columns)
 
 
 def _tile(image: Tensor, size: int) -> Tensor:

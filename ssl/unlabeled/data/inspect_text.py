@@ -6,7 +6,7 @@ from typing import Any
 from unlabeled.data.perceptual import SIDE
 
 
-def text(report: dict[str, Any], most: int) -> str:
+def format_report(report: dict[str, Any], most: int) -> str:
     """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
     parts = [f"# {report['data']}"]
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]

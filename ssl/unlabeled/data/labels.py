@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 _SHOWN = 5  # names in an error
 
@@ -52,7 +52,7 @@ class LabelList:
 
 
 @dataclass(frozen=True)
-class LabelChoice:
+class LabelSelection:
     """How the list is made; one of the first three, the others None.
 
     Args:
@@ -97,7 +97,7 @@ class LabelChoice:
         kept = []
         for label in range(int(source.labels.max()) + 1):
             members = (source.labels == label).nonzero().flatten()
-            generator = torch.Generator().manual_seed(mix(self.seed, label))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, label))
             kept.append(
                 members[torch.randperm(len(members), generator=generator)[: self._count(members, label, source)]]
             )

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.data.columns import MAX_CLASSES, Table, classes_of, require_labels_below, require_same_split
-from unlabeled.data.decode import check_image_size, in_words
-from unlabeled.data.files import is_file, is_url, line, opened, over, stamps
-from unlabeled.data.index import Note, kept
+from unlabeled.data.columns import MAX_CLASSES, ColumnData, count_classes, require_labels_below, require_same_split
+from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.files import file_stamps, is_file, is_url, map_paths, one_line, open_file
+from unlabeled.data.index import IndexNote, load_or_build
 from unlabeled.data.records import RecordSource, labels_of
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
@@ -48,10 +48,10 @@ def litdata(
     An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the place from 0, of what holds
     the encoded image and the class number. None: the only one of its kind; ``label_field="none"`` reads no labels.
     Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
-    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.rgb`.
+    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.index.kept`. Chunks that are cut short give the items before
-    the cut, and are named in ``Splits.corrupt``.
+    The items are listed once, see :func:`unlabeled.data.index.load_or_build`. Chunks that are cut short give the items
+    before the cut, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """
@@ -59,9 +59,9 @@ def litdata(
     if test is not None and label_field == "none":
         raise UserError("data.label_field=none leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_field, label_field, index)
-    classes = classes_of(table, num_classes) if int(table.labels.max()) >= 0 or num_classes else []
+    classes = count_classes(table, num_classes) if int(table.labels.max()) >= 0 or num_classes else []
     source = RecordSource(table.encoded, table.labels, classes, image_size, square)
-    kind, problems = f"{len(classes)} classes, {in_words(image_size, square)}", table.encoded.note["problems"]
+    kind, problems = f"{len(classes)} classes, {describe_size(image_size, square)}", table.encoded.note["problems"]
     if test is None:
         return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}", problems)
     other = _read(path, test, "data.test", image_field, label_field, index)
@@ -72,32 +72,34 @@ def litdata(
     return Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"])
 
 
-def _read(path: str, split: str, key: str, image: str | None, label: str | None, place: str | None) -> Table:
+def _read(path: str, split: str, key: str, image: str | None, label: str | None, place: str | None) -> ColumnData:
     base = os.path.expanduser(path).rstrip("/")
     file = f"{base}/index.json" if split == "." else f"{base}/{split}/index.json"
     if not is_file(file):
         raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
-    with opened(file) as stream:
+    with open_file(file) as stream:
         content = json.load(stream)
     leaves = _leaves(content["config"], file, image, label)
     paths = [f"{file.removesuffix('index.json')}{chunk['filename']}" for chunk in content["chunks"]]
     if not paths:
         raise UserError(f"{key}={split}: {file} lists no chunk; give a folder that litdata.optimize filled")
     try:
-        files = stamps(paths)
+        files = file_stamps(paths)
     except OSError as error:
-        raise UserError(f"{key}={split}: a chunk that {file} lists cannot be read ({line(error)})") from error
-    wanted: Note = {"of": file, "leaves": vars(leaves)}
-    listed = kept(wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, leaves), is_url(file))
+        raise UserError(f"{key}={split}: a chunk that {file} lists cannot be read ({one_line(error)})") from error
+    wanted: IndexNote = {"of": file, "leaves": vars(leaves)}
+    listed = load_or_build(
+        wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, leaves), is_url(file)
+    )
     for problem in listed.note["problems"]:
         print(f"litdata: {problem}")
     if not len(listed):
         raise UserError(f"{key}={split}: {file} lists no whole item; give a folder that litdata.optimize filled")
     starts = np.searchsorted(listed.numbers("file"), np.arange(len(paths))).tolist()
-    return Table(paths, starts, listed, labels_of(listed), None)
+    return ColumnData(paths, starts, listed, labels_of(listed), None)
 
 
-def _leaves(config: Note, file: str, image: str | None, label: str | None) -> _Leaves:
+def _leaves(config: IndexNote, file: str, image: str | None, label: str | None) -> _Leaves:
     """Raises UserError for what cannot be read by index, and for fields that are not there or not clear."""
     for key in ("compression", "encryption"):
         if config.get(key):
@@ -125,10 +127,10 @@ def _place(field: str | None, names: list[str], fitting: list[int], given: str, 
     return chosen[0]
 
 
-def _scan(files: list[list[Any]], leaves: _Leaves) -> tuple[dict[str, np.ndarray | list[bytes]], Note]:
+def _scan(files: list[list[Any]], leaves: _Leaves) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
     """All chunks once; of local ones only the pages that hold sizes and labels."""
     problems: list[str] = []
-    parts = over(lambda path: _scan_chunk(path, leaves, problems), [file[0] for file in files])
+    parts = map_paths(lambda path: _scan_chunk(path, leaves, problems), [file[0] for file in files])
     offset, size, label = np.concatenate(parts, 1)
     file = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
     columns: dict[str, np.ndarray | list[bytes]] = {"file": file, "offset": offset, "size": size, "label": label}
@@ -160,7 +162,7 @@ def _scan_chunk(path: str, leaves: _Leaves, problems: list[str]) -> np.ndarray:
 
 def _content(path: str) -> np.ndarray:
     """All bytes, uint8: mapped where they are near."""
-    with opened(path) as file:
+    with open_file(path) as file:
         near = not is_url(path) and file.seek(0, 2) > 0
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if near else file.read(), np.uint8)
 

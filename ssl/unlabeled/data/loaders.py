@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unlabeled.data.canvas import canvas
-from unlabeled.data.memory import DecodedSource, lazy_decode
+from unlabeled.data.memory import DecodedSource, decode_or_next
 from unlabeled.data.order import GlobalOrder
+from unlabeled.data.padding import pad_to_largest
 from unlabeled.data.source import Source
 from unlabeled.data.support import SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
-from unlabeled.randomness import on_device
+from unlabeled.randomness import to_device
 
 
 class Resumable:
@@ -104,7 +104,7 @@ class LazyLoader(Resumable):
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=OutliveSignals(),
+            worker_init_fn=IgnoreSignals(),
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
 
@@ -163,7 +163,7 @@ class _LazyImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         first = len(indices) - len(self.slots)  # of the support
-        images, ids, sizes = _on_a_canvas(lazy_decode(self.source, index) for index in indices[:first])
+        images, ids, sizes = _on_a_canvas(decode_or_next(self.source, index) for index in indices[:first])
         batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
         if not len(self.slots):
             return batch
@@ -172,7 +172,7 @@ class _LazyImages(Dataset[Batch]):
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
-class OutliveSignals:
+class IgnoreSignals:
     """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
 
     That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
@@ -197,7 +197,7 @@ class OutliveSignals:
 def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Images, ids and sizes of a batch."""
     images, ids = zip(*decoded, strict=True)
-    together, sizes = canvas(list(images))
+    together, sizes = pad_to_largest(list(images))
     return together, torch.tensor(ids), sizes
 
 
@@ -221,11 +221,11 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
 
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
     """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
-    rows = on_device(torch.tensor(positions, dtype=torch.long), source.ids.device)
+    rows = to_device(torch.tensor(positions, dtype=torch.long), source.ids.device)
     if isinstance(source.images, Tensor):
         images, sizes = _rows(source.images, rows, device), None
     else:
-        images, sizes = canvas([source.images[position] for position in positions])
+        images, sizes = pad_to_largest([source.images[position] for position in positions])
     return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.data.decode import rgb
+from unlabeled.data.decode import to_rgb
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
 
@@ -84,7 +84,7 @@ def bytes_needed(source: Source) -> int:
     return int(len(source) * (_most_bytes(source) if source.square else _mean_bytes(source)))
 
 
-def lazy_decode(source: Source, index: int) -> tuple[Tensor, int]:
+def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
     """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, h, w] and the index it came from.
 
     A pure function of the index, so a batch keeps its shape and a resumed run its samples. Raises UserError when no
@@ -100,12 +100,12 @@ def lazy_decode(source: Source, index: int) -> tuple[Tensor, int]:
     raise _nothing_decodes(source, reason)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images uint8 [N, 3, S, S] resized to [N, 3, size, size] as ``decode.rgb`` does; the same object if equal."""
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """Images uint8 [N, 3, S, S] resized to [N, 3, size, size] as ``decode.to_rgb`` does; the same object if equal."""
     if images.shape[-1] == size:
         return images
     pictures = (Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images)
-    return torch.stack([rgb(picture, size) for picture in pictures])
+    return torch.stack([to_rgb(picture, size) for picture in pictures])
 
 
 def _most_bytes(source: Source) -> int:

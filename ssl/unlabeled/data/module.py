@@ -11,7 +11,7 @@ from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.rowgroups import Blocks
-from unlabeled.data.sharing import decoded_once
+from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.support import ClassBalanced, SupportOrder
 
@@ -56,7 +56,7 @@ class DataModule(pl.LightningDataModule):
             self._held_out = self._fit_into_memory(self.splits.test)
         return self._held_out
 
-    def serve(self, support: ClassBalanced, processes: int) -> None:
+    def attach_support(self, support: ClassBalanced, processes: int) -> None:
         """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""
         self.support, self.labels = support, support.choose(self.splits.train, processes)
 
@@ -146,6 +146,6 @@ class DataModule(pl.LightningDataModule):
         else:
             cores = os.cpu_count() or 1
             own = self.num_workers
-            decoded = decoded_once(lambda n: decode_all(source, max(own, min(n * own, cores))), together)
+            decoded = decode_once_per_machine(lambda n: decode_all(source, max(own, min(n * own, cores))), together)
         self.corrupt += decoded.corrupt
         return decoded

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from unlabeled.data.rowgroups import Blocks
 from unlabeled.errors import UserError
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 
 class GlobalOrder(Sampler[list[int]]):
@@ -63,7 +63,7 @@ class GlobalOrder(Sampler[list[int]]):
 
     def epoch(self, number: int) -> Tensor:
         """What one epoch sees, step by step and batch by batch: int64 [steps_per_epoch, accumulate, batch_size]."""
-        generator = torch.Generator().manual_seed(mix(self.seed, number))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         shape = (self.steps_per_epoch, self.accumulate, self.batch_size)
         if self.blocks is None:
             order = torch.randperm(self.size, generator=generator)

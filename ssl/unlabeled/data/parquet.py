@@ -6,18 +6,18 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.data.columns import (
-    Table,
-    classes_of,
+    ColumnData,
+    class_indices,
+    count_classes,
     image_bytes,
-    joined,
-    label_numbers,
+    join_files,
     require_columns,
     require_labels_below,
     require_same_split,
     row_name,
 )
-from unlabeled.data.decode import check_image_size, decode_bytes, in_words
-from unlabeled.data.files import line, matching
+from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.files import match_files, one_line
 from unlabeled.data.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.errors import UserError
@@ -29,7 +29,7 @@ class ParquetSource:
     """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
     are read by row groups; then an epoch's order goes by these ``blocks``."""
 
-    def __init__(self, table: "Table", column: str, classes: list[str], image_size: int, square: bool) -> None:
+    def __init__(self, table: "ColumnData", column: str, classes: list[str], image_size: int, square: bool) -> None:
         self._table, self._column = table, column
         self.labels = table.labels
         self.classes = classes
@@ -78,7 +78,7 @@ def parquet(
     ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
     are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
-    continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.rgb`;
+    continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`;
     ``image_size`` is in pixels.
 
     Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
@@ -90,8 +90,11 @@ def parquet(
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)
-    classes = [] if label_column is None else classes_of(train_table, num_classes)
-    source, kept = ParquetSource(train_table, image_column, classes, image_size, square), in_words(image_size, square)
+    classes = [] if label_column is None else count_classes(train_table, num_classes)
+    source, kept = (
+        ParquetSource(train_table, image_column, classes, image_size, square),
+        describe_size(image_size, square),
+    )
     if test is None:
         counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
         return Splits(source, None, f"{counts}, {kept}")
@@ -103,20 +106,20 @@ def parquet(
     return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
 
 
-def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> Table:
+def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
     """One split's files; the columns of all are checked before the first image is read."""
-    names = matching(path, pattern, key, "parquet")
+    names = match_files(path, pattern, key, "parquet")
     files = [_open(name, key) for name in names]
     for name, file in zip(names, files, strict=True):
         require_columns(name, file.schema_arrow, image_column, label_column)
     labels = [
         np.full(file.metadata.num_rows, -1)
         if label_column is None
-        else label_numbers(name, _column(name, file, label_column))
+        else class_indices(name, _column(name, file, label_column))
         for name, file in zip(names, files, strict=True)
     ]
     schemas, encoded = [file.schema_arrow for file in files], _encoded(names, files, image_column)
-    return joined(names, labels, schemas, label_column, encoded, f"{key}={pattern}")
+    return join_files(names, labels, schemas, label_column, encoded, f"{key}={pattern}")
 
 
 def _encoded(names: list[str], files: list[Any], column: str) -> Any:
@@ -139,7 +142,7 @@ def _open(name: str, key: str) -> Any:
     try:
         return pq.ParquetFile(name)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a parquet file, or cut short ({line(error)}): change {key}") from error
+        raise UserError(f"{name} is not a parquet file, or cut short ({one_line(error)}): change {key}") from error
 
 
 def _column(name: str, file: Any, column: str) -> Any:
@@ -148,4 +151,4 @@ def _column(name: str, file: Any, column: str) -> Any:
     try:
         return file.read(columns=[column]).column(column)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: column {column} cannot be read ({line(error)}): fetch data.path again") from error
+        raise UserError(f"{name}: column {column} cannot be read ({one_line(error)}): fetch data.path again") from error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.decode import decode_bytes
-from unlabeled.data.files import line, read_range
+from unlabeled.data.files import one_line, read_range
 from unlabeled.data.index import Index
 from unlabeled.data.source import CorruptImage
 
@@ -21,7 +21,7 @@ class RecordSource:
             ``size`` (bytes; below 0: there is no image); bytes ``name``, or none: rows are then numbered within a file.
         labels: int64 [N], -1 where there is none.
         classes: their names.
-        image_size, square: see :func:`unlabeled.data.decode.rgb`.
+        image_size, square: see :func:`unlabeled.data.decode.to_rgb`.
     """
 
     def __init__(self, index: Index, labels: Tensor, classes: list[str], image_size: int, square: bool) -> None:
@@ -58,7 +58,7 @@ class RecordSource:
         except FileNotFoundError as error:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} is gone") from error
         except Exception as error:  # each store has errors of its own
-            raise CorruptImage(f"{self.name(index)}: {type(error).__name__}: {line(error)}") from error
+            raise CorruptImage(f"{self.name(index)}: {type(error).__name__}: {one_line(error)}") from error
         if len(data) < size:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} has been cut short since it was listed")
         return data

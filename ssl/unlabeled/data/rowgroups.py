@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.files import line
+from unlabeled.data.files import one_line
 from unlabeled.data.source import CorruptImage
 
 WINDOW_BYTES = 2**28  # of encoded images, that a process keeps and an epoch's order mixes at a time
@@ -73,7 +73,7 @@ class RowGroups:
         except FileNotFoundError as error:
             raise CorruptImage("the file is gone") from error
         except (pa.ArrowException, OSError) as error:
-            raise CorruptImage(f"row group {number} cannot be read ({line(error)})") from error
+            raise CorruptImage(f"row group {number} cannot be read ({one_line(error)})") from error
         return extract(table.column(0)).combine_chunks()
 
 

@@ -9,13 +9,13 @@ from typing import IO, Any
 import numpy as np
 
 from unlabeled.data.columns import MAX_CLASSES
-from unlabeled.data.decode import check_image_size, in_words
-from unlabeled.data.files import is_url, line, matching, opened, over, some, stamps
+from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.files import file_stamps, is_url, map_paths, match_files, one_line, open_file, shorten_list
 from unlabeled.data.folder import readable_extensions
-from unlabeled.data.index import Index, Note, kept
+from unlabeled.data.index import Index, IndexNote, load_or_build
 from unlabeled.data.records import RecordSource, labels_of
 from unlabeled.data.source import Splits
-from unlabeled.data.tar import Damaged, Member, members
+from unlabeled.data.tar import DamagedTar, TarMember, members
 from unlabeled.errors import UserError
 
 
@@ -43,10 +43,11 @@ def shards(
     A record is the members of one KEY (the name up to its file name's first dot); its image is the first member whose
     extension Pillow reads. Labels are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field
     in ``KEY.json``, ``none`` nowhere; a record without it is unlabelled. Class names are their numbers, up to the
-    greatest label of train or ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.rgb`.
+    greatest label of train or ``num_classes``. Images are whole or ``square``, see
+    :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.index.kept`. Shards that are cut
-    short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.index.load_or_build`. Shards that are
+    cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
@@ -57,15 +58,15 @@ def shards(
         raise UserError("data.labels=none leaves nothing to test with: give data.test=null too")
     if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"data.num_classes={num_classes} is not a number of classes: give 1..{MAX_CLASSES}, or null")
-    found = matching(path, train, "data.train", "tar")
-    held_out = [] if test is None else matching(path, test, "data.test", "tar")
+    found = match_files(path, train, "data.train", "tar")
+    held_out = [] if test is None else match_files(path, test, "data.test", "tar")
     if shared := set(found) & set(held_out):
         raise UserError(f"{min(shared)} is matched by data.train and by data.test: tests need images not trained on")
     listed = _listed(found, labels, index, f"data.train={train}")
     greatest = int(labels_of(listed).max())
     classes = [str(label) for label in range(num_classes or greatest + 1)]
     source = _source(listed, classes, image_size, square)
-    kind = f"{_count(classes)}, {in_words(image_size, square)}"
+    kind = f"{_count(classes)}, {describe_size(image_size, square)}"
     if test is None:
         counts = f"{len(source):,} images in {len(found):,} shards from {path}, no test split"
         return Splits(source, None, f"{counts}, {kind}", _problems(listed))
@@ -99,24 +100,26 @@ def _problems(listed: Index) -> list[str]:
 
 def _listed(paths: list[str], labels: str, place: str | None, key: str) -> Index:
     try:
-        files = stamps(paths)
+        files = file_stamps(paths)
     except OSError as error:
-        raise UserError(f"{key}: a shard cannot be read ({line(error)}); mend it or leave it out") from error
-    wanted: Note = {"of": f"{len(paths)} shards, {os.path.dirname(paths[0])}", "paths": paths, "labels": labels}
+        raise UserError(f"{key}: a shard cannot be read ({one_line(error)}); mend it or leave it out") from error
+    wanted: IndexNote = {"of": f"{len(paths)} shards, {os.path.dirname(paths[0])}", "paths": paths, "labels": labels}
     far = any(map(is_url, paths))
-    listed = kept(wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, labels), always=far)
+    listed = load_or_build(
+        wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, labels), always=far
+    )
     if not len(listed):
         reason = f": {listed.note['problems'][0]}" if listed.note["problems"] else ""
-        raise UserError(f"{key}: no image in {some(paths)}{reason}; give shards with members like KEY.jpg")
+        raise UserError(f"{key}: no image in {shorten_list(paths)}{reason}; give shards with members like KEY.jpg")
     return listed
 
 
-def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | list[bytes]], Note]:
+def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
     """All shards once from beginning to end, of local ones the headers alone."""
     paths = [file[0] for file in files]
     if len(paths) > 1 or is_url(paths[0]):
-        print(f"listing the images of {len(paths):,} shards, once: {some(paths[:1])} …")
-    parts = over(lambda path: _scan_shard(path, labels), paths)
+        print(f"listing the images of {len(paths):,} shards, once: {shorten_list(paths[:1])} …")
+    parts = map_paths(lambda path: _scan_shard(path, labels), paths)
     rows = np.concatenate([part.rows for part in parts])
     columns: dict[str, np.ndarray | list[bytes]] = {
         "file": np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts]),
@@ -149,23 +152,23 @@ def _scan_shard(path: str, labels: str) -> _Scanned:
     return _Scanned(np.array(rows, np.int64).reshape(-1, 3), names, problems)
 
 
-def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[Member, bytes | None]]:
+def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[TarMember, bytes | None]]:
     """Whole members, with the content of those that hold a label; what ends them too early is a problem."""
     suffix = {"cls": b".cls", "none": None}.get(labels, b".json")
-    with opened(path) as file:
+    with open_file(path) as file:
         length, count = file.seek(0, os.SEEK_END), 0
         try:
             for count, member in enumerate(members(file, length), 1):  # noqa: B007
                 read = suffix is not None and member.name.endswith(suffix)
                 yield member, _content(file, member) if read else None
-        except Damaged as error:
+        except DamagedTar as error:
             file.seek(0)
             packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
             problem = "compressed, unpack it first" if packed else str(error)
             problems.append(f"{path}: {problem}; {count:,} whole members are used")
 
 
-def _content(file: IO[bytes], member: Member) -> bytes:
+def _content(file: IO[bytes], member: TarMember) -> bytes:
     file.seek(member.offset)
     return file.read(member.size)
 
@@ -179,7 +182,8 @@ def _label(content: bytes, labels: str, name: str) -> int:
             raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{name}: no class number ({line(error)}): mend it, or give data.labels=none, or the field that holds it"
+            f"{name}: no class number ({one_line(error)}): mend it, or give data.labels=none, or the field that holds "
+            "it"
         ) from error
     return label
 

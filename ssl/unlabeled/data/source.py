@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class Encoded(Protocol):
+class HasEncodedImages(Protocol):
     """What a source of encoded images has besides, for ``unlabeled.data.inspect``; one of arrays goes without."""
 
     def encoded(self, index: int) -> bytes | Path:

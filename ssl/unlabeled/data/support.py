@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from unlabeled.data.labels import LabelChoice, LabelList
+from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 _CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and from the order of the batches
 
@@ -24,7 +24,7 @@ class ClassBalanced:
     """Which labelled images a method may use, and how many of them lie beside each batch; all numbers are global.
 
     Args:
-        labels_file, fraction, per_class, seed: which images, see :class:`unlabeled.data.labels.LabelChoice`.
+        labels_file, fraction, per_class, seed: which images, see :class:`unlabeled.data.labels.LabelSelection`.
         classes_per_batch: classes in a step, K.
         images_per_class: images of each of them.
         views: how many of a batch's first views are made of each image; the support has K · images · views rows.
@@ -86,9 +86,9 @@ class ClassBalanced:
             )
 
     @property
-    def choice(self) -> LabelChoice:
+    def choice(self) -> LabelSelection:
         """Which images may be used."""
-        return LabelChoice(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
+        return LabelSelection(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
 
 
 class SupportOrder:
@@ -152,7 +152,7 @@ class SupportOrder:
 
 
 def _permutation(size: int, *seeds: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(mix(*seeds)))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(*seeds)))
 
 
 def decode_labelled(source: Source, index: int, listed: Tensor) -> tuple[Tensor, int]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.decode import Header, read_header
-from unlabeled.data.loaders import OutliveSignals
+from unlabeled.data.loaders import IgnoreSignals
 from unlabeled.data.perceptual import SIDE, Hashes, Ints, brightness, perceptual_hash
-from unlabeled.data.source import CorruptImage, Encoded, Source
+from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 
 _CHUNK = 128  # images in a message of a worker; their order and the sums do not depend on who looked
 
@@ -64,7 +64,7 @@ def survey(source: Source, positions: Ints, workers: int, title: str) -> Survey:
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        worker_init_fn=OutliveSignals(),
+        worker_init_fn=IgnoreSignals(),
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
     )
@@ -104,7 +104,7 @@ class _Look:
 
 def _stored(source: Source, index: int, image: Tensor) -> tuple[Header, int]:
     """Header and length of its file; of the pixels where there is none."""
-    if not isinstance(source, Encoded):
+    if not isinstance(source, HasEncodedImages):
         return Header("pixels in memory", "", *image.shape[1:]), image.nbytes
     data = source.encoded(index)
     return read_header(data), stored_bytes(data)

@@ -10,12 +10,12 @@ _FIELDS = struct.Struct("100s24x12s12x8sc100s6s82x155s12x")  # name, size, check
 _FILES, _LONG_NAME, _NEXT, _ALL = (b"0", b"\0", b"7"), b"L", b"x", b"g"  # kinds of members
 
 
-class Damaged(Exception):
+class DamagedTar(Exception):
     """Where the members end too early, and why."""
 
 
 @dataclass
-class Member:
+class TarMember:
     """A file in a tar file."""
 
     name: bytes
@@ -23,7 +23,7 @@ class Member:
     size: int
 
 
-def members(file: IO[bytes], length: int) -> Iterator[Member]:
+def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
     """Whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
 
     Args:
@@ -38,13 +38,13 @@ def members(file: IO[bytes], length: int) -> Iterator[Member]:
         file.seek(place)
         header = file.read(_BLOCK)
         if len(header) < _BLOCK:
-            raise Damaged(f"cut short at byte {length:,}" if place or header else "empty")
+            raise DamagedTar(f"cut short at byte {length:,}" if place or header else "empty")
         if not any(header):
             return
         member, kind = _parsed(header, place)
         member.size, start = member.size if size is None else size, place + _BLOCK
         if start + member.size > length:
-            raise Damaged(f"cut short at byte {length:,}")
+            raise DamagedTar(f"cut short at byte {length:,}")
         place = start + -(-member.size // _BLOCK) * _BLOCK
         if kind == _LONG_NAME:
             name = file.read(member.size).rstrip(b"\0")
@@ -52,11 +52,11 @@ def members(file: IO[bytes], length: int) -> Iterator[Member]:
             name, size = _pax(file.read(member.size), name)
         elif kind != _ALL:
             if kind in _FILES:
-                yield Member(member.name if name is None else name, start, member.size)
+                yield TarMember(member.name if name is None else name, start, member.size)
             name = size = None
 
 
-def _parsed(header: bytes, place: int) -> tuple[Member, bytes]:
+def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
     name, size, checksum, kind, _, magic, prefix = _FIELDS.unpack(header)
     try:
         expected = int(checksum.split(b"\0")[0] or b"0", 8)
@@ -64,9 +64,9 @@ def _parsed(header: bytes, place: int) -> tuple[Member, bytes]:
     except ValueError:
         expected, number = -1, 0
     if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is made with spaces in its own place
-        raise Damaged(f"damaged from byte {place:,} on" if place else "no tar file")
+        raise DamagedTar(f"damaged from byte {place:,} on" if place else "no tar file")
     name, prefix = name.split(b"\0")[0], prefix.split(b"\0")[0] if magic == b"ustar\0" else b""
-    return Member(prefix + b"/" + name if prefix else name, place + _BLOCK, number), kind
+    return TarMember(prefix + b"/" + name if prefix else name, place + _BLOCK, number), kind
 
 
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unlabeled.data.decode import check_image_size
-from unlabeled.data.memory import ArraySource, resized
+from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -80,7 +80,7 @@ def _splits(
 ) -> Splits:
     sources = []
     for (images, labels), part in ((train, "train"), (test, "test")):
-        tensor = resized(torch.from_numpy(np.ascontiguousarray(images)), image_size)
+        tensor = resize_images(torch.from_numpy(np.ascontiguousarray(images)), image_size)
         sources.append(ArraySource(tensor, torch.from_numpy(labels.astype(np.int64)), list(classes), f"{title} {part}"))
     counts = f"{len(sources[0]):,} train and {len(sources[1]):,} test images at {image_size} pixels"
     return Splits(sources[0], sources[1], f"{title} from {root}, {counts}")

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
-from unlabeled.evaluation.linear import standardise, unseen
+from unlabeled.evaluation.linear import standardise, unseen_class_notes
 from unlabeled.evaluation.probe import Score, with_kind
 
 Counts = npt.NDArray[np.int64]
@@ -58,17 +58,17 @@ class KMeans:
         train, test = (each.of(self.kinds[0]) for each in (train, test))
         k = self.clusters or int((train.labels.bincount() > 0).sum())
         of_train, of_test, notes = self._assign(train.x, test.x, k)
-        classes = counts(of_train, train.labels, k, num_classes)
+        classes = count_classes_per_cluster(of_train, train.labels, k, num_classes)
         named, how = name_clusters(classes)
         predictions = from_numpy(named)[of_test].to(test.labels.device)
         labels = test.labels.cpu()
-        on_test, _ = name_clusters(counts(of_test, labels, k, num_classes))
+        on_test, _ = name_clusters(count_classes_per_cluster(of_test, labels, k, num_classes))
         metrics = {
             "nmi": float(normalized_mutual_info_score(labels, of_test)),
             "ari": float(adjusted_rand_score(labels, of_test)),
             "matched_on_test_top1": top1(from_numpy(on_test)[of_test], labels),
         }
-        notes += unseen(int((classes.sum(axis=0) > 0).sum()), num_classes)
+        notes += unseen_class_notes(int((classes.sum(axis=0) > 0).sum()), num_classes)
         chosen: dict[str, Any] = {"chosen_on": "nothing", "restarts": self.restarts, "seed": self.seed}
         protocol = with_kind(f"kmeans/{self.scale}/k={k}/{how}-on-train", self.kinds[0])
         return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
@@ -94,7 +94,7 @@ class KMeans:
         return [normalize(train), normalize(test)] if self.scale == "l2" else standardise(train, test)
 
 
-def counts(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:
+def count_classes_per_cluster(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:
     """Images of each class in each cluster, [k, num_classes]."""
     table = (clusters.cpu() * num_classes + labels.cpu()).bincount(minlength=k * num_classes)
     return table.view(k, num_classes).numpy()

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32
-from unlabeled.evaluation.linear import split, standardise
-from unlabeled.evaluation.logistic import LBFGS, fit_logistic
+from unlabeled.evaluation.linear import split_holdout, standardise
+from unlabeled.evaluation.logistic import LogisticRegressionProbe, fit_logistic
 from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.evaluation.runs.predictions import read_predictions
-from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool, pool_heads, pooled_score
-from unlabeled.randomness import mix
+from unlabeled.evaluation.uncertainty.members import Pool, expand_to_all_classes, pool_heads, pool_members, pooled_score
+from unlabeled.randomness import derive_seed
 
 WHY_RESAMPLED = (
     "The heads differ by the train images they were fitted on. Other seeds on the same images would give the same head "
@@ -29,9 +29,9 @@ class Bootstrap:
 
     Args:
         members: heads, at least 2.
-        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.logistic.LBFGS`, which chooses C first. ``seed``
-            is of the resamples too. The temperature is fitted on the same held-out images, with members that have not
-            seen them.
+        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.logistic.LogisticRegressionProbe`, which chooses
+            C first. ``seed`` is of the resamples too. The temperature is fitted on the same held-out images, with
+            members that have not seen them.
         features: the kind to classify (``Backbone.kinds``).
     """
 
@@ -42,7 +42,7 @@ class Bootstrap:
     ) -> None:
         if members < 2:
             raise UserError(f"probe.ensemble.members={members}: must be at least 2")
-        self._single = LBFGS(c, holdout, seed, max_iter)
+        self._single = LogisticRegressionProbe(c, holdout, seed, max_iter)
         self.kinds = (features,)
         self.members, self.holdout, self.seed, self.max_iter = members, holdout, seed, max_iter
 
@@ -58,11 +58,11 @@ class Bootstrap:
         c = single.chosen["C"]
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
-            fit, held = split(labels, self.holdout, self.seed)
+            fit, held = split_holdout(labels, self.holdout, self.seed)
             spared = self._pool(train.x[fit], labels[fit], train.x[held], c)
             whole = self._pool(train.x, labels, test.x, c)
         for each in (spared, whole):
-            each.log_probabilities = in_all_classes(each.log_probabilities, classes, num_classes)
+            each.log_probabilities = expand_to_all_classes(each.log_probabilities, classes, num_classes)
         whole.predictions = classes[whole.predictions]
         chosen = single.chosen | {"members": self.members, "temperature_on": f"{len(held)} held-out train images"}
         calibration = (spared.log_probabilities, train.labels[held])
@@ -75,7 +75,7 @@ class Bootstrap:
         x, queries = (part.float() for part in standardise(x, queries))
         heads, count = [], int(labels.max()) + 1
         for member in range(self.members):
-            rows = resample(labels, mix(self.seed, member))
+            rows = resample(labels, derive_seed(self.seed, member))
             heads.append(fit_logistic(x[rows], labels[rows], c, count, self.max_iter)[0])
         return pool_heads(torch.stack(heads).to(queries), queries)
 
@@ -131,4 +131,4 @@ def deep_ensemble(runs: Sequence[Tensor], labels: Tensor, protocol: str) -> Scor
         raise UserError(f"a deep ensemble needs the same {len(labels)} test images and classes of each run: {shapes}")
     members = torch.stack([run.log_softmax(dim=1) for run in runs])
     name = f"ensemble/{len(runs)} runs/{protocol}"
-    return pooled_score(name, pool(members), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE])
+    return pooled_score(name, pool_members(members), labels, None, {"chosen_on": "nothing"}, [NO_TEMPERATURE])

@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from unlabeled.distributed import alone, rank, world_size
+from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.judge import Row, judge
 from unlabeled.evaluation.probe import ImageProbe, Probe
-from unlabeled.evaluation.provenance import epochs_of, provenance
-from unlabeled.evaluation.reporting.exhibits import Exhibits, best_row, images_of, network_pictures
-from unlabeled.evaluation.reporting.kept_images import KeptImages
+from unlabeled.evaluation.provenance import provenance, trained_epochs
+from unlabeled.evaluation.reporting.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.report import machine, write_report
-from unlabeled.evaluation.reporting.results_table import table
+from unlabeled.evaluation.reporting.report_sections import ReportImages, best_row, evaluation_images, network_pictures
+from unlabeled.evaluation.reporting.results_table import accuracy_table
 from unlabeled.evaluation.runs.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.runs.references import references_for
-from unlabeled.evaluation.task import tasks
-from unlabeled.evaluation.uncertainty.least_sure import least_sure
+from unlabeled.evaluation.task import make_tasks
+from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
 
@@ -41,10 +41,11 @@ class Evaluation:
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
     config: dict[str, Any]  # resolved, for the report
-    behind_head: Sequence[str] = ()  # names of probes that look at embeddings instead of features
+    probes_on_embeddings: Sequence[str] = ()  # names of probes that look at embeddings instead of features
     objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
     random_objective: Objective | None = None  # the same, left as it is
-    painter: Objective | None = None  # of the run, initialised alike, where it makes pictures for the report
+    # of the run, initialised alike, where it makes pictures for the report
+    visualized_objective: Objective | None = None
 
 
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
@@ -67,7 +68,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         if name == "pretrained":
             looked[name] = _last(train), _last(test)
 
-    rows = judge(
+    rows = evaluate_probes(
         evaluation.backbone,
         evaluation.random_backbone,
         extractor,
@@ -76,9 +77,9 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         extractor.device,
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
-        task=tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        say=print if rank() == 0 else _silent,
-        seen=keep,
+        task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
+        log=print if rank() == 0 else _silent,
+        on_features=keep,
     )
     if rank():
         return rows
@@ -88,9 +89,9 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
-    with alone():
+    with local_only():
         report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, asked)
-    print(f"\n{table(rows)}\n\nthe whole report is in {report}")
+    print(f"\n{accuracy_table(rows)}\n\nthe whole report is in {report}")
     return rows
 
 
@@ -105,7 +106,7 @@ def _write(
     extractor = evaluation.extractor
     told = provenance(checkpoint, extractor)
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
-    decode = KeptImages(extractor.data.splits, prints, extractor.cache)
+    decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
     _, test = looked
     add_intervals(rows, test.labels)
     report = write_report(
@@ -114,8 +115,8 @@ def _write(
         asked | told | {"settings": evaluation.settings, "config": evaluation.config},
         metrics=folder_of(checkpoint.path) / "metrics.jsonl",
         collapsed_at=told["training"].get("collapsed_at"),
-        exhibits=_exhibits(evaluation, checkpoint, decode, *looked),
-        references=references_for(checkpoint.config or {}, rows, epochs_of(checkpoint)),
+        report_images=_exhibits(evaluation, checkpoint, decode, *looked),
+        references=references_for(checkpoint.config or {}, rows, trained_epochs(checkpoint)),
     )
     decode.keep()
     write_predictions(report_dir, rows, test.labels, test.ids)
@@ -131,7 +132,7 @@ def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Ext
         path.unlink(missing_ok=True)
         return
     names = [source.name(id) for id in test.ids.tolist()]
-    least_sure(path, names, test.labels, row.log_probabilities.cpu(), row.uncertainty, source.classes)
+    write_least_certain(path, names, test.labels, row.log_probabilities.cpu(), row.uncertainty, source.classes)
 
 
 def _last(features: Features) -> Features:
@@ -144,14 +145,16 @@ def _silent(line: str) -> None:
 
 
 def _exhibits(
-    evaluation: Evaluation, checkpoint: Checkpoint, decode: KeptImages, train: Features, test: Features
-) -> Exhibits:
+    evaluation: Evaluation, checkpoint: Checkpoint, decode: ReportImageCache, train: Features, test: Features
+) -> ReportImages:
     """What is shown of the judged network, with about ninety images."""
     splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
-    painter = None if evaluation.painter is None else load_objective(checkpoint, evaluation.painter)
-    attention, pictures = network_pictures(evaluation.backbone, painter, decode, views, test, seed=0)
+    visualized_objective = (
+        None if evaluation.visualized_objective is None else load_objective(checkpoint, evaluation.visualized_objective)
+    )
+    attention, pictures = network_pictures(evaluation.backbone, visualized_objective, decode, views, test, seed=0)
     assert splits.test is not None
-    return Exhibits(splits.test.classes, train, test, images_of(decode, views), attention, pictures)
+    return ReportImages(splits.test.classes, train, test, evaluation_images(decode, views), attention, pictures)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
@@ -161,4 +164,4 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
     trained, random = load_objective(checkpoint, evaluation.objective).head(), evaluation.random_objective.head()
     assert trained is not None
     assert random is not None
-    return {name: {"pretrained": trained, "random init": random} for name in evaluation.behind_head}
+    return {name: {"pretrained": trained, "random init": random} for name in evaluation.probes_on_embeddings}

@@ -15,7 +15,7 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import gather_rows, rank, world_size
 from unlabeled.evaluation.cache import Key, TensorCache, code_hash
-from unlabeled.evaluation.features import Features, Pixels, extract, joined, state_hash
+from unlabeled.evaluation.features import Features, PixelNetwork, concatenate, extract, state_hash
 from unlabeled.evaluation.reporting.report import versions
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
@@ -64,12 +64,16 @@ class Extractor:
         return self._prints[split]
 
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
-        started, precision = time.perf_counter(), "32-true" if isinstance(network, Pixels) else self.precision
+        started, precision = time.perf_counter(), "32-true" if isinstance(network, PixelNetwork) else self.precision
         batches, positions = self._batches(split)
-        parts = [] if not positions else [extract(network, batches, self.views.plain, self.device, precision, kinds)]
+        parts = (
+            []
+            if not positions
+            else [extract(network, batches, self.views.evaluation_view, self.device, precision, kinds)]
+        )
         if world_size() > 1:
             parts = [self._gathered(parts)]
-        features = joined(parts)
+        features = concatenate(parts)
         order = features.ids.argsort(stable=True)
         seconds = round(time.perf_counter() - started, 3)
         self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "seconds": seconds})
@@ -108,7 +112,7 @@ class Extractor:
             "network": hashlib.sha256("\n".join(_geometry(network)).encode()).hexdigest(),
             "weights": state_hash(network),
             "views": self.views.evaluation(),
-            "precision": "32-true" if isinstance(network, Pixels) else self.precision,
+            "precision": "32-true" if isinstance(network, PixelNetwork) else self.precision,
             "device": _described(self.device),
             "data": data,
             "versions": versions(),

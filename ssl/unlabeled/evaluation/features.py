@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unlabeled.compilation import eager
-from unlabeled.data.canvas import on_device
+from unlabeled.compilation import eager_mode
+from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch
 
@@ -51,7 +51,9 @@ class Features:
         return Features(self.x.to(device), self.labels.to(device), self.ids.to(device), others)
 
 
-def batched(images: Tensor, labels: Tensor, ids: Tensor, batch_size: int, sizes: Tensor | None = None) -> list[Batch]:
+def split_batches(
+    images: Tensor, labels: Tensor, ids: Tensor, batch_size: int, sizes: Tensor | None = None
+) -> list[Batch]:
     """Cuts an array uint8 [N, 3, H, W] into batches; they are views, so the list costs no memory.
 
     ``sizes`` int64 [N, 2] for images that do not fill H × W.
@@ -84,14 +86,14 @@ def extract(
     rows: list[Features] = []
     with eval_mode(network), _random_state_kept(device), torch.no_grad():
         for batch in batches:
-            found = _forward(network, transform(*on_device(batch, device)), AUTOCAST[precision], kinds)
+            found = _forward(network, transform(*batch_to_device(batch, device)), AUTOCAST[precision], kinds)
             rows.append(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
     if not rows:
         raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
-    return _finite(joined(rows), precision) if check_finite else joined(rows)
+    return _finite(concatenate(rows), precision) if check_finite else concatenate(rows)
 
 
-def joined(parts: Sequence[Features]) -> Features:
+def concatenate(parts: Sequence[Features]) -> Features:
     """Features of some images after those of others, of the same kinds."""
     others = {kind: torch.cat([part.others[kind] for part in parts]) for kind in parts[0].others}
     x, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "labels", "ids"))
@@ -99,7 +101,7 @@ def joined(parts: Sequence[Features]) -> Features:
 
 
 @torch.no_grad()
-def behind(head: nn.Module, features: Features) -> Features:
+def apply_head(head: nn.Module, features: Features) -> Features:
     """What a head in eval mode makes of features [N, D], where they lie; the head is moved there."""
     head.to(features.x.device)
     with eval_mode(head), full_float32(features.x.device):
@@ -107,12 +109,12 @@ def behind(head: nn.Module, features: Features) -> Features:
     return Features(x, features.labels, features.ids)
 
 
-def pixels(batches: Iterable[Batch], transform: Transform, device: torch.device | str = "cpu") -> Features:
+def pixel_features(batches: Iterable[Batch], transform: Transform, device: torch.device | str = "cpu") -> Features:
     """The transformed images themselves as features: averaged to 16 × 16 where they are larger, then flattened."""
-    return extract(Pixels(), batches, transform, device)
+    return extract(PixelNetwork(), batches, transform, device)
 
 
-class Pixels(nn.Module):
+class PixelNetwork(nn.Module):
     """Float [B, 3, h, w] → [B, 3·min(h, 16)·min(w, 16)]: the network that sees nothing, a baseline."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with eager():
+        with eager_mode():
             yield
     finally:
         for module, training in modes:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.data.labels import LabelChoice
+from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
@@ -20,7 +20,7 @@ KEY = "probe.few_labels"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class LabelDraw:
     """One list of labelled train images."""
 
     ids: Tensor  # int64 [n]
@@ -40,7 +40,7 @@ class FewLabels:
             choose a hyper-parameter on; None for the same one.
         per_class: settings with so many images of each class.
         fractions: settings with this share of each class, at least one image.
-        labels_files: settings with the images of a list, see :class:`unlabeled.data.labels.LabelChoice`; not drawn.
+        labels_files: settings with the images of a list, see :class:`unlabeled.data.labels.LabelSelection`; not drawn.
         draws: lists per setting that is drawn, with seeds ``seed``, ``seed`` + 1, …
         seed: of the first draw; smaller settings are parts of larger ones of the same seed.
     """
@@ -64,7 +64,7 @@ class FewLabels:
             raise UserError(f"{KEY}.labels_files={labels_files}: two have the same name, which tells rows apart")
         if not self._choices:
             raise UserError(f"{KEY}: give one or more of per_class, fractions and labels_files")
-        self._lists: dict[str, list[Drawn]] = {}
+        self._lists: dict[str, list[LabelDraw]] = {}
         self.needs = max([1, *per_class])
 
     @property
@@ -90,7 +90,7 @@ class FewLabels:
         ]
 
     def _setting(
-        self, name: str, lists: list[Drawn], train: Features, test: Features, num_classes: int
+        self, name: str, lists: list[LabelDraw], train: Features, test: Features, num_classes: int
     ) -> Iterator[Score]:
         found, missing, used = [], 0, 0
         for drawn in lists:
@@ -109,16 +109,16 @@ class FewLabels:
 
 def _settings(
     per_class: Sequence[int], fractions: Sequence[float], files: Sequence[str], seeds: Sequence[int]
-) -> Iterator[tuple[str, list[LabelChoice]]]:
+) -> Iterator[tuple[str, list[LabelSelection]]]:
     for count in sorted(set(per_class)):
-        yield f"{count} per class", [LabelChoice(None, None, count, seed, KEY) for seed in seeds]
+        yield f"{count} per class", [LabelSelection(None, None, count, seed, KEY) for seed in seeds]
     for share in sorted(set(fractions)):
-        yield f"{100 * share:g}%", [LabelChoice(None, share, None, seed, KEY) for seed in seeds]
+        yield f"{100 * share:g}%", [LabelSelection(None, share, None, seed, KEY) for seed in seeds]
     for file in files:
-        yield Path(file).name, [LabelChoice(file, None, None, 0, KEY)]
+        yield Path(file).name, [LabelSelection(file, None, None, 0, KEY)]
 
 
-def _drawn(choice: LabelChoice, source: Source) -> Drawn:
+def _drawn(choice: LabelSelection, source: Source) -> LabelDraw:
     labels = choice.of(source)
     of = int((source.labels >= 0).sum())
     if len(labels.ids) == of:
@@ -127,7 +127,7 @@ def _drawn(choice: LabelChoice, source: Source) -> Drawn:
     file = choice.labels_file
     origin = {"seed": choice.seed} if file is None else {"file": file, "file_sha256": _sha256(Path(file))}
     summary = {**labels.summary(), "percent_of_train": round(100 * len(labels.ids) / of, 3), **origin}
-    return Drawn(labels.ids, int(labels.per_class().min()), summary)
+    return LabelDraw(labels.ids, int(labels.per_class().min()), summary)
 
 
 def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], notes: list[str], used: int) -> Score:

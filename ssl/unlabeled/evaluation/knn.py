@@ -7,9 +7,9 @@ from torch.nn.functional import normalize, pad
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
-from unlabeled.evaluation.linear import unseen
+from unlabeled.evaluation.linear import unseen_class_notes
 from unlabeled.evaluation.probe import Score
-from unlabeled.evaluation.topk import in_order, top_k
+from unlabeled.evaluation.top_k import sort_with_ties, top_k
 
 CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
 DISTANCES = ("cosine", "euclidean")
@@ -60,7 +60,7 @@ class KNN:
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
         similarity, index = self._neighbours(queries, bank)
         labels = train.labels[index]
-        notes = unseen(len(torch.unique(train.labels)), num_classes)
+        notes = unseen_class_notes(len(torch.unique(train.labels)), num_classes)
         scores = []
         for k in self.k:  # the nearest k are the first k of the nearest max(k)
             predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
@@ -165,7 +165,7 @@ def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> 
         torch.cat(torch.split(distributed.gather(part.to(device)).to(part.device), len(part)), dim=1)
         for part in (similarity, index)
     )
-    return in_order(similarities, rows, k)
+    return sort_with_ties(similarities, rows, k)
 
 
 def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: str) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
             ]
             similarity = torch.cat([similarity, torch.cat([values for values, _ in parts])], dim=1)
             index = torch.cat([index, torch.cat([columns for _, columns in parts]) + first], dim=1)
-            similarity, index = in_order(similarity, index, k) if first else (similarity, index)
+            similarity, index = sort_with_ties(similarity, index, k) if first else (similarity, index)
     return similarity, index
 
 

@@ -28,7 +28,7 @@ def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None
     return [torch.cat([(x - mean) / scale, x.new_ones(len(x), 1, dtype=dtype)], dim=1) for x in (train, *others)]
 
 
-def split(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """Row numbers to fit on and to hold out: ``holdout`` of each class, at least one, never a class's last image."""
     n = len(labels)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(labels.device)
@@ -48,7 +48,7 @@ def predict(weight: Tensor, x: Tensor) -> Tensor:
     return torch.cat([(part @ weight.T).argmax(dim=1) for part in torch.split(x, rows)])
 
 
-def judged(
+def score_head(
     protocol: str, weight: Tensor, x: Tensor, test: Features, classes: Tensor, num_classes: int, chosen: dict[str, Any]
 ) -> Score:
     """The score of a head [c, D + 1] for the ``classes`` [c] that train has, on standardised test features ``x``."""
@@ -58,7 +58,7 @@ def judged(
         own[:, classes] = (part @ weight.T).log_softmax(dim=1).float()
     predictions = classes[predict(weight, x)]
     score = top1(predictions, test.labels)
-    return Score(protocol, score, chosen, unseen(len(classes), num_classes), predictions, log_probabilities)
+    return Score(protocol, score, chosen, unseen_class_notes(len(classes), num_classes), predictions, log_probabilities)
 
 
 def chunk_rows(weight: Tensor, x: Tensor) -> int:
@@ -66,7 +66,7 @@ def chunk_rows(weight: Tensor, x: Tensor) -> int:
     return max(1, CHUNK_BYTES // (len(weight) * x.element_size()))
 
 
-def best_of(values: list[float], scores: list[float], name: str, key: str) -> tuple[int, list[str]]:
+def best_position(values: list[float], scores: list[float], name: str, key: str) -> tuple[int, list[str]]:
     """Position of the best score, the smallest value among equals, and a note if only an end of the grid reaches it."""
     best = scores.index(max(scores))
     if len(values) > 1 and max(scores) > max(scores[1:-1], default=-1.0):
@@ -75,18 +75,18 @@ def best_of(values: list[float], scores: list[float], name: str, key: str) -> tu
     return best, []
 
 
-def how_chosen(tried: dict[str, float], holdout: float, held: int, seed: int) -> dict[str, Any]:
+def selection_notes(tried: dict[str, float], holdout: float, held: int, seed: int) -> dict[str, Any]:
     """What a report says of a choice: top-1 on the holdout by the name of what was tried."""
     return {"chosen_on": "train", "holdout": holdout, "holdout_images": held, "seed": seed, "holdout_top1": tried}
 
 
-def unseen(seen: int, num_classes: int) -> list[str]:
+def unseen_class_notes(classes_in_train: int, num_classes: int) -> list[str]:
     """A note where train has fewer classes than there are."""
-    missing = num_classes - seen
+    missing = num_classes - classes_in_train
     return [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
 
 
-def grid(key: str, values: list[float], smallest: float = 0.0, included: bool = False) -> list[float]:
+def check_grid(key: str, values: list[float], smallest: float = 0.0, included: bool = False) -> list[float]:
     """``values`` in order, each once. Raises UserError naming ``key`` where one is not above ``smallest``."""
     if not values or min(values) < smallest or (min(values) == smallest and not included):
         raise UserError(
@@ -95,14 +95,14 @@ def grid(key: str, values: list[float], smallest: float = 0.0, included: bool = 
     return sorted(set(values))
 
 
-def share(key: str, value: float) -> float:
+def check_share(key: str, value: float) -> float:
     """A share of train to hold out. Raises UserError naming ``key``."""
     if not 0 < value <= 0.5:
         raise UserError(f"{key} is {value}; allowed: above 0, at most 0.5 (a share of train)")
     return value
 
 
-def at_least_1(key: str, value: int) -> int:
+def check_at_least_1(key: str, value: int) -> int:
     """A count. Raises UserError naming ``key``."""
     if value < 1:
         raise UserError(f"{key} is {value}; allowed: 1 or more")

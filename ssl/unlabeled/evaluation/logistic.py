@@ -7,15 +7,15 @@ from torch import Tensor
 
 from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
-    at_least_1,
-    best_of,
+    best_position,
+    check_at_least_1,
+    check_grid,
+    check_share,
     chunk_rows,
-    grid,
-    how_chosen,
-    judged,
     predict,
-    share,
-    split,
+    score_head,
+    selection_notes,
+    split_holdout,
     standardise,
 )
 from unlabeled.evaluation.probe import Score
@@ -32,7 +32,7 @@ class _Choice(NamedTuple):
     held: tuple[Tensor, Tensor] | None = None  # log probabilities and labels of the rest of train
 
 
-class LBFGS:
+class LogisticRegressionProbe:
     """Multinomial logistic regression solved exactly, with C chosen on a part of train and refitted on all of it.
 
     Minimises mean cross entropy + |W|²/(2·C·N), bias free: the scaling of scikit-learn and of DINOv2's cuML probe. No
@@ -45,9 +45,9 @@ class LBFGS:
     needs = 2
 
     def __init__(self, c: list[float], holdout: float, seed: int, max_iter: int, features: str = "last") -> None:
-        self.c = grid("probe.linear.c", c)
-        self.holdout = share("probe.linear.holdout", holdout)
-        self.seed, self.max_iter = seed, at_least_1("probe.linear.max_iter", max_iter)
+        self.c = check_grid("probe.linear.c", c)
+        self.holdout = check_share("probe.linear.holdout", holdout)
+        self.seed, self.max_iter = seed, check_at_least_1("probe.linear.max_iter", max_iter)
         self.kinds = (features,)
 
     @property
@@ -64,7 +64,9 @@ class LBFGS:
             x, test_x = standardise(train.x, test.x)
             weight, iterations = fit_logistic(x, labels, choice.c, len(classes), self.max_iter, choice.start)
             how = {"C": choice.c, "iterations": iterations, "dtype": str(x.dtype).removeprefix("torch.")}
-            score = judged(self.protocol, weight.to(x.dtype), test_x, test, classes, num_classes, choice.chosen | how)
+            score = score_head(
+                self.protocol, weight.to(x.dtype), test_x, test, classes, num_classes, choice.chosen | how
+            )
         assert score.log_probabilities is not None
         score.metrics = calibration_metrics(score.log_probabilities, test.labels, *(choice.held or ()))
         score.notes = choice.notes + _unfinished(iterations, self.max_iter) + score.notes
@@ -73,18 +75,18 @@ class LBFGS:
     def _choose(self, x: Tensor, labels: Tensor, num_classes: int) -> _Choice:
         if len(self.c) == 1:
             return _Choice(self.c[0])
-        fit, held = split(labels, self.holdout, self.seed)
+        fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         weights, scores, weight = [], [], None
         for c in self.c:  # from small to large, each from the last: half the work of starting at zero
             weight, _ = fit_logistic(fit_x, labels[fit], c, num_classes, self.max_iter, weight)
             weights.append(weight)
             scores.append(top1(predict(weight.to(held_x.dtype), held_x), labels[held]))
-        best, notes = best_of(self.c, scores, "C", "its c")
+        best, notes = best_position(self.c, scores, "C", "its c")
         tried = {f"{c:g}": score for c, score in zip(self.c, scores, strict=True)}
         spared = (held_x @ weights[best].to(held_x.dtype).T).log_softmax(dim=1), labels[held]
         return _Choice(
-            self.c[best], weights[best], how_chosen(tried, self.holdout, len(held), self.seed), notes, spared
+            self.c[best], weights[best], selection_notes(tried, self.holdout, len(held), self.seed), notes, spared
         )
 
 

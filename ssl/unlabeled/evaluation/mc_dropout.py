@@ -11,18 +11,18 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
-    at_least_1,
-    grid,
+    check_at_least_1,
+    check_grid,
+    check_share,
     predict,
-    share,
-    split,
+    split_holdout,
     standardise,
-    unseen,
+    unseen_class_notes,
 )
 from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.evaluation.uncertainty.calibration import nll
-from unlabeled.evaluation.uncertainty.members import Pool, in_all_classes, pool_heads, pooled_score
-from unlabeled.randomness import mix
+from unlabeled.evaluation.uncertainty.members import Pool, expand_to_all_classes, pool_heads, pooled_score
+from unlabeled.randomness import derive_seed
 
 FLAT = 0.001  # nats: the held-out nll hardly depends on the rate over two decades, and small rates cannot diverge
 
@@ -63,10 +63,10 @@ class MCDropout:
             raise UserError(f"probe.mc_dropout.p={p}: must be above 0 and below 1; without dropout all masks are equal")
         if samples < 2:
             raise UserError(f"probe.mc_dropout.samples={samples}: must be at least 2")
-        self.learning_rates = grid("probe.mc_dropout.learning_rates", learning_rates)
-        self.epochs = at_least_1("probe.mc_dropout.epochs", epochs)
-        self.batch_size = at_least_1("probe.mc_dropout.batch_size", batch_size)
-        self.holdout = share("probe.mc_dropout.holdout", holdout)
+        self.learning_rates = check_grid("probe.mc_dropout.learning_rates", learning_rates)
+        self.epochs = check_at_least_1("probe.mc_dropout.epochs", epochs)
+        self.batch_size = check_at_least_1("probe.mc_dropout.batch_size", batch_size)
+        self.holdout = check_share("probe.mc_dropout.holdout", holdout)
         self.p, self.samples, self.momentum = p, samples, momentum
         self.seed, self.kinds = seed, (features,)
 
@@ -85,17 +85,17 @@ class MCDropout:
             head = self.fit(x, labels, len(classes), [self.learning_rates[best]])[0]
             whole = self._pool(head, test_x)
             plain = top1(classes[predict(head, test_x)], test.labels)
-        calibration = in_all_classes(spared, classes, num_classes), train.labels[held]
-        whole.log_probabilities = in_all_classes(whole.log_probabilities, classes, num_classes)
+        calibration = expand_to_all_classes(spared, classes, num_classes), train.labels[held]
+        whole.log_probabilities = expand_to_all_classes(whole.log_probabilities, classes, num_classes)
         whole.predictions = classes[whole.predictions]
-        notes = self._notes(best) + unseen(len(classes), num_classes)
+        notes = self._notes(best) + unseen_class_notes(len(classes), num_classes)
         score = pooled_score(self.protocol, whole, test.labels, calibration, chosen, notes)
         score.metrics["without_dropout_top1"] = plain
         return [score]
 
     def _choose(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
         """Rows held out, their pooled log probabilities by a head that has not seen them, the place of its rate."""
-        fit, held = split(labels, self.holdout, self.seed)
+        fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         heads = self.fit(fit_x, labels[fit], int(labels.max()) + 1, self.learning_rates)
         losses = [nll((held_x @ head.T).log_softmax(dim=1), labels[held]) for head in heads]
@@ -139,7 +139,7 @@ class MCDropout:
         return masks
 
     def _pool(self, head: Tensor, x: Tensor) -> Pool:
-        generator = torch.Generator().manual_seed(mix(self.seed, 1))  # others than in training
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1))  # others than in training
         masks = self._masks((self.samples, x.shape[1]), generator).to(x)
         return pool_heads(head * masks[:, None], x)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.module import DataModule
-from unlabeled.distributed import alone
+from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
 from unlabeled.evaluation.knn import KNN
 from unlabeled.pretraining import Pretraining
@@ -54,7 +54,7 @@ class OnlineKNN(pl.Callback):
         probe = KNN([min(self.k, len(bank))], self.temperature)
         num_classes = int(data.train.labels.max()) + 1
         features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
-        with alone():
+        with local_only():
             return probe.fit_predict(features[0], features[1], num_classes)[0].top1
 
     def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -65,4 +65,6 @@ class OnlineKNN(pl.Callback):
 
     def _extract(self, module: Pretraining, data: DataModule, positions: Tensor, device: torch.device) -> Features:
         batches = data.batches(data.train, positions, self.batch_size)
-        return extract(module.objective.backbone, batches, module.views.plain, device, module.trainer.precision)
+        return extract(
+            module.objective.backbone, batches, module.views.evaluation_view, device, module.trainer.precision
+        )

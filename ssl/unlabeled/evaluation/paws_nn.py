@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled.data.labels import LabelChoice, LabelList
+from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
@@ -27,7 +27,7 @@ class SoftNearestNeighbours:
     Args:
         temperature: of the softmax, above 0.
         labels_file, fraction, per_class, seed: which labelled images are used, see
-            :class:`unlabeled.data.labels.LabelChoice`; the list of the run itself where the first three are None.
+            :class:`unlabeled.data.labels.LabelSelection`; the list of the run itself where the first three are None.
         features: the kind to compare (``Backbone.kinds``); behind a head there is only ``last``.
     """
 
@@ -44,32 +44,32 @@ class SoftNearestNeighbours:
             raise UserError(f"probe.paws_nn.temperature={temperature}: must be above 0")
         self.temperature = temperature
         given = (labels_file, fraction, per_class) != (None, None, None)
-        self._choice = LabelChoice(labels_file, fraction, per_class, seed, "probe.paws_nn") if given else None
+        self._choice = LabelSelection(labels_file, fraction, per_class, seed, "probe.paws_nn") if given else None
         self._labels: LabelList | None = None
         self._behind = ""
         self.kinds = (features,)
         self.needs = 1
 
-    def prepare(self, source: Source, own: LabelChoice | None, behind: str) -> None:
+    def prepare(self, source: Source, run_labels: LabelSelection | None, after: str) -> None:
         """Settle what is compared, before any feature is there.
 
         Args:
             source: the training split.
-            own: the run's own choice of labelled images, if it made one.
-            behind: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
+            run_labels: the run's own choice of labelled images, if it made one.
+            after: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
 
         Raises:
             UserError: no choice is given and the run made none, or the choice does not fit the source; or a kind of
                 features is asked for that does not go through the head.
         """
-        if behind == "head" and self.kinds != ("last",):
+        if after == "head" and self.kinds != ("last",):
             raise UserError(f"probe.paws_nn.features={self.kinds[0]}: only last goes through the head of this run")
-        choice = self._choice or own
+        choice = self._choice or run_labels
         if choice is None:
             raise UserError(
                 "probe.paws_nn: the run has no list of labels; give probe.paws_nn.per_class=… or labels_file=…"
             )
-        self._labels, self._behind = choice.of(source), behind
+        self._labels, self._behind = choice.of(source), after
 
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""

@@ -60,7 +60,7 @@ class Task:
     train_labels: Tensor  # int64 [N], all in [0, num_classes); positions below count in here
     test_labels: Tensor  # int64 [M]
     batches: Callable[[str, Tensor, int], Iterable[Batch]]  # of "train" or "test", at positions [n], so many at a time
-    views: Views  # of the run: size, mean and std; ``views.plain`` is what evaluation sees
+    views: Views  # of the run: size, mean and std; ``views.evaluation_view`` is what evaluation sees
     num_classes: int
     device: torch.device
     precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes

@@ -12,7 +12,7 @@ DAY = timedelta(days=1)  # the first process fits probes while the others wait f
 
 
 @contextmanager
-def launched(accelerator: str) -> Iterator[None]:
+def process_group(accelerator: str) -> Iterator[None]:
     """Join the processes that torchrun has started; one process alone needs nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield

@@ -7,14 +7,14 @@ from typing import Any
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.reporting.report import git_state, label_hash, versions
+from unlabeled.evaluation.reporting.report import git_state, hash_labels, versions
 from unlabeled.weights import Checkpoint, folder_of
 
 
 def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
     """All but what only the command knows; nested dicts of plain values."""
     return {
-        "checkpoint": of_checkpoint(checkpoint),
+        "checkpoint": checkpoint_provenance(checkpoint),
         "data": _of_data(extractor.data),
         "views": extractor.views.evaluation(),
         "images_read": extractor.passes,
@@ -26,7 +26,7 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def epochs_of(checkpoint: Checkpoint) -> float | None:
+def trained_epochs(checkpoint: Checkpoint) -> float | None:
     """How long the judged network was trained; None where the file does not say."""
     steps = checkpoint.progress.get("steps_per_epoch")
     return checkpoint.progress["step"] / steps if steps else None
@@ -44,7 +44,7 @@ def _speed(extractor: Extractor) -> float | None:
     return round(images / seconds, 1) if seconds else None
 
 
-def of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     """Which file, by its hash, and what was taken of it; call it after loading."""
     return {
         "path": str(checkpoint.path),
@@ -61,8 +61,8 @@ def _of_data(data: DataModule) -> dict[str, Any]:
     assert data.splits.test is not None
     return {
         "description": data.splits.description,
-        "train_labels_sha256": label_hash(data.splits.train.labels),
-        "test_labels_sha256": label_hash(data.splits.test.labels),
+        "train_labels_sha256": hash_labels(data.splits.train.labels),
+        "test_labels_sha256": hash_labels(data.splits.test.labels),
         "train_fingerprint": fingerprint(data.splits.train, moved=True),
         "test_fingerprint": fingerprint(data.splits.test, moved=True),
         "corrupt_images": len(data.corrupt),

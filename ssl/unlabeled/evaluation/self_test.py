@@ -35,7 +35,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
     stored: dict[str, float] = json.loads(STORED.read_text())
     checkpoint = read_checkpoint(FILE)
     found = _accuracies(build(checkpoint), checkpoint)
-    spoilt = _accuracies(build(checkpoint), shuffled(checkpoint))
+    spoilt = _accuracies(build(checkpoint), shuffle_weights(checkpoint))
     passed = True
     for protocol, wanted in stored.items():
         exact, lost = found[protocol] == wanted, spoilt[protocol] <= wanted - WORSE_BY
@@ -50,7 +50,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
     return passed
 
 
-def shuffled(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+def shuffle_weights(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     """The same values in the same tensors, in random order within each."""
     generator = torch.Generator().manual_seed(seed)
     mixed = {

@@ -11,14 +11,14 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.linear import (
-    at_least_1,
-    best_of,
-    grid,
-    how_chosen,
-    judged,
+    best_position,
+    check_at_least_1,
+    check_grid,
+    check_share,
     predict,
-    share,
-    split,
+    score_head,
+    selection_notes,
+    split_holdout,
     standardise,
 )
 from unlabeled.evaluation.probe import Score
@@ -55,11 +55,11 @@ class SGDGrid:
         seed: int,
         features: list[str] | tuple[str, ...] = ("last",),
     ) -> None:
-        self.learning_rates = grid("probe.linear_sgd.learning_rates", learning_rates)
-        self.weight_decays = grid("probe.linear_sgd.weight_decays", weight_decays, included=True)
-        self.epochs = at_least_1("probe.linear_sgd.epochs", epochs)
-        self.batch_size = at_least_1("probe.linear_sgd.batch_size", batch_size)
-        self.holdout = share("probe.linear_sgd.holdout", holdout)
+        self.learning_rates = check_grid("probe.linear_sgd.learning_rates", learning_rates)
+        self.weight_decays = check_grid("probe.linear_sgd.weight_decays", weight_decays, included=True)
+        self.epochs = check_at_least_1("probe.linear_sgd.epochs", epochs)
+        self.batch_size = check_at_least_1("probe.linear_sgd.batch_size", batch_size)
+        self.holdout = check_share("probe.linear_sgd.holdout", holdout)
         self.momentum, self.seed = momentum, seed
         self.kinds = tuple(dict.fromkeys(features))
         if not self.kinds:
@@ -81,7 +81,7 @@ class SGDGrid:
             x, test_x = standardise(seen, unknown, dtype=torch.float32)
             weight = self.fit(x, labels, len(classes), [head])[0]
             chosen |= {**head._asdict(), "epochs": self.epochs, "batch_size": self.batch_size}
-            score = judged(self.protocol, weight, test_x, test, classes, num_classes, chosen)
+            score = score_head(self.protocol, weight, test_x, test, classes, num_classes, chosen)
         score.notes = notes + score.notes
         return [score]
 
@@ -116,7 +116,7 @@ class SGDGrid:
         heads = [Head(*point) for point in product(self.kinds, self.learning_rates, self.weight_decays)]
         if len(heads) == 1:
             return heads[0], {"chosen_on": "nothing"}, []
-        fit, held = split(labels, self.holdout, self.seed)
+        fit, held = split_holdout(labels, self.holdout, self.seed)
         scores: dict[Head, float] = {}
         for kind in self.kinds:
             x = train.of(kind).x
@@ -126,12 +126,14 @@ class SGDGrid:
             scores |= {h: top1(predict(w, held_x), labels[held]) for h, w in zip(own, weights, strict=True)}
         tried = {self._name(head): score for head, score in scores.items()}
         best, notes = self._best(scores)
-        return best, how_chosen(tried, self.holdout, len(held), self.seed), notes
+        return best, selection_notes(tried, self.holdout, len(held), self.seed), notes
 
     def _best(self, scores: dict[Head, float]) -> tuple[Head, list[str]]:
         """The smallest learning rate among equals, and a note where the best is at an edge of those."""
         by_rate = [max(s for head, s in scores.items() if head.learning_rate == rate) for rate in self.learning_rates]
-        position, notes = best_of(self.learning_rates, by_rate, "learning rate", "probe.linear_sgd.learning_rates")
+        position, notes = best_position(
+            self.learning_rates, by_rate, "learning rate", "probe.linear_sgd.learning_rates"
+        )
         of_rate = [head for head in scores if head.learning_rate == self.learning_rates[position]]
         return max(of_rate, key=scores.__getitem__), notes
 

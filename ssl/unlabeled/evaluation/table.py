@@ -14,11 +14,11 @@ from typing import Any
 
 from unlabeled.config import differences, run_module
 from unlabeled.errors import UserError
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.runs.judged import Judged, is_run, read_judged, recipe, recipe_value
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.runs.evaluated_run import EvaluatedRun, config_value, is_run, read_evaluated_run, run_identity
 from unlabeled.evaluation.runs.predictions import count_interval
-from unlabeled.evaluation.runs.statistics import over_seeds
-from unlabeled.evaluation.runs.table_text import FORMATS, Cell, Column, Line, Table
+from unlabeled.evaluation.runs.statistics import mean_over_seeds
+from unlabeled.evaluation.runs.table_text import FORMATS, ComparisonTable, TableCell, TableColumn, TableLine
 
 PRETRAINED = "pretrained"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
@@ -49,7 +49,7 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
     print(f"{kind} of {len(runs)} folders is in {path}")
 
 
-def make_table(folders: Sequence[Path], baselines: bool = False) -> Table:
+def make_table(folders: Sequence[Path], baselines: bool = False) -> ComparisonTable:
     """Of the runs in ``folders``; those that are no runs, not judged or damaged are in its notes.
 
     ``baselines``: further lines for random networks, raw pixels and chance.
@@ -59,10 +59,10 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> Table:
     """
     given = list({folder.resolve(): folder for folder in folders}.values())
     others = [folder for folder in given if folder.exists() and not is_run(folder)]
-    found = [read_judged(folder) for folder in given if folder not in others]
+    found = [read_evaluated_run(folder) for folder in given if folder not in others]
     if not found:
         raise UserError(f"runs: no run among {', '.join(map(str, given[:5]))}{' …' if len(given) > 5 else ''}")
-    groups = grouped(found)
+    groups = group_by_config(found)
     lines = [_line(runs) for runs in groups]
     _tell_apart(lines, groups)
     notes = [f"{run.folder}: ✗, {run.problem}" for run in found if run.problem]
@@ -70,44 +70,44 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> Table:
     notes += [f"{path}: left out, a run of its configuration and seed is in the table" for path in _twice(groups)]
     notes += [f"left out, no runs: {', '.join(map(str, others))}"] if others else []
     lines += _baselines([run for run in found if not run.problem]) if baselines else []
-    return Table(lines, list(dict.fromkeys(column for line in lines for column in line.cells)), notes)
+    return ComparisonTable(lines, list(dict.fromkeys(column for line in lines for column in line.cells)), notes)
 
 
-def grouped(found: Iterable[Judged]) -> list[list[Judged]]:
+def group_by_config(found: Iterable[EvaluatedRun]) -> list[list[EvaluatedRun]]:
     """By all that decides a run's numbers but the seed: its configuration and the step that was judged.
 
     A run that cannot be read stands with those of its configuration; one of an unknown configuration stands alone.
     """
-    groups: dict[tuple[str, str], list[Judged]] = {}
+    groups: dict[tuple[str, str], list[EvaluatedRun]] = {}
     for run in sorted(found, key=lambda run: run.problem is not None):
-        key = _as_json(recipe(run.config)) if run.config else str(run.folder)
-        step = _as_json(recipe_value(run.provenance, "checkpoint.step"))
+        key = _as_json(run_identity(run.config)) if run.config else str(run.folder)
+        step = _as_json(config_value(run.provenance, "checkpoint.step"))
         same = [other for other in groups if other[0] == key and run.problem]
         groups.setdefault(same[0] if same else (key, step), []).append(run)
     order = list(found)
     return sorted(groups.values(), key=lambda runs: min(order.index(run) for run in runs))
 
 
-def _kept(runs: Sequence[Judged]) -> list[Judged]:
+def _kept(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """Those that can be read, the first of each seed: a second one of a seed is no other draw."""
-    kept: dict[Any, Judged] = {}
+    kept: dict[Any, EvaluatedRun] = {}
     for run in runs:
         if not run.problem:
             kept.setdefault(str(run.folder) if run.seed is None else run.seed, run)
     return list(kept.values())
 
 
-def _twice(groups: Iterable[Sequence[Judged]]) -> list[Path]:
+def _twice(groups: Iterable[Sequence[EvaluatedRun]]) -> list[Path]:
     return [run.folder for runs in groups for run in runs if not run.problem and run not in _kept(runs)]
 
 
-def _line(runs: Sequence[Judged]) -> Line:
+def _line(runs: Sequence[EvaluatedRun]) -> TableLine:
     kept = _kept(runs)
     broken = sum(run.problem is not None for run in runs)
-    return Line(_common_name(kept or runs), len(kept), _cells(kept, PRETRAINED), broken)
+    return TableLine(_common_name(kept or runs), len(kept), _cells(kept, PRETRAINED), broken)
 
 
-def _common_name(runs: Sequence[Judged]) -> str:
+def _common_name(runs: Sequence[EvaluatedRun]) -> str:
     """A single run's own; of several, what their names begin with, without the seed."""
     names = [run.name for run in runs]
     if len(names) == 1:
@@ -117,23 +117,23 @@ def _common_name(runs: Sequence[Judged]) -> str:
     return "".join(letters[0] for letters in shared).rstrip("-_") or names[0]
 
 
-def _tell_apart(lines: Sequence[Line], groups: Sequence[Sequence[Judged]]) -> None:
+def _tell_apart(lines: Sequence[TableLine], groups: Sequence[Sequence[EvaluatedRun]]) -> None:
     """Where lines have the same name, add in what their configurations differ, or else the folder of the first."""
     for name in {line.name for line in lines}:
         same = [(line, runs[0]) for line, runs in zip(lines, groups, strict=True) if line.name == name]
-        recipes = [recipe(run.config) for _, run in same]
+        recipes = [run_identity(run.config) for _, run in same]
         keys = list(dict.fromkeys(key for other in recipes[1:] for key in differences(recipes[0], other)))
         for line, run in same if len(same) > 1 else []:
-            values = [f"{key}={recipe_value(run.config, key)}" for key in keys[:3]]
+            values = [f"{key}={config_value(run.config, key)}" for key in keys[:3]]
             line.name += f" ({', '.join(values) or run.folder})"
 
 
-def _failed(run: Judged) -> list[Row]:
+def _failed(run: EvaluatedRun) -> list[Row]:
     return [row for row in run.rows if row.features == PRETRAINED and not isfinite(row.top1)]
 
 
-def _cells(runs: Sequence[Judged], features: str) -> dict[Column, Cell]:
-    rows: dict[Column, list[Row]] = {}
+def _cells(runs: Sequence[EvaluatedRun], features: str) -> dict[TableColumn, TableCell]:
+    rows: dict[TableColumn, list[Row]] = {}
     for run in runs:
         for row in run.rows:
             if row.features == features:
@@ -141,52 +141,52 @@ def _cells(runs: Sequence[Judged], features: str) -> dict[Column, Cell]:
     return {column: _cell(each) for column, each in rows.items()}
 
 
-def _column(run: Judged, protocol: str) -> Column:
+def _column(run: EvaluatedRun, protocol: str) -> TableColumn:
     data = run.data()
     prints = [data["train_fingerprint"], data["test_fingerprint"]]  # of the images; a description may name a folder
     known = data if None in prints else prints
-    return Column(protocol, _as_json(known), _as_json(run.transform()), _as_json(data))
+    return TableColumn(protocol, _as_json(known), _as_json(run.transform()), _as_json(data))
 
 
-def _cell(rows: Sequence[Row]) -> Cell:
+def _cell(rows: Sequence[Row]) -> TableCell:
     measured = [row for row in rows if isfinite(row.top1)]
     if not measured:
-        return Cell(None)
+        return TableCell(None)
     if len(measured) > 1:
-        seeds = over_seeds([row.top1 for row in measured])
-        return Cell(seeds.mean, seeds.deviation, seeds.n, seeds.interval)
+        seeds = mean_over_seeds([row.top1 for row in measured])
+        return TableCell(seeds.mean, seeds.deviation, seeds.n, seeds.interval)
     row = measured[0]
-    return Cell(row.top1, interval=row.interval or (count_interval(row, row.n_test) if row.n_test else None))
+    return TableCell(row.top1, interval=row.interval or (count_interval(row, row.n_test) if row.n_test else None))
 
 
-def _baselines(runs: Sequence[Judged]) -> list[Line]:
+def _baselines(runs: Sequence[EvaluatedRun]) -> list[TableLine]:
     """Lines for each kind of random network, raw pixels, and both kinds of chance, which stand in any column."""
-    networks: dict[str, list[Judged]] = {}
+    networks: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
         networks.setdefault(_as_json(run.config.get("backbone")), []).append(run)
     lines = []
     for number, (_, each) in enumerate(networks.items(), 1):
         name = "random init" if len(networks) == 1 else f"random init {number}, as {_common_name(each)}"
-        lines.append(Line(name, len(_kept(each)), _cells(_kept(each), "random init"), baseline=True))
+        lines.append(TableLine(name, len(_kept(each)), _cells(_kept(each), "random init"), baseline=True))
     measured = [(run, row) for run in reversed(runs) for row in run.rows if row.features == PRETRAINED]
     first = {_column(run, row.protocol): run for run, row in measured}
     pixels = {column: cell for run in reversed(runs) for column, cell in _cells([run], "raw pixels").items()}
-    lines.append(Line("raw pixels", 1, pixels, baseline=True))
+    lines.append(TableLine("raw pixels", 1, pixels, baseline=True))
     for protocol, name in CHANCE.items():
         cells = {column: cell for column, run in first.items() if (cell := _chance(run, protocol))}
-        lines.append(Line(name, 1, cells, baseline=True))
+        lines.append(TableLine(name, 1, cells, baseline=True))
     return [line for line in lines if line.cells]
 
 
-def _chance(run: Judged, protocol: str) -> Cell | None:
-    return next((Cell(row.top1) for row in run.rows if row.protocol == protocol), None)
+def _chance(run: EvaluatedRun, protocol: str) -> TableCell | None:
+    return next((TableCell(row.top1) for row in run.rows if row.protocol == protocol), None)
 
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def folders_first(arguments: Sequence[str]) -> list[str]:
+def folders_as_override(arguments: Sequence[str]) -> list[str]:
     """The command line for Hydra, which has no positional arguments: ``A B key=value`` as ``key=value runs=["A","B"]``.
 
     What exists is a folder, whatever is in its name; so is what is neither ``key=value`` nor belongs to an option.
@@ -204,5 +204,5 @@ def folders_first(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = folders_first(sys.argv[1:])
+    sys.argv[1:] = folders_as_override(sys.argv[1:])
     run_module("table", table_command)

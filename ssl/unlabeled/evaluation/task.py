@@ -13,7 +13,7 @@ from unlabeled.objective import Backbone, Batch
 from unlabeled.views.pipeline import Views
 
 
-def tasks(
+def make_tasks(
     data: DataModule, views: Views, num_classes: int, device: torch.device, precision: str
 ) -> Callable[[nn.Module], Task]:
     """A function that gives each network's task: its copy, and the labelled images of both splits."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from unlabeled.compilation import eager
-from unlabeled.faults.snapshot import local
+from unlabeled.compilation import eager_mode
+from unlabeled.faults.snapshot import local_shard
 from unlabeled.objective import Batch, Objective, Output
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WEIGHTS, VIEWS, OUTPUTS, GRADIENTS, NOWHERE = 0, 1, 2, 10**9, 10**9 + 1
 
 
-class Finding(NamedTuple):
+class NonFiniteFinding(NamedTuple):
     """The first bad tensor of a step."""
 
     place: int  # how early in the step, from WEIGHTS to NOWHERE; an OUTPUTS + n is of the n-th module called
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
         return self.name if self.name.startswith("the loss") else f"{self.name}; loss {self.loss:.4g}"
 
 
-def find(module: "Pretraining", batch: Batch, context: AbstractContextManager[Any]) -> Finding:
+def find_non_finite(module: "Pretraining", batch: Batch, context: AbstractContextManager[Any]) -> NonFiniteFinding:
     """Compute a step again, forward and backward, and say where it went wrong.
 
     Buffers are written to as in any forward, and gradients are left behind: it is the caller's to restore them. Every
@@ -40,13 +40,13 @@ def find(module: "Pretraining", batch: Batch, context: AbstractContextManager[An
         context: of the forward, e.g. autocast.
     """
     weights = _in_weights(module.objective)
-    with eager(), _Watch(module.objective) as watch, context:  # compiled code has no outputs within to look at
+    with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code has no outputs within to look at
         loss = module.output_of(batch).loss
     module.objective.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = _in_gradients(module.objective)
     place, name = weights or watch.first or gradients or (NOWHERE, "nothing when it was computed again")
-    return Finding(place, name, float(loss.detach()))
+    return NonFiniteFinding(place, name, float(loss.detach()))
 
 
 class _Watch:
@@ -87,16 +87,16 @@ class _Watch:
 
 def _in_weights(objective: Objective) -> tuple[int, str] | None:
     for name, value in objective.state_dict().items():
-        if _bad(local(value)):
-            return WEIGHTS, f"{name} {_share(local(value))} before the step"
+        if _bad(local_shard(value)):
+            return WEIGHTS, f"{name} {_share(local_shard(value))} before the step"
     return None
 
 
 def _in_gradients(objective: Objective) -> tuple[int, str] | None:
     """Backward goes from the loss to the views: the last parameter comes first."""
     for name, parameter in reversed(list(objective.named_parameters())):
-        if parameter.grad is not None and _bad(local(parameter.grad)):
-            return GRADIENTS, f"the gradient of {name} {_share(local(parameter.grad))}"
+        if parameter.grad is not None and _bad(local_shard(parameter.grad)):
+            return GRADIENTS, f"the gradient of {name} {_share(local_shard(parameter.grad))}"
     return None
 
 

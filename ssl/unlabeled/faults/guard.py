@@ -10,9 +10,9 @@ from torch import Tensor
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.faults.diagnosis import NOWHERE, Finding, find
+from unlabeled.faults.diagnosis import NOWHERE, NonFiniteFinding, find_non_finite
 from unlabeled.faults.record import write_record
-from unlabeled.faults.snapshot import Snapshot, local
+from unlabeled.faults.snapshot import Snapshot, local_shard
 from unlabeled.objective import Batch
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ KEPT = 3  # files of a run, besides that of the step that stops it: each holds t
 HOPELESS = "weights are not finite, an update was too large and none can mend them"
 
 
-class Faults:
+class NonFiniteGuard:
     """Runs the forward and backward of each step and tells whether it may be taken.
 
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
@@ -71,7 +71,7 @@ class Faults:
         """To be told of each loss; nothing waits for it."""
         self._loss = self._loss + loss.detach()
 
-    def attempt(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None:
+    def run_step(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None:
         """The loss of the step, its gradients in place; None for a step that must not be taken.
 
         Raises:
@@ -88,7 +88,7 @@ class Faults:
 
     def check_weights(self, module: "Pretraining") -> None:
         """Raise UserError for weights that are not finite: a checkpoint of them would replace a good one."""
-        if is_bad(module.objective.parameters()):
+        if any_not_finite(module.objective.parameters()):
             raise UserError(f"stopped after step {module.global_step}: {HOPELESS}; {_remedy(module)}")
 
     def _is_bad(self, loss: Tensor, parameters: Sequence[Tensor], trainer: pl.Trainer) -> bool:
@@ -97,11 +97,11 @@ class Faults:
         if bad_loss or not doubtful:
             return bool(bad_loss)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return (scaler is None or scaler.get_scale() <= 1) and is_bad(gradients)
+        return (scaler is None or scaler.get_scale() <= 1) and any_not_finite(gradients)
 
     def _skip(self, module: "Pretraining") -> None:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        hopeless = is_bad(module.objective.parameters())
+        hopeless = any_not_finite(module.objective.parameters())
         stops = hopeless or self.in_a_row >= self.max_in_a_row
         named = self._look(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
         step = module.global_step + 1
@@ -129,18 +129,18 @@ class Faults:
         self.saved += 1
         return str(module.trainer.strategy.broadcast(f"{finding}; python train.py replay={path}", src=first))
 
-    def _compute_again(self, module: "Pretraining", parts: int) -> list[Finding]:
+    def _compute_again(self, module: "Pretraining", parts: int) -> list[NonFiniteFinding]:
         """The first batches of the step, one after the other."""
         found = []
         for module.part in range(parts):
             context = module.trainer.precision_plugin.train_step_context()
-            found.append(find(module, self._batches[module.part], context))
+            found.append(find_non_finite(module, self._batches[module.part], context))
         return found
 
 
-def is_bad(tensors: Iterable[Tensor]) -> bool:
+def any_not_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether any value is not finite, on any process: all get the same answer. Waits for the device."""
-    bad = [~local(tensor).isfinite().all() for tensor in tensors]
+    bad = [~local_shard(tensor).isfinite().all() for tensor in tensors]
     return bool(distributed.maximum(torch.stack(bad).any().float()))
 
 
@@ -150,12 +150,12 @@ def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     Lengths are quick, 4 ms of a ResNet-50 on a CPU core where isfinite takes 46; those of large finite gradients may
     overflow, so that what is bad here has to be looked at again.
     """
-    lengths = torch.stack(torch._foreach_norm([loss, *map(local, gradients)]))
+    lengths = torch.stack(torch._foreach_norm([loss, *map(local_shard, gradients)]))
     bad = ~lengths.isfinite()
     return torch.stack([bad[0], bad.any()]).float()
 
 
-def _earliest(finding: Finding, device: torch.device) -> int:
+def _earliest(finding: NonFiniteFinding, device: torch.device) -> int:
     """The process whose first bad tensor comes first in the step, the lowest of several."""
     processes = distributed.world_size()
     order = torch.tensor(finding.place * processes + distributed.rank(), device=device)

@@ -8,15 +8,15 @@ import torch
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.faults.diagnosis import Finding
+from unlabeled.faults.diagnosis import NonFiniteFinding
 from unlabeled.objective import Batch, Support
-from unlabeled.sharding import whole_tensor
+from unlabeled.sharding import full_tensor
 
 if TYPE_CHECKING:
     from unlabeled.pretraining import Pretraining
 
 
-def write_record(path: Path, module: "Pretraining", batch: Batch, finding: Finding, keep: bool) -> None:
+def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFiniteFinding, keep: bool) -> None:
     """Write what one process saw of the step that comes next, whole or not at all.
 
     Every process must come here, since weights may be cut over all of them. Readable by
@@ -30,7 +30,7 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: Findi
         finding: what was bad.
         keep: whether this process writes.
     """
-    state = {name: whole_tensor(value, keep) for name, value in module.objective.state_dict().items()}
+    state = {name: full_tensor(value, keep) for name, value in module.objective.state_dict().items()}
     if not keep:
         return
     record = {
@@ -40,8 +40,8 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: Findi
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
         "precision": module.trainer.precision,
-        "batch": plain(batch),
-        "support": None if batch.support is None else plain(batch.support),
+        "batch": without_views(batch),
+        "support": None if batch.support is None else without_views(batch.support),
         "state_dict": state,
         "named": str(finding),
     }
@@ -66,6 +66,6 @@ def read_record(path: str) -> dict[str, Any]:
     return record
 
 
-def plain(images: Batch | Support) -> dict[str, Any]:
+def without_views(images: Batch | Support) -> dict[str, Any]:
     """Images, ids, labels or slots, and sizes: what was decoded, without views."""
     return {name: value.cpu() for name, value in images._asdict().items() if isinstance(value, torch.Tensor)}

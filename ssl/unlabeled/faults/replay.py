@@ -7,15 +7,15 @@ import torch
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import AUTOCAST
-from unlabeled.faults.diagnosis import NOWHERE, find
-from unlabeled.faults.guard import Faults
+from unlabeled.faults.diagnosis import NOWHERE, find_non_finite
+from unlabeled.faults.guard import NonFiniteGuard
 from unlabeled.objective import Batch, Objective, Support
-from unlabeled.optimizers import Recipe
+from unlabeled.optimizers import OptimizerConfig
 from unlabeled.pretraining import Pretraining
 from unlabeled.views.pipeline import Views
 
 
-class AtStep(Pretraining):
+class PretrainingAtStep(Pretraining):
     """The module of a run as it was at one step on one process, without the trainer that it asks for both."""
 
     at_step = at_rank = 0
@@ -40,15 +40,15 @@ class Replay:
         UserError: a precision that a CPU has not.
     """
 
-    def __init__(self, record: dict[str, Any], views: Views, objective: Objective, optimizer: Recipe) -> None:
+    def __init__(self, record: dict[str, Any], views: Views, objective: Objective, optimizer: OptimizerConfig) -> None:
         self.record, self.precision = record, str(record["precision"])
         if self.precision not in AUTOCAST:
             raise UserError(f"replay: the run had trainer.precision={self.precision}; known are {', '.join(AUTOCAST)}")
         objective.load_state_dict(record["state_dict"])
         views.compiles = False  # it would take minutes, for one step
-        key, progress, nothing = record["key"], record["progress"], Faults(Path(), 1)
+        key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
         steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
-        self.module = AtStep(objective, views, optimizer, key["total"], *steps, key["seed"], 1, {}, nothing)
+        self.module = PretrainingAtStep(objective, views, optimizer, key["total"], *steps, key["seed"], 1, {}, nothing)
         self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
         self.module.part = progress["part"]
         self.module.train()
@@ -57,7 +57,9 @@ class Replay:
         """Print what is found; whether there was anything that is not finite."""
         print(self._heading())
         dtype = AUTOCAST[self.precision]
-        found = find(self.module, self._batch(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None))
+        found = find_non_finite(
+            self.module, self._batch(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+        )
         print(f"then: {self.record['named']}")
         print(f"now:  {found}")
         if found.place == NOWHERE:

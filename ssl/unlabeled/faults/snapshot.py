@@ -33,7 +33,7 @@ class Snapshot:
         self._buffers = [owner[name] for owner, name in self._owners]
         held = [buffer for buffer in self._buffers if buffer is not None]
         frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
-        self._tensors = [local(tensor) for tensor in (*held, *frozen)]
+        self._tensors = [local_shard(tensor) for tensor in (*held, *frozen)]
         if not _alike(self._copies, self._tensors):
             self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
         _copy(self._copies, self._tensors)
@@ -46,7 +46,7 @@ class Snapshot:
         _copy(self._tensors, self._copies)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The piece of a tensor that this process holds; the tensor itself where it is not cut (FSDP)."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 

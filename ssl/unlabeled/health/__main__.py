@@ -5,7 +5,7 @@ from typing import Any
 
 from unlabeled.config import run_module
 from unlabeled.errors import UserError
-from unlabeled.health.folder import diagnosed
+from unlabeled.health.folder import diagnose_run
 
 
 def health_command(config: Any, resolved: dict[str, Any]) -> None:
@@ -17,8 +17,8 @@ def health_command(config: Any, resolved: dict[str, Any]) -> None:
     """
     if resolved["run"] is None:
         raise UserError("run=null: give the folder of a run: python -m unlabeled.health run=outputs/digits")
-    diagnosis = diagnosed(Path(resolved["run"]).expanduser())
-    print(diagnosis.in_words())
+    diagnosis = diagnose_run(Path(resolved["run"]).expanduser())
+    print(diagnosis.describe())
     if any(finding.severity == "alarm" and finding.holds for finding in diagnosis.findings):
         raise SystemExit(1)
 

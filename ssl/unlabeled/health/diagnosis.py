@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from unlabeled.health.facts import Facts
+from unlabeled.health.facts import RunFacts
 from unlabeled.health.rules import Rule, Severity, rules_for
-from unlabeled.health.signals import Record
+from unlabeled.health.signals import MetricRecord
 
 ORDER: tuple[Severity, ...] = ("alarm", "warning", "note")
 
@@ -42,7 +42,7 @@ class Diagnosis:
         facts: of the run.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: RunFacts) -> None:
         self.facts, self.rules = facts, list(rules_for(facts))
         self.last_step = 0
         self._before: dict[str, float] = {}
@@ -56,7 +56,7 @@ class Diagnosis:
         numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
         self._first = numbers | self._first
         self._most |= {name: max(value, self._most.get(name, value)) for name, value in numbers.items()}
-        record = Record(numbers, self._before, self._first, self._most, self.facts)
+        record = MetricRecord(numbers, self._before, self._first, self._most, self.facts)
         for rule in self.rules:
             for of, value in rule.values(record).items():
                 self._follow(rule, of, step, value)
@@ -88,7 +88,7 @@ class Diagnosis:
         found = [_finding(rule, *self._found[rule.name]) for rule in self.rules if rule.name in self._found]
         return sorted(found, key=lambda finding: (ORDER.index(finding.severity), finding.since))
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """A line for each finding, or that there is none, and by how much of the run it was judged."""
         of = f" of {self.facts.total_steps:,}" if self.facts.total_steps else ""
         upto = f"after {self.last_step:,}{of} steps ({self.facts.objective})"

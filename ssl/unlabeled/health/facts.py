@@ -4,30 +4,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unlabeled.objective import Objective, Sign
+from unlabeled.objective import MetricBound, Objective
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What the numbers of a run are compared with."""
 
     objective: str  # its class
     collapsed_at: float | None  # loss of a network whose embeddings are all equal
     total_steps: int
     features: int  # width of the backbone's
-    signs: tuple[Sign, ...] = ()  # of the method
+    signs: tuple[MetricBound, ...] = ()  # of the method
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self) | {"signs": [sign._asdict() for sign in self.signs]}
 
 
-def facts_of(objective: Objective, total_steps: int) -> Facts:
+def collect_facts(objective: Objective, total_steps: int) -> RunFacts:
     """Of a run; once a batch was seen, on which the loss at collapse may depend."""
     name, width = type(objective).__name__, objective.backbone.num_features
-    return Facts(name, objective.collapsed_at(), total_steps, width, tuple(objective.signs()))
+    return RunFacts(name, objective.collapsed_at(), total_steps, width, tuple(objective.metric_bounds()))
 
 
-def facts_from(values: Mapping[str, Any]) -> Facts:
+def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:
     """From what :meth:`Facts.as_dict` gave."""
-    return Facts(**{**values, "signs": tuple(Sign(**sign) for sign in values["signs"])})
+    return RunFacts(**{**values, "signs": tuple(MetricBound(**sign) for sign in values["signs"])})

@@ -6,13 +6,13 @@ from typing import Any
 
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
-from unlabeled.health.facts import Facts, facts_from
+from unlabeled.health.facts import RunFacts, facts_from_dict
 
 FILE = "health.json"
 METRICS = "metrics.jsonl"
 
 
-def diagnosed(run_dir: Path) -> Diagnosis:
+def diagnose_run(run_dir: Path) -> Diagnosis:
     """What ``run_dir`` says; of a run without a monitor the loss alone.
 
     Raises:
@@ -50,18 +50,18 @@ def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
     return metrics.pop("step"), metrics
 
 
-def _facts(run_dir: Path) -> Facts:
+def _facts(run_dir: Path) -> RunFacts:
     """From ``health.json``; without one the loss at collapse is in ``training.json`` of a finished run."""
     path = run_dir / FILE
     if path.exists():
         try:
-            return facts_from(_read(path)["facts"])
+            return facts_from_dict(_read(path)["facts"])
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
-    return Facts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
+    return RunFacts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
 
 
 def _read(path: Path) -> Any:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from unlabeled.checkpointing import Interrupted
 from unlabeled.errors import UserError
 from unlabeled.pretraining import Pretraining
-from unlabeled.writing import write_whole
+from unlabeled.writing import write_atomic
 
 EVERY = 2.0  # seconds between two files; our choice: a reader sees the run move, a step pays a comparison
 RECENT = 15  # files that the speed is taken over: half a minute
@@ -83,7 +83,7 @@ class Heartbeat(pl.Callback):
         assert isinstance(module, Pretraining)
         content = {"state": state, "error": error and _first_line(error), **self._progress(module), **self._process()}
         with suppress(OSError):  # who looks on must not end a run; a full disk is said where a checkpoint is written
-            write_whole(self.path, json.dumps(content, indent=1) + "\n")
+            write_atomic(self.path, json.dumps(content, indent=1) + "\n")
 
     def _progress(self, module: Pretraining) -> dict[str, Any]:
         step, now = module.global_step, self._recent[-1] if self._recent else None

@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
-from unlabeled.health.facts import facts_of
+from unlabeled.health.facts import collect_facts
 from unlabeled.health.folder import FILE, add_metrics
 from unlabeled.health.probe import ProbeSet
 from unlabeled.health.step import StepHealth
 from unlabeled.objective import Batch, Output
 from unlabeled.pretraining import Pretraining
 from unlabeled.sharding import FullySharded
-from unlabeled.writing import write_whole
+from unlabeled.writing import write_atomic
 
 
 class HealthMonitor(pl.Callback):
@@ -59,14 +59,14 @@ class HealthMonitor(pl.Callback):
 
         def listen(step: int, metrics: dict[str, float]) -> None:
             if self._diagnosis is None:
-                self._diagnosis = Diagnosis(facts_of(module.objective, module.total_steps))
+                self._diagnosis = Diagnosis(collect_facts(module.objective, module.total_steps))
                 add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
                 self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
             self._diagnosis.add(step, metrics)
             self._news = True
 
         trainer.loggers.append(_Listener(listen))
-        module.onlookers.append(lambda batch, output: self._look(module, batch, output))
+        module.output_hooks.append(lambda batch, output: self._look(module, batch, output))
 
     def _look(self, module: Pretraining, batch: Batch, output: Output) -> None:
         step = module.global_step + 1
@@ -101,7 +101,9 @@ class HealthMonitor(pl.Callback):
         looked.update()
         step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self.clock.share())}
         taken = module.progress._replace(step=step - 1, part=0)
-        found |= {f"planned/{name}": torch.tensor(value) for name, value in module.objective.planned(taken).items()}
+        found |= {
+            f"planned/{name}": torch.tensor(value) for name, value in module.objective.scheduled_values(taken).items()
+        }
         if self._probe_is_due(step):
             assert isinstance(trainer.datamodule, DataModule)  # type: ignore[attr-defined]
             measured = self.probe.measure(module, trainer.datamodule)  # type: ignore[attr-defined]
@@ -137,7 +139,7 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
     if path.exists() and path.read_text() == text:
         return
-    write_whole(path, text)
+    write_atomic(path, text)
 
 
 class _DataClock:

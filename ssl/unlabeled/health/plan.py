@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from unlabeled.data.module import DataModule
-from unlabeled.health.plan_checks import look
-from unlabeled.health.plan_trial import Trial
+from unlabeled.health.plan_checks import check_schedule
+from unlabeled.health.plan_trial import TrialResult
 from unlabeled.objective import Check, Objective, Plan
 from unlabeled.pretraining import Pretraining
-from unlabeled.writing import write_whole
+from unlabeled.writing import write_atomic
 
 SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step that is taken
 
 
 @dataclass(frozen=True)
-class Part:
+class PlanPart:
     """Parameters of one part of a method."""
 
     name: str
@@ -32,7 +32,7 @@ class RunPlan:
     """What a run will do.
 
     ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
-    ``weight_decay`` and what ``Objective.planned`` names, with an entry for each of :data:`SHARES`.
+    ``weight_decay`` and what ``Objective.scheduled_values`` names, with an entry for each of :data:`SHARES`.
     """
 
     batch_size: int  # over all processes
@@ -46,10 +46,10 @@ class RunPlan:
     device: str
     precision: str
     schedule: dict[str, list[float]]
-    parameters: list[Part]
+    parameters: list[PlanPart]
     checks: list[Check]
     step: int  # that the run goes on from
-    trial: Trial | None
+    trial: TrialResult | None
     not_tried: str | None  # why there is no trial
     seconds_left: float | None  # without waiting for data, probes and checkpoints
     ends: str | None  # local time, ISO 8601
@@ -62,7 +62,7 @@ class RunPlan:
     def write(self, path: Path) -> None:
         """As JSON; whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def make_plan(
@@ -72,7 +72,7 @@ def make_plan(
     device: str,
     precision: str,
     step: int,
-    tried: Trial | str,
+    tried: TrialResult | str,
 ) -> RunPlan:
     """Put it together.
 
@@ -84,10 +84,10 @@ def make_plan(
     """
     train = data.splits.train
     given = Plan(module.batch_size, processes, len(train), module.views.sizes(train.image_size))
-    schedule, epochs = schedule_of(module), module.total_steps / module.steps_per_epoch
-    checks = look(module.recipe, epochs, module.images_per_step, schedule)
-    checks += module.objective.doubts(given) + module.views.doubts(train.image_size)
-    trial, left = (tried, module.total_steps - step) if isinstance(tried, Trial) else (None, 0)
+    schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
+    checks = check_schedule(module.optimizer_config, epochs, module.images_per_step, schedule)
+    checks += module.objective.plan_warnings(given) + module.views.plan_warnings(train.image_size)
+    trial, left = (tried, module.total_steps - step) if isinstance(tried, TrialResult) else (None, 0)
     seconds = None if trial is None else left * trial.seconds_per_step
     ends = None if seconds is None else datetime.now().astimezone() + timedelta(seconds=seconds)
     return RunPlan(
@@ -102,7 +102,7 @@ def make_plan(
         device=device,
         precision=precision,
         schedule=schedule,
-        parameters=parts_of(module.objective),
+        parameters=named_parts(module.objective),
         checks=checks,
         step=step,
         trial=trial,
@@ -112,34 +112,36 @@ def make_plan(
     )
 
 
-def schedule_of(module: Pretraining) -> dict[str, list[float]]:
+def make_schedule(module: Pretraining) -> dict[str, list[float]]:
     """See :class:`RunPlan`."""
-    columns = [values_at(module, min(int(share * module.total_steps), module.total_steps - 1)) for share in SHARES]
+    columns = [
+        scheduled_values_at(module, min(int(share * module.total_steps), module.total_steps - 1)) for share in SHARES
+    ]
     return {"share": list(SHARES)} | {name: [column[name] for column in columns] for name in columns[0]}
 
 
-def values_at(module: Pretraining, step: int) -> dict[str, float]:
+def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     """What the step after so many will use."""
     progress = module.progress._replace(step=step, part=0)
-    own = {"learning_rate": module.recipe.lr_at(progress, module.images_per_step)}
-    own["weight_decay"] = module.recipe.weight_decay
-    return {"step": step} | own | module.objective.planned(progress)
+    own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
+    own["weight_decay"] = module.optimizer_config.weight_decay
+    return {"step": step} | own | module.objective.scheduled_values(progress)
 
 
-def parts_of(objective: Objective) -> list[Part]:
+def named_parts(objective: Objective) -> list[PlanPart]:
     """The children that have parameters, by their names."""
     return [_part(name, child) for name, child in objective.named_children() if any(True for _ in child.parameters())]
 
 
-def _part(name: str, module: nn.Module) -> Part:
+def _part(name: str, module: nn.Module) -> PlanPart:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    return Part(name, sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+    return PlanPart(name, sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
-def read_trial(path: Path, of: str) -> Trial | None:
+def read_trial(path: Path, of: str) -> TrialResult | None:
     """What an earlier plan has measured of the same configuration on such a device, if there is one."""
     try:
         kept: dict[str, Any] | None = json.loads(path.read_text())["trial"]
-        return None if kept is None or kept["of"] != of else Trial(**kept)
+        return None if kept is None or kept["of"] != of else TrialResult(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no plan, or that of another version

@@ -1,27 +1,29 @@
 """What may be a mistake in the schedule of any run. What cannot work at all is refused before, by one line and code 2:
 
 a queue longer than the data, fewer classes than classes per batch, a batch larger than the data, images of a size that
-the backbone does not take. What may be wrong with a method or with views is theirs to know: ``doubts``.
+the backbone does not take. What may be wrong with a method or with views is theirs to know: ``plan_warnings``.
 """
 
 from unlabeled.objective import Check
-from unlabeled.optimizers import Recipe
+from unlabeled.optimizers import OptimizerConfig
 
 WARMUP, FINAL = 1 / 5, 1 / 10  # of the run; of the peak
 
 
-def look(recipe: Recipe, epochs: float, images_per_step: int, schedule: dict[str, list[float]]) -> list[Check]:
+def check_schedule(
+    optimizer_config: OptimizerConfig, epochs: float, images_per_step: int, schedule: dict[str, list[float]]
+) -> list[Check]:
     """The looks at warm-up, last learning rate and, where there is a queue, whether it will be full.
 
     Args:
-        recipe: of the optimizer.
+        optimizer_config: of the optimizer.
         epochs: of the whole run.
         images_per_step: over all processes and batches.
         schedule: of the plan; the last values are those of the last step.
     """
     looks = [
-        _warmup(recipe.warmup_epochs, epochs),
-        _last_rate(recipe.peak_lr(images_per_step), schedule["learning_rate"][-1]),
+        _warmup(optimizer_config.warmup_epochs, epochs),
+        _last_rate(optimizer_config.peak_lr(images_per_step), schedule["learning_rate"][-1]),
     ]
     return looks + ([_queue(schedule["queue_fill"][-1])] if "queue_fill" in schedule else [])
 

@@ -10,7 +10,7 @@ WIDTH, LABEL, COLUMN = 100, 19, 11
 SHOWN = 8  # failed checks in full; the others are in plan.json
 
 
-def text(plan: RunPlan, name: str) -> str:
+def format_plan(plan: RunPlan, name: str) -> str:
     """At most 40 lines for methods that name up to ten values and have up to ten parts."""
     failed = [check for check in plan.checks if not check.passed]
     lines = [

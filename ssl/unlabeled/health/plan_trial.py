@@ -16,15 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.faults.guard import Faults
-from unlabeled.faults.replay import AtStep
+from unlabeled.faults.guard import NonFiniteGuard
+from unlabeled.faults.replay import PretrainingAtStep
 from unlabeled.faults.snapshot import Snapshot
 from unlabeled.objective import Batch, Objective
 from unlabeled.pretraining import Pretraining
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """What was measured."""
 
     steps: int
@@ -34,7 +34,7 @@ class Trial:
     of: str  # what it is true of: changes with configuration, device and number of processes
 
 
-class OnACopy(AtStep):
+class PretrainingOnCopy(PretrainingAtStep):
     """The module with a copy of the network, and no trainer."""
 
     def forward(self, batch: Batch) -> Tensor:
@@ -42,7 +42,7 @@ class OnACopy(AtStep):
         return self.output_of(batch).loss
 
 
-def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> Trial:
+def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> TrialResult:
     """Views, forward, backward and optimizer step, several times with one batch; all processes together.
 
     Nothing of the run changes by it: weights, buffers, optimizer, random state, the order of samples.
@@ -52,7 +52,7 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
         batch: a real one, without views.
         step: that the run goes on from.
         steps: how many, at least 2.
-        of: see :class:`Trial`.
+        of: see :class:`TrialResult`.
 
     Raises:
         UserError: a step does not fit into memory, or the objective cannot be copied.
@@ -75,17 +75,17 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
         torch.cuda.reset_peak_memory_stats(device)  # from here on they are the run's
     worst = distributed.maximum(torch.tensor([seconds[0], sum(seconds[1:]) / (steps - 1), memory or 0.0]).to(device))
     first, others, memory = worst.tolist()
-    return Trial(steps, round(first, 4), round(others, 4), int(memory) or None, of)
+    return TrialResult(steps, round(first, 4), round(others, 4), int(memory) or None, of)
 
 
 class _Steps:
     """Takes steps as a run does, without skipping bad ones and without Lightning."""
 
     def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
-        self.module = OnACopy(
+        self.module = PretrainingOnCopy(
             _copy(module.objective),
             module.views,
-            module.recipe,
+            module.optimizer_config,
             module.batch_size,
             module.accumulate,
             module.total_steps,
@@ -93,10 +93,10 @@ class _Steps:
             module.seed,
             module.log_every_n_steps,
             {},
-            Faults(module.faults.folder, 1),
+            NonFiniteGuard(module.faults.folder, 1),
         )
         self.module.at_step, self.module.at_rank = step, trainer.global_rank
-        self.optimizer = module.recipe.build(self.module.objective, module.images_per_step)
+        self.optimizer = module.optimizer_config.build(self.module.objective, module.images_per_step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.module.learning_rate
         self.before = Snapshot(self.module.objective)
@@ -138,7 +138,7 @@ def _copy(objective: Objective) -> Objective:
         raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
 
 
-def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataParallel:
+def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
     """With several processes gradients are averaged as in the run."""
     if trainer.world_size == 1:
         return module
@@ -146,7 +146,7 @@ def _joined(module: OnACopy, trainer: pl.Trainer) -> OnACopy | DistributedDataPa
     devices = trainer.strategy.determine_ddp_device_ids()
     joined = DistributedDataParallel(module, device_ids=devices)
     joined.broadcast_buffers = (
-        False  # as EqualStatistics has it in the run; the argument has another name in torch 2.15
+        False  # as AverageBatchNormStats has it in the run; the argument has another name in torch 2.15
     )
     return joined
 

@@ -12,8 +12,8 @@ from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.health.plan import make_plan, read_trial
-from unlabeled.health.plan_text import text
-from unlabeled.health.plan_trial import Trial, network_bytes, run_trial
+from unlabeled.health.plan_text import format_plan
+from unlabeled.health.plan_trial import TrialResult, network_bytes, run_trial
 from unlabeled.pretraining import Pretraining
 from unlabeled.sharding import FullySharded
 
@@ -21,7 +21,7 @@ LARGE = 0.1  # of a GPU: with a larger copy a step might not fit that does witho
 DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size", "accumulate", "compile", "trainer")
 
 
-class Planning(pl.Callback):
+class PlanCallback(pl.Callback):
     """Prints the plan and writes ``run_dir/plan.json``, see :class:`unlabeled.health.plan.RunPlan`.
 
     A run that goes on takes over what an earlier plan of the same configuration measured on such a device.
@@ -53,7 +53,7 @@ class Planning(pl.Callback):
         self.passed = plan.passed
         if trainer.is_global_zero:
             plan.write(path)
-            print(text(plan, path.parent.name), flush=True)
+            print(format_plan(plan, path.parent.name), flush=True)
         if self.only:
             self._stop(trainer, path)
 
@@ -64,7 +64,7 @@ class Planning(pl.Callback):
         if trainer.is_global_zero:
             print(f"nothing is trained; the plan is in {path}", flush=True)
 
-    def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> Trial | str:
+    def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
         """What was measured, now or before, or why nothing was; the same on every process."""
         left = module.total_steps - step
         if not self.trial_steps:

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.data.canvas import on_device
 from unlabeled.data.module import DataModule
-from unlabeled.evaluation.features import Features, Transform, behind, extract
+from unlabeled.data.padding import batch_to_device
+from unlabeled.evaluation.features import Features, Transform, apply_head, extract
 from unlabeled.objective import Batch
 from unlabeled.pretraining import Pretraining
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.representation.similarity import alignment, uniformity
 from unlabeled.representation.spectrum import normalised_std, ranks
 from unlabeled.sharding import FullySharded
@@ -39,7 +39,7 @@ class ProbeSet:
         """Numbers by name, the same on every process; network, statistics and random state stay as they are."""
         self._batches = self._batches or self._read(module, data)
         objective = module.objective
-        x = self._features(objective.backbone, self._batches, module.views.plain, module)
+        x = self._features(objective.backbone, self._batches, module.views.evaluation_view, module)
         found = {"probe_images": float(len(x)), "features_finite": float(x.isfinite().all())}
         if not found["features_finite"]:
             return found
@@ -48,7 +48,7 @@ class ProbeSet:
         if projector is None or isinstance(module.trainer.strategy, FullySharded):
             return found  # fsdp makes a projector's weights whole only while the objective is called
         nothing = torch.zeros(len(x), dtype=torch.long)
-        z = behind(projector, Features(x, nothing, nothing)).x
+        z = apply_head(projector, Features(x, nothing, nothing)).x
         if not z.isfinite().all():
             return found | {"features_finite": 0.0}
         found |= _spread("embedding", z) | {"uniformity": uniformity(z)}
@@ -71,13 +71,13 @@ class ProbeSet:
 
     def _teacher(self, module: Pretraining, x: Tensor) -> dict[str, float]:
         """Mean cosine between the features that teacher and student give of an image."""
-        followers = module.objective.followers()
+        followers = module.objective.teacher_student_pairs()
         if not followers:
             return {}
         some = self._batches[:COMPARED]
         precision = str(module.trainer.precision)
         copy = followers[0][0]
-        teacher = extract(copy, some, module.views.plain, module.device, precision, check_finite=False).x
+        teacher = extract(copy, some, module.views.evaluation_view, module.device, precision, check_finite=False).x
         first = distributed.rank() * (len(x) // distributed.world_size())
         mine = x[first : first + len(teacher)].cpu()
         return {"teacher_cosine": float(distributed.mean(F.cosine_similarity(mine, teacher).mean().to(x.device)))}
@@ -92,8 +92,8 @@ class ProbeSet:
 
     def _two_views(self, batch: Batch, module: Pretraining) -> list[Batch]:
         """The first two views of a batch, each as a batch; the same draws in every measurement."""
-        images, sizes = on_device(batch, module.device)
-        key = ViewKey(mix(module.seed, _VIEWS), 0, 0, len(images))
+        images, sizes = batch_to_device(batch, module.device)
+        key = ViewKey(derive_seed(module.seed, _VIEWS), 0, 0, len(images))
         views = module.views(images, batch.ids.to(images.device), key, first=2, sizes=sizes)
         return [batch._replace(images=view, sizes=None) for view in views]
 

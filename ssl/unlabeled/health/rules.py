@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from unlabeled.health.facts import Facts
+from unlabeled.health.facts import RunFacts
 from unlabeled.health.signals import (
-    Record,
+    MetricRecord,
     above_collapse,
     above_start,
-    metric,
-    parts,
+    metric_reader,
+    parts_reader,
     queue_age,
     rank_kept,
     rank_share,
@@ -33,11 +33,11 @@ PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves noth
 AFTER = 25
 
 
-def at_once(facts: Facts) -> int:
+def no_delay(facts: RunFacts) -> int:
     return 0
 
 
-def pinned_steps(facts: Facts) -> int:
+def pinned_steps(facts: RunFacts) -> int:
     return max(PINNED_STEPS, round(PINNED_SHARE * facts.total_steps))
 
 
@@ -60,13 +60,13 @@ class Rule:
 
     name: str
     severity: Severity
-    values: Callable[[Record], Mapping[str, float]]
-    holds: Callable[[float, Facts], bool]
+    values: Callable[[MetricRecord], Mapping[str, float]]
+    holds: Callable[[float, RunFacts], bool]
     what: str
     meaning: str
     remedy: str
     turns: int = 1
-    steps: Callable[[Facts], int] = at_once
+    steps: Callable[[RunFacts], int] = no_delay
     after: int = 0
     collapse: bool = False
 
@@ -75,7 +75,7 @@ RULES = (
     Rule(
         "images-are-equal",
         "alarm",
-        metric("health/image_difference"),
+        metric_reader("health/image_difference"),
         lambda v, facts: v < 0.008,  # two of 255 grey values; CIFAR-10 has 0.24
         "all images of a batch are the same (they differ by {value:.4f} of white)",
         "the data set or its decoding gives one image over and over",
@@ -84,7 +84,7 @@ RULES = (
     Rule(
         "images-are-flat",
         "alarm",
-        metric("health/pixel_variation"),
+        metric_reader("health/pixel_variation"),
         lambda v, facts: v < 0.008,
         "images have one colour and nothing on them (pixels vary by {value:.4f} of white)",
         "files are blank, or values were scaled to 0…1 before they were stored as whole numbers",
@@ -93,7 +93,7 @@ RULES = (
     Rule(
         "not-shuffled",
         "alarm",
-        metric("health/neighbours"),
+        metric_reader("health/neighbours"),
         lambda v, facts: v > 0.5,
         "{value:.0%} of the images follow in the batch as they do in the source",
         "the order of samples is that of the files, which are often sorted by class or by scene",
@@ -102,7 +102,7 @@ RULES = (
     Rule(
         "gradient-reaches-targets",
         "alarm",
-        metric("health/target_gradient"),
+        metric_reader("health/target_gradient"),
         lambda v, facts: v > 0,
         "what the embeddings are compared with carries a gradient",
         "the stop-gradient is missing: both sides can agree by becoming constant",
@@ -111,7 +111,7 @@ RULES = (
     Rule(
         "embeddings-not-normalised",
         "alarm",
-        metric("health/radial_gradient"),
+        metric_reader("health/radial_gradient"),
         lambda v, facts: v > 0.02,  # 0.0001 where they are, from bfloat16
         "the loss depends on the length of the embeddings (cosine of an embedding and its gradient {value:.3f})",
         "they are not set to length 1, so that the loss can fall by making them longer",
@@ -138,7 +138,7 @@ RULES = (
     Rule(
         "no-gradient",
         "alarm",
-        parts("health/gradient_norm"),
+        parts_reader("health/gradient_norm"),
         lambda v, facts: v == 0,
         "no gradient reaches {of}",
         "it is cut off from the loss, or everything behind it is constant",
@@ -149,7 +149,7 @@ RULES = (
     Rule(
         "embeddings-collapsed",
         "alarm",
-        metric("health/embedding_std"),
+        metric_reader("health/embedding_std"),
         lambda v, facts: v < 0.1,  # healthy: 0.34 (SwAV) to 1
         "the embeddings of different images are nearly equal (their spread is {value:.3f} of an even one's)",
         "the network has collapsed to one answer",
@@ -161,7 +161,7 @@ RULES = (
     Rule(
         "features-collapsed",
         "alarm",
-        metric("health/feature_std"),
+        metric_reader("health/feature_std"),
         lambda v, facts: v < 0.05,  # healthy: 0.28 to 0.6
         "the backbone gives different images nearly equal features (their spread is {value:.3f} of an even one's)",
         "the network has collapsed to one answer, or its inputs say nothing",
@@ -172,7 +172,7 @@ RULES = (
     Rule(
         "features-not-finite",
         "alarm",
-        metric("health/features_finite"),
+        metric_reader("health/features_finite"),
         lambda v, facts: v == 0,
         "features of the probe set are not finite",
         "the network has diverged, or 16-mixed overflows",
@@ -226,7 +226,7 @@ RULES = (
     Rule(
         "update-too-large",
         "alarm",
-        parts("health/update_ratio"),
+        parts_reader("health/update_ratio"),
         lambda v, facts: v > 0.1,  # healthy: 0.0005 to 0.025
         "a step changes the weights of {of} by {value:.0%} of their length",
         "the learning rate is far too high",
@@ -237,7 +237,7 @@ RULES = (
     Rule(
         "learning-rate-high",
         "warning",
-        metric("health/update_ratio/backbone"),
+        metric_reader("health/update_ratio/backbone"),
         lambda v, facts: v > 0.03,  # healthy: 0.001 to 0.022 (SwAV); thirty times the learning rate: 0.032 to 0.2
         "a step changes the backbone's weights by {value:.1%} of their length",
         "the learning rate is too high for what is left of the run to average out",
@@ -257,7 +257,7 @@ RULES = (
     Rule(
         "steps-skipped",
         "warning",
-        metric("train/skipped_steps"),
+        metric_reader("train/skipped_steps"),
         lambda v, facts: v > 0,
         "{value:.0f} steps were skipped because a loss or gradient was not finite",
         "numbers overflow: a learning rate that is too high, or 16 bits",
@@ -266,7 +266,7 @@ RULES = (
     Rule(
         "waiting-for-data",
         "warning",
-        metric("health/data_wait"),
+        metric_reader("health/data_wait"),
         lambda v, facts: v > 0.3,
         "{value:.0%} of the time is spent waiting for data",
         "reading or decoding is slower than the network",
@@ -277,7 +277,7 @@ RULES = (
 )
 
 
-def rules_for(facts: Facts) -> Iterator[Rule]:
+def rules_for(facts: RunFacts) -> Iterator[Rule]:
     """Those of every method, then those that the method itself declares."""
     yield from RULES
     for sign in facts.signs:
@@ -285,12 +285,12 @@ def rules_for(facts: Facts) -> Iterator[Rule]:
         yield Rule(
             sign.name,
             "alarm",
-            metric(f"train/{sign.metric}"),
+            metric_reader(f"train/{sign.metric}"),
             lambda v, facts, low=low, high=high: math.isfinite(v) and not low <= v <= high,  # type: ignore[misc]
             f"{sign.metric.replace('_', ' ')} {{value:.3g}}, healthy are {low:g} to {high:g}",
             sign.meaning,
             sign.remedy,
             turns=3,
-            steps=pinned_steps if sign.lasting else at_once,
+            steps=pinned_steps if sign.lasting else no_delay,
             collapse=True,
         )

@@ -3,34 +3,34 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from unlabeled.health.facts import Facts
+from unlabeled.health.facts import RunFacts
 
 NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
 
 
 @dataclass(frozen=True)
-class Record:
+class MetricRecord:
     """What is written down at a step, with what was before."""
 
     metrics: Mapping[str, float]
     before: Mapping[str, float]  # the last value of every metric until then
     first: Mapping[str, float]  # its first, this record's where there was none
     most: Mapping[str, float]  # and its largest, this record's among them
-    facts: Facts
+    facts: RunFacts
 
 
-def metric(name: str) -> Callable[[Record], Mapping[str, float]]:
+def metric_reader(name: str) -> Callable[[MetricRecord], Mapping[str, float]]:
     return lambda record: {"": record.metrics[name]} if name in record.metrics else {}
 
 
-def parts(prefix: str) -> Callable[[Record], Mapping[str, float]]:
+def parts_reader(prefix: str) -> Callable[[MetricRecord], Mapping[str, float]]:
     start = f"{prefix}/"
     return lambda record: {
         name.removeprefix(start): value for name, value in record.metrics.items() if name.startswith(start)
     }
 
 
-def above_collapse(record: Record) -> Mapping[str, float]:
+def above_collapse(record: MetricRecord) -> Mapping[str, float]:
     """By how much of its value at collapse, or of 1 where that is less, the loss is above that value."""
     collapsed, loss = record.facts.collapsed_at, record.metrics.get("train/loss")
     if collapsed is None or loss is None:
@@ -38,7 +38,7 @@ def above_collapse(record: Record) -> Mapping[str, float]:
     return {"": (loss - collapsed) / max(1.0, abs(collapsed))}
 
 
-def above_start(record: Record) -> Mapping[str, float]:
+def above_start(record: MetricRecord) -> Mapping[str, float]:
     """The same, of its first value where that is higher: some losses fall to their value at collapse (SimSiam's)."""
     above = above_collapse(record)
     if not above:
@@ -47,7 +47,7 @@ def above_start(record: Record) -> Mapping[str, float]:
     return {"": min(above[""], (record.metrics["train/loss"] - first) / max(1.0, abs(collapsed)))}
 
 
-def teacher_moves(record: Record) -> Mapping[str, float]:
+def teacher_moves(record: MetricRecord) -> Mapping[str, float]:
     """1 where the teacher has changed since the last look, 0 where it has not although it should have."""
     name = "health/teacher_length"
     momentum = record.metrics.get("health/planned/momentum", 0.0)
@@ -57,7 +57,7 @@ def teacher_moves(record: Record) -> Mapping[str, float]:
     return {"": float(record.metrics[name] != record.before[name] or not apart)}
 
 
-def teacher_apart(record: Record) -> Mapping[str, float]:
+def teacher_apart(record: MetricRecord) -> Mapping[str, float]:
     """Distance of teacher and student, where the student has moved and the teacher does not take its weights over."""
     moved = any(value > 0 for name, value in record.before.items() if name.startswith("health/update_ratio"))
     follows = record.metrics.get("health/planned/momentum", 1.0) > 0
@@ -65,19 +65,19 @@ def teacher_apart(record: Record) -> Mapping[str, float]:
     return {"": record.metrics[name]} if name in record.metrics and moved and follows else {}
 
 
-def rank_kept(record: Record) -> Mapping[str, float]:
+def rank_kept(record: MetricRecord) -> Mapping[str, float]:
     """Centred RankMe of the embeddings, as a share of the largest that it was."""
     name = "health/embedding_rankme_centred"
     return {"": record.metrics[name] / record.most[name]} if record.metrics.get(name) else {}
 
 
-def queue_age(record: Record) -> Mapping[str, float]:
+def queue_age(record: MetricRecord) -> Mapping[str, float]:
     """Age of the oldest key in steps, by the steps that the teacher takes to change: 1 / (1 − momentum)."""
     age, momentum = (record.metrics.get(f"health/planned/{name}") for name in ("queue_age", "momentum"))
     return {} if age is None or momentum is None else {"": age * (1 - momentum)}
 
 
-def rank_share(record: Record) -> Mapping[str, float]:
+def rank_share(record: MetricRecord) -> Mapping[str, float]:
     """Centred RankMe of the backbone's features, as a share of their number."""
     rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
     return {} if rank is None or not width else {"": rank / width}

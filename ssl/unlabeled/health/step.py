@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.faults.snapshot import local
+from unlabeled.faults.snapshot import local_shard
 from unlabeled.objective import Batch, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 
@@ -33,7 +33,7 @@ class StepHealth:
 
     def output(self, batch: Batch, output: Output) -> None:
         """Notes what the batch and what the method made of it say; the gradient of embeddings follows with backward."""
-        self.found |= image_health(batch)
+        self.found |= image_metrics(batch)
         if output.targets is not None:
             self.found["target_gradient"] = output.loss.new_full((), float(output.targets.requires_grad))
         z = output.embeddings
@@ -54,14 +54,14 @@ class StepHealth:
         self._parts = trained_parts(self.objective)
         for part, weights in self._parts.items():
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            self.found[f"gradient_norm/{part}"] = self._length(gradients, local(weights[0]))
-        self._before = {part: [each.clone() for each in matrices(self._parts[part])] for part in self._parts}
+            self.found[f"gradient_norm/{part}"] = self._length(gradients, local_shard(weights[0]))
+        self._before = {part: [each.clone() for each in local_matrices(self._parts[part])] for part in self._parts}
 
     @torch.no_grad()
     def update(self) -> None:
         """‖Δw‖ / ‖w‖ of each part's matrices, and how far the teacher is from what it follows."""
         for part, before in self._before.items():
-            now, like = matrices(self._parts[part]), local(self._parts[part][0])
+            now, like = local_matrices(self._parts[part]), local_shard(self._parts[part][0])
             if any(weight.ndim > 1 for weight in self._parts[part]):
                 change = self._length(torch._foreach_sub(now, before) if now else [], like)
                 self.found[f"update_ratio/{part}"] = change / self._length(before, like).clamp_min(1e-12)
@@ -69,18 +69,18 @@ class StepHealth:
 
     def _teacher(self) -> dict[str, Tensor]:
         """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
-        pairs = self.objective.followers()
+        pairs = self.objective.teacher_student_pairs()
         if not pairs:
             return {}
-        slow, fast = (pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
-        like = local(next(pairs[0][0].parameters()))
+        slow, fast = (local_pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
+        like = local_shard(next(pairs[0][0].parameters()))
         apart = self._length(torch._foreach_sub(slow, fast) if slow else [], like)
         distance = apart / self._length(fast, like).clamp_min(1e-12)
         return {"teacher_distance": distance, "teacher_length": self._length(slow, like)}
 
     def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         """Of all together, float64 []; over all processes where each holds a piece."""
-        here = pieces(tensors)
+        here = local_pieces(tensors)
         squares = torch.zeros((), dtype=torch.float64, device=like.device)
         if here:
             squares = torch.stack(torch._foreach_norm(here)).double().square().sum()
@@ -96,17 +96,17 @@ def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
     return {name: parameters for name, parameters in parts.items() if parameters}
 
 
-def matrices(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+def local_matrices(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """What this process holds of them, without biases and norms, whose relative change says little."""
-    return pieces(parameter for parameter in parameters if parameter.ndim > 1)
+    return local_pieces(parameter for parameter in parameters if parameter.ndim > 1)
 
 
-def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
+def local_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this process holds of each; of some it may hold nothing, which torch cannot copy or measure."""
-    return [local(each) for each in tensors if local(each).numel()]
+    return [local_shard(each) for each in tensors if local_shard(each).numel()]
 
 
-def image_health(batch: Batch) -> dict[str, Tensor]:
+def image_metrics(batch: Batch) -> dict[str, Tensor]:
     """How much the images of a batch differ and vary, and whether they come in the order of their source.
 
     ``image_difference`` is the mean over pixels of the standard deviation over images, ``pixel_variation`` the mean

@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.backbones.vit import EPSILON, Block, ViT, check_width, sincos_position, take, xavier_linears
+from unlabeled.backbones.vit import (
+    EPSILON,
+    Block,
+    ViT,
+    check_width,
+    gather_tokens,
+    init_linears_xavier,
+    sincos_position,
+)
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix, on_device
+from unlabeled.randomness import derive_seed, to_device
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
 MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small number at this place
@@ -36,7 +44,7 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, grid * p, grid * p)
 
 
-def num_kept(num_patches: int, mask_ratio: float) -> int:
+def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
     """Patches that the encoder sees: L·(1 − ratio) rounded down, at least 1.
 
     As the official ``int(L * (1 - mask_ratio))`` but for its rounding errors: that keeps 9 of 100 at a ratio of 0.9,
@@ -46,7 +54,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
 
 
 def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the patches of smallest noise; :func:`num_kept` says how many, the same for every image.
+    """Keep the patches of smallest noise; :func:`num_kept_patches` says how many, the same for every image.
 
     Args:
         noise: [B, L].
@@ -57,12 +65,12 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
         [B, L], the place of each patch in the order of noise.
     """
     ids_shuffle = noise.argsort(dim=1, stable=True)
-    ids_keep = ids_shuffle[:, : num_kept(noise.shape[1], mask_ratio)]
+    ids_keep = ids_shuffle[:, : num_kept_patches(noise.shape[1], mask_ratio)]
     mask = torch.ones_like(noise).scatter(1, ids_keep, 0.0)
     return ids_keep, mask, ids_shuffle.argsort(dim=1)
 
 
-def standardise(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each patch [B, L, D] less its mean and over its deviation, all channels together; and those two [B, L, 1].
 
     The variance is the unbiased one, as in the official code: with p = 2 the targets are 4 % smaller than otherwise.
@@ -93,7 +101,7 @@ def masked_patch_loss(
     """
     targets = patchify(images, patch_size)
     if normalize_targets:
-        targets = standardise(targets)[0]
+        targets = normalize_patches(targets)[0]
     errors = (prediction - targets).square().mean(2)
     removed = distributed.total(mask.sum()) / distributed.world_size()
     return (errors * mask).sum() / removed
@@ -118,7 +126,7 @@ class Decoder(nn.Module):
         self.decoder_blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.decoder_norm = nn.LayerNorm(width, eps=EPSILON)
         self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
-        xavier_linears(self)
+        init_linears_xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ class Decoder(nn.Module):
         x = self.decoder_embed(tokens)
         batch, length = ids_restore.shape
         removed = self.mask_token.expand(batch, length + 1 - x.shape[1], -1)
-        patches = take(torch.cat([x[:, 1:], removed], 1), ids_restore)
+        patches = gather_tokens(torch.cat([x[:, 1:], removed], 1), ids_restore)
         x = torch.cat([x[:, :1], patches], 1) + self.decoder_pos_embed
         pixels: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks(x)))
         return pixels[:, 1:]
@@ -241,12 +249,12 @@ class MAE(Objective):
         """A second view would be made for nothing."""
         plan.needs_views(1, 1)
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"mask_ratio": self.mask_ratio}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         images = batch.views[0]
-        noise = on_device(masking_noise(progress, len(images), self.backbone.num_patches), images.device)
+        noise = to_device(masking_noise(progress, len(images), self.backbone.num_patches), images.device)
         prediction, mask, tokens = reconstruct(self.backbone, self.decoder, images, noise, self.mask_ratio)
         loss = masked_patch_loss(prediction, images, mask, self.backbone.patch_size, self.normalize_targets)
         return Output(loss, self.backbone.pool(tokens.detach()))
@@ -260,7 +268,7 @@ class MAE(Objective):
         values = self.backbone.patch_size**2 * 3
         return 1 - 1 / values if self.normalize_targets else None
 
-    def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """What the encoder saw, that with the painted patches added, and the images.
 
         Normalised targets say nothing of a patch's mean and deviation: these two are taken from the image itself.
@@ -270,7 +278,7 @@ class MAE(Objective):
         painted, mask, _ = reconstruct(self.backbone, self.decoder, images, noise, self.mask_ratio)
         patches, removed = patchify(images, p), mask[:, :, None] > 0
         if self.normalize_targets:
-            _, mean, deviation = standardise(patches)
+            _, mean, deviation = normalize_patches(patches)
             painted = painted * deviation + mean
         masked = torch.where(removed, images.mean(), patches)
         painted = torch.where(removed, painted, patches)
@@ -280,5 +288,5 @@ class MAE(Objective):
 def masking_noise(progress: Progress, count: int, num_patches: int) -> Tensor:
     """Noise [count, L] of this process's images; a function of (seed, step, position in the global batch)."""
     first, total = distributed.rank() * count, distributed.world_size() * count
-    generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, MASKING))
+    generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, MASKING))
     return torch.rand(total, num_patches, generator=generator)[first : first + count]

@@ -16,9 +16,9 @@ from unlabeled import distributed, ema
 from unlabeled.batchnorm import split_batchnorm
 from unlabeled.contrast import log_sum_exp
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress, Sign
+from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix, on_device
+from unlabeled.randomness import derive_seed, to_device
 from unlabeled.signs import VIEWS_ALIKE
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
@@ -114,7 +114,7 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, permutat
         [B, D], row i belongs to ``images[i]``.
     """
     mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
-    permutation = on_device(permutation, images.device)
+    permutation = to_device(permutation, images.device)
     encoded = distributed.gather(encode(distributed.gather(images)[permutation[mine]]))
     return encoded[permutation.argsort()[mine]]
 
@@ -179,7 +179,7 @@ class MoCo(Objective):
             raise UserError(f"batch_size={plan.batch_size}: must be a multiple of objective.bn_splits={splits}")
         self.keys_per_batch = plan.batch_size * (1 + self.symmetric)
 
-    def doubts(self, plan: Plan) -> list[Check]:
+    def plan_warnings(self, plan: Plan) -> list[Check]:
         size, shorter = len(self.queue.keys), 1 << max(0, (plan.images - 1).bit_length() - 1)
         return [
             Check(
@@ -190,7 +190,7 @@ class MoCo(Objective):
             )
         ]
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         """``queue_fill`` is the share of keys that are of images, the others are random; ``queue_age`` is in steps."""
         values, size = {"momentum": self.momentum, "temperature": self.temperature}, len(self.queue.keys)
         if not self.keys_per_batch:
@@ -217,14 +217,14 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def _keys(self, images: Tensor, progress: Progress, turn: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, turn, _SHUFFLE))
+        generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, turn, _SHUFFLE))
         permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
         return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
 
-    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self) -> float | None:
@@ -278,7 +278,7 @@ class MoCoV3(Objective):
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def _momentum_at(self, progress: Progress) -> float:
@@ -308,10 +308,10 @@ class MoCoV3(Objective):
         keys: Tensor = self.momentum_projector(self.momentum_backbone(images))
         return keys
 
-    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self) -> float | None:

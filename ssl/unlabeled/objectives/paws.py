@@ -14,7 +14,7 @@ from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.heads import paws_predictor, swav_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign, Support
+from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress, Support
 from unlabeled.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
@@ -38,7 +38,7 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
     return F.softmax(logits, dim=1) @ labels.to(logits.dtype)
 
 
-def sharpened(probabilities: Tensor, sharpen: float) -> Tensor:
+def sharpen_probabilities(probabilities: Tensor, sharpen: float) -> Tensor:
     """ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
     largest = probabilities.detach().amax(1, keepdim=True)  # ρ does not feel it; without it 1000 classes underflow
     powers = (probabilities / largest) ** (1 / sharpen)
@@ -76,31 +76,31 @@ def paws_loss(
         equally many supports they are ln C and −ln C.
     """
     labels = distributed.gather(labels)
-    wanted = wanted_classes(targets, target_supports, labels, small_views, temperature, sharpen)
-    return predicted_classes(anchors, supports, wanted, labels, temperature, sharpen)
+    wanted = target_classes(targets, target_supports, labels, small_views, temperature, sharpen)
+    return prediction_losses(anchors, supports, wanted, labels, temperature, sharpen)
 
 
 @torch.no_grad()
 @full_precision
-def wanted_classes(
+def target_classes(
     targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int, temperature: float, sharpen: float
 ) -> Tensor:
     """What the anchors are to predict, [(2+M)·B, C]; half of :func:`paws_loss`, with the labels of all processes."""
     supports = distributed.gather(_unit_rows(target_supports))
-    wanted = sharpened(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
+    wanted = sharpen_probabilities(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
     first, second = wanted.chunk(LARGE)
     wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
     return wanted.where(wanted >= SMALLEST_TARGET, torch.zeros_like(wanted))
 
 
 @full_precision
-def predicted_classes(
+def prediction_losses(
     anchors: Tensor, supports: Tensor, wanted: Tensor, labels: Tensor, temperature: float, sharpen: float
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and me-max, the other half of :func:`paws_loss`, with the labels of all processes."""
     supports = distributed.gather(_unit_rows(supports))
     predictions = soft_nearest_neighbours(anchors, supports, labels, temperature)
-    mean = distributed.mean(sharpened(predictions, sharpen).mean(0))
+    mean = distributed.mean(sharpen_probabilities(predictions, sharpen).mean(0))
     return -_x_log_y(wanted, predictions).sum(1).mean(), _x_log_y(mean, mean).sum()
 
 
@@ -154,7 +154,7 @@ class PAWS(Objective):
         if len(set(sizes)) > 1:
             raise UserError(f"views: the first {LARGE} of objective=paws are the large ones, of one size; here {sizes}")
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"temperature": self.temperature, "sharpen": self.sharpen}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -168,8 +168,8 @@ class PAWS(Objective):
         anchors = torch.cat([predicted[rows:], *self._small(small)])
         first, second = projected[rows:].chunk(LARGE)
         swapped, labels = torch.cat([second, first]), distributed.gather(self._labels(support, projected.dtype))
-        wanted = wanted_classes(swapped, projected[:rows], labels, len(small), self.temperature, self.sharpen)
-        parts = predicted_classes(anchors, predicted[:rows], wanted, labels, self.temperature, self.sharpen)
+        wanted = target_classes(swapped, projected[:rows], labels, len(small), self.temperature, self.sharpen)
+        parts = prediction_losses(anchors, predicted[:rows], wanted, labels, self.temperature, self.sharpen)
         seen = features[rows : rows + images].detach()
         return Output(parts[0] + parts[1], seen, _metrics(*parts, wanted), anchors, wanted)
 
@@ -189,10 +189,10 @@ class PAWS(Objective):
         """Projector and prediction head: the official evaluation compares what comes out of both."""
         return nn.Sequential(self.projector, self.predictor)
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         """Sharpened targets name few classes; those that name all alike teach nothing, and me-max is content."""
         return (
-            Sign(
+            MetricBound(
                 "targets-not-sharp",
                 "classes_per_target",
                 0.0,
@@ -201,7 +201,7 @@ class PAWS(Objective):
                 "objective.sharpen=0.25 as published, or weaker views",
                 lasting=True,
             ),
-            Sign(
+            MetricBound(
                 "one-class-for-all",
                 "effective_classes",
                 min(1.5, self.classes),

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from unlabeled import distributed, ema
 from unlabeled.errors import UserError
 from unlabeled.heads import byol_mlp
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
+from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
-from unlabeled.randomness import mix, on_device
+from unlabeled.randomness import derive_seed, to_device
 
 StopGradient = Literal["entropy", "first_argument"]
 
@@ -47,18 +47,18 @@ def relic_loss(
         negatives: int64 [B, n], rows of the joined batch of all processes, none of them the row's own.
         temperature: above 0.
         alpha, beta: weights of contrast and invariance.
-        stop_gradient: see :func:`divergence`.
+        stop_gradient: see :func:`kl_divergence`.
 
     Returns:
         Scalar; α · ln(n+1) when all embeddings are equal.
     """
-    there = log_likeness(online_a, gather_targets(target_b), negatives, temperature)
-    back = log_likeness(online_b, gather_targets(target_a), negatives, temperature)
-    return alpha * contrast(there) + beta * divergence(there, back, stop_gradient)
+    there = contrastive_log_probabilities(online_a, gather_targets(target_b), negatives, temperature)
+    back = contrastive_log_probabilities(online_b, gather_targets(target_a), negatives, temperature)
+    return alpha * contrastive_loss(there) + beta * kl_divergence(there, back, stop_gradient)
 
 
 @full_precision
-def log_likeness(online: Tensor, targets: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """log p over an image and its negatives.
 
     Args:
@@ -81,12 +81,12 @@ def gather_targets(target: Tensor) -> Tensor:
     return distributed.gather(F.normalize(target.detach(), dim=1))
 
 
-def contrast(log_p: Tensor) -> Tensor:
+def contrastive_loss(log_p: Tensor) -> Tensor:
     """Negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
     return -log_p[:, 0].mean()
 
 
-def divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> Tensor:
+def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> Tensor:
     """KL(p ‖ q) of rows [B, 1 + n] in logarithms, mean over the rows; the value does not depend on ``stop_gradient``.
 
     Args:
@@ -132,7 +132,7 @@ class ReLIC(Objective):
         temperature: of the softmax.
         alpha, beta: weights of contrast and invariance.
         negatives: other images that each is told from, n, of all processes' batch; None takes all of them.
-        stop_gradient: see :func:`divergence`.
+        stop_gradient: see :func:`kl_divergence`.
         include_same_view: also contrast a large view with itself as the target network sees it.
         small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) with p(l→j) held, where the large
             view l is the one after j.
@@ -180,7 +180,7 @@ class ReLIC(Objective):
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -189,8 +189,8 @@ class ReLIC(Objective):
         features = [self.backbone(view) for view in batch.views]
         online = [self.predictor(self.projector(each)) for each in features]
         targets = [gather_targets(self._target(view)) for view in large]
-        negatives = on_device(self._negatives(len(online[0]), progress), online[0].device)
-        log_p = [[log_likeness(o, t, negatives, self.temperature) for t in targets] for o in online]
+        negatives = to_device(self._negatives(len(online[0]), progress), online[0].device)
+        log_p = [[contrastive_log_probabilities(o, t, negatives, self.temperature) for t in targets] for o in online]
         loss, metrics = self._all_pairs(log_p)
         return Output(loss, features[0].detach(), metrics, online[0], targets[0])
 
@@ -204,7 +204,7 @@ class ReLIC(Objective):
         total = images * distributed.world_size()
         count = total - 1 if self.negatives is None else self.negatives
         self.candidates = 1 + count
-        generator = torch.Generator().manual_seed(mix(progress.seed, progress.batch, _NEGATIVES))
+        generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, _NEGATIVES))
         first = distributed.rank() * images
         return sample_negatives(total, count, generator)[first : first + images]
 
@@ -214,7 +214,7 @@ class ReLIC(Objective):
         A view has none with itself: the divergence is 0, and ``entropy`` would leave a gradient of that zero.
         """
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
-        contrasts = torch.stack([contrast(log_p[i][j]) for i, j in pairs]).mean()
+        contrasts = torch.stack([contrastive_loss(log_p[i][j]) for i, j in pairs]).mean()
         divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
         found = torch.stack([_own_first(log_p[i][j].detach()) for i, j in pairs]).mean()
         metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "instance_top1": found}
@@ -226,9 +226,9 @@ class ReLIC(Objective):
     def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor:
         large = len(log_p[0])
         if i < large and i != j:
-            return divergence(log_p[i][j], log_p[j][i], self.stop_gradient)
+            return kl_divergence(log_p[i][j], log_p[j][i], self.stop_gradient)
         if i >= large and self.small_invariance:
-            return divergence(log_p[(j + 1) % large][j], log_p[i][j], "first_argument")
+            return kl_divergence(log_p[(j + 1) % large][j], log_p[i][j], "first_argument")
         return log_p[i][j].new_zeros(())
 
     def after_step(self, progress: Progress) -> None:
@@ -237,16 +237,16 @@ class ReLIC(Objective):
         ema.update(self.target_backbone, self.backbone, momentum)
         ema.update(self.target_projector, self.projector, momentum)
 
-    def followers(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.target_backbone, self.backbone), (self.target_projector, self.projector)
 
     def _momentum_at(self, progress: Progress) -> float:
         return ema.momentum_at(progress.fraction, self.momentum)
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         """Chance finds an image among its negatives once in so many; embeddings that are all equal never do."""
         return (
-            Sign(
+            MetricBound(
                 "instances-not-found",
                 "instance_top1",
                 1 / max(1, self.candidates),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.contrast import log_sum_exp
 from unlabeled.heads import simclr_projector
-from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress, Sign
+from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 from unlabeled.signs import VIEWS_ALIKE
 
@@ -61,7 +61,7 @@ class SimCLR(Objective):
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -73,7 +73,7 @@ class SimCLR(Objective):
         loss = nt_xent(z1, z2, self.temperature)
         return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity}, embeddings=z1)
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self) -> float | None:

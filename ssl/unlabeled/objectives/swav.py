@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.heads import swav_projector
-from unlabeled.objective import Backbone, Batch, Check, Objective, Output, Plan, Progress, Sign
+from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.precision import full_precision
 
 
@@ -73,12 +73,12 @@ def swapped_prediction(
     Returns:
         Scalar; ln K when all scores are equal.
     """
-    codes = codes_of(scores, assigned, epsilon, iterations, queue_scores)
-    return predicted_codes(scores, assigned, codes, temperature)
+    codes = compute_codes(scores, assigned, epsilon, iterations, queue_scores)
+    return code_prediction_loss(scores, assigned, codes, temperature)
 
 
 @full_precision
-def codes_of(
+def compute_codes(
     scores: Sequence[Tensor],
     assigned: Sequence[int],
     epsilon: float,
@@ -93,7 +93,7 @@ def codes_of(
 
 
 @full_precision
-def predicted_codes(
+def code_prediction_loss(
     scores: Sequence[Tensor], assigned: Sequence[int], codes: Sequence[Tensor], temperature: float
 ) -> Tensor:
     """Mean cross-entropy of codes and predictions; the second half of :func:`swapped_prediction`."""
@@ -204,7 +204,7 @@ class SwAV(Objective):
             raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
         self.batch_size = plan.batch_size
 
-    def doubts(self, plan: Plan) -> list[Check]:
+    def plan_warnings(self, plan: Plan) -> list[Check]:
         """Sinkhorn shares out the prototypes among the batch and the queue."""
         length, prototypes = self._queue_length, self.prototypes.out_features
         samples = Check(
@@ -221,7 +221,7 @@ class SwAV(Objective):
         )
         return [samples] if self.queue is None else [samples, queue]
 
-    def planned(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress) -> dict[str, float]:
         values = {"temperature": self.temperature, "epsilon": self.epsilon}
         values["prototypes_trained"] = float(self._trains_prototypes(progress))
         if self.queue is None or not self.batch_size:
@@ -257,8 +257,8 @@ class SwAV(Objective):
         embeddings = _unit_rows(projected)
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
         queue_scores = self._queue_scores(progress)
-        codes = codes_of(scores, self.assigned, self.epsilon, self.iterations, queue_scores)
-        loss = predicted_codes(scores, self.assigned, codes, self.temperature)
+        codes = compute_codes(scores, self.assigned, self.epsilon, self.iterations, queue_scores)
+        loss = code_prediction_loss(scores, self.assigned, codes, self.temperature)
         self._enqueue(embeddings.chunk(len(batch.views)), progress)
         metrics = self._metrics(scores, codes, queue_scores)
         return Output(loss, self._first(features, batch), metrics, projected, codes[0])
@@ -312,11 +312,11 @@ class SwAV(Objective):
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    def signs(self) -> Sequence[Sign]:
+    def metric_bounds(self) -> Sequence[MetricBound]:
         """Codes of a batch are spread over all prototypes, whatever the network does: Sinkhorn sees to it."""
         k = self.prototypes.out_features
         return (
-            Sign(
+            MetricBound(
                 "codes-not-balanced",
                 "effective_codes",
                 k / 2,

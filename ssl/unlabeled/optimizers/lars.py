@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
-from unlabeled.faults.snapshot import local
+from unlabeled.faults.snapshot import local_shard
 
 
 class LARS(Optimizer):
@@ -49,14 +49,14 @@ class LARS(Optimizer):
             for matrices in _together([parameter for parameter in trained if parameter.ndim > 1]):
                 self._move(matrices, _adapted(matrices, group), group)
             if vectors := [parameter for parameter in trained if parameter.ndim <= 1]:
-                self._move(vectors, [local(parameter.grad) for parameter in vectors], group)
+                self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-        buffers = [local(self._momentum_of(parameter)) for parameter in parameters]
+        buffers = [local_shard(self._momentum_of(parameter)) for parameter in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, updates)
-        torch._foreach_add_([local(parameter) for parameter in parameters], buffers, alpha=-group["lr"])
+        torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-group["lr"])
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -79,8 +79,8 @@ def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 def _adapted(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """(g + λw) · trust·‖w‖/‖g + λw‖ of each, without a wait for the device; the local pieces of those that are cut."""
-    weights = [local(parameter) for parameter in parameters]
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    weights = [local_shard(parameter) for parameter in parameters]
+    gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     updates = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
     weight_norms, update_norms = _norms([*weights, *updates], isinstance(parameters[0], DTensor)).chunk(2)
     ratios = group["trust_coefficient"] * weight_norms / update_norms

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unlabeled.build_representation import build_subject
+from unlabeled.build_representation import build_analysis_subject
 from unlabeled.config import run_module
 from unlabeled.data.fingerprint import fingerprint
-from unlabeled.evaluation.provenance import of_checkpoint
+from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.evaluation.reporting.report import git_state, machine, versions
-from unlabeled.representation.analysis import Settings, Subject, analyse
-from unlabeled.representation.written import NAME, write_analysis
+from unlabeled.representation.analysis import AnalysisSubject, Settings, analyse
+from unlabeled.representation.report_files import NAME, write_analysis
 from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, read_checkpoint
 
 
@@ -26,7 +26,7 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
     started, clock = datetime.now(UTC), time.perf_counter()
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     checkpoint = read_checkpoint(path)
-    subject, built = build_subject(config, checkpoint)
+    subject, built = build_analysis_subject(config, checkpoint)
     settings = Settings(
         resolved["images"],
         resolved["lidar_images"],
@@ -48,10 +48,10 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
     print(f"the whole is in {out / f'{NAME}.md'}, with its pictures")
 
 
-def protocol(subject: Subject, checkpoint: Checkpoint, built: dict[str, Any]) -> dict[str, Any]:
+def protocol(subject: AnalysisSubject, checkpoint: Checkpoint, built: dict[str, Any]) -> dict[str, Any]:
     """All that decides the numbers: nested dicts of plain values."""
     return {
-        "checkpoint": of_checkpoint(checkpoint),
+        "checkpoint": checkpoint_provenance(checkpoint),
         "data": {
             "description": subject.data.splits.description,
             "split": built["split"],

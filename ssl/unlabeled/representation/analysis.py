@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.canvas import on_device
 from unlabeled.data.module import DataModule
+from unlabeled.data.padding import batch_to_device
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, behind, extract, full_float32, joined
-from unlabeled.evaluation.reporting.attention import attention_pictures, transformer_of
+from unlabeled.evaluation.features import Features, apply_head, concatenate, extract, full_float32
+from unlabeled.evaluation.reporting.attention import attention_pictures, find_transformer
 from unlabeled.objective import Backbone, Batch
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.representation.cka import CKA
-from unlabeled.representation.distance import attention_distance, even_distance
-from unlabeled.representation.invariance import augmented, invariance
+from unlabeled.representation.distance import attention_distance, uniform_attention_distance
+from unlabeled.representation.invariance import augment_each, invariance
 from unlabeled.representation.layers import Layers
-from unlabeled.representation.measures import SHORTEST_WINDOW, doubts, measure
+from unlabeled.representation.measures import SHORTEST_WINDOW, measure_space, measure_warnings
 from unlabeled.representation.spectrum import eigenspectrum
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
@@ -28,11 +28,11 @@ from unlabeled.views.pipeline import Views
 ATTENTION_IMAGES = 64  # that distances are averaged over
 ROLLOUTS = 6  # pictures
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass
-class Subject:
+class AnalysisSubject:
     """A loaded network, and the images that it is looked at with."""
 
     backbone: Backbone
@@ -70,7 +70,7 @@ class Analysis:
     notes: list[str] = field(default_factory=list)  # what to doubt
 
 
-def analyse(subject: Subject, settings: Settings, say: Say) -> Analysis:
+def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
     """Look at a network three times: many images plainly, some in views, some under single augmentations.
 
     The network stays as it was: eval mode inside, float32, no gradient.
@@ -78,32 +78,32 @@ def analyse(subject: Subject, settings: Settings, say: Say) -> Analysis:
     Raises:
         UserError: too few images or views for any of it.
     """
-    check(subject, settings)
+    check_settings(subject, settings)
     notes: list[str] = []
     with full_float32(subject.device):
         plain, layers, cka = _plainly(subject, settings, notes)
-        say(f"{len(plain.x):,} images through the network")
+        log(f"{len(plain.x):,} images through the network")
         views = _in_views(subject, settings)
-        say(f"{settings.lidar_views} views of each of {len(views):,} images")
+        log(f"{settings.lidar_views} views of each of {len(views):,} images")
         pairs = _under_augmentations(subject, settings)
-        say(f"{', '.join(pairs)} of each of them")
+        log(f"{', '.join(pairs)} of each of them")
         heads: dict[str, nn.Module] = {"backbone": nn.Identity()}
         heads |= {} if subject.projector is None else {"projector": subject.projector}
         spaces, spectra = {}, {}
         for name, head in heads.items():
             project = partial(_through, head, subject.device)
             features = project(plain.x)
-            spaces[name] = measure(features, project(views), settings.alpha_window)
+            spaces[name] = measure_space(features, project(views), settings.alpha_window)
             spaces[name]["invariance"] = {key: invariance(project(a), project(b)) for key, (a, b) in pairs.items()}
             spectra[name] = eigenspectrum(features).cpu()
-            notes += doubts(name, spaces[name], settings.alpha_window)
+            notes += measure_warnings(name, spaces[name], settings.alpha_window)
         distances, even, rollouts = _attention(subject, settings)
     matrix = None if cka is None else cka.matrix()
     counted = 0 if cka is None else cka.images
     return Analysis(spaces, spectra, layers, matrix, counted, distances, even, rollouts, notes)
 
 
-def check(subject: Subject, settings: Settings) -> None:
+def check_settings(subject: AnalysisSubject, settings: Settings) -> None:
     """Raise UserError for what cannot be measured."""
     for key, least in (("images", 4), ("lidar_images", 2), ("lidar_views", 2), ("batch_size", 4)):
         if (given := getattr(settings, key)) < least:
@@ -125,40 +125,41 @@ def check_size(backbone: Backbone, views: Views) -> None:
         )
 
 
-def chosen_images(source: Source, count: int, seed: int) -> Tensor:
+def choose_images(source: Source, count: int, seed: int) -> Tensor:
     """Random positions in a split, the same for the same seed; in random order, so that batches are alike."""
-    return torch.randperm(len(source), generator=torch.Generator().manual_seed(mix(seed, 0)))[:count]
+    return torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(seed, 0)))[:count]
 
 
-def _batches(subject: Subject, count: int, settings: Settings) -> Iterable[Batch]:
-    positions = chosen_images(subject.source, count, settings.seed)
+def _batches(subject: AnalysisSubject, count: int, settings: Settings) -> Iterable[Batch]:
+    positions = choose_images(subject.source, count, settings.seed)
     return subject.data.batches(subject.source, positions, min(settings.batch_size, len(positions)))
 
 
-def _features(subject: Subject, batch: Batch, transform: Callable[[Tensor, Tensor | None], Tensor]) -> Features:
+def _features(subject: AnalysisSubject, batch: Batch, transform: Callable[[Tensor, Tensor | None], Tensor]) -> Features:
     return extract(subject.backbone, [batch], transform, subject.device)
 
 
-def _plainly(subject: Subject, settings: Settings, notes: list[str]) -> tuple[Features, list[str], CKA | None]:
+def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> tuple[Features, list[str], CKA | None]:
     """Features as evaluation has them, and, where the backbone has layers, how alike these are."""
     try:
         layers = Layers(subject.backbone)
     except UserError as reason:
         notes.append(f"no CKA: {reason}")
         parts = [
-            _features(subject, batch, subject.views.plain) for batch in _batches(subject, settings.images, settings)
+            _features(subject, batch, subject.views.evaluation_view)
+            for batch in _batches(subject, settings.images, settings)
         ]
-        return joined(parts), [], None
+        return concatenate(parts), [], None
     cka, parts = CKA(min(settings.batch_size, settings.images, len(subject.source))), []
-    with layers.listening():
+    with layers.recording():
         for batch in _batches(subject, settings.images, settings):
-            parts.append(_features(subject, batch, subject.views.plain))
+            parts.append(_features(subject, batch, subject.views.evaluation_view))
             outputs = layers.taken()
             cka.update(outputs, outputs)
-    return joined(parts), layers.names, cka
+    return concatenate(parts), layers.names, cka
 
 
-def _in_views(subject: Subject, settings: Settings) -> Tensor:
+def _in_views(subject: AnalysisSubject, settings: Settings) -> Tensor:
     """Features [n, q, D] of the first of the run's views, drawn q times."""
     total, first, rows = min(settings.lidar_images, len(subject.source)), 0, []
     for batch in _batches(subject, settings.lidar_images, settings):
@@ -176,16 +177,16 @@ def _first_view(views: Views, ids: Tensor, key: ViewKey, images: Tensor, sizes: 
     return made[0]
 
 
-def _under_augmentations(subject: Subject, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+def _under_augmentations(subject: AnalysisSubject, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
     """By name of an augmentation, features of images and of the same ones augmented, [n, D] each."""
     found: dict[str, list[Tensor]] = {}
     plain: list[Tensor] = []
     total = min(settings.lidar_images, len(subject.source))
     for batch in _batches(subject, settings.lidar_images, settings):
         key = ViewKey(settings.seed, 0, sum(map(len, plain)), total)
-        images = subject.views.plain(*on_device(batch, subject.device))
+        images = subject.views.evaluation_view(*batch_to_device(batch, subject.device))
         plain.append(_features(subject, batch, partial(_made_already, images)).x)
-        for name, changed in augmented(subject.views, images, key):
+        for name, changed in augment_each(subject.views, images, key):
             rows = _features(subject, batch, partial(_made_already, changed)).x
             found.setdefault(name, []).append(rows)
     return {name: (torch.cat(plain), torch.cat(rows)) for name, rows in found.items()}
@@ -195,20 +196,20 @@ def _made_already(made: Tensor, images: Tensor, sizes: Tensor | None) -> Tensor:
     return made
 
 
-def _attention(subject: Subject, settings: Settings) -> tuple[Tensor | None, float | None, dict[str, Tensor]]:
-    transformer = transformer_of(subject.backbone)
+def _attention(subject: AnalysisSubject, settings: Settings) -> tuple[Tensor | None, float | None, dict[str, Tensor]]:
+    transformer = find_transformer(subject.backbone)
     if transformer is None:
         return None, None, {}
     batch = next(iter(_batches(subject, ATTENTION_IMAGES, settings)))
-    images = subject.views.plain(*on_device(batch, subject.device))
+    images = subject.views.evaluation_view(*batch_to_device(batch, subject.device))
     distances = attention_distance(subject.backbone, images)
     pictures = attention_pictures(subject.backbone, subject.views, images[:ROLLOUTS])
-    return distances, even_distance(transformer, images.shape[2]), pictures
+    return distances, uniform_attention_distance(transformer, images.shape[2]), pictures
 
 
 def _through(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
     """Features [..., D] behind a head, on the device: [..., D']."""
     rows = features.flatten(0, -2).to(device)
     labels = torch.zeros(len(rows), dtype=torch.long)
-    made = behind(head, Features(rows, labels, labels)).x
+    made = apply_head(head, Features(rows, labels, labels)).x
     return made.reshape(*features.shape[:-1], made.shape[1])

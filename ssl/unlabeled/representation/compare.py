@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unlabeled.build_representation import build_sides
+from unlabeled.build_representation import build_compared_networks
 from unlabeled.config import run_module
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.errors import UserError
-from unlabeled.evaluation.provenance import of_checkpoint
+from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.evaluation.reporting.report import git_state, plain_values, versions
-from unlabeled.representation.comparison import Compared, Side, compare
+from unlabeled.representation.comparison import ComparedNetwork, LayerSimilarities, compare
 from unlabeled.representation.figures import matrices
 from unlabeled.representation.layers import POOLING
-from unlabeled.writing import write_whole
+from unlabeled.writing import write_atomic
 
 
 def compare_command(config: Any, resolved: dict[str, Any]) -> None:
@@ -31,10 +31,10 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
     for key in ("images", "batch_size"):
         if resolved[key] < 4:
             raise UserError(f"{key}={resolved[key]}: must be at least 4")
-    first, second, data, source, device = build_sides(config)
+    first, second, data, source, device = build_compared_networks(config)
     found = compare(first, second, data, source, resolved["images"], resolved["batch_size"], resolved["seed"], device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw(found, first.name, second.name, out)
+    draw_matrices(found, first.name, second.name, out)
     values = {
         "command": " ".join(["python", "-m", "unlabeled.representation.compare", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,25 +45,25 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
         "data": f"{resolved['split']} split of {data.splits.description}",
         "fingerprint": fingerprint(source, moved=True),
         "seed": resolved["seed"],
-        "first": side_values(first) | {"layers": found.layers[0], "matrix": found.first.tolist()},
-        "second": side_values(second) | {"layers": found.layers[1], "matrix": found.second.tolist()},
+        "first": network_values(first) | {"layers": found.layers[0], "matrix": found.first.tolist()},
+        "second": network_values(second) | {"layers": found.layers[1], "matrix": found.second.tolist()},
         "across": found.across.tolist(),
         "git": git_state(),
         "versions": versions(),
     }
     text = json.dumps(plain_values(values), indent=2, allow_nan=False, ensure_ascii=False)
-    write_whole(out.with_suffix(".json"), text + "\n")
-    print(nearest(found, first.name, second.name))
+    write_atomic(out.with_suffix(".json"), text + "\n")
+    print(nearest_layers(found, first.name, second.name))
     print(f"the picture is {out}, the numbers are in {out.with_suffix('.json')}")
 
 
-def draw(found: Compared, first: str, second: str, path: Path) -> None:
+def draw_matrices(found: LayerSimilarities, first: str, second: str, path: Path) -> None:
     """Each network with itself, and between them the one with the other."""
     a, b = (first, found.layers[0]), (second, found.layers[1])
     matrices([(found.first, a, a), (found.across, a, b), (found.second, b, b)]).savefig(path)
 
 
-def nearest(found: Compared, first: str, second: str) -> str:
+def nearest_layers(found: LayerSimilarities, first: str, second: str) -> str:
     """For each layer of the first network the layer of the second that is most like it: Markdown."""
     best, which = found.across.max(1)
     lines = [
@@ -73,9 +73,9 @@ def nearest(found: Compared, first: str, second: str) -> str:
     return "\n".join([f"| {first} | most like, in {second} | CKA |", "|---|---|---:|", *lines])
 
 
-def side_values(side: Side) -> dict[str, Any]:
+def network_values(side: ComparedNetwork) -> dict[str, Any]:
     """Which network it was and what it saw."""
-    checkpoint = {"random_start": side.seed} if side.checkpoint is None else of_checkpoint(side.checkpoint)
+    checkpoint = {"random_start": side.seed} if side.checkpoint is None else checkpoint_provenance(side.checkpoint)
     return {"name": side.name, "checkpoint": checkpoint, "transform": side.views.evaluation()}
 
 

@@ -9,7 +9,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.evaluation.features import extract, full_float32
 from unlabeled.objective import Backbone, Batch
-from unlabeled.representation.analysis import check_size, chosen_images
+from unlabeled.representation.analysis import check_size, choose_images
 from unlabeled.representation.cka import CKA
 from unlabeled.representation.layers import Layers
 from unlabeled.views.pipeline import Views
@@ -17,7 +17,7 @@ from unlabeled.weights import Checkpoint
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedNetwork:
     """One network, loaded, with what its images are made like."""
 
     name: str
@@ -28,7 +28,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Compared:
+class LayerSimilarities:
     """CKA of the layers of two networks, float64 on the CPU, each with itself as well."""
 
     first: Tensor  # [A, A]
@@ -39,15 +39,15 @@ class Compared:
 
 
 def compare(
-    first: Side,
-    second: Side,
+    first: ComparedNetwork,
+    second: ComparedNetwork,
     data: DataModule,
     source: Source,
     images: int,
     batch_size: int,
     seed: int,
     device: torch.device,
-) -> Compared:
+) -> LayerSimilarities:
     """Each batch of images goes through both networks, so that rows belong together; both are left as they were.
 
     Args:
@@ -65,22 +65,22 @@ def compare(
     layers = [Layers(side.backbone) for side in (first, second)]
     for side in (first, second):
         check_size(side.backbone, side.views)
-    positions = chosen_images(source, images, seed)
+    positions = choose_images(source, images, seed)
     size = min(batch_size, len(positions))
     alone, across = [CKA(size), CKA(size)], CKA(size)
-    with full_float32(device), layers[0].listening(), layers[1].listening():
+    with full_float32(device), layers[0].recording(), layers[1].recording():
         for batch in data.batches(source, positions, size):
             for side in (first, second):
-                look(side, batch, device)
+                forward_layers(side, batch, device)
             taken = [each.taken() for each in layers]
             for gathered, outputs in zip(alone, taken, strict=True):
                 gathered.update(outputs, outputs)
             across.update(*taken)
-    return Compared(
+    return LayerSimilarities(
         alone[0].matrix(), alone[1].matrix(), across.matrix(), (layers[0].names, layers[1].names), across.images
     )
 
 
-def look(side: Side, batch: Batch, device: torch.device) -> None:
+def forward_layers(side: ComparedNetwork, batch: Batch, device: torch.device) -> None:
     """One forward pass, noticed by whoever listens."""
-    extract(side.backbone, [batch], side.views.plain, device)
+    extract(side.backbone, [batch], side.views.evaluation_view, device)

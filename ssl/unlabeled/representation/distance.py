@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.attention import Transformer, attentions, transformer_of
+from unlabeled.evaluation.reporting.attention import Transformer, attentions, find_transformer
 from unlabeled.objective import Backbone
 
 AT_A_TIME = 16  # images: attention of 197 tokens and 12 heads takes 4 MB of each
@@ -22,7 +22,7 @@ def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
     Returns:
         Pixels, float64 [blocks, heads] on the CPU; None where there is no such attention (see ``rollout``).
     """
-    transformer = transformer_of(backbone)
+    transformer = find_transformer(backbone)
     if transformer is None:
         return None
     distances = patch_distances(transformer.grid, images.shape[2] / transformer.grid[0]).to(images.device)
@@ -41,6 +41,6 @@ def patch_distances(grid: tuple[int, int], patch: float) -> Tensor:
     return torch.cdist(places, places)
 
 
-def even_distance(transformer: Transformer, size: int) -> float:
+def uniform_attention_distance(transformer: Transformer, size: int) -> float:
     """What a head has that attends to all patches alike, pixels; ``size`` is that of images."""
     return float(patch_distances(transformer.grid, size / transformer.grid[0]).mean())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, WIDTH, blank, plain_text, tidy
+from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, WIDTH, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ PANEL = 3.7  # inches: of one matrix of layers
 
 def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """Eigenvalues of the covariance over their ranks, each relative to its largest, and the lines of α-ReQ."""
-    figure = blank(3.4)
+    figure = new_figure(3.4)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(spectra.items()):
         values = values[values > 1e-12 * values[0]]  # rounding of what has no spread
@@ -28,7 +28,7 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
         axes.loglog(range(1, len(values) + 1), relative, color=PALETTE[number], label=name)
         if spaces[name]["alpha"] is not None:
             _draw_fit(axes, relative, spaces[name])
-    tidy(axes, "Eigenvalues of the covariance")
+    style_axes(axes, "Eigenvalues of the covariance")
     axes.set_xlabel("rank", color=INK)
     axes.legend(frameon=False, labelcolor=INK)
     return figure
@@ -50,7 +50,7 @@ def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any])
 def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """A bar for each augmentation and space."""
     names = list(next(iter(spaces.values()))["invariance"])
-    figure = blank(0.8 + 0.24 * len(names) * (len(spaces) + 1))
+    figure = new_figure(0.8 + 0.24 * len(names) * (len(spaces) + 1))
     axes = figure.add_subplot()
     for number, (name, space) in enumerate(spaces.items()):
         places = [row * (len(spaces) + 1) + number for row in range(len(names))]
@@ -59,7 +59,7 @@ def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
         axes.bar_label(bars, fmt="%.2f", padding=3, color=INK, fontsize=8)
     axes.set_yticks([row * (len(spaces) + 1) + (len(spaces) - 1) / 2 for row in range(len(names))], names)
     axes.invert_yaxis()
-    tidy(axes, "Invariance to single augmentations")
+    style_axes(axes, "Invariance to single augmentations")
     axes.grid(visible=False, axis="y")
     axes.axvline(1, color=GRID, linewidth=0.8, zorder=0)
     axes.set_xlim(min(0.0, *(value for space in spaces.values() for value in space["invariance"].values())), 1.12)
@@ -73,13 +73,13 @@ def distance_plot(distances: Tensor, even: float) -> "Figure":
     """A dot for each head of each block; [blocks, heads], pixels."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = blank(3.2)
+    figure = new_figure(3.2)
     axes = figure.add_subplot()
     for block, heads in enumerate(distances.tolist(), 1):
         axes.plot([block] * len(heads), heads, "o", color=PALETTE[0], markersize=5, alpha=0.8, markeredgewidth=0)
     axes.axhline(even, color=PALETTE[3], linestyle="--", linewidth=1)
     axes.annotate("even attention", (1, even), (0, 3), textcoords="offset points", color=PALETTE[3], fontsize=8)
-    tidy(axes, "Mean attention distance of each head, pixels")
+    style_axes(axes, "Mean attention distance of each head, pixels")
     axes.set_ylim(0, max(even, float(distances.max())) * 1.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("block", color=INK)
@@ -92,7 +92,7 @@ def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str
     Args:
         panels: [rows, columns] each, with the title and the layers of its rows, and those of its columns.
     """
-    figure = blank(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 1.2))
+    figure = new_figure(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 1.2))
     every = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.06})[0]
     for axes, (matrix, rows, columns) in zip(every, panels, strict=True):
         _write_values(axes, matrix)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
-    ColourJitter,
+    ColorJitter,
     GaussianBlur,
     Grayscale,
     Operation,
@@ -36,7 +36,7 @@ def augmentations(size: int) -> dict[str, Operation]:
     made: list[Operation] = [
         crop,
         flip,
-        ColourJitter(0.4, 0.4, 0.4, 0.1, probability=1.0),
+        ColorJitter(0.4, 0.4, 0.4, 0.1, probability=1.0),
         Grayscale(1.0),
         GaussianBlur((0.1, 2.0), 0.1, probability=1.0),
         Solarize(128 / 255, 1.0),
@@ -70,7 +70,7 @@ def invariance(features: Tensor, augmented: Tensor) -> float:
     return float(same.mean() - different) / room if room > 100 * torch.finfo(features.dtype).eps else float("nan")
 
 
-def augmented(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str, Tensor]]:
+def augment_each(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str, Tensor]]:
     """Each augmentation alone, on images as evaluation sees them.
 
     Args:
@@ -81,8 +81,8 @@ def augmented(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str,
     Yields:
         Names, and images [B, 3, h, w].
     """
-    pixels, mine = views.as_pixels(images), slice(key.first, key.first + len(images))
+    pixels, mine = views.to_pixels(images), slice(key.first, key.first + len(images))
     for number, (name, operation) in enumerate(augmentations(pixels.shape[-1]).items()):
         drawn = operation.sample(key.total, key.generator(number))
         rows = {parameter: values[mine] for parameter, values in drawn.items()}
-        yield name, views.as_views(operation.apply(pixels.clone(), rows))
+        yield name, views.to_views(operation.apply(pixels.clone(), rows))

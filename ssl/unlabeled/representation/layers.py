@@ -25,17 +25,17 @@ class Layers:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._blocks, self._prefix = blocks_of(backbone), _prefix(backbone)
+        self._blocks, self._prefix = backbone_blocks(backbone), _prefix(backbone)
         names = {id(module): name for name, module in backbone.named_modules()}
         self.names = [names[id(block)].removeprefix("model.") for block in self._blocks]
         self._seen: dict[int, Tensor] = {}
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Inside, each forward pass is noticed; afterwards the backbone has its hooks as before."""
 
         def notice(number: int) -> Any:
-            return lambda module, inputs, output: self._seen.update({number: pooled(output, self._prefix)})
+            return lambda module, inputs, output: self._seen.update({number: pool_positions(output, self._prefix)})
 
         hooks = [block.register_forward_hook(notice(number)) for number, block in enumerate(self._blocks)]
         try:
@@ -51,7 +51,7 @@ class Layers:
         return taken
 
 
-def blocks_of(backbone: Backbone) -> list[nn.Module]:
+def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
     """The blocks of a backbone: what it says itself, or what stands in a row in it.
 
     These are the members of its outermost lists, and those of its own parts whose kind comes again.
@@ -77,7 +77,7 @@ def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool)
             yield from _in_a_row(child, kinds, False)
 
 
-def pooled(output: Tensor, prefix: int) -> Tensor:
+def pool_positions(output: Tensor, prefix: int) -> Tensor:
     """Mean over positions, [B, C], of maps [B, C, h, w] or square [B, h, w, C], or of tokens [B, prefix + n, C]."""
     if output.ndim == 3:
         return output[:, prefix:].mean(1)

@@ -14,7 +14,7 @@ UNIFORMITY_IMAGES = 4096  # its pairs grow with the square
 SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
 
 
-def measure(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:
+def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:
     """All numbers of one space.
 
     Args:
@@ -47,7 +47,7 @@ def measure(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str,
     }
 
 
-def doubts(name: str, space: dict[str, Any], window: Sequence[int]) -> list[str]:
+def measure_warnings(name: str, space: dict[str, Any], window: Sequence[int]) -> list[str]:
     """What a reader of these numbers should know."""
     n, dim, found = space["images"], space["dimensions"], []
     if n < PER_DIMENSION * dim:

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from unlabeled.data.canvas import sizes_of
+from unlabeled.data.padding import image_sizes
 from unlabeled.errors import UserError
 from unlabeled.views.colour import luminance
 from unlabeled.views.masks import Masks, open_masks, unpack
-from unlabeled.views.operations import Parameters, on_some
+from unlabeled.views.operations import Parameters, apply_to_some
 
 Fill = Literal["black", "mean_gray", "random_gray", "gaussian_noise"]
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: hardly a value has to be clamped
@@ -64,7 +64,7 @@ class RemoveBackground:
             return paint_background(some, unpack(packed, masks.size), self.fill, grey, seed, *sizes)
 
         sizes = [parameters["sizes"].cpu()] if "sizes" in parameters else []
-        return on_some(images, applied, paint, packed, parameters["grey"], parameters["seed"], *sizes)
+        return apply_to_some(images, applied, paint, packed, parameters["grey"], parameters["seed"], *sizes)
 
 
 def paint_background(
@@ -83,11 +83,11 @@ def paint_background(
     Returns:
         [n, 3, H, W].
     """
-    sizes = sizes_of(images, sizes)
-    return torch.where(stretched(masks, sizes, images), images, _colour(images, fill, grey.to(images), seed, sizes))
+    sizes = image_sizes(images, sizes)
+    return torch.where(resize_masks(masks, sizes, images), images, _colour(images, fill, grey.to(images), seed, sizes))
 
 
-def stretched(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
+def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
     """Bool [n, h, w] → [n, 1, H, W], over the ``sizes`` [n, 2] of ``images`` [n, 3, H, W]; beyond, the last pixel."""
     rows, columns = (  # (i + 0.5) · side / length in whole numbers
         ((2 * torch.arange(pixels, device=sizes.device) + 1) * side // (2 * length[:, None])).clamp(max=side - 1)
@@ -106,12 +106,12 @@ def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tenso
     if fill == "gaussian_noise":
         channel, row, column = (torch.arange(length, device=images.device) for length in images.shape[1:])
         place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # the same in a canvas of any size
-        noise = normal_noise(seed.to(images.device), place)
+        noise = seeded_normal(seed.to(images.device), place)
         return (NOISE_MEAN + NOISE_DEVIATION * noise).clamp(0, 1).to(images.dtype)
     return images.new_zeros(())
 
 
-def normal_noise(seed: Tensor, place: Tensor) -> Tensor:
+def seeded_normal(seed: Tensor, place: Tensor) -> Tensor:
     """Standard normal numbers float32 [n, …], each a function of ``seed`` int64 [n] and ``place`` int64 […] alone.
 
     SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: no state, so rows may be drawn on

@@ -47,7 +47,7 @@ def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, 
     return hue, chroma, value
 
 
-def jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
     Before each turn the images are sorted by what is to be done to them, so that it is done to neighbours in place.

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.views.resample import Taps, add_up, few_count, multiply
+from unlabeled.views.resample import Taps, resize_dense, resize_sparse, use_sparse_weights
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -30,10 +30,10 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpol
     top, left, height, width = boxes.unbind(1)
     rows = kernel(top, height, torch.zeros_like(flip), size, interpolation)
     columns = kernel(left, width, flip, size, interpolation)
-    if few_count(images):
-        made = add_up(images, taps(rows), taps(columns))
+    if use_sparse_weights(images):
+        made = resize_sparse(images, taps(rows), taps(columns))
     else:
-        made = multiply(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
+        made = resize_dense(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
     return made.clamp_(0, 1).to(images.dtype)
 
 

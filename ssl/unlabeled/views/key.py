@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 
 class ViewKey(NamedTuple):
@@ -21,4 +21,4 @@ class ViewKey(NamedTuple):
 
     def generator(self, view: int) -> torch.Generator:
         """A CPU generator that depends on (seed, step, view) alone."""
-        return torch.Generator().manual_seed(mix(self.seed, self.step, view))
+        return torch.Generator().manual_seed(derive_seed(self.seed, self.step, view))

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from unlabeled.objective import Check
-from unlabeled.views.colour import equalize, jitter, luminance, solarize
+from unlabeled.views.colour import color_jitter, equalize, luminance, solarize
 from unlabeled.views.crop import Interpolation, crop_resize
-from unlabeled.views.resample import Taps, add_up, few_count, matrix, multiply
+from unlabeled.views.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
 
 Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
 
@@ -38,10 +38,10 @@ class Operation(Protocol):
 
 
 @runtime_checkable
-class Doubtful(Protocol):
+class HasPlanWarnings(Protocol):
     """An operation that knows what may be a mistake."""
 
-    def doubts(self, pixels: int) -> list[Check]:
+    def plan_warnings(self, pixels: int) -> list[Check]:
         """Looks at what it would do to images of that height and width."""
         ...
 
@@ -81,7 +81,7 @@ class RandomResizedCrop:
             "flip": torch.rand(count, generator=generator) < self.flip,
         }
 
-    def doubts(self, pixels: int) -> list[Check]:
+    def plan_warnings(self, pixels: int) -> list[Check]:
         """Crops at most twice as large as the images, of boxes of at least 4 × 4 pixels (both our choice)."""
         smallest = math.sqrt(self.scale[0]) * pixels
         return [
@@ -130,7 +130,7 @@ class RandomResizedCrop:
         return crop_resize(images, boxes, flip, self.size, self.interpolation)
 
 
-class ColourJitter:
+class ColorJitter:
     """Brightness, contrast, saturation (multiplicative, as torchvision) and hue, in a random order per image.
 
     Args:
@@ -164,7 +164,7 @@ class ColourJitter:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         order = parameters["order"].masked_fill(~parameters["applied"][:, None], 4)
-        return jitter(images.float(), parameters["factors"], order, self.additive_brightness).to(images.dtype)
+        return color_jitter(images.float(), parameters["factors"], order, self.additive_brightness).to(images.dtype)
 
 
 class Grayscale:
@@ -177,7 +177,7 @@ class Grayscale:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return on_some(images, parameters["applied"], lambda some: some.copy_(luminance(some)))
+        return apply_to_some(images, parameters["applied"], lambda some: some.copy_(luminance(some)))
 
 
 class Solarize:
@@ -200,7 +200,7 @@ class Solarize:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         drawn = parameters.get("threshold", torch.full((len(images),), self.low, device=parameters["applied"].device))
-        return on_some(images, parameters["applied"], solarize, drawn)
+        return apply_to_some(images, parameters["applied"], solarize, drawn)
 
 
 class Equalize:
@@ -217,7 +217,7 @@ class Equalize:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        return on_some(images, parameters["applied"], equalize)
+        return apply_to_some(images, parameters["applied"], equalize)
 
 
 class GaussianBlur:
@@ -236,7 +236,7 @@ class GaussianBlur:
         sigma = _uniform((count,), *self.sigma, generator).float()
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
-    def doubts(self, pixels: int) -> list[Check]:
+    def plan_warnings(self, pixels: int) -> list[Check]:
         """A kernel of more than one pixel and no wider than what it blurs."""
         width = 2 * self._radius(pixels) + 1
         return [
@@ -255,16 +255,16 @@ class GaussianBlur:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         radius = self._radius(images.shape[-1])
-        return on_some(
+        return apply_to_some(
             images, parameters["applied"], lambda some, sigma: _blur(some, sigma, radius), parameters["sigma"]
         )
 
 
 def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     rows, columns = (_gaussian(sigma, radius, side) for side in images.shape[2:])
-    if few_count(images):
-        return add_up(images, rows, columns)
-    return multiply(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
+    if use_sparse_weights(images):
+        return resize_sparse(images, rows, columns)
+    return resize_dense(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
 
 
 def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
@@ -282,7 +282,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-def on_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """``change`` some images, in float32: ``images`` are written to.
 
     Compiled, all are changed and what was not meant is dropped, so that shapes do not depend on ``applied``.

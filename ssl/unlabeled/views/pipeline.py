@@ -8,16 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.canvas import sizes_of
+from unlabeled.data.padding import image_sizes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.objective import Check
 from unlabeled.views.background import RemoveBackground
 from unlabeled.views.crop import Interpolation, crop_resize
-from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
-from unlabeled.views.operations import Doubtful, Operation, Parameters
+from unlabeled.views.operations import HasPlanWarnings, Operation, Parameters
+from unlabeled.views.per_image import PerImageTransform
 
 Colour = Callable[[Tensor, Sequence[Parameters]], Tensor]
 
@@ -101,7 +101,7 @@ class Views(nn.Module):
 
     def _check_compiles(self) -> None:
         for group in self.groups:
-            if any(isinstance(step, Foreign) for step in group.operations[group.after_crop :]):
+            if any(isinstance(step, PerImageTransform) for step in group.operations[group.after_crop :]):
                 raise UserError("views.compile=true: Foreign goes image by image in Python; give views.compile=false")
 
     def require_masks(self, source: Source) -> None:
@@ -116,13 +116,13 @@ class Views(nn.Module):
         black = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
         return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
 
-    def doubts(self, image_size: int) -> list[Check]:
+    def plan_warnings(self, image_size: int) -> list[Check]:
         """What may not fit images of that height and width: each operation says so of what it is given."""
         looks = []
         for group in self.groups:
             pixels = image_size
             for step in group.operations:
-                looks += step.doubts(pixels) if isinstance(step, Doubtful) else []
+                looks += step.plan_warnings(pixels) if isinstance(step, HasPlanWarnings) else []
                 pixels = getattr(step, "size", pixels) if getattr(step, "crops", False) else pixels
         return list(dict.fromkeys(looks))
 
@@ -165,7 +165,7 @@ class Views(nn.Module):
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
             images = images.clone()  # other operations may write to it
-        images = chain(group.operations[:cut], images, [parameters | batch for parameters in drawn[:cut]])
+        images = apply_operations(group.operations[:cut], images, [parameters | batch for parameters in drawn[:cut]])
         if not self.compiles:
             return self._finish(group.operations[cut:], images, drawn[cut:])
         there = [
@@ -175,7 +175,7 @@ class Views(nn.Module):
 
     def _finish(self, operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
         """What comes after the crop, and normalising."""
-        return self._normalise(chain(operations, images, drawn))
+        return self._normalise(apply_operations(operations, images, drawn))
 
     def _compiled_finish(self, group: ViewGroup) -> Colour:
         """Made at first use, one for each group: the shapes stay from step to step, so it is compiled once."""
@@ -195,13 +195,13 @@ class Views(nn.Module):
         return [slice(start, start + step) for start in range(0, len(images), step)]
 
     @torch.no_grad()
-    def plain(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward.
 
         ``sizes`` as in forward: each image's own centre is seen.
         """
         _require_uint8(images)
-        frames = sizes_of(images, sizes)
+        frames = image_sizes(images, sizes)
         sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
         margins = ((frames - sides) / 2).round().long()  # half a pixel to even, as torchvision's CenterCrop
         boxes, flip = torch.cat([margins, sides, sides], 1), torch.zeros_like(sides[:, 0], dtype=torch.bool)
@@ -212,7 +212,7 @@ class Views(nn.Module):
         return self._normalise(_joined(made))
 
     def evaluation(self) -> dict[str, object]:
-        """What decides :meth:`plain`, for reports; plain values."""
+        """What decides :meth:`evaluation_view`, for reports; plain values."""
         mean, std = (None if values is None else list(values) for values in (self.mean, self.std))
         return {
             "size": self.size,
@@ -222,14 +222,14 @@ class Views(nn.Module):
             "std": std,
         }
 
-    def as_pixels(self, views: Tensor) -> Tensor:
+    def to_pixels(self, views: Tensor) -> Tensor:
         """Views [B, 3, h, w] back to values in [0, 1], to look at; what lies outside is clamped."""
         if self.mean is not None and self.std is not None:
             views = views * _per_channel(self.std, views) + _per_channel(self.mean, views)
         return views.clamp(0, 1)
 
-    def as_views(self, pixels: Tensor) -> Tensor:
-        """The inverse of :meth:`as_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
+    def to_views(self, pixels: Tensor) -> Tensor:
+        """The inverse of :meth:`to_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
         return self._normalise(pixels.clone())
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -245,10 +245,10 @@ def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
         return step
     if not callable(step):
         raise UserError(f"views.groups: {step!r} is no operation and no transform; give a _target_ that is one")
-    return Foreign(step)
+    return PerImageTransform(step)
 
 
-def chain(operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
+def apply_operations(operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
     """One operation after the other, each with what was drawn for it."""
     for operation, parameters in zip(operations, drawn, strict=True):
         images = operation.apply(images, parameters)
@@ -296,6 +296,7 @@ def _require_uint8(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
         given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
         raise UserError(
-            f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.rgb makes that of grey, "
+            f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.to_rgb makes that of "
+            "grey, "
             "RGBA and 16-bit images"
         )

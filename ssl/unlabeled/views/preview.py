@@ -19,18 +19,25 @@ from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
-from unlabeled.pictures import draw
+from unlabeled.pictures import draw_columns
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters
 from unlabeled.views.pipeline import ViewGroup, Views
-from unlabeled.views.preview_draws import Group, Step, draws, in_turns, measure, settled
-from unlabeled.views.preview_page import Shown, page
+from unlabeled.views.preview_draws import (
+    GroupDraws,
+    RecordedStep,
+    draw_parameters,
+    measure,
+    repeat_sizes,
+    resolve_boxes,
+)
+from unlabeled.views.preview_page import PreviewImage, page
 
 
 class _Recorder:
     """An operation that notes what it is given and how large the images are; its draws and its pixels are the same."""
 
-    def __init__(self, operation: Operation, steps: list[Step]) -> None:
+    def __init__(self, operation: Operation, steps: list[RecordedStep]) -> None:
         self.operation, self.steps = operation, steps
         self.framed, self.crops = (getattr(operation, name, False) for name in ("framed", "crops"))
 
@@ -41,11 +48,15 @@ class _Recorder:
         before, sizes = images.clone(), parameters.get("sizes", torch.tensor(images.shape[2:]).expand(len(images), 2))
         made = self.operation.apply(images, parameters)
         changed = (made != before).flatten(1).any(1) if made.shape == before.shape else None
-        self.steps.append(Step(self.operation, sizes, settled(self.operation, parameters, sizes), changed))
+        self.steps.append(
+            RecordedStep(self.operation, sizes, resolve_boxes(self.operation, parameters, sizes), changed)
+        )
         return made
 
 
-def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor | None = None) -> list[Shown]:
+def trace_views(
+    views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor | None = None
+) -> list[PreviewImage]:
     """The views of a batch as pixels, with every operation's parameters; ``views`` stays as it is.
 
     Args:
@@ -53,7 +64,7 @@ def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor
         images, ids, key, sizes: as :meth:`Views.forward` takes them.
     """
     operations = [group.operations for group in views.groups for _ in range(group.count)]
-    logs: list[list[Step]] = [[] for _ in operations]
+    logs: list[list[RecordedStep]] = [[] for _ in operations]
     recorded = copy.copy(views)
     recorded.groups = [
         ViewGroup(1, [_Recorder(operation, log) for operation in each])
@@ -61,7 +72,7 @@ def trace(views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor
     ]
     recorded.compiles, recorded.block = False, len(images)  # each operation is called once for each view
     made = recorded(images, ids, key, sizes=sizes)
-    return [Shown(views.as_pixels(view), log) for view, log in zip(made, logs, strict=True)]
+    return [PreviewImage(views.to_pixels(view), log) for view, log in zip(made, logs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -92,15 +103,15 @@ class Preview:
     def write(self, folder: Path) -> list[Path]:
         """Write ``index.html`` and ``views.png`` into ``folder`` and return their paths; nothing else is touched."""
         batch = first_images(self.splits.train, self.images, self.batch_size, self.seed)
-        shown = trace(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size), batch.sizes)
+        shown = trace_views(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size), batch.sizes)
         title, rows = f"Views of {folder.parent.name}", self._rows(batch)
-        text = page(title, self._facts(), rows, frames(batch), shown, self.measured(shown))
+        text = page(title, self._facts(), rows, crop_padding(batch), shown, self.measured(shown))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.html").write_text(text, encoding="utf-8")
-        draw(_of_one_size(frames(batch), shown)).save(folder / "views.png")
+        draw_columns(_of_one_size(crop_padding(batch), shown)).save(folder / "views.png")
         return [folder / "index.html", folder / "views.png"]
 
-    def measured(self, shown: Sequence[Shown]) -> list[Group]:
+    def measured(self, shown: Sequence[PreviewImage]) -> list[GroupDraws]:
         """What is drawn for each group of views, by the images of the first of them in ``shown``."""
         found, first = [], 0
         for group in self.views.groups:
@@ -110,12 +121,13 @@ class Preview:
             first += group.count
         return found
 
-    def _group(self, numbers: range, view: Shown) -> Group:
-        drawn = draws(view.steps, numbers, self.seed, self.batch_size)
+    def _group(self, numbers: range, view: PreviewImage) -> GroupDraws:
+        drawn = draw_parameters(view.steps, numbers, self.seed, self.batch_size)
         parts = [
-            measure(step.operation, each, in_turns(step.sizes)) for step, each in zip(view.steps, drawn, strict=True)
+            measure(step.operation, each, repeat_sizes(step.sizes))
+            for step, each in zip(view.steps, drawn, strict=True)
         ]
-        return Group(numbers, view.pixels.shape[-1], list(itertools.chain(*parts)))
+        return GroupDraws(numbers, view.pixels.shape[-1], list(itertools.chain(*parts)))
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -145,7 +157,7 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
     return batch
 
 
-def frames(batch: Batch) -> list[Tensor]:
+def crop_padding(batch: Batch) -> list[Tensor]:
     """Each image as decoded, uint8 [3, h, w], without what its canvas has around it."""
     if batch.sizes is None:
         return list(batch.images)
@@ -154,7 +166,7 @@ def frames(batch: Batch) -> list[Tensor]:
     ]
 
 
-def _of_one_size(images: Sequence[Tensor], shown: Sequence[Shown]) -> dict[str, Tensor]:
+def _of_one_size(images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> dict[str, Tensor]:
     """Columns for a picture: the images and their views, enlarged without smoothing; the larger side fills a square."""
     columns = {"as decoded": [image.float() / 255 for image in images]}
     columns |= {f"view {number}": list(view.pixels) for number, view in enumerate(shown, 1)}

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColourJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
 
 DRAWS = 2000  # that are measured, per group of views
 FLAGGED = 4.0  # standard errors: one honest rate in 16,000 lies further off
 JITTER = ("brightness", "contrast", "saturation", "hue")
 TITLES = {
     "RandomResizedCrop": "crop",
-    "ColourJitter": "jitter",
+    "ColorJitter": "jitter",
     "Grayscale": "grayscale",
     "GaussianBlur": "blur",
     "Solarize": "solarize",
@@ -27,7 +27,7 @@ MOST_COLUMNS = 8  # of a parameter that are shown; a larger one is a picture, no
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One operation on one view of some images."""
 
     operation: Operation
@@ -47,7 +47,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Rate:
+class MeasuredRate:
     """How often something was drawn, bool [n], and its configured probability."""
 
     name: str
@@ -74,22 +74,24 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupDraws:
     """What was measured of views that are drawn alike."""
 
     numbers: range  # which views, from 0
     size: int  # their height and width, pixels
-    measured: list[Quantity | Rate]
+    measured: list[Quantity | MeasuredRate]
 
 
-def settled(operation: Operation, drawn: Parameters, sizes: Tensor) -> Parameters:
+def resolve_boxes(operation: Operation, drawn: Parameters, sizes: Tensor) -> Parameters:
     """What was drawn for images of ``sizes`` [B, 2], and of crops the boxes that it comes to."""
     if isinstance(operation, RandomResizedCrop):
         return drawn | {"box": operation.boxes(drawn, sizes.cpu())}
     return drawn
 
 
-def draws(steps: Sequence[Step], numbers: Sequence[int], seed: int, batch_size: int) -> list[Parameters]:
+def draw_parameters(
+    steps: Sequence[RecordedStep], numbers: Sequence[int], seed: int, batch_size: int
+) -> list[Parameters]:
     """The first ``DRAWS`` parameters that a run draws for some views, one dict per operation.
 
     Args:
@@ -105,30 +107,33 @@ def draws(steps: Sequence[Step], numbers: Sequence[int], seed: int, batch_size: 
         {name: torch.cat([drawn[name] for drawn in parts])[:DRAWS] for name in parts[0]}
         for parts in zip(*rounds, strict=True)
     ]
-    return [settled(step.operation, drawn, in_turns(step.sizes)) for step, drawn in zip(steps, joined, strict=True)]
+    return [
+        resolve_boxes(step.operation, drawn, repeat_sizes(step.sizes))
+        for step, drawn in zip(steps, joined, strict=True)
+    ]
 
 
-def in_turns(sizes: Tensor) -> Tensor:
+def repeat_sizes(sizes: Tensor) -> Tensor:
     """Sizes [B, 2] of some images for ``DRAWS`` draws."""
     return sizes[torch.arange(DRAWS) % len(sizes)]
 
 
-def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quantity | Rate]:
+def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quantity | MeasuredRate]:
     """Every number and every yes or no that was drawn for images of ``sizes`` [n, 2], beside what is configured."""
-    title, ranges, named = title_of(operation), _ranges(operation), columns(operation, drawn, sizes)
+    title, ranges, named = operation_title(operation), _ranges(operation), parameter_columns(operation, drawn, sizes)
     applied = named.get("applied")
-    measured: list[Quantity | Rate] = []
+    measured: list[Quantity | MeasuredRate] = []
     for name, values in named.items():
         if values.dtype == torch.bool:
             label = title if name == "applied" else f"{title}: {name}"
-            measured.append(Rate(label, values, _probability(operation, name)))
+            measured.append(MeasuredRate(label, values, _probability(operation, name)))
         else:
             values = values[values.isfinite() if applied is None else applied.bool() & values.isfinite()]
             measured.append(Quantity(f"{title}: {name}", values, ranges.get(name), name == "width / height"))
-    return [each for each in measured if isinstance(each, Rate) or len(each.values)]
+    return [each for each in measured if isinstance(each, MeasuredRate) or len(each.values)]
 
 
-def columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str, Tensor]:
+def parameter_columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str, Tensor]:
     """Parameters as named columns [n]: those of our operations in words, any other's by its own names."""
     found: dict[str, Tensor] = {}
     if isinstance(operation, RandomResizedCrop):
@@ -140,13 +145,13 @@ def columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str,
         if name in HIDDEN or len(parts) > MOST_COLUMNS:
             continue
         names = [f"{name} {number}" for number in range(len(parts))] if len(parts) > 1 else [name]
-        if isinstance(operation, ColourJitter) and name == "factors":
+        if isinstance(operation, ColorJitter) and name == "factors":
             names = list(JITTER)
         found |= dict(zip(names, parts, strict=True))
     return found
 
 
-def title_of(operation: Operation) -> str:
+def operation_title(operation: Operation) -> str:
     """What the page calls an operation."""
     name = type(operation).__name__
     return TITLES.get(name, name)
@@ -155,7 +160,7 @@ def title_of(operation: Operation) -> str:
 def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
     if isinstance(operation, RandomResizedCrop):
         return {"area": operation.scale, "width / height": operation.ratio}
-    if isinstance(operation, ColourJitter):
+    if isinstance(operation, ColorJitter):
         return dict(zip(JITTER, operation.ranges, strict=True))
     if isinstance(operation, GaussianBlur):
         return {"sigma": operation.sigma}

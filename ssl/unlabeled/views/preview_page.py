@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unlabeled.evaluation.reporting.plots import PALETTE
-from unlabeled.html import inline, shell
-from unlabeled.views.operations import ColourJitter, RandomResizedCrop
-from unlabeled.views.preview_draws import JITTER, Group, Step, columns, title_of
-from unlabeled.views.preview_tables import table, verdict
+from unlabeled.html import html_page, inline_png
+from unlabeled.views.operations import ColorJitter, RandomResizedCrop
+from unlabeled.views.preview_draws import JITTER, GroupDraws, RecordedStep, operation_title, parameter_columns
+from unlabeled.views.preview_tables import group_table, rates_verdict
 
 WIDE, NARROW = 208, 146  # pixels of a picture: nine columns of narrow ones fit a screen of 1,600
 
@@ -37,11 +37,11 @@ svg text { font-size: 9px; fill: #666; }
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewImage:
     """One view of some images, and how it came about."""
 
     pixels: Tensor  # float [B, 3, h, w] in [0, 1]
-    steps: list[Step]
+    steps: list[RecordedStep]
 
 
 def page(
@@ -49,8 +49,8 @@ def page(
     facts: dict[str, str],
     names: Sequence[str],
     images: Sequence[Tensor],
-    shown: Sequence[Shown],
-    groups: Sequence[Group],
+    shown: Sequence[PreviewImage],
+    groups: Sequence[GroupDraws],
 ) -> str:
     """The HTML text.
 
@@ -65,9 +65,9 @@ def page(
     tile = WIDE if len(shown) <= 5 else NARROW
     top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
     rows = "".join(_row(row, name, images, shown) for row, name in enumerate(names))
-    tables = "".join(table(group) for group in groups)
+    tables = "".join(group_table(group) for group in groups)
     body = (
-        f"<h1>{escape(title)}</h1>{top}<p>{verdict(groups)}</p>\n"
+        f"<h1>{escape(title)}</h1>{top}<p>{rates_verdict(groups)}</p>\n"
         "<h2>What the first step sees</h2><p>Boxes on the left show where the views were cut out, in the colours of "
         "their columns. Operations are listed in the order in which they are applied.</p>"
         f'<table class="views" style="--tile: {tile}px">{_header(images, shown)}\n{rows}</table>\n'
@@ -76,10 +76,10 @@ def page(
         "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"
         f'<div class="groups">{tables}</div>'
     )
-    return shell(title, STYLE, body)
+    return html_page(title, STYLE, body)
 
 
-def _header(images: Sequence[Tensor], shown: Sequence[Shown]) -> str:
+def _header(images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> str:
     titles = [("as decoded", images, "transparent")]
     titles += [(f"view {number}", list(view.pixels), _colour(number)) for number, view in enumerate(shown, 1)]
     cells = []
@@ -94,7 +94,7 @@ def _colour(number: int) -> str:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[Shown]) -> str:
+def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> str:
     boxes = "".join(_box(view, row, _colour(number)) for number, view in enumerate(shown, 1))
     height, width = images[row].shape[1:]
     frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{boxes}</svg>'
@@ -105,11 +105,11 @@ def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[Shown]) 
 
 def _cell(pixels: Tensor, over: str, below: str) -> str:
     enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # a browser smooths what it enlarges
-    picture = f'<img alt=""{enlarged} src="{inline(pixels)}">'
+    picture = f'<img alt=""{enlarged} src="{inline_png(pixels)}">'
     return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
 
 
-def _box(view: Shown, row: int, colour: str) -> str:
+def _box(view: PreviewImage, row: int, colour: str) -> str:
     """Where a view was cut out, if its first operation that is not of the whole image is a crop."""
     for step in view.steps:
         if isinstance(step.operation, RandomResizedCrop):
@@ -121,13 +121,15 @@ def _box(view: Shown, row: int, colour: str) -> str:
     return ""
 
 
-def _captions(steps: Sequence[Step], row: int) -> str:
+def _captions(steps: Sequence[RecordedStep], row: int) -> str:
     """What was done to an image, a line per operation, and what was not."""
     done, left_out = [], []
     for step in steps:
-        values = {name: column[row] for name, column in columns(step.operation, step.drawn, step.sizes).items()}
+        values = {
+            name: column[row] for name, column in parameter_columns(step.operation, step.drawn, step.sizes).items()
+        }
         if not bool(values.pop("applied", True)):
-            left_out.append(title_of(step.operation))
+            left_out.append(operation_title(step.operation))
             continue
         nothing = step.changed is not None and not bool(step.changed[row])
         done.append(
@@ -137,7 +139,7 @@ def _captions(steps: Sequence[Step], row: int) -> str:
     return lines + (f'<div class="quiet">no {escape(", ".join(left_out))}</div>' if left_out else "")
 
 
-def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
+def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
     """One operation on one image, e.g. ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
@@ -149,12 +151,12 @@ def caption(step: Step, values: dict[str, Tensor], row: int) -> str:
         top, left, height, width = step.drawn["box"][row].tolist()
         parts = [f"crop {width} × {height}", f"at {left}, {top}:", f"area {float(values['area']):.0%}"]
         return " ".join(_together(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
-    if isinstance(step.operation, ColourJitter):
+    if isinstance(step.operation, ColorJitter):
         order = [JITTER[which] for which in step.drawn["order"][row].tolist()]
         parts = [f"{name} {_number(name, values[name])}" for name in order]
         return "jitter: " + " ".join(_together(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
     words = ", ".join(_together(f"{name} {_number(name, value)}") for name, value in values.items())
-    return title_of(step.operation) + (f": {words}" if words else "")
+    return operation_title(step.operation) + (f": {words}" if words else "")
 
 
 def _together(words: str) -> str:

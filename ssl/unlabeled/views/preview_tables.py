@@ -7,26 +7,26 @@ from html import escape
 import torch
 from torch import Tensor
 
-from unlabeled.views.preview_draws import FLAGGED, Group, Quantity, Rate
+from unlabeled.views.preview_draws import FLAGGED, GroupDraws, MeasuredRate, Quantity
 
 BINS, AROUND, MOST_BINS = 24, 2, 60  # within the configured range, to each side of it, in all
 WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a picture and of the text below it, pixels
 INK, PALE, LINE = "#0072B2", "#e3edf4", "#D55E00"  # measured, configured range, configured density
 
 
-def table(group: Group) -> str:
+def group_table(group: GroupDraws) -> str:
     """The measurements of one group as HTML."""
     first, last = group.numbers[0] + 1, group.numbers[-1] + 1
     views = f"View {first}" if first == last else f"Views {first} to {last}"
     titles = ("", "configured", "measured", "draws", "distribution")
     head = "".join(f"<th>{title}</th>" for title in titles)
-    rows = "".join(_rate(each) if isinstance(each, Rate) else _quantity(each) for each in group.measured)
+    rows = "".join(_rate(each) if isinstance(each, MeasuredRate) else _quantity(each) for each in group.measured)
     return f'<div><h3>{views}, {group.size} pixels</h3><table class="group"><tr>{head}</tr>\n{rows}</table></div>\n'
 
 
-def verdict(groups: Sequence[Group]) -> str:
+def rates_verdict(groups: Sequence[GroupDraws]) -> str:
     """One line: whether every operation applies as often as it should."""
-    rates = [each for group in groups for each in group.measured if isinstance(each, Rate)]
+    rates = [each for group in groups for each in group.measured if isinstance(each, MeasuredRate)]
     known = [rate for rate in rates if rate.configured is not None]
     off = [rate.name for rate in known if rate.flagged]
     if not off:
@@ -35,7 +35,7 @@ def verdict(groups: Sequence[Group]) -> str:
     return f'<b class="flagged">{what}: {escape(", ".join(off))}</b>'
 
 
-def _rate(rate: Rate) -> str:
+def _rate(rate: MeasuredRate) -> str:
     measured, configured = f"{rate.measured:.3f}", "–" if rate.configured is None else f"{rate.configured:g}"
     if rate.flagged:
         measured = f'<span class="flagged">{measured}, {rate.errors:.1f} standard errors off</span>'
@@ -61,7 +61,7 @@ def _span(low: float, high: float) -> str:
     return (f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}").replace("-", "−")
 
 
-def _bar(rate: Rate) -> str:
+def _bar(rate: MeasuredRate) -> str:
     """A share from 0 to 1, with the configured one as a line."""
     bar = _rectangle(0, 3, WIDTH, 6, PALE) + _rectangle(0, 3, WIDTH * rate.measured, 6, INK)
     if rate.configured is not None:

@@ -19,12 +19,12 @@ class Taps(NamedTuple):
     weight: Tensor  # float32 [B, size, K]; 0 where fewer than K pixels count
 
 
-def few_count(images: Tensor) -> bool:
+def use_sparse_weights(images: Tensor) -> bool:
     """Whether to add up few pixels, or to multiply by dense matrices."""
     return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def add_up(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
+def resize_sparse(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """New rows and columns out of the few old ones that count.
 
     Args:
@@ -39,7 +39,7 @@ def add_up(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
     return _new_rows(_new_rows(images.mT, columns).mT, rows)  # columns first, so that what comes out is contiguous
 
 
-def multiply(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resize_dense(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The same by weights float32 [B, S, H] and [B, T, W]: ``rows`` · images · ``columns`` transposed."""
     product: Tensor = rows[:, None] @ images.float() @ columns[:, None].mT
     return product

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from unlabeled.build import build_data
 from unlabeled.config import run_module
-from unlabeled.data.canvas import on_device, sizes_of
 from unlabeled.data.module import DataModule
+from unlabeled.data.padding import batch_to_device, image_sizes
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
-from unlabeled.pictures import draw
-from unlabeled.randomness import mix
+from unlabeled.pictures import draw_columns
+from unlabeled.randomness import derive_seed
 from unlabeled.views.background import Fill, paint_background
 from unlabeled.views.crop import crop_resize
 from unlabeled.views.masks import Masks, pack, samples_hash
@@ -55,7 +55,7 @@ def make_masks(config: Any, resolved: dict[str, Any]) -> None:
     saliency = build_saliency(resolved, data, device)
     masks = write_masks(data, saliency, resolved, out, device)
     picture = out.with_suffix(".png")
-    draw(_columns(data, masks, saliency, _work_size(resolved, data), device)).save(picture)
+    draw_columns(_columns(data, masks, saliency, _work_size(resolved, data), device)).save(picture)
     seconds = time.monotonic() - started
     unusable = ((masks.coverage < DEGENERATE[0]) | (masks.coverage > DEGENERATE[1])).float().mean()
     print(
@@ -93,12 +93,12 @@ def build_saliency(settings: dict[str, Any], data: DataModule, device: torch.dev
         return fused
     chosen = _random_positions(data, settings["refine_images"], settings["seed"])
     batches, size = data.batches(data.train, chosen, settings["batch_size"]), _work_size(settings, data)
-    images = torch.cat([frames(batch, data.splits.train.square, size, device) for batch in batches])
+    images = torch.cat([square_images(batch, data.splits.train.square, size, device) for batch in batches])
     return train_network(images, fused, settings["refine_epochs"], settings["seed"]).maps
 
 
 def _random_positions(data: DataModule, count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(mix(seed, 2))
+    generator = torch.Generator().manual_seed(derive_seed(seed, 2))
     return torch.randperm(len(data.train.labels), generator=generator)[:count]
 
 
@@ -107,7 +107,7 @@ def _work_size(settings: dict[str, Any], data: DataModule) -> int:
     return min(wanted, data.splits.train.image_size)
 
 
-def frames(batch: Batch, square: bool, size: int, device: torch.device) -> Tensor:
+def square_images(batch: Batch, square: bool, size: int, device: torch.device) -> Tensor:
     """Each image of a batch from corner to corner as a square: float [B, 3, size, size] in [0, 1] on ``device``.
 
     Args:
@@ -116,11 +116,11 @@ def frames(batch: Batch, square: bool, size: int, device: torch.device) -> Tenso
         size: pixels.
         device: where it is done.
     """
-    images, sizes = on_device(batch, device)
+    images, sizes = batch_to_device(batch, device)
     scaled = images.float() / 255
     if square:
         return F.interpolate(scaled, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    own = sizes_of(images, sizes)
+    own = image_sizes(images, sizes)
     flip = torch.zeros(len(images), dtype=torch.bool, device=device)
     return crop_resize(scaled, torch.cat([torch.zeros_like(own), own], 1), flip, size, "bilinear")
 
@@ -141,8 +141,8 @@ def write_masks(
         coverage = torch.full((len(source),), -1.0)
         everything = data.batches(data.train, torch.arange(len(data.train.labels)), settings["batch_size"])
         for batch in _with_bar(everything):
-            images = frames(batch, source.square, work_size, device)
-            bits = resized_maps(saliency(images), size) >= settings["threshold"]
+            images = square_images(batch, source.square, work_size, device)
+            bits = resize_maps(saliency(images), size) >= settings["threshold"]
             packed[batch.ids], coverage[batch.ids] = pack(bits).cpu(), bits.float().mean((1, 2)).cpu()
         corrupt = coverage < 0
         packed[corrupt], coverage[corrupt] = pack(torch.ones(1, size, size, dtype=torch.bool)), 1.0
@@ -154,7 +154,7 @@ def write_masks(
     return masks
 
 
-def resized_maps(maps: Tensor, size: int) -> Tensor:
+def resize_maps(maps: Tensor, size: int) -> Tensor:
     """[B, h, w] → [B, size, size], bilinear."""
     return F.interpolate(maps[:, None], (size, size), mode="bilinear", antialias=True)[:, 0]
 
@@ -166,9 +166,9 @@ def _columns(
     batches = data.batches(data.train, _random_positions(data, ROWS, masks.settings["seed"]), ROWS)
     batch = next(iter(batches))
     source, count = data.splits.train, len(batch.ids)
-    images, foreground = frames(batch, source.square, source.image_size, device), masks.rows(batch.ids, device)
-    maps = resized_maps(saliency(frames(batch, source.square, work_size, device)), source.image_size)
-    shown = resized_maps(foreground.float(), source.image_size)
+    images, foreground = square_images(batch, source.square, source.image_size, device), masks.rows(batch.ids, device)
+    maps = resize_maps(saliency(square_images(batch, source.square, work_size, device)), source.image_size)
+    shown = resize_maps(foreground.float(), source.image_size)
     columns = {"image": images, "map": _grey(maps), "mask": _grey(shown)}
     generator = torch.Generator().manual_seed(masks.settings["seed"])
     grey, seed = torch.rand(count, generator=generator), torch.randint(2**62, (count,), generator=generator)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unlabeled.views.saliency_maps import MAPS, blur, unit
+from unlabeled.views.saliency_maps import MAPS, blur, scale_to_unit
 
 SMOOTHING = 0.03  # of the fused map, share of the side: about a pixel of CIFAR. Ours, by eye
 GENEROSITY = 0.8  # of Otsu's threshold: rather some ground kept than half an animal lost. Ours, by eye
@@ -28,7 +28,7 @@ def fuse(images: Tensor, maps: Sequence[str], centre_sigma: float | None) -> Ten
     fused = torch.stack([MAPS[name](images) for name in maps]).mean(0)
     if centre_sigma is not None:
         fused = fused * _centre_prior(fused, centre_sigma)
-    return balance(fill_holes(unit(blur(fused, SMOOTHING * fused.shape[-1]))))
+    return stretch_at_otsu(fill_holes(scale_to_unit(blur(fused, SMOOTHING * fused.shape[-1]))))
 
 
 def _centre_prior(maps: Tensor, sigma: float) -> Tensor:
@@ -57,7 +57,7 @@ def fill_holes(maps: Tensor) -> Tensor:
     return level.permute(2, 0, 1)
 
 
-def balance(maps: Tensor) -> Tensor:
+def stretch_at_otsu(maps: Tensor) -> Tensor:
     """Stretch maps [B, H, W] in [0, 1] piecewise linearly: ``GENEROSITY`` · Otsu's threshold of each comes to 0.5."""
     threshold = (GENEROSITY * otsu(maps))[:, None, None]
     return torch.where(maps < threshold, maps / threshold / 2, 1 - (1 - maps) / (1 - threshold) / 2)

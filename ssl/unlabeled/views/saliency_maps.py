@@ -31,7 +31,7 @@ def spectral_residual(images: Tensor) -> Tensor:
     residual = torch.polar((log_amplitude - around).exp(), spectrum.angle())
     energy = torch.fft.ifft2(residual).abs().square()
     flat = images.flatten(1).amax(1) - images.flatten(1).amin(1) < 1e-6  # a spectrum of rounding errors
-    return unit(blur(energy, energy.shape[-1] / 25)).where(~flat[:, None, None], 0.0)
+    return scale_to_unit(blur(energy, energy.shape[-1] / 25)).where(~flat[:, None, None], 0.0)
 
 
 def frequency_tuned(images: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def frequency_tuned(images: Tensor) -> Tensor:
     taps = lab.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     padded = F.pad(lab, (2, 2, 2, 2), "replicate").flatten(0, 1)[:, None]  # without groups, which are slow on a CPU
     smooth = F.conv2d(padded, (taps[:, None] * taps)[None, None]).view_as(lab)  # their 5 × 5 binomial kernel
-    return unit((lab.mean((2, 3), keepdim=True) - smooth).square().sum(1).sqrt())
+    return scale_to_unit((lab.mean((2, 3), keepdim=True) - smooth).square().sum(1).sqrt())
 
 
 def boundary_distance(images: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def boundary_distance(images: Tensor) -> Tensor:
     band = max(1, round(BORDER * images.shape[-1]))
     sides = (lab[:, :, :band], lab[:, :, -band:], lab[..., :band], lab[..., -band:])
     maps = torch.stack([_colour_distance(lab, side.flatten(2)) for side in sides], 1)
-    return unit(maps.sum(1) - maps.amax(1))
+    return scale_to_unit(maps.sum(1) - maps.amax(1))
 
 
 def _colour_distance(lab: Tensor, reference: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def global_contrast(images: Tensor) -> Tensor:
         1, index, torch.ones_like(index, dtype=torch.float)
     )
     contrast = count @ _palette_distance(images.device) / index.shape[1]
-    return unit(contrast.gather(1, index).view(colour.shape))
+    return scale_to_unit(contrast.gather(1, index).view(colour.shape))
 
 
 def _palette_distance(device: torch.device) -> Tensor:
@@ -105,7 +105,7 @@ def minimum_barrier(images: Tensor) -> Tensor:
             _sweep(down, *lines)
             _sweep(down[::-1], *lines)
     by_channel = distance.view(*distance.shape[:2], len(images), 3)
-    return unit(by_channel.sum(3).permute(2, 0, 1))
+    return scale_to_unit(by_channel.sum(3).permute(2, 0, 1))
 
 
 def _sweep(order: range, values: Tensor, distance: Tensor, highest: Tensor, lowest: Tensor) -> None:
@@ -128,7 +128,7 @@ MAPS: dict[str, Map] = {
 }
 
 
-def unit(maps: Tensor) -> Tensor:
+def scale_to_unit(maps: Tensor) -> Tensor:
     """Smallest value of each map to 0 and largest to 1; a constant one to 0."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return ((maps - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)

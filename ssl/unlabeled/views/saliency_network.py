@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 
 WIDTH = 32  # channels; ours
 DILATIONS = (1, 2, 4, 8, 4, 2, 1)  # of the 3 × 3 convolutions: 45 pixels are seen; ours
@@ -53,12 +53,12 @@ def train_network(images: Tensor, target: Callable[[Tensor], Tensor], epochs: in
         seed: of initial weights, order and mirroring; the global random state stays as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(seed, 0))
+        torch.manual_seed(derive_seed(seed, 0))
         network = SaliencyNetwork().to(images.device)
     maps = torch.cat([target(part) for part in torch.split(images, 256)])
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(images) // BATCH))
-    generator = torch.Generator().manual_seed(mix(seed, 1))
+    generator = torch.Generator().manual_seed(derive_seed(seed, 1))
     for _ in range(epochs):
         for rows in torch.split(torch.randperm(len(images), generator=generator), BATCH):
             mirrored = torch.rand((), generator=generator) < 0.5

@@ -46,7 +46,7 @@ REGNETS: dict[str, tuple[int, int, float, float, int]] = {
 
 
 @dataclass(frozen=True)
-class Architecture:
+class LibraryModel:
     """A backbone as another library has it."""
 
     name: str
@@ -55,7 +55,7 @@ class Architecture:
     classifier: str = ""  # path of the layer that takes the features, where the library has no argument to leave it out
 
 
-def in_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architecture:
+def to_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryModel:
     """For ``timm.create_model(name, num_classes=0, **arguments)``.
 
     Args:
@@ -68,23 +68,23 @@ def in_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architectur
     """
     if isinstance(backbone, TimmBackbone):
         size = {} if spec.get("image_size") is None else {"img_size": spec["image_size"]}
-        return Architecture(spec["model"], backbone.model.state_dict(), size)
+        return LibraryModel(spec["model"], backbone.model.state_dict(), size)
     if isinstance(backbone, ResNet):
         return _timm_resnet(backbone, spec, to)
     if isinstance(backbone, RegNetY):
         return _timm_regnet(backbone, spec, to)
     if isinstance(backbone, ViT):
-        return Architecture(*_timm_vit(backbone))
+        return LibraryModel(*_timm_vit(backbone))
     raise _refusal(to, f"{type(backbone).__name__} is no network of timm", isinstance(backbone, TorchvisionBackbone))
 
 
-def _timm_resnet(backbone: ResNet, spec: Mapping[str, Any], to: str) -> Architecture:
+def _timm_resnet(backbone: ResNet, spec: Mapping[str, Any], to: str) -> LibraryModel:
     _require_plain_resnet(spec, to, "timm")
     layers = {"layers": [1, 1, 1, 1]} if spec["depth"] == 10 else {}  # timm's own resnet10t has another stem
-    return Architecture(f"resnet{18 if layers else spec['depth']}", backbone.state_dict(), layers)
+    return LibraryModel(f"resnet{18 if layers else spec['depth']}", backbone.state_dict(), layers)
 
 
-def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Architecture:
+def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> LibraryModel:
     from timm.models.regnet import model_cfgs
 
     if len(backbone.trunk_output) != 4:
@@ -98,7 +98,7 @@ def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Archite
         if name.startswith("regnety_") and not name.endswith("_sgn")
     }
     name = _fewest(differing)
-    return Architecture(name, renamed_to_timm(backbone.state_dict()), differing[name])
+    return LibraryModel(name, renamed_to_timm(backbone.state_dict()), differing[name])
 
 
 def _timm_vit(backbone: ViT) -> tuple[str, State, dict[str, Any]]:
@@ -123,7 +123,7 @@ def _fewest(differing: Mapping[str, Mapping[str, Any]]) -> str:
     return min(differing, key=lambda name: len(differing[name]))
 
 
-def in_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Architecture:
+def to_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryModel:
     """For ``torchvision.models.get_model(name, **arguments)`` with its ``classifier`` replaced by an identity.
 
     Raises:
@@ -135,19 +135,19 @@ def in_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Arch
         _require_plain_resnet(spec, to, "torchvision")
         if spec["depth"] == 10:
             raise _refusal(to, "torchvision has no ResNet of depth 10 (backbone.depth)", True, timm=True)
-        return Architecture(f"resnet{spec['depth']}", backbone.state_dict(), classifier="fc")
+        return LibraryModel(f"resnet{spec['depth']}", backbone.state_dict(), classifier="fc")
     if isinstance(backbone, RegNetY):
         return _torchvision_regnet(backbone, spec, to)
     has_timm = isinstance(backbone, ViT | TimmBackbone)
     raise _refusal(to, f"{type(backbone).__name__} is no network of torchvision", has_timm, timm=True)
 
 
-def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -> Architecture:
+def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -> LibraryModel:
     import torchvision
 
-    from unlabeled.backbones.torchvision import arguments
+    from unlabeled.backbones.torchvision import constructor_arguments
 
-    given = arguments(spec["model"], spec.get("image_size"))
+    given = constructor_arguments(spec["model"], spec.get("image_size"))
     theirs = torchvision.models.get_model(spec["model"], weights=None, **given)
     ours = dict(backbone.model.named_modules())
     removed = [
@@ -155,15 +155,15 @@ def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -
         for path, module in theirs.named_modules()
         if isinstance(module, nn.Linear) and isinstance(ours.get(path), nn.Identity)
     ]
-    return Architecture(spec["model"], backbone.model.state_dict(), given, removed[-1])
+    return LibraryModel(spec["model"], backbone.model.state_dict(), given, removed[-1])
 
 
-def _torchvision_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Architecture:
+def _torchvision_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> LibraryModel:
     own = stages(*_regnet_parameters(spec), spec.get("rounding", "nearest"))
     same = [name for name, parameters in REGNETS.items() if stages(*parameters, "torchvision") == own]
     if not same or spec.get("se_ratio", 0.25) != 0.25:
         raise _refusal(to, "torchvision has no RegNetY of these parameters", len(own) == 4, timm=True)
-    return Architecture(same[0], backbone.state_dict(), classifier="fc")
+    return LibraryModel(same[0], backbone.state_dict(), classifier="fc")
 
 
 def _regnet_parameters(spec: Mapping[str, Any]) -> tuple[int, int, float, float, int]:

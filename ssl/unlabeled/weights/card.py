@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from unlabeled.config import as_yaml
+from unlabeled.config import to_yaml
 from unlabeled.weights.load import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
-from unlabeled.weights.targets import Written
+from unlabeled.weights.targets import ExportedModel
 
 MARK = "Written by `python -m unlabeled.weights.export`"  # by this an earlier export is known
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
@@ -21,11 +21,11 @@ _PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """Everything that a card says."""
 
     to: str
-    written: Written
+    written: ExportedModel
     checkpoint: Checkpoint
     spec: Mapping[str, Any]  # of the backbone
     preprocess: Preprocess
@@ -40,7 +40,7 @@ class Facts:
     versions: Mapping[str, str]
 
 
-def card(facts: Facts) -> str:
+def write_card(facts: CardFacts) -> str:
     """The whole page, markdown."""
     objective = class_name((facts.checkpoint.config or {}).get("objective"))
     name = (facts.checkpoint.config or {}).get("name") or facts.checkpoint.path.stem
@@ -54,7 +54,7 @@ def card(facts: Facts) -> str:
         _loading(facts.written, facts.preprocess.size),
         "## What it is",
         _table({"what": "value"} | _identity(facts, objective)),
-        *[f"Note: {without_places(note)}." for note in facts.checkpoint.notes],
+        *[f"Note: {without_paths(note)}." for note in facts.checkpoint.notes],
         _settings("Backbone", dict(facts.spec)),
         *_training(facts),
         "## Evaluation",
@@ -73,12 +73,12 @@ def class_name(node: Any) -> str:
     return str((node or {}).get("_target_", "")).rpartition(".")[2]
 
 
-def without_places(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """Plain values with every path and address cut down to its last part."""
     if isinstance(value, Mapping):
-        return {key: without_places(each) for key, each in value.items()}
+        return {key: without_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [without_places(each) for each in value]
+        return [without_paths(each) for each in value]
     return _PLACE.sub(_last_part, value) if isinstance(value, str) else value
 
 
@@ -91,7 +91,7 @@ def _article(name: str) -> str:
     return f"{'An' if name[:1] in 'AEIOU' else 'A'} {name}"
 
 
-def _front_matter(facts: Facts, objective: str) -> str:
+def _front_matter(facts: CardFacts, objective: str) -> str:
     tags = ["self-supervised-learning", "image-feature-extraction", *([objective.lower()] if objective else [])]
     lines = [
         f"library_name: {facts.written.library}",
@@ -103,7 +103,7 @@ def _front_matter(facts: Facts, objective: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _loading(written: Written, size: int) -> str:
+def _loading(written: ExportedModel, size: int) -> str:
     imports, _, rest = written.load.partition("\n\n")
     code = f'{imports}\n\nfolder = "."  # where this page lies\n{rest}\n{written.use}'
     notes = "".join(f"\n- {note}" for note in written.notes)
@@ -122,7 +122,7 @@ def _images(preprocess: Preprocess) -> str:
     )
 
 
-def _identity(facts: Facts, objective: str) -> dict[str, Any]:
+def _identity(facts: CardFacts, objective: str) -> dict[str, Any]:
     progress = facts.checkpoint.progress
     steps = f"{progress['step']:,} of {progress['total_steps']:,}" if progress else "not known"
     epochs = f"{progress['step'] / progress['steps_per_epoch']:g}" if progress else "not known"
@@ -132,14 +132,14 @@ def _identity(facts: Facts, objective: str) -> dict[str, Any]:
         "parameters": f"{facts.parameters:,}",
         "features": facts.num_features,
         "weights": f"{facts.checkpoint.layout}: {facts.checkpoint.part}",
-        "data": without_places(facts.data),
+        "data": without_paths(facts.data),
         "epochs": epochs,
         "optimizer steps": steps,
         "checkpoint's SHA-256": facts.checkpoint.sha256,
     }
 
 
-def _training(facts: Facts) -> list[str]:
+def _training(facts: CardFacts) -> list[str]:
     config = facts.checkpoint.config or {}
     chosen = {key: config[key] for key in TRAINING if config.get(key) is not None}
     if not chosen:
@@ -151,8 +151,8 @@ def _training(facts: Facts) -> list[str]:
 
 
 def _settings(title: str, values: Mapping[str, Any]) -> str:
-    shown = without_places(_without_conversion(values))
-    return f"{title}:\n\n```yaml\n{as_yaml(shown).strip()}\n```"
+    shown = without_paths(_without_conversion(values))
+    return f"{title}:\n\n```yaml\n{to_yaml(shown).strip()}\n```"
 
 
 def _without_conversion(value: Any) -> Any:
@@ -162,7 +162,7 @@ def _without_conversion(value: Any) -> Any:
     return [_without_conversion(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _evaluation(facts: Facts) -> str:
+def _evaluation(facts: CardFacts) -> str:
     if not facts.rows:
         return facts.results_note
     lines = [
@@ -176,7 +176,7 @@ def _evaluation(facts: Facts) -> str:
     return f"{facts.results_note}\n\n{table}\n\nNumbers of different protocols are not comparable."
 
 
-def _checked(facts: Facts) -> str:
+def _checked(facts: CardFacts) -> str:
     packages = dict(facts.versions) | {name: metadata.version(name) for name in facts.written.packages}
     measured = {"images": "largest difference"} | {name: f"{value:.1e}" for name, value in facts.measured.items()}
     return (

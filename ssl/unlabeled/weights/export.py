@@ -18,16 +18,23 @@ from typing import Any
 
 from torch import Tensor
 
-from unlabeled.build_export import Exported, build_exported
+from unlabeled.build_export import ExportInputs, build_export_inputs
 from unlabeled.config import run_module
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.reporting.report import versions
-from unlabeled.weights.card import MARK, Facts, card, class_name
-from unlabeled.weights.equality import TOLERANCE, compare, images_to_compare
+from unlabeled.weights.card import MARK, CardFacts, class_name, write_card
+from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
 from unlabeled.weights.load import Checkpoint, checkpoint_path, folder_of, read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
-from unlabeled.weights.targets import WRITERS, Source, Written, count_parameters, reload, require_packages
+from unlabeled.weights.targets import (
+    WRITERS,
+    ExportedModel,
+    ExportSource,
+    count_parameters,
+    reload_export,
+    require_packages,
+)
 
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
 
@@ -55,19 +62,19 @@ def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
     checkpoint = read_checkpoint(path)
     out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser().resolve()
     check_replaceable(out)
-    exported = build_exported(config, checkpoint)
+    exported = build_export_inputs(config, checkpoint)
     source = open_source(exported)
     batches = images_to_compare(source.preprocess.views(), exported.splits, resolved["data_images"])
     with unfinished(out) as folder, silence():
         written = write(to, source, folder)
-        measured = compare(to, source.backbone, reloaded(to, written, folder), batches)
+        measured = feature_differences(to, source.backbone, reloaded(to, written, folder), batches)
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
-        (folder / "README.md").write_text(card(facts), encoding="utf-8")
+        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
     worst = max(measured.values())
     print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
     print(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
-    if exported.why_not:
-        print(f"not compared on images of the data: {exported.why_not}")
+    if exported.why_no_data:
+        print(f"not compared on images of the data: {exported.why_no_data}")
 
 
 def _check(to: str, data_images: int) -> None:
@@ -80,7 +87,7 @@ def _check(to: str, data_images: int) -> None:
     require_packages(to)
 
 
-def open_source(exported: Exported) -> Source:
+def open_source(exported: ExportInputs) -> ExportSource:
     """The backbone and how its images are prepared.
 
     Raises:
@@ -91,10 +98,10 @@ def open_source(exported: Exported) -> Source:
         raise UserError(
             f"views.size={preprocess.size}: this backbone takes images of {backbone.image_size} pixels alone"
         )
-    return Source(backbone, exported.values, preprocess)
+    return ExportSource(backbone, exported.values, preprocess)
 
 
-def write(to: str, source: Source, folder: Path) -> Written:
+def write(to: str, source: ExportSource, folder: Path) -> ExportedModel:
     """Let the target write its files.
 
     Raises:
@@ -104,14 +111,14 @@ def write(to: str, source: Source, folder: Path) -> Written:
         return WRITERS[to](source, folder)
 
 
-def reloaded(to: str, written: Written, folder: Path) -> Callable[[Tensor], Tensor]:
+def reloaded(to: str, written: ExportedModel, folder: Path) -> Callable[[Tensor], Tensor]:
     """The files as the target library reads them: a function from images to features.
 
     Raises:
         UserError: it does not read them; so does the function where the library cannot run them.
     """
     with foreign(to, "what was written could not be loaded, nothing is kept"):
-        features = reload(written, folder)
+        features = reload_export(written, folder)
 
     def guarded(images: Tensor) -> Tensor:
         with foreign(to, "what was written does not run, nothing is kept"):
@@ -186,19 +193,19 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 def _facts(
     to: str,
-    source: Source,
-    written: Written,
+    source: ExportSource,
+    written: ExportedModel,
     checkpoint: Checkpoint,
     measured: Mapping[str, float],
     splits: Splits | None,
-) -> Facts:
+) -> CardFacts:
     run = folder_of(checkpoint.path)
     results = _read_json(run / "report" / "results.json")
     judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
     rows = results.get("rows", []) if judged == checkpoint.sha256 else []
     noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
     kind = class_name((checkpoint.config or {}).get("data")) or "not known"
-    return Facts(
+    return CardFacts(
         to=to,
         written=written,
         checkpoint=checkpoint,

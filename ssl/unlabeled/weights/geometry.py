@@ -58,7 +58,7 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
             _check_heads(checkpoint, found["pos_embed"], backbone)
 
 
-def remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
+def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
     """What to do about tensors that do not fit, where they say it; begins with a semicolon."""
     advice = []
     grids = [_grid(state.get("pos_embed")) for state in (found, wanted)]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
-from unlabeled.weights.geometry import check_geometry, remedy
-from unlabeled.weights.official import Layout, plain, recognise
-from unlabeled.weights.spellings import spelled
-from unlabeled.weights.unsafe import read
+from unlabeled.weights.geometry import check_geometry, mismatch_remedy
+from unlabeled.weights.key_mapping import map_key
+from unlabeled.weights.layouts import CheckpointLayout, recognize_layout, strip_wrappers
+from unlabeled.weights.safe_load import read_tensors
 
 
 @dataclass
@@ -62,12 +62,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: no such file, not a checkpoint, or a pickle that would have to run code.
     """
-    content = read(path)
+    content = read_tensors(path)
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
     if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")
     inner = content.get("state_dict", content)
-    layout = recognise([plain(name) for name in tensors])
+    layout = recognize_layout([strip_wrappers(name) for name in tensors])
     own = layout.name == "own run"
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -95,7 +95,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
             be; lists every one. Or the weights fit and the network would still be another. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    wanted, layout = backbone.state_dict(), recognise([plain(path) for path in checkpoint.tensors])
+    wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
     division = _divide(checkpoint.tensors, layout, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
     if layout.views:
@@ -106,7 +106,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
     problems += [f"unknown {path}" for path in division.unknown]
     problems += [f"{path} a second time" for path in division.doubled]
     if problems:
-        advice = remedy(division.found, wanted, division.unknown)
+        advice = mismatch_remedy(division.found, wanted, division.unknown)
         raise UserError(
             f"checkpoint={checkpoint.path} ({checkpoint.layout}) does not fit the backbone: "
             f"{'; '.join(problems)}{advice}"
@@ -142,15 +142,15 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _flat(value, f"{path}.{key}" if path else str(key))
 
 
-def _divide(tensors: Mapping[str, Tensor], layout: Layout, wanted: Mapping[str, Tensor]) -> _Division:
+def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Mapping[str, Tensor]) -> _Division:
     division = _Division()
-    names = {plain(name): name for name in wanted}  # a backbone may have a part called module itself
+    names = {strip_wrappers(name): name for name in wanted}  # a backbone may have a part called module itself
     for path, tensor in tensors.items():
-        name = plain(path)
+        name = strip_wrappers(path)
         inside = name.startswith(layout.backbone)
-        spelling = spelled(name.removeprefix(layout.backbone), names) if inside else None
+        spelling = map_key(name.removeprefix(layout.backbone), names) if inside else None
         ours = None if spelling is None else names[spelling]
-        part = layout.what_is(name)
+        part = layout.name_part(name)
         if ours is not None and ours in division.found:
             division.doubled.append(path)
         elif ours is not None:

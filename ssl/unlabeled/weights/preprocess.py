@@ -11,7 +11,7 @@ from unlabeled.views.pipeline import Views
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A centre crop, resized, values in [0, 1] or normalised: what ``Views.plain`` does, as five values."""
+    """A centre crop, resized, values in [0, 1] or normalised: what ``Views.evaluation_view`` does, as five values."""
 
     size: int  # height and width, pixels
     mean: Sequence[float] | None  # per channel, of values in [0, 1]; None: not subtracted
@@ -23,7 +23,7 @@ class Preprocess:
         """The same for uint8 images of ours; draws no views."""
         return Views(self.size, [], self.mean, self.std, self.crop, self.interpolation)
 
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
-from unlabeled.weights.architecture import Architecture, in_timm, in_torchvision
+from unlabeled.weights.architecture import LibraryModel, to_timm, to_torchvision
 from unlabeled.weights.preprocess import Preprocess
 
 OPSET = 18  # the oldest that torch's exporter writes without converting; onnxruntime reads it since 1.14 (2023)
@@ -26,7 +26,7 @@ PLAIN_USE = "with torch.inference_mode():\n    features = model(images)"
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is written."""
 
     backbone: Backbone  # float32 on the CPU, in eval mode
@@ -35,7 +35,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportedModel:
     """What a target made of a backbone."""
 
     load: str  # lines that make what ``use`` needs from ``folder``
@@ -45,13 +45,13 @@ class Written:
     notes: tuple[str, ...] = ()  # sentences for the card
 
 
-Writer = Callable[[Source, Path], Written]
+Writer = Callable[[ExportSource, Path], ExportedModel]
 
 
-def write_safetensors(source: Source, folder: Path) -> Written:
+def write_safetensors(source: ExportSource, folder: Path) -> ExportedModel:
     """``model.safetensors`` with our names, which are torchvision's or timm's, and ``config.json``."""
     _save_safetensors(source.backbone.state_dict(), folder / "model.safetensors")
-    config = {"backbone": source.spec, "preprocess": source.preprocess.plain()}
+    config = {"backbone": source.spec, "preprocess": source.preprocess.as_dict()}
     _write_json(folder / "config.json", config | {"num_features": source.backbone.num_features})
     module, _, name = str(source.spec["_target_"]).rpartition(".")
     build = _call(name, *_named({key: value for key, value in source.spec.items() if not key.startswith("_")}))
@@ -59,12 +59,12 @@ def write_safetensors(source: Source, folder: Path) -> Written:
         f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n\nmodel = {build}\n"
         'model.load_state_dict(load_file(f"{folder}/model.safetensors"))\nmodel.eval()'
     )
-    return Written(load, PLAIN_USE, "unlabeled", ("safetensors",))
+    return ExportedModel(load, PLAIN_USE, "unlabeled", ("safetensors",))
 
 
-def write_torchvision(source: Source, folder: Path) -> Written:
+def write_torchvision(source: ExportSource, folder: Path) -> ExportedModel:
     """``model.pth``, all tensors but the classifier's: a made-up one would give made-up classes without an error."""
-    network = in_torchvision(source.backbone, source.spec, "torchvision")
+    network = to_torchvision(source.backbone, source.spec, "torchvision")
     torch.save(_clean(network.state), folder / "model.pth")
     build = _call("torchvision.models.get_model", repr(network.name), "weights=None", *_named(network.arguments))
     load = (
@@ -73,18 +73,18 @@ def write_torchvision(source: Source, folder: Path) -> Written:
         'model.load_state_dict(torch.load(f"{folder}/model.pth", weights_only=True))\nmodel.eval()'
     )
     note = f"`model.pth` has no classifier: put your own in the place of `{network.classifier}` after loading."
-    return Written(load, PLAIN_USE, "torchvision", ("torchvision",), (note,))
+    return ExportedModel(load, PLAIN_USE, "torchvision", ("torchvision",), (note,))
 
 
-def write_timm(source: Source, folder: Path) -> Written:
+def write_timm(source: ExportSource, folder: Path) -> ExportedModel:
     """``model.safetensors`` for ``timm.create_model(…, checkpoint_path=FILE)``, which loads it strictly."""
-    network = in_timm(source.backbone, source.spec, "timm")
+    network = to_timm(source.backbone, source.spec, "timm")
     _save_safetensors(network.state, folder / "model.safetensors")
     file = 'checkpoint_path=f"{folder}/model.safetensors"'
     overlay = f"pretrained_cfg_overlay={source.preprocess.timm()!r}"
     build = _call("timm.create_model", repr(network.name), "num_classes=0", file, *_named(network.arguments), overlay)
     load = f"import timm\nimport torch\n\nmodel = {build}.eval()"
-    return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), (TIMM_TRANSFORM,))
+    return ExportedModel(load, PLAIN_USE, "timm", ("timm", "safetensors"), (TIMM_TRANSFORM,))
 
 
 TIMM_TRANSFORM = (
@@ -93,9 +93,9 @@ TIMM_TRANSFORM = (
 )
 
 
-def write_huggingface(source: Source, folder: Path) -> Written:
+def write_huggingface(source: ExportSource, folder: Path) -> ExportedModel:
     """A folder as timm and the Hub have it: ``model.safetensors`` and ``config.json``."""
-    network = in_timm(source.backbone, source.spec, "huggingface")
+    network = to_timm(source.backbone, source.spec, "huggingface")
     _save_safetensors(network.state, folder / "model.safetensors")
     _write_json(folder / "config.json", _hub_config(network, source))
     load = (
@@ -108,10 +108,10 @@ def write_huggingface(source: Source, folder: Path) -> Written:
         "`transformers.AutoModel.from_pretrained(folder)` reads this folder too, where it is installed beside timm; "
         "features are its `pooler_output`. That was not checked here.",
     )
-    return Written(load, PLAIN_USE, "timm", ("timm", "safetensors"), notes)
+    return ExportedModel(load, PLAIN_USE, "timm", ("timm", "safetensors"), notes)
 
 
-def _hub_config(network: Architecture, source: Source) -> dict[str, Any]:
+def _hub_config(network: LibraryModel, source: ExportSource) -> dict[str, Any]:
     """Nothing of the weights that timm has under this name may stay, such as their licence and classes."""
     import timm
 
@@ -127,7 +127,7 @@ def _hub_config(network: Architecture, source: Source) -> dict[str, Any]:
     return config | ({"model_args": network.arguments} if network.arguments else {})
 
 
-def write_onnx(source: Source, folder: Path) -> Written:
+def write_onnx(source: ExportSource, folder: Path) -> ExportedModel:
     """``model.onnx`` by torch's exporter, of images in their own size and of any number."""
     size, file = source.preprocess.size, folder / "model.onnx"
     big = sum(value.numel() * value.element_size() for value in source.backbone.state_dict().values()) > ONE_ONNX_FILE
@@ -152,7 +152,7 @@ def write_onnx(source: Source, folder: Path) -> Written:
         f"ONNX opset {_opset(file)}; input `images` float32 [batch, 3, {size}, {size}], output `features` float32 "
         f"[batch, {source.backbone.num_features}]; the size of the batch is free, that of the images is not."
     )
-    return Written(load, use, "onnx", ("onnx", "onnxscript", "onnxruntime"), (note,))
+    return ExportedModel(load, use, "onnx", ("onnx", "onnxscript", "onnxruntime"), (note,))
 
 
 def _opset(file: Path) -> int:
@@ -179,7 +179,7 @@ def require_packages(to: str) -> None:
         raise UserError(f"to={to}: {' and '.join(missing)} not installed: pip install 'unlabeled[export]'")
 
 
-def reload(written: Written, folder: Path) -> Callable[[Tensor], Tensor]:
+def reload_export(written: ExportedModel, folder: Path) -> Callable[[Tensor], Tensor]:
     """Run the lines of the card: what is in ``folder`` as a function from images to features."""
     names: dict[str, Any] = {"folder": str(folder)}
     exec(written.load, names)

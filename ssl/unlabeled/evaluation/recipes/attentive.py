@@ -31,7 +31,7 @@ class CrossAttentionHead(nn.Module):
 
     def __init__(self, width: int, classes: int, head_width: int) -> None:
         super().__init__()
-        self.heads = heads_of(width, head_width)
+        self.heads = count_heads(width, head_width)
         self.query = nn.Parameter(torch.zeros(1, 1, width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
@@ -75,7 +75,7 @@ class AttentionPoolingHead(nn.Module):
 
     def __init__(self, width: int, classes: int, head_width: int, queries: int) -> None:
         super().__init__()
-        self.heads = heads_of(width, head_width)
+        self.heads = count_heads(width, head_width)
         self.norm = parameter_free_norm(width)
         self.k, self.v = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.query = nn.Parameter(0.02 * torch.randn(1, queries, width))
@@ -131,7 +131,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def heads_of(width: int, head_width: int) -> int:
+def count_heads(width: int, head_width: int) -> int:
     """How many heads of ``head_width`` channels; raises UserError where they do not come out even."""
     if width % head_width:
         raise UserError(

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlabeled.data.canvas import on_device
+from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.views.crop import Interpolation
-from unlabeled.views.foreign import Foreign, restored_randomness, seed_all
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters, RandomResizedCrop
+from unlabeled.views.per_image import PerImageTransform, preserve_random_state, seed_all
 from unlabeled.views.pipeline import ViewGroup, Views
 
 ERASING, MIXING = 1, 2  # what random draws of a step are for
@@ -50,7 +50,7 @@ class Augmentation:
         if not 0 <= self.erasing <= 1:
             raise UserError(f"{key}.erasing={self.erasing}: must be from 0 to 1")
 
-    def words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What is not the usual crop of 8 % to all of the area and a flip of every second image, for protocols."""
         low, high = self.scale
         found = {
@@ -66,15 +66,19 @@ class Augmentation:
         crop = ClampedCrop if self.crop == "clamped" else RandomResizedCrop
         steps: list[Operation] = [crop(run.size, self.scale, self.ratio, self.interpolation, self.flip)]
         if self.policy is not None:
-            steps.append(Foreign(policy(self.policy, run.size, run.mean, self.interpolation)))
+            steps.append(PerImageTransform(augmentation_policy(self.policy, run.size, run.mean, self.interpolation)))
         group = ViewGroup(1, steps)
         return Views(run.size, [group], run.mean, run.std, run.evaluation_crop, run.evaluation_interpolation)
 
     def apply(self, views: Views, batch: Batch, key: ViewKey, device: torch.device) -> Tensor:
         """Views [B, 3, size, size] of some rows of a batch, a function of ``key`` and of the images."""
-        images, sizes = on_device(batch, device)
+        images, sizes = batch_to_device(batch, device)
         made: Tensor = views(images, batch.ids, key, sizes=sizes)[0]
-        return made if not self.erasing else erase(made, self.erasing, mix(key.seed, key.step, key.first, ERASING))
+        return (
+            made
+            if not self.erasing
+            else random_erase(made, self.erasing, derive_seed(key.seed, key.step, key.first, ERASING))
+        )
 
 
 class ClampedCrop(RandomResizedCrop):
@@ -91,7 +95,7 @@ class ClampedCrop(RandomResizedCrop):
         return torch.cat([(where * (sizes - box + 1)).floor(), box], 1).long()
 
 
-def policy(
+def augmentation_policy(
     name: str, size: int, mean: Sequence[float] | None, interpolation: Interpolation
 ) -> Callable[[Tensor], Tensor]:
     """timm's augmentation policy as a transform of one image [1, 3, h, w] in [0, 1], with timm's settings.
@@ -113,7 +117,7 @@ def policy(
     for step in getattr(transform, "ops", None) or [step for some in transform.policy for step in some]:
         if step.name.startswith("Posterize"):
             step.aug_fn = _posterize
-    return OnPIL(transform)
+    return PILTransform(transform)
 
 
 def _posterize(image: Any, bits: int, **_: Any) -> Any:
@@ -125,7 +129,7 @@ def _posterize(image: Any, bits: int, **_: Any) -> Any:
     return ImageOps.posterize(image, min(bits, 8))
 
 
-class OnPIL:
+class PILTransform:
     """A transform of PIL images for a tensor [1, 3, h, w] in [0, 1], which is rounded to 8 bits for it."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
@@ -139,11 +143,11 @@ class OnPIL:
         return made.to(image.device).to(image.dtype) / 255
 
 
-def erase(images: Tensor, share: float, seed: int) -> Tensor:
+def random_erase(images: Tensor, share: float, seed: int) -> Tensor:
     """A rectangle of normal noise in a ``share`` of normalised images [B, 3, h, w], in place; timm's RandomErasing."""
     from timm.data.random_erasing import RandomErasing
 
-    with restored_randomness(images.device):
+    with preserve_random_state(images.device):
         seed_all(seed, images.device)
         erased: Tensor = RandomErasing(share, mode="pixel", max_count=1, device=images.device)(images)
     return erased
@@ -164,7 +168,7 @@ class Mixing:
     cutmix: float
     label_smoothing: float
 
-    def words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """For protocols, as those of an augmentation."""
         found = {"mixup": self.mixup, "cutmix": self.cutmix, "smoothing": self.label_smoothing}
         return [f"{name}{value:g}" for name, value in found.items() if value]
@@ -176,7 +180,7 @@ class Mixing:
         if not (self.mixup or self.cutmix) or len(images) % 2:  # timm pairs the first with the last
             return images, mixup_target(labels, num_classes, 1.0, self.label_smoothing)
         mixer = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=num_classes)
-        with restored_randomness(images.device):
+        with preserve_random_state(images.device):
             seed_all(seed, images.device)
             mixed: tuple[Tensor, Tensor] = mixer(images, labels)
         return mixed

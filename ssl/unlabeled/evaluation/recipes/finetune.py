@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.data.labels import LabelChoice
+from unlabeled.data.labels import LabelSelection
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import MIXING, Augmentation, Mixing
-from unlabeled.evaluation.recipes.frozen import HEAD, key_of, protocol_of
-from unlabeled.evaluation.recipes.labels import choose, in_words
-from unlabeled.evaluation.recipes.layer_decay import blocks_of, layer_decay_groups
-from unlabeled.evaluation.recipes.linear import initialise, mean_loss
-from unlabeled.evaluation.recipes.loop import Pass, autocast, plain_logits, score_of, steps
+from unlabeled.evaluation.recipes.frozen import HEAD, config_key, format_protocol
+from unlabeled.evaluation.recipes.labels import describe_selection, select_labelled
+from unlabeled.evaluation.recipes.layer_decay import layer_decay_groups, transformer_blocks
+from unlabeled.evaluation.recipes.linear import init_normal, mean_loss
+from unlabeled.evaluation.recipes.loop import TrainingPass, autocast, make_score, plain_logits, training_steps
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.objective import Backbone
 from unlabeled.optimizers import parameter_groups
-from unlabeled.randomness import mix
-from unlabeled.views.foreign import restored_randomness, seed_all
+from unlabeled.randomness import derive_seed
+from unlabeled.views.per_image import preserve_random_state, seed_all
 
 Pooling = Literal["network", "fc_norm"]
 
@@ -43,7 +43,7 @@ class FineTune:
             after the mean by a new LayerNorm in place of the last one (facebookresearch/mae, models_vit.py).
         head_init_std: standard deviation of the classifier's initial weights, 0 for zeros; its biases are 0.
         labels_file, fraction, per_class, labels_seed: which training images, see
-            :class:`unlabeled.data.labels.LabelChoice`.
+            :class:`unlabeled.data.labels.LabelSelection`.
         baselines: whether a random network goes through the same.
         differs: where this is not what was published, in sentences.
 
@@ -70,12 +70,12 @@ class FineTune:
         baselines: bool,
         differs: Sequence[str],
     ) -> None:
-        self.name, self.key = name, key_of(name)
+        self.name, self.key = name, config_key(name)
         self.training, self.augmentation, self.mixing = training, augmentation, mixing
         self.learning_rate, self.head_learning_rate = learning_rate, head_learning_rate
         self.layer_decay, self.drop_path = layer_decay, drop_path
         self.pooling, self.head_init_std = pooling, head_init_std
-        self.choice = LabelChoice(labels_file, fraction, per_class, labels_seed, self.key)
+        self.choice = LabelSelection(labels_file, fraction, per_class, labels_seed, self.key)
         self.baselines, self.differs = baselines, list(differs)
         self.needs = training.batch_size
         self._check()
@@ -94,9 +94,9 @@ class FineTune:
     def protocol(self) -> str:
         """The name under which a score of this probe is reported."""
         own = "" if self.head_learning_rate is None else f"+{self.head_learning_rate:g}"
-        changed = [*self.augmentation.words(), *(self.mixing.words() if self.mixing is not None else [])]
-        name = f"{self.name}/labels={in_words(self.choice)}"
-        return protocol_of(name, self.training, f"{self.learning_rate:g}{own}", changed)
+        changed = [*self.augmentation.describe(), *(self.mixing.describe() if self.mixing is not None else [])]
+        name = f"{self.name}/labels={describe_selection(self.choice)}"
+        return format_protocol(name, self.training, f"{self.learning_rate:g}{own}", changed)
 
     def train_predict(self, task: Task) -> list[Score]:
         """One Score; ``task.network`` stays as it is. Classes without a listed image are never predicted.
@@ -105,16 +105,16 @@ class FineTune:
             UserError: the network does not suit the recipe, there are too few images, or the training diverged.
         """
         self._check_network(task.network)
-        listed = choose(self.choice, task)
+        listed = select_labelled(self.choice, task)
         self.training.check_images(f"{self.key}.training", len(listed.ids))
-        with restored_randomness(task.device):
+        with preserve_random_state(task.device):
             model = self._model(task)
             loss = self.fit(task, listed.ids, model)
             [logits], labels = self._logits(task, model.eval())
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
         chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
         seen, metrics, used = torch.unique(listed.labels), {"train_loss": loss}, len(listed.ids)
-        return [score_of(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)]
+        return [make_score(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)]
 
     def _check_network(self, network: Backbone) -> None:
         needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"
@@ -125,7 +125,7 @@ class FineTune:
             )
 
     def _model(self, task: Task) -> "Classifier":
-        seed_all(mix(self.training.seed, HEAD), task.device)
+        seed_all(derive_seed(self.training.seed, HEAD), task.device)
         network = copy.deepcopy(task.network).requires_grad_(True)  # positions and a fixed patch projection too
         if self.drop_path:
             add_drop_path(network, self.drop_path)
@@ -137,7 +137,7 @@ class FineTune:
         scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "16-mixed")
         per_epoch = len(self.training.batch_sizes(len(positions)))
         losses: list[Tensor] = []
-        for step, passes in steps(task, positions, self.training, self.augmentation):
+        for step, passes in training_steps(task, positions, self.training, self.augmentation):
             self.training.prepare(optimizer, self.learning_rate, step, per_epoch)
             optimizer.zero_grad()
             found = [self._backward(model, each, task, scaler) for each in passes if len(each.labels) > 1]
@@ -151,10 +151,10 @@ class FineTune:
                 losses.append(torch.stack(found).sum())
         return float(torch.stack(losses).mean())
 
-    def _backward(self, model: "Classifier", each: Pass, task: Task, scaler: torch.amp.GradScaler) -> Tensor:
+    def _backward(self, model: "Classifier", each: TrainingPass, task: Task, scaler: torch.amp.GradScaler) -> Tensor:
         images, targets = each.views, each.labels
         if self.mixing is not None:
-            images, targets = self.mixing.apply(images, targets, task.num_classes, mix(each.seed, MIXING))
+            images, targets = self.mixing.apply(images, targets, task.num_classes, derive_seed(each.seed, MIXING))
         with autocast(task.device, task.precision):
             logits = model(images.contiguous(memory_format=torch.channels_last))
         loss = mean_loss(logits, targets) * each.share
@@ -186,11 +186,11 @@ class Classifier(nn.Module):
     def __init__(self, network: Backbone, classes: int, pooling: Pooling, head_init_std: float) -> None:
         super().__init__()
         linear = nn.Linear(network.num_features, classes)
-        initialise(linear.weight, head_init_std)
+        init_normal(linear.weight, head_init_std)
         nn.init.zeros_(linear.bias)
         self.network, self.pooling = network, pooling
         if pooling == "fc_norm":
-            blocks_of(network)
+            transformer_blocks(network)
             network.norm = nn.Identity()
         norm = nn.LayerNorm(network.num_features, eps=1e-6) if pooling == "fc_norm" else nn.Identity()
         self.top = nn.Sequential(norm, linear)
@@ -210,7 +210,7 @@ def add_drop_path(network: nn.Module, rate: float) -> None:
     For each image and each of a block's two branches; at block i of L with probability rate · i / (L − 1), what is kept
     is scaled up for it (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
     """
-    blocks = blocks_of(network)
+    blocks = transformer_blocks(network)
     for number, block in enumerate(blocks):
         leave_out: Callable[..., Tensor] = partial(_leave_out, rate * number / max(1, len(blocks) - 1))
         for branch in (getattr(block, "attn", None), getattr(block, "mlp", None)):

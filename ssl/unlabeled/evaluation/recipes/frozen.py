@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import check_unchanged
 from unlabeled.evaluation.features import eval_mode, full_float32, top1
-from unlabeled.evaluation.judge import unchanged
-from unlabeled.evaluation.linear import split
+from unlabeled.evaluation.linear import split_holdout
 from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.linear import mean_loss
-from unlabeled.evaluation.recipes.loop import Pass, autocast, encode, plain_logits, score_of, steps
+from unlabeled.evaluation.recipes.loop import TrainingPass, autocast, encode, make_score, plain_logits, training_steps
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.optimizers import parameter_groups
-from unlabeled.randomness import mix
-from unlabeled.views.foreign import restored_randomness, seed_all
+from unlabeled.randomness import derive_seed
+from unlabeled.views.per_image import preserve_random_state, seed_all
 
 HEAD = 3  # what a random draw is for
 
@@ -59,7 +59,7 @@ class FrozenRecipe:
         differs: Sequence[str],
     ) -> None:
         self.name, self.kinds, self.head = name, tuple(kinds), head
-        self.key = key_of(name)
+        self.key = config_key(name)
         self.learning_rates, self.holdout = sorted(set(learning_rates)), holdout
         self.training, self.augmentation = training, augmentation
         self.baselines, self.differs = baselines, list(differs)
@@ -83,7 +83,7 @@ class FrozenRecipe:
         """The name under which a score of this probe is reported."""
         rates = self.learning_rates
         rate = f"{rates[0]:g}" if len(rates) == 1 else f"best-of-{len(rates)}"
-        name = protocol_of(f"{self.name}-online", self.training, rate, self.augmentation.words())
+        name = format_protocol(f"{self.name}-online", self.training, rate, self.augmentation.describe())
         return name if self.kinds == ("last",) else f"{name}/features={'+'.join(self.kinds)}"
 
     def train_predict(self, task: Task) -> list[Score]:
@@ -99,8 +99,8 @@ class FrozenRecipe:
             )
         autocast(task.device, task.precision)
         with (
-            restored_randomness(task.device),
-            unchanged(task.network),
+            preserve_random_state(task.device),
+            check_unchanged(task.network),
             eval_mode(task.network),
             full_float32(task.device),
         ):
@@ -115,13 +115,13 @@ class FrozenRecipe:
         chosen |= {"learning_rate": rate} | self.training.summary()
         seen = torch.unique(task.train_labels)
         metrics = {"train_loss": losses[0]}
-        return score_of(self.protocol, logits[0], labels, seen, self.key, chosen, [*self.differs, *notes], metrics)
+        return make_score(self.protocol, logits[0], labels, seen, self.key, chosen, [*self.differs, *notes], metrics)
 
     def _choose(self, task: Task) -> tuple[float, dict[str, Any], list[str]]:
         rates = self.learning_rates
         if len(rates) == 1:
             return rates[0], {"chosen_on": "nothing"}, []
-        fit, held = (each.cpu() for each in split(task.train_labels, self.holdout, self.training.seed))
+        fit, held = (each.cpu() for each in split_holdout(task.train_labels, self.holdout, self.training.seed))
         self.training.check_images(f"{self.key}.training", len(fit))
         heads, _ = self.fit(task, fit, rates)
         logits, labels = self._logits(task, "train", held, heads)
@@ -144,7 +144,7 @@ class FrozenRecipe:
         optimizers = [self._optimizer(head) for head in heads]
         per_epoch = len(self.training.batch_sizes(len(positions)))
         losses: list[Tensor] = []
-        for step, passes in steps(task, positions, self.training, self.augmentation):
+        for step, passes in training_steps(task, positions, self.training, self.augmentation):
             batch = self._batch(task, passes)
             if batch is None:
                 continue
@@ -159,10 +159,12 @@ class FrozenRecipe:
         """All alike: from the same draw, on the device."""
         first = next(iter(task.batches("train", positions[: self.training.at_once], self.training.at_once)))
         sizes = None if first.sizes is None else first.sizes.to(task.device)
-        x = encode(task.network, task.views.plain(first.images.to(task.device), sizes), self.kinds, task.precision)
+        x = encode(
+            task.network, task.views.evaluation_view(first.images.to(task.device), sizes), self.kinds, task.precision
+        )
         heads = []
         for _ in range(count):
-            seed_all(mix(self.training.seed, HEAD), task.device)
+            seed_all(derive_seed(self.training.seed, HEAD), task.device)
             heads.append(self.head(x.shape[-1], task.num_classes).to(task.device))
         if getattr(heads[0], "takes_tokens", False) != ("tokens" in self.kinds):
             raise UserError(f"{self.key}.kinds={list(self.kinds)} does not suit {type(heads[0]).__name__}")
@@ -172,7 +174,7 @@ class FrozenRecipe:
         groups = parameter_groups(head, self.training.weight_decay, self.training.decay_bias_and_norm)
         return self.training.optimizer(groups, lr=0.0)
 
-    def _batch(self, task: Task, passes: Iterator[Pass]) -> tuple[Tensor, Tensor] | None:
+    def _batch(self, task: Task, passes: Iterator[TrainingPass]) -> tuple[Tensor, Tensor] | None:
         """Features and labels of a step; None where no image of it could be decoded."""
         parts = [(encode(task.network, each.views, self.kinds, task.precision), each.labels) for each in passes]
         if not parts:
@@ -199,12 +201,12 @@ class FrozenRecipe:
         return plain_logits(task, split, positions, self.training.at_once, model)
 
 
-def key_of(name: str) -> str:
+def config_key(name: str) -> str:
     """Where a probe stands in the configuration: ``linear/moco-v3`` is ``probe.linear_moco_v3``."""
     return "probe." + name.replace("/", "_").replace("-", "_")
 
 
-def protocol_of(name: str, training: Training, rate: str, augmentation: Sequence[str]) -> str:
+def format_protocol(name: str, training: Training, rate: str, augmentation: Sequence[str]) -> str:
     """What makes numbers incomparable, in short; ``augmentation`` is said where it is not crop and flip alone."""
     seen = f"/aug={'+'.join(augmentation)}" if augmentation else ""
     return f"{name}/epochs={training.epochs}/batch={training.batch_size}/lr={rate}{seen}"

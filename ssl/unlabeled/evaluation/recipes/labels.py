@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
-from unlabeled.data.labels import LabelChoice, LabelList
+from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.evaluation.probe import Task
 
 
-def choose(choice: LabelChoice, task: Task) -> LabelList:
+def select_labelled(choice: LabelSelection, task: Task) -> LabelList:
     """The listed training images of a task; ``ids`` are its positions. Raises UserError as the choice does."""
     return choice.of(_Listing(task))
 
 
-def in_words(choice: LabelChoice) -> str:
+def describe_selection(choice: LabelSelection) -> str:
     """For the name of a protocol."""
     if choice.labels_file is not None:
         return "list"

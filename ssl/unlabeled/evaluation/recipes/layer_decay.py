@@ -14,7 +14,7 @@ FIRST = ("cls_token", "pos_embed", "patch_embed")
 NOT_DECAYED = ("cls_token", "pos_embed")  # timm's no_weight_decay()
 
 
-def layer_of(name: str, depth: int) -> int:
+def layer_number(name: str, depth: int) -> int:
     """Number of the layer that a parameter belongs to: 0 what makes the tokens, i + 1 block i, depth + 1 the rest."""
     first, _, rest = name.partition(".")
     if first in FIRST:
@@ -31,9 +31,9 @@ def layer_decay_groups(network: nn.Module, head: nn.Module, decay: float, weight
     Raises:
         UserError: the network has no blocks.
     """
-    depth = len(blocks_of(network))
+    depth = len(transformer_blocks(network))
     groups: dict[tuple[int, float], list[Tensor]] = defaultdict(list)
-    named = [(name, layer_of(name, depth), parameter) for name, parameter in network.named_parameters()]
+    named = [(name, layer_number(name, depth), parameter) for name, parameter in network.named_parameters()]
     named += [("head", depth + 1, parameter) for parameter in head.parameters()]
     for name, layer, parameter in named:
         if parameter.requires_grad:
@@ -45,7 +45,7 @@ def layer_decay_groups(network: nn.Module, head: nn.Module, decay: float, weight
     ]
 
 
-def blocks_of(network: nn.Module) -> list[nn.Module]:
+def transformer_blocks(network: nn.Module) -> list[nn.Module]:
     """The blocks of a transformer; raises UserError for any other network."""
     blocks = getattr(network, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):

@@ -31,7 +31,7 @@ class LinearHead(nn.Module):
         self.norm = _norm(batch_norm, width)
         self.linear = nn.Linear(width, classes)
         nn.init.zeros_(self.linear.bias)
-        initialise(self.linear.weight, init_std)
+        init_normal(self.linear.weight, init_std)
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.norm(features))
@@ -46,7 +46,7 @@ def _norm(kind: Norm, width: int) -> nn.Module:
     return nn.BatchNorm1d(width) if kind == "affine" else nn.Identity()
 
 
-def initialise(weight: Tensor, std: float | None) -> None:
+def init_normal(weight: Tensor, std: float | None) -> None:
     """Normal with that deviation; None as :class:`LinearHead`."""
     if std is None:
         std = weight.shape[1] ** -0.5

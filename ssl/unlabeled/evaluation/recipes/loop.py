@@ -13,13 +13,13 @@ from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.objective import Backbone, Batch
-from unlabeled.randomness import mix
-from unlabeled.views.foreign import seed_all
+from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
+from unlabeled.views.per_image import seed_all
 from unlabeled.views.pipeline import Views
 
 
-class Pass(NamedTuple):
+class TrainingPass(NamedTuple):
     """Some images of a step, on the device."""
 
     views: Tensor  # float32 [n, 3, h, w], normalised
@@ -28,9 +28,9 @@ class Pass(NamedTuple):
     seed: int  # for further random draws
 
 
-def steps(
+def training_steps(
     task: Task, positions: Tensor, training: Training, augmentation: Augmentation
-) -> Iterator[tuple[int, Iterator[Pass]]]:
+) -> Iterator[tuple[int, Iterator[TrainingPass]]]:
     """Number and passes of each step of the whole training; a step's passes are used up before the next is asked for.
 
     Order and views are functions of (seed, step, position in the batch): ``images_per_pass`` changes none of them. The
@@ -43,7 +43,7 @@ def steps(
         for number, size in enumerate(sizes):
             step = epoch * len(sizes) + number
             own = islice(batches, -(-size // training.at_once))
-            seed_all(mix(training.seed, step), task.device)
+            seed_all(derive_seed(training.seed, step), task.device)
             yield step, _passes(own, step, size, views, task, training, augmentation)
 
 
@@ -55,12 +55,12 @@ def _passes(
     task: Task,
     training: Training,
     augmentation: Augmentation,
-) -> Iterator[Pass]:
+) -> Iterator[TrainingPass]:
     first = 0
     for batch in batches:
         count = len(batch.ids)  # fewer than asked for where an image could not be decoded
         made = augmentation.apply(views, batch, ViewKey(training.seed, step, first, size), task.device)
-        yield Pass(made, batch.labels.to(task.device), count / size, mix(training.seed, step, first))
+        yield TrainingPass(made, batch.labels.to(task.device), count / size, derive_seed(training.seed, step, first))
         first += count
 
 
@@ -94,23 +94,25 @@ def plain_logits(
     logits, labels = [], []
     for batch in task.batches(split, positions, at_once):
         sizes = None if batch.sizes is None else batch.sizes.to(task.device)
-        logits.append([each.float().cpu() for each in model(task.views.plain(batch.images.to(task.device), sizes))])
+        logits.append(
+            [each.float().cpu() for each in model(task.views.evaluation_view(batch.images.to(task.device), sizes))]
+        )
         labels.append(batch.labels.cpu())
     return [torch.cat(parts) for parts in zip(*logits, strict=True)], torch.cat(labels)
 
 
-def score_of(
+def make_score(
     protocol: str,
     logits: Tensor,
     labels: Tensor,
-    seen: Tensor,
+    known_classes: Tensor,
     key: str,
     chosen: dict[str, Any],
     notes: Sequence[str],
     metrics: dict[str, float],
     n_train: int | None = None,
 ) -> Score:
-    """The score of logits [N, C] on test images; classes not among ``seen`` are never predicted.
+    """The score of logits [N, C] on test images; classes not among ``known_classes`` are never predicted.
 
     Raises:
         UserError: the logits are not finite.
@@ -118,7 +120,7 @@ def score_of(
     if not bool(logits.isfinite().all()):
         raise UserError(f"{key}: the training diverged, predictions are not finite: give a smaller learning rate")
     unseen = torch.ones(logits.shape[1], dtype=torch.bool)
-    unseen[seen.cpu()] = False
+    unseen[known_classes.cpu()] = False
     log_probabilities = logits.masked_fill(unseen, -torch.inf).log_softmax(1)
     predictions = log_probabilities.argmax(1)
     missing = int(unseen.sum())

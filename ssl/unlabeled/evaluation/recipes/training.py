@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
-from unlabeled.randomness import mix
+from unlabeled.randomness import derive_seed
 from unlabeled.schedules import warmup_cosine
 
 
@@ -87,7 +87,7 @@ class Training:
 
     def order(self, images: int, epoch: int) -> Tensor:
         """Rows int64 [images] in the order of one epoch, a function of the seed and its number."""
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         return torch.randperm(images, generator=generator)
 
     def rate(self, learning_rate: float, step: int, steps_per_epoch: int) -> float:

@@ -57,13 +57,15 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
         float64 [B, rows, columns] of patches; None where the backbone is no plain vision transformer (one that has
         windows, turns queries and keys by their position, or pools by attention).
     """
-    transformer = transformer_of(backbone)
+    transformer = find_transformer(backbone)
     if transformer is None:
         return None
-    return _patches(roll(attentions(backbone, transformer, images, lambda heads: heads.mean(1))), transformer)
+    return _patches(
+        rollout_of_attention(attentions(backbone, transformer, images, lambda heads: heads.mean(1))), transformer
+    )
 
 
-def roll(attentions: Sequence[Tensor]) -> Tensor:
+def rollout_of_attention(attentions: Sequence[Tensor]) -> Tensor:
     """Attention [B, n, n] of each block, its rows summing to 1, from the first to the last → rollout [B, n, n]."""
     eye = torch.eye(attentions[0].shape[-1], dtype=attentions[0].dtype, device=attentions[0].device)
     result = eye.expand_as(attentions[0])
@@ -86,11 +88,11 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
     found = rollout(backbone, images)
     if found is None:
         return {}
-    pixels = views.as_pixels(images).cpu()
-    return {"image": pixels, "attention": heated(pixels, found.cpu())}
+    pixels = views.to_pixels(images).cpu()
+    return {"image": pixels, "attention": overlay_heatmap(pixels, found.cpu())}
 
 
-def heated(pixels: Tensor, weights: Tensor) -> Tensor:
+def overlay_heatmap(pixels: Tensor, weights: Tensor) -> Tensor:
     """Images [B, 3, h, w] in [0, 1] in grey, below the colours of weights [B, rows, columns]: dark low, yellow high.
 
     Each image's weights are brought to [0, 1] on their own: colours compare within an image.
@@ -122,7 +124,7 @@ def attentions(
 
     Args:
         backbone: in any mode; left as it was found.
-        transformer: of :func:`transformer_of`.
+        transformer: of :func:`find_transformer`.
         images: [B, 3, h, w], on the backbone's device.
         kept: float64 [B, heads, n, n], rows sum to 1 → what is returned of it; all blocks' would be large.
     """
@@ -147,7 +149,7 @@ def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
     return (q @ k.transpose(2, 3) * layer.scale).softmax(3)
 
 
-def transformer_of(backbone: Backbone) -> Transformer | None:
+def find_transformer(backbone: Backbone) -> Transformer | None:
     """Its attention, or None where it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
         layers = [_own(block.attn) for block in backbone.blocks]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.plots import INK, PALETTE, blank, plain_text
-from unlabeled.evaluation.reporting.section import Section, plotted
+from unlabeled.evaluation.reporting.plots import INK, PALETTE, new_figure, plain_text
+from unlabeled.evaluation.reporting.section import Section, plot_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ PAIRS = 20
 DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
 
 
-class Confused(NamedTuple):
+class ConfusedClasses(NamedTuple):
     """Test images of one class that were taken for another."""
 
     label: int
@@ -35,14 +35,14 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, -1)
 
 
-def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[Confused]:
+def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[ConfusedClasses]:
     """The pairs with most images, the lower classes first among equals; needs no matrix, whatever the classes."""
     wrong = predictions != labels
     pairs, counts = torch.unique(torch.stack([labels[wrong], predictions[wrong]], 1), dim=0, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
     totals = labels.bincount()
     return [
-        Confused(label, predicted, count, count / int(totals[label]))
+        ConfusedClasses(label, predicted, count, count / int(totals[label]))
         for (label, predicted), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
     ]
 
@@ -56,7 +56,7 @@ def confusion_section(
         words = f"Per cent of the test images of each true class (a row) by predicted class (a column); {protocol}."
         counts = confusion_matrix(predictions, labels, len(classes))
         wide = len(classes) > MOST_BESIDE
-        return plotted(_matrix(counts, classes), folder, "confusion", title, words, wide)
+        return plot_section(_matrix(counts, classes), folder, "confusion", title, words, wide)
     words = f"What is most often taken for something else, of {len(classes):,} classes; {protocol}."
     pairs = most_confused(predictions, labels)
     return Section("Most confused classes", words, _html(pairs, classes), _markdown(pairs, classes))
@@ -67,7 +67,7 @@ def _matrix(counts: Tensor, classes: Sequence[str]) -> "Figure":
 
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = max(3.6, 0.36 * len(classes)) + 0.9
-    figure = blank(side, side + 0.3)
+    figure = new_figure(side, side + 0.3)
     axes, blue = figure.add_subplot(), to_rgb(PALETTE[0])
     from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, 1.0)])
     # no picture but cells, so that the ground of the page shows through where a share is small
@@ -94,7 +94,7 @@ def _name_axes(axes: "Axes", classes: Sequence[str]) -> None:
     axes.set_ylabel("true", color=INK)
 
 
-def _html(pairs: Sequence[Confused], classes: Sequence[str]) -> str:
+def _html(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
     head = "<tr><th>true</th><th>predicted</th><th>images</th><th>of the class</th></tr>"
     rows = "".join(
         f"<tr><td>{escape(classes[p.label])}</td><td>{escape(classes[p.predicted])}</td>"
@@ -104,6 +104,6 @@ def _html(pairs: Sequence[Confused], classes: Sequence[str]) -> str:
     return f'<div class="scroll"><table>{head}{rows}</table></div>'
 
 
-def _markdown(pairs: Sequence[Confused], classes: Sequence[str]) -> str:
+def _markdown(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
     rows = [f"| {classes[p.label]} | {classes[p.predicted]} | {p.images:,} | {p.share:.0%} |" for p in pairs]
     return "\n".join(["| true | predicted | images | of the class |", "| --- | --- | ---: | ---: |", *rows])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, blank, colour_of, plain_text, tidy
+from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,10 +35,10 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_POINTS]
     x, labels = normalize(x[rows].float().cpu()), labels[rows].cpu()
     method, position = _embed(x, seed)
-    figure = blank(5.0)
+    figure = new_figure(5.0)
     axes = figure.add_subplot()
     # all at once in random order: drawn class by class, the last would lie on top and look purer than it is
-    colours = [colour_of(label, len(classes)) for label in labels.tolist()]
+    colours = [class_colour(label, len(classes)) for label in labels.tolist()]
     axes.scatter(position[:, 0], position[:, 1], s=6 if len(x) > 200 else 20, c=colours, linewidths=0)
     axes.set_title(f"{method} of {len(x):,} test features", loc="left", color=INK, fontsize=11)
     axes.set_xticks([])  # the axes of such a map mean nothing
@@ -57,7 +57,7 @@ def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
     lines = read_metrics(metrics)
     losses, accuracies = _series(lines, "train/loss"), _series(lines, "probe/knn_top1")
     panels = 2 if accuracies else 1
-    figure = blank(2.2 * panels)
+    figure = new_figure(2.2 * panels)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     _line(axes[0], losses, "training loss", PALETTE[0], marker="")
     if collapsed_at is not None:
@@ -131,7 +131,7 @@ def _legend(figure: "Figure", classes: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     names = [plain_text(name) for name in classes]
-    colours = [colour_of(i, len(classes)) for i in range(len(classes))]
+    colours = [class_colour(i, len(classes)) for i in range(len(classes))]
     dots = [Line2D([], [], marker="o", markersize=5, linestyle="", color=colour) for colour in colours]
     columns = max(1, LEGEND_WIDTH // (max(map(len, names), default=0) + 5))
     figure.legend(
@@ -163,4 +163,4 @@ def _series(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
 
 def _line(axes: "Axes", points: list[tuple[float, float]], name: str, colour: str, marker: str) -> None:
     axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=1.2, marker=marker, markersize=4)
-    tidy(axes, name)
+    style_axes(axes, name)

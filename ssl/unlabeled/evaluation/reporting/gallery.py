@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.knn import neighbours
-from unlabeled.evaluation.reporting.section import Section, Tile, save_columns, tile
+from unlabeled.evaluation.reporting.section import Section, Tile, save_columns, tile_html
 
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 
@@ -20,7 +20,7 @@ CANDIDATES = 256  # test images that queries are chosen from: all of a large tes
 
 
 @dataclass(frozen=True)
-class Query:
+class NeighbourQuery:
     """A test image and the training images nearest to it, nearest first."""
 
     id: int
@@ -30,16 +30,16 @@ class Query:
     cosines: list[float]
 
     @property
-    def voted(self) -> int:
+    def majority(self) -> int:
         """The class most neighbours have; the one that comes first among equals."""
         return max(dict.fromkeys(self.labels), key=self.labels.count)
 
     @property
     def right(self) -> bool:
-        return self.voted == self.label
+        return self.majority == self.label
 
 
-def queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[Query]:
+def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[NeighbourQuery]:
     """Random test images, up to ``of_each`` whose neighbours vote for their class and as many where they do not.
 
     The same for the same ``seed``; right ones first. Cosine similarity, as k-NN has it.
@@ -48,7 +48,9 @@ def queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) 
     chosen = chosen.to(test.x.device)
     cosines, rows = neighbours(normalize(test.x[chosen]), normalize(train.x), min(NEIGHBOURS, len(train.x)))
     found = [
-        Query(int(test.ids[row]), int(test.labels[row]), train.ids[near].tolist(), train.labels[near].tolist(), cosine)
+        NeighbourQuery(
+            int(test.ids[row]), int(test.labels[row]), train.ids[near].tolist(), train.labels[near].tolist(), cosine
+        )
         for row, near, cosine in zip(chosen.tolist(), rows, cosines.tolist(), strict=True)
     ]
     return [q for q in found if q.right][:of_each] + [q for q in found if not q.right][:of_each]
@@ -58,7 +60,7 @@ def neighbour_section(
     train: Features, test: Features, classes: Sequence[str], image: ImagesOf, folder: Path, seed: int = 0
 ) -> Section:
     """The gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
-    found = queries(train, test, seed)
+    found = choose_queries(train, test, seed)
     beside = image("train", [id for query in found for id in query.ids]).cpu()
     near = list(torch.split(beside, len(found[0].ids)))
     asked = list(image("test", [query.id for query in found]).cpu())
@@ -77,17 +79,17 @@ def neighbour_section(
     )
 
 
-def _row(query: Query, asked: Tensor, near: Tensor, classes: Sequence[str]) -> str:
-    head = tile(Tile(asked, [classes[query.label], f"test {query.id}"], query.right))
+def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[str]) -> str:
+    head = tile_html(Tile(asked, [classes[query.label], f"test {query.id}"], query.right))
     each = zip(near, query.ids, query.labels, query.cosines, strict=True)
     tiles = "".join(
-        tile(Tile(pixels, [classes[label], f"{cosine:.3f} · train {id}"], label == query.label))
+        tile_html(Tile(pixels, [classes[label], f"{cosine:.3f} · train {id}"], label == query.label))
         for pixels, id, label, cosine in each
     )
     return f'<div class="query"><div class="asked">{head}</div><div class="tiles">{tiles}</div></div>\n'
 
 
-def _sentence(query: Query, classes: Sequence[str]) -> str:
+def _sentence(query: NeighbourQuery, classes: Sequence[str]) -> str:
     near = ", ".join(f"{classes[label]} {c:.3f}" for label, c in zip(query.labels, query.cosines, strict=True))
-    verdict = "right" if query.right else f"wrong, voted {classes[query.voted]}"
+    verdict = "right" if query.right else f"wrong, voted {classes[query.majority]}"
     return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"

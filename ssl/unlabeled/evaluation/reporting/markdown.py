@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting import account
-from unlabeled.evaluation.reporting.results_table import as_markdown, further, table
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.reporting import run_summary
+from unlabeled.evaluation.reporting.results_table import accuracy_table, markdown_table, other_metrics
 from unlabeled.evaluation.reporting.section import Section
 
 TITLE = "Evaluation of frozen features"
@@ -16,34 +16,34 @@ def markdown(
     rows: Sequence[Row],
     provenance: Mapping[str, Any],
     sections: Sequence[Section],
-    references: Sequence[account.Reference],
+    references: Sequence[run_summary.Reference],
 ) -> str:
     """The text of report.md; its pictures lie beside it."""
-    doubts = account.doubts(rows, provenance, references)
-    parts = [f"# {TITLE}", account.headline(rows), table(rows), account.how_measured(rows)]
+    doubts = run_summary.report_warnings(rows, provenance, references)
+    parts = [f"# {TITLE}", run_summary.headline(rows), accuracy_table(rows), run_summary.measurement_notes(rows)]
     parts += ["## What to doubt", "\n".join(f"- {doubt}" for doubt in doubts)] if doubts else []
     parts += _further(rows)
     parts += ["## Published numbers", _references(references)] if references else []
     parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
     parts += ["## What was chosen", _chosen(rows), "## Where the numbers come from"]
-    parts += [_table(["what", "value"], account.facts(provenance))]
-    parts += [_folded(key, provenance[key]) for key in account.FOLDED if provenance.get(key)]
+    parts += [_table(["what", "value"], run_summary.provenance_facts(provenance))]
+    parts += [_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _further(rows: Sequence[Row]) -> list[str]:
-    tables = [further(rows, usual) for usual in (True, False)]
-    shown = [as_markdown(["metric", *protocols], lines) for protocols, lines in tables if lines]
+    tables = [other_metrics(rows, usual) for usual in (True, False)]
+    shown = [markdown_table(["metric", *protocols], lines) for protocols, lines in tables if lines]
     return ["## Further metrics", *shown] if shown else []
 
 
-def _references(references: Sequence[account.Reference]) -> str:
-    return _table(account.REFERENCE_HEAD, [account.reference_line(each) for each in references])
+def _references(references: Sequence[run_summary.Reference]) -> str:
+    return _table(run_summary.REFERENCE_HEAD, [run_summary.format_reference(each) for each in references])
 
 
 def _chosen(rows: Sequence[Row]) -> str:
     lines = []
-    for choice in account.chosen(rows):
+    for choice in run_summary.chosen_settings(rows):
         rest = f"; {' and '.join(choice.lists)} of each draw: in results.json" if choice.lists else ""
         lines.append(f"- **{choice.features}**, {choice.protocol}: {choice.values}{rest}")
     return "\n".join(lines)

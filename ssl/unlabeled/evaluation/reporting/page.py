@@ -5,25 +5,25 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting import account
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.markdown import TITLE
 from unlabeled.evaluation.reporting.page_style import STYLE
-from unlabeled.evaluation.reporting.results_table import GAIN, Line, further, grid
+from unlabeled.evaluation.reporting.results_table import GAIN, ResultLine, accuracy_grid, other_metrics
 from unlabeled.evaluation.reporting.section import Section
-from unlabeled.html import shell
+from unlabeled.html import html_page
 
 
 def page(
     rows: Sequence[Row],
     provenance: Mapping[str, Any],
     sections: Sequence[Section],
-    references: Sequence[account.Reference],
+    references: Sequence[run_summary.Reference],
 ) -> str:
     """The text of report.html."""
     parts = [
         *_results(rows),
-        *_doubts(account.doubts(rows, provenance, references)),
+        *_doubts(run_summary.report_warnings(rows, provenance, references)),
         *_further(rows),
         *_references(references),
         *(_Part(each.title, _shown(each), "shown wide" if each.wide else "shown") for each in sections),
@@ -31,7 +31,7 @@ def page(
         _facts(provenance),
     ]
     body = f"<main>{_opening(rows, provenance)}{_contents(parts)}{''.join(map(_section, parts))}</main>"
-    return shell(f"{TITLE}: {_name(provenance)}", STYLE, body)
+    return html_page(f"{TITLE}: {_name(provenance)}", STYLE, body)
 
 
 class _Part(NamedTuple):
@@ -64,26 +64,26 @@ def _opening(rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
     description = data.get("description", "") if isinstance(data, Mapping) else data
     under = [_name(provenance), str(description or ""), str(provenance.get("date", ""))]
     quiet = " · ".join(_breakable(text) for text in under if text)
-    headline = f'<p class="headline">{_breakable(account.headline(rows))}</p>'
+    headline = f'<p class="headline">{_breakable(run_summary.headline(rows))}</p>'
     return f'<header><h1>{TITLE}</h1><p class="quiet">{quiet}</p>{headline}</header>'
 
 
 def _results(rows: Sequence[Row]) -> list[_Part]:
-    protocols, lines = grid(rows)
+    protocols, lines = accuracy_grid(rows)
     if not protocols:
         return []
     shown = _numbers("top-1, %", protocols, lines)
-    return [_Part("Results", f"{shown}<p>{escape(account.how_measured(rows))}</p>")]
+    return [_Part("Results", f"{shown}<p>{escape(run_summary.measurement_notes(rows))}</p>")]
 
 
-def _numbers(corner: str, protocols: Sequence[str], lines: Sequence[Line]) -> str:
+def _numbers(corner: str, protocols: Sequence[str], lines: Sequence[ResultLine]) -> str:
     head = "".join(f'<th class="number" scope="col">{_breakable(each)}</th>' for each in protocols)
     body = "".join(_line(line) for line in lines)
     table = f'<table class="results"><thead><tr><th>{corner}</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _line(line: Line) -> str:
+def _line(line: ResultLine) -> str:
     kind = {"pretrained": ' class="ours"', GAIN: ' class="gain"'}.get(line.name, "")
     cells = "".join(
         f'<td class="number">{cell.number}{"".join(f"<small>{escape(more)}</small>" for more in cell.more)}</td>'
@@ -104,13 +104,13 @@ def _further(rows: Sequence[Row]) -> list[_Part]:
 
 
 def _metrics(rows: Sequence[Row], usual: bool) -> str:
-    protocols, lines = further(rows, usual)
+    protocols, lines = other_metrics(rows, usual)
     return _numbers("metric", protocols, lines) if lines else ""
 
 
-def _references(references: Sequence[account.Reference]) -> list[_Part]:
-    lines = [list(map(_breakable, account.reference_line(each))) for each in references]
-    return [_Part("Published numbers", _table(account.REFERENCE_HEAD, lines))] if lines else []
+def _references(references: Sequence[run_summary.Reference]) -> list[_Part]:
+    lines = [list(map(_breakable, run_summary.format_reference(each))) for each in references]
+    return [_Part("Published numbers", _table(run_summary.REFERENCE_HEAD, lines))] if lines else []
 
 
 def _shown(section: Section) -> str:
@@ -120,7 +120,7 @@ def _shown(section: Section) -> str:
 def _chosen(rows: Sequence[Row]) -> list[_Part]:
     lines = [
         [_breakable(each.features), _breakable(each.protocol), _breakable(each.values) + _lists(each.lists)]
-        for each in account.chosen(rows)
+        for each in run_summary.chosen_settings(rows)
     ]
     head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
     return [_Part("What was chosen", _table(head, lines))] if lines else []
@@ -131,8 +131,10 @@ def _lists(lists: Mapping[str, Any]) -> str:
 
 
 def _facts(provenance: Mapping[str, Any]) -> _Part:
-    table = _table(["what", "value"], [list(map(_breakable, fact)) for fact in account.facts(provenance)])
-    folded = "".join(_folded(key, provenance[key]) for key in account.FOLDED if provenance.get(key))
+    table = _table(
+        ["what", "value"], [list(map(_breakable, fact)) for fact in run_summary.provenance_facts(provenance)]
+    )
+    folded = "".join(_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
     return _Part("Where the numbers come from", table + folded)
 
 

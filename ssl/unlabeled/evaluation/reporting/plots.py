@@ -22,7 +22,7 @@ CSS_PIXELS = 96 / 72  # of a browser in a point of matplotlib
 THEMED = {INK: "--ink", GRID: "--line"} | {colour: f"--colour-{number}" for number, colour in enumerate(PALETTE)}
 
 
-def blank(height: float, width: float = WIDTH) -> "Figure":
+def new_figure(height: float, width: float = WIDTH) -> "Figure":
     """An empty figure, inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a display
@@ -32,7 +32,7 @@ def blank(height: float, width: float = WIDTH) -> "Figure":
     return figure
 
 
-def tidy(axes: "Axes", title: str) -> None:
+def style_axes(axes: "Axes", title: str) -> None:
     """Title on the left, no frame, pale horizontal lines."""
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -41,15 +41,15 @@ def tidy(axes: "Axes", title: str) -> None:
     axes.tick_params(colors=INK)
 
 
-def write(figure: "Figure", path: Path, label: str) -> str:
+def save_figure(figure: "Figure", path: Path, label: str) -> str:
     """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
         figure.savefig(path)
-        return svg(figure, label)
+        return figure_as_svg(figure, label)
 
 
-def svg(figure: "Figure", label: str) -> str:
+def figure_as_svg(figure: "Figure", label: str) -> str:
     """A figure as an SVG element on transparent ground, in the colours of the page it stands in."""
     import matplotlib
 
@@ -94,7 +94,7 @@ def _themed(text: str) -> str:
     return re.sub(r"#[0-9a-fA-F]{6}\b", variable, text)
 
 
-def colour_of(label: int, num_classes: int) -> Any:
+def class_colour(label: int, num_classes: int) -> Any:
     """One for each class; beyond ten along a rainbow, whose ends are too dark for one ground or the other."""
     if num_classes <= len(PALETTE):
         return PALETTE[label % len(PALETTE)]

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting.exhibits import Exhibits, sections
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting.markdown import markdown
 from unlabeled.evaluation.reporting.page import page
-from unlabeled.writing import write_whole
+from unlabeled.evaluation.reporting.report_sections import ReportImages, make_sections
+from unlabeled.writing import write_atomic
 
 PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow"]
 
@@ -29,7 +29,7 @@ def write_report(
     provenance: Mapping[str, Any],
     metrics: Path | None = None,
     collapsed_at: float | None = None,
-    exhibits: Exhibits | None = None,
+    report_images: ReportImages | None = None,
     references: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes results.json, report.md with its pictures, and report.html into ``folder``; returns the path of the last.
@@ -41,17 +41,19 @@ def write_report(
             ``config`` and ``settings`` are folded, ``git`` is what :func:`git_state` gives.
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
-        exhibits: what else is shown; None for numbers and the learning curve alone.
+        report_images: what else is shown; None for numbers and the learning curve alone.
         references: published numbers, as :func:`unlabeled.evaluation.runs.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = plain_values({"rows": [row.plain() for row in rows], "provenance": provenance, "references": references})
-    write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    shown = sections(folder, rows, metrics, collapsed_at, exhibits)
-    write_whole(folder / "report.md", markdown(rows, results["provenance"], shown, references))
-    write_whole(folder / "report.html", page(rows, results["provenance"], shown, references))
+    results = plain_values(
+        {"rows": [row.as_dict() for row in rows], "provenance": provenance, "references": references}
+    )
+    write_atomic(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    shown = make_sections(folder, rows, metrics, collapsed_at, report_images)
+    write_atomic(folder / "report.md", markdown(rows, results["provenance"], shown, references))
+    write_atomic(folder / "report.html", page(rows, results["provenance"], shown, references))
     return folder / "report.html"
 
 
@@ -91,7 +93,7 @@ def _git(folder: Path, *command: str) -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
-def made_with(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
+def summarize_provenance(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
     """Versions, machines and dates of several reports' ``provenance``, each said once: two lines for below a table."""
     used = {json.dumps(each["versions"]) for each in provenances}
     described = [", ".join(f"{name} {version}" for name, version in json.loads(each).items()) for each in used]
@@ -103,7 +105,7 @@ def made_with(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def label_hash(labels: Tensor) -> str:
+def hash_labels(labels: Tensor) -> str:
     """SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
     return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 

@@ -4,18 +4,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlabeled.evaluation.judge import Row
+from unlabeled.evaluation.evaluate_probes import Row
 
 ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
-USUAL = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
-SPELLED = {"brier": "Brier"} | {name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")}
+DEFAULT_METRICS = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
+METRIC_TITLES = {"brier": "Brier"} | {
+    name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")
+}
 
 
 @dataclass(frozen=True)
-class Cell:
+class ResultCell:
     """One number as text, and what says how sure it is."""
 
     number: str
@@ -26,14 +28,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultLine:
     """A line of the table."""
 
     name: str
-    cells: list[Cell]
+    cells: list[ResultCell]
 
 
-def grid(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
+def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
     """Protocols, and the lines below them: top-1 in per cent of the test images.
 
     "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column.
@@ -41,42 +43,42 @@ def grid(rows: Sequence[Row]) -> tuple[list[str], list[Line]]:
     measured = [row for row in rows if row.features != "chance"]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
     found = {(row.features, row.protocol): row for row in measured}
-    lines = [Line(name, [_cell(found.get((name, p))) for p in protocols]) for name in names(measured)]
+    lines = [ResultLine(name, [_cell(found.get((name, p))) for p in protocols]) for name in feature_kinds(measured)]
     if {"pretrained", "random init"} <= {row.features for row in measured}:
         gains = [_gain(found.get(("pretrained", p)), found.get(("random init", p))) for p in protocols]
-        lines.insert(names(measured).index("random init") + 1, Line(GAIN, gains))
+        lines.insert(feature_kinds(measured).index("random init") + 1, ResultLine(GAIN, gains))
     chance = [row for row in rows if row.features == "chance"]
-    lines += [Line(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
+    lines += [ResultLine(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
     return protocols, lines
 
 
-def further(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Line]]:
+def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[ResultLine]]:
     """The same for other metrics: a line per metric and kind of features, under the protocols that have any.
 
     Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
     """
-    chosen = [name for row in rows for name in row.metrics if (name in USUAL) == usual]
-    chosen.sort(key=lambda name: USUAL.index(name) if name in USUAL else 0)
+    chosen = [name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual]
+    chosen.sort(key=lambda name: DEFAULT_METRICS.index(name) if name in DEFAULT_METRICS else 0)
     measured = [row for row in rows if set(row.metrics) & set(chosen)]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
     found = {(row.features, row.protocol): row.metrics for row in measured}
     lines = []
     for metric in dict.fromkeys(chosen):
-        for name in names(measured):
+        for name in feature_kinds(measured):
             values = [found.get((name, p), {}).get(metric) for p in protocols]
             if any(value is not None for value in values):
-                cells = [Cell(NOTHING if value is None else f"{value:.4g}") for value in values]
-                lines.append(Line(f"{_metric(metric)}, {name}", cells))
+                cells = [ResultCell(NOTHING if value is None else f"{value:.4g}") for value in values]
+                lines.append(ResultLine(f"{_metric(metric)}, {name}", cells))
     return protocols, lines
 
 
-def table(rows: Sequence[Row]) -> str:
+def accuracy_table(rows: Sequence[Row]) -> str:
     """Top-1 in per cent as a markdown table, with deviations over draws and 95 % intervals where there are any."""
-    protocols, lines = grid(rows)
-    return as_markdown(["top-1, %", *protocols], lines)
+    protocols, lines = accuracy_grid(rows)
+    return markdown_table(["top-1, %", *protocols], lines)
 
 
-def as_markdown(head: Sequence[str], lines: Sequence[Line]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[ResultLine]) -> str:
     """Columns of equal width, numbers on the right."""
     texts = [list(head), *([line.name, *map(str, line.cells)] for line in lines)]
     texts = [[text.replace("|", "\\|") for text in line] for line in texts]
@@ -89,18 +91,18 @@ def as_markdown(head: Sequence[str], lines: Sequence[Line]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [aligned[0], rule, *aligned[1:]])
 
 
-def names(rows: Sequence[Row]) -> list[str]:
+def feature_kinds(rows: Sequence[Row]) -> list[str]:
     """Kinds of features: pretrained, random, pixels, then whatever else there is."""
     present = dict.fromkeys(row.features for row in rows)
     return [name for name in ORDER if name in present] + [name for name in present if name not in ORDER]
 
 
-def signed(points: float) -> str:
+def format_signed(points: float) -> str:
     """With its sign, and a minus as wide as a plus."""
     return f"{points:+.2f}".replace("-", "−")
 
 
-def uncertainty(row: Row) -> tuple[str, ...]:
+def format_uncertainty(row: Row) -> tuple[str, ...]:
     """The sample standard deviation over draws and the 95 % interval, each where there is one."""
     deviation = (f"± {statistics.stdev(row.draws):.2f}",) if len(row.draws) > 1 else ()
     interval = (f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}]",) if row.interval else ()
@@ -109,12 +111,12 @@ def uncertainty(row: Row) -> tuple[str, ...]:
 
 def _metric(key: str) -> str:
     """``ece_after_temperature`` → ECE after temperature."""
-    return " ".join(SPELLED.get(word, word) for word in key.split("_"))
+    return " ".join(METRIC_TITLES.get(word, word) for word in key.split("_"))
 
 
-def _cell(row: Row | None) -> Cell:
-    return Cell(NOTHING) if row is None else Cell(f"{row.top1:.2f}", uncertainty(row))
+def _cell(row: Row | None) -> ResultCell:
+    return ResultCell(NOTHING) if row is None else ResultCell(f"{row.top1:.2f}", format_uncertainty(row))
 
 
-def _gain(ours: Row | None, random: Row | None) -> Cell:
-    return Cell(NOTHING) if ours is None or random is None else Cell(signed(ours.top1 - random.top1))
+def _gain(ours: Row | None, random: Row | None) -> ResultCell:
+    return ResultCell(NOTHING) if ours is None or random is None else ResultCell(format_signed(ours.top1 - random.top1))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.evaluation.reporting.plots import write
-from unlabeled.html import inline_small
+from unlabeled.evaluation.reporting.plots import save_figure
+from unlabeled.html import inline_thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,24 +39,24 @@ class Tile:
     right: bool | None = None  # marks it as right or wrong; None: neither
 
 
-def plotted(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
+def plot_section(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
     """A section of one plot, which is also written to ``folder``/``name``.png."""
-    drawn = write(figure, folder / f"{name}.png", title)
+    drawn = save_figure(figure, folder / f"{name}.png", title)
     return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)", wide)
 
 
-def tile(shown: Tile) -> str:
+def tile_html(shown: Tile) -> str:
     """Its HTML. Right and wrong are told by a sign, and not by colour alone."""
     kind = {True: " right", False: " wrong", None: ""}[shown.right]
     sign = {True: "✓ ", False: "✗ ", None: ""}[shown.right]
-    pixels = small(shown.pixels, THUMBNAIL)
+    pixels = thumbnail(shown.pixels, THUMBNAIL)
     enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # a browser smooths what it enlarges
     lines = "".join(f"<span>{escape(line)}</span>" for line in [sign + shown.lines[0], *shown.lines[1:]])
-    picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_small(as_bytes(pixels))}">'
+    picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_thumbnail(to_uint8(pixels))}">'
     return f'<figure class="tile{kind}">{picture}<figcaption>{lines}</figcaption></figure>'
 
 
-def small(image: Tensor, longest: int) -> Tensor:
+def thumbnail(image: Tensor, longest: int) -> Tensor:
     """An image float [3, h, w], its longer side at most ``longest`` pixels."""
     factor = longest / max(image.shape[1:])
     if factor >= 1:
@@ -65,15 +65,15 @@ def small(image: Tensor, longest: int) -> Tensor:
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
-def as_bytes(image: Tensor) -> Tensor:
+def to_uint8(image: Tensor) -> Tensor:
     """Float in [0, 1] → uint8."""
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def save_columns(columns: dict[str, list[Tensor]], path: Path) -> None:
     """Titled columns of images as one PNG, for Markdown."""
-    from unlabeled.pictures import draw
+    from unlabeled.pictures import draw_columns
 
-    draw({name: torch.stack([small(image, THUMBNAIL) for image in images]) for name, images in columns.items()}).save(
-        path
-    )
+    draw_columns(
+        {name: torch.stack([thumbnail(image, THUMBNAIL) for image in images]) for name, images in columns.items()}
+    ).save(path)

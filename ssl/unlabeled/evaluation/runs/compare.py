@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.runs.comparison import PRETRAINED, Compared, Side, as_text
-from unlabeled.evaluation.runs.judged import Judged, read_judged
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.runs.comparison import PRETRAINED, ProtocolComparison, RunGroup, comparison_markdown
+from unlabeled.evaluation.runs.evaluated_run import EvaluatedRun, read_evaluated_run
 from unlabeled.evaluation.runs.predictions import Predictions, count_interval, read_predictions
-from unlabeled.evaluation.runs.statistics import Right, holm, over_seeds, paired, welch
+from unlabeled.evaluation.runs.statistics import Right, holm_correction, mean_over_seeds, paired_difference, welch_test
 
 USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B0,B1,B2]]"
 
@@ -32,10 +32,10 @@ def compare(given: Any, folder: str | None = None) -> str:
     if not both:
         raise UserError(f"compare: no protocol is in both: {', '.join(a.protocols())}; {', '.join(b.protocols())}")
     found = [_compare(a, b, protocol) for protocol in both]
-    corrected = iter(holm([each.difference.p for each in found if each.difference.p is not None]))
+    corrected = iter(holm_correction([each.difference.p for each in found if each.difference.p is not None]))
     for each in found:
         each.p = None if each.difference.p is None else next(corrected)
-    text = as_text(a, b, found)
+    text = comparison_markdown(a, b, found)
     path = Path(folder or f"outputs/compare-{a.runs[0].name}-{b.runs[0].name}") / "compare.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -57,8 +57,8 @@ def _two(given: Any) -> list[list[str]]:
     return lists
 
 
-def _side(names: Sequence[str]) -> Side:
-    runs = [read_judged(Path(name)) for name in names]
+def _side(names: Sequence[str]) -> RunGroup:
+    runs = [read_evaluated_run(Path(name)) for name in names]
     for run in runs:
         if run.problem:
             raise UserError(f"compare: {run.folder}: {run.problem}")
@@ -67,10 +67,10 @@ def _side(names: Sequence[str]) -> Side:
     seeds = [run.seed for run in runs if run.seed is not None]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"compare: {', '.join(names)} share a seed ({seeds}); give runs of different seeds")
-    return Side(runs, [read_predictions(run.report) for run in runs])
+    return RunGroup(runs, [read_predictions(run.report) for run in runs])
 
 
-def _check_same_images(runs: list[Judged], predictions: list[Predictions]) -> None:
+def _check_same_images(runs: list[EvaluatedRun], predictions: list[Predictions]) -> None:
     for run, found in zip(runs[1:], predictions[1:], strict=True):
         where = f"compare: {runs[0].folder} and {run.folder} were judged"
         for split in ("test", "train"):
@@ -86,27 +86,29 @@ def _check_same_images(runs: list[Judged], predictions: list[Predictions]) -> No
             raise UserError(f"{where} with other labels of the test images")
 
 
-def _described(run: Judged) -> str:
+def _described(run: EvaluatedRun) -> str:
     known = run.data()
     return f"{known['description']} (labels {str(known['test_labels_sha256'])[:12]})"
 
 
-def _compare(a: Side, b: Side, protocol: str) -> Compared:
+def _compare(a: RunGroup, b: RunGroup, protocol: str) -> ProtocolComparison:
     ours, theirs = a.rows(protocol), b.rows(protocol)
     if len(ours) > 1:
-        difference = welch([row.top1 for row in ours], [row.top1 for row in theirs])
-        return Compared(protocol, _seeds(ours), _seeds(theirs), difference, "Welch's t, over seeds")
+        difference = welch_test([row.top1 for row in ours], [row.top1 for row in theirs])
+        return ProtocolComparison(protocol, _seeds(ours), _seeds(theirs), difference, "Welch's t, over seeds")
     row, other = ours[0], theirs[0]
     cells = [_with_interval(each, len(a.predictions[0].labels)) for each in (row, other)]
     if not (row.draws or other.draws):
-        difference = paired(_right(a, protocol), _right(b, protocol))
-        return Compared(protocol, cells[0], cells[1], difference, "McNemar, exact")
+        difference = paired_difference(_right(a, protocol), _right(b, protocol))
+        return ProtocolComparison(protocol, cells[0], cells[1], difference, "McNemar, exact")
     if min(len(row.draws), len(other.draws)) < 2:
         raise UserError(f"compare: {protocol}: a test over draws of labels takes two of each run")
-    return Compared(protocol, cells[0], cells[1], welch(row.draws, other.draws), "Welch's t, over draws of labels")
+    return ProtocolComparison(
+        protocol, cells[0], cells[1], welch_test(row.draws, other.draws), "Welch's t, over draws of labels"
+    )
 
 
-def _right(side: Side, protocol: str) -> Right:
+def _right(side: RunGroup, protocol: str) -> Right:
     known = side.predictions[0].classes.get((PRETRAINED, protocol))
     if known is None:
         raise UserError(f"compare: {side.runs[0].report} holds no predictions of {protocol}; judge that run again")
@@ -120,5 +122,5 @@ def _with_interval(row: Row, n: int) -> str:
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    found = over_seeds([row.top1 for row in rows])
+    found = mean_over_seeds([row.top1 for row in rows])
     return f"{found.mean:.2f} ± {found.deviation:.2f} (n = {found.n})"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 from unlabeled.config import differences
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.runs.judged import Judged, recipe
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.runs.evaluated_run import EvaluatedRun, run_identity
 from unlabeled.evaluation.runs.predictions import Predictions
 from unlabeled.evaluation.runs.statistics import Difference
 
@@ -15,10 +15,10 @@ NAMED = 12  # keys in which the configurations differ
 
 
 @dataclass
-class Side:
+class RunGroup:
     """One of the two: a run, or several that differ in their seed."""
 
-    runs: list[Judged]
+    runs: list[EvaluatedRun]
     predictions: list[Predictions]
 
     def protocols(self) -> list[str]:
@@ -31,12 +31,12 @@ class Side:
         return [next(row for row in _measured(run) if row.protocol == protocol) for run in self.runs]
 
 
-def _measured(run: Judged) -> list[Row]:
+def _measured(run: EvaluatedRun) -> list[Row]:
     return [row for row in run.rows if row.features == PRETRAINED and isfinite(row.top1)]
 
 
 @dataclass
-class Compared:
+class ProtocolComparison:
     """What one protocol says of the two."""
 
     protocol: str
@@ -47,12 +47,12 @@ class Compared:
     p: float | None = None  # of the difference, corrected for the number of protocols
 
 
-def as_text(a: Side, b: Side, found: list[Compared]) -> str:
+def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison]) -> str:
     """A page of Markdown: each protocol in words, the table, what stands in one report alone, what the tests say."""
     parts = [
         f"# A: {_names(a)}, B: {_names(b)}",
         f"{len(a.predictions[0].labels):,} test images: {a.runs[0].data()['description']}.",
-        "\n".join(f"- {each.protocol}: {in_words(each)}" for each in found),
+        "\n".join(f"- {each.protocol}: {describe_difference(each)}" for each in found),
         _table(found),
         "\n".join(_only_in_one(a, b) + _how_runs_differ(a, b)),
         " ".join(_what_it_says(a, found)),
@@ -60,7 +60,7 @@ def as_text(a: Side, b: Side, found: list[Compared]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def in_words(found: Compared) -> str:
+def describe_difference(found: ProtocolComparison) -> str:
     """Which of the two is better and by how much, or that nothing was shown."""
     points, (low, high) = found.difference.points, found.difference.interval
     if found.p is None:
@@ -76,7 +76,7 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def _table(found: list[Compared]) -> str:
+def _table(found: list[ProtocolComparison]) -> str:
     lines = ["| protocol | A, % | B, % | A − B | right in A alone | in B alone | test | p | p, Holm |"]
     lines.append("| --- " + "| ---: " * 5 + "| --- | ---: | ---: |")
     for each in found:
@@ -89,15 +89,15 @@ def _table(found: list[Compared]) -> str:
     return "\n".join(lines)
 
 
-def _only_in_one(a: Side, b: Side) -> list[str]:
+def _only_in_one(a: RunGroup, b: RunGroup) -> list[str]:
     ours, theirs = a.protocols(), b.protocols()
     alone = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
     return [f"- Only in {name}, so not compared: {', '.join(each)}." for name, each in alone.items() if each]
 
 
-def _how_runs_differ(a: Side, b: Side) -> list[str]:
+def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
     lines = []
-    keys = differences(recipe(a.runs[0].config), recipe(b.runs[0].config))
+    keys = differences(run_identity(a.runs[0].config), run_identity(b.runs[0].config))
     if not (a.runs[0].config and b.runs[0].config):
         lines.append("- What the runs were trained with is not known of both.")
     elif keys:
@@ -109,18 +109,22 @@ def _how_runs_differ(a: Side, b: Side) -> list[str]:
     if keys:
         lines.append(f"- The images were seen differently: {', '.join(keys)} of the evaluation's transform.")
     for name, side in (("A", a), ("B", b)):
-        keys = [key for run in side.runs[1:] for key in differences(recipe(side.runs[0].config), recipe(run.config))]
+        keys = [
+            key
+            for run in side.runs[1:]
+            for key in differences(run_identity(side.runs[0].config), run_identity(run.config))
+        ]
         if keys:
             lines.append(f"- The runs of {name} differ in more than their seed: {', '.join(dict.fromkeys(keys))}.")
     return lines
 
 
-def _but_seeds(a: Side, b: Side) -> str:
+def _but_seeds(a: RunGroup, b: RunGroup) -> str:
     ours, theirs = a.runs[0].seed, b.runs[0].seed
     return "" if len(a.runs) > 1 or ours == theirs else f" but for the seed, {ours} and {theirs}"
 
 
-def _what_it_says(a: Side, found: list[Compared]) -> list[str]:
+def _what_it_says(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
     corrected = f"p is corrected for {len(found)} protocols (Holm)." if len(found) > 1 else ""
     if len(a.runs) > 1:
         return ["Means ± deviations over seeds, all judged on the same test images; intervals are of 95 %.", corrected]
@@ -132,5 +136,5 @@ def _what_it_says(a: Side, found: list[Compared]) -> list[str]:
     ]
 
 
-def _names(side: Side) -> str:
+def _names(side: RunGroup) -> str:
     return ", ".join(str(run.folder) for run in side.runs)

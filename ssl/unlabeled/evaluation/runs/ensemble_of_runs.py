@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unlabeled.evaluation.ensembles import ensemble_of_reports
 from unlabeled.evaluation.probe import Score
-from unlabeled.evaluation.runs.judged import read_judged
+from unlabeled.evaluation.runs.evaluated_run import read_evaluated_run
 from unlabeled.evaluation.runs.predictions import read_predictions
 from unlabeled.evaluation.runs.statistics import accuracy_interval
 
@@ -22,7 +22,7 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
     Raises:
         UserError: as :func:`ensemble_of_reports`.
     """
-    judged = [read_judged(Path(run)) for run in runs]
+    judged = [read_evaluated_run(Path(run)) for run in runs]
     scores = ensemble_of_reports([each.report for each in judged])
     images = len(read_predictions(judged[0].report).labels)
     names = [each.name for each in judged]

@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import top1
-from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.runs.statistics import Interval, accuracy_interval, draws_interval
 
 NAME = "predictions.safetensors"

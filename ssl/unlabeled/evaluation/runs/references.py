@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.config import read_yaml
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.runs.judged import recipe_value
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.runs.evaluated_run import config_value
 
 PUBLISHED = Path(__file__).with_name("references.yaml")
 # What is published, and by which counts a folder or table of files is taken for it: train and test images, classes.
@@ -122,13 +122,13 @@ def _beside(
 
 def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> list[str]:
     """How the run differs from the published one, as far as the source's settings are recorded."""
-    crops, size = crops_of(config), recipe_value(config, "views.size")
+    crops, size = describe_crops(config), config_value(config, "views.size")
     settings = [
         ("epochs", epochs and round(epochs, 2), value.get("epochs")),
         ("batch size", config.get("batch_size"), value.get("batch")),
         ("crops", crops, value.get("crops", crops)),
         ("pixels", size, SIZES[value["data"]]),
-        *((key, recipe_value(config, key), published) for key, published in value.get("recipe", {}).items()),
+        *((key, config_value(config, key), published) for key, published in value.get("recipe", {}).items()),
     ]
     unknown = [f"the published number of {name} is not known" for name, _, theirs in settings if theirs is None]
     return [
@@ -136,7 +136,7 @@ def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs:
     ] + unknown
 
 
-def crops_of(config: Mapping[str, Any]) -> str | None:
+def describe_crops(config: Mapping[str, Any]) -> str | None:
     """How many crops of which size training makes of an image: ``2x224+6x96``."""
     counts: dict[int, int] = {}
     for group in (config.get("views") or {}).get("groups") or []:

@@ -31,7 +31,7 @@ class Difference:
 
 
 @dataclass
-class Seeds:
+class SeedStatistics:
     """Several numbers that differ in nothing but a seed."""
 
     mean: float
@@ -79,7 +79,7 @@ def draws_interval(draws: Sequence[float], n: int) -> Interval:
     return max(0.0, mean - half), min(100.0, mean + half)
 
 
-def paired(a: Right, b: Right, seed: int = 0) -> Difference:
+def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
     """Accuracy of A minus that of B on the same test images.
 
     The interval is BCa over resamples of images, in which both answers to an image stay together: the numbers of
@@ -89,7 +89,7 @@ def paired(a: Right, b: Right, seed: int = 0) -> Difference:
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"answers to other images: {a.shape} and {b.shape}")
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
-    p = mcnemar(only_a, only_b)
+    p = mcnemar_test(only_a, only_b)
     if only_a + only_b == 0:
         most = accuracy_interval(0, n)[1]
         return Difference(0.0, (-most, most), p, 0, 0)
@@ -103,22 +103,22 @@ def paired(a: Right, b: Right, seed: int = 0) -> Difference:
     return Difference(100 * observed, (float(low), float(high)), p, only_a, only_b)
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
+def mcnemar_test(only_a: int, only_b: int) -> float:
     """Two-sided exact p that as many images are right for A alone as for B alone (McNemar 1947, as a sign test)."""
     return float(_stats().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def over_seeds(values: Sequence[float]) -> Seeds:
+def mean_over_seeds(values: Sequence[float]) -> SeedStatistics:
     """Mean, deviation of the sample and t-interval of the mean; it says nothing of other test images."""
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
-        return Seeds(mean, None, None, 1)
+        return SeedStatistics(mean, None, None, 1)
     deviation = float(np.std(values, ddof=1))
     half = float(_stats().t.ppf(TAILS[1], n - 1)) * deviation / math.sqrt(n)
-    return Seeds(mean, deviation, (mean - half, mean + half), n)
+    return SeedStatistics(mean, deviation, (mean - half, mean + half), n)
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
+def welch_test(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Mean of A minus that of B, two or more seeds of each, with Welch's t-test (unequal deviations, unpaired)."""
     points = sum(a) / len(a) - sum(b) / len(b)
     if np.ptp(a) == 0 and np.ptp(b) == 0:
@@ -128,7 +128,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(points, (float(interval.low), float(interval.high)), float(found.pvalue))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Each p corrected for the number of tests made (Holm 1979): compare with 0.05 as if it were the only one."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, largest = [0.0] * len(p_values), 0.0

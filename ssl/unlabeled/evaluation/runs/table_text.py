@@ -18,7 +18,7 @@ TIDY = ["run", "seeds", "protocol", "top1", "deviation", "low", "high", "state",
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """What numbers must share to stand below each other; all but the protocol as JSON."""
 
     protocol: str
@@ -28,7 +28,7 @@ class Column:
 
 
 @dataclass
-class Cell:
+class TableCell:
     """A number; ``None`` where the probe failed."""
 
     mean: float | None
@@ -38,26 +38,26 @@ class Cell:
 
 
 @dataclass
-class Line:
+class TableLine:
     """Runs of one configuration, or a baseline."""
 
     name: str
     seeds: int
-    cells: dict[Column, Cell] = field(default_factory=dict)
+    cells: dict[TableColumn, TableCell] = field(default_factory=dict)
     broken: int = 0  # further runs of it, of which nothing can be read
     baseline: bool = False
 
 
 @dataclass
-class Table:
+class ComparisonTable:
     """Lines, all their columns, and what must be said below."""
 
-    lines: list[Line]
-    columns: list[Column]
+    lines: list[TableLine]
+    columns: list[TableColumn]
     notes: list[str]
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(table: ComparisonTable) -> str:
     """A line per configuration, a column per protocol; the highest of a column is bold; what must be said below."""
     titles, legend = _titles(table.columns)
     body = [[line.name, _seeds(line), *_texts(line, table, "**{}**")] for line in table.lines]
@@ -67,25 +67,25 @@ def as_markdown(table: Table) -> str:
     return "\n".join([*rows, "", *below]) + "\n"
 
 
-def as_latex(table: Table) -> str:
+def as_latex(table: ComparisonTable) -> str:
     """The same as a tabular of booktabs, all text escaped."""
     titles, legend = _titles(table.columns)
     lines = [[line.name, _seeds(line), *_texts(line, table, "{}")] for line in table.lines]
     best = _best(table)
-    body = [[latex(cell) for cell in line] for line in lines]
+    body = [[escape_latex(cell) for cell in line] for line in lines]
     for number, line in enumerate(table.lines):
         for place, column in enumerate(table.columns, 2):
             if line.name == best.get(column):
                 body[number][place] = rf"\textbf{{{body[number][place]}}}"
-    head = " & ".join(map(latex, ["top-1, %", "seeds", *titles]))
+    head = " & ".join(map(escape_latex, ["top-1, %", "seeds", *titles]))
     rows = ["  " + " & ".join(line) + r" \\" for line in body]
-    below = [latex(sentence) + r"\\" for sentence in [*legend, *_reading(table), *table.notes]]
+    below = [escape_latex(sentence) + r"\\" for sentence in [*legend, *_reading(table), *table.notes]]
     start = ["% \\usepackage{booktabs}", rf"\begin{{tabular}}{{lr{'r' * len(titles)}}}", r"  \toprule"]
     end = [r"  \bottomrule", r"\end{tabular}", r"\par\smallskip{\footnotesize\noindent", *below, "}"]
     return "\n".join([*start, f"  {head} \\\\", r"  \midrule", *rows, *end]) + "\n"
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: ComparisonTable) -> str:
     """A line per number, unrounded; empty where there is none. ``state``: measured, not measured or failed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -101,15 +101,15 @@ def as_csv(table: Table) -> str:
     return text.getvalue()
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+FORMATS: dict[str, Callable[[ComparisonTable], str]] = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
-def latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     """With every character that LaTeX would read as a command escaped."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _titles(columns: list[Column]) -> tuple[list[str], list[str]]:
+def _titles(columns: list[TableColumn]) -> tuple[list[str], list[str]]:
     """Of the columns, marked by a letter where not all are of one data set and transform; and what the letters mean."""
     kinds = {(column.data, column.transform): column for column in reversed(columns)}
     kinds = dict(reversed(kinds.items()))
@@ -124,7 +124,7 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else str(number + 1)
 
 
-def _described(column: Column) -> str:
+def _described(column: TableColumn) -> str:
     known, seen = json.loads(column.described), json.loads(column.transform)
     names = {"test_labels_sha256": "test labels", "test_fingerprint": "test images"}
     hashes = [f"{name} {known[key][:8]}" for key, name in names.items() if known.get(key)]
@@ -137,13 +137,13 @@ def _short(value: Any) -> str:
     return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, list) else str(value)
 
 
-def _seeds(line: Line) -> str:
+def _seeds(line: TableLine) -> str:
     if line.baseline and line.seeds == 1:
         return MISSING
     return " + ".join([str(line.seeds)] * (line.seeds > 0) + [f"{line.broken} {FAILED}"] * (line.broken > 0))
 
 
-def _texts(line: Line, table: Table, bold: str) -> list[str]:
+def _texts(line: TableLine, table: ComparisonTable, bold: str) -> list[str]:
     best = _best(table)
     texts = []
     for column in table.columns:
@@ -152,7 +152,7 @@ def _texts(line: Line, table: Table, bold: str) -> list[str]:
     return texts
 
 
-def _text(line: Line, cell: Cell | None) -> str:
+def _text(line: TableLine, cell: TableCell | None) -> str:
     if cell is None or cell.mean is None:
         return FAILED if _state(line, cell) == "failed" else MISSING
     if cell.deviation is not None:
@@ -161,13 +161,13 @@ def _text(line: Line, cell: Cell | None) -> str:
     return f"{cell.mean:.2f}{between}" + (f" (n = {cell.n})" if cell.n != line.seeds else "")
 
 
-def _state(line: Line, cell: Cell | None) -> str:
+def _state(line: TableLine, cell: TableCell | None) -> str:
     if cell is None:
         return "failed" if line.broken and not line.seeds else "not measured"
     return "failed" if cell.mean is None else "measured"
 
 
-def _best(table: Table) -> dict[Column, str]:
+def _best(table: ComparisonTable) -> dict[TableColumn, str]:
     """The name of the line with a column's highest number, of two or more; baselines are not bold."""
     best = {}
     for column in table.columns:
@@ -178,7 +178,7 @@ def _best(table: Table) -> dict[Column, str]:
     return best
 
 
-def _reading(table: Table) -> list[str]:
+def _reading(table: ComparisonTable) -> list[str]:
     cells = [cell for line in table.lines for cell in line.cells.values() if cell.mean is not None]
     sentences = []
     if any(cell.interval and cell.deviation is None for cell in cells):

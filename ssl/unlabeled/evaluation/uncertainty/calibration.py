@@ -32,8 +32,8 @@ def calibration_metrics(
     """
     found = _metrics(log_probabilities, labels) | {"ece_equal_mass": ece(log_probabilities, labels, equal_mass=True)}
     if held_log_probabilities is not None and held_labels is not None:
-        t = temperature(held_log_probabilities, held_labels)
-        after = _metrics(tempered(log_probabilities, t), labels)
+        t = fit_temperature(held_log_probabilities, held_labels)
+        after = _metrics(scale_by_temperature(log_probabilities, t), labels)
         found |= {"temperature": t} | {f"{name}_after_temperature": value for name, value in after.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -71,7 +71,7 @@ def ece(log_probabilities: Tensor, labels: Tensor, bins: int = BINS, equal_mass:
     return float(gaps.abs().sum()) / len(labels)
 
 
-def temperature(log_probabilities: Tensor, labels: Tensor) -> float:
+def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     """T that minimises the nll of softmax(log p / T) (Guo et al. 2017, section 4.2), between 0.01 and 100.
 
     Newton's method on 1/T, in which the nll is convex, halving the bracket where a step would leave it. Fit it on
@@ -91,7 +91,7 @@ def temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     return 1 / beta
 
 
-def tempered(log_probabilities: Tensor, temperature: float) -> Tensor:
+def scale_by_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
     """Log of softmax(log p / T) [N, C]; classes of probability 0 keep it."""
     return (log_probabilities.double() / temperature).log_softmax(dim=1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from unlabeled.evaluation.uncertainty.members import entropy
 
 
-def least_sure(
+def write_least_certain(
     path: Path,
     names: Sequence[str],
     labels: Tensor,

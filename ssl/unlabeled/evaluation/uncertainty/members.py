@@ -29,10 +29,10 @@ class Pool:
     predictions: Tensor  # int64 [S, N], the members' own
 
 
-def pool(members: Tensor) -> Pool:
+def pool_members(members: Tensor) -> Pool:
     """Members [S, N, C] as one, with all scores."""
-    log_p = pooled(members)
-    scores = single_scores(log_p) | {
+    log_p = log_mean_probabilities(members)
+    scores = uncertainty_scores(log_p) | {
         "expected_entropy": expected_entropy(members),
         "mutual_information": mutual_information(members),
         "variation_ratio": variation_ratio(members),
@@ -42,7 +42,7 @@ def pool(members: Tensor) -> Pool:
 
 def pool_heads(heads: Tensor, x: Tensor) -> Pool:
     """Linear heads [S, C, D + 1] on features [N, D + 1] as one; a bounded number of logits exists at a time."""
-    parts = [pool(members) for members in _members(heads, x)]
+    parts = [pool_members(members) for members in _members(heads, x)]
     return Pool(
         torch.cat([part.log_probabilities for part in parts]),
         {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores},
@@ -50,13 +50,13 @@ def pool_heads(heads: Tensor, x: Tensor) -> Pool:
     )
 
 
-def single_scores(log_probabilities: Tensor) -> dict[str, Tensor]:
+def uncertainty_scores(log_probabilities: Tensor) -> dict[str, Tensor]:
     """What needs no members, [N] each: ``entropy`` and ``least_confidence`` = 1 − the largest probability."""
     least = -torch.expm1(log_probabilities.amax(dim=1))
     return {"entropy": entropy(log_probabilities), "least_confidence": least}
 
 
-def pooled(members: Tensor) -> Tensor:
+def log_mean_probabilities(members: Tensor) -> Tensor:
     """Log of the members' mean probabilities [N, C]."""
     return members.logsumexp(dim=0) - math.log(len(members))
 
@@ -77,7 +77,7 @@ def mutual_information(members: Tensor) -> Tensor:
 
     Never below 0, where rounding would take it.
     """
-    return (entropy(pooled(members)) - expected_entropy(members)).clamp(min=0)
+    return (entropy(log_mean_probabilities(members)) - expected_entropy(members)).clamp(min=0)
 
 
 def variation_ratio(members: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def uncertainty_metrics(log_probabilities: Tensor, labels: Tensor, scores: dict[
     ``scores``: those beyond ``single_scores``.
     """
     wrong = log_probabilities.argmax(dim=1) != labels
-    return selective_metrics(wrong, single_scores(log_probabilities) | scores)
+    return selective_metrics(wrong, uncertainty_scores(log_probabilities) | scores)
 
 
 def pooled_score(
@@ -126,7 +126,7 @@ def pooled_score(
     )
 
 
-def in_all_classes(log_probabilities: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+def expand_to_all_classes(log_probabilities: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     """Columns [N, c] of some ``classes`` int64 [c] among those of all [N, num_classes]; the others are -inf."""
     whole = log_probabilities.new_full((len(log_probabilities), num_classes), -math.inf)
     whole[:, classes] = log_probabilities

@@ -16,7 +16,7 @@ def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, flo
     """
     found = {"aurc_best_possible": aurc(wrong, wrong.double())}
     found |= {f"aurc_{name}": aurc(wrong, score) for name, score in scores.items()}
-    found |= {f"auroc_{name}": misclassification(wrong, score)["auroc"] for name, score in scores.items()}
+    found |= {f"auroc_{name}": misclassification_metrics(wrong, score)["auroc"] for name, score in scores.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -38,7 +38,7 @@ def aurc(wrong: Tensor, uncertainty: Tensor) -> float:
     return float(risk_coverage(wrong, uncertainty)[1].mean())
 
 
-def misclassification(wrong: Tensor, uncertainty: Tensor) -> dict[str, float]:
+def misclassification_metrics(wrong: Tensor, uncertainty: Tensor) -> dict[str, float]:
     """How well a score finds the errors: ``auroc``, ``aupr`` and ``fpr95``, each from 0 to 1.
 
     AUROC and AUPR (average precision) have the wrong images as positives (Hendrycks and Gimpel 2017, arXiv 1610.02136,

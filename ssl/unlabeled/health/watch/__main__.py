@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from unlabeled.errors import UserError
-from unlabeled.health.watch.listing import Listing
+from unlabeled.health.watch.listing import RunListing
 from unlabeled.health.watch.server import PORT, Server
 
 REMOTE = """A run on another machine: start this there, and on your own machine
@@ -14,7 +14,7 @@ REMOTE = """A run on another machine: start this there, and on your own machine
 then open http://127.0.0.1:8765/."""
 
 
-class OneLine(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says a mistake in one line, as the other commands do."""
 
     def error(self, message: str) -> NoReturn:
@@ -22,18 +22,18 @@ class OneLine(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def listing_of(folder: str) -> Listing:
+def make_listing(folder: str) -> RunListing:
     """Raises UserError for what is no folder."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         reason = "is a file; give the folder of runs" if path.exists() else "no such folder; runs are in outputs/"
         raise UserError(f"{folder}: {reason}")
-    return Listing(path)
+    return RunListing(path)
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    parser = OneLine(
+    parser = OneLineParser(
         prog="python -m unlabeled.health.watch",
         description="Serves a page of all runs below a folder, to browsers of this machine alone.",
         epilog=REMOTE,
@@ -45,7 +45,7 @@ def main() -> None:
     if given.port is not None and not 0 <= given.port < 1 << 16:
         parser.error(f"--port {given.port}: must be between 0, which takes a free one, and 65535")
     try:
-        server = Server(listing_of(given.folder), given.port)
+        server = Server(make_listing(given.folder), given.port)
     except UserError as error:
         parser.error(str(error))
     try:

@@ -36,11 +36,11 @@ class Curve:
         self.values.extend(values)
         self.last = values[-1] if isfinite(values[-1]) else None
         if len(self.values) > KEPT:
-            points = self.thinned(KEPT // 2)
+            points = self.downsample(KEPT // 2)
             self.steps = array("q", [step for step, _ in points])
             self.values = array("d", [nan if value is None else value for _, value in points])
 
-    def thinned(self, limit: int) -> list[Point]:
+    def downsample(self, limit: int) -> list[Point]:
         """At most ``limit`` points: the extremes of each stretch, and where one is not finite."""
         n = len(self.values)
         if n <= limit:
@@ -64,7 +64,7 @@ def _point(step: int, value: float) -> Point:
     return step, float(f"{value:.6g}") if isfinite(value) else None
 
 
-class Growing:
+class GrowingFile:
     """A file that others append to. Whole lines are taken once; where it was cut back or replaced, all are taken anew.
 
     Args:
@@ -130,7 +130,7 @@ class Growing:
                 self.damaged += 1
 
 
-class Summary(Growing):
+class CurveSummary(GrowingFile):
     """What a list of many runs shows: the curve of the loss, those of the probes, and where the run is."""
 
     def forget(self) -> None:
@@ -171,7 +171,7 @@ class Summary(Growing):
             self.steps_per_epoch = max(1, round(self.step / epoch))
 
 
-class Series(Growing):
+class RunCurves(GrowingFile):
     """Every curve of a run, by name."""
 
     def forget(self) -> None:

@@ -13,7 +13,7 @@ LARGEST = 4 << 20  # bytes: what is larger was not written by a run
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C five times as fast
 
 
-def as_yaml(text: bytes) -> Any:
+def parse_yaml(text: bytes) -> Any:
     """Plain values. Raises ValueError."""
     try:
         return yaml.load(text, _YAML)
@@ -23,7 +23,7 @@ def as_yaml(text: bytes) -> Any:
         raise ValueError(f"{getattr(error, 'problem', None) or 'no yaml'}{where}") from error
 
 
-def leads_out(path: Path, root: Path) -> bool:
+def is_outside(path: Path, root: Path) -> bool:
     """Whether a path, all links followed, lies outside of ``root``, which is resolved already. Raises OSError."""
     return not path.resolve().is_relative_to(root)
 
@@ -71,7 +71,7 @@ class Document:
 
 def _refused(path: Path, found: os.stat_result, root: Path) -> str | None:
     if stat.S_ISLNK(found.st_mode):
-        if leads_out(path, root):
+        if is_outside(path, root):
             return "is a link that leads out of the folder, and is not followed"
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -79,13 +79,13 @@ def _refused(path: Path, found: os.stat_result, root: Path) -> str | None:
     return f"has more than {LARGEST >> 20} MiB, and is not read" if found.st_size > LARGEST else None
 
 
-def number(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """A finite number, or None."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return value if known and abs(value) < 1e300 else None  # NaN compares as false
 
 
-def flat(values: Any, limit: int = 5_000) -> dict[str, str]:
+def flatten(values: Any, limit: int = 5_000) -> dict[str, str]:
     """Dotted names of all values of a tree, each value as text; no more than ``limit`` of them."""
     found: dict[str, str] = {}
     stack = [("", values)]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from unlabeled.health.watch.documents import leads_out
-from unlabeled.health.watch.watched import MARKS, Watched
+from unlabeled.health.watch.dashboard_run import MARKS, DashboardRun
+from unlabeled.health.watch.documents import is_outside
 
 # Of a run, and never runs themselves; wandb's own folders hold a config.yaml each
 BELOW_RUNS = {"checkpoints", "faults", "pictures", "preview", "report", "wandb"}
@@ -35,7 +35,7 @@ def find_runs(root: Path) -> tuple[list[Path], list[str]]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
         except OSError as error:
-            notes.append(f"{shown(folder, root)} cannot be read: {error.strerror}")
+            notes.append(f"{printable_path(folder, root)} cannot be read: {error.strerror}")
             continue
         is_run = any(entry.name in MARKS for entry in entries)
         found += [folder] if is_run else []
@@ -44,17 +44,19 @@ def find_runs(root: Path) -> tuple[list[Path], list[str]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
-            elif entry.is_symlink() and entry.is_dir() and leads_out(Path(entry.path), root):
-                notes.append(f"{shown(Path(entry.path), root)} is a link that leads out of this folder: not followed")
+            elif entry.is_symlink() and entry.is_dir() and is_outside(Path(entry.path), root):
+                notes.append(
+                    f"{printable_path(Path(entry.path), root)} is a link that leads out of this folder: not followed"
+                )
     return found, notes
 
 
-def shown(path: Path, root: Path) -> str:
+def printable_path(path: Path, root: Path) -> str:
     """A path below ``root`` as text that any page can show."""
     return os.fsencode(path.relative_to(root)).decode(errors="replace")
 
 
-class Listing:
+class RunListing:
     """What the server hands out; safe to ask from several threads.
 
     Args:
@@ -63,7 +65,7 @@ class Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self.runs: dict[str, Watched] = {}  # by address: the path below the root, quoted
+        self.runs: dict[str, DashboardRun] = {}  # by address: the path below the root, quoted
         self.notes: list[str] = []
         self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were handed out last
         self._version, self._session = 0, secrets.token_hex(4)
@@ -102,7 +104,7 @@ class Listing:
                 run = self.runs.get(address)
             if run is None:
                 return None
-            return {**_overview(run, time.time()), "name": shown(run.folder, self.root), **_detail(run)}
+            return {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
 
     def file(self, quoted: str) -> Path | None:
         """A file below the root that may be served; None for any other, whether it is there or not."""
@@ -122,18 +124,18 @@ class Listing:
             return
         found, self.notes = find_runs(self.root)
         addresses = {quote_from_bytes(os.fsencode(folder.relative_to(self.root))): folder for folder in found}
-        self.runs = {a: self.runs.get(a) or Watched(folder, self.root) for a, folder in addresses.items()}
+        self.runs = {a: self.runs.get(a) or DashboardRun(folder, self.root) for a, folder in addresses.items()}
         self._last = {address: kept for address, kept in self._last.items() if address in self.runs}
         self._next_search = time.monotonic() + SPARE * (time.monotonic() - begun)
 
     def _note(self, address: str, content: dict[str, Any]) -> None:
-        content["name"] = shown(self.runs[address].folder, self.root)
+        content["name"] = printable_path(self.runs[address].folder, self.root)
         if address not in self._last or self._last[address][1] != content:
             self._version += 1
             self._last[address] = (self._version, content)
 
 
-def _overview(run: Watched, now: float) -> dict[str, Any]:
+def _overview(run: DashboardRun, now: float) -> dict[str, Any]:
     """Of any folder, however damaged: one that nobody thought of must not hide the others."""
     try:
         return run.overview(now)
@@ -141,7 +143,7 @@ def _overview(run: Watched, now: float) -> dict[str, Any]:
         return {"state": "damaged", "problems": [f"it cannot be read: {type(error).__name__}: {error}"[:300]]}
 
 
-def _detail(run: Watched) -> dict[str, Any]:
+def _detail(run: DashboardRun) -> dict[str, Any]:
     try:
         return run.detail()
     except Exception as error:

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from unlabeled.evaluation.reporting.page_style import COLOURS
-from unlabeled.html import shell
+from unlabeled.html import html_page
 
 _HERE = Path(__file__).parent
 SCRIPTS = {f"/{name}": _HERE / name for name in ("watch.js", "charts.js")}
@@ -23,4 +23,4 @@ BODY = """<main id="page"><noscript>This page draws itself with JavaScript of it
 
 def page() -> bytes:
     """The HTML."""
-    return shell("Runs", STYLE, BODY).encode()
+    return html_page("Runs", STYLE, BODY).encode()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.errors import UserError
-from unlabeled.health.watch.listing import Listing
+from unlabeled.health.watch.listing import RunListing
 from unlabeled.health.watch.page import ICON, POLICY, SCRIPTS, page
 
 ADDRESS, PORT, TRIED = "127.0.0.1", 8765, 20  # ports from the first on that are tried where none is given
@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, listing: Listing, port: int | None) -> None:
+    def __init__(self, listing: RunListing, port: int | None) -> None:
         self.listing = listing
         ports = range(PORT, PORT + TRIED) if port is None else [port]
         for each in ports:

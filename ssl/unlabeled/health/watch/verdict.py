@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlabeled.health.watch.documents import number
+from unlabeled.health.watch.documents import finite_or_none
 
 ENDED = ("finished", "interrupted", "failed")
 # Our choice: a heart beats every two seconds, or once a step where steps are longer
@@ -25,14 +25,14 @@ class Verdict(NamedTuple):
     sentence: str = ""
 
 
-def judge(state: Mapping[str, Any], now: float) -> Verdict:
+def classify_run(state: Mapping[str, Any], now: float) -> Verdict:
     """From the content of ``state.json``.
 
     Args:
         state: as the heartbeat writes it; any value may be missing or of another type.
         now: Unix time.
     """
-    said, step = state.get("state"), number(state.get("step")) or 0
+    said, step = state.get("state"), finite_or_none(state.get("step")) or 0
     if said == "failed":
         return Verdict("failed", str(state.get("error") or "It failed, and does not say why.")[:1000])
     if said == "interrupted":
@@ -45,11 +45,11 @@ def judge(state: Mapping[str, Any], now: float) -> Verdict:
 
 
 def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
-    pid, host = number(state.get("pid")), str(state.get("host"))
-    silence = now - (number(state.get("updated")) or 0)
-    patience = STEPS * (number(state.get("seconds_per_step")) or 0)
+    pid, host = finite_or_none(state.get("pid")), str(state.get("host"))
+    silence = now - (finite_or_none(state.get("updated")) or 0)
+    patience = STEPS * (finite_or_none(state.get("seconds_per_step")) or 0)
     here = host == socket.gethostname()
-    if here and pid and not is_there(int(pid)) and silence > max(GONE_AFTER, patience):
+    if here and pid and not process_is_alive(int(pid)) and silence > max(GONE_AFTER, patience):
         reason = f"process {pid:.0f} is gone: killed, out of memory, or the machine was restarted"
         return Verdict("killed", f"Stopped without a word {after}: {reason}. {GOES_ON}")
     if silence <= max(SILENT_AFTER, patience):
@@ -62,7 +62,7 @@ def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
     return Verdict("silent", f"No step has ended {after}; {reason}.")
 
 
-def judge_without(ended: bool, begun: float | None, written: float | None, now: float) -> Verdict:
+def classify_run_without_state(ended: bool, begun: float | None, written: float | None, now: float) -> Verdict:
     """For a run that left no ``state.json``.
 
     Args:
@@ -80,7 +80,7 @@ def judge_without(ended: bool, begun: float | None, written: float | None, now: 
     return Verdict("unknown", "It left no state.json, and nothing has been written for long.")
 
 
-def is_there(pid: int) -> bool:
+def process_is_alive(pid: int) -> bool:
     """Whether a process of this machine runs; one that has ended and waits to be fetched does not."""
     try:
         os.kill(pid, 0)

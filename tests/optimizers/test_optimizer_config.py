@@ -10,10 +10,10 @@ from torch import nn
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
-from unlabeled.optimizers import LARS, Recipe, parameter_groups
+from unlabeled.optimizers import LARS, OptimizerConfig, parameter_groups
 
 
-def recipe(**changed: Any) -> Recipe:
+def recipe(**changed: Any) -> OptimizerConfig:
     given: dict[str, Any] = {
         "optimizer": partial(LARS, momentum=0.9),
         "lr": 0.3,
@@ -22,7 +22,7 @@ def recipe(**changed: Any) -> Recipe:
         "weight_decay": 1e-6,
         "decay_bias_and_norm": False,
     }
-    return Recipe(**(given | changed))
+    return OptimizerConfig(**(given | changed))
 
 
 def at(step: int, total_steps: int = 1000, steps_per_epoch: int = 10) -> Progress:

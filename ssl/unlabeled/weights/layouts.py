@@ -58,7 +58,7 @@ AROUND = CLASSIFIER | {  # a backbone, in solo-learn, lightly and many others
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """How one project writes its checkpoints."""
 
     name: str
@@ -68,9 +68,9 @@ class Layout:
     marks: tuple[str, ...] = ()  # how some names must begin, or it is another layout
     roots: tuple[str, ...] = ("",)
     views: str = ""  # whose mean and std its images had, where that is not ImageNet's
-    alone: bool = False  # everything must be either in ``backbone`` or known
+    exclusive: bool = False  # everything must be either in ``backbone`` or known
 
-    def at(self, root: str) -> "Layout":
+    def at(self, root: str) -> "CheckpointLayout":
         """The same with whole paths, where the state dict lies under ``root``."""
         others = {root + beginning: what for beginning, what in self.others.items()}
         return replace(
@@ -82,9 +82,9 @@ class Layout:
         marks = self.marks or (self.backbone,)
         if not all(any(name.startswith(mark) for name in names) for mark in marks):
             return False
-        return not self.alone or all(name.startswith(self.backbone) or self.what_is(name) for name in names)
+        return not self.exclusive or all(name.startswith(self.backbone) or self.name_part(name) for name in names)
 
-    def what_is(self, name: str) -> str | None:
+    def name_part(self, name: str) -> str | None:
         """The known part, not the backbone, that a tensor belongs to."""
         beginnings = [beginning for beginning in self.others if name.startswith(beginning)]
         if not beginnings:
@@ -93,16 +93,16 @@ class Layout:
         return self.others[longest] or name.removeprefix(longest).partition(".")[0]
 
 
-def _below(word: str) -> Layout:
+def _below(word: str) -> CheckpointLayout:
     """A backbone that is called ``word`` among what surrounds it, with or without its classifier."""
     classifier = {f"{word}.{beginning}": what for beginning, what in CLASSIFIER.items()}
-    return Layout(
-        f"state dict below {word}.", word, f"{word}.", AROUND | classifier, roots=ROOTS, alone=word != "backbone"
+    return CheckpointLayout(
+        f"state dict below {word}.", word, f"{word}.", AROUND | classifier, roots=ROOTS, exclusive=word != "backbone"
     )
 
 
 LAYOUTS = (
-    Layout(
+    CheckpointLayout(
         "own run",
         "the objective's backbone",
         "objective.backbone.",
@@ -111,7 +111,7 @@ LAYOUTS = (
     ),
     # github.com/facebookresearch/moco, moco/builder.py; version 2 has an MLP for its last layer
     *(
-        Layout(
+        CheckpointLayout(
             f"MoCo {version}",
             "query encoder",
             "encoder_q.",
@@ -126,7 +126,7 @@ LAYOUTS = (
         )
     ),
     # github.com/facebookresearch/moco-v3, moco/builder.py: ResNets end in fc, ViTs in head
-    Layout(
+    CheckpointLayout(
         "MoCo v3",
         "base encoder",
         "base_encoder.",
@@ -139,14 +139,14 @@ LAYOUTS = (
         roots=("state_dict.", ""),
     ),
     # github.com/facebookresearch/dino, main_dino.py; its evaluation takes --checkpoint_key teacher
-    Layout(
+    CheckpointLayout(
         "DINO",
         "teacher, as in the official evaluation",
         "teacher.backbone.",
         {"teacher.head.": "projector", "student.": "student"},
     ),
     # github.com/facebookresearch/mae, models_mae.py: encoder and decoder on one level
-    Layout(
+    CheckpointLayout(
         "MAE",
         "encoder",
         "",
@@ -155,7 +155,7 @@ LAYOUTS = (
         ROOTS,
     ),
     # github.com/facebookresearch/swav, src/resnet50.py; DeepCluster-v2 of the same repository likewise
-    Layout(
+    CheckpointLayout(
         "SwAV",
         "encoder",
         "",
@@ -165,7 +165,7 @@ LAYOUTS = (
         views="swav",
     ),
     # github.com/facebookresearch/suncet, src/paws_train.py and src/resnet.py
-    Layout(
+    CheckpointLayout(
         "PAWS",
         "encoder",
         "encoder.",
@@ -173,7 +173,7 @@ LAYOUTS = (
         ("encoder.fc.fc1.",),
     ),
     # github.com/Separius/SimCLRv2-Pytorch, convert.py: from google-research/simclr
-    Layout(
+    CheckpointLayout(
         "SimCLR v2 (Separius/SimCLRv2-Pytorch)",
         "encoder",
         "resnet.",
@@ -182,7 +182,7 @@ LAYOUTS = (
         views="simclr",
     ),
     # github.com/facebookresearch/vissl, vissl/utils/checkpoint.py
-    Layout(
+    CheckpointLayout(
         "VISSL",
         "trunk",
         "base_model.model.trunk.",
@@ -197,7 +197,7 @@ LAYOUTS = (
     ),
     # github.com/lightly-ai/lightly, benchmarks/imagenet/resnet50: the trained copy has the longer name
     *(
-        Layout(
+        CheckpointLayout(
             "lightly",
             "backbone, the momentum copy, as in lightly's benchmarks",
             "backbone.",
@@ -207,27 +207,27 @@ LAYOUTS = (
         )
         for copy in ("student_", "query_", "online_")
     ),
-    Layout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "projection_head."), ROOTS),
-    Layout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "online_classifier."), ROOTS),
+    CheckpointLayout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "projection_head."), ROOTS),
+    CheckpointLayout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "online_classifier."), ROOTS),
     # github.com/vturrisi/solo-learn, solo/methods/base.py; "encoder" in its first versions
     *(
-        Layout("solo-learn", "backbone", f"{word}.", AROUND, (f"{word}.", "classifier.weight"), ROOTS)
+        CheckpointLayout("solo-learn", "backbone", f"{word}.", AROUND, (f"{word}.", "classifier.weight"), ROOTS)
         for word in ("backbone", "encoder")
     ),
     *(_below(word) for word in ("backbone", "encoder", "trunk", "resnet", "net")),
     # torchvision, timm, tonylins/simclr-converter, dino_*_pretrain.pth, mae_pretrain_*.pth
-    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), alone=True),
+    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), exclusive=True),
     _below("model"),
-    Layout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.", "")),
+    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.", "")),
 )
 
 
-def plain(path: str) -> str:
+def strip_wrappers(path: str) -> str:
     """A tensor's path without the words of wrappers."""
     return ".".join(word for word in path.split(".") if word not in WRAPPERS)
 
 
-def recognise(names: Collection[str]) -> Layout:
-    """The first layout that a file with tensors of these :func:`plain` names fits, with whole paths."""
+def recognize_layout(names: Collection[str]) -> CheckpointLayout:
+    """The first layout that a file with tensors of these :func:`strip_wrappers` names fits, with whole paths."""
     placed = (layout.at(root) for layout in LAYOUTS for root in layout.roots)
     return next(layout for layout in placed if layout.fits(names))

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.health.watch.curves import Curve, Growing, Series, Summary
-from unlabeled.health.watch.documents import Document, as_yaml, flat, leads_out, number
-from unlabeled.health.watch.verdict import Verdict, judge, judge_without
+from unlabeled.health.watch.curves import Curve, CurveSummary, GrowingFile, RunCurves
+from unlabeled.health.watch.documents import Document, finite_or_none, flatten, is_outside, parse_yaml
+from unlabeled.health.watch.verdict import Verdict, classify_run, classify_run_without_state
 
 MARKS = (
     "config.yaml",
@@ -24,7 +24,7 @@ SHOWN = 12  # findings of a run, the worst first
 PICTURES = 12  # the newest
 
 
-class Watched:
+class DashboardRun:
     """A run that is looked at again and again.
 
     Args:
@@ -34,10 +34,10 @@ class Watched:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
-        self.config = Document(folder / "config.yaml", root, as_yaml)
+        self.config = Document(folder / "config.yaml", root, parse_yaml)
         names = ("state", "plan", "health", "training")
         self.state, self.plan, self.health, self.training = (Document(folder / f"{n}.json", root) for n in names)
-        self.summary, self.series = Summary(folder / "metrics.jsonl"), Series(folder / "metrics.jsonl")
+        self.summary, self.series = CurveSummary(folder / "metrics.jsonl"), RunCurves(folder / "metrics.jsonl")
         self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, and its curves for the list
 
     def overview(self, now: float) -> dict[str, Any]:
@@ -58,31 +58,31 @@ class Watched:
             **place,
             **self._curves(),
             **self._times(place, verdict, written),
-            "findings": findings(self.health.content),
-            "doubts": doubts(self.plan.content),
+            "findings": health_findings(self.health.content),
+            "doubts": failed_plan_checks(self.plan.content),
             "report": (self.folder / "report" / "report.html").is_file(),
         }
 
     def detail(self) -> dict[str, Any]:
         """What its own page shows besides: every curve, the configuration, facts, and files to look at."""
         self._read_on(self.series)
-        curves = {name: curve.thinned(LARGE) for name, curve in sorted(self.series.curves.items())}
+        curves = {name: curve.downsample(LARGE) for name, curve in sorted(self.series.curves.items())}
         facts = (self.health.content or {}).get("facts")
         facts = facts if isinstance(facts, dict) else {}
-        collapsed = [number(known.get("collapsed_at")) for known in (facts, self.training.content or {})]
+        collapsed = [finite_or_none(known.get("collapsed_at")) for known in (facts, self.training.content or {})]
         return {
             "curves": curves,
-            "config": flat(self.config.content) if self.config.content else {},
-            "facts": flat(facts) if facts else {},
+            "config": flatten(self.config.content) if self.config.content else {},
+            "facts": flatten(facts) if facts else {},
             "collapsed_at": next((value for value in collapsed if value is not None), None),
             "pages": self._below("*.html"),
             "pictures": self._below("*.png")[-PICTURES:],
         }
 
-    def _read_on(self, growing: Growing) -> tuple[float | None, str | None]:
+    def _read_on(self, growing: GrowingFile) -> tuple[float | None, str | None]:
         """When ``metrics.jsonl`` was written to, and what is wrong with it."""
         try:
-            if growing.path.is_symlink() and leads_out(growing.path, self.root):
+            if growing.path.is_symlink() and is_outside(growing.path, self.root):
                 return None, "metrics.jsonl is a link that leads out of the folder, and is not followed"
             if growing.path.exists() and not growing.path.is_file():
                 return None, "metrics.jsonl is no file"
@@ -95,24 +95,24 @@ class Watched:
 
     def _place(self) -> dict[str, Any]:
         state, config, plan = (each.content or {} for each in (self.state, self.config, self.plan))
-        step = number(state.get("step"))
-        per_epoch = number(state.get("steps_per_epoch")) or self.summary.steps_per_epoch
-        limits = [number(state.get("total_steps")) or number(plan.get("steps"))]
+        step = finite_or_none(state.get("step"))
+        per_epoch = finite_or_none(state.get("steps_per_epoch")) or self.summary.steps_per_epoch
+        limits = [finite_or_none(state.get("total_steps")) or finite_or_none(plan.get("steps"))]
         if limits == [None]:
-            epochs = number(config.get("max_epochs"))
-            limits = [number(config.get("max_steps")), epochs * per_epoch if epochs and per_epoch else None]
+            epochs = finite_or_none(config.get("max_epochs"))
+            limits = [finite_or_none(config.get("max_steps")), epochs * per_epoch if epochs and per_epoch else None]
         total = min((limit for limit in limits if limit), default=None)
         return {"step": self.summary.step if step is None else step, "total": total, "steps_per_epoch": per_epoch}
 
     def _verdict(self, place: Mapping[str, Any], written: float | None, now: float) -> Verdict:
         if self.state.content is not None:
-            return judge(self.state.content, now)
+            return classify_run(self.state.content, now)
         ended = self.training.content is not None or (place["total"] is not None and place["step"] >= place["total"])
         if self.state.problem and not ended:
             return Verdict("damaged")
         if self.plan.content is not None and written is None:
             return Verdict("planned")
-        return judge_without(ended, self.config.changed, written, now)
+        return classify_run_without_state(ended, self.config.changed, written, now)
 
     def _problems(self, trouble: str | None, verdict: Verdict) -> list[str]:
         documents = (self.config, self.state, self.plan, self.health, self.training)
@@ -137,14 +137,14 @@ class Watched:
 
     def _times(self, place: Mapping[str, Any], verdict: Verdict, written: float | None) -> dict[str, Any]:
         state, plan, training = (each.content or {} for each in (self.state, self.plan, self.training))
-        left, planned = number(state.get("seconds_left")), number(plan.get("seconds_left"))
-        speed = number(state.get("images_per_second"))
+        left, planned = finite_or_none(state.get("seconds_left")), finite_or_none(plan.get("seconds_left"))
+        speed = finite_or_none(state.get("images_per_second"))
         return {
             "seconds_left": (planned if left is None else left) if verdict.state in GOING else None,
-            "images_per_second": number(training.get("images_per_second")) if speed is None else speed,
-            "started": number(state.get("started")),
-            "updated": number(state.get("updated")) or written,
-            "sessions": number(state.get("sessions")),
+            "images_per_second": finite_or_none(training.get("images_per_second")) if speed is None else speed,
+            "started": finite_or_none(state.get("started")),
+            "updated": finite_or_none(state.get("updated")) or written,
+            "sessions": finite_or_none(state.get("sessions")),
             "host": str(state.get("host") or "")[:80],
         }
 
@@ -157,7 +157,7 @@ class Watched:
         return [path.relative_to(self.folder).as_posix() for path in sorted(files, key=os.path.getmtime)]
 
 
-def findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def health_findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """What the monitor has said, the worst first; what is not of its form is left out."""
     given = (health or {}).get("findings")
     known = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
@@ -165,8 +165,8 @@ def findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         {
             "severity": each.get("severity") if each.get("severity") in SEVERITIES else "note",
             "sentence": str(each["sentence"])[:2000],
-            "since": number(each.get("since")),
-            "last": number(each.get("last")),
+            "since": finite_or_none(each.get("since")),
+            "last": finite_or_none(each.get("last")),
             "past": each.get("holds") is False,
         }
         for each in known
@@ -175,7 +175,7 @@ def findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return sorted(told, key=lambda each: (each["past"], SEVERITIES.index(each["severity"])))[:SHOWN]
 
 
-def doubts(plan: Mapping[str, Any] | None) -> list[str]:
+def failed_plan_checks(plan: Mapping[str, Any] | None) -> list[str]:
     """The checks of the plan that have failed, and what to give instead."""
     given = (plan or {}).get("checks")
     failed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
@@ -185,7 +185,7 @@ def doubts(plan: Mapping[str, Any] | None) -> list[str]:
 
 
 def _small(curve: Curve) -> dict[str, Any]:
-    return {"points": curve.thinned(SMALL), "last": curve.last, "any": len(curve.values) > 0}
+    return {"points": curve.downsample(SMALL), "last": curve.last, "any": len(curve.values) > 0}
 
 
 def _about(config: Mapping[str, Any]) -> str:

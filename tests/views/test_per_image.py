@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 from tests.small import composed
 from unlabeled.config import check_keys
 from unlabeled.errors import UserError
-from unlabeled.views.foreign import Foreign
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Grayscale, RandomResizedCrop
+from unlabeled.views.per_image import PerImageTransform
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -48,7 +48,7 @@ def uint8_images(count: int, size: int = 24) -> Tensor:
 def pipeline(transform: Callable[[Tensor], Tensor]) -> Views:
     """A crop, the transform, and something after it, whose draws must not depend on what it drew."""
     crop = RandomResizedCrop(16, (0.3, 1.0), (0.75, 4 / 3), "bilinear", 0.5)
-    return Views(16, [ViewGroup(2, [crop, Foreign(transform), Grayscale(0.3)])], None, None, 1.0, "bilinear")
+    return Views(16, [ViewGroup(2, [crop, PerImageTransform(transform), Grayscale(0.3)])], None, None, 1.0, "bilinear")
 
 
 def views_of(name: str, step: int, rows: slice = slice(0, 12)) -> Tensor:
@@ -58,7 +58,7 @@ def views_of(name: str, step: int, rows: slice = slice(0, 12)) -> Tensor:
 
 
 def foreign_only(transform: Callable[[Tensor], Tensor]) -> Views:
-    return Views(24, [ViewGroup(1, [Foreign(transform)])], None, None, 1.0, "bilinear")
+    return Views(24, [ViewGroup(1, [PerImageTransform(transform)])], None, None, 1.0, "bilinear")
 
 
 def made(transform: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_a_resumed_run_sees_the_same_views_whatever_was_drawn_before_and_the_nex
 def test_images_and_views_draw_for_themselves(name: str) -> None:
     transform, count = TRANSFORMS[name](), 12
     images = uint8_images(1).expand(count, 3, 24, 24)
-    views = Views(24, [ViewGroup(2, [Foreign(transform)])], None, None, 1.0, "bilinear")
+    views = Views(24, [ViewGroup(2, [PerImageTransform(transform)])], None, None, 1.0, "bilinear")
     first, second = views(images, torch.arange(count), ViewKey(0, 0, 0, count))
     assert len({row.numpy().tobytes() for row in first}) >= 2  # sharpened and not
     assert not torch.equal(first, second)
@@ -115,7 +115,7 @@ def test_the_global_random_state_of_torch_python_and_numpy_is_put_back_even_afte
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_each_image_is_what_the_transform_alone_makes_of_it_under_its_seed(name: str) -> None:
-    operation, images = Foreign(TRANSFORMS[name]()), uint8_images(4) / 255
+    operation, images = PerImageTransform(TRANSFORMS[name]()), uint8_images(4) / 255
     drawn = operation.sample(4, torch.Generator().manual_seed(1))
     ours = operation.apply(images, drawn)
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -142,7 +142,7 @@ def test_what_overshoots_is_clamped_to_zero_and_one() -> None:
 
 
 def test_a_transform_that_writes_into_its_image_leaves_the_other_views_alone() -> None:
-    erase, images, key = Foreign(v2.RandomErasing(p=1.0, inplace=True)), uint8_images(3), ViewKey(0, 0, 0, 3)
+    erase, images, key = PerImageTransform(v2.RandomErasing(p=1.0, inplace=True)), uint8_images(3), ViewKey(0, 0, 0, 3)
     views = Views(24, [ViewGroup(1, [erase]), ViewGroup(1, [])], None, None, 1.0, "bilinear")
     erased, whole = views(images, torch.arange(3), key)
     assert torch.equal(whole, images / 255)
@@ -172,13 +172,13 @@ def test_what_is_no_image_of_the_usual_kind_costs_one_line(transform: Callable[[
 def test_a_normalize_anywhere_within_is_refused_because_views_normalise_last(normalise: nn.Module) -> None:
     for transform in (normalise, v2.Compose([v2.RandomErasing(), normalise])):
         with pytest.raises(UserError, match=r"give views\.mean and views\.std"):
-            Foreign(transform)
+            PerImageTransform(transform)
 
 
 def with_transform(transform: dict[str, Any], wrapped: bool = True) -> DictConfig:
     config = composed("views=simclr_small", "data=digits")
     with open_dict(config):
-        foreign = {"_target_": "unlabeled.views.foreign.Foreign", "transform": transform}
+        foreign = {"_target_": "unlabeled.views.per_image.PerImageTransform", "transform": transform}
         config.views.groups[0].operations.append(foreign if wrapped else transform)
     return config
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from unlabeled.distributed import rank
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, Pixels, behind, state_hash
+from unlabeled.evaluation.features import Features, PixelNetwork, apply_head, state_hash
 from unlabeled.evaluation.probe import ImageProbe, Probe, Score, Task, kinds_of
 
-Say = Callable[[str], None]
-Look = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
+Log = Callable[[str], None]
+Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
 TENSORS = ("predictions", "log_probabilities", "uncertainty")  # of a row; not in results.json
 SPLITS = ("train", "test")
 
@@ -38,35 +38,35 @@ class Row:
     log_probabilities: Tensor | None = None  # float32 [n_test, C]; neither
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; neither
 
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """What results.json holds of it."""
         return {name: value for name, value in vars(self).items() if name not in TENSORS}
 
 
-def judge(
+def evaluate_probes(
     backbone: nn.Module,
     random_backbone: nn.Module | None,
-    look: Look,
+    extract: Extract,
     probes: Mapping[str, Probe | ImageProbe],
     num_classes: int,
     device: torch.device | str = "cpu",
     raw_pixels: bool = True,
-    say: Say = print,
+    log: Log = print,
     heads: Mapping[str, Mapping[str, nn.Module]] | None = None,
     task: Callable[[nn.Module], Task] | None = None,
-    seen: Callable[[str, Features, Features], None] | None = None,
+    on_features: Callable[[str, Features, Features], None] | None = None,
 ) -> list[Row]:
     """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
 
     Args:
-        look: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the same;
-            images without a label are left out here.
+        extract: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the
+            same; images without a label are left out here.
         random_backbone, raw_pixels: None and off skip these baselines.
         heads: by a probe's name and by the kind of features, what the features go through before that probe; kinds
             without a head are left out of it.
         task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
             backbone where it says so.
-        seen: is given the name of each network and its features of train and of test, e.g. to draw them.
+        on_features: is given the name of each network and its features of train and of test, e.g. to draw them.
 
     Global random states are left as found. Probes run on ``device``.
 
@@ -74,30 +74,30 @@ def judge(
         RuntimeError: the state of ``backbone`` is not bit for bit the same afterwards.
         UserError: a label is not below ``num_classes``, or nothing is labelled.
     """
-    beside = {"random init": random_backbone, "raw pixels": Pixels() if raw_pixels else None}
+    beside = {"random init": random_backbone, "raw pixels": PixelNetwork() if raw_pixels else None}
     networks = {"pretrained": backbone} | {name: network for name, network in beside.items() if network is not None}
     rows: list[Row] = []
     reference: Features | None = None
     kinds = tuple(dict.fromkeys(kind for probe in probes.values() for kind in kinds_of(probe)))
-    with unchanged(backbone):
+    with check_unchanged(backbone):
         for name, network in networks.items():
-            known = ("last",) if isinstance(network, Pixels) else kinds
-            train, test = (_labelled(name, split, network, look, known, num_classes, say) for split in SPLITS)
+            known = ("last",) if isinstance(network, PixelNetwork) else kinds
+            train, test = (_labelled(name, split, network, extract, known, num_classes, log) for split in SPLITS)
             _same_images(reference, test, name)
             reference = test
-            if seen is not None:
-                seen(name, train, test)
+            if on_features is not None:
+                on_features(name, train, test)
             able = {key: probe for key, probe in probes.items() if set(kinds_of(probe)) <= {*known}}
-            rows += _run(name, able, train.to(device), test.to(device), num_classes, say, heads or {})
+            rows += _run(name, able, train.to(device), test.to(device), num_classes, log, heads or {})
             if task is not None:
-                rows += _run_on_images(name, network, able, task, say)
+                rows += _run_on_images(name, network, able, task, log)
     assert reference is not None
     if random_backbone is not None:
         _note_equal_weights(rows, backbone, random_backbone)
-    return rows + chance(reference.labels, num_classes)
+    return rows + chance_rows(reference.labels, num_classes)
 
 
-def chance(labels: Tensor, num_classes: int) -> list[Row]:
+def chance_rows(labels: Tensor, num_classes: int) -> list[Row]:
     """Two rows: always the largest class of the test labels, and a uniform guess. No features, so any protocol."""
     majority = 100 * int(labels.bincount().max()) / len(labels)
     return [
@@ -107,7 +107,7 @@ def chance(labels: Tensor, num_classes: int) -> list[Row]:
 
 
 @contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
+def check_unchanged(network: nn.Module) -> Iterator[None]:
     """Raises RuntimeError if the state_dict of ``network`` differs at the end of the block (MoCo's sanity check)."""
     before = state_hash(network)
     yield
@@ -120,12 +120,12 @@ def unchanged(network: nn.Module) -> Iterator[None]:
 
 
 def _labelled(
-    name: str, split: str, network: nn.Module, look: Look, kinds: Sequence[str], num_classes: int, say: Say
+    name: str, split: str, network: nn.Module, extract: Extract, kinds: Sequence[str], num_classes: int, log: Log
 ) -> Features:
     start = time.perf_counter()
-    features = look(network, split, kinds)
+    features = extract(network, split, kinds)
     n, dim = features.x.shape
-    say(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
+    log(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
     labelled = features.labelled()
     if not len(labelled.labels):
         raise UserError(f"none of the {n} {split} images has a label: there is nothing to judge the features by")
@@ -142,23 +142,23 @@ def _run(
     train: Features,
     test: Features,
     classes: int,
-    say: Say,
+    log: Log,
     heads: Mapping[str, Mapping[str, nn.Module]],
 ) -> list[Row]:
     rows = []
     for probe_name, probe in probes.items():
-        if isinstance(probe, ImageProbe) or not _mine(probe):
+        if isinstance(probe, ImageProbe) or not _runs_here(probe):
             continue
         own = heads.get(probe_name)
         if own is not None and name not in own:
             continue
         start = time.perf_counter()
-        seen = (train, test) if own is None else (behind(own[name], train), behind(own[name], test))
+        seen = (train, test) if own is None else (apply_head(own[name], train), apply_head(own[name], test))
         scores = probe.fit_predict(*seen, classes)
         seconds = time.perf_counter() - start
         for score in scores:
-            say(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
-            rows.append(row_of(name, score, len(train.labels), len(test.labels)))
+            log(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
+            rows.append(make_row(name, score, len(train.labels), len(test.labels)))
     return rows
 
 
@@ -167,26 +167,26 @@ def _run_on_images(
     network: nn.Module,
     probes: Mapping[str, Probe | ImageProbe],
     task: Callable[[nn.Module], Task],
-    say: Say,
+    log: Log,
 ) -> list[Row]:
     rows = []
     for probe in probes.values():
-        if not isinstance(probe, ImageProbe) or isinstance(network, Pixels) or not _mine(probe):
+        if not isinstance(probe, ImageProbe) or isinstance(network, PixelNetwork) or not _runs_here(probe):
             continue
         if name == "pretrained" or probe.baselines:
             start, given = time.perf_counter(), task(network)
             for score in probe.train_predict(given):
-                say(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
-                rows.append(row_of(name, score, len(given.train_labels), len(given.test_labels)))
+                log(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
+                rows.append(make_row(name, score, len(given.train_labels), len(given.test_labels)))
     return rows
 
 
-def _mine(probe: object) -> bool:
+def _runs_here(probe: object) -> bool:
     """Whether this process runs it: the first runs all, the others those that share their work out."""
     return rank() == 0 or bool(getattr(probe, "shared", False))
 
 
-def row_of(features: str, score: Score, n_train: int, n_test: int) -> Row:
+def make_row(features: str, score: Score, n_train: int, n_test: int) -> Row:
     """A score as a row of the report."""
     return Row(
         features,

@@ -22,16 +22,16 @@ _SIMCLR_V2_STEM = {"net.0.0": "conv1", "net.0.1.0": "bn1"}
 _SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(?P<part>.+)")
 
 
-def spelled(name: str, wanted: Collection[str]) -> str | None:
+def map_key(name: str, wanted: Collection[str]) -> str | None:
     """How a backbone with the tensors ``wanted`` calls the tensor ``name`` of a file; None where it has none such."""
-    for spelling in _spellings(name):
+    for spelling in _candidates(name):
         for candidate in (spelling, f"model.{spelling}"):  # the networks of backbone=timm and backbone=torchvision
             if candidate in wanted:
                 return candidate
     return None
 
 
-def _spellings(name: str) -> Iterator[str]:
+def _candidates(name: str) -> Iterator[str]:
     yield name
     yield name.removeprefix("_feature_blocks.")  # VISSL's ResNet
     layer, dot, rest = name.partition(".")

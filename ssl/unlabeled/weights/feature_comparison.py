@@ -18,7 +18,7 @@ GENERATED = 8  # images
 
 def images_to_compare(views: Views, splits: Splits | None, wanted: int) -> dict[str, Tensor]:
     """Batches by what they are, float32 [B, 3, size, size] each, as evaluation sees images."""
-    made = views.plain(generated(GENERATED, views.size))
+    made = views.evaluation_view(generate_images(GENERATED, views.size))
     batches = {f"{GENERATED} generated": made, "one generated": made[:1]}
     if splits is not None:
         split = "train" if splits.test is None else "test"
@@ -27,7 +27,7 @@ def images_to_compare(views: Views, splits: Splits | None, wanted: int) -> dict[
     return batches
 
 
-def generated(count: int, size: int) -> Tensor:
+def generate_images(count: int, size: int) -> Tensor:
     """Coloured clouds of all scales with some noise, uint8 [count, 3, size, size]; always the same."""
     generator = torch.Generator().manual_seed(0)
     clouds = torch.zeros(count, 3, size, size)
@@ -43,12 +43,12 @@ def _of_data(splits: Splits, views: Views, wanted: int) -> Tensor:
     source = splits.train if splits.test is None else splits.test
     positions = torch.arange(min(wanted, len(source))) * len(source) // max(1, min(wanted, len(source)))
     data = DataModule(splits, 1, 0, 0.0, 0)
-    seen = [views.plain(batch.images, batch.sizes) for batch in data.batches(source, positions, 1)]
+    seen = [views.evaluation_view(batch.images, batch.sizes) for batch in data.batches(source, positions, 1)]
     return torch.cat(seen) if seen else torch.zeros(0)
 
 
 @torch.inference_mode()
-def compare(
+def feature_differences(
     to: str, ours: nn.Module, theirs: Callable[[Tensor], Tensor], batches: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Largest absolute difference of features, over the root mean square of ours, for each batch.

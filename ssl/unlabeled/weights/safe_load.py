@@ -51,10 +51,10 @@ DICTIONARIES = (
 ARRAYS = ("numpy", "jax", "jaxlib", "haiku")  # packages whose arrays a pickle of another framework holds
 
 
-class Unread:
+class SkippedObject:
     """Stands where a value of a class in ``UNREAD`` was."""
 
-    def __new__(cls, *arguments: object) -> "Unread":
+    def __new__(cls, *arguments: object) -> "SkippedObject":
         return super().__new__(cls)
 
     def __init__(self, *arguments: object) -> None:
@@ -71,11 +71,11 @@ def _default_dictionary(*arguments: object) -> dict[Any, Any]:
 
 def _stand_ins() -> list[Any]:
     """What torch is to take for each name instead of importing it."""
-    unread = [(Unread, name) for name in UNREAD]
+    unread = [(SkippedObject, name) for name in UNREAD]
     return [*unread, *((OrderedDict, name) for name in DICTIONARIES), (_default_dictionary, "collections.defaultdict")]
 
 
-def read(path: Path) -> Any:
+def read_tensors(path: Path) -> Any:
     """What a file of ``torch.save`` (either format) or safetensors holds, on the CPU.
 
     Read with ``weights_only=True``: tensors, plain values and containers of them; ``UNREAD`` is passed over.

@@ -12,23 +12,23 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting.certainty import certain_section, reliability
+from unlabeled.evaluation.reporting.calibration_plots import certainty_section, reliability
 from unlabeled.evaluation.reporting.confusion import confusion_matrix, confusion_section, most_confused
-from unlabeled.evaluation.reporting.exhibits import (
-    Exhibits,
+from unlabeled.evaluation.reporting.gallery import choose_queries, neighbour_section
+from unlabeled.evaluation.reporting.image_cache import ReportImageCache
+from unlabeled.evaluation.reporting.report_sections import (
+    ReportImages,
     best_row,
-    images_of,
+    evaluation_images,
+    make_sections,
     network_pictures,
     reconstructions,
-    sections,
 )
-from unlabeled.evaluation.reporting.gallery import neighbour_section, queries
-from unlabeled.evaluation.reporting.kept_images import KeptImages
-from unlabeled.evaluation.reporting.section import small
+from unlabeled.evaluation.reporting.section import thumbnail
 from unlabeled.evaluation.uncertainty.calibration import ece
-from unlabeled.html import inline, inline_small
+from unlabeled.html import inline_png, inline_thumbnail
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -116,7 +116,7 @@ def test_few_classes_are_a_picture_and_many_a_list(tmp_path: Path) -> None:
 
 def test_neighbours_are_the_nearest_by_cosine_and_votes_decide_what_is_right() -> None:
     train, test = features(90, 3, 0), features(60, 3, 1)
-    found = queries(train, test, seed=0)
+    found = choose_queries(train, test, seed=0)
     assert [query.right for query in found] == [True] * 3 + [False] * 3
     for query in found:
         x = test.x[query.id // 3].double()
@@ -126,10 +126,10 @@ def test_neighbours_are_the_nearest_by_cosine_and_votes_decide_what_is_right() -
         assert query.labels == train.labels[best].tolist()
         assert query.cosines == pytest.approx(cosines[best].tolist(), abs=1e-6)
         votes = [query.labels.count(c) for c in range(3)]
-        assert votes[query.voted] == max(votes)
+        assert votes[query.majority] == max(votes)
         assert query.label == int(test.labels[query.id // 3])
-    assert queries(train, test, seed=0) == found
-    assert queries(train, test, seed=1) != found
+    assert choose_queries(train, test, seed=0) == found
+    assert choose_queries(train, test, seed=1) != found
 
 
 def test_few_training_images_and_a_test_without_mistakes_are_shown_all_the_same(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_large_test_set_is_not_searched_as_a_whole_and_few_images_are_loaded(t
     log_probabilities = (test.x[:, :10]).log_softmax(1)
     predictions = log_probabilities.argmax(1)
     row = Row("pretrained", "linear", 50.0, predictions=predictions, log_probabilities=log_probabilities)
-    made = sections(tmp_path, [row], None, None, Exhibits([str(i) for i in range(10)], train, test, image))
+    made = make_sections(tmp_path, [row], None, None, ReportImages([str(i) for i in range(10)], train, test, image))
     assert sum(len(ids) for _, ids in image.asked) == 6 * 9 + 3 * 8
     assert [section.title for section in made] == [
         "Map of the test features",
@@ -158,7 +158,7 @@ def test_the_surest_and_least_sure_images_are_those_of_a_sort(tmp_path: Path) ->
     log_probabilities, labels = guesses(100)
     predictions, ids, image = log_probabilities.argmax(1), torch.arange(100) + 500, Recorder()
     classes = [f"c{i}" for i in range(7)]
-    made = certain_section(predictions, log_probabilities, labels, ids, classes, "linear", image, tmp_path)
+    made = certainty_section(predictions, log_probabilities, labels, ids, classes, "linear", image, tmp_path)
     confidence = log_probabilities.amax(1).tolist()
     order = sorted(range(100), key=lambda i: -confidence[i])
     wrong = [i for i in order if predictions[i] != labels[i]]
@@ -173,7 +173,7 @@ def test_a_probe_without_a_mistake_has_none_to_show(tmp_path: Path) -> None:
     log_probabilities, _ = guesses(20)
     predictions = log_probabilities.argmax(1)
     classes, ids = [str(i) for i in range(7)], torch.arange(20)
-    made = certain_section(predictions, log_probabilities, predictions, ids, classes, "linear", Recorder(), tmp_path)
+    made = certainty_section(predictions, log_probabilities, predictions, ids, classes, "linear", Recorder(), tmp_path)
     assert "- surest mistakes: none" in made.markdown
 
 
@@ -192,7 +192,7 @@ def test_images_are_looked_at_again_as_evaluation_sees_them() -> None:
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
     views = Views(8, [], [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 1.0, "bilinear")
-    found = images_of(lambda split, ids: [stored[id] for id in ids], views)("train", [2, 0])
+    found = evaluation_images(lambda split, ids: [stored[id] for id in ids], views)("train", [2, 0])
     torch.testing.assert_close(found, stored[[2, 0]] / 255)
 
 
@@ -213,7 +213,9 @@ def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: floa
         return Counted(images, torch.zeros(4, dtype=torch.long), ["a"], "digit")
 
     def look(source: Counted, ids: list[int]) -> list[int]:
-        images = KeptImages(Splits(source, None, ""), {"train": fingerprint(source)}, TensorCache(str(tmp_path), gib))
+        images = ReportImageCache(
+            Splits(source, None, ""), {"train": fingerprint(source)}, TensorCache(str(tmp_path), gib)
+        )
         found = images("train", ids)
         images.keep()
         return [int(each[0, 0, 0]) for each in found]
@@ -229,7 +231,7 @@ def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: floa
 class Paints(Objective):
     """Shows the image and its negative; wants one view."""
 
-    def pictures(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         assert not self.training
         assert not torch.is_grad_enabled()
         (view,) = batch.views
@@ -266,13 +268,13 @@ def test_a_network_that_neither_attends_nor_paints_has_no_pictures() -> None:
 
 def test_small_pictures_keep_every_pixel_and_large_ones_take_little_room() -> None:
     noise = torch.randint(256, (3, 100, 65), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert inline_small(noise[:, :64, :64]).startswith("data:image/png;base64,")
+    assert inline_thumbnail(noise[:, :64, :64]).startswith("data:image/png;base64,")
     photograph = torch.nn.functional.interpolate(noise[None, :, :6, :6].float(), (112, 112), mode="bilinear")[0].byte()
-    address = inline_small(photograph)
+    address = inline_thumbnail(photograph)
     assert address.startswith("data:image/jpeg;base64,")
-    assert len(address) < len(inline(photograph)) / 2
+    assert len(address) < len(inline_png(photograph)) / 2
 
 
 def test_large_images_are_made_small_and_keep_their_shape() -> None:
-    assert small(torch.zeros(3, 224, 112), 112).shape == (3, 112, 56)
-    assert small(torch.zeros(3, 32, 32), 112).shape == (3, 32, 32)
+    assert thumbnail(torch.zeros(3, 224, 112), 112).shape == (3, 112, 56)
+    assert thumbnail(torch.zeros(3, 32, 32), 112).shape == (3, 32, 32)

@@ -8,10 +8,10 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, batched, extract
-from unlabeled.evaluation.judge import Look, Row, chance, judge
+from unlabeled.evaluation.evaluate_probes import Extract, Row, chance_rows, evaluate_probes
+from unlabeled.evaluation.features import Features, extract, split_batches
 from unlabeled.evaluation.knn import KNN
-from unlabeled.evaluation.logistic import LBFGS
+from unlabeled.evaluation.logistic import LogisticRegressionProbe
 from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.sgd_grid import SGDGrid
 from unlabeled.objective import Batch
@@ -31,7 +31,7 @@ def split(n: int, seed: int, unlabelled: int = 0) -> list[Batch]:
     half = torch.arange(4)[None] // 2 == labels[:, None]
     images = torch.where(half[:, None, None, :], images // 4, images).to(torch.uint8)
     labels[:unlabelled] = -1
-    return batched(images, labels, torch.arange(n), 32)
+    return split_batches(images, labels, torch.arange(n), 32)
 
 
 class Halves(nn.Module):
@@ -61,7 +61,7 @@ class Recorder:
         return [Score("recorder", 50.0)]
 
 
-def looks(train: Any = None, test: Any = None, transform: Any = scale) -> Look:
+def looks(train: Any = None, test: Any = None, transform: Any = scale) -> Extract:
     """Extracts anew each time; a split may be any iterable of batches."""
     splits = {"train": split(200, 0) if train is None else train, "test": split(100, 1) if test is None else test}
     return lambda network, name, kinds: extract(network, splits[name], transform, "cpu", kinds=kinds)
@@ -69,11 +69,11 @@ def looks(train: Any = None, test: Any = None, transform: Any = scale) -> Look:
 
 def run(backbone: nn.Module, probes: dict[str, Any], train: Any = None, test: Any = None, **given: Any) -> list[Row]:
     settings: dict[str, Any] = {"random_backbone": Blind(), "num_classes": 2, "say": lambda line: None}
-    return judge(backbone, look=looks(train, test), probes=probes, **(settings | given))
+    return evaluate_probes(backbone, extract=looks(train, test), probes=probes, **(settings | given))
 
 
 def test_good_features_beat_blind_ones_and_every_row_says_its_protocol() -> None:
-    rows = run(Halves(), {"knn": KNN([5], 0.1), "linear": LBFGS([0.1, 1.0], 0.1, 0, 100)})
+    rows = run(Halves(), {"knn": KNN([5], 0.1), "linear": LogisticRegressionProbe([0.1, 1.0], 0.1, 0, 100)})
     scores = {(row.features, row.protocol): row.top1 for row in rows}
     for protocol in ("knn/cosine-exp/k=5/T=0.1", "linear/cached-lbfgs-v1"):
         assert scores["pretrained", protocol] == 100
@@ -95,7 +95,7 @@ def test_images_without_a_label_reach_no_probe() -> None:
 
 
 def test_chance_is_the_largest_share_of_test_and_one_of_the_classes() -> None:
-    majority, uniform = chance(torch.tensor([0, 3, 3, 3, 1, 1, 0, 2]), 5)
+    majority, uniform = chance_rows(torch.tensor([0, 3, 3, 3, 1, 1, 0, 2]), 5)
     assert (majority.protocol, majority.top1) == ("chance/majority-class", 37.5)
     assert majority.chosen == {"class_counted_on": "test"}
     assert (uniform.protocol, uniform.top1) == ("chance/uniform", 20.0)
@@ -120,11 +120,14 @@ def test_a_transform_that_changes_the_backbone_is_refused() -> None:
         return scale(x)
 
     with pytest.raises(RuntimeError, match="the evaluation changed the backbone"):
-        judge(backbone, Blind(), looks(transform=meddles), {"r": Recorder()}, 2, say=lambda line: None)
+        evaluate_probes(backbone, Blind(), looks(transform=meddles), {"r": Recorder()}, 2, log=lambda line: None)
 
 
 def test_the_random_state_and_the_scores_do_not_depend_on_each_other() -> None:
-    probes = {"sgd": SGDGrid([0.01, 0.1], 2, 16, [0.0], 0.9, 0.1, 0), "linear": LBFGS([0.1, 1.0], 0.1, 0, 50)}
+    probes = {
+        "sgd": SGDGrid([0.01, 0.1], 2, 16, [0.0], 0.9, 0.1, 0),
+        "linear": LogisticRegressionProbe([0.1, 1.0], 0.1, 0, 50),
+    }
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -132,7 +135,7 @@ def test_the_random_state_and_the_scores_do_not_depend_on_each_other() -> None:
         results.append(run(Halves(), probes))
         assert torch.equal(torch.get_rng_state(), before)
     for first, second in zip(*results, strict=True):
-        assert first.plain() == second.plain()
+        assert first.as_dict() == second.as_dict()
         if first.predictions is not None and second.predictions is not None:
             assert torch.equal(first.predictions, second.predictions)
 

@@ -14,7 +14,7 @@ from unlabeled.schedules import warmup_cosine, warmup_tenths
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimizerConfig:
     """Everything that the optimizer of a run depends on.
 
     Args:

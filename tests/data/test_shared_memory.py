@@ -13,7 +13,7 @@ from tests.forked import SERVER
 from tests.group import leave
 from unlabeled.data.memory import DecodedSource, decode_all
 from unlabeled.data.module import DataModule
-from unlabeled.data.sharing import decoded_once
+from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.errors import UserError
 
@@ -94,7 +94,7 @@ def lose_the_first(folder: Path, rank: int) -> None:
         raise AssertionError
 
     with pytest.raises(UserError, match="process 0, which decodes the images for this machine, has ended"):
-        decoded_once(die, CPU)
+        decode_once_per_machine(die, CPU)
     os._exit(0)
 
 

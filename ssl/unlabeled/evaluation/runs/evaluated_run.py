@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.config import read_yaml
-from unlabeled.evaluation.judge import TENSORS, Row
+from unlabeled.evaluation.evaluate_probes import TENSORS, Row
 from unlabeled.keys import FREE_KEYS
 
 STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
@@ -19,7 +19,7 @@ TRANSFORM |= {"mean": "mean", "std": "std"}
 
 
 @dataclass
-class Judged:
+class EvaluatedRun:
     """A run's folder, or a report's, and what stands in it; ``problem`` says why nothing does."""
 
     folder: Path  # as it was given
@@ -53,13 +53,13 @@ class Judged:
         return said if isinstance(said, dict) else {key: (views or {}).get(name) for key, name in TRANSFORM.items()}
 
 
-def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's numbers, but for chance: its configuration without the seed, names and ``FREE_KEYS``."""
     without = {"seed", "name", "run_dir", *FREE_KEYS}
     return {key: value for key, value in config.items() if key not in without}
 
 
-def recipe_value(config: Mapping[str, Any], key: str) -> Any:
+def config_value(config: Mapping[str, Any], key: str) -> Any:
     """What stands below a dotted key; None where there is no such key."""
     value: Any = config
     for name in key.split("."):
@@ -72,11 +72,11 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
 
 
-def read_judged(folder: Path) -> Judged:
+def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """Of the folder of a run or of a report. Never raises: what is missing or damaged is its ``problem``."""
     report = folder if (folder / "results.json").exists() else folder / "report"
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
-    found = Judged(folder, report, _config(beside / "config.yaml"))
+    found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:
         results = json.loads((report / "results.json").read_text(encoding="utf-8"))
         found.rows = [_row(row) for row in results["rows"]]

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.data.canvas import canvas
+from unlabeled.data.padding import pad_to_largest
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import Features, eval_mode
-from unlabeled.evaluation.judge import Row
 from unlabeled.evaluation.reporting.attention import attention_pictures
-from unlabeled.evaluation.reporting.certainty import calibration_section, certain_section
+from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
 from unlabeled.evaluation.reporting.confusion import confusion_section
 from unlabeled.evaluation.reporting.figures import feature_map, loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
-from unlabeled.evaluation.reporting.kept_images import Decode
-from unlabeled.evaluation.reporting.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.reporting.image_cache import Decode
+from unlabeled.evaluation.reporting.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.views.pipeline import Views
 
@@ -24,7 +24,7 @@ PICTURES = 6  # images that attention and reconstructions are shown of
 
 
 @dataclass
-class Exhibits:
+class ReportImages:
     """What sections are made of; about 90 images are asked for."""
 
     classes: Sequence[str]
@@ -35,12 +35,12 @@ class Exhibits:
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
 
 
-def images_of(decode: Decode, views: Views) -> ImagesOf:
+def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
     """How images are looked at again: decoded, as evaluation sees them."""
 
     def image(split: str, ids: Sequence[int]) -> Tensor:
-        images, sizes = canvas(decode(split, ids))
-        return views.as_pixels(views.plain(images, sizes))
+        images, sizes = pad_to_largest(decode(split, ids))
+        return views.to_pixels(views.evaluation_view(images, sizes))
 
     return image
 
@@ -59,16 +59,16 @@ def network_pictures(
         seed: which images, and the masks.
     """
     chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
-    images, sizes = canvas(decode("test", test.ids.cpu()[chosen].tolist()))
+    images, sizes = pad_to_largest(decode("test", test.ids.cpu()[chosen].tolist()))
     device = next(backbone.parameters()).device
-    seen = views.plain(images, sizes).to(device)
+    seen = views.evaluation_view(images, sizes).to(device)
     painted = {} if objective is None else reconstructions(objective.to(device), views, seen, seed)
     return attention_pictures(backbone, views, seen), painted
 
 
 @torch.no_grad()
 def reconstructions(objective: Objective, views: Views, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """What the method makes of images, see :meth:`Objective.pictures`; left in the mode in which it was found.
+    """What the method makes of images, see :meth:`Objective.visualize`; left in the mode in which it was found.
 
     Args:
         objective: on the device of ``images``.
@@ -79,23 +79,31 @@ def reconstructions(objective: Objective, views: Views, images: Tensor, seed: in
     Returns:
         Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where the method paints nothing.
     """
-    decoded, nothing = (views.as_pixels(images) * 255).round().byte(), torch.arange(len(images))
+    decoded, nothing = (views.to_pixels(images) * 255).round().byte(), torch.arange(len(images))
     batch = Batch(decoded, nothing, torch.full_like(nothing, -1), (images,))
     with eval_mode(objective):
-        columns = objective.pictures(batch, seed)
-    return {name: views.as_pixels(column).cpu() for name, column in columns.items()}
+        columns = objective.visualize(batch, seed)
+    return {name: views.to_pixels(column).cpu() for name, column in columns.items()}
 
 
-def sections(
-    folder: Path, rows: Sequence[Row], metrics: Path | None, collapsed_at: float | None, exhibits: Exhibits | None
+def make_sections(
+    folder: Path,
+    rows: Sequence[Row],
+    metrics: Path | None,
+    collapsed_at: float | None,
+    report_images: ReportImages | None,
 ) -> list[Section]:
     """All that can be shown, in the order of the report; pictures for Markdown are written to ``folder``."""
     made = []
     if metrics is not None and metrics.exists():
         words = "Training loss of every logged step and, where it was measured, accuracy of the online k-NN probe."
         curve = loss_curve(metrics, collapsed_at)
-        made.append(plotted(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
-    return made if exhibits is None else made + _of_features(exhibits, rows, folder) + _of_network(exhibits, folder)
+        made.append(plot_section(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
+    return (
+        made
+        if report_images is None
+        else made + _of_features(report_images, rows, folder) + _of_network(report_images, folder)
+    )
 
 
 def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
@@ -112,52 +120,52 @@ def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
     return None
 
 
-def _of_features(exhibits: Exhibits, rows: Sequence[Row], folder: Path) -> list[Section]:
-    train, test, classes = exhibits.train, exhibits.test, exhibits.classes
+def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path) -> list[Section]:
+    train, test, classes = report_images.train, report_images.test, report_images.classes
     words = (
         "Each dot is a test image; what lies together looks alike to the network. Axes and distances between groups "
         "mean nothing."
     )
     picture = feature_map(test.x, test.labels, classes)
-    made = [plotted(picture, folder, "feature_map", "Map of the test features", words)]
+    made = [plot_section(picture, folder, "feature_map", "Map of the test features", words)]
     predicted = best_row(rows, lambda row: row.predictions is not None)
     if predicted is not None and predicted.predictions is not None:
         made.append(confusion_section(predicted.predictions, test.labels, classes, predicted.protocol, folder))
     sure = best_row(rows, lambda row: row.predictions is not None and row.log_probabilities is not None)
     if sure is not None and sure.log_probabilities is not None:
         made.append(calibration_section(sure.log_probabilities, test.labels, sure.protocol, folder))
-    made.append(neighbour_section(train, test, classes, exhibits.image, folder))
+    made.append(neighbour_section(train, test, classes, report_images.image, folder))
     if sure is not None and sure.predictions is not None and sure.log_probabilities is not None:
         made.append(
-            certain_section(
+            certainty_section(
                 sure.predictions.cpu(),
                 sure.log_probabilities.cpu(),
                 test.labels.cpu(),
                 test.ids.cpu(),
                 classes,
                 sure.protocol,
-                exhibits.image,
+                report_images.image,
                 folder,
             )
         )
     return made
 
 
-def _of_network(exhibits: Exhibits, folder: Path) -> list[Section]:
+def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
     words = (
         "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: yellow where the features look, "
         "dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
     )
     made = []
-    if exhibits.attention:
-        made.append(columns_section(exhibits.attention, folder, "attention", "Attention over images", words))
-    if exhibits.pictures:
+    if report_images.attention:
+        made.append(image_columns_section(report_images.attention, folder, "attention", "Attention over images", words))
+    if report_images.pictures:
         words = "What the method makes of test images, with one random draw for each."
-        made.append(columns_section(exhibits.pictures, folder, "reconstructions", "Reconstructions", words))
+        made.append(image_columns_section(report_images.pictures, folder, "reconstructions", "Reconstructions", words))
     return made
 
 
-def columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: str, words: str) -> Section:
+def image_columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: str, words: str) -> Section:
     """Columns of images side by side, also written to ``folder``/name.png."""
     save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
     groups = zip(*columns.values(), strict=True)
@@ -166,4 +174,4 @@ def columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: 
 
 
 def _group(images: dict[str, Tensor]) -> str:
-    return f'<div class="group">{"".join(tile(Tile(pixels, [name])) for name, pixels in images.items())}</div>'
+    return f'<div class="group">{"".join(tile_html(Tile(pixels, [name])) for name, pixels in images.items())}</div>'

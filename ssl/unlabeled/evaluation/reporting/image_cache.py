@@ -11,7 +11,7 @@ Decode = Callable[[str, Sequence[int]], list[Tensor]]  # "train" or "test" and i
 MOST = 500  # images that are kept of one data set, about five reports' worth
 
 
-class KeptImages:
+class ReportImageCache:
     """Decodes images of a data set, or takes those that an earlier report has shown.
 
     Args:

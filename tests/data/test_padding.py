@@ -8,7 +8,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.data.canvas import canvas, on_device, sizes_of
+from unlabeled.data.padding import batch_to_device, image_sizes, pad_to_largest
 from unlabeled.objective import Batch, Support
 
 SIZES = [(3, 5), (4, 2), (1, 1), (4, 5)]
@@ -21,7 +21,7 @@ def images(sizes: list[tuple[int, int]]) -> list[Tensor]:
 
 
 def mixed_batch() -> Batch:
-    made, sizes = canvas(images(SIZES))
+    made, sizes = pad_to_largest(images(SIZES))
     ids = torch.arange(4)
     support = Support(made[:2], ids[:2], ids[:2], sizes=torch.tensor(SIZES[:2]))
     return Batch(made, ids, ids, support=support, sizes=sizes)
@@ -29,7 +29,7 @@ def mixed_batch() -> Batch:
 
 def test_each_image_lies_in_the_upper_left_corner_and_all_else_is_zero() -> None:
     given = images(SIZES)
-    made, sizes = canvas(given)
+    made, sizes = pad_to_largest(given)
     assert (made.dtype, tuple(made.shape)) == (torch.uint8, (4, 3, 4, 5))
     assert sizes is not None
     assert (sizes.dtype, sizes.tolist()) == (torch.int64, [list(size) for size in SIZES])
@@ -39,7 +39,7 @@ def test_each_image_lies_in_the_upper_left_corner_and_all_else_is_zero() -> None
 
 
 def test_the_canvas_is_as_high_as_the_highest_and_as_wide_as_the_widest_though_no_image_is_both() -> None:
-    made, sizes = canvas(images([(7, 2), (3, 6)]))
+    made, sizes = pad_to_largest(images([(7, 2), (3, 6)]))
     assert tuple(made.shape) == (2, 3, 7, 6)
     assert sizes is not None
 
@@ -47,25 +47,25 @@ def test_the_canvas_is_as_high_as_the_highest_and_as_wide_as_the_widest_though_n
 @pytest.mark.parametrize("size", [(4, 4), (2, 5)])
 def test_images_of_one_size_fill_their_tensor_and_need_no_sizes(size: tuple[int, int]) -> None:
     given = images([size] * 3)
-    made, sizes = canvas(given)
+    made, sizes = pad_to_largest(given)
     assert sizes is None
     assert torch.equal(made, torch.stack(given))
-    assert sizes_of(made, sizes).tolist() == [list(size)] * 3
+    assert image_sizes(made, sizes).tolist() == [list(size)] * 3
 
 
 def test_a_canvas_shares_no_memory_with_its_images() -> None:
     for given in (images(SIZES), images([(2, 2)])):
-        canvas(given)[0].zero_()
+        pad_to_largest(given)[0].zero_()
         assert all(bool((image > 0).all()) for image in given)
 
 
 def test_known_sizes_are_kept() -> None:
     batch = mixed_batch()
-    assert torch.equal(sizes_of(batch.images, batch.sizes), torch.tensor(SIZES))
-    seen, sizes = on_device(batch, "cpu")
+    assert torch.equal(image_sizes(batch.images, batch.sizes), torch.tensor(SIZES))
+    seen, sizes = batch_to_device(batch, "cpu")
     assert torch.equal(seen, batch.images)
     assert sizes is not None
-    assert on_device(batch._replace(sizes=None), "cpu")[1] is None
+    assert batch_to_device(batch._replace(sizes=None), "cpu")[1] is None
 
 
 class OneBatch(Dataset[Batch]):
@@ -100,7 +100,7 @@ def test_sizes_survive_a_workers_message_and_lightnings_way_to_the_device(worker
 def test_sizes_are_pinned_and_moved_with_their_images() -> None:
     (pinned,) = DataLoader(OneBatch(), batch_size=4, collate_fn=same, pin_memory=True)
     assert pinned.sizes.is_pinned()
-    seen, sizes = on_device(pinned, "cuda")
+    seen, sizes = batch_to_device(pinned, "cuda")
     assert sizes is not None
     assert seen.device == sizes.device
     assert sizes.tolist() == [list(size) for size in SIZES]

@@ -6,7 +6,7 @@ from torch import Tensor
 from unlabeled.objective import Batch
 
 
-def canvas(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+def pad_to_largest(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Bring images into one tensor.
 
     Args:
@@ -25,13 +25,13 @@ def canvas(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     return made, torch.tensor(sizes, device=made.device)
 
 
-def sizes_of(images: Tensor, sizes: Tensor | None) -> Tensor:
+def image_sizes(images: Tensor, sizes: Tensor | None) -> Tensor:
     """Height and width of each image of [B, 3, H, W], int64 [B, 2] on its device; None: every image fills H × W."""
     if sizes is None:
         sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
     return sizes.to(images.device)
 
 
-def on_device(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+def batch_to_device(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
     """Images and sizes of a batch on a device."""
     return batch.images.to(device), None if batch.sizes is None else batch.sizes.to(device)

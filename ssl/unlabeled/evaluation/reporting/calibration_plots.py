@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.evaluation.reporting.gallery import ImagesOf
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, blank, tidy
-from unlabeled.evaluation.reporting.section import Section, Tile, plotted, save_columns, tile
+from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, new_figure, style_axes
+from unlabeled.evaluation.reporting.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN = 8  # images of each kind
 
 
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """Test images whose largest probability lies in one interval."""
 
     confidence: float  # mean of that probability
@@ -27,7 +27,7 @@ class Bin(NamedTuple):
     share: float  # of all test images
 
 
-def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[Bin]:
+def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
     """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
 
     :func:`unlabeled.evaluation.uncertainty.calibration.ece` is the sum of share · |accuracy − confidence|.
@@ -42,7 +42,9 @@ def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> 
     found = []
     for number in torch.unique(which).tolist():
         inside = which == number
-        found.append(Bin(float(confidence[inside].mean()), float(right[inside].mean()), float(inside.double().mean())))
+        found.append(
+            ReliabilityBin(float(confidence[inside].mean()), float(right[inside].mean()), float(inside.double().mean()))
+        )
     return found
 
 
@@ -58,14 +60,14 @@ def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str
         f"bins. Right: the error if only the surest images are answered; area {float(risk.mean()):.3f}. {protocol}, "
         "probabilities as they came."
     )
-    figure = blank(2.9)
+    figure = new_figure(2.9)
     left, right = figure.subplots(1, 2)
     _draw_reliability(left, bins)
     _draw_risk(right, coverage, risk)
-    return plotted(figure, folder, "calibration", "Reliability and risk", words)
+    return plot_section(figure, folder, "calibration", "Reliability and risk", words)
 
 
-def certain_section(
+def certainty_section(
     predictions: Tensor,
     log_probabilities: Tensor,
     labels: Tensor,
@@ -86,7 +88,7 @@ def certain_section(
     html, markdown, pictures = "", [], {}
     for title, rows in kinds.items():
         tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image) if len(rows) else []
-        shown = f'<div class="tiles">{"".join(map(tile, tiles))}</div>' if tiles else "<p>none</p>"
+        shown = f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>' if tiles else "<p>none</p>"
         html += f"<h3>{title.capitalize()}</h3>{shown}"
         markdown.append(f"- {title}: {'; '.join(', '.join(each.lines) for each in tiles) or 'none'}")
         pictures[title] = [each.pixels for each in tiles]
@@ -126,12 +128,12 @@ def _save(kinds: dict[str, list[Tensor]], path: Path) -> None:
     save_columns({str(n + 1): [row[n] if n < len(row) else white for row in rows] for n in range(len(rows[0]))}, path)
 
 
-def _draw_reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
+def _draw_reliability(axes: "Axes", bins: Sequence[ReliabilityBin]) -> None:
     axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
     heights, places = [each.share for each in bins], [each.confidence for each in bins]
     axes.bar(places, heights, width=0.6 / BINS, color=GRID)
     axes.plot(places, [each.accuracy for each in bins], color=PALETTE[0], marker="o", markersize=4, linewidth=1.2)
-    tidy(axes, "accuracy")
+    style_axes(axes, "accuracy")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_xlabel("confidence (bars: share of images)", color=INK, fontsize=9)
 
@@ -139,6 +141,6 @@ def _draw_reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
 def _draw_risk(axes: "Axes", coverage: Tensor, risk: Tensor) -> None:
     kept = torch.linspace(0, len(risk) - 1, min(len(risk), 400)).round().long()  # points that a plot can show
     axes.plot(100 * coverage[kept], 100 * risk[kept], color=PALETTE[3], linewidth=1.2)
-    tidy(axes, "error in %")
+    style_axes(axes, "error in %")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("images answered, %", color=INK, fontsize=9)

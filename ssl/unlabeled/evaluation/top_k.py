@@ -20,11 +20,11 @@ def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
         columns[rows] = _first_of_equals(similarity[rows], values[rows, k - 1 : k], k)
         values[rows] = similarity[rows].gather(1, columns[rows])
     disordered = (tied | (values[:, 1:] == values[:, :-1]).any(dim=1)).nonzero().flatten()
-    values[disordered], columns[disordered] = in_order(values[disordered], columns[disordered], k)
+    values[disordered], columns[disordered] = sort_with_ties(values[disordered], columns[disordered], k)
     return values, columns
 
 
-def in_order(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def sort_with_ties(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of ``values`` [Q, n], descending and equal ones by their ``columns`` [Q, n], with those."""
     columns, order = columns.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)

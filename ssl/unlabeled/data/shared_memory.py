@@ -14,7 +14,7 @@ from unlabeled.distributed import gather_rows, rank, world_size
 from unlabeled.errors import UserError
 
 
-def decoded_once(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
+def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
     """What ``decode`` returns, called by the first process of each machine; the others map the same memory.
 
     That is a Linux memfd: a file without a name and outside of /dev/shm, that ends with the last process that has it,

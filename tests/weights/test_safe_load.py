@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from unlabeled.errors import UserError
 from unlabeled.weights import read_checkpoint
-from unlabeled.weights.unsafe import UNREAD, read
+from unlabeled.weights.safe_load import UNREAD, read_tensors
 
 TENSOR = torch.arange(3.0)
 
@@ -132,7 +132,7 @@ def test_no_name_that_is_passed_over_is_ever_imported(tmp_path: Path, monkeypatc
     path = saved({"a": TENSOR, "args": argparse.Namespace(lr=1)}, tmp_path)
     monkeypatch.setattr(argparse, "Namespace", Namespace)
     assert "argparse.Namespace" in UNREAD
-    assert type(read(path)["args"]).__name__ == "Unread"
+    assert type(read_tensors(path)["args"]).__name__ == "Unread"
 
 
 def test_a_file_of_safetensors_is_read_whatever_it_is_called(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from unlabeled.evaluation.judge import Row
-from unlabeled.evaluation.reporting.exhibits import best_row
-from unlabeled.evaluation.reporting.results_table import signed, uncertainty
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.reporting.report_sections import best_row
+from unlabeled.evaluation.reporting.results_table import format_signed, format_uncertainty
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
@@ -20,12 +20,14 @@ def headline(rows: Sequence[Row]) -> str:
     if row is None:
         return "No pretrained features were judged."
     random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
-    sure = " ".join(uncertainty(row))
-    gain = f"; {signed(row.top1 - random[0].top1)} points against random weights" if random else ""
+    sure = " ".join(format_uncertainty(row))
+    gain = f"; {format_signed(row.top1 - random[0].top1)} points against random weights" if random else ""
     return f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {row.protocol}{gain}."
 
 
-def doubts(rows: Sequence[Row], provenance: Mapping[str, Any], references: Sequence[Reference] = ()) -> list[str]:
+def report_warnings(
+    rows: Sequence[Row], provenance: Mapping[str, Any], references: Sequence[Reference] = ()
+) -> list[str]:
     """Whatever a reader should doubt, each once, with the rows that it concerns."""
     concerned: dict[str, list[str]] = {}
     for row in rows:
@@ -73,7 +75,7 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def how_measured(rows: Sequence[Row]) -> str:
+def measurement_notes(rows: Sequence[Row]) -> str:
     """On which images, how sure the numbers are, and how they compare."""
     measured = [row for row in rows if row.features != "chance"]
     if not measured:
@@ -105,7 +107,7 @@ def _signs(rows: Sequence[Row]) -> str:
     return (interval if any(row.interval for row in rows) else "") + deviation
 
 
-class Choice(NamedTuple):
+class ChosenSettings(NamedTuple):
     """The hyper-parameters of one number, with what they were chosen on."""
 
     features: str
@@ -114,14 +116,18 @@ class Choice(NamedTuple):
     lists: dict[str, Any]  # what is too long for a line: one entry for each draw
 
 
-def chosen(rows: Sequence[Row]) -> list[Choice]:
+def chosen_settings(rows: Sequence[Row]) -> list[ChosenSettings]:
     """One for each row but those of chance."""
     found = []
     for row in rows:
         if row.features != "chance":
             lists = {key: value for key, value in row.chosen.items() if _is_list_of_mappings(value)}
-            values = ", ".join(f"{key} = {short(value)}" for key, value in row.chosen.items() if key not in lists)
-            found.append(Choice(row.features, row.protocol, values or ("in each draw" if lists else "nothing"), lists))
+            values = ", ".join(
+                f"{key} = {format_value(value)}" for key, value in row.chosen.items() if key not in lists
+            )
+            found.append(
+                ChosenSettings(row.features, row.protocol, values or ("in each draw" if lists else "nothing"), lists)
+            )
     return found
 
 
@@ -129,31 +135,31 @@ def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
-def facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, flat, the most important first; without what is folded."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
     said = {key: provenance[key] for key in order if key not in FOLDED}
     if said.get("images_per_second", 0) is None:
         said["images_per_second"] = "no image was read, all features had been kept"
-    return flat(said)
+    return flatten(said)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as lines ``a.b``, text."""
     lines: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            lines += flat(value, f"{prefix}{key}.")
+            lines += flatten(value, f"{prefix}{key}.")
         else:
-            lines.append((f"{prefix}{key}", short(value)))
+            lines.append((f"{prefix}{key}", format_value(value)))
     return lines
 
 
-def reference_line(each: Reference) -> list[str]:
+def format_reference(each: Reference) -> list[str]:
     """What stands below REFERENCE_HEAD."""
     numbers = [_number(each.get(key)) for key in ("published", "ours")]
     difference = each.get("difference")
-    points = "–" if difference is None else signed(difference)
+    points = "–" if difference is None else format_signed(difference)
     differs = "; ".join(each.get("differs") or []) or "nothing known"
     protocols = [str(each["protocol"]), str(each.get("ours_protocol") or "–")]
     return [str(each["name"]), *protocols, *numbers, points, differs, str(each.get("source", ""))]
@@ -162,12 +168,12 @@ def reference_line(each: Reference) -> list[str]:
 REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "difference", "what differs", "source"]
 
 
-def short(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a reader wants it: six digits, lists without brackets."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {short(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return ", ".join(short(item) for item in value) or "none"
+        return ", ".join(format_value(item) for item in value) or "none"
     if value is None:
         return "unknown"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

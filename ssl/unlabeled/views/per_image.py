@@ -12,7 +12,7 @@ from unlabeled.errors import UserError
 from unlabeled.views.operations import Parameters
 
 
-class Foreign:
+class PerImageTransform:
     """One image after the other through ``transform``, with the global random state seeded for each and put back.
 
     Such transforms draw from the global random state, so a whole batch at once would depend on which images a process
@@ -45,7 +45,7 @@ class Foreign:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         changed = []
-        with restored_randomness(images.device):
+        with preserve_random_state(images.device):
             for row, seed in enumerate(parameters["seed"].tolist()):
                 image = images[row : row + 1].clone()  # some transforms write into it, and other views are made of it
                 seed_all(seed, images.device)
@@ -78,7 +78,7 @@ def _parts(transform: object) -> Iterator[object]:
 
 
 @contextmanager
-def restored_randomness(device: torch.device) -> Iterator[None]:
+def preserve_random_state(device: torch.device) -> Iterator[None]:
     """Put back what Python, numpy, torch on the CPU and torch on ``device`` would have drawn next."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:

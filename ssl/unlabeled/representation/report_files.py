@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.evaluation.reporting.report import plain_values
-from unlabeled.pictures import draw
+from unlabeled.pictures import draw_columns
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.figures import distance_plot, invariance_plot, matrices, spectrum_plot
 from unlabeled.representation.invariance import STRENGTHS
 from unlabeled.representation.layers import POOLING
-from unlabeled.writing import write_whole
+from unlabeled.writing import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,17 +30,19 @@ def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]
         figure.savefig(folder / name)
     shown = {name: words for name, (_, words) in pictures.items()}
     if analysis.rollouts:
-        draw(analysis.rollouts).save(folder / f"{NAME}_attention.png")
+        draw_columns(analysis.rollouts).save(folder / f"{NAME}_attention.png")
         shown[f"{NAME}_attention.png"] = (
             "Attention rollout: where the features come from. To think with, no measurement."
         )
-    values = json.dumps(plain_values(as_values(analysis, protocol)), indent=2, allow_nan=False, ensure_ascii=False)
-    write_whole(folder / f"{NAME}.json", values + "\n")
-    write_whole(folder / f"{NAME}.md", _page(analysis, protocol, shown))
-    return table(analysis)
+    values = json.dumps(
+        plain_values(analysis_values(analysis, protocol)), indent=2, allow_nan=False, ensure_ascii=False
+    )
+    write_atomic(folder / f"{NAME}.json", values + "\n")
+    write_atomic(folder / f"{NAME}.md", _page(analysis, protocol, shown))
+    return measures_table(analysis)
 
 
-def as_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str, Any]:
+def analysis_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What representation.json holds."""
     values: dict[str, Any] = {"spaces": analysis.spaces, "notes": analysis.notes, "protocol": protocol}
     values["augmentations"] = STRENGTHS
@@ -53,7 +55,7 @@ def as_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-def table(analysis: Analysis) -> str:
+def measures_table(analysis: Analysis) -> str:
     """The numbers as Markdown: a line each, a column for each space."""
     lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)]]
     lines += [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
@@ -107,7 +109,7 @@ def _page(analysis: Analysis, protocol: Mapping[str, Any], pictures: Mapping[str
         "# Representation",
         f"{checkpoint['path']} (sha256 {checkpoint['sha256'][:12]}), {data['split']} split of {data['description']}, "
         f"seed {protocol['seed']}. Ranks compare between networks with equal images, dimensions and transform alone.",
-        table(analysis),
+        measures_table(analysis),
         "\n".join(f"- {note}" for note in analysis.notes),
         *(f"{words}\n\n![{name.removesuffix('.png')}]({name})" for name, words in pictures.items()),
         "<details><summary>protocol</summary>\n\n```json\n"
