@@ -7,8 +7,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.config import check_keys, check_no_other_overrides, one_line_errors
-from unlabeled.importing import heavy_imports
+from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors
+from unlabeled.commands.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
 
@@ -19,21 +19,21 @@ def judge(config: DictConfig, command: str) -> None:
         check_keys(config, CONF / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
-        from unlabeled.evaluation.runs.compare import compare
+        from unlabeled.evaluation.comparison.compare import compare
 
         check_no_other_overrides("compare", "report_dir")
         print(compare(given["compare"], config.report_dir))
         return
     if config.ensemble is not None:
-        from unlabeled.evaluation.runs.ensemble_of_runs import ensemble
+        from unlabeled.evaluation.comparison.ensemble_of_runs import ensemble
 
         check_no_other_overrides("ensemble", "report_dir")
         print(ensemble(given["ensemble"], config.report_dir))
         return
     with heavy_imports():
-        from unlabeled.build_evaluation import build_evaluation, build_self_test, complete_config
+        from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
+        from unlabeled.distributed.launch import process_group
         from unlabeled.evaluation.evaluate import evaluate
-        from unlabeled.evaluation.processes import process_group
         from unlabeled.evaluation.self_test import self_test
         from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 

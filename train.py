@@ -6,8 +6,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from unlabeled.config import check_keys, check_no_other_overrides, one_line_errors, open_run
-from unlabeled.importing import heavy_imports
+from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors, open_run
+from unlabeled.commands.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
 
@@ -16,11 +16,11 @@ def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
     with heavy_imports():  # so late that --help and a mistyped key are answered at once
         check_keys(config, CONF / "train.yaml")
-        from unlabeled.build import build_preview, build_probes, build_replay, build_run
-        from unlabeled.build_evaluation import build_evaluation
-        from unlabeled.checkpointing import Interrupted, requeue
+        from unlabeled.commands.build.evaluation import build_evaluation
+        from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
         from unlabeled.distributed import local_only
         from unlabeled.evaluation.evaluate import evaluate
+        from unlabeled.training.checkpointing import Interrupted, requeue
         from unlabeled.weights import read_checkpoint
 
     if config.replay is not None:

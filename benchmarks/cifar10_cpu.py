@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from unlabeled.evaluation.reporting.report import summarize_provenance
+from unlabeled.core.environment import summarize_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,7 +65,7 @@ def train(experiment: str, data: Path, runs: Path) -> None:
     if experiment.startswith("relicv2"):
         masks = runs / "cifar10_masks.pt"
         if not masks.exists():
-            execute("-m", "unlabeled.views.saliency", "data=parquet", f"data.path={data}", f"out={masks}")
+            execute("-m", "unlabeled.commands.saliency", "data=parquet", f"data.path={data}", f"out={masks}")
         more = [f"views.masks={masks}"]
     execute("train.py", f"experiment={experiment}", f"data.path={data}", f"run_dir={run_dir}", *more)
 

@@ -73,10 +73,10 @@ def held(process: int) -> dict[str, float]:
 def measure(kind: str, root: str, index: str, batches: int) -> None:
     """In a process of its own: from the import of nothing to the first batch, and to the last; prints JSON."""
     start = time.perf_counter()
-    from unlabeled.data.folder import folder
     from unlabeled.data.loaders import LazyLoader
     from unlabeled.data.order import GlobalOrder
-    from unlabeled.data.shards import shards
+    from unlabeled.data.sources.folder import folder
+    from unlabeled.data.sources.shards import shards
 
     imported = time.perf_counter()
     make: Any = {"folder": folder, "shards": shards}[kind]
@@ -153,7 +153,7 @@ def main() -> None:
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for kind, write in (("folder", write_folders), ("shards", write_shards)):
             write(place / kind, given.images)
-            time.sleep(3)  # a folder that has just changed is not trusted, see unlabeled.data.folder
+            time.sleep(3)  # a folder that has just changed is not trusted, see unlabeled.data.sources.folder
             states = (("cold", 10), ("warm", given.batches))
             found[kind] = {state: run(kind, place / kind, place / "index", batches) for state, batches in states}
     finally:

@@ -32,15 +32,15 @@ from torch import Tensor
 
 from benchmarks.features_page import page
 from benchmarks.probes import in_turn, status
-from unlabeled.allocation import keep_freed_memory
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.build import build_objective
-from unlabeled.compilation import compile_network
+from unlabeled.commands.build.run import build_objective
 from unlabeled.data.loaders import _rows
 from unlabeled.objective import Batch, Progress
 from unlabeled.objectives.moco import queue_contrast
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.optimizers import LARS, lars
+from unlabeled.training.allocation import keep_freed_memory
+from unlabeled.training.compilation import compile_network
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "outputs" / "benchmarks" / "features.json"
@@ -223,7 +223,7 @@ def gather(images: int, on: bool) -> Step:
 
 def command(on: bool) -> Step:
     """A whole run of one step, from Python's start to its end."""
-    plain = "import unlabeled.importing, contextlib; unlabeled.importing.heavy_imports = contextlib.nullcontext; "
+    plain = "import unlabeled.commands.importing, contextlib; unlabeled.commands.importing.heavy_imports = contextlib.nullcontext; "
     code = f"{'' if on else plain}import runpy; runpy.run_path('train.py', run_name='__main__')"
 
     def step() -> None:

@@ -3,14 +3,14 @@
 import os
 import statistics
 
-from unlabeled.evaluation.reporting.report import machine, versions
+from unlabeled.core.environment import machine, versions
 
 # What it is and where; by how much a number may change; the test that says so.
 FEATURES = {
     "bf16": (
         "bf16 autocast: `trainer.precision=bf16-mixed`, against `32-true`",
         "loss 1 %, cosine of the gradients above 0.95",
-        "tests/test_sixteen_bits.py::test_loss_and_gradient_in_bfloat16_are_those_in_float32_within_a_bound",
+        "tests/training/test_sixteen_bits.py::test_loss_and_gradient_in_bfloat16_are_those_in_float32_within_a_bound",
     ),
     "channels_last": (
         "channels_last in bf16: `pretraining.py`, against contiguous",
@@ -21,12 +21,12 @@ FEATURES = {
     "freed memory kept": (
         "freed memory stays with the process: `allocation.py`",
         "none",
-        "tests/test_allocation.py::test_loss_and_gradients_are_the_same_bits_wherever_memory_comes_from",
+        "tests/training/test_allocation.py::test_loss_and_gradients_are_the_same_bits_wherever_memory_comes_from",
     ),
     "compile": (
         "`compile=default`: `compilation.py`",
         "10⁻³ of the largest value",
-        "tests/test_compilation.py::test_machine_code_gives_loss_gradients_and_statistics_within_rounding",
+        "tests/training/test_compilation.py::test_machine_code_gives_loss_gradients_and_statistics_within_rounding",
     ),
     "gradient checkpointing": (
         "`backbone.gradient_checkpointing=true`: memory for time",
@@ -47,7 +47,7 @@ FEATURES = {
     "contrast in blocks": (
         "no matrix of all similarities: `contrast.py`, against cross-entropy over it; forward and backward",
         "10⁻¹³ in float64",
-        "tests/test_contrast.py::test_values_and_both_gradients_are_those_of_the_whole_matrix_however_it_is_cut",
+        "tests/objectives/parts/test_contrast.py::test_values_and_both_gradients_are_those_of_the_whole_matrix_however_it_is_cut",
     ),
     "gather": (
         "batches by `index_select`: `data/loaders.py`, against `images[rows]`",
@@ -57,7 +57,7 @@ FEATURES = {
     "imports": (
         "imports without garbage collector and scipy.signal: `importing.py`",
         "no number is computed by it",
-        "tests/test_start.py::test_what_is_imported_is_collected_neither_meanwhile_nor_later",
+        "tests/commands/test_start.py::test_what_is_imported_is_collected_neither_meanwhile_nor_later",
     ),
 }
 
@@ -65,14 +65,14 @@ CITED = [
     "| views in batches: `views/`, against torchvision on PIL images | two SimCLR views of 256 × 32 px, one thread"
     " | 130.7 → 14.0 ms | 9.32 ([views_cpu.md](views_cpu.md))"
     " | 2 · 10⁻⁵ of a crop"
-    " | `tests/views/test_crop.py::test_crops_at_every_border_equal_torchvision_with_antialias` |",
+    " | `tests/views/kernels/test_crop.py::test_crops_at_every_border_equal_torchvision_with_antialias` |",
     "| one decoding for all processes of a machine: `data/sharing.py` * | CIFAR-10, 2 processes"
     " | 3.74 → 2.15 s; 304 → 156 MB | 1.74; 1.95 | none"
     " | `tests/data/test_sharing.py::test_three_processes_decode_once_and_have_the_images_of_one` |",
     "| | CIFAR-10, 4 processes | 7.34 → 2.24 s; 603 → 157 MB | 3.28; 3.84 | | |",
     "| no broadcast of buffers in each step of DDP: `synchronisation.py` * | MoCo v2, thin ResNet, 65,536 keys, 2 gloo"
     " processes | 96 → 68 ms | 1.41 | none"
-    " | `tests/test_world_size.py::test_all_processes_end_with_the_same_buffers_bit_for_bit_though_none_are_broadcast`"
+    " | `tests/training/test_world_size.py::test_all_processes_end_with_the_same_buffers_bit_for_bit_though_none_are_broadcast`"
     " |",
 ]
 

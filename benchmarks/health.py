@@ -18,7 +18,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
 from benchmarks.injected.failures import ALL, FAILURES, Failure
-from unlabeled.evaluation.reporting.report import versions
+from unlabeled.core.environment import versions
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.folder import diagnose_run
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # the drivers are modules of benchmarks
 
 from benchmarks.peer_drivers.harness import PREFIX, Job  # noqa: E402
 from benchmarks.peer_pages import OURS, QUERIES, Record, best_setting, page, rounds  # noqa: E402
-from unlabeled.evaluation.reporting.report import git_state, machine, versions  # noqa: E402
+from unlabeled.core.environment import git_state, machine, versions  # noqa: E402
 
 PARTS = ("thin", "resnet18", "first_step", "knn", "linear")
 STEPS = {  # not timed, timed; the first are at least what workers have prepared, or take long enough for it
@@ -225,7 +225,7 @@ def prepare(source: Path, folder: Path) -> None:
 
     from benchmarks.probes import made_up
     from unlabeled.data.memory import decode_all
-    from unlabeled.data.parquet import parquet
+    from unlabeled.data.sources.parquet import parquet
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train.parquet", "test.parquet"):

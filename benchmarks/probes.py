@@ -21,12 +21,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
+from unlabeled.core.environment import machine, versions
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.knn import KNN
-from unlabeled.evaluation.linear import standardise
-from unlabeled.evaluation.logistic import fit_logistic, logistic_loss
-from unlabeled.evaluation.reporting.report import machine, versions
-from unlabeled.evaluation.sgd_grid import Head, SGDGrid
+from unlabeled.evaluation.probes.knn import KNN
+from unlabeled.evaluation.probes.linear import standardise
+from unlabeled.evaluation.probes.logistic import fit_logistic, logistic_loss
+from unlabeled.evaluation.probes.sgd_grid import Head, SGDGrid
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, TEST, DIM, THREADS = 50_000, 10_000, 512, 2

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from unlabeled.build_evaluation import build_evaluation, complete_config
+from unlabeled.commands.build.evaluation import build_evaluation, complete_config
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.self_test import FILE, STORED
 from unlabeled.weights import load_backbone, read_checkpoint

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision import models
 from torchvision.transforms import v2
 
-from unlabeled.evaluation.reporting.report import machine, versions
+from unlabeled.core.environment import machine, versions
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 

@@ -3,7 +3,7 @@
 import torch
 
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.sgd_grid import SGDGrid
+from unlabeled.evaluation.probes.sgd_grid import SGDGrid
 
 
 def clusters(n: int, dim: int, classes: int, seed: int, noise: float = 2.0) -> Features:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from tests.small import composed
-from unlabeled.build import build_run
-from unlabeled.config import open_run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.config import open_run
 from unlabeled.data.order import GlobalOrder
 from unlabeled.evaluation.features import state_hash
 from unlabeled.objective import Batch, Objective, Output, Progress
@@ -22,8 +22,8 @@ from unlabeled.objectives.moco import MoCo, MoCoV3
 from unlabeled.objectives.relic import ReLIC
 from unlabeled.objectives.simclr import SimCLR
 from unlabeled.objectives.swav import SwAV
-from unlabeled.pretraining import Pretraining
-from unlabeled.run import Run
+from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.run import Run
 
 BATCH = 32
 METHODS: dict[type[Objective], tuple[str, ...]] = {

@@ -9,10 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tests.forked import SERVER, write_to
-from unlabeled.build import build_run
-from unlabeled.checkpointing import Interrupted
-from unlabeled.config import open_run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.config import open_run
 from unlabeled.errors import UserError
+from unlabeled.training.checkpointing import Interrupted
 
 
 class Ended(NamedTuple):

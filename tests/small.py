@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.build import build_backbone
+from unlabeled.commands.build.run import build_backbone
 from unlabeled.objective import Objective
 
 CONF = Path(__file__).parents[1] / "conf"

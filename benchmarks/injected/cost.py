@@ -16,9 +16,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks.injected.one_run import CONF, Enough, StopAt
-from unlabeled.build import build_run
-from unlabeled.evaluation.online import OnlineKNN
+from unlabeled.commands.build.run import build_run
 from unlabeled.health.monitor import HealthMonitor
+from unlabeled.training.online_knn import OnlineKNN
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "_look")
 

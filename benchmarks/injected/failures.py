@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlabeled import ema
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
 from unlabeled.objectives import moco, paws, relic, simclr, swav
-from unlabeled.run import Run
+from unlabeled.objectives.parts import ema
+from unlabeled.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks.injected.failures import FAILURES, Failure
-from unlabeled.build import build_run
+from unlabeled.commands.build.run import build_run
 from unlabeled.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

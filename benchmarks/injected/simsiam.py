@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
-from unlabeled.precision import full_precision
+from unlabeled.objectives.parts.precision import full_precision
 
 
 @full_precision

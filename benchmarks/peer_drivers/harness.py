@@ -110,7 +110,7 @@ def backbone(part: str) -> Any:
 
 def projector(width: int) -> nn.Sequential:
     """SimCLR's, from this project as well."""
-    from unlabeled.heads import simclr_projector
+    from unlabeled.objectives.parts.heads import simclr_projector
 
     return simclr_projector(width, 2, PROJECTION)
 

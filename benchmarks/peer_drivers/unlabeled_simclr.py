@@ -42,7 +42,7 @@ class Hook(MetaPathFinder):
         self.job = job
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name != "unlabeled.run":
+        if name != "unlabeled.training.run":
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -83,7 +83,7 @@ def knn(job: Job) -> dict[str, float]:
     import torch
 
     from unlabeled.evaluation.features import Features
-    from unlabeled.evaluation.knn import KNN
+    from unlabeled.evaluation.probes.knn import KNN
 
     bank, labels, queries, truth = harness.features(job)
     train, test = Features(bank, labels, labels), Features(queries, truth, truth)
@@ -97,8 +97,8 @@ def knn(job: Job) -> dict[str, float]:
 def linear(job: Job) -> dict[str, float]:
     """13 rates in one pass, one rate alone, and torch's own modules one by one, as benchmarks/probes.py has them."""
     from benchmarks.probes import RATES, one_by_one
-    from unlabeled.evaluation.linear import standardise
-    from unlabeled.evaluation.sgd_grid import Head, SGDGrid
+    from unlabeled.evaluation.probes.linear import standardise
+    from unlabeled.evaluation.probes.sgd_grid import Head, SGDGrid
 
     bank, labels, _, _ = harness.features(job)
     (x,) = standardise(bank, dtype=bank.dtype)

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from unlabeled.faults.snapshot import Snapshot
 from unlabeled.objective import Batch
-from unlabeled.pretraining import Pretraining
-from unlabeled.run import Run
+from unlabeled.training.faults.snapshot import Snapshot
+from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.run import Run
 
 
 class Limit:

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from benchmarks.pretraining.limit import InTurn
 from benchmarks.pretraining.phases import Phases
 from benchmarks.pretraining.rows import Row
-from unlabeled.build import build_run
-from unlabeled.config import check_keys, open_run
-from unlabeled.evaluation.reporting.report import machine, versions
-from unlabeled.run import Run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.config import check_keys, open_run
+from unlabeled.core.environment import machine, versions
+from unlabeled.training.run import Run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WARM = 2  # steps before anything is timed

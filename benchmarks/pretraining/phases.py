@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from benchmarks.pretraining.limit import synchronise
 from unlabeled.data.loaders import Resumable
-from unlabeled.run import Run
+from unlabeled.training.run import Run
 
 PARTS = ("data", "views", "forward", "backward", "optimizer", "faults", "logging")  # and the rest
 

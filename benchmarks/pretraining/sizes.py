@@ -9,7 +9,7 @@ from benchmarks.pretraining.images import parquet_files
 from benchmarks.pretraining.phases import PARTS
 from benchmarks.pretraining.rows import CIFAR, IMAGENET, Row
 from benchmarks.pretraining.table import speed
-from unlabeled.evaluation.reporting.report import summarize_provenance
+from unlabeled.core.environment import summarize_provenance
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 VIEWS = (2, 4, 6, 8, 10)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.pretraining.limit import efficiencies
 from benchmarks.pretraining.phases import PARTS
-from unlabeled.evaluation.reporting.report import summarize_provenance
+from unlabeled.core.environment import summarize_provenance
 
 
 @dataclass(frozen=True)

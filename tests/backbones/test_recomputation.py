@@ -11,10 +11,10 @@ from unlabeled.backbones.regnet import RegNetY
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
-from unlabeled.batchnorm import split_batchnorm
-from unlabeled.ema import frozen_copy, update
+from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
+from unlabeled.objectives.parts.ema import frozen_copy, update
 
 
 def split(network: Backbone) -> Backbone:

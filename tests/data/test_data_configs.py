@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from unlabeled.config import open_run, write_config
+from unlabeled.commands.config import open_run
+from unlabeled.core.run_config import write_config
 from unlabeled.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "conf/data"

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.digits import digits
-from unlabeled.data.folder import folder
 from unlabeled.data.memory import ArraySource, bytes_needed, decode_all, decode_or_next, resize_images
 from unlabeled.data.source import CorruptImage
+from unlabeled.data.sources.digits import digits
+from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 
 

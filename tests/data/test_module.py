@@ -12,12 +12,12 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from unlabeled.data.folder import folder
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource, DecodedSource, decode_all
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.source import CorruptImage, Source, Splits
+from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
 

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlabeled.data.folder import folder
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelSelection, shared_names
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import CorruptImage, Source, Splits
+from unlabeled.data.sources.folder import folder
 from unlabeled.data.support import ClassBalanced, SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress, Support
-from unlabeled.pretraining import _SUPPORT, Pretraining
-from unlabeled.randomness import derive_seed
+from unlabeled.training.pretraining import _SUPPORT, Pretraining
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.pipeline import ViewGroup, Views

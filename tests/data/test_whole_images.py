@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from unlabeled.data import memory
-from unlabeled.data.folder import folder
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import DecodedSource, bytes_needed, decode_all
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import GlobalOrder
-from unlabeled.data.parquet import parquet
 from unlabeled.data.source import CorruptImage, Source, Splits
+from unlabeled.data.sources.folder import folder
+from unlabeled.data.sources.parquet import parquet
 from unlabeled.data.support import ClassBalanced
 from unlabeled.objective import Batch, Support
 

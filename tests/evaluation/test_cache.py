@@ -14,12 +14,12 @@ from PIL import Image
 
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
-from unlabeled.data.digits import digits
 from unlabeled.data.fingerprint import fingerprint
-from unlabeled.data.folder import folder
 from unlabeled.data.module import DataModule
-from unlabeled.data.parquet import parquet
 from unlabeled.data.source import Splits
+from unlabeled.data.sources.digits import digits
+from unlabeled.data.sources.folder import folder
+from unlabeled.data.sources.parquet import parquet
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.extractor import Extractor

@@ -17,12 +17,7 @@ from unlabeled.evaluation.uncertainty.calibration import (
     nll,
     scale_by_temperature,
 )
-from unlabeled.evaluation.uncertainty.selective import (
-    aurc,
-    misclassification_metrics,
-    risk_coverage,
-    selective_metrics,
-)
+from unlabeled.evaluation.uncertainty.selective import aurc, misclassification_metrics, risk_coverage, selective_metrics
 
 
 def predictions(n: int, classes: int, seed: int, sharpness: float = 2.0) -> tuple[Tensor, Tensor]:

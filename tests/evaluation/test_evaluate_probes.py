@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Extract, Row, chance_rows, evaluate_probes
 from unlabeled.evaluation.features import Features, extract, split_batches
-from unlabeled.evaluation.knn import KNN
-from unlabeled.evaluation.logistic import LogisticRegressionProbe
 from unlabeled.evaluation.probe import Score
-from unlabeled.evaluation.sgd_grid import SGDGrid
+from unlabeled.evaluation.probes.knn import KNN
+from unlabeled.evaluation.probes.logistic import LogisticRegressionProbe
+from unlabeled.evaluation.probes.sgd_grid import SGDGrid
 from unlabeled.objective import Batch
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 from unlabeled.errors import UserError
 from unlabeled.evaluation import knn
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.knn import KNN, knn_scores
+from unlabeled.evaluation.knn import knn_scores
+from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.top_k import top_k
 
 

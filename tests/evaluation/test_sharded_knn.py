@@ -10,7 +10,8 @@ from tests.forked import spawn
 from tests.group import leave
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.knn import KNN, neighbours, sharded_neighbours
+from unlabeled.evaluation.knn import neighbours, sharded_neighbours
+from unlabeled.evaluation.probes.knn import KNN
 
 # Rows of each process; the bank has 500. The last of two processes has fewer rows than k, the third of four has none.
 PARTS = {2: [[250, 250], [487, 13]], 4: [[125, 125, 125, 125], [3, 396, 0, 101]]}

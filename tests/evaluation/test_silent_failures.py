@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from PIL import Image
 
 from tests.small import composed
-from unlabeled.build import build_backbone, build_data
-from unlabeled.build_evaluation import build_evaluation, complete_config
+from unlabeled.commands.build.evaluation import build_evaluation, complete_config
+from unlabeled.commands.build.run import build_backbone, build_data
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.evaluate_probes import Row

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from unlabeled.evaluation.runs.statistics import (
+from unlabeled.evaluation.statistics import (
     Right,
     accuracy_interval,
     draws_interval,

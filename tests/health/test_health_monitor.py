@@ -8,11 +8,11 @@ import pytest
 from torch import nn
 
 from tests.faulty import config_of, run_of, same, state_of
-from unlabeled import ema
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import state_hash
 from unlabeled.health.folder import diagnose_run
 from unlabeled.objectives.moco import MoCo
+from unlabeled.objectives.parts import ema
 from unlabeled.objectives.simclr import SimCLR
 
 OFTEN = ("health.every_n_steps=2", "health.probe_every_n_steps=4", "health.images=64")

@@ -13,11 +13,11 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from tests.small import small_run
-from unlabeled.build import build_run
-from unlabeled.checkpointing import Interrupted
-from unlabeled.config import open_run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.config import open_run
 from unlabeled.errors import UserError
 from unlabeled.health import heartbeat
+from unlabeled.training.checkpointing import Interrupted
 
 STEPS = 6
 
@@ -152,7 +152,7 @@ def test_where_nothing_is_trained_nothing_is_said(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat = heartbeat.Heartbeat(tmp_path / "no such folder" / "state.json")
     monkeypatch.setattr(heartbeat, "Heartbeat", lambda path: beat)
-    monkeypatch.setattr("unlabeled.build.Heartbeat", lambda path: beat)
+    monkeypatch.setattr("unlabeled.commands.build.run.Heartbeat", lambda path: beat)
     composed = config(tmp_path)
     resolved = open_run(composed)
     run = build_run(composed, resolved)

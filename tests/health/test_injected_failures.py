@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.injected.failures import FAILURES, Failure
 from tests.small import small_run
-from unlabeled.build import build_run
-from unlabeled.config import open_run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.config import open_run
 
 AT_ONCE = {
     "no stop-gradient": "gradient-reaches-targets",

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tests.forked import spawn
 from tests.group import leave
-from unlabeled import ema
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress
 from unlabeled.objectives.moco import (
@@ -26,6 +25,7 @@ from unlabeled.objectives.moco import (
     moco_v3_head,
     queue_contrast,
 )
+from unlabeled.objectives.parts import ema
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tests.forked import spawn
 from tests.group import leave
 from unlabeled.errors import UserError
-from unlabeled.heads import byol_mlp
 from unlabeled.objective import Backbone, Batch, Plan, Progress
+from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.relic import ReLIC, StopGradient, kl_divergence, relic_loss, sample_negatives
 
 

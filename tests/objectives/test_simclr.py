@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tests.forked import spawn
 from tests.group import leave
-from unlabeled.heads import simclr_projector
 from unlabeled.objective import Backbone, Batch, Progress
+from unlabeled.objectives.parts.heads import simclr_projector
 from unlabeled.objectives.simclr import SimCLR, nt_xent
 
 

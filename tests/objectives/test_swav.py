@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor
 from tests.forked import spawn
 from tests.group import leave
 from unlabeled import distributed
+from unlabeled.distributed.fsdp import shard
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives import swav
 from unlabeled.objectives.swav import FeatureQueue, SwAV, sinkhorn, swapped_prediction
 from unlabeled.optimizers import LARS
-from unlabeled.sharding import shard
 
 
 def literal_sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:

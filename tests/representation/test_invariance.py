@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.representation.invariance import STRENGTHS, augment_each, invariance
-from unlabeled.views.colour import luminance
+from unlabeled.views.kernels.colour import luminance
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
-from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, Operation, RandomResizedCrop, Solarize
 from unlabeled.views.per_image import preserve_random_state, seed_all

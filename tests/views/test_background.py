@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
-from unlabeled.data.digits import digits
+from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError
 from unlabeled.views.background import Fill, RemoveBackground, paint_background, seeded_normal
-from unlabeled.views.colour import luminance
+from unlabeled.views.kernels.colour import luminance
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import Masks, pack, samples_hash
 from unlabeled.views.operations import Operation, RandomResizedCrop, Solarize
@@ -243,5 +243,5 @@ def test_a_run_refuses_missing_or_foreign_masks_in_one_line_before_an_image_is_r
         line = capfd.readouterr().err.strip()
         assert f"views.masks={name}" in line
         assert words in line
-        assert "python -m unlabeled.views.saliency" in line
+        assert "python -m unlabeled.commands.saliency" in line
         assert "\n" not in line

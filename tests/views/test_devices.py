@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.errors import UserError
-from unlabeled.views import crop, operations, pipeline
+from unlabeled.views import operations, pipeline
+from unlabeled.views.kernels import crop
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
     ColorJitter,

@@ -17,7 +17,7 @@ from tests.small import composed
 from unlabeled.data.padding import pad_to_largest
 from unlabeled.errors import UserError
 from unlabeled.views.background import Fill, paint_background
-from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColorJitter, Equalize, GaussianBlur, Operation, RandomResizedCrop
 from unlabeled.views.per_image import PerImageTransform

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.small import CONF, composed
-from unlabeled.data.folder import folder
+from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (

@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from unlabeled.views.colour import color_jitter
-from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.kernels.colour import color_jitter
+from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.operations import Equalize, GaussianBlur, Grayscale, Solarize
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared/data/cifar10/test.parquet"

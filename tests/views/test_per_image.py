@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from tests.small import composed
-from unlabeled.config import check_keys
+from unlabeled.commands.config import check_keys
 from unlabeled.errors import UserError
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Grayscale, RandomResizedCrop

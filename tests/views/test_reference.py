@@ -13,10 +13,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tests.views.reference import TorchvisionViews
-from unlabeled.config import check_keys
+from unlabeled.commands.config import check_keys
 from unlabeled.errors import UserError
 from unlabeled.views.background import RemoveBackground
-from unlabeled.views.crop import Interpolation
+from unlabeled.views.kernels.crop import Interpolation
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
     ColorJitter,

@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from unlabeled.data.files import file_stamps, is_url
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
+from unlabeled.data.sources.files import file_stamps, is_url
 
 
 @runtime_checkable

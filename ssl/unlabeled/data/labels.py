@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
-from unlabeled.randomness import derive_seed
 
 _SHOWN = 5  # names in an error
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unlabeled.core.seeding import to_device
 from unlabeled.data.memory import DecodedSource, decode_or_next
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.padding import pad_to_largest
@@ -21,7 +22,6 @@ from unlabeled.data.source import Source
 from unlabeled.data.support import SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
-from unlabeled.randomness import to_device
 
 
 class Resumable:

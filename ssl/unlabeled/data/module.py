@@ -10,9 +10,9 @@ from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
-from unlabeled.data.rowgroups import Blocks
 from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
+from unlabeled.data.sources.rowgroups import Blocks
 from unlabeled.data.support import ClassBalanced, SupportOrder
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from unlabeled.data.rowgroups import Blocks
+from unlabeled.core.seeding import derive_seed
+from unlabeled.data.sources.rowgroups import Blocks
 from unlabeled.errors import UserError
-from unlabeled.randomness import derive_seed
 
 
 class GlobalOrder(Sampler[list[int]]):

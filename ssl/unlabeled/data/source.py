@@ -33,7 +33,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class HasEncodedImages(Protocol):
-    """What a source of encoded images has besides, for ``unlabeled.data.inspect``; one of arrays goes without."""
+    """What a source of encoded images has besides, for ``unlabeled.commands.inspect``; one of arrays goes without."""
 
     def encoded(self, index: int) -> bytes | Path:
         """Image ``index`` as it is stored: its bytes, or its file. Raises CorruptImage where there is none."""

@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
-from unlabeled.randomness import derive_seed
 
 _CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and from the order of the batches
 

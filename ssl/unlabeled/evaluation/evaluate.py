@@ -9,19 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from unlabeled.core.environment import machine
 from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
+from unlabeled.evaluation.comparison.references import references_for
 from unlabeled.evaluation.evaluate_probes import Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.provenance import provenance, trained_epochs
 from unlabeled.evaluation.reporting.image_cache import ReportImageCache
-from unlabeled.evaluation.reporting.report import machine, write_report
+from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.report_sections import ReportImages, best_row, evaluation_images, network_pictures
 from unlabeled.evaluation.reporting.results_table import accuracy_table
-from unlabeled.evaluation.runs.predictions import add_intervals, write_predictions
-from unlabeled.evaluation.runs.references import references_for
 from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.objective import Backbone, Objective

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlabeled.core.environment import versions
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import gather_rows, rank, world_size
 from unlabeled.evaluation.cache import Key, TensorCache, code_hash
 from unlabeled.evaluation.features import Features, PixelNetwork, concatenate, extract, state_hash
-from unlabeled.evaluation.reporting.report import versions
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
 

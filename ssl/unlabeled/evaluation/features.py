@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from unlabeled.compilation import eager_mode
+from unlabeled.core.eager import eager_mode
 from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch

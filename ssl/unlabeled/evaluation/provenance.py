@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.reporting.report import git_state, hash_labels, versions
 from unlabeled.weights import Checkpoint, folder_of
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from unlabeled.checkpointing import Interrupted
+from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
-from unlabeled.pretraining import Pretraining
-from unlabeled.writing import write_atomic
+from unlabeled.training.checkpointing import Interrupted
+from unlabeled.training.pretraining import Pretraining
 
 EVERY = 2.0  # seconds between two files; our choice: a reader sees the run move, a step pays a comparison
 RECENT = 15  # files that the speed is taken over: half a minute

@@ -12,7 +12,9 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 from torch.optim import Optimizer
 
+from unlabeled.core.writing import write_atomic
 from unlabeled.data.module import DataModule
+from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.facts import collect_facts
@@ -20,9 +22,7 @@ from unlabeled.health.folder import FILE, add_metrics
 from unlabeled.health.probe import ProbeSet
 from unlabeled.health.step import StepHealth
 from unlabeled.objective import Batch, Output
-from unlabeled.pretraining import Pretraining
-from unlabeled.sharding import FullySharded
-from unlabeled.writing import write_atomic
+from unlabeled.training.pretraining import Pretraining
 
 
 class HealthMonitor(pl.Callback):

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
+from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.evaluation.features import Features, Transform, apply_head, extract
 from unlabeled.objective import Batch
-from unlabeled.pretraining import Pretraining
-from unlabeled.randomness import derive_seed
 from unlabeled.representation.similarity import alignment, uniformity
 from unlabeled.representation.spectrum import normalised_std, ranks
-from unlabeled.sharding import FullySharded
+from unlabeled.training.pretraining import Pretraining
 from unlabeled.views.key import ViewKey
 
 BATCH = 256  # images per forward pass

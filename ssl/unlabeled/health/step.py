@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.faults.snapshot import local_shard
+from unlabeled.distributed.dtensor import local_shard
 from unlabeled.objective import Batch, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 

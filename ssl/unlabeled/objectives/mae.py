@@ -19,10 +19,10 @@ from unlabeled.backbones.vit import (
     init_linears_xavier,
     sincos_position,
 )
+from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
-from unlabeled.precision import full_precision
-from unlabeled.randomness import derive_seed, to_device
+from unlabeled.objectives.parts.precision import full_precision
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
 MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small number at this place

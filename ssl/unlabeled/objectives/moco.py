@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled import distributed, ema
-from unlabeled.batchnorm import split_batchnorm
-from unlabeled.contrast import log_sum_exp
+from unlabeled import distributed
+from unlabeled.core.seeding import derive_seed, to_device
+from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
-from unlabeled.precision import full_precision
-from unlabeled.randomness import derive_seed, to_device
-from unlabeled.signs import VIEWS_ALIKE
+from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.contrast import log_sum_exp
+from unlabeled.objectives.parts.precision import full_precision
+from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
-from unlabeled.heads import paws_predictor, swav_projector
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress, Support
-from unlabeled.precision import full_precision
+from unlabeled.objectives.parts.heads import paws_predictor, swav_projector
+from unlabeled.objectives.parts.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
 LARGE = 2  # the first views, which give targets to each other

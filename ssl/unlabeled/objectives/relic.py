@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled import distributed, ema
+from unlabeled import distributed
+from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
-from unlabeled.heads import byol_mlp
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
-from unlabeled.precision import full_precision
-from unlabeled.randomness import derive_seed, to_device
+from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.heads import byol_mlp
+from unlabeled.objectives.parts.precision import full_precision
 
 StopGradient = Literal["entropy", "first_argument"]
 

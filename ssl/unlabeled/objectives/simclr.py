@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.contrast import log_sum_exp
-from unlabeled.heads import simclr_projector
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
-from unlabeled.precision import full_precision
-from unlabeled.signs import VIEWS_ALIKE
+from unlabeled.objectives.parts.contrast import log_sum_exp
+from unlabeled.objectives.parts.heads import simclr_projector
+from unlabeled.objectives.parts.precision import full_precision
+from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
 
 @full_precision

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.heads import swav_projector
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
-from unlabeled.precision import full_precision
+from unlabeled.objectives.parts.heads import swav_projector
+from unlabeled.objectives.parts.precision import full_precision
 
 
 @full_precision

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
-from unlabeled.faults.snapshot import local_shard
+from unlabeled.distributed.dtensor import local_shard
 
 
 class LARS(Optimizer):

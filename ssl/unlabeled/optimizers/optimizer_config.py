@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
-from unlabeled.schedules import warmup_cosine, warmup_tenths
+from unlabeled.optimizers.schedules import warmup_cosine, warmup_tenths
 
 
 @dataclass(frozen=True)

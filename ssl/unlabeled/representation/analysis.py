@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
 from unlabeled.data.source import Source
@@ -15,7 +16,6 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, apply_head, concatenate, extract, full_float32
 from unlabeled.evaluation.reporting.attention import attention_pictures, find_transformer
 from unlabeled.objective import Backbone, Batch
-from unlabeled.randomness import derive_seed
 from unlabeled.representation.cka import CKA
 from unlabeled.representation.distance import attention_distance, uniform_attention_distance
 from unlabeled.representation.invariance import augment_each, invariance

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, WIDTH, new_figure, plain_text, style_axes
+from unlabeled.pages.plots import GRID, INK, PALETTE, WIDTH, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,14 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import (
-    ColorJitter,
-    GaussianBlur,
-    Grayscale,
-    Operation,
-    RandomResizedCrop,
-    Solarize,
-)
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, Operation, RandomResizedCrop, Solarize
 from unlabeled.views.pipeline import Views
 
 # Each on every image. Crop: SimCLR, arXiv:2002.05709; jitter, blur: MoCo v2, arXiv:2003.04297; solarize: BYOL,

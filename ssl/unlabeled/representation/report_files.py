@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.evaluation.reporting.report import plain_values
-from unlabeled.pictures import draw_columns
+from unlabeled.core.environment import plain_values
+from unlabeled.core.writing import write_atomic
+from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.figures import distance_plot, invariance_plot, matrices, spectrum_plot
 from unlabeled.representation.invariance import STRENGTHS
 from unlabeled.representation.layers import POOLING
-from unlabeled.writing import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

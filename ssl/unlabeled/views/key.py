@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from unlabeled.randomness import derive_seed
+from unlabeled.core.seeding import derive_seed
 
 
 class ViewKey(NamedTuple):

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from unlabeled.objective import Check
-from unlabeled.views.colour import color_jitter, equalize, luminance, solarize
-from unlabeled.views.crop import Interpolation, crop_resize
-from unlabeled.views.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
+from unlabeled.views.kernels.colour import color_jitter, equalize, luminance, solarize
+from unlabeled.views.kernels.crop import Interpolation, crop_resize
+from unlabeled.views.kernels.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
 
 Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
 

@@ -13,7 +13,7 @@ from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.objective import Check
 from unlabeled.views.background import RemoveBackground
-from unlabeled.views.crop import Interpolation, crop_resize
+from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
 from unlabeled.views.operations import HasPlanWarnings, Operation, Parameters

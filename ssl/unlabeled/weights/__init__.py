@@ -1,14 +1,8 @@
 """Weights in and out."""
 
+from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_same_backbone
-from unlabeled.weights.load import (
-    Checkpoint,
-    checkpoint_path,
-    folder_of,
-    load_backbone,
-    load_objective,
-    read_checkpoint,
-)
+from unlabeled.weights.load import checkpoint_path, folder_of, load_backbone, load_objective, read_checkpoint
 
 __all__ = [
     "Checkpoint",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from unlabeled.config import to_yaml
-from unlabeled.weights.load import Checkpoint
+from unlabeled.core.run_config import to_yaml
+from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
 
-MARK = "Written by `python -m unlabeled.weights.export`"  # by this an earlier export is known
+MARK = "Written by `python -m unlabeled.commands.export`"  # by this an earlier export is known
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
 # Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
 _PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")

@@ -11,7 +11,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 if TYPE_CHECKING:
-    from unlabeled.weights.load import Checkpoint
+    from unlabeled.weights.checkpoint import Checkpoint
 
 TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compute them, are off by 1e-6
 # Attention heads of the published networks by width: Dosovitskiy et al. 2020, Table 1, and DeiT, Table 1; MoCo v3's

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unlabeled.errors import UserError
-from unlabeled.views.crop import Interpolation
+from unlabeled.views.kernels.crop import Interpolation
 from unlabeled.views.pipeline import Views
 
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch
-from unlabeled.randomness import derive_seed
-from unlabeled.views.crop import Interpolation
+from unlabeled.views.kernels.crop import Interpolation
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters, RandomResizedCrop
 from unlabeled.views.per_image import PerImageTransform, preserve_random_state, seed_all

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelSelection
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import Score, Task
@@ -21,7 +22,6 @@ from unlabeled.evaluation.recipes.loop import TrainingPass, autocast, make_score
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.objective import Backbone
 from unlabeled.optimizers import parameter_groups
-from unlabeled.randomness import derive_seed
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
 Pooling = Literal["network", "fc_norm"]

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import check_unchanged
 from unlabeled.evaluation.features import eval_mode, full_float32, top1
-from unlabeled.evaluation.linear import split_holdout
 from unlabeled.evaluation.probe import Score, Task
+from unlabeled.evaluation.probes.linear import split_holdout
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.linear import mean_loss
 from unlabeled.evaluation.recipes.loop import TrainingPass, autocast, encode, make_score, plain_logits, training_steps
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.optimizers import parameter_groups
-from unlabeled.randomness import derive_seed
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
 HEAD = 3  # what a random draw is for

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import AUTOCAST, top1
 from unlabeled.evaluation.probe import Score, Task
 from unlabeled.evaluation.recipes.augmentation import Augmentation
 from unlabeled.evaluation.recipes.training import Training
 from unlabeled.objective import Backbone, Batch
-from unlabeled.randomness import derive_seed
 from unlabeled.views.key import ViewKey
 from unlabeled.views.per_image import seed_all
 from unlabeled.views.pipeline import Views

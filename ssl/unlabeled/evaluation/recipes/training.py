@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
-from unlabeled.randomness import derive_seed
-from unlabeled.schedules import warmup_cosine
+from unlabeled.optimizers.schedules import warmup_cosine
 
 
 @dataclass(frozen=True)

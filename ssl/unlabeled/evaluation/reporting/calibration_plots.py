@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unlabeled.evaluation.reporting.gallery import ImagesOf
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, new_figure, style_axes
-from unlabeled.evaluation.reporting.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
+from unlabeled.pages.plots import GRID, INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.plots import INK, PALETTE, new_figure, plain_text
-from unlabeled.evaluation.reporting.section import Section, plot_section
+from unlabeled.pages.plots import INK, PALETTE, new_figure, plain_text
+from unlabeled.pages.section import Section, plot_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unlabeled.evaluation.reporting.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
+from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.knn import neighbours
-from unlabeled.evaluation.reporting.section import Section, Tile, save_columns, tile_html
+from unlabeled.pages.section import Section, Tile, save_columns, tile_html
 
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 

@@ -7,7 +7,7 @@ from typing import Any
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.results_table import accuracy_table, markdown_table, other_metrics
-from unlabeled.evaluation.reporting.section import Section
+from unlabeled.pages.section import Section
 
 TITLE = "Evaluation of frozen features"
 

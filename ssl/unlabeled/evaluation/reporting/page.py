@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.markdown import TITLE
-from unlabeled.evaluation.reporting.page_style import STYLE
 from unlabeled.evaluation.reporting.results_table import GAIN, ResultLine, accuracy_grid, other_metrics
-from unlabeled.evaluation.reporting.section import Section
-from unlabeled.html import html_page
+from unlabeled.pages.html import html_page
+from unlabeled.pages.section import Section
+from unlabeled.pages.style import STYLE
 
 
 def page(

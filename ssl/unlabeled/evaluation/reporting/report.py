@@ -1,26 +1,16 @@
 """Writes what was measured, every number with its protocol: results.json for programs, a page for people."""
 
-import hashlib
 import json
-import math
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from unlabeled.core.environment import plain_values
+from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting.markdown import markdown
 from unlabeled.evaluation.reporting.page import page
 from unlabeled.evaluation.reporting.report_sections import ReportImages, make_sections
-from unlabeled.writing import write_atomic
-
-PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow"]
 
 
 def write_report(
@@ -42,7 +32,7 @@ def write_report(
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
         report_images: what else is shown; None for numbers and the learning curve alone.
-        references: published numbers, as :func:`unlabeled.evaluation.runs.references.references_for` gives them.
+        references: published numbers, as :func:`unlabeled.evaluation.comparison.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """
@@ -55,76 +45,3 @@ def write_report(
     write_atomic(folder / "report.md", markdown(rows, results["provenance"], shown, references))
     write_atomic(folder / "report.html", page(rows, results["provenance"], shown, references))
     return folder / "report.html"
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that decide a number; "not installed" where one is missing."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {"torch": str(torch.__version__)}  # with its +cpu or +cu128
-
-
-def machine() -> dict[str, Any]:
-    """Operating system, number and model of CPUs, and the GPUs."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus}
-
-
-def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
-    """Commit of the code in ``folder`` and whether it has changes that are in no commit; None where nobody can say.
-
-    An installed copy has no commit, even where it lies inside somebody's repository: git must know the files.
-    """
-    try:
-        if not _git(folder, "ls-files", "."):
-            return {"commit": None, "dirty": None}
-        return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(_git(folder, "status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):  # no git, no repository, or one of another user
-        return {"commit": None, "dirty": None}
-
-
-def _git(folder: Path, *command: str) -> str:
-    # optional locks off: asking must not disturb a commit that is being made
-    asked = ["git", "--no-optional-locks", "-C", str(folder), *command]
-    return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def summarize_provenance(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Versions, machines and dates of several reports' ``provenance``, each said once: two lines for below a table."""
-    used = {json.dumps(each["versions"]) for each in provenances}
-    described = [", ".join(f"{name} {version}" for name, version in json.loads(each).items()) for each in used]
-    computers = {f"{each['machine']['cpu']}, {each['machine']['cpus']} cores" for each in provenances}
-    dates = sorted(each["date"][:10] for each in provenances)
-    return [
-        f"Versions: {'; '.join(sorted(described))}.",
-        f"Machine: {'; '.join(sorted(computers))}. Dates: {dates[0]} to {dates[-1]}.",
-    ]
-
-
-def hash_labels(labels: Tensor) -> str:
-    """SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
-    return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def plain_values(value: Any) -> Any:
-    """Paths → text, numbers that are not finite → None; a report must not be lost to a loss that was NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

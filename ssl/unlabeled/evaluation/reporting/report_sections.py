@@ -16,8 +16,8 @@ from unlabeled.evaluation.reporting.confusion import confusion_section
 from unlabeled.evaluation.reporting.figures import feature_map, loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.reporting.image_cache import Decode
-from unlabeled.evaluation.reporting.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.objective import Backbone, Batch, Objective
+from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.views.pipeline import Views
 
 PICTURES = 6  # images that attention and reconstructions are shown of

@@ -1,0 +1,111 @@
+"""From a composed configuration to what :mod:`unlabeled.representation` looks at."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from unlabeled.commands.build.evaluation import complete_config
+from unlabeled.commands.build.run import build_backbone, build_data, build_objective
+from unlabeled.commands.config import compose_config
+from unlabeled.data.module import DataModule
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+from unlabeled.representation.analysis import AnalysisSubject
+from unlabeled.representation.comparison import ComparedNetwork
+from unlabeled.views.pipeline import Views
+from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, load_backbone, load_objective, read_checkpoint
+
+FILES = ("run", "checkpoint")  # keys whose values may hold any letter
+
+
+def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[AnalysisSubject, dict[str, Any]]:
+    """A checkpoint with all its weights and its images, and the configuration that they were built from."""
+    config = complete_config(config, checkpoint)
+    device = _device(config)
+    backbone = load_backbone(checkpoint, build_backbone(config.backbone, config.seed))
+    views, data = _views(config.views), _data(config)
+    source = choose_split(data, config.split)
+    views.require_masks(source)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return AnalysisSubject(backbone, _projector(config, checkpoint), views, data, source, device), plain
+
+
+def build_compared_networks(
+    config: DictConfig,
+) -> tuple[ComparedNetwork, ComparedNetwork, DataModule, Source, torch.device]:
+    """Both networks of a comparison, and the images that both see."""
+    given: Any = OmegaConf.to_container(config)
+    sides = [_side(which, given[which]) for which in ("first", "second")]
+    known = [side.checkpoint.config["data"] for side in sides if side.checkpoint and side.checkpoint.config]
+    config = OmegaConf.create({**config, "data": config.get("data") or next(iter(known), None)})
+    if config["data"] is None:
+        raise UserError("data: neither network says what it was made with: give data=…")
+    data = _data(config)
+    return sides[0], sides[1], data, choose_split(data, config.split), _device(config)
+
+
+def choose_split(data: DataModule, split: str) -> Source:
+    """Raises UserError for a test split that is not there."""
+    found = data.splits.train if split == "train" else data.splits.test
+    if found is None:
+        raise UserError(f"split={split}: this data set has no test split; give split=train")
+    return found
+
+
+def _side(which: str, given: Any) -> ComparedNetwork:
+    """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
+    if isinstance(given, str):
+        given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
+    if not isinstance(given, dict):
+        raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]
+    config = compose_config("representation_side", overrides)
+    files = {key: given.get(key) for key in FILES}
+    path = checkpoint_path(**files) if any(files.values()) else None
+    checkpoint = None if path is None else read_checkpoint(path)
+    if checkpoint is not None:
+        config = complete_config(config, checkpoint, needs=())
+    for key in ("views", "backbone"):
+        if config.get(key) is None:
+            raise UserError(
+                f"{which}: {path or 'a network without a file'} does not say its {key}: give {key}:… in braces"
+            )
+    backbone = build_backbone(config.backbone, config.seed)
+    backbone = backbone if checkpoint is None else load_backbone(checkpoint, backbone)
+    return ComparedNetwork(_name(path, config.backbone), backbone, _views(config.views), checkpoint, config.seed)
+
+
+def _name(path: Path | None, backbone: DictConfig) -> str:
+    """How a network is called in the picture."""
+    kind = str(backbone.get("model") or str(backbone["_target_"]).rpartition(".")[2])
+    kind += f"-{backbone['depth']}" if kind == "ResNet" else ""
+    if path is None:
+        return f"{kind}, random start"
+    return f"{kind}, {folder_of(path).name if path.parent.name == 'checkpoints' else path.name}"
+
+
+def _projector(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
+    """What an objective calls so; None for those that have none, and for files from elsewhere."""
+    if not config.get("objective"):
+        return None
+    projector = getattr(load_objective(checkpoint, build_objective(config)), "projector", None)
+    return projector if isinstance(projector, nn.Module) else None
+
+
+def _views(config: DictConfig) -> Views:
+    views: Views = instantiate(config)
+    views.compiles = False  # nothing here is long enough for it to pay
+    return views
+
+
+def _data(config: DictConfig) -> DataModule:
+    """Decodes what is asked for and keeps nothing."""
+    return build_data(OmegaConf.create({**config, "memory_gib": 0.0}))
+
+
+def _device(config: DictConfig) -> torch.device:
+    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,241 @@
+"""From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers.logger import Logger
+
+from unlabeled.commands.config import is_sweep
+from unlabeled.data.labels import shared_names
+from unlabeled.data.module import DataModule
+from unlabeled.data.order import check_batch_size
+from unlabeled.data.source import Source, Splits
+from unlabeled.distributed import preflight
+from unlabeled.distributed.fsdp import FullySharded
+from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
+from unlabeled.errors import UserError
+from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.health.heartbeat import Heartbeat
+from unlabeled.objective import Backbone, Objective, Plan
+from unlabeled.training.allocation import keep_freed_memory
+from unlabeled.training.checkpointing import Checkpointing
+from unlabeled.training.checkpoints import CheckpointFolder
+from unlabeled.training.compilation import compile_network
+from unlabeled.training.faults.guard import NonFiniteGuard
+from unlabeled.training.faults.record import read_record
+from unlabeled.training.faults.replay import Replay
+from unlabeled.training.loggers import JsonLines
+from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.progress_bar import RunProgress
+from unlabeled.training.run import Run
+from unlabeled.views.pipeline import Views
+from unlabeled.views.preview.preview import Preview
+
+
+def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
+    """Everything that ``train.py`` needs; what cannot work together is refused before an image is read.
+
+    Args:
+        config: as composed from ``conf/train.yaml``.
+        resolved: the same as plain values, to travel in the checkpoints.
+    """
+    checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
+    trainer = build_trainer(config, checkpoints)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    data = build_data(config)
+    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
+    labelled = int((data.splits.train.labels >= 0).sum())
+    for name, probe in build_probes(config).items():
+        if data.splits.test is not None and probe.needs > labelled:
+            raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
+    views: Views = instantiate(config.views)
+    views.require_masks(data.splits.train)
+    objective = build_objective(config)
+    check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    attach_support(data, objective, trainer.world_size)
+    if config.compile is not None:
+        sharded = isinstance(trainer.strategy, FullySharded)
+        compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
+    facts = preflight.run_facts(resolved, checkpoints.newest, len(data.splits.train))
+    preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
+    data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
+    module = Pretraining(
+        objective,
+        views,
+        instantiate(config.optimizer),
+        config.batch_size,
+        config.accumulate,
+        data.total_steps,
+        data.steps_per_epoch,
+        config.seed,
+        config.log_every_n_steps,
+        resolved,
+        NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
+    )
+    return Run(trainer, module, data, checkpoints)
+
+
+def build_preview(config: DictConfig) -> Preview:
+    """What ``preview=…`` needs of a run: its data and its views, no network."""
+    if config.plan_only:
+        raise UserError("plan_only=true: preview=… makes no plan; give one of the two")
+    splits = build_splits(config)
+    views: Views = instantiate(config.views)
+    views.require_masks(splits.train)
+    return Preview(views, splits, config.seed, config.batch_size, config.preview)
+
+
+def build_replay(path: str) -> Replay:
+    """What ``replay=FILE`` needs: the views, the objective and the batch of that file, on the CPU."""
+    record = read_record(path)
+    config = OmegaConf.create(record["config"])
+    return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
+
+
+def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
+    """Raise UserError for parts that each can work, and together cannot."""
+    sizes = views.sizes(train.image_size)
+    objective.check(Plan(batch_size, processes, len(train), sizes))
+    backbone = objective.backbone
+    if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
+        raise UserError(
+            f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
+            f"{sizes}: give views of that size, or a backbone without a table of positions"
+        )
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """What mirrors the metrics, none or several: ``logger=tensorboard``, ``logger=[tensorboard,wandb]``."""
+    chosen = config.get("logger") or {}
+    for name, logger in chosen.items():
+        if not isinstance(logger, DictConfig) or "_target_" not in logger:
+            raise UserError(f"logger.{name}: no such logger; give logger=csv, tensorboard or wandb, or [csv,wandb]")
+    return [instantiate(logger) for logger in chosen.values()]
+
+
+def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
+    """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
+    strategy = config.trainer.strategy
+    if "accumulate_grad_batches" in config.trainer:
+        raise UserError(
+            "trainer.accumulate_grad_batches: give accumulate=…, which learning rate and order of samples know"
+        )
+    if str(strategy).startswith(("fsdp_", "deepspeed")):
+        raise UserError(
+            f"trainer.strategy={strategy} cuts weights into flat pieces, where LARS and the lengths of prototypes need "
+            "whole tensors: use fsdp (which is FSDP2 here), or ddp"
+        )
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    if strategy == "fsdp" and precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
+    if precision == "16-mixed" and config.trainer.gradient_clip_val and config.optimizer.optimizer.get("fused"):
+        raise UserError(
+            "trainer.gradient_clip_val: with 16-mixed a fused optimizer scales gradients back after they would be "
+            "clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
+        )
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
+    warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
+    if config.plan_only and config.plan is None:
+        raise UserError("plan_only=true: plan=null has none; leave one of them out")
+    watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
+    planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
+    mirrors = [] if config.plan_only else build_loggers(config)
+    metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
+    heartbeat = [] if config.plan_only else [Heartbeat(Path(config.run_dir) / "state.json")]
+    every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
+    saving = Checkpointing(checkpoints, metrics, *every)
+    trainer: pl.Trainer = instantiate(config.trainer)(
+        strategy=FullySharded() if strategy == "fsdp" else strategy,
+        precision=precision,
+        logger=[metrics, *mirrors],
+        callbacks=[*planning, AverageBatchNormStats(), RunProgress(), *heartbeat, *watching, saving],
+        plugins=[*preflight.cluster_environment(), *([SyncBatchNorms()] if config.trainer.sync_batchnorm else [])],
+        default_root_dir=config.run_dir,
+        log_every_n_steps=1,  # silences a warning: metrics are written by Pretraining.write
+        max_epochs=1,  # to Lightning a run is one long epoch, see Pretraining.is_due
+        accumulate_grad_batches=config.accumulate,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    preflight.check_process_count(trainer)
+    if trainer.world_size > 1 and is_sweep():
+        raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
+    return trainer
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """``auto`` is bf16-mixed where the hardware multiplies bfloat16 (such GPUs and CPUs), and 32-true elsewhere."""
+    if precision != "auto":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    flags = Path("/proc/cpuinfo")  # bf16 was 1.5 to 2 times as fast with avx512_bf16, and ten times slower without both
+    native = flags.exists() and any(flag in flags.read_text() for flag in ("amx_bf16", "avx512_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+def build_splits(config: DictConfig) -> Splits:
+    """The data set as a list of images."""
+    splits: Splits = instantiate(config.data)
+    return splits
+
+
+def build_data(config: DictConfig) -> DataModule:
+    """The data set as batches; lists and labels are read here, images are not."""
+    splits = build_splits(config)
+    return DataModule(
+        splits, config.batch_size, config.num_workers, config.memory_gib, config.seed, config.get("accumulate", 1)
+    )
+
+
+def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
+    """Let the data have the labelled images that the objective asks for, which must not be test images."""
+    if objective.support is None:
+        return
+    data.attach_support(objective.support, processes)
+    if data.splits.test is not None and data.labels is not None:
+        shared = shared_names(data.labels, data.splits.train, data.splits.test)
+        if shared:
+            raise UserError(f"objective.support: {len(shared)} labelled images are test images too, e.g. {shared[0]}")
+
+
+def build_backbone(config: DictConfig, seed: int) -> Backbone:
+    """A backbone initialised from ``seed``: the start of a run, and the random baseline of its evaluation."""
+    with seeded_init(seed):
+        backbone: Backbone = instantiate(config)
+    return backbone
+
+
+def build_objective(config: DictConfig) -> Objective:
+    """The method around its backbone, both initialised from the run's seed."""
+    backbone = build_backbone(config.backbone, config.seed)
+    with seeded_init(config.seed):
+        objective: Objective = instantiate(config.objective, backbone=backbone)
+    return objective
+
+
+@contextmanager
+def seeded_init(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed`` and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_probes(config: DictConfig) -> dict[str, Probe | ImageProbe]:
+    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null.
+
+    What an experiment sets of a probe that was not chosen has no ``_target_`` and is left alone.
+    """
+    chosen = config.get("probe") or {}
+    return {name: instantiate(probe) for name, probe in chosen.items() if probe is not None and "_target_" in probe}

@@ -1,0 +1,246 @@
+"""What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pkgutil import resolve_name
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from unlabeled.commands.keys import TYPES
+from unlabeled.core.run_config import FREE_KEYS, differences
+from unlabeled.errors import UserError
+
+
+@contextmanager
+def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
+    """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
+    try:
+        yield
+    except UserError as error:
+        _stop(str(error))
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError):
+            raise
+        _stop(str(error.__cause__))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        _stop("a group cannot be null on the command line: leave it out with ~group")
+
+
+def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:
+    """What the scripts do, for a command within the package: ``python -m unlabeled.… key=value``.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        command: gets the composed configuration, and the same as plain values.
+    """
+    with one_line_errors(conf := _conf(config_name), config_name):
+
+        def checked(config: DictConfig) -> None:
+            with one_line_errors(conf, config_name):
+                check_keys(config, conf / f"{config_name}.yaml")
+                resolved: Any = OmegaConf.to_container(config, resolve=True)
+                command(config, resolved)
+
+        hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """A configuration besides that of the command, checked like it.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        overrides: ``key=value`` each.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    conf = _conf(config_name)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            config = compose(config_name, list(overrides))
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    check_keys(config, conf / f"{config_name}.yaml")
+    return config
+
+
+def _conf(config_name: str) -> Path:
+    """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
+    folders = [Path(__file__).parents[3] / "conf", Path.cwd() / "conf"]
+    found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
+    if not found:
+        _stop(f"conf/{config_name}.yaml: not in {folders[1].parent}; run this in the repository's root")
+    return found[0]
+
+
+def _stop(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
+    if isinstance(error, MissingMandatoryValue):
+        key = str(error).rpartition("full_key: ")[2].split()[0]
+        return f"{key}: has no default; give {key}=…"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: unknown; {_nearest(name, error.options)}"
+    return _unknown_key(config_dir, config_name, arguments) or str(error)
+
+
+def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
+    """The first override whose key is not in the configuration that the group choices give."""
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        known = compose(config_name, [str(each.input_line) for each in choices])
+    for override in parsed:
+        if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
+            continue
+        *path, key = override.key_or_group.split(".")
+        node = OmegaConf.select(known, ".".join(path)) if path else known
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if key not in names:
+            groups = [] if path else [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
+            return f"{override.key_or_group}: no such key; {_nearest(key, {*names, *groups}, '.'.join(path))}"
+    return None
+
+
+def _nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
+    allowed = sorted(option for option in allowed if not option.startswith("_"))
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    suggestion = f"did you mean {prefix}{'.' if prefix else ''}{close[0]}? " if close else ""
+    return f"{suggestion}(allowed: {', '.join(allowed)})"
+
+
+def check_keys(config: DictConfig, primary: Path) -> None:
+    """Raise UserError for a key that nothing would read, or a value of the wrong type.
+
+    At the top only the keys and groups of the ``primary`` yaml may stand; below a ``_target_`` only what its
+    constructor takes. Hydra catches a mistyped override by itself, but not a ``+key``, nor a mistake in an
+    experiment's yaml.
+    """
+    content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
+    groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
+    known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
+    tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    for key, value in tree.items():
+        if key not in known:
+            raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
+        _check_type(value, TYPES.get(key, Any), key)
+        _check_node(value, key)
+    probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
+    for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
+        if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
+            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
+
+
+def _check_node(node: Any, path: str) -> None:
+    if isinstance(node, list):
+        for position, element in enumerate(node):
+            _check_node(element, f"{path}[{position}]")
+    if not isinstance(node, dict):
+        return
+    types = _parameters(node["_target_"], path) if "_target_" in node else {}
+    for key, value in node.items():
+        if types and not key.startswith("_"):
+            if key not in types:
+                raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
+            _check_type(value, types[key], f"{path}.{key}")
+        _check_node(value, f"{path}.{key}")
+
+
+def _parameters(target: str, path: str) -> dict[str, Any]:
+    """Names and types of what a constructor or function takes; only our own are precise enough to be checked."""
+    try:
+        called = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
+    names = inspect.signature(called).parameters
+    function = called.__init__ if inspect.isclass(called) else called
+    types = get_type_hints(function) if target.startswith("unlabeled.") else {}
+    return {name: types.get(name, Any) for name in names}
+
+
+def _check_type(value: Any, expected: Any, path: str) -> None:
+    if not _fits(value, expected):
+        raise UserError(f"{path}={'null' if value is None else value}: must be {_in_words(expected)}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if get_origin(expected) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(expected))
+    if get_origin(expected) is Literal:
+        return value in get_args(expected)
+    if expected in (int, float):
+        return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
+    if expected in (bool, str, NoneType):
+        return isinstance(value, expected)
+    return True  # lists and objects: whoever takes them looks at them
+
+
+def _in_words(expected: Any) -> str:
+    if get_origin(expected) in (Union, UnionType):
+        return " or ".join(_in_words(each) for each in get_args(expected))
+    if get_origin(expected) is Literal:
+        return " or ".join(str(each) for each in get_args(expected))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(expected, str(expected))
+
+
+def open_run(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, after making sure that ``run_dir`` does not hold another run.
+
+    Raises:
+        UserError: there is a checkpoint of a run with other values; the message names the keys.
+    """
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    run_dir = Path(resolved["run_dir"])
+    begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
+    if begun and resolved.get("resume") != "override":
+        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
+        if differing:
+            raise UserError(
+                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
+                "to go on with the new values, or remove that folder"
+            )
+    return dict(resolved)
+
+
+def check_no_other_overrides(key: str, *beside: str) -> None:
+    """Raise UserError if the command gives any other key but those ``beside``: nothing would read it."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    others = [override for override in given if override.split("=")[0] not in (key, *beside)]
+    if others:
+        raise UserError(f"{key}=… takes everything else from what it names: leave out {' '.join(others)}")
+
+
+def is_sweep() -> bool:
+    """Whether this is one job of ``--multirun`` by a process that has others; submitit gives each job its own."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().launcher.get("_target_")).endswith("submitit_launcher.SlurmLauncher")

@@ -1,0 +1,239 @@
+"""Weights for other libraries: ``python -m unlabeled.commands.export run=outputs/NAME to=timm``.
+
+What is written is loaded again in the target library, by the very lines that the model card shows, and stays only if
+its features are ours.
+"""
+
+import difflib
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unlabeled.commands.build.export import ExportInputs, build_export_inputs
+from unlabeled.commands.config import run_module
+from unlabeled.core.environment import versions
+from unlabeled.data.source import Splits
+from unlabeled.errors import UserError
+from unlabeled.weights.card import MARK, CardFacts, class_name, write_card
+from unlabeled.weights.checkpoint import Checkpoint
+from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
+from unlabeled.weights.load import checkpoint_path, folder_of, read_checkpoint
+from unlabeled.weights.preprocess import read_preprocess
+from unlabeled.weights.targets import (
+    WRITERS,
+    ExportedModel,
+    ExportSource,
+    count_parameters,
+    reload_export,
+    require_packages,
+)
+
+FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
+
+
+def export(config: Any, resolved: dict[str, Any]) -> None:
+    """Write, load again, compare, and only then put the folder in its place.
+
+    Args:
+        config: as composed from ``conf/export.yaml``.
+        resolved: the same as plain values.
+
+    Raises:
+        UserError: the target cannot have this backbone, or its features differ; nothing is left behind.
+    """
+    _check(resolved["to"], resolved["data_images"])
+    try:
+        _export(config, resolved, resolved["to"])
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
+    path = checkpoint_path(resolved["run"], resolved["checkpoint"])
+    checkpoint = read_checkpoint(path)
+    out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser().resolve()
+    check_replaceable(out)
+    exported = build_export_inputs(config, checkpoint)
+    source = open_source(exported)
+    batches = images_to_compare(source.preprocess.views(), exported.splits, resolved["data_images"])
+    with unfinished(out) as folder, silence():
+        written = write(to, source, folder)
+        measured = feature_differences(to, source.backbone, reloaded(to, written, folder), batches)
+        facts = _facts(to, source, written, checkpoint, measured, exported.splits)
+        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+    worst = max(measured.values())
+    print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
+    print(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
+    if exported.why_no_data:
+        print(f"not compared on images of the data: {exported.why_no_data}")
+
+
+def _check(to: str, data_images: int) -> None:
+    if to not in WRITERS:
+        close = difflib.get_close_matches(to, WRITERS, n=1)
+        suggestion = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"to={to}: no such target; {suggestion}(allowed: {', '.join(WRITERS)})")
+    if data_images < 0:
+        raise UserError(f"data_images={data_images}: must be at least 0, which leaves the data alone")
+    require_packages(to)
+
+
+def open_source(exported: ExportInputs) -> ExportSource:
+    """The backbone and how its images are prepared.
+
+    Raises:
+        UserError: the two do not fit.
+    """
+    backbone, preprocess = exported.backbone.float().eval(), read_preprocess(exported.views)
+    if backbone.image_size not in (None, preprocess.size):
+        raise UserError(
+            f"views.size={preprocess.size}: this backbone takes images of {backbone.image_size} pixels alone"
+        )
+    return ExportSource(backbone, exported.values, preprocess)
+
+
+def write(to: str, source: ExportSource, folder: Path) -> ExportedModel:
+    """Let the target write its files.
+
+    Raises:
+        UserError: it has no such network, or its exporter fails.
+    """
+    with foreign(to, f"{class_name(source.spec)} could not be written"):
+        return WRITERS[to](source, folder)
+
+
+def reloaded(to: str, written: ExportedModel, folder: Path) -> Callable[[Tensor], Tensor]:
+    """The files as the target library reads them: a function from images to features.
+
+    Raises:
+        UserError: it does not read them; so does the function where the library cannot run them.
+    """
+    with foreign(to, "what was written could not be loaded, nothing is kept"):
+        features = reload_export(written, folder)
+
+    def guarded(images: Tensor) -> Tensor:
+        with foreign(to, "what was written does not run, nothing is kept"):
+            return features(images)
+
+    return guarded
+
+
+@contextmanager
+def foreign(to: str, problem: str) -> Iterator[None]:
+    """Somebody else's code, which may raise anything: a UserError that says it in one line, with its cause."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"to={to}: {problem}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Of what libraries say of each node and file, and of deprecations within them."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "timm")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
+    blocked = [each for each in (out, *out.parents) if each.is_file()]
+    if blocked:
+        raise UserError(f"out={out}: {blocked[0]} is a file; give the name of a folder, which may be new")
+    held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    readme = out / "README.md"
+    ours = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
+    foreign = [name for name in held if not ours or name not in FILES]
+    if foreign:
+        raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A new folder that becomes ``out`` at the end, or goes, whatever happens; an earlier ``out`` stays until then."""
+    anchor = next(parent for parent in out.parents if parent.is_dir())
+    folder, old = (anchor / f".{out.name}.{os.getpid()}.{end}" for end in ("unfinished", "old"))
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be made ({error.strerror})") from error
+    try:
+        yield folder
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            os.rename(out, old)
+        os.rename(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _facts(
+    to: str,
+    source: ExportSource,
+    written: ExportedModel,
+    checkpoint: Checkpoint,
+    measured: Mapping[str, float],
+    splits: Splits | None,
+) -> CardFacts:
+    run = folder_of(checkpoint.path)
+    results = _read_json(run / "report" / "results.json")
+    judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
+    rows = results.get("rows", []) if judged == checkpoint.sha256 else []
+    noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
+    kind = class_name((checkpoint.config or {}).get("data")) or "not known"
+    return CardFacts(
+        to=to,
+        written=written,
+        checkpoint=checkpoint,
+        spec=source.spec,
+        preprocess=source.preprocess,
+        parameters=count_parameters(source.backbone),
+        num_features=source.backbone.num_features,
+        data=splits.description if splits is not None else noted or kind,
+        measured=measured,
+        tolerance=TOLERANCE,
+        rows=rows,
+        results_note=_results_note(results, bool(rows)),
+        training=_read_json(run / "training.json"),
+        versions=versions(),
+    )
+
+
+def _results_note(results: Mapping[str, Any], same: bool) -> str:
+    if same:
+        return f"By `eval_linear.py` on frozen features, {results['provenance'].get('date', '')[:10]}."
+    return "Of another checkpoint than this one, so left out." if results else "None yet."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
+if __name__ == "__main__":
+    run_module("export", export)

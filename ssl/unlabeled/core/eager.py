@@ -1,0 +1,17 @@
+"""To run what ``torch.compile`` has compiled without its compiled form."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def eager_mode() -> Iterator[None]:
+    """Inside, nothing is compiled and nothing compiled is run: evaluation has other shapes and another mode."""
+    if "torch._dynamo" not in sys.modules:  # nothing is, and to import it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

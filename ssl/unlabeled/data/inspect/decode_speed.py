@@ -1,0 +1,42 @@
+"""How fast one process decodes, and how many of them feed a training."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from unlabeled.data.inspect.perceptual import Ints
+from unlabeled.data.inspect.survey import stored_bytes
+from unlabeled.data.source import HasEncodedImages, Source
+
+TIMED, SECONDS = 512, 5.0  # images that are timed, until so much time is gone
+
+
+def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:
+    """What this process decodes in a second, and how many like it ``wanted`` images a second need.
+
+    ``ids`` [M] are positions of images that can be decoded; some, evenly spaced, are, until some seconds are gone. They
+    were just read: a disk that is slower than its cache does not show.
+    """
+    if not len(ids):
+        return {"images": 0}
+    count = min(TIMED, len(ids))
+    sample = ids[np.arange(count) * len(ids) // count].tolist()
+    stored, done, started = 0, 0, time.perf_counter()
+    for index in sample:
+        stored, done = stored + source.decode(index).nbytes, done + 1
+        if time.perf_counter() - started > SECONDS:
+            break
+    seconds = time.perf_counter() - started
+    if isinstance(source, HasEncodedImages):
+        stored = sum(stored_bytes(source.encoded(index)) for index in sample[:done])
+    rate = done / seconds
+    return {
+        "images": done,
+        "images_per_second": rate,
+        "megabytes_per_second": stored / seconds / 1e6,
+        "encoded": isinstance(source, HasEncodedImages),
+        "wanted": wanted,
+        "workers": math.ceil(wanted / rate),
+    }

@@ -1,0 +1,106 @@
+"""Pictures that are there twice: with equal pixels, and nearly so; within train, within test, and in both."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlabeled.data.inspect.perceptual import Ints, near_pairs
+from unlabeled.data.inspect.survey import Survey
+
+MOST_PAIRS = 100_000  # kept, the nearest ones: a video's frames make billions; all are counted
+PLACES = ("train", "train and test", "test")  # by the number of a pair's images that are of test
+
+
+@dataclass
+class ImageHashes:
+    """Both splits behind one another, of each image what duplicates are found by. N is their number."""
+
+    digests: NDArray[np.uint64]  # [N, 2]
+    hashes: NDArray[np.uint16]  # [N, 4]
+    plain: NDArray[np.bool_]  # [N]
+    test: NDArray[np.bool_]  # [N], which are of the test split
+    labels: Ints  # [N], -1 where there is none
+
+
+@dataclass
+class ExactDuplicates:
+    """Images with equal pixels."""
+
+    first: Ints  # [N], the first image with the same pixels, which may be the image itself
+    groups: list[Ints]  # images of each picture that is there more than once, ascending
+    repeated: dict[str, int]  # in train, in test: images whose pixels an earlier one of the split has; in both: of test
+    conflicts: list[bool]  # whether a group has more than one label
+
+
+@dataclass
+class NearDuplicates:
+    """Images that look alike, and have not the same pixels; of equal ones only the first is compared."""
+
+    pairs: Ints  # [P, 3]: two images and the number of bits, the nearest first
+    count: dict[str, int]  # of pairs by place, those beyond MOST_PAIRS too
+    conflicts: int  # pairs with two labels
+    test_images: int  # that look like one of train and equal none
+
+
+def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
+    """Of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
+    return ImageHashes(
+        np.concatenate([each.digests for each in surveys]),
+        np.concatenate([each.hashes for each in surveys]),
+        np.concatenate([each.plain for each in surveys]),
+        np.repeat(np.arange(len(surveys)) == 1, [len(each.ids) for each in surveys]),
+        np.concatenate(labels),
+    )
+
+
+def find_equal(images: ImageHashes) -> ExactDuplicates:
+    """Group images by their digests."""
+    first = first_of_equal(images.digests)
+    repeats = np.flatnonzero(first != np.arange(len(first)))
+    members = np.isin(first, first[repeats])  # of a group
+    order = np.flatnonzero(members)[np.argsort(first[members], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(first[order])) + 1) if len(order) else []
+    train_first = ~images.test[first]  # train stands before test
+    repeated = {
+        "train": int((~images.test[repeats]).sum()),
+        "train and test": int((images.test & train_first).sum()),
+        "test": int(images.test.sum() - len(np.unique(first[images.test]))),
+    }
+    return ExactDuplicates(first, groups, repeated, [_differ(images.labels[group]) for group in groups])
+
+
+def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
+    """For each row of [N, 2] the first row that equals it, [N]."""
+    order = np.lexsort(digests.T)
+    ordered = digests[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[begins][np.cumsum(begins) - 1]
+    return first
+
+
+def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> NearDuplicates:
+    """All pairs whose hashes differ in at most ``distance`` bits, plain images left out."""
+    chosen = np.flatnonzero((exact.first == np.arange(len(exact.first))) & ~images.plain)
+    like_train, count, conflicts = np.zeros(len(images.test), bool), np.zeros(3, np.int64), 0
+    kept = np.empty((0, 3), np.int64)
+    for one, other, bits in near_pairs(images.hashes[chosen], distance):
+        a, b = chosen[one], chosen[other]
+        count += np.bincount(images.test[a].astype(np.int64) + images.test[b], minlength=3)
+        labels = images.labels[[a, b]]
+        conflicts += int(((labels[0] != labels[1]) & (labels >= 0).all(0)).sum())
+        like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
+        kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
+    found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
+    return NearDuplicates(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
+
+
+def _nearest(pairs: Ints) -> Ints:
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], pairs[:, 2]))
+    return pairs[order[:MOST_PAIRS]]
+
+
+def _differ(labels: Ints) -> bool:
+    return len(np.unique(labels[labels >= 0])) > 1

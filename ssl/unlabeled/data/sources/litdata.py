@@ -1,0 +1,179 @@
+"""Chunks that Lightning's ``litdata.optimize`` wrote, read by index, in any order; the package litdata is not needed.
+
+A chunk is: number of items n, n + 1 offsets, the items; an item: the sizes of its leaves, the leaves. All numbers are
+uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
+"""
+
+import json
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.source import Splits
+from unlabeled.data.sources.columns import (
+    MAX_CLASSES,
+    ColumnData,
+    count_classes,
+    require_labels_below,
+    require_same_split,
+)
+from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths, one_line, open_file
+from unlabeled.data.sources.index import IndexNote, load_or_build
+from unlabeled.data.sources.records import RecordSource, labels_of
+from unlabeled.errors import UserError
+
+_ENCODED = ("jpeg", "bytes", "image", "file")  # leaves that hold what Pillow reads, by how their format's name begins
+
+
+@dataclass
+class _Leaves:
+    """Where image and label stand in an item."""
+
+    number: int
+    image: int
+    label: int | None
+
+
+def litdata(
+    path: str,
+    train: str = "train",
+    test: str | None = None,
+    image_size: int = 256,
+    square: bool = False,
+    image_field: str | None = None,
+    label_field: str | None = None,
+    num_classes: int | None = None,
+    index: str | None = None,
+) -> Splits:
+    """Images in the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
+
+    An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the place from 0, of what holds
+    the encoded image and the class number. None: the only one of its kind; ``label_field="none"`` reads no labels.
+    Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
+    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
+
+    The items are listed once, see :func:`unlabeled.data.sources.index.load_or_build`. Chunks that are cut short give the items
+    before the cut, and are named in ``Splits.corrupt``.
+
+    Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
+    """
+    check_image_size(image_size)
+    if test is not None and label_field == "none":
+        raise UserError("data.label_field=none leaves nothing to test with: give data.test=null too")
+    table = _read(path, train, "data.train", image_field, label_field, index)
+    classes = count_classes(table, num_classes) if int(table.labels.max()) >= 0 or num_classes else []
+    source = RecordSource(table.encoded, table.labels, classes, image_size, square)
+    kind, problems = f"{len(classes)} classes, {describe_size(image_size, square)}", table.encoded.note["problems"]
+    if test is None:
+        return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}", problems)
+    other = _read(path, test, "data.test", image_field, label_field, index)
+    require_same_split(table, other)
+    require_labels_below(len(classes), other, "the classes of train")
+    held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
+    counts = f"{len(source):,} train and {len(held_out):,} test images from {path}"
+    return Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"])
+
+
+def _read(path: str, split: str, key: str, image: str | None, label: str | None, place: str | None) -> ColumnData:
+    base = os.path.expanduser(path).rstrip("/")
+    file = f"{base}/index.json" if split == "." else f"{base}/{split}/index.json"
+    if not is_file(file):
+        raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
+    with open_file(file) as stream:
+        content = json.load(stream)
+    leaves = _leaves(content["config"], file, image, label)
+    paths = [f"{file.removesuffix('index.json')}{chunk['filename']}" for chunk in content["chunks"]]
+    if not paths:
+        raise UserError(f"{key}={split}: {file} lists no chunk; give a folder that litdata.optimize filled")
+    try:
+        files = file_stamps(paths)
+    except OSError as error:
+        raise UserError(f"{key}={split}: a chunk that {file} lists cannot be read ({one_line(error)})") from error
+    wanted: IndexNote = {"of": file, "leaves": vars(leaves)}
+    listed = load_or_build(
+        wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, leaves), is_url(file)
+    )
+    for problem in listed.note["problems"]:
+        print(f"litdata: {problem}")
+    if not len(listed):
+        raise UserError(f"{key}={split}: {file} lists no whole item; give a folder that litdata.optimize filled")
+    starts = np.searchsorted(listed.numbers("file"), np.arange(len(paths))).tolist()
+    return ColumnData(paths, starts, listed, labels_of(listed), None)
+
+
+def _leaves(config: IndexNote, file: str, image: str | None, label: str | None) -> _Leaves:
+    """Raises UserError for what cannot be read by index, and for fields that are not there or not clear."""
+    for key in ("compression", "encryption"):
+        if config.get(key):
+            raise UserError(f"{file}: {key}={config[key]} cannot be read by index; optimize again without {key}")
+    formats, spec = config["data_format"], json.loads(config["data_spec"])[1]
+    if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader" or len(spec["children_spec"]) != len(formats):
+        raise UserError(f"{file}: its items are no plain dict or tuple of an image and a label; optimize it again so")
+    named = json.loads(spec["context"] or "null")
+    names = [str(name) for name in named] if isinstance(named, list) else [str(place) for place in range(len(formats))]
+    encoded = [place for place, kind in enumerate(formats) if kind.startswith(_ENCODED)]
+    numbers = [place for place, kind in enumerate(formats) if kind == "int"]
+    fields = ", ".join(f"{name}: {kind}" for name, kind in zip(names, formats, strict=True))
+    found = _place(image, names, encoded, f"{file}: data.image_field={image or 'null'}", fields)
+    if label == "none" or (label is None and not numbers):
+        return _Leaves(len(formats), found, None)
+    return _Leaves(
+        len(formats), found, _place(label, names, numbers, f"{file}: data.label_field={label or 'null'}", fields)
+    )
+
+
+def _place(field: str | None, names: list[str], fitting: list[int], given: str, fields: str) -> int:
+    chosen = fitting if field is None else [place for place in fitting if names[place] == field]
+    if len(chosen) != 1:
+        raise UserError(f"{given} is not one field of the right kind (encoded images, integers); there are {fields}")
+    return chosen[0]
+
+
+def _scan(files: list[list[Any]], leaves: _Leaves) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
+    """All chunks once; of local ones only the pages that hold sizes and labels."""
+    problems: list[str] = []
+    parts = map_paths(lambda path: _scan_chunk(path, leaves, problems), [file[0] for file in files])
+    offset, size, label = np.concatenate(parts, 1)
+    file = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
+    columns: dict[str, np.ndarray | list[bytes]] = {"file": file, "offset": offset, "size": size, "label": label}
+    return columns, {"files": files, "problems": sorted(problems)}
+
+
+def _scan_chunk(path: str, leaves: _Leaves, problems: list[str]) -> np.ndarray:
+    """Offset, size and label of each image, int64 [3, items]."""
+    content = _content(path)
+    count = int(content[:4].view(np.uint32)[0]) if len(content) >= 4 else 0
+    table = np.zeros(1, np.int64)
+    if len(content) >= 8 + 4 * count:
+        table = content[4 : 8 + 4 * count].view(np.uint32).astype(np.int64)
+    whole = int((table[1:] <= len(content)).sum())
+    if whole < count or len(content) < 8:
+        problems.append(f"{path}: cut short at byte {len(content):,}; {whole:,} whole items are used")
+    starts = table[:whole]
+    sizes = _gathered(content, starts, 4 * leaves.number, np.uint32)
+    begins = starts[:, None] + 4 * leaves.number + np.cumsum(sizes, 1) - sizes
+    if whole and bool((begins[:, -1] + sizes[:, -1] != table[1 : whole + 1]).any()):
+        raise UserError(f"{path}: its items are not of the kind that index.json says; optimize it again")
+    image, label = leaves.image, leaves.label
+    labels = np.full(whole, -1) if label is None else _gathered(content, begins[:, label], 8, np.int64)[:, 0]
+    wrong = np.flatnonzero((labels < -1) | (labels >= MAX_CLASSES))
+    if len(wrong):
+        raise UserError(f"{path} row {wrong[0]}: label {labels[wrong[0]]} is outside 0..{MAX_CLASSES - 1}; mend it")
+    return np.stack([begins[:, image], sizes[:, image], labels])
+
+
+def _content(path: str) -> np.ndarray:
+    """All bytes, uint8: mapped where they are near."""
+    with open_file(path) as file:
+        near = not is_url(path) and file.seek(0, 2) > 0
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if near else file.read(), np.uint8)
+
+
+def _gathered(content: np.ndarray, starts: np.ndarray, width: int, kind: type[np.generic]) -> np.ndarray:
+    """Numbers of ``width`` bytes from each start, int64 [starts, width / size of one]."""
+    found = content[starts[:, None] + np.arange(width)].reshape(len(starts), width)
+    return np.ascontiguousarray(found).view(kind).astype(np.int64)

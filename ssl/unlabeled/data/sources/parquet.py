@@ -1,0 +1,154 @@
+"""Encoded images in parquet files, as Hugging Face data sets store them."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.source import CorruptImage, Splits
+from unlabeled.data.sources.columns import (
+    ColumnData,
+    class_indices,
+    count_classes,
+    image_bytes,
+    join_files,
+    require_columns,
+    require_labels_below,
+    require_same_split,
+    row_name,
+)
+from unlabeled.data.sources.files import match_files, one_line
+from unlabeled.data.sources.rowgroups import Blocks, RowGroups, encoded_bytes
+from unlabeled.errors import UserError
+
+MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
+
+
+class ParquetSource:
+    """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
+    are read by row groups; then an epoch's order goes by these ``blocks``."""
+
+    def __init__(self, table: "ColumnData", column: str, classes: list[str], image_size: int, square: bool) -> None:
+        self._table, self._column = table, column
+        self.labels = table.labels
+        self.classes = classes
+        self.image_size, self.square = image_size, square
+        self.blocks: Blocks | None = table.encoded.blocks if isinstance(table.encoded, RowGroups) else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def decode(self, index: int) -> Tensor:
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+
+    def encoded(self, index: int) -> bytes:
+        """The image as its row holds it; raises CorruptImage."""
+        try:
+            found = self._table.encoded[index]
+        except CorruptImage as error:
+            raise CorruptImage(f"{self.name(index)}: {error}") from error
+        data: bytes | None = found if isinstance(self._table.encoded, RowGroups) else found.as_py()
+        if data is None:
+            raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
+        return data
+
+    def files(self) -> list[str]:
+        return self._table.files
+
+    def within(self) -> str:
+        return self._column
+
+    def name(self, index: int) -> str:
+        return row_name(self._table, index)
+
+
+def parquet(
+    path: str,
+    train: str = "train.parquet",
+    test: str | None = "test.parquet",
+    image_size: int = 32,
+    square: bool = True,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    num_classes: int | None = None,
+) -> Splits:
+    """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
+
+    ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
+    field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
+    are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
+    continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`;
+    ``image_size`` is in pixels.
+
+    Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
+    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each once.
+
+    Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
+    """
+    check_image_size(image_size)
+    if test is not None and label_column is None:
+        raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
+    train_table = _read(path, train, "data.train", image_column, label_column)
+    classes = [] if label_column is None else count_classes(train_table, num_classes)
+    source, kept = (
+        ParquetSource(train_table, image_column, classes, image_size, square),
+        describe_size(image_size, square),
+    )
+    if test is None:
+        counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
+        return Splits(source, None, f"{counts}, {kept}")
+    test_table = _read(path, test, "data.test", image_column, label_column)
+    require_same_split(train_table, test_table)
+    require_labels_below(len(classes), test_table, "the classes of train")
+    held_out = ParquetSource(test_table, image_column, classes, image_size, square)
+    counts = f"{len(source):,} train and {len(held_out):,} test images"
+    return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
+
+
+def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
+    """One split's files; the columns of all are checked before the first image is read."""
+    names = match_files(path, pattern, key, "parquet")
+    files = [_open(name, key) for name in names]
+    for name, file in zip(names, files, strict=True):
+        require_columns(name, file.schema_arrow, image_column, label_column)
+    labels = [
+        np.full(file.metadata.num_rows, -1)
+        if label_column is None
+        else class_indices(name, _column(name, file, label_column))
+        for name, file in zip(names, files, strict=True)
+    ]
+    schemas, encoded = [file.schema_arrow for file in files], _encoded(names, files, image_column)
+    return join_files(names, labels, schemas, label_column, encoded, f"{key}={pattern}")
+
+
+def _encoded(names: list[str], files: list[Any], column: str) -> Any:
+    """The encoded images of all files: in memory, or to be read by row groups."""
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    metadata = [file.metadata for file in files]
+    if encoded_bytes(metadata, column) <= MEMORY:
+        parts = (image_bytes(_column(name, file, column)) for name, file in zip(names, files, strict=True))
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.large_binary())
+    nested = [kinds.is_struct(file.schema_arrow.field(column).type) for file in files]
+    return RowGroups(names, metadata, [f"{column}.bytes" if each else column for each in nested], image_bytes)
+
+
+def _open(name: str, key: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(name)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name} is not a parquet file, or cut short ({one_line(error)}): change {key}") from error
+
+
+def _column(name: str, file: Any, column: str) -> Any:
+    import pyarrow as pa
+
+    try:
+        return file.read(columns=[column]).column(column)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: column {column} cannot be read ({one_line(error)}): fetch data.path again") from error

@@ -1,0 +1,192 @@
+"""Tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: read by index, in any order."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.source import Splits
+from unlabeled.data.sources.columns import MAX_CLASSES
+from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, one_line, open_file, shorten_list
+from unlabeled.data.sources.folder import readable_extensions
+from unlabeled.data.sources.index import Index, IndexNote, load_or_build
+from unlabeled.data.sources.records import RecordSource, labels_of
+from unlabeled.data.sources.tar import DamagedTar, TarMember, members
+from unlabeled.errors import UserError
+
+
+@dataclass
+class _Scanned:
+    """What one shard holds: a row an image."""
+
+    rows: np.ndarray  # int64 [n, 3]: offset, size, label
+    names: list[bytes]
+    problems: list[str]
+
+
+def shards(
+    path: str,
+    train: str = "train*.tar",
+    test: str | None = None,
+    image_size: int = 256,
+    labels: str = "cls",
+    square: bool = False,
+    num_classes: int | None = None,
+    index: str | None = None,
+) -> Splits:
+    """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
+
+    A record is the members of one KEY (the name up to its file name's first dot); its image is the first member whose
+    extension Pillow reads. Labels are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field
+    in ``KEY.json``, ``none`` nowhere; a record without it is unlabelled. Class names are their numbers, up to the
+    greatest label of train or ``num_classes``. Images are whole or ``square``, see
+    :func:`unlabeled.data.decode.to_rgb`.
+
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.sources.index.load_or_build`. Shards that are
+    cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+
+    Raises UserError for missing shards, no images, and labels that are no class numbers.
+    """
+    check_image_size(image_size)
+    if labels not in ("cls", "none") and not (labels.startswith("json:") and len(labels) > 5):
+        raise UserError(f"data.labels={labels} is not known: give cls, json:FIELD or none")
+    if test is not None and labels == "none":
+        raise UserError("data.labels=none leaves nothing to test with: give data.test=null too")
+    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
+        raise UserError(f"data.num_classes={num_classes} is not a number of classes: give 1..{MAX_CLASSES}, or null")
+    found = match_files(path, train, "data.train", "tar")
+    held_out = [] if test is None else match_files(path, test, "data.test", "tar")
+    if shared := set(found) & set(held_out):
+        raise UserError(f"{min(shared)} is matched by data.train and by data.test: tests need images not trained on")
+    listed = _listed(found, labels, index, f"data.train={train}")
+    greatest = int(labels_of(listed).max())
+    classes = [str(label) for label in range(num_classes or greatest + 1)]
+    source = _source(listed, classes, image_size, square)
+    kind = f"{_count(classes)}, {describe_size(image_size, square)}"
+    if test is None:
+        counts = f"{len(source):,} images in {len(found):,} shards from {path}, no test split"
+        return Splits(source, None, f"{counts}, {kind}", _problems(listed))
+    other = _listed(held_out, labels, index, f"data.test={test}")
+    counts = (
+        f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
+    )
+    tests = _source(other, classes, image_size, square)
+    return Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other))
+
+
+def _source(listed: Index, classes: list[str], image_size: int, square: bool) -> RecordSource:
+    labels = labels_of(listed)
+    source = RecordSource(listed, labels, classes, image_size, square)
+    wrong = (labels >= len(classes)).nonzero().flatten().tolist()
+    if wrong:
+        label = int(labels[wrong[0]])
+        raise UserError(
+            f"{source.name(wrong[0])}: label {label} is outside 0..{len(classes) - 1}, the classes of train or"
+            f" data.num_classes; mend the shard, or give data.num_classes={label + 1} or more"
+        )
+    return source
+
+
+def _problems(listed: Index) -> list[str]:
+    problems: list[str] = listed.note["problems"]
+    for problem in problems:
+        print(f"shards: {problem}")
+    return problems
+
+
+def _listed(paths: list[str], labels: str, place: str | None, key: str) -> Index:
+    try:
+        files = file_stamps(paths)
+    except OSError as error:
+        raise UserError(f"{key}: a shard cannot be read ({one_line(error)}); mend it or leave it out") from error
+    wanted: IndexNote = {"of": f"{len(paths)} shards, {os.path.dirname(paths[0])}", "paths": paths, "labels": labels}
+    far = any(map(is_url, paths))
+    listed = load_or_build(
+        wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, labels), always=far
+    )
+    if not len(listed):
+        reason = f": {listed.note['problems'][0]}" if listed.note["problems"] else ""
+        raise UserError(f"{key}: no image in {shorten_list(paths)}{reason}; give shards with members like KEY.jpg")
+    return listed
+
+
+def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
+    """All shards once from beginning to end, of local ones the headers alone."""
+    paths = [file[0] for file in files]
+    if len(paths) > 1 or is_url(paths[0]):
+        print(f"listing the images of {len(paths):,} shards, once: {shorten_list(paths[:1])} …")
+    parts = map_paths(lambda path: _scan_shard(path, labels), paths)
+    rows = np.concatenate([part.rows for part in parts])
+    columns: dict[str, np.ndarray | list[bytes]] = {
+        "file": np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts]),
+        "offset": rows[:, 0],
+        "size": rows[:, 1],
+        "label": rows[:, 2],
+        "name": [name for part in parts for name in part.names],
+    }
+    return columns, {"files": files, "problems": [problem for part in parts for problem in part.problems]}
+
+
+def _scan_shard(path: str, labels: str) -> _Scanned:
+    """The image of each record, in the shard's order, with the label that stands before or behind it."""
+    extensions, problems = {extension.encode() for extension in readable_extensions()}, list[str]()
+    rows: list[list[int]] = []
+    names, key, image, label = list[bytes](), (b"", b""), True, -1
+    for member, content in _members(path, problems, labels):
+        folder, _, name = member.name.rpartition(b"/")
+        stem, _, extension = name.partition(b".")
+        if key != (folder, stem):
+            key, image, label = (folder, stem), False, -1
+        if content is not None:
+            label = _label(content, labels, f"{path}/{os.fsdecode(member.name)}")
+            if image:
+                rows[-1][2] = label
+        elif not image and b"." + extension.lower() in extensions:
+            image = True
+            rows.append([member.offset, member.size, label])
+            names.append(member.name)
+    return _Scanned(np.array(rows, np.int64).reshape(-1, 3), names, problems)
+
+
+def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[TarMember, bytes | None]]:
+    """Whole members, with the content of those that hold a label; what ends them too early is a problem."""
+    suffix = {"cls": b".cls", "none": None}.get(labels, b".json")
+    with open_file(path) as file:
+        length, count = file.seek(0, os.SEEK_END), 0
+        try:
+            for count, member in enumerate(members(file, length), 1):  # noqa: B007
+                read = suffix is not None and member.name.endswith(suffix)
+                yield member, _content(file, member) if read else None
+        except DamagedTar as error:
+            file.seek(0)
+            packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+            problem = "compressed, unpack it first" if packed else str(error)
+            problems.append(f"{path}: {problem}; {count:,} whole members are used")
+
+
+def _content(file: IO[bytes], member: TarMember) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _label(content: bytes, labels: str, name: str) -> int:
+    """The class number in a member; -1 where its field is not there, or null."""
+    try:
+        value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
+        label = -1 if value is None else int(value)
+        if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
+            raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{name}: no class number ({one_line(error)}): mend it, or give data.labels=none, or the field that holds "
+            "it"
+        ) from error
+    return label
+
+
+def _count(classes: list[str]) -> str:
+    return f"{len(classes)} classes" if classes else "no labels"

@@ -1,0 +1,5 @@
+"""What several processes do together; the collectives are importable from here."""
+
+from unlabeled.distributed.collectives import gather, gather_rows, local_only, maximum, mean, rank, total, world_size
+
+__all__ = ["gather", "gather_rows", "local_only", "maximum", "mean", "rank", "total", "world_size"]

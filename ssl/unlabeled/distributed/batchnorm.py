@@ -1,0 +1,121 @@
+"""BatchNorm whose numbers do not depend on the number of processes: over all of a batch, or over parts of it."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unlabeled.distributed import collectives
+from unlabeled.errors import UserError
+
+
+class SplitBatchNorm(nn.Module):
+    """A BatchNorm2d that takes the statistics of each part of the batch apart.
+
+    As ``SplitBatchNorm`` of facebookresearch/moco's CIFAR demo: normalises every part by itself and moves the running
+    statistics once per batch, by the mean over the parts. The parts are consecutive images, as on as many GPUs. In
+    evaluation it is the BatchNorm2d. It is no subclass of it, so that ``sync_batchnorm`` does not undo it.
+
+    Args:
+        norm: the layer whose tensors it takes over, under their names.
+        splits: parts of the global batch; a multiple of the number of processes.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, splits: int) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer)
+        self.momentum, self.eps, self.splits = cast(float, norm.momentum), norm.eps, splits
+
+    def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
+        if not self.training:
+            return self._normalise(images, self.running_mean, self.running_var)
+        parts = images.chunk(self.splits // collectives.world_size())
+        running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
+        normalised = [self._normalise(part, *statistics) for part, statistics in zip(parts, running, strict=True)]
+        self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
+        self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
+        self.num_batches_tracked.add_(1)
+        return torch.cat(normalised)
+
+    def _normalise(self, images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return F.batch_norm(images, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+def split_batchnorm(network: nn.Module, splits: int) -> None:
+    """Replace every BatchNorm2d below ``network``, in place; names in its state dict stay.
+
+    Raises:
+        UserError: there is none, or a BatchNorm of another kind.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    other = {type(norm).__name__ for norm in norms} - {"BatchNorm2d"}
+    if not norms or other:
+        found = f"{', '.join(sorted(other))} in it" if other else "no BatchNorm in it"
+        raise UserError(f"objective.bn_splits={splits}: the backbone has {found}; give objective.bn_splits=1")
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, SplitBatchNorm(child, splits))
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all processes, on any device; torch's SyncBatchNorm needs GPUs.
+
+    Values, gradients and running statistics are those of one process with the joined batch. Statistics are float32
+    (float64 stays float64). In evaluation it is the layer it replaced.
+
+    Args:
+        norm: the layer whose tensors it takes over, under their names.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, False, norm.track_running_stats)
+        self.weight, self.bias, self.affine = norm.weight, norm.bias, norm.affine
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer)
+        self.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions behind the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, ...]; B is the same on every process
+        if not self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            mean, variance, rows = self._statistics(exact)
+            self._follow(mean.detach(), variance.detach(), rows)
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            scale = (variance + self.eps).rsqrt()
+            normalised = (exact - mean.view(shape)) * scale.view(shape)
+            if self.weight is not None:
+                normalised = normalised * self.weight.view(shape)
+            if self.bias is not None:
+                normalised = normalised + self.bias.view(shape)
+        return normalised.to(x.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Mean and biased variance of each channel over all processes, and how many values they are of."""
+        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        means, variances = collectives.gather(torch.stack([mean, variance])[None]).unbind(1)  # [processes, C] each
+        mean = means.mean(0)
+        return mean, variances.mean(0) + (means - mean).square().mean(0), x.numel() // len(mean) * len(means)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_((variance * (rows / (rows - 1))).to(self.running_var.dtype), step)

@@ -1,0 +1,189 @@
+"""Before data is touched: are all processes there, do they run the same thing, and can they add up numbers?"""
+
+import atexit
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from unlabeled.distributed.rendezvous import RendezvousInfo, is_reachable, open_store, wait_and_compare
+from unlabeled.distributed.watchdog import Watchdog, end_children_at_exit
+from unlabeled.errors import UserError
+
+ELEMENTS = 3_000_000  # 12 MB as float32: the gradient of a small network
+NETWORK = "try GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME with the right network interface, and NCCL_DEBUG=INFO"
+MAY_DIFFER = ("num_workers",)  # of the configuration: changes nothing that processes must agree about
+
+
+def cluster_environment() -> list[ClusterEnvironment]:
+    """Slurm, where srun has started this process; empty where Lightning finds out by itself.
+
+    Lightning's own way with Slurm would put the job back into the queue from a checkpoint that is not ours.
+
+    Raises:
+        UserError: for what Lightning refuses with another error and the same advice.
+    """
+    if dist.is_torchelastic_launched() or not SLURMEnvironment.detect():
+        return []
+    processes = int(os.environ["SLURM_NTASKS"])
+    if processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun started {processes} processes by --ntasks: give --nodes and --ntasks-per-node instead")
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def check_process_count(trainer: pl.Trainer) -> None:
+    """Raise UserError where torchrun or srun has started another number of processes than the trainer counts with."""
+    started = _started_outside()
+    if started is None:
+        return
+    by, processes, machines = started
+    if processes != trainer.world_size or (machines is not None and machines != trainer.num_nodes):
+        machines = machines or trainer.num_nodes
+        remedy = f"trainer.devices={processes // machines}"
+        remedy += f" trainer.num_nodes={machines}" if machines != trainer.num_nodes else ""
+        raise UserError(f"{by} started {processes} processes, the trainer has {trainer.world_size}: give {remedy}")
+
+
+def _started_outside() -> tuple[str, int, int | None] | None:
+    """By what, how many processes, and on how many machines if that is known."""
+    environment = os.environ
+    if dist.is_torchelastic_launched():
+        processes = int(environment["WORLD_SIZE"])
+        return "torchrun", processes, processes // int(environment["LOCAL_WORLD_SIZE"])
+    if SLURMEnvironment.detect():
+        machines = environment.get("SLURM_NNODES")
+        return "srun", int(environment["SLURM_NTASKS"]), int(machines) if machines else None
+    return None
+
+
+def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str, Any]:
+    """What must be equal on all processes.
+
+    Args:
+        config: resolved, plain values.
+        checkpoint: that the run goes on from, if it exists.
+        images: in the training split, as this process sees it.
+    """
+    facts = {
+        "config": {key: value for key, value in config.items() if key not in MAY_DIFFER},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": version("pytorch-lightning"),
+        "code": code_hash(Path(__file__).parents[1]),
+        "bytes of checkpoints/last": checkpoint.stat().st_size if checkpoint.exists() else None,
+        "training images": images,
+    }
+    return dict(json.loads(json.dumps(facts)))  # as it comes out of a message
+
+
+def code_hash(package: Path) -> str:
+    """Of all source files of a package, their places and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout: float, checkpoint: Path) -> None:
+    """Start the other processes if nobody has, wait for them, compare, connect. Nothing with a single process.
+
+    With ``trainer.devices`` alone Lightning starts them by running this command again; each comes to this line by
+    itself. From here on the end of one is the end of all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
+
+    Args:
+        trainer: knows how many there are.
+        facts: of :func:`run_facts`.
+        patience: for each to come here, and for the first message, seconds.
+        timeout: of whatever they wait for each other for during the run, seconds.
+        checkpoint: what a message about the end points to.
+
+    Raises:
+        UserError: see :func:`unlabeled.distributed.rendezvous.wait_and_compare`; or no message gets through.
+    """
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
+        return  # the last is a notebook's
+    assert isinstance(strategy, DDPStrategy | ModelParallelStrategy)
+    environment = strategy.cluster_environment
+    assert environment is not None
+    children = _start_others(strategy.launcher, environment)
+    place = RendezvousInfo(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
+    store = open_store(place, patience)
+    hosts = wait_and_compare(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
+    together = Watchdog(
+        place.rank, place.processes, children, open_store(place, patience), lambda: is_reachable(place), checkpoint
+    )
+    together.watch()
+    _open(store, place, strategy.root_device, timeout)
+    together.catch()
+    seconds = time_all_reduce(strategy.root_device, patience)
+    if place.rank == 0:
+        machines = f"{len(set(hosts))} machine{'s' if len(set(hosts)) > 1 else ''}"
+        size = f"{ELEMENTS * 4 / 1e6:.0f} MB"
+        print(f"{place.processes} processes on {machines}, all-reduce {size} in {seconds * 1e3:.0f} ms", flush=True)
+
+
+def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subprocess.Popen[bytes]"]:
+    """Of this machine; none where somebody has started this process as well. They end with it."""
+    if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
+        return []
+    launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
+    end_children_at_exit(launcher.procs)
+    return launcher.procs
+
+
+def _open(store: Store, place: RendezvousInfo, device: torch.device, timeout: float) -> None:
+    """What Lightning would do later on, with its own timeout."""
+    store.set_timeout(timedelta(seconds=timeout))
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=PrefixStore("processes", store),
+        rank=place.rank,
+        world_size=place.processes,
+        timeout=timedelta(seconds=timeout),
+        device_id=device if cuda else None,
+    )
+    if cuda:
+        atexit.register(_close)
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def time_all_reduce(device: torch.device, patience: float) -> float:
+    """Seconds of the second of two sums over all processes, which must be right.
+
+    Raises:
+        UserError: they found each other, and do not get messages through.
+    """
+    seconds = 0.0
+    for _ in range(2):
+        values = torch.full((ELEMENTS,), 1.0, device=device)
+        started = time.perf_counter()
+        try:
+            dist.all_reduce(values, async_op=True).wait(timedelta(seconds=patience))
+            wrong = float(values[-1]) != dist.get_world_size()
+        except RuntimeError as error:
+            raise UserError(f"all processes are there, but an all-reduce fails: {error}; {NETWORK}") from None
+        if wrong:
+            raise UserError(f"an all-reduce of ones over {dist.get_world_size()} processes gives {float(values[-1])}")
+        seconds = time.perf_counter() - started
+    return seconds

@@ -1,0 +1,53 @@
+"""Several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; nothing of the runs is changed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlabeled.evaluation.comparison.evaluated_run import read_evaluated_run
+from unlabeled.evaluation.predictions import read_predictions
+from unlabeled.evaluation.probe import Score
+from unlabeled.evaluation.probes.ensembles import ensemble_of_reports
+from unlabeled.evaluation.statistics import accuracy_interval
+
+SHOWN = ("nll", "brier", "ece", "auroc_mutual_information")
+
+
+def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
+    """Average the probabilities of separate runs, protocol by protocol, and write ``ensemble.md``; returns its text.
+
+    Args:
+        runs: two or more folders of runs or reports, judged on the same test images.
+        folder: made where it does not exist; None: ``outputs/ensemble-RUN-RUN…``.
+
+    Raises:
+        UserError: as :func:`ensemble_of_reports`.
+    """
+    judged = [read_evaluated_run(Path(run)) for run in runs]
+    scores = ensemble_of_reports([each.report for each in judged])
+    images = len(read_predictions(judged[0].report).labels)
+    names = [each.name for each in judged]
+    lines = [_line(score, images) for score in scores]
+    notes = dict.fromkeys(note for score in scores for note in score.notes)
+    text = "\n".join(
+        [
+            f"# Ensemble of {', '.join(names)}",
+            "",
+            f"Mean probabilities of {len(names)} runs on the same {images:,} test images. {' '.join(notes)}",
+            "",
+            f"| protocol | mean of the runs, % | ensemble, % | 95 % interval | {' | '.join(SHOWN)} |",
+            f"| --- |{' ---: |' * (3 + len(SHOWN))}",
+            *lines,
+            "",
+        ]
+    )
+    path = Path(folder or f"outputs/ensemble-{'-'.join(names)}") / "ensemble.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return f"{text}\nthis is in {path}"
+
+
+def _line(score: Score, images: int) -> str:
+    low, high = accuracy_interval(round(score.top1 * images / 100), images)
+    values = [f"{score.metrics[name]:.4f}" if name in score.metrics else "–" for name in SHOWN]
+    cells = [score.protocol, f"{score.metrics['member_top1']:.2f}", f"{score.top1:.2f}", f"{low:.2f} to {high:.2f}"]
+    return f"| {' | '.join([*cells, *values])} |"

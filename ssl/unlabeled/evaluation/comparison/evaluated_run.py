@@ -1,0 +1,118 @@
+"""Reads what evaluations have left: the rows, their provenance, and the configuration of the run that was judged."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from unlabeled.core.run_config import FREE_KEYS, read_yaml
+from unlabeled.evaluation.evaluate_probes import TENSORS, Row
+
+STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
+DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
+# What a report says of the transform, and where it stands in the configuration of a run.
+TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}
+TRANSFORM |= {"mean": "mean", "std": "std"}
+
+
+@dataclass
+class EvaluatedRun:
+    """A run's folder, or a report's, and what stands in it; ``problem`` says why nothing does."""
+
+    folder: Path  # as it was given
+    report: Path  # folder of results.json
+    config: dict[str, Any] = field(default_factory=dict)  # resolved, of the training run; empty where it is unknown
+    rows: list[Row] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the run: its folder's."""
+        folder = self.folder.resolve()
+        return folder.parent.name if folder == self.report.resolve() and folder.name == "report" else folder.name
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training run."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    def data(self) -> dict[str, Any]:
+        """What was looked at; numbers on other data are not comparable."""
+        known = self.provenance.get("data")
+        return {key: known.get(key) if isinstance(known, dict) else None for key in DATA}
+
+    def transform(self) -> dict[str, Any]:
+        """How an image was seen: pixels, crop, interpolation, mean and std; the run's where the report does not say."""
+        said = self.provenance.get("views")
+        views = self.config.get("views")
+        return said if isinstance(said, dict) else {key: (views or {}).get(name) for key, name in TRANSFORM.items()}
+
+
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's numbers, but for chance: its configuration without the seed, names and ``FREE_KEYS``."""
+    without = {"seed", "name", "run_dir", *FREE_KEYS}
+    return {key: value for key, value in config.items() if key not in without}
+
+
+def config_value(config: Mapping[str, Any], key: str) -> Any:
+    """What stands below a dotted key; None where there is no such key."""
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run or of a report."""
+    return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
+
+
+def read_evaluated_run(folder: Path) -> EvaluatedRun:
+    """Of the folder of a run or of a report. Never raises: what is missing or damaged is its ``problem``."""
+    report = folder if (folder / "results.json").exists() else folder / "report"
+    beside = folder.resolve().parent if folder.resolve().name == "report" else folder
+    found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
+    try:
+        results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+        found.rows = [_row(row) for row in results["rows"]]
+        found.provenance = dict(results["provenance"])
+    except FileNotFoundError:
+        found.problem = _missing(folder)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        found.rows = []
+        found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
+    told = found.provenance.get("run_config")
+    found.config = told if isinstance(told, dict) else found.config
+    return found
+
+
+def _row(stored: Mapping[str, Any]) -> Row:
+    """A report of a later version may hold more keys than are known here."""
+    row = Row(**{key: value for key, value in stored.items() if key in STORED})
+    row.top1 = math.nan if row.top1 is None else float(row.top1)  # JSON has no NaN: the probe has failed
+    row.interval = None if row.interval is None else (float(row.interval[0]), float(row.interval[1]))
+    return row
+
+
+def _missing(folder: Path) -> str:
+    if not folder.exists():
+        return "no such folder"
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return f"not judged yet; {_command(folder)}"
+    return "no report and no checkpoint: the run has not come to one"
+
+
+def _command(folder: Path) -> str:
+    return f"python eval_linear.py run={folder} writes its report"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        content = read_yaml(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,198 @@
+"""A table of many runs, and how it looks as Markdown, CSV or LaTeX."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from unlabeled.evaluation.statistics import Interval
+
+MISSING, FAILED = "–", "✗"
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MISSING: "--"}
+LATEX |= {FAILED: r"$\times$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "…": r"\dots{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+TIDY = ["run", "seeds", "protocol", "top1", "deviation", "low", "high", "state", "data", "test_labels_sha256"]
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """What numbers must share to stand below each other; all but the protocol as JSON."""
+
+    protocol: str
+    data: str  # what tells it from others
+    transform: str
+    described: str = field(compare=False)  # the data, for people
+
+
+@dataclass
+class TableCell:
+    """A number; ``None`` where the probe failed."""
+
+    mean: float | None
+    deviation: float | None = None  # over seeds, of the sample
+    n: int = 1  # seeds
+    interval: Interval | None = None  # of 95 %: one run's over test images, several seeds' over seeds
+
+
+@dataclass
+class TableLine:
+    """Runs of one configuration, or a baseline."""
+
+    name: str
+    seeds: int
+    cells: dict[TableColumn, TableCell] = field(default_factory=dict)
+    broken: int = 0  # further runs of it, of which nothing can be read
+    baseline: bool = False
+
+
+@dataclass
+class ComparisonTable:
+    """Lines, all their columns, and what must be said below."""
+
+    lines: list[TableLine]
+    columns: list[TableColumn]
+    notes: list[str]
+
+
+def as_markdown(table: ComparisonTable) -> str:
+    """A line per configuration, a column per protocol; the highest of a column is bold; what must be said below."""
+    titles, legend = _titles(table.columns)
+    body = [[line.name, _seeds(line), *_texts(line, table, "**{}**")] for line in table.lines]
+    lines = [["top-1, %", "seeds", *titles], ["---", "---:", *["---:"] * len(titles)], *body]
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    below = [f"- {sentence}" for sentence in [*legend, *_reading(table), *table.notes]]
+    return "\n".join([*rows, "", *below]) + "\n"
+
+
+def as_latex(table: ComparisonTable) -> str:
+    """The same as a tabular of booktabs, all text escaped."""
+    titles, legend = _titles(table.columns)
+    lines = [[line.name, _seeds(line), *_texts(line, table, "{}")] for line in table.lines]
+    best = _best(table)
+    body = [[escape_latex(cell) for cell in line] for line in lines]
+    for number, line in enumerate(table.lines):
+        for place, column in enumerate(table.columns, 2):
+            if line.name == best.get(column):
+                body[number][place] = rf"\textbf{{{body[number][place]}}}"
+    head = " & ".join(map(escape_latex, ["top-1, %", "seeds", *titles]))
+    rows = ["  " + " & ".join(line) + r" \\" for line in body]
+    below = [escape_latex(sentence) + r"\\" for sentence in [*legend, *_reading(table), *table.notes]]
+    start = ["% \\usepackage{booktabs}", rf"\begin{{tabular}}{{lr{'r' * len(titles)}}}", r"  \toprule"]
+    end = [r"  \bottomrule", r"\end{tabular}", r"\par\smallskip{\footnotesize\noindent", *below, "}"]
+    return "\n".join([*start, f"  {head} \\\\", r"  \midrule", *rows, *end]) + "\n"
+
+
+def as_csv(table: ComparisonTable) -> str:
+    """A line per number, unrounded; empty where there is none. ``state``: measured, not measured or failed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*TIDY, "transform"])
+    for line in table.lines:
+        for column in table.columns:
+            cell, data = line.cells.get(column), json.loads(column.described)
+            low, high = cell.interval if cell and cell.interval else (None, None)
+            numbers = [cell.mean, cell.deviation, low, high] if cell else [None] * 4
+            known = [data.get("description"), data.get("test_labels_sha256"), column.transform]
+            seeds = cell.n if cell and cell.mean is not None else 0
+            writer.writerow([line.name, seeds, column.protocol, *numbers, _state(line, cell), *known])
+    return text.getvalue()
+
+
+FORMATS: dict[str, Callable[[ComparisonTable], str]] = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+
+
+def escape_latex(text: str) -> str:
+    """With every character that LaTeX would read as a command escaped."""
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def _titles(columns: list[TableColumn]) -> tuple[list[str], list[str]]:
+    """Of the columns, marked by a letter where not all are of one data set and transform; and what the letters mean."""
+    kinds = {(column.data, column.transform): column for column in reversed(columns)}
+    kinds = dict(reversed(kinds.items()))
+    if len(kinds) == 1:
+        return [column.protocol for column in columns], [f"{_described(columns[0])}."]
+    letters = {kind: f"({_letter(number)})" for number, kind in enumerate(kinds)}
+    titles = [f"{column.protocol} {letters[column.data, column.transform]}" for column in columns]
+    return titles, [f"{letters[kind]} {_described(column)}." for kind, column in kinds.items()]
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else str(number + 1)
+
+
+def _described(column: TableColumn) -> str:
+    known, seen = json.loads(column.described), json.loads(column.transform)
+    names = {"test_labels_sha256": "test labels", "test_fingerprint": "test images"}
+    hashes = [f"{name} {known[key][:8]}" for key, name in names.items() if known.get(key)]
+    how = ", ".join(f"{key} {_short(value)}" for key, value in seen.items() if value is not None)
+    parts = [known.get("description") or "unknown data", *hashes, f"seen with {how or 'an unknown transform'}"]
+    return "; ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, list) else str(value)
+
+
+def _seeds(line: TableLine) -> str:
+    if line.baseline and line.seeds == 1:
+        return MISSING
+    return " + ".join([str(line.seeds)] * (line.seeds > 0) + [f"{line.broken} {FAILED}"] * (line.broken > 0))
+
+
+def _texts(line: TableLine, table: ComparisonTable, bold: str) -> list[str]:
+    best = _best(table)
+    texts = []
+    for column in table.columns:
+        text = _text(line, line.cells.get(column))
+        texts.append(bold.format(text) if best.get(column) == line.name else text)
+    return texts
+
+
+def _text(line: TableLine, cell: TableCell | None) -> str:
+    if cell is None or cell.mean is None:
+        return FAILED if _state(line, cell) == "failed" else MISSING
+    if cell.deviation is not None:
+        return f"{cell.mean:.2f} ± {cell.deviation:.2f}" + (f" (n = {cell.n})" if cell.n != line.seeds else "")
+    between = f" ({cell.interval[0]:.2f} to {cell.interval[1]:.2f})" if cell.interval else ""
+    return f"{cell.mean:.2f}{between}" + (f" (n = {cell.n})" if cell.n != line.seeds else "")
+
+
+def _state(line: TableLine, cell: TableCell | None) -> str:
+    if cell is None:
+        return "failed" if line.broken and not line.seeds else "not measured"
+    return "failed" if cell.mean is None else "measured"
+
+
+def _best(table: ComparisonTable) -> dict[TableColumn, str]:
+    """The name of the line with a column's highest number, of two or more; baselines are not bold."""
+    best = {}
+    for column in table.columns:
+        cells = [(line.name, line.cells.get(column)) for line in table.lines if not line.baseline]
+        means = {name: cell.mean for name, cell in cells if cell is not None and cell.mean is not None}
+        if len(means) > 1:
+            best[column] = max(means, key=lambda name: means[name])
+    return best
+
+
+def _reading(table: ComparisonTable) -> list[str]:
+    cells = [cell for line in table.lines for cell in line.cells.values() if cell.mean is not None]
+    sentences = []
+    if any(cell.interval and cell.deviation is None for cell in cells):
+        sentences.append("One run: its interval of 95 %, over test images, and draws of labels where there are some.")
+    if any(cell.deviation is not None for cell in cells):
+        sentences.append("Several seeds: mean ± deviation of the sample.")
+    if _best(table):
+        sentences.append(
+            "Bold is the highest of a column. Numbers within each other's intervals or deviations do not differ; "
+            "eval_linear.py compare=[RUN_A,RUN_B] tests it."
+        )
+    texts = {_text(line, line.cells.get(column)) for line in table.lines for column in table.columns}
+    if MISSING in texts:
+        sentences.append(f"{MISSING}: not measured.")
+    if FAILED in texts or any(line.broken for line in table.lines):
+        sentences.append(f"{FAILED}: failed, damaged or not judged; why stands below.")
+    return sentences

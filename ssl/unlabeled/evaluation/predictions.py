@@ -1,0 +1,114 @@
+"""The class that each row of a report gives each test image, kept so that runs can be compared image by image.
+
+``predictions.safetensors`` holds ``labels`` and ``ids`` of the test images, int64 [N], and for each row
+``{features}|{protocol}``, int32 [N]; ``log_probabilities|{features}|{protocol}``, float16 [N, C], where there are some.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.features import top1
+from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_interval
+
+NAME = "predictions.safetensors"
+LOG_PROBABILITIES = "log_probabilities"
+MOST_BYTES = 64 * 2**20  # of all log-probabilities: ten rows of 10,000 images and 300 classes, none of ImageNet's
+Key = tuple[str, str]  # features, protocol
+
+
+@dataclass
+class Predictions:
+    """What ``predictions.safetensors`` holds."""
+
+    labels: Tensor  # int64 [N]
+    ids: Tensor  # int64 [N]
+    classes: Mapping[Key, Tensor]  # int64 [N], of each row by its features and protocol
+    log_probabilities: Mapping[Key, Tensor]  # float32 [N, C], exact to three digits
+
+
+def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Tensor) -> Path:
+    """Write the predictions of all rows that have some; all or nothing, a kill while writing leaves the old file.
+
+    ``labels``, ``ids``: int64 [N] of the test images, in the order of ``Row.predictions``. Log-probabilities are left
+    out from the row on with which they would take more than 64 MiB. Raises ValueError where two rows have the same
+    features and protocol, or a row's predictions are not N.
+    """
+    from safetensors.torch import save
+
+    tensors = {"labels": labels.cpu().long().contiguous(), "ids": ids.cpu().long().contiguous()}
+    room = MOST_BYTES
+    for row in rows:
+        if row.predictions is None:
+            continue
+        key = f"{row.features}|{row.protocol}"
+        if key in tensors:
+            raise ValueError(f"two rows are {key}: a protocol's name must say what makes numbers differ")
+        if len(row.predictions) != len(labels):
+            raise ValueError(f"{key}: {len(row.predictions)} predictions of {len(labels)} test images")
+        tensors[key] = row.predictions.cpu().int().contiguous()
+        if row.log_probabilities is not None:
+            room -= 2 * row.log_probabilities.numel()
+            if room >= 0:
+                tensors[f"{LOG_PROBABILITIES}|{key}"] = row.log_probabilities.cpu().half().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{NAME}.tmp"
+    unfinished.write_bytes(save(tensors))  # save_file lets nobody else read it
+    os.replace(unfinished, folder / NAME)
+    return folder / NAME
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Of a report's folder.
+
+    Raises:
+        UserError: there are none, or the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; judge that run again with eval_linear.py, which writes it")
+    try:
+        tensors = load_file(path)
+        labels, ids = tensors.pop("labels"), tensors.pop("ids")
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); judge that run again with eval_linear.py") from error
+    names = [name for name in tensors if not name.startswith(f"{LOG_PROBABILITIES}|")]
+    found = {_key(name): tensors[name].long() for name in names}
+    logs = {_key(name): tensors.get(f"{LOG_PROBABILITIES}|{name}") for name in names}
+    return Predictions(labels, ids, found, {key: each.float() for key, each in logs.items() if each is not None})
+
+
+def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:
+    """Fill ``Row.interval`` in place, from the row's predictions, or from its draws where ``top1`` is their mean.
+
+    ``labels`` int64 [N] of the test images. A row whose predictions do not give its ``top1`` gets a note, and no
+    interval.
+    """
+    n = len(labels)
+    for row in rows:
+        if row.draws:
+            row.interval = draws_interval(row.draws, n)
+        elif row.predictions is not None:
+            found = top1(row.predictions.cpu(), labels.cpu())
+            if abs(found - row.top1) > 1e-3:
+                row.notes.append(f"The predictions kept give {found:.2f} %: the probe does not return what it counts.")
+            else:
+                row.interval = accuracy_interval(round(found * n / 100), n)
+
+
+def count_interval(row: Row, n: int) -> Interval:
+    """From the row's numbers alone, for a report that holds no interval; ``n`` test images."""
+    return draws_interval(row.draws, n) if row.draws else accuracy_interval(round(row.top1 * n / 100), n)
+
+
+def _key(name: str) -> Key:
+    features, _, protocol = name.partition("|")
+    return features, protocol

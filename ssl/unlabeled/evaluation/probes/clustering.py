@@ -1,0 +1,117 @@
+"""Classes found without a label: k-means on the features, its clusters named afterwards."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, from_numpy
+from torch.nn.functional import normalize
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Features, top1
+from unlabeled.evaluation.probe import Score, with_kind
+from unlabeled.evaluation.probes.linear import standardise, unseen_class_notes
+
+Counts = npt.NDArray[np.int64]
+SCALES = ("l2", "standardised")
+
+
+class KMeans:
+    """The probe: Lloyd's k-means on train features without their labels; a test image belongs to the nearest centre.
+
+    Each cluster gets a class by the train images in it: one to one by the Hungarian method (Kuhn 1955) where there are
+    at most as many clusters as classes, else each the class of most of its images. Labels name clusters, they do not
+    make them.
+
+    Args:
+        clusters: their number; None for as many as there are classes among the train images.
+        scale: ``l2``, rows of length 1, or ``standardised``, columns of mean 0 and deviation 1 over train.
+        restarts: k-means++ starts, of which the one of least inertia is kept.
+        max_iter: Lloyd steps of one start.
+        seed: of the starts.
+        features: the kind to cluster (``Backbone.kinds``).
+    """
+
+    def __init__(
+        self, clusters: int | None, scale: str, restarts: int, max_iter: int, seed: int, features: str = "last"
+    ) -> None:
+        if clusters is not None and clusters < 2:
+            raise UserError(f"probe.kmeans.clusters={clusters}: must be at least 2, or null for the number of classes")
+        if scale not in SCALES:
+            raise UserError(f"probe.kmeans.scale={scale}: allowed are {' and '.join(SCALES)}")
+        for name, value in (("restarts", restarts), ("max_iter", max_iter)):
+            if value < 1:
+                raise UserError(f"probe.kmeans.{name}={value}: must be at least 1")
+        self.clusters, self.scale = clusters, scale
+        self.restarts, self.max_iter, self.seed = restarts, max_iter, seed
+        self.needs, self.kinds = clusters or 2, (features,)
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
+        """One Score; ``nmi`` and ``ari`` in its metrics compare clusters and classes of test, whatever they are called.
+
+        ``matched_on_test_top1`` names the clusters by the test labels instead, as IIC and SCAN publish it: an upper
+        bound, to compare with theirs.
+        """
+        from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+        train, test = (each.of(self.kinds[0]) for each in (train, test))
+        k = self.clusters or int((train.labels.bincount() > 0).sum())
+        of_train, of_test, notes = self._assign(train.x, test.x, k)
+        classes = count_classes_per_cluster(of_train, train.labels, k, num_classes)
+        named, how = name_clusters(classes)
+        predictions = from_numpy(named)[of_test].to(test.labels.device)
+        labels = test.labels.cpu()
+        on_test, _ = name_clusters(count_classes_per_cluster(of_test, labels, k, num_classes))
+        metrics = {
+            "nmi": float(normalized_mutual_info_score(labels, of_test)),
+            "ari": float(adjusted_rand_score(labels, of_test)),
+            "matched_on_test_top1": top1(from_numpy(on_test)[of_test], labels),
+        }
+        notes += unseen_class_notes(int((classes.sum(axis=0) > 0).sum()), num_classes)
+        chosen: dict[str, Any] = {"chosen_on": "nothing", "restarts": self.restarts, "seed": self.seed}
+        protocol = with_kind(f"kmeans/{self.scale}/k={k}/{how}-on-train", self.kinds[0])
+        return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
+
+    def _assign(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Cluster of each train and test image, int64 on the CPU."""
+        from sklearn.cluster import KMeans as Lloyd
+        from sklearn.exceptions import ConvergenceWarning
+
+        if k > len(train):
+            raise UserError(f"probe.kmeans.clusters={k}: there are only {len(train)} train images")
+        x, queries = (part.float().cpu().numpy() for part in self._scaled(train, test))
+        model = Lloyd(k, n_init=self.restarts, max_iter=self.max_iter, random_state=self.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said in a note instead
+            of_train = model.fit_predict(x)
+        used, notes = len(np.unique(of_train)), []
+        if used < k:
+            notes.append(f"Only {used} of {k} clusters have a train image: the features have collapsed.")
+        return from_numpy(of_train).long(), from_numpy(model.predict(queries)).long(), notes
+
+    def _scaled(self, train: Tensor, test: Tensor) -> list[Tensor]:
+        return [normalize(train), normalize(test)] if self.scale == "l2" else standardise(train, test)
+
+
+def count_classes_per_cluster(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:
+    """Images of each class in each cluster, [k, num_classes]."""
+    table = (clusters.cpu() * num_classes + labels.cpu()).bincount(minlength=k * num_classes)
+    return table.view(k, num_classes).numpy()
+
+
+def name_clusters(images: Counts) -> tuple[Counts, str]:
+    """A class for each cluster [k] from ``images`` [k, C], and the word for how: ``hungarian`` or ``majority``.
+
+    Classes without an image are never given. Hungarian: the assignment, no class twice, under which most images are
+    right. Majority where clusters outnumber the classes: each for itself, the first class among equals.
+    """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    seen = images.sum(axis=0).nonzero()[0]
+    if len(images) > len(seen):
+        return seen[images[:, seen].argmax(axis=1)], "majority"
+    rows, columns = linear_sum_assignment(images[:, seen], maximize=True)
+    named = np.empty(len(images), dtype=np.int64)
+    named[rows] = seen[columns]
+    return named, "hungarian"

@@ -1,0 +1,97 @@
+"""The weighted k-NN probe (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+
+import torch
+from torch import Tensor
+
+from unlabeled import distributed
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Features, top1
+from unlabeled.evaluation.knn import check_temperature, neighbours, sharded_neighbours, sum_votes
+from unlabeled.evaluation.probe import Score
+from unlabeled.evaluation.probes.linear import unseen_class_notes
+
+VOTES = 2**20  # sums of weights held at a time
+
+
+class KNN:
+    """The probe: neighbours vote with a weight, one score for each k. It has no parameters.
+
+    ``distance``: ``cosine``, the similarity s is that of normalised features; ``euclidean``, s = −|q − b|².
+    ``weights``: ``exp``, of exp(s/temperature), with the squared distance those of neighbourhood component analysis
+    (Goldberger et al. 2004); ``uniform``, where ``temperature`` is None. ``features``: the kind. ``shared``: all
+    processes of torch.distributed make the same call and search a part of the bank each.
+    """
+
+    def __init__(
+        self,
+        k: list[int],
+        temperature: float | None,
+        distance: str = "cosine",
+        weights: str = "exp",
+        features: str = "last",
+        shared: bool = False,
+    ) -> None:
+        if not k or min(k) < 1:
+            raise UserError(f"probe.knn.k is {k}; it needs one or more whole numbers of at least 1")
+        _one_of("distance", distance, DISTANCES)
+        _one_of("weights", weights, WEIGHTS)
+        check_temperature(temperature, weights)
+        self.k, self.temperature = sorted(set(k)), temperature
+        self.distance, self.weights = distance, weights
+        self.needs, self.kinds = self.k[-1], (features,)
+        self.shared = shared
+
+    def protocol(self, k: int) -> str:
+        """The name under which a score of this probe is reported."""
+        temperature = "" if self.temperature is None else f"/T={self.temperature:g}"
+        kind = "" if self.kinds == ("last",) else f"/features={self.kinds[0]}"
+        return f"knn/{self.distance}-{self.weights}/k={k}{temperature}{kind}"
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
+        """One Score per k; the features may have any length. Classes without a train image are never predicted."""
+        bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
+        similarity, index = self._neighbours(queries, bank)
+        labels = train.labels[index]
+        notes = unseen_class_notes(len(torch.unique(train.labels)), num_classes)
+        scores = []
+        for k in self.k:  # the nearest k are the first k of the nearest max(k)
+            predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
+            score = top1(predictions, test.labels)
+            scores.append(
+                Score(self.protocol(k), score, {"chosen_on": "nothing"}, list(notes), predictions, log_probabilities)
+            )
+        return scores
+
+    def _neighbours(self, queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.shared:
+            return neighbours(queries, bank, self.k[-1], distance=self.distance)
+        processes, own = distributed.world_size(), distributed.rank()
+        first, last = (len(bank) * number // processes for number in (own, own + 1))
+        return sharded_neighbours(queries, bank[first:last], first, self.k[-1], distance=self.distance)
+
+    def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Class int64 [Q] of most votes, the first among equals, and the log of each class's share of them [Q, C]."""
+        predictions, log_shares = [], torch.empty(len(labels), num_classes, device=labels.device)
+        rows = max(1, VOTES // num_classes)
+        parts = (torch.split(part, rows) for part in (similarity, labels, log_shares))
+        for near, label, log_share in zip(*parts, strict=True):
+            votes = sum_votes(self._weigh(near.double()), label, num_classes)
+            predictions.append(votes.argmax(dim=1))
+            log_share.copy_(votes.div_(votes.sum(dim=1, keepdim=True)).log_())
+        return torch.cat(predictions), log_shares
+
+    def _weigh(self, similarity: Tensor) -> Tensor:
+        if self.temperature is None:
+            return torch.ones_like(similarity)
+        # relative to the nearest, which weighs 1: nothing overflows, and far features do not all weigh 0
+        return ((similarity - similarity[:, :1]) / self.temperature).exp()
+
+
+DISTANCES = ("cosine", "euclidean")
+
+WEIGHTS = ("exp", "uniform")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"probe.knn.{key} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,150 @@
+"""All runs below a folder: found wherever they lie, and handed out as they change."""
+
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from unlabeled.health.dashboard.dashboard_run import MARKS, DashboardRun
+from unlabeled.health.dashboard.documents import is_outside
+
+# Of a run, and never runs themselves; wandb's own folders hold a config.yaml each
+BELOW_RUNS = {"checkpoints", "faults", "pictures", "preview", "report", "wandb"}
+MOST_FOLDERS = 20_000  # looked into: enough for any outputs/, and an end for who gives / by mistake
+SPARE = 20  # times as long as a search took pass until the next: a slow disk is searched a twentieth of the time
+SERVED = {".html", ".png", ".jpg", ".svg"}  # files of a run that a browser may ask for
+
+
+def find_runs(root: Path) -> tuple[list[Path], list[str]]:
+    """Folders of runs at any depth, and what was not looked into.
+
+    Args:
+        root: resolved. Links to folders are not followed.
+    """
+    found: list[Path] = []
+    notes: list[str] = []
+    waiting, looked = [root], 0
+    while waiting:
+        folder = waiting.pop()
+        if (looked := looked + 1) > MOST_FOLDERS:
+            notes.append(f"only {MOST_FOLDERS:,} folders were looked into")
+            break
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            notes.append(f"{printable_path(folder, root)} cannot be read: {error.strerror}")
+            continue
+        is_run = any(entry.name in MARKS for entry in entries)
+        found += [folder] if is_run else []
+        for entry in entries:
+            if entry.name.startswith(".") or (is_run and entry.name in BELOW_RUNS):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+            elif entry.is_symlink() and entry.is_dir() and is_outside(Path(entry.path), root):
+                notes.append(
+                    f"{printable_path(Path(entry.path), root)} is a link that leads out of this folder: not followed"
+                )
+    return found, notes
+
+
+def printable_path(path: Path, root: Path) -> str:
+    """A path below ``root`` as text that any page can show."""
+    return os.fsencode(path.relative_to(root)).decode(errors="replace")
+
+
+class RunListing:
+    """What the server hands out; safe to ask from several threads.
+
+    Args:
+        root: the folder below which runs are looked for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.runs: dict[str, DashboardRun] = {}  # by address: the path below the root, quoted
+        self.notes: list[str] = []
+        self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were handed out last
+        self._version, self._session = 0, secrets.token_hex(4)
+        self._next_search = 0.0
+        self._lock = threading.Lock()
+
+    def changes(self, since: str) -> dict[str, Any]:
+        """All runs by address, and the content of those that changed.
+
+        Args:
+            since: ``token`` of an earlier answer; anything else gets the content of all runs.
+        """
+        with self._lock:
+            self._search()
+            now = time.time()
+            for address, run in self.runs.items():
+                self._note(address, _overview(run, now))
+            session, _, version = since.partition("-")
+            known = int(version[:18]) if session == self._session and version.isdecimal() else -1
+            return {
+                "token": f"{self._session}-{self._version}",
+                "now": now,
+                "folder": os.fsencode(self.root).decode(errors="replace"),
+                "notes": self.notes,
+                "addresses": list(self.runs),
+                "runs": {address: content for address, (when, content) in self._last.items() if when > known},
+            }
+
+    def detail(self, address: str) -> dict[str, Any] | None:
+        """Everything of one run; None: there is none at this address."""
+        with self._lock:
+            run = self.runs.get(address)
+            if run is None:
+                self._next_search = 0.0
+                self._search()
+                run = self.runs.get(address)
+            if run is None:
+                return None
+            return {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
+
+    def file(self, quoted: str) -> Path | None:
+        """A file below the root that may be served; None for any other, whether it is there or not."""
+        parts = os.fsdecode(unquote_to_bytes(quoted)).split("/")
+        if any(part in ("", ".", "..") or part.startswith(".") or "\0" in part for part in parts):
+            return None
+        try:
+            path = self.root.joinpath(*parts).resolve(strict=True)
+        except (OSError, RuntimeError):
+            return None
+        allowed = path.is_relative_to(self.root) and path.is_file() and path.suffix in SERVED
+        return path if allowed else None
+
+    def _search(self) -> None:
+        begun = time.monotonic()
+        if begun < self._next_search:
+            return
+        found, self.notes = find_runs(self.root)
+        addresses = {quote_from_bytes(os.fsencode(folder.relative_to(self.root))): folder for folder in found}
+        self.runs = {a: self.runs.get(a) or DashboardRun(folder, self.root) for a, folder in addresses.items()}
+        self._last = {address: kept for address, kept in self._last.items() if address in self.runs}
+        self._next_search = time.monotonic() + SPARE * (time.monotonic() - begun)
+
+    def _note(self, address: str, content: dict[str, Any]) -> None:
+        content["name"] = printable_path(self.runs[address].folder, self.root)
+        if address not in self._last or self._last[address][1] != content:
+            self._version += 1
+            self._last[address] = (self._version, content)
+
+
+def _overview(run: DashboardRun, now: float) -> dict[str, Any]:
+    """Of any folder, however damaged: one that nobody thought of must not hide the others."""
+    try:
+        return run.overview(now)
+    except Exception as error:
+        return {"state": "damaged", "problems": [f"it cannot be read: {type(error).__name__}: {error}"[:300]]}
+
+
+def _detail(run: DashboardRun) -> dict[str, Any]:
+    try:
+        return run.detail()
+    except Exception as error:
+        return {"trouble": f"its curves and files cannot be read: {type(error).__name__}: {error}"[:300]}

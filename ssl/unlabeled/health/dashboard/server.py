@@ -1,0 +1,148 @@
+"""The page over HTTP, for this machine's own browsers: nothing is written, and nothing outside of one folder is read.
+
+A page of the web can make a browser ask 127.0.0.1, but not read the answers: no header lets it, and names that somebody
+points at 127.0.0.1 (DNS rebinding) are refused by the Host header.
+"""
+
+import json
+import shutil
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from unlabeled.errors import UserError
+from unlabeled.health.dashboard.listing import RunListing
+from unlabeled.health.dashboard.page import ICON, POLICY, SCRIPTS, page
+
+ADDRESS, PORT, TRIED = "127.0.0.1", 8765, 20  # ports from the first on that are tried where none is given
+NAMES = {"127.0.0.1", "localhost"}  # any port of them: ssh -L may bring us to another one
+# A report is a page of its own, and may be anybody's: it gets no script, no network, no origin
+FOREIGN = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one listing.
+
+    Args:
+        listing: what is served.
+        port: to listen at; None: the first free one of a few; 0: any free one.
+
+    Raises:
+        UserError: the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, listing: RunListing, port: int | None) -> None:
+        self.listing = listing
+        ports = range(PORT, PORT + TRIED) if port is None else [port]
+        for each in ports:
+            try:
+                super().__init__((ADDRESS, each), Handler)
+                return
+            except OSError as error:
+                refused = error
+        named = f"--port {port}" if port is not None else f"ports {PORT} to {PORT + TRIED - 1}"
+        raise UserError(f"{named}: cannot be listened at ({refused.strerror}); give --port with another number")
+
+    @property
+    def url(self) -> str:
+        return f"http://{ADDRESS}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds until an idle connection is closed
+    wbufsize = -1  # head and body leave together: apart, the second waits 40 ms for the first to be acknowledged
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "").rpartition(":")[0] not in NAMES and self.headers.get("Host") not in NAMES:
+            self._send_text(HTTPStatus.FORBIDDEN, "this server answers to 127.0.0.1 and localhost alone")
+            return
+        path, _, query = self.path.partition("?")
+        if path == "/":
+            self._send(page(), "text/html; charset=utf-8", POLICY)
+        elif path in SCRIPTS:
+            self._send(SCRIPTS[path].read_bytes(), "text/javascript; charset=utf-8")
+        elif path == "/favicon.ico":
+            self._send(ICON, "image/svg+xml")
+        elif path == "/api/runs":
+            self._send_json(self.server.listing.changes(query.removeprefix("since=")))
+        elif path == "/api/run":
+            self._send_json(self.server.listing.detail(query.removeprefix("of=")))
+        elif path.startswith("/files/"):
+            self._send_file(self.server.listing.file(path.removeprefix("/files/")))
+        else:
+            self._send_json(None)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self.close_connection = True  # what it sends is not read
+        self._send_text(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD alone", {"Allow": "GET, HEAD"})
+
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST
+
+    def _send_json(self, content: dict[str, Any] | None) -> None:
+        if content is None:
+            self._send_text(HTTPStatus.NOT_FOUND, "there is no such page, run or file")
+        else:
+            self._send(json.dumps(content, allow_nan=False, separators=(",", ":")).encode(), "application/json")
+
+    def _send_text(self, status: HTTPStatus, text: str, headers: dict[str, str] | None = None) -> None:
+        self._send(f"{text}\n".encode(), "text/plain; charset=utf-8", status=status, headers=headers)
+
+    def _send_file(self, path: Path | None) -> None:
+        if path is None:
+            self._send_json(None)
+            return
+        with path.open("rb") as file:
+            self._head(HTTPStatus.OK, path.stat().st_size, TYPES[path.suffix], FOREIGN)
+            if self.command == "GET":
+                shutil.copyfileobj(file, self.wfile)
+
+    def _send(
+        self,
+        body: bytes,
+        kind: str,
+        policy: str = "default-src 'none'",
+        status: HTTPStatus = HTTPStatus.OK,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._head(status, len(body), kind, policy, headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _head(
+        self, status: HTTPStatus, length: int, kind: str, policy: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        always = {
+            "Content-Type": kind,
+            "Content-Length": str(length),
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
+        for name, value in {**always, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def version_string(self) -> str:
+        return "unlabeled"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the terminal is for the address."""

@@ -1,0 +1,79 @@
+"""A part of the report that shows something besides the table: the same thing for the page and for Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unlabeled.pages.html import inline_thumbnail
+from unlabeled.pages.plots import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+THUMBNAIL = 112  # pixels: an image of 224 is then 4 kB of the page
+
+
+@dataclass(frozen=True)
+class Section:
+    """Title and words are plain text; ``html`` and ``markdown`` show the same."""
+
+    title: str
+    words: str
+    html: str
+    markdown: str
+    wide: bool = False  # takes the whole width of a large screen
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image with what stands below it."""
+
+    pixels: Tensor  # float [3, h, w] in [0, 1]
+    lines: Sequence[str]
+    right: bool | None = None  # marks it as right or wrong; None: neither
+
+
+def plot_section(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
+    """A section of one plot, which is also written to ``folder``/``name``.png."""
+    drawn = save_figure(figure, folder / f"{name}.png", title)
+    return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)", wide)
+
+
+def tile_html(shown: Tile) -> str:
+    """Its HTML. Right and wrong are told by a sign, and not by colour alone."""
+    kind = {True: " right", False: " wrong", None: ""}[shown.right]
+    sign = {True: "✓ ", False: "✗ ", None: ""}[shown.right]
+    pixels = thumbnail(shown.pixels, THUMBNAIL)
+    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # a browser smooths what it enlarges
+    lines = "".join(f"<span>{escape(line)}</span>" for line in [sign + shown.lines[0], *shown.lines[1:]])
+    picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_thumbnail(to_uint8(pixels))}">'
+    return f'<figure class="tile{kind}">{picture}<figcaption>{lines}</figcaption></figure>'
+
+
+def thumbnail(image: Tensor, longest: int) -> Tensor:
+    """An image float [3, h, w], its longer side at most ``longest`` pixels."""
+    factor = longest / max(image.shape[1:])
+    if factor >= 1:
+        return image
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Float in [0, 1] → uint8."""
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_columns(columns: dict[str, list[Tensor]], path: Path) -> None:
+    """Titled columns of images as one PNG, for Markdown."""
+    from unlabeled.pages.draw import draw_columns
+
+    draw_columns(
+        {name: torch.stack([thumbnail(image, THUMBNAIL) for image in images]) for name, images in columns.items()}
+    ).save(path)

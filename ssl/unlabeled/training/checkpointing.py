@@ -1,0 +1,159 @@
+"""When a run's state is written: every so often, at its end, and when somebody or the cluster wants it to stop."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+
+from unlabeled.errors import UserError
+from unlabeled.training.checkpoints import CheckpointFolder
+from unlabeled.training.loggers import JsonLines, TensorBoard, WeightsAndBiases
+from unlabeled.training.pretraining import Pretraining
+
+# Ctrl-C; the end of a job's time or its pre-emption; what Slurm's --signal=USR1@120 sends before that
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(BaseException):
+    """Training was stopped from outside, after its state was written; not an error.
+
+    Args:
+        number: of the signal, 0 where another process got it.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number or int(signal.SIGTERM)
+
+
+class Checkpointing(pl.Callback):
+    """Writes the state of a run.
+
+    A signal lets the step finish, so that weights, optimizer and counters belong to one step; then the state is
+    written and :class:`Interrupted` raised. A second Ctrl-C stops at once.
+
+    Args:
+        folder: where.
+        metrics: whose length goes into each state, so that a run that goes on repeats no line and misses none.
+        every_n_epochs: how often, besides the end of the run.
+        every_n_steps: as well; None: not by steps.
+        every_n_minutes: as well, at the end of the step that is going on then; None: not by the clock.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        metrics: JsonLines,
+        every_n_epochs: int,
+        every_n_steps: int | None,
+        every_n_minutes: float | None,
+    ) -> None:
+        self.folder, self.metrics = folder, metrics
+        self.every_n_epochs, self.every_n_steps, self.every_n_minutes = every_n_epochs, every_n_steps, every_n_minutes
+        self._signal = 0
+        self._before: dict[int, Any] = {}
+        self._written: int | None = None  # step of the state in last.ckpt
+        self._since = 0.0  # when the last state was written
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard | WeightsAndBiases):
+                logger.begin(trainer.global_step)
+        self._since = time.monotonic()
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        print(f"\n{signal.Signals(number).name}: finishing this step and writing a checkpoint{again}", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if pl_module.part:  # gradients are being accumulated
+            return
+        stop = _anywhere(trainer, self._signal != 0)
+        if stop or self._due(pl_module) or self._late(trainer):
+            self._save(trainer)
+            stop = _anywhere(trainer, self._signal != 0)  # it may have come while the state was written
+        if stop:
+            raise Interrupted(self._signal)
+
+    def _due(self, module: Pretraining) -> bool:
+        by_steps = self.every_n_steps is not None and module.global_step % self.every_n_steps == 0
+        return by_steps or module.is_due(self.every_n_epochs)
+
+    def _late(self, trainer: pl.Trainer) -> bool:
+        if self.every_n_minutes is None:
+            return False
+        return _anywhere(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if step == self._written:
+            return
+
+        def save(path: Path) -> None:
+            trainer.save_checkpoint(path, weights_only=False)
+
+        try:
+            self.folder.write(save, self._written, trainer.is_global_zero)
+        except (OSError, RuntimeError) as error:
+            kept = "none was written before" if self._written is None else f"that of step {self._written} is whole"
+            raise UserError(
+                f"{self.folder.folder}: the state of step {step} cannot be written ({error}); {kept}; make room and "
+                "give the same command again"
+            ) from error
+        self._written, self._since = step, time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what a kill would take from TensorBoard's queue, no later session writes again
+        checkpoint["metrics_bytes"] = self.metrics.sync() if trainer.is_global_zero else 0
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Drop the lines of steps that are taken again; open a run that had ended and has been made longer."""
+        assert isinstance(pl_module, Pretraining)
+        self._written = checkpoint["global_step"]
+        if self._written < pl_module.total_steps:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        if trainer.is_global_zero and "metrics_bytes" in checkpoint:
+            self.metrics.truncate(checkpoint["metrics_bytes"])
+
+
+def _anywhere(trainer: pl.Trainer, here: bool) -> bool:
+    """Whether it is so on any process: all must write a state, or stop, after the same step."""
+    if trainer.world_size == 1:
+        return here
+    return trainer.strategy.reduce_boolean_decision(here, all=False)
+
+
+def requeue(number: int) -> str | None:
+    """Ask Slurm to start this job again if the signal was SIGUSR1, and say what came of it; None outside of Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or number != signal.SIGUSR1:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip()
+        return f"job {job} could not be requeued ({reason}); submit it again"
+    return f"job {job} is requeued"

@@ -1,0 +1,70 @@
+"""The network by ``torch.compile``, part by part and in place. Losses, which gather and draw, stay as they are."""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from unlabeled.backbones.recomputation import is_recomputed
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone, Objective, Progress
+
+Mode = Literal["default", "reduce-overhead", "max-autotune"]
+GRAPHS = 64  # of one part of the network; beyond it torch goes on uncompiled, and 8, its default, are few for crops
+
+
+def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
+    """Compile backbone, heads and teachers of ``objective`` at their first call, a graph for each shape they then see.
+
+    ``nn.Module.compile`` leaves modules what they were: names in the state dict, copies and hooks around a part.
+    Random draws of dropout and stochastic depth are those without compiling. torch's SyncBatchNorm, of several GPUs,
+    parts a graph in two (pytorch/pytorch, issue 161302); ours, of CPUs, does not. Nothing is measured on a GPU yet.
+
+    Args:
+        objective: its children that have parameters are compiled.
+        mode: of ``torch.compile``.
+        device: where it will compute.
+        processes: of the run.
+        sharded: whether weights will be cut over them.
+
+    Raises:
+        UserError: what cannot be compiled, or not this way.
+    """
+    _check(objective, mode, device, processes, sharded)
+    import torch._dynamo.config
+    import torch._inductor
+
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    for part in _parts(objective):
+        part.compile(dynamic=False, options=options)
+    if mode != "default":
+        objective.register_forward_pre_hook(_begin_step)
+
+
+def _parts(objective: Objective) -> list[nn.Module]:
+    """What is called as a module. A ViT is not, where patches are masked (``tokens``), its own parts are."""
+    parts: list[nn.Module] = []
+    for child in objective.children():
+        parts += child.children() if isinstance(child, Backbone) and hasattr(child, "tokens") else [child]
+    return [part for part in parts if any(True for _ in part.parameters())]
+
+
+def _begin_step(objective: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """CUDA graphs may now write over what they gave out in the last step; not over gradients that are accumulated."""
+    progress: Progress = inputs[1]
+    if progress.part == 0:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
+def _check(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
+    if sharded:
+        raise UserError(f"compile={mode}: does not go with trainer.strategy=fsdp, give ddp or compile=null")
+    if mode != "default" and device.type == "cpu":
+        raise UserError(f"compile={mode}: is for GPUs, on a CPU give compile=default or null")
+    if mode != "default" and processes > 1:
+        raise UserError(f"compile={mode}: torch makes no CUDA graphs of BatchNorm under ddp, give compile=default")
+    if any(is_recomputed(module) and any(True for _ in module.buffers()) for module in objective.modules()):
+        raise UserError(
+            f"compile={mode}: BatchNorm cannot be recomputed in it, give backbone.gradient_checkpointing=false"
+        )

@@ -1,0 +1,78 @@
+"""``python train.py replay=FILE``: a step that was not taken, computed again on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import AUTOCAST
+from unlabeled.objective import Batch, Objective, Support
+from unlabeled.optimizers import OptimizerConfig
+from unlabeled.training.faults.diagnosis import NOWHERE, find_non_finite
+from unlabeled.training.faults.guard import NonFiniteGuard
+from unlabeled.training.pretraining import Pretraining
+from unlabeled.views.pipeline import Views
+
+
+class PretrainingAtStep(Pretraining):
+    """The module of a run as it was at one step on one process, without the trainer that it asks for both."""
+
+    at_step = at_rank = 0
+
+    @property
+    def global_step(self) -> int:
+        return self.at_step
+
+    @property
+    def global_rank(self) -> int:
+        return self.at_rank
+
+
+class Replay:
+    """Forward and backward of a step, in the precision of its run, by one process on the CPU.
+
+    Args:
+        record: see :func:`unlabeled.training.faults.record.write_record`.
+        views, objective, optimizer: as the run's; the objective is loaded here.
+
+    Raises:
+        UserError: a precision that a CPU has not.
+    """
+
+    def __init__(self, record: dict[str, Any], views: Views, objective: Objective, optimizer: OptimizerConfig) -> None:
+        self.record, self.precision = record, str(record["precision"])
+        if self.precision not in AUTOCAST:
+            raise UserError(f"replay: the run had trainer.precision={self.precision}; known are {', '.join(AUTOCAST)}")
+        objective.load_state_dict(record["state_dict"])
+        views.compiles = False  # it would take minutes, for one step
+        key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
+        steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
+        self.module = PretrainingAtStep(objective, views, optimizer, key["total"], *steps, key["seed"], 1, {}, nothing)
+        self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
+        self.module.part = progress["part"]
+        self.module.train()
+
+    def run(self) -> bool:
+        """Print what is found; whether there was anything that is not finite."""
+        print(self._heading())
+        dtype = AUTOCAST[self.precision]
+        found = find_non_finite(
+            self.module, self._batch(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+        )
+        print(f"then: {self.record['named']}")
+        print(f"now:  {found}")
+        if found.place == NOWHERE:
+            print("not reproduced: the fault lies in the GPU, in other processes' images, or was of that moment")
+        return found.place != NOWHERE
+
+    def _heading(self) -> str:
+        rank, processes = self.record["rank"], self.record["world_size"]
+        heading = f"step {self.module.global_step + 1} in {self.precision}"
+        if processes == 1:
+            return heading
+        return f"{heading}, the images of process {rank} of {processes} alone: what is compared with others differs"
+
+    def _batch(self) -> Batch:
+        support = self.record["support"]
+        return Batch(**self.record["batch"], support=None if support is None else Support(**support))

@@ -1,0 +1,70 @@
+"""k-NN while training: a number that says whether the features get better, before the run is over."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from unlabeled.data.module import DataModule
+from unlabeled.distributed import local_only
+from unlabeled.evaluation.features import Features, extract
+from unlabeled.evaluation.probes.knn import KNN
+from unlabeled.training.pretraining import Pretraining
+
+
+class OnlineKNN(pl.Callback):
+    """Every n epochs, classifies labelled training images by the others, with the backbone as it is.
+
+    Queries and bank are disjoint parts of the labelled training images, the same ones all along and in every run with
+    the same seed; the test split is never looked at. Images are seen as evaluation sees them. Logs
+    ``probe/knn_top1`` in per cent. The model, its BatchNorm statistics and the random state stay as they are.
+
+    Args:
+        every_n_epochs: how often; after the last epoch too.
+        queries: images that are classified; a tenth of the labelled ones where that is less.
+        bank: labelled images to compare with; all the others where that is less.
+        k: neighbours, cut down to the bank.
+        temperature: of the weights.
+        batch_size: images per forward pass.
+    """
+
+    def __init__(
+        self, every_n_epochs: int, queries: int, bank: int, k: int, temperature: float, batch_size: int
+    ) -> None:
+        self.every_n_epochs, self.k, self.temperature = every_n_epochs, k, temperature
+        self.num_queries, self.num_bank, self.batch_size = queries, bank, batch_size
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if not pl_module.is_due(self.every_n_epochs):
+            return
+        # Every process computes the same number: none waits for another, and none runs ahead.
+        top1 = self.measure(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
+        if top1 is not None:
+            pl_module.write({"probe/knn_top1": torch.tensor(top1, dtype=torch.float64)}, pl_module.global_step)
+
+    def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
+        """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""
+        queries, bank = self._parts(data.train.labels, module.seed)
+        if len(queries) < 2:
+            return None
+        probe = KNN([min(self.k, len(bank))], self.temperature)
+        num_classes = int(data.train.labels.max()) + 1
+        features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
+        with local_only():
+            return probe.fit_predict(features[0], features[1], num_classes)[0].top1
+
+    def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        labelled = (labels >= 0).nonzero().flatten()
+        shuffled = labelled[torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))]
+        queries = min(self.num_queries, len(labelled) // 10)
+        return shuffled[:queries], shuffled[queries : queries + self.num_bank]
+
+    def _extract(self, module: Pretraining, data: DataModule, positions: Tensor, device: torch.device) -> Features:
+        batches = data.batches(data.train, positions, self.batch_size)
+        return extract(
+            module.objective.backbone, batches, module.views.evaluation_view, device, module.trainer.precision
+        )

@@ -1,0 +1,189 @@
+"""Pictures of a run for the eye, in files and in the loggers: its views, and what its network makes of some images."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from unlabeled.data.module import DataModule
+from unlabeled.data.padding import batch_to_device
+from unlabeled.distributed.fsdp import FullySharded
+from unlabeled.errors import UserError
+from unlabeled.evaluation.features import Features, eval_mode, extract, full_float32
+from unlabeled.objective import Batch, Objective
+from unlabeled.pages.draw import draw_columns, shrink_images
+from unlabeled.pages.feature_map import draw_map
+from unlabeled.training.pretraining import Pretraining
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST_TILE = 160  # pixels of the longer side, in the pictures of a run
+MAPPED = 500  # images in the map; more hide each other
+NEAREST, PIXELS = 10, 128  # images of a prototype, and of each the most pixels of the longer side that are kept
+BATCH = 100  # images in a forward pass
+
+
+class Pictures(pl.Callback):
+    """Four pictures, each written to ``run_dir/pictures/NAME-step-N.png`` and handed to loggers that take pictures.
+
+    ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
+    same training images all along, seen as evaluation sees them, so that those of different epochs compare:
+    ``feature_map``; ``reconstructions``, where a method paints (``Objective.visualize``); ``prototypes``, where it has
+    some (``Objective.prototype_scores``), those that are nearest to most images with the images nearest to each.
+
+    The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
+    and the random state stay as they are.
+
+    Args:
+        every_n_epochs: how often; after the last epoch too. None: the views alone.
+        images: rows of all but the map, which has 500.
+        pool: images among which the nearest to a prototype are found.
+
+    Raises:
+        UserError: one of them is less than 1.
+    """
+
+    def __init__(self, every_n_epochs: int | None, images: int, pool: int) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "images": images, "pool": pool}.items():
+            if value is not None and value < 1:
+                raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
+        self.every_n_epochs, self.num_images, self.pool = every_n_epochs, images, pool
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if trainer.is_global_zero and pl_module.progress.batch == 0:
+            save_and_log(trainer, "views", draw_columns(self.views(pl_module, batch)))
+            if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
+                print("pictures: those of the views alone, with fsdp no process has the weights for the others")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if not trainer.is_global_zero or isinstance(trainer.strategy, FullySharded):
+            return
+        if self.every_n_epochs is None or not pl_module.is_due(self.every_n_epochs):
+            return
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        device = trainer.strategy.root_device
+        reconstructions = self.reconstructions(pl_module, data, device)
+        if reconstructions:
+            save_and_log(trainer, "reconstructions", draw_columns(reconstructions))
+        has_prototypes = type(pl_module.objective).prototype_scores is not Objective.prototype_scores
+        pixels, features = self.look(pl_module, data, device, self.pool if has_prototypes else MAPPED)
+        if not features.x.isfinite().all():
+            return  # a picture is no reason to stop; whoever is asked for numbers will say it
+        few = features.rows(torch.arange(len(features.x)) < MAPPED)
+        save_and_log(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
+        prototypes = nearest_images(pl_module.objective, features.x.to(device), pixels, self.num_images)
+        if prototypes is not None:
+            save_and_log(trainer, "prototypes", draw_columns(*prototypes))
+
+    def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
+        """Columns [N, 3, h, w] in [0, 1]: images of a batch that is about to be trained on, and their views."""
+        made = copy.copy(module.views)
+        made.compiles = False  # it would be compiled again for so few
+        rows = slice(self.num_images)
+        images, sizes = batch.images[rows], None if batch.sizes is None else batch.sizes[rows]
+        views = made(images, batch.ids[rows], module.view_key(batch), sizes=sizes)
+        columns = {"image": made.evaluation_view(images, sizes)} | {
+            f"view {n}": view for n, view in enumerate(views, 1)
+        }
+        return {name: _squared(made.to_pixels(column), made.size) for name, column in columns.items()}
+
+    @torch.no_grad()
+    def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
+        """Columns [N, 3, h, w] in [0, 1] of ``Objective.visualize``; none where the method paints nothing."""
+        for batch in data.batches(data.train, self._positions(module, data, self.num_images), self.num_images):
+            images, sizes = batch_to_device(batch, device)
+            view = module.views.evaluation_view(images, sizes)
+            seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
+            with eval_mode(module.objective), torch.autocast(device.type, enabled=False):
+                columns = module.objective.visualize(seen, module.seed)
+            return {
+                name: shrink_images(module.views.to_pixels(column), LARGEST_TILE) for name, column in columns.items()
+            }
+        return {}
+
+    def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
+        """So many images, small, uint8 [N, 3, h, w], and their features, on the CPU."""
+        pixels = []
+
+        def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
+            seen = module.views.evaluation_view(images, sizes)
+            pixels.append((shrink_images(module.views.to_pixels(seen), PIXELS) * 255).round().byte().cpu())
+            return seen
+
+        batches = data.batches(data.train, self._positions(module, data, count), BATCH)
+        precision = str(module.trainer.precision)
+        features = extract(module.objective.backbone, batches, plain, device, precision, check_finite=False)
+        return torch.cat(pixels), features
+
+    def _positions(self, module: Pretraining, data: DataModule, count: int) -> Tensor:
+        return torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(module.seed))[:count]
+
+
+@torch.no_grad()
+def nearest_images(
+    objective: Objective, x: Tensor, pixels: Tensor, rows: int
+) -> tuple[dict[str, Tensor], list[str]] | None:
+    """The prototypes that are nearest to most of some images, and the images that are nearest to each.
+
+    Args:
+        objective: stays as it is.
+        x: features of the images [N, num_features], on its device.
+        pixels: of the images uint8 [N, 3, h, w], on the CPU.
+        rows: how many prototypes, at most.
+
+    Returns:
+        Columns [rows, 3, h, w], from the nearest on, and a caption for each row; None where there are no prototypes.
+    """
+    with eval_mode(objective), full_float32(x.device):
+        scores = objective.prototype_scores(x)
+    if scores is None:
+        return None
+    scores = scores.float().cpu()
+    counts = scores.argmax(1).bincount(minlength=scores.shape[1])
+    chosen = counts.argsort(descending=True, stable=True)[:rows]
+    cosines, nearest = scores[:, chosen].topk(min(NEAREST, len(scores)), dim=0)  # [images, rows]
+    names = ["nearest", *(f"{number}." for number in range(2, NEAREST + 1))]
+    columns = {name: pixels[each].float() / 255 for name, each in zip(names, nearest, strict=False)}
+    captions = [
+        f"prototype {int(prototype)}\nnearest to {int(counts[prototype])}\nof {len(scores):,} images"
+        f"\ncosine {first:.2f} to {last:.2f}"
+        for prototype, first, last in zip(chosen, cosines[0].tolist(), cosines[-1].tolist(), strict=True)
+    ]
+    return columns, captions
+
+
+def _squared(images: Tensor, side: int) -> Tensor:
+    """[N, 3, h, w] as large as the largest views, pixels kept where they are enlarged; at most ``LARGEST_TILE``."""
+    side = min(side, LARGEST_TILE)
+    return torch.nn.functional.interpolate(shrink_images(images, side), (side, side), mode="nearest-exact")
+
+
+def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
+    """Write a picture to the run's folder and hand it to the loggers."""
+    folder = Path(trainer.default_root_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"{name}-step-{trainer.global_step:08d}.png")
+    log_picture(trainer.loggers, name, picture, trainer.global_step)
+
+
+def log_picture(loggers: Sequence[Any], name: str, picture: "Image", step: int) -> None:
+    """Hand it to the loggers that take pictures, Weights & Biases and TensorBoard, as ``pictures/NAME``."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"pictures/{name}", [picture], step)
+        if isinstance(logger, TensorBoardLogger):
+            import numpy as np
+
+            logger.experiment.add_image(f"pictures/{name}", np.asarray(picture), step, dataformats="HWC")

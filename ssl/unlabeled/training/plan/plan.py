@@ -1,0 +1,147 @@
+"""What a run will do, in numbers, known before its first step: ``run_dir/plan.json``."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unlabeled.core.writing import write_atomic
+from unlabeled.data.module import DataModule
+from unlabeled.objective import Check, Objective, Plan
+from unlabeled.training.plan.checks import check_schedule
+from unlabeled.training.plan.trial import TrialResult
+from unlabeled.training.pretraining import Pretraining
+
+SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step that is taken
+
+
+@dataclass(frozen=True)
+class PlanPart:
+    """Parameters of one part of a method."""
+
+    name: str
+    parameters: int
+    trained: int  # of them
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do.
+
+    ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
+    ``weight_decay`` and what ``Objective.scheduled_values`` names, with an entry for each of :data:`SHARES`.
+    """
+
+    batch_size: int  # over all processes
+    batch_size_per_process: int
+    accumulate: int
+    processes: int
+    steps: int
+    steps_per_epoch: int
+    epochs: float
+    images: int  # in the training split
+    device: str
+    precision: str
+    schedule: dict[str, list[float]]
+    parameters: list[PlanPart]
+    checks: list[Check]
+    step: int  # that the run goes on from
+    trial: TrialResult | None
+    not_tried: str | None  # why there is no trial
+    seconds_left: float | None  # without waiting for data, probes and checkpoints
+    ends: str | None  # local time, ISO 8601
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check has failed."""
+        return all(check.passed for check in self.checks)
+
+    def write(self, path: Path) -> None:
+        """As JSON; whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def make_plan(
+    module: Pretraining,
+    data: DataModule,
+    processes: int,
+    device: str,
+    precision: str,
+    step: int,
+    tried: TrialResult | str,
+) -> RunPlan:
+    """Put it together.
+
+    Args:
+        module, data: of the run; the length of the run is known.
+        processes, device, precision: that it is computed with.
+        step: that it goes on from.
+        tried: what was measured, or why nothing was.
+    """
+    train = data.splits.train
+    given = Plan(module.batch_size, processes, len(train), module.views.sizes(train.image_size))
+    schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
+    checks = check_schedule(module.optimizer_config, epochs, module.images_per_step, schedule)
+    checks += module.objective.plan_warnings(given) + module.views.plan_warnings(train.image_size)
+    trial, left = (tried, module.total_steps - step) if isinstance(tried, TrialResult) else (None, 0)
+    seconds = None if trial is None else left * trial.seconds_per_step
+    ends = None if seconds is None else datetime.now().astimezone() + timedelta(seconds=seconds)
+    return RunPlan(
+        batch_size=module.batch_size,
+        batch_size_per_process=module.batch_size // processes,
+        accumulate=module.accumulate,
+        processes=processes,
+        steps=module.total_steps,
+        steps_per_epoch=module.steps_per_epoch,
+        epochs=epochs,
+        images=len(data.train.labels),
+        device=device,
+        precision=precision,
+        schedule=schedule,
+        parameters=named_parts(module.objective),
+        checks=checks,
+        step=step,
+        trial=trial,
+        not_tried=tried if isinstance(tried, str) else None,
+        seconds_left=seconds,
+        ends=None if ends is None else ends.isoformat(timespec="seconds"),
+    )
+
+
+def make_schedule(module: Pretraining) -> dict[str, list[float]]:
+    """See :class:`RunPlan`."""
+    columns = [
+        scheduled_values_at(module, min(int(share * module.total_steps), module.total_steps - 1)) for share in SHARES
+    ]
+    return {"share": list(SHARES)} | {name: [column[name] for column in columns] for name in columns[0]}
+
+
+def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
+    """What the step after so many will use."""
+    progress = module.progress._replace(step=step, part=0)
+    own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
+    own["weight_decay"] = module.optimizer_config.weight_decay
+    return {"step": step} | own | module.objective.scheduled_values(progress)
+
+
+def named_parts(objective: Objective) -> list[PlanPart]:
+    """The children that have parameters, by their names."""
+    return [_part(name, child) for name, child in objective.named_children() if any(True for _ in child.parameters())]
+
+
+def _part(name: str, module: nn.Module) -> PlanPart:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return PlanPart(name, sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
+def read_trial(path: Path, of: str) -> TrialResult | None:
+    """What an earlier plan has measured of the same configuration on such a device, if there is one."""
+    try:
+        kept: dict[str, Any] | None = json.loads(path.read_text())["trial"]
+        return None if kept is None or kept["of"] != of else TrialResult(**kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no plan, or that of another version

@@ -1,0 +1,187 @@
+"""A few steps on a copy of the network, to know how long one takes and how much memory; the copy is thrown away."""
+
+import copy
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from unlabeled import distributed
+from unlabeled.errors import UserError
+from unlabeled.objective import Batch, Objective
+from unlabeled.training.faults.guard import NonFiniteGuard
+from unlabeled.training.faults.replay import PretrainingAtStep
+from unlabeled.training.faults.snapshot import Snapshot
+from unlabeled.training.pretraining import Pretraining
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What was measured."""
+
+    steps: int
+    first_step_seconds: float  # warms up
+    seconds_per_step: float  # mean of the others, of the slowest process
+    peak_memory_bytes: int | None  # of the largest process: on a GPU what torch had allocated, on a CPU all of it
+    of: str  # what it is true of: changes with configuration, device and number of processes
+
+
+class PretrainingOnCopy(PretrainingAtStep):
+    """The module with a copy of the network, and no trainer."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss; by this name, so that gradients can be averaged over processes."""
+        return self.output_of(batch).loss
+
+
+def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> TrialResult:
+    """Views, forward, backward and optimizer step, several times with one batch; all processes together.
+
+    Nothing of the run changes by it: weights, buffers, optimizer, random state, the order of samples.
+
+    Args:
+        trainer, module: of the run, on its device.
+        batch: a real one, without views.
+        step: that the run goes on from.
+        steps: how many, at least 2.
+        of: see :class:`TrialResult`.
+
+    Raises:
+        UserError: a step does not fit into memory, or the objective cannot be copied.
+    """
+    device = trainer.strategy.root_device
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if devices:
+                torch.cuda.reset_peak_memory_stats(device)
+            tried = _Steps(trainer, module, step)
+            seconds = [tried.take(batch) for _ in range(steps)]
+            memory = _peak_memory(trainer, module)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not _short_of_memory(error):
+            raise
+        raise UserError(_too_large(module, device, trainer.world_size)) from error
+    if devices:
+        del tried
+        torch.cuda.reset_peak_memory_stats(device)  # from here on they are the run's
+    worst = distributed.maximum(torch.tensor([seconds[0], sum(seconds[1:]) / (steps - 1), memory or 0.0]).to(device))
+    first, others, memory = worst.tolist()
+    return TrialResult(steps, round(first, 4), round(others, 4), int(memory) or None, of)
+
+
+class _Steps:
+    """Takes steps as a run does, without skipping bad ones and without Lightning."""
+
+    def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
+        self.module = PretrainingOnCopy(
+            _copy(module.objective),
+            module.views,
+            module.optimizer_config,
+            module.batch_size,
+            module.accumulate,
+            module.total_steps,
+            module.steps_per_epoch,
+            module.seed,
+            module.log_every_n_steps,
+            {},
+            NonFiniteGuard(module.faults.folder, 1),
+        )
+        self.module.at_step, self.module.at_rank = step, trainer.global_rank
+        self.optimizer = module.optimizer_config.build(self.module.objective, module.images_per_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.module.learning_rate
+        self.before = Snapshot(self.module.objective)
+        self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
+        self.network = _joined(self.module, trainer)
+
+    def take(self, batch: Batch) -> float:
+        """One step with ``batch`` as each of its parts; seconds."""
+        started = time.perf_counter()
+        self.before.keep()
+        for part in range(self.module.accumulate):
+            self.module.part = part
+            with self._exchanging():
+                with self.precision.train_step_context():
+                    loss = self.network(batch) / self.module.accumulate
+                loss.backward()
+        self.module.part = 0
+        self.module.objective.after_backward(self.module.progress)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.module.objective.after_step(self.module.progress)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started
+
+    def _exchanging(self) -> AbstractContextManager[None]:
+        """Gradients go to the other processes with the last part."""
+        last = self.module.part == self.module.accumulate - 1
+        return (
+            self.network.no_sync() if isinstance(self.network, DistributedDataParallel) and not last else nullcontext()
+        )
+
+
+def _copy(objective: Objective) -> Objective:
+    try:
+        return copy.deepcopy(objective)
+    except TypeError as error:  # of something that is no tensor
+        name = type(objective).__name__
+        raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
+
+
+def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
+    """With several processes gradients are averaged as in the run."""
+    if trainer.world_size == 1:
+        return module
+    assert isinstance(trainer.strategy, DDPStrategy)
+    devices = trainer.strategy.determine_ddp_device_ids()
+    joined = DistributedDataParallel(module, device_ids=devices)
+    joined.broadcast_buffers = (
+        False  # as AverageBatchNormStats has it in the run; the argument has another name in torch 2.15
+    )
+    return joined
+
+
+def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
+    """Without what was there twice: the network and, in a run that goes on, the state of its optimizer."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        states = [slot for slots in trainer.optimizers[0].state.values() for slot in slots.values()]
+        return torch.cuda.max_memory_allocated(device) - network_bytes(module) - _bytes(states)
+    if device.type != "cpu":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def network_bytes(module: Pretraining) -> int:
+    """Of weights and buffers: what a copy takes."""
+    return _bytes([*module.objective.parameters(), *module.objective.buffers()])
+
+
+def _bytes(values: list[Any]) -> int:
+    return sum(each.numel() * each.element_size() for each in values if isinstance(each, Tensor))
+
+
+def _short_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _too_large(module: Pretraining, device: torch.device, processes: int) -> str:
+    """With what there is and what to give."""
+    share = f"{module.batch_size // processes} images a process" if processes > 1 else f"{module.batch_size} images"
+    room = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB" if device.type == "cuda" else ""
+    return (
+        f"a step of {share} does not fit into the memory of {device}{room}, tried on a copy of the network: give a "
+        "smaller batch_size, with accumulate=… for as many images a step, or backbone.gradient_checkpointing=true; "
+        "plan.trial_steps=0 goes without a copy"
+    )

@@ -1,0 +1,77 @@
+"""One bar for the whole run: step, loss, learning rate, images per second and the time left."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unlabeled.training.pretraining import Pretraining
+
+
+class RunProgress(pl.callbacks.ProgressBar):
+    """A live bar on a terminal; a line per epoch where output goes to a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console()
+        self._bar: Progress | None = None
+        self._first = self._since = (0, 0.0)  # step and time of the first and of the last reading
+        self._line = ""
+
+    def disable(self) -> None:
+        """Lightning calls this on every process but the first."""
+        self.console = Console(quiet=True)
+
+    def enable(self) -> None:
+        self.console = Console()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Pretraining)
+        self._first = self._since = (trainer.global_step, time.monotonic())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        if self.console.is_terminal:
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.add_task("pretraining", total=pl_module.total_steps, completed=trainer.global_step)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Pretraining)
+        step = trainer.global_step
+        if pl_module.part:  # gradients are being accumulated
+            return
+        if step % pl_module.log_every_n_steps == 0:
+            self._line = self._numbers(pl_module, float(outputs["loss"]), step)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=self._line or "pretraining")
+        elif pl_module.is_due(every_n_epochs=1):
+            self.console.print(self._epoch_line(pl_module, step), highlight=False)
+
+    def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
+        last_step, last_time = self._since
+        self._since = (step, time.monotonic())
+        speed = (step - last_step) * module.images_per_step / (self._since[1] - last_time)
+        return f"loss {loss:.3f}  lr {module.learning_rate:.2e}  {speed:,.0f} images/s"
+
+    def _epoch_line(self, module: Pretraining, step: int) -> str:
+        first_step, first_time = self._first
+        left = (time.monotonic() - first_time) / (step - first_step) * (module.total_steps - step)
+        epoch = -(-step // module.steps_per_epoch)
+        return f"epoch {epoch}  step {step}/{module.total_steps}  {self._line}  {timedelta(seconds=round(left))} left"
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,86 @@
+"""A pretraining run, from its first step or from its checkpoint to the end, and what it writes down."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from unlabeled.core.run_config import write_config
+from unlabeled.data.module import DataModule
+from unlabeled.errors import UserError
+from unlabeled.training.checkpoints import CheckpointFolder
+from unlabeled.training.plan.callback import PlanCallback
+from unlabeled.training.pretraining import Pretraining
+
+DISJOINT = "none has the name of a test image (contents were not compared)"
+
+
+@dataclass
+class Run:
+    """What a pretraining run is made of."""
+
+    trainer: pl.Trainer
+    module: Pretraining
+    data: DataModule
+    checkpoints: CheckpointFolder  # where its state is kept
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest state."""
+        return self.checkpoints.newest
+
+    def fit(self, resolved: dict[str, Any]) -> None:
+        """Train to the end, from the checkpoint if there is one; record what is run."""
+        begun = self.checkpoints.find()
+        run_dir = self.checkpoints.folder.parent
+        self._check_labels(run_dir / "labels.txt", begun is not None)
+        if self.trainer.is_global_zero:
+            write_config(resolved, run_dir)
+            self._record_labels(run_dir / "labels.txt")
+            if begun is None:  # drop what a run left that never reached its first checkpoint
+                (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(resolved)
+        started = time.monotonic()
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
+        if self.trainer.is_global_zero and self.module.steps_taken:
+            self._write_summary(run_dir / "training.json", time.monotonic() - started)
+
+    def plan(self) -> bool:
+        """Print and save the plan, from where the run is, and leave all else as it is; whether its checks passed."""
+        begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
+        planning = next(each for each in callbacks if isinstance(each, PlanCallback))
+        planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
+        self.trainer.fit(self.module, datamodule=self.data)
+        return planning.passed
+
+    def _check_labels(self, path: Path, resumes: bool) -> None:
+        """The configuration names the list; what stands in it may have changed since the run was started."""
+        labels = self.data.labels
+        if labels is not None and resumes and path.exists() and path.read_text() != labels.text:
+            raise UserError(f"{path} is not the list of labelled images that objective.support now gives; put it back")
+
+    def _record_labels(self, path: Path) -> None:
+        if self.data.labels is not None:
+            path.write_text(self.data.labels.text)
+            print(f"{self.data.labels}; {DISJOINT}")
+
+    def _write_summary(self, path: Path, seconds: float) -> None:
+        """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
+        summary: dict[str, Any] = {
+            "steps_of_last_session": self.module.steps_taken,
+            "seconds_of_last_session": round(seconds, 1),
+            "images_per_second": round(self.module.steps_taken * self.module.images_per_step / seconds, 1),
+            "processes": self.trainer.world_size,
+            "precision": self.trainer.precision,
+            "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
+            "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
+            "collapsed_at": self.module.objective.collapsed_at(),
+        }
+        if self.data.labels is not None:
+            summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
+        path.write_text(json.dumps(summary, indent=2) + "\n")
