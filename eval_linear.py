@@ -7,6 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.commands.command_line import as_typed, read_command_line
 from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors
 from unlabeled.commands.importing import heavy_imports
 
@@ -15,8 +16,7 @@ CONF = Path(__file__).parent / "conf"
 
 def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
-    with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
-        check_keys(config, CONF / "eval_linear.yaml")
+    check_keys(config, CONF / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
         from unlabeled.evaluation.comparison.compare import compare
@@ -30,7 +30,7 @@ def judge(config: DictConfig, command: str) -> None:
         check_no_other_overrides("ensemble", "report_dir")
         print(ensemble(given["ensemble"], config.report_dir))
         return
-    with heavy_imports():
+    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
         from unlabeled.distributed.launch import process_group
         from unlabeled.evaluation.evaluate import evaluate
@@ -51,9 +51,10 @@ def judge(config: DictConfig, command: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval_linear")
 def main(config: DictConfig) -> None:
     with one_line_errors(CONF, "eval_linear"):
-        judge(config, " ".join(["python", *sys.argv]))
+        judge(config, as_typed("python", sys.argv[0]))
 
 
 if __name__ == "__main__":
     with one_line_errors(CONF, "eval_linear"):  # mistakes that Hydra finds before it calls main
+        read_command_line(CONF, "eval_linear")
         main()

@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from unlabeled.commands.command_line import as_typed, read_command_line
 from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors, open_run
 from unlabeled.commands.importing import heavy_imports
 
@@ -14,8 +15,8 @@ CONF = Path(__file__).parent / "conf"
 
 def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
-    with heavy_imports():  # so late that --help and a mistyped key are answered at once
-        check_keys(config, CONF / "train.yaml")
+    check_keys(config, CONF / "train.yaml")
+    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation
         from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
         from unlabeled.distributed import local_only
@@ -55,9 +56,10 @@ def train(config: DictConfig, command: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     with one_line_errors(CONF, "train"):
-        train(config, " ".join(["python", *sys.argv]))
+        train(config, as_typed("python", sys.argv[0]))
 
 
 if __name__ == "__main__":
     with one_line_errors(CONF, "train"):  # mistakes that Hydra finds before it calls main
+        read_command_line(CONF, "train")
         main()

@@ -75,6 +75,14 @@ class Plan(NamedTuple):
                 f"views: these make {len(self.views)} of an image, the objective takes {wanted}: give views=…"
             )
 
+    def needs_negatives(self) -> None:
+        """Raise UserError for a batch of one image: a contrast within the batch has nothing to contrast with."""
+        if self.batch_size < 2:
+            raise UserError(
+                f"batch_size={self.batch_size}: the other images of a batch are the negatives of this objective, and "
+                "there are none: give 2 at least"
+            )
+
 
 @dataclass(frozen=True)
 class Check:

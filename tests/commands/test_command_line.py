@@ -97,7 +97,7 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
         (["max_faults_in_a_row=0"], ["max_faults_in_a_row=0", "at least 1"]),
         (["replay=x.pt"], ["replay=…", "leave out name=x"]),
-        (["preview=0"], ["preview=0", "between 1 and batch_size=256"]),
+        (["preview=0"], ["preview=0", "at least 1"]),
         (["pictures.pool=0"], ["pictures.pool=0", "at least 1"]),
         (["preview=257"], ["preview=257", "batch_size=256"]),
         (["preview=true"], ["preview=True", "a whole number or null"]),

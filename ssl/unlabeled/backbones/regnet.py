@@ -8,13 +8,15 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from annotated_types import Interval
 from torch import Tensor, nn
 from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
 from unlabeled.backbones.recomputation import recompute
 from unlabeled.backbones.resnet import features_from_maps
+from unlabeled.core.ranges import Channels, Layers, NotNegative, SomeShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -48,12 +50,12 @@ class RegNetY(Backbone):
 
     def __init__(
         self,
-        depth: int,
-        w_0: int,
-        w_a: float,
-        w_m: float,
-        group_width: int,
-        se_ratio: float = 0.25,
+        depth: Layers,
+        w_0: Channels,
+        w_a: NotNegative,
+        w_m: Annotated[float, Interval(gt=1, le=100)],
+        group_width: Channels,
+        se_ratio: SomeShare = 0.25,
         rounding: Literal["nearest", "torchvision"] = "nearest",
         gradient_checkpointing: bool = False,
     ) -> None:

@@ -6,13 +6,15 @@ for every tensor, so that a checkpoint of the one loads in the other.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unlabeled.backbones.recomputation import recompute
+from unlabeled.core.ranges import Layers
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -45,8 +47,8 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        depth: int,
-        width: float,
+        depth: Layers,
+        width: Annotated[float, Interval(ge=1 / 64, le=64)],
         stem: Literal["imagenet", "cifar"],
         zero_init_residual: bool = False,
         gradient_checkpointing: bool = False,

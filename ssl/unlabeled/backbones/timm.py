@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlabeled.core.ranges import Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -26,7 +27,7 @@ class TimmBackbone(Backbone):
         UserError: timm has no such model, or the model takes no ``image_size`` or cannot be recomputed.
     """
 
-    def __init__(self, model: str, image_size: int | None = None, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, model: str, image_size: Pixels | None = None, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         import timm  # heavy: imported where it is used
 

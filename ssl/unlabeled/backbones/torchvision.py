@@ -5,6 +5,7 @@ import difflib
 import torchvision
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -24,7 +25,7 @@ class TorchvisionBackbone(Backbone):
         UserError: torchvision has no such model, the model takes no ``image_size``, or does not end in a linear layer.
     """
 
-    def __init__(self, model: str, image_size: int | None = None) -> None:
+    def __init__(self, model: str, image_size: Pixels | None = None) -> None:
         super().__init__()
         known = torchvision.models.list_models(torchvision.models)
         if model not in known:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.backbones.recomputation import recompute
+from unlabeled.core.ranges import Channels, Layers, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -48,11 +49,11 @@ class ViT(Backbone):
 
     def __init__(
         self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
+        image_size: Pixels,
+        patch_size: Pixels,
+        width: Channels,
+        depth: Layers,
+        heads: Channels,
         position: Position = "sincos",
         initialisation: Initialisation = "mae",
         pooling: Pooling = "cls",

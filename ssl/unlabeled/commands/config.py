@@ -1,15 +1,11 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
-import difflib
-import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pkgutil import resolve_name
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -21,7 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.keys import TYPES
+from unlabeled.commands.machine import check_machine
+from unlabeled.commands.signatures import parameters_of
+from unlabeled.commands.values import check_value
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
 
@@ -54,6 +55,7 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
         command: gets the composed configuration, and the same as plain values.
     """
     with one_line_errors(conf := _conf(config_name), config_name):
+        read_command_line(conf, config_name)
 
         def checked(config: DictConfig) -> None:
             with one_line_errors(conf, config_name):
@@ -103,20 +105,24 @@ def _explain(error: Exception, config_dir: Path, config_name: str, arguments: li
     if isinstance(error, MissingMandatoryValue):
         key = str(error).rpartition("full_key: ")[2].split()[0]
         return f"{key}: has no default; give {key}=…"
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: unknown; {_nearest(name, error.options)}"
+        options = error.options or [path.stem for path in (config_dir / group).glob("*.yaml")]  # none for a list
+        return f"{group}={name}: unknown; {nearest(name, options)}"
     return _unknown_key(config_dir, config_name, arguments) or str(error)
 
 
 def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
     """The first override whose key is not in the configuration that the group choices give."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        known = compose(config_name, [str(each.input_line) for each in choices])
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            known = compose(config_name, [str(each.input_line) for each in choices])
+    except HydraException:
+        return None  # another mistake, which the first error names
     for override in parsed:
         if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
             continue
@@ -124,16 +130,12 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
         node = OmegaConf.select(known, ".".join(path)) if path else known
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if key not in names:
-            groups = [] if path else [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
-            return f"{override.key_or_group}: no such key; {_nearest(key, {*names, *groups}, '.'.join(path))}"
+            whole = override.key_or_group
+            top = {str(name) for name in known} | {each.name for each in config_dir.iterdir() if each.is_dir()}
+            if (instead := meant(whole, top)) is not None:
+                return f"{whole}: no such key; did you mean {instead}?"
+            return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
     return None
-
-
-def _nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
-    allowed = sorted(option for option in allowed if not option.startswith("_"))
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    suggestion = f"did you mean {prefix}{'.' if prefix else ''}{close[0]}? " if close else ""
-    return f"{suggestion}(allowed: {', '.join(allowed)})"
 
 
 def check_keys(config: DictConfig, primary: Path) -> None:
@@ -143,19 +145,25 @@ def check_keys(config: DictConfig, primary: Path) -> None:
     constructor takes. Hydra catches a mistyped override by itself, but not a ``+key``, nor a mistake in an
     experiment's yaml.
     """
+    check_values(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), primary)
+
+
+def check_values(tree: Any, primary: Path) -> None:
+    """:func:`check_keys` for a configuration that is plain values already."""
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
     groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
     known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
-    tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for key, value in tree.items():
         if key not in known:
-            raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
-        _check_type(value, TYPES.get(key, Any), key)
+            raise UserError(f"{key}: no such key; {nearest(str(key), known)}")
+        check_value(value, TYPES.get(key, Any), key)
         _check_node(value, key)
+    if tree.get("trainer"):
+        check_machine(tree["trainer"])
     probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
-            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
+            raise UserError(f"probe.{name}: no such probe; {nearest(name, probes, 'probe')}")
 
 
 def _check_node(node: Any, path: str) -> None:
@@ -164,51 +172,13 @@ def _check_node(node: Any, path: str) -> None:
             _check_node(element, f"{path}[{position}]")
     if not isinstance(node, dict):
         return
-    types = _parameters(node["_target_"], path) if "_target_" in node else {}
+    taken = parameters_of(node["_target_"], path) if "_target_" in node else {}
     for key, value in node.items():
-        if types and not key.startswith("_"):
-            if key not in types:
-                raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
-            _check_type(value, types[key], f"{path}.{key}")
+        if taken and not key.startswith("_"):
+            if key not in taken:
+                raise UserError(f"{path}.{key}: no such key; {nearest(key, taken, path)}")
+            check_value(value, taken[key].kind, f"{path}.{key}")
         _check_node(value, f"{path}.{key}")
-
-
-def _parameters(target: str, path: str) -> dict[str, Any]:
-    """Names and types of what a constructor or function takes; only our own are precise enough to be checked."""
-    try:
-        called = resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
-    names = inspect.signature(called).parameters
-    function = called.__init__ if inspect.isclass(called) else called
-    types = get_type_hints(function) if target.startswith("unlabeled.") else {}
-    return {name: types.get(name, Any) for name in names}
-
-
-def _check_type(value: Any, expected: Any, path: str) -> None:
-    if not _fits(value, expected):
-        raise UserError(f"{path}={'null' if value is None else value}: must be {_in_words(expected)}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    if get_origin(expected) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(expected))
-    if get_origin(expected) is Literal:
-        return value in get_args(expected)
-    if expected in (int, float):
-        return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
-    if expected in (bool, str, NoneType):
-        return isinstance(value, expected)
-    return True  # lists and objects: whoever takes them looks at them
-
-
-def _in_words(expected: Any) -> str:
-    if get_origin(expected) in (Union, UnionType):
-        return " or ".join(_in_words(each) for each in get_args(expected))
-    if get_origin(expected) is Literal:
-        return " or ".join(str(each) for each in get_args(expected))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-    return words.get(expected, str(expected))
 
 
 def open_run(config: DictConfig) -> dict[str, Any]:

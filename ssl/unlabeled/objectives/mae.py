@@ -19,6 +19,7 @@ from unlabeled.backbones.vit import (
     init_linears_xavier,
     sincos_position,
 )
+from unlabeled.core.ranges import Between, Channels, Layers
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
@@ -227,10 +228,10 @@ class MAE(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
+        mask_ratio: Between,
+        decoder_width: Channels,
+        decoder_depth: Layers,
+        decoder_heads: Channels,
         normalize_targets: bool,
     ) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Count, Layers, Share, Temperature
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
@@ -143,13 +144,13 @@ class MoCo(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_layers: int,
-        projection_dim: int,
-        temperature: float,
-        momentum: float,
-        queue_size: int,
+        projection_layers: Layers,
+        projection_dim: Channels,
+        temperature: Temperature,
+        momentum: Share,
+        queue_size: Count,
         symmetric: bool,
-        bn_splits: int,
+        bn_splits: Count,
     ) -> None:
         super().__init__()
         _check(momentum, projection_layers)
@@ -255,12 +256,12 @@ class MoCoV3(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_layers: int,
-        hidden_dim: int,
-        projection_dim: int,
+        projection_layers: Layers,
+        hidden_dim: Channels,
+        projection_dim: Channels,
         predictor_norm: bool,
-        temperature: float,
-        momentum: float,
+        temperature: Temperature,
+        momentum: Share,
         freeze_patch_projection: bool,
     ) -> None:
         super().__init__()
@@ -278,6 +279,7 @@ class MoCoV3(Objective):
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
+        plan.needs_negatives()
 
     def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}

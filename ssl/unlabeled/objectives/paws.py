@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, PartialShare, SomeShare, Temperature
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress, Support
@@ -131,12 +132,12 @@ class PAWS(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_hidden: Sequence[int],
-        projection_dim: int,
+        projection_hidden: Sequence[Channels],
+        projection_dim: Channels,
         prediction_head: bool,
-        label_smoothing: float,
-        temperature: float,
-        sharpen: float,
+        label_smoothing: PartialShare,
+        temperature: Temperature,
+        sharpen: SomeShare,
         support: ClassBalanced,
     ) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Count, Share, Temperature, Weight
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
@@ -146,17 +147,17 @@ class ReLIC(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        hidden_dim: int,
-        projection_dim: int,
+        hidden_dim: Channels,
+        projection_dim: Channels,
         predictor: bool,
-        temperature: float,
-        alpha: float,
-        beta: float,
-        negatives: int | None,
+        temperature: Temperature,
+        alpha: Weight,
+        beta: Weight,
+        negatives: Count | None,
         stop_gradient: StopGradient,
         include_same_view: bool,
         small_invariance: bool,
-        momentum: float,
+        momentum: Share,
     ) -> None:
         super().__init__()
         _check(stop_gradient, negatives, momentum)
@@ -173,6 +174,7 @@ class ReLIC(Objective):
     def check(self, plan: Plan) -> None:
         """Two large views at least, and as many other images as negatives."""
         plan.needs_views(2)
+        plan.needs_negatives()
         if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
             raise UserError(
                 f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"

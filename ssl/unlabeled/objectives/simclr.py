@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Layers, Temperature
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.heads import simclr_projector
@@ -51,7 +52,9 @@ class SimCLR(Objective):
         temperature: of the softmax.
     """
 
-    def __init__(self, backbone: Backbone, projection_layers: int, projection_dim: int, temperature: float) -> None:
+    def __init__(
+        self, backbone: Backbone, projection_layers: Layers, projection_dim: Channels, temperature: Temperature
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
@@ -60,6 +63,7 @@ class SimCLR(Objective):
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
+        plan.needs_negatives()
 
     def scheduled_values(self, progress: Progress) -> dict[str, float]:
         return {"temperature": self.temperature}

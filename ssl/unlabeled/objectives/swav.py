@@ -8,12 +8,15 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval, MinLen
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temperature
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.heads import swav_projector
@@ -169,17 +172,17 @@ class SwAV(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_hidden: Sequence[int],
-        projection_dim: int,
+        projection_hidden: Sequence[Channels],
+        projection_dim: Channels,
         projection_batch_norm: bool,
-        prototypes: int,
-        assigned: Sequence[int],
-        temperature: float,
-        epsilon: float,
-        iterations: int,
-        freeze_prototypes_epochs: float,
-        queue_length: int,
-        queue_from_epoch: float,
+        prototypes: Channels,
+        assigned: Annotated[Sequence[NoneOrMore], MinLen(1), Distinct()],
+        temperature: Temperature,
+        epsilon: Temperature,
+        iterations: Annotated[int, Interval(ge=1, le=10_000)],
+        freeze_prototypes_epochs: Epochs,
+        queue_length: NoneOrMore,
+        queue_from_epoch: Epochs,
     ) -> None:
         super().__init__()
         _check_settings(assigned, epsilon, iterations)

@@ -1,14 +1,16 @@
 """LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), in the form of BYOL and MoCo v3."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
+from unlabeled.core.ranges import LearningRate, PartialShare, WeightDecay
 from unlabeled.distributed.dtensor import local_shard
 
 
@@ -24,10 +26,10 @@ class LARS(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
+        lr: LearningRate,
+        momentum: PartialShare = 0.9,
+        weight_decay: WeightDecay = 0.0,
+        trust_coefficient: Annotated[float, Interval(gt=0, le=1000)] = 0.001,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from unlabeled.core.ranges import FilePath
 from unlabeled.errors import UserError
 
 UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
@@ -91,7 +92,7 @@ class Csv(Logger):
         run_dir: has ``metrics.jsonl``, to whose logger each row goes first, and gets ``metrics.csv``.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: FilePath) -> None:
         super().__init__()
         self.lines, self.path = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "metrics.csv"
         self.columns: list[str] = []
@@ -136,7 +137,7 @@ class TensorBoard(TensorBoardLogger):
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: FilePath) -> None:
         _require("tensorboard", 'pip install -e ".[tensorboard]"')
         # without the name hp_metric, which would be a metric that is in no other logger
         super().__init__(run_dir, name="tensorboard", version="", default_hp_metric=False)
@@ -169,7 +170,7 @@ class WeightsAndBiases(WandbLogger):
 
     def __init__(
         self,
-        run_dir: str,
+        run_dir: FilePath,
         project: str,
         name: str,
         entity: str | None,

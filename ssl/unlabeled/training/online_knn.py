@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import AtLeastTwo, Count, Temperature
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
@@ -30,7 +31,13 @@ class OnlineKNN(pl.Callback):
     """
 
     def __init__(
-        self, every_n_epochs: int, queries: int, bank: int, k: int, temperature: float, batch_size: int
+        self,
+        every_n_epochs: Count,
+        queries: AtLeastTwo,
+        bank: Count,
+        k: Count,
+        temperature: Temperature,
+        batch_size: Count,
     ) -> None:
         self.every_n_epochs, self.k, self.temperature = every_n_epochs, k, temperature
         self.num_queries, self.num_bank, self.batch_size = queries, bank, batch_size

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from unlabeled.core.ranges import Count
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
 from unlabeled.distributed.fsdp import FullySharded
@@ -49,7 +50,7 @@ class Pictures(pl.Callback):
         UserError: one of them is less than 1.
     """
 
-    def __init__(self, every_n_epochs: int | None, images: int, pool: int) -> None:
+    def __init__(self, every_n_epochs: Count | None, images: Count, pool: Count) -> None:
         for name, value in {"every_n_epochs": every_n_epochs, "images": images, "pool": pool}.items():
             if value is not None and value < 1:
                 raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from unlabeled.core.seeding import derive_seed
 from unlabeled.distributed.fsdp import FullySharded
+from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Objective, Output, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.faults.guard import NonFiniteGuard
@@ -111,6 +112,12 @@ class Pretraining(pl.LightningModule):
         # run draws the same, and to the process, so that two do not drop the same units.
         torch.manual_seed(derive_seed(self.seed, self.progress.batch, self.global_rank))
         output: Output = self.objective(self._with_views(batch), self.progress)
+        if output.loss.dtype != torch.float32:
+            name, kind = type(self.objective).__name__, str(output.loss.dtype).removeprefix("torch.")
+            raise UserError(
+                f"objective: the loss of {name} is {kind}, and must be float32 whatever the network runs in: decorate "
+                "its function with unlabeled.objectives.parts.precision.full_precision"
+            )
         return output
 
     def view_key(self, batch: Batch) -> ViewKey:

@@ -4,10 +4,13 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import ChannelDeviations, ChannelMeans, FilePath, Pixels, SomeShare
 from unlabeled.data.padding import image_sizes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -36,7 +39,7 @@ class ViewGroup:
         UserError: among the operations is something else.
     """
 
-    count: int
+    count: Annotated[int, Interval(ge=1, le=1024)]
     operations: Sequence[Operation]
 
     def __post_init__(self) -> None:
@@ -68,13 +71,13 @@ class Views(nn.Module):
 
     def __init__(
         self,
-        size: int,
+        size: Pixels,
         groups: Sequence[ViewGroup],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        evaluation_crop: float,
+        mean: ChannelMeans | None,
+        std: ChannelDeviations | None,
+        evaluation_crop: SomeShare,
         evaluation_interpolation: Interpolation,
-        masks: str | None = None,
+        masks: FilePath | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()

@@ -7,7 +7,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.build.run import build_backbone, build_data, build_objective, build_probes, resolve_precision
+from unlabeled.commands.build.run import (
+    build_backbone,
+    build_data,
+    build_objective,
+    build_probes,
+    check_kinds,
+    resolve_precision,
+)
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import world_size
 from unlabeled.distributed.launch import local_rank
@@ -15,7 +22,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
+from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
@@ -66,7 +73,7 @@ def build_evaluation(
             probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
     backbone = build_backbone(config.backbone, config.seed)
-    backbone.check_kinds([kind for probe in probes.values() for kind in kinds_of(probe)])
+    check_kinds(config, backbone)
     extractor = Extractor(
         data,
         instantiate(config.views),

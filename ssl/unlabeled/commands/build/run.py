@@ -22,7 +22,7 @@ from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
 from unlabeled.errors import UserError
-from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
 from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.training.allocation import keep_freed_memory
@@ -61,6 +61,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views.require_masks(data.splits.train)
     objective = build_objective(config)
     check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
@@ -111,6 +112,16 @@ def check_combination(objective: Objective, views: Views, train: Source, batch_s
             f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
             f"{sizes}: give views of that size, or a backbone without a table of positions"
         )
+
+
+def check_kinds(config: DictConfig, backbone: Backbone) -> None:
+    """Raise UserError for a probe of features that the backbone does not have."""
+    for name, probe in build_probes(config).items():
+        if set(kinds_of(probe)) - set(backbone.kinds):
+            key = next((key for key in ("features", "kinds") if key in config.probe[name]), None)
+            given = f".{key}={config.probe[name][key]}" if key else ""
+            allowed = ", ".join(backbone.kinds)
+            raise UserError(f"probe.{name}{given}: {type(backbone).__name__} has no such features; allowed: {allowed}")
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from unlabeled.core.ranges import FilePath, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.index import Index, IndexNote, load_or_build
@@ -51,13 +53,13 @@ class FolderSource:
 
 
 def folder(
-    path: str,
-    train: str | None = None,
-    test: str | None = None,
-    image_size: int = 256,
-    labels: str = "auto",
+    path: FilePath,
+    train: FilePath | None = None,
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
+    labels: Literal["auto", "folders", "none"] = "auto",
     square: bool = False,
-    index: str | None = None,
+    index: FilePath | None = None,
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.ranges import Classes, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
@@ -25,14 +26,14 @@ from unlabeled.errors import UserError
 
 
 def huggingface(
-    path: str,
+    path: FilePath,
     train: str = "train",
     test: str | None = None,
-    image_size: int = 256,
+    image_size: Pixels = 256,
     square: bool = False,
     image_column: str = "image",
     label_column: str | None = "label",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
 ) -> Splits:
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 

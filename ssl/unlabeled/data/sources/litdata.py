@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.ranges import Classes, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
@@ -39,15 +40,15 @@ class _Leaves:
 
 
 def litdata(
-    path: str,
-    train: str = "train",
-    test: str | None = None,
-    image_size: int = 256,
+    path: FilePath,
+    train: FilePath = "train",
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
     square: bool = False,
     image_field: str | None = None,
     label_field: str | None = None,
-    num_classes: int | None = None,
-    index: str | None = None,
+    num_classes: Classes | None = None,
+    index: FilePath | None = None,
 ) -> Splits:
     """Images in the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unlabeled.core.ranges import Classes, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.columns import (
@@ -64,14 +65,14 @@ class ParquetSource:
 
 
 def parquet(
-    path: str,
-    train: str = "train.parquet",
-    test: str | None = "test.parquet",
-    image_size: int = 32,
+    path: FilePath,
+    train: FilePath = "train.parquet",
+    test: FilePath | None = "test.parquet",
+    image_size: Pixels = 32,
     square: bool = True,
     image_column: str = "image",
     label_column: str | None = "label",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
 ) -> Splits:
     """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 

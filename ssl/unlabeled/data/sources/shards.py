@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.core.ranges import Classes, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
@@ -29,14 +30,14 @@ class _Scanned:
 
 
 def shards(
-    path: str,
-    train: str = "train*.tar",
-    test: str | None = None,
-    image_size: int = 256,
+    path: FilePath,
+    train: FilePath = "train*.tar",
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
     labels: str = "cls",
     square: bool = False,
-    num_classes: int | None = None,
-    index: str | None = None,
+    num_classes: Classes | None = None,
+    index: FilePath | None = None,
 ) -> Splits:
     """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from torch import Tensor, from_numpy
 from torch.nn.functional import normalize
 
+from unlabeled.core.ranges import AtLeastTwo, Count, Seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.probe import Score, with_kind
@@ -34,7 +35,13 @@ class KMeans:
     """
 
     def __init__(
-        self, clusters: int | None, scale: str, restarts: int, max_iter: int, seed: int, features: str = "last"
+        self,
+        clusters: AtLeastTwo | None,
+        scale: str,
+        restarts: Count,
+        max_iter: Count,
+        seed: Seed,
+        features: str = "last",
     ) -> None:
         if clusters is not None and clusters < 2:
             raise UserError(f"probe.kmeans.clusters={clusters}: must be at least 2, or null for the number of classes")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import Between, Count, FilePath, Seed
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -49,11 +50,11 @@ class FewLabels:
         self,
         classifier: Probe,
         classifier_of_singles: Probe | None,
-        per_class: list[int],
-        fractions: list[float],
-        labels_files: list[str],
-        draws: int,
-        seed: int,
+        per_class: list[Count],
+        fractions: list[Between],
+        labels_files: list[FilePath],
+        draws: Count,
+        seed: Seed,
     ) -> None:
         if draws < 1:
             raise UserError(f"{KEY}.draws={draws}: must be at least 1")

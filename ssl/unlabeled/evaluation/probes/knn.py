@@ -24,8 +24,8 @@ class KNN:
 
     def __init__(
         self,
-        k: list[int],
-        temperature: float | None,
+        k: SomeOf[Count],
+        temperature: Temperature | None,
         distance: str = "cosine",
         weights: str = "exp",
         features: str = "last",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.core.ranges import Count, FilePath, Seed, SomeShare, Temperature
 from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -33,11 +34,11 @@ class SoftNearestNeighbours:
 
     def __init__(
         self,
-        temperature: float,
-        labels_file: str | None,
-        fraction: float | None,
-        per_class: int | None,
-        seed: int,
+        temperature: Temperature,
+        labels_file: FilePath | None,
+        fraction: SomeShare | None,
+        per_class: Count | None,
+        seed: Seed,
         features: str = "last",
     ) -> None:
         if temperature <= 0:
