@@ -32,6 +32,11 @@ class SupportRequest(Protocol):
         """Number of views of each labelled image: the first ones of a batch's pipeline."""
         ...
 
+    @property
+    def classes_per_batch(self) -> int:
+        """Classes in a step."""
+        ...
+
 
 class Batch(NamedTuple):
     """What one step sees. B is the number of images on this process; row order is the order of the global batch."""

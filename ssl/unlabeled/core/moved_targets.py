@@ -16,16 +16,18 @@ MOVED_TARGETS = {
     "unlabeled.evaluation.ensembles.Bootstrap": "unlabeled.evaluation.probes.ensembles.Bootstrap",
     "unlabeled.evaluation.few_labels.FewLabels": "unlabeled.evaluation.probes.few_labels.FewLabels",
     "unlabeled.evaluation.knn.KNN": "unlabeled.evaluation.probes.knn.KNN",
-    "unlabeled.evaluation.logistic.LBFGS": "unlabeled.evaluation.probes.logistic.LBFGS",
+    "unlabeled.evaluation.logistic.LBFGS": "unlabeled.evaluation.probes.logistic.LogisticRegressionProbe",
     "unlabeled.evaluation.mc_dropout.MCDropout": "unlabeled.evaluation.probes.mc_dropout.MCDropout",
     "unlabeled.evaluation.online.OnlineKNN": "unlabeled.training.online_knn.OnlineKNN",
     "unlabeled.evaluation.paws_nn.SoftNearestNeighbours": "unlabeled.evaluation.probes.paws_nn.SoftNearestNeighbours",
     "unlabeled.evaluation.sgd_grid.SGDGrid": "unlabeled.evaluation.probes.sgd_grid.SGDGrid",
-    "unlabeled.health.planning.Planning": "unlabeled.training.plan.callback.Planning",
+    "unlabeled.health.planning.Planning": "unlabeled.training.plan.callback.PlanCallback",
     "unlabeled.loggers.Csv": "unlabeled.training.loggers.Csv",
     "unlabeled.loggers.TensorBoard": "unlabeled.training.loggers.TensorBoard",
     "unlabeled.loggers.WeightsAndBiases": "unlabeled.training.loggers.WeightsAndBiases",
+    "unlabeled.optimizers.Recipe": "unlabeled.optimizers.OptimizerConfig",
     "unlabeled.pictures.Pictures": "unlabeled.training.pictures.Pictures",
+    "unlabeled.views.operations.ColourJitter": "unlabeled.views.operations.ColorJitter",
 }
 
 
