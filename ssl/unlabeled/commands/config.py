@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
@@ -19,10 +20,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.aliases import meant, nearest
 from unlabeled.commands.command_line import read_command_line
+from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
 from unlabeled.commands.machine import check_machine
 from unlabeled.commands.signatures import parameters_of
 from unlabeled.commands.values import check_value
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
 
@@ -47,12 +50,13 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
         _stop("a group cannot be null on the command line: leave it out with ~group")
 
 
-def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:
+def run_module(config_name: str, command: str | Callable[[Any, dict[str, Any]], None]) -> None:
     """What the scripts do, for a command within the package: ``python -m unlabeled.… key=value``.
 
     Args:
         config_name: of the primary yaml in ``conf/``.
-        command: gets the composed configuration, and the same as plain values.
+        command: gets the composed configuration, and the same as plain values. By its dotted name it is imported after
+            the keys are checked, so that a mistake in them is answered before torch is imported.
     """
     with one_line_errors(conf := _conf(config_name), config_name):
         read_command_line(conf, config_name)
@@ -61,7 +65,12 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
             with one_line_errors(conf, config_name):
                 check_keys(config, conf / f"{config_name}.yaml")
                 resolved: Any = OmegaConf.to_container(config, resolve=True)
-                command(config, resolved)
+                if isinstance(command, str):
+                    with heavy_imports():
+                        called: Callable[[Any, dict[str, Any]], None] = resolve_name(command)
+                    called(config, resolved)
+                else:
+                    command(config, resolved)
 
         hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
 
@@ -191,7 +200,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(resolved["run_dir"])
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        before = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
         differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
         if differing:
             raise UserError(

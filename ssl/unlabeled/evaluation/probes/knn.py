@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Count, SomeOf, Temperature
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.knn import check_temperature, neighbours, sharded_neighbours, sum_votes
