@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.command_line import as_typed, read_command_line
-from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors
+from unlabeled.commands.config import check_command, check_no_other_overrides, one_line_errors
 from unlabeled.commands.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
@@ -16,7 +16,7 @@ CONF = Path(__file__).parent / "conf"
 
 def judge(config: DictConfig, command: str) -> None:
     """One checkpoint, one report."""
-    check_keys(config, CONF / "eval_linear.yaml")
+    check_command(config, CONF / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
     if config.compare is not None:
         from unlabeled.evaluation.comparison.compare import compare

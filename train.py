@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from unlabeled.commands.command_line import as_typed, read_command_line
-from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors, open_run
+from unlabeled.commands.config import check_command, check_no_other_overrides, one_line_errors, open_run
 from unlabeled.commands.importing import heavy_imports
 
 CONF = Path(__file__).parent / "conf"
@@ -15,7 +15,7 @@ CONF = Path(__file__).parent / "conf"
 
 def train(config: DictConfig, command: str) -> None:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step."""
-    check_keys(config, CONF / "train.yaml")
+    check_command(config, CONF / "train.yaml")
     with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation
         from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.small import CONF, composed, members, missing_keys
+from unlabeled.commands.checks.signatures import parameters_of
+from unlabeled.commands.checks.values import LISTS, Built, alternatives, check_value, fits, in_words, plain
 from unlabeled.commands.config import check_values
 from unlabeled.commands.keys import TYPES
 from unlabeled.commands.reference import COMMANDS, GROUPS, built, reference
-from unlabeled.commands.signatures import parameters_of
-from unlabeled.commands.values import LISTS, Built, alternatives, check_value, fits, in_words, plain
 from unlabeled.core.ranges import FilePath, Positive, Share
 from unlabeled.errors import UserError
 
@@ -96,7 +96,7 @@ def wrong_lists(key: Key, kind: Any) -> Iterator[Any]:
     if get_origin(kind) is tuple and ... not in get_args(kind):
         yield from ([0.5] * (length - 1), [0.5] * (length + 1))
     numbers = {int, float} & {*alternatives(arguments[0])}
-    wrong = [NAN, INFINITE, -INFINITE, HUGE, True, None, {}, [[]]]
+    wrong: list[Any] = [NAN, INFINITE, -INFINITE, HUGE, True, None, {}, [[]]]
     wrong += ["a", *([] if key.name in ZERO else [0]), *([] if key.name in BELOW else [-1])] if numbers else [1, ""]
     yield from ([each] * length for each in wrong)
 

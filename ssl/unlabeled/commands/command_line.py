@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.checks.signatures import parameters_of
+from unlabeled.commands.checks.values import LISTS, alternatives, in_words, takes
 from unlabeled.commands.keys import TYPES
-from unlabeled.commands.signatures import parameters_of
-from unlabeled.commands.values import LISTS, alternatives, in_words, takes
 from unlabeled.core.ranges import InFile
 from unlabeled.errors import UserError
 

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.checks.machine import check_machine
+from unlabeled.commands.checks.signatures import parameters_of
+from unlabeled.commands.checks.values import check_value
 from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
-from unlabeled.commands.machine import check_machine
-from unlabeled.commands.signatures import parameters_of
-from unlabeled.commands.values import check_value
 from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
@@ -63,7 +63,7 @@ def run_module(config_name: str, command: str | Callable[[Any, dict[str, Any]], 
 
         def checked(config: DictConfig) -> None:
             with one_line_errors(conf, config_name):
-                check_keys(config, conf / f"{config_name}.yaml")
+                check_command(config, conf / f"{config_name}.yaml")
                 resolved: Any = OmegaConf.to_container(config, resolve=True)
                 if isinstance(command, str):
                     with heavy_imports():
@@ -147,6 +147,13 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
     return None
 
 
+def check_command(config: DictConfig, primary: Path) -> None:
+    """Raise UserError for a wrong key or value, or for what this machine does not have."""
+    check_keys(config, primary)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    check_machine(values)
+
+
 def check_keys(config: DictConfig, primary: Path) -> None:
     """Raise UserError for a key that nothing would read, or a value of the wrong type.
 
@@ -167,8 +174,6 @@ def check_values(tree: Any, primary: Path) -> None:
             raise UserError(f"{key}: no such key; {nearest(str(key), known)}")
         check_value(value, TYPES.get(key, Any), key)
         _check_node(value, key)
-    if tree.get("trainer"):
-        check_machine(tree["trainer"])
     probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval, Len, MinLen
 
-from unlabeled.commands.values import Built
+from unlabeled.commands.checks.values import Built
 from unlabeled.core.ranges import (
     AtLeastTwo,
     Between,

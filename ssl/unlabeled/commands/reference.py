@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.commands.checks.signatures import ABSENT, parameters_of
+from unlabeled.commands.checks.values import in_words
 from unlabeled.commands.keys import TYPES
-from unlabeled.commands.signatures import ABSENT, parameters_of
-from unlabeled.commands.values import in_words
 
 CONF = Path(__file__).parents[3] / "conf"
 SHOWN = 4  # values of a key that yamls differ in

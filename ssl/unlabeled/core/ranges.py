@@ -1,7 +1,7 @@
 """Types that say which values a key may have: ``temperature: Positive`` in a constructor's signature. No torch in here.
 
 Beside what a type names, each number is finite and below ``LARGEST``, and each text has a letter, unless the type says
-otherwise: see :mod:`unlabeled.commands.values`, which holds values against them.
+otherwise: see :mod:`unlabeled.commands.checks.values`, which holds values against them.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 A head is one matrix [C, D + 1] whose last column is the bias: the features carry a column of ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def unseen_class_notes(classes_in_train: int, num_classes: int) -> list[str]:
     return [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
 
 
-def check_grid(key: str, values: list[float], smallest: float = 0.0, included: bool = False) -> list[float]:
+def check_grid(key: str, values: Sequence[float], smallest: float = 0.0, included: bool = False) -> list[float]:
     """``values`` in order, each once. Raises UserError naming ``key`` where one is not above ``smallest``."""
     if not values or min(values) < smallest or (min(values) == smallest and not included):
         raise UserError(

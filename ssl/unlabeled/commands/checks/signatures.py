@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 import annotated_types
 
 import unlabeled
-from unlabeled.commands.foreign import FOREIGN
-from unlabeled.commands.values import Built
+from unlabeled.commands.checks.foreign import FOREIGN
+from unlabeled.commands.checks.values import Built
 from unlabeled.core import ranges
 from unlabeled.errors import UserError
 

@@ -10,13 +10,16 @@ from unlabeled.errors import UserError
 GPUS = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")  # below /dev: of NVIDIA, of AMD and of WSL
 
 
-def check_machine(trainer: Mapping[str, Any]) -> None:
+def check_machine(keys: Mapping[str, Any]) -> None:
     """Raise UserError for an accelerator, a number of devices or a precision that this machine cannot give.
 
     Args:
-        trainer: the keys of ``conf/trainer``, each in its own range.
+        keys: of a whole command, each in its own range; ``trainer`` may be among them.
     """
+    trainer = keys.get("trainer") or {}
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    if keys.get("accelerator") in ("gpu", "cuda", "mps") and not _has(keys["accelerator"]):
+        raise UserError(f"accelerator={keys['accelerator']}: torch finds none on this machine: give auto or cpu")
     if accelerator in ("gpu", "cuda", "mps") and not _has(accelerator):
         raise UserError(
             f"trainer.accelerator={accelerator}: torch finds none on this machine: give auto or cpu, or install the "
