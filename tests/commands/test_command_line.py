@@ -260,7 +260,7 @@ class Toy(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         a, b = (self.backbone(view) for view in batch.views)
-        return Output(self.weight * (a - b).pow(2).mean(), a.detach())
+        return Output(self.weight * (a - b).float().pow(2).mean(), a.detach())
 
     def after_step(self, progress: Progress) -> None:
         self.steps += 1

@@ -13,6 +13,7 @@ from unlabeled.core.ranges import (
     FilePath,
     Gib,
     Increasing,
+    NoneOrMore,
     Pixels,
     Positive,
     Processes,
@@ -21,6 +22,7 @@ from unlabeled.core.ranges import (
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 BatchSize = Annotated[int, Interval(ge=1, le=2**24)]
+Map = Literal["spectral_residual", "frequency_tuned", "boundary_distance", "global_contrast", "minimum_barrier"]
 Minutes = Annotated[float, Interval(gt=0, le=1e7)]
 Runs = Annotated[list[FilePath], MinLen(2)]
 Side = Annotated[list[FilePath], MinLen(1)] | FilePath
@@ -69,8 +71,8 @@ TYPES: dict[str, Any] = {
     "to": Literal["timm", "torchvision", "safetensors", "huggingface", "onnx"],
     "first": FilePath | dict[str, Any],
     "second": FilePath | dict[str, Any],
-    "data_images": Count,
-    "maps": Annotated[list[Literal["boundary_distance", "minimum_barrier"]], MinLen(1), Distinct()],
+    "data_images": NoneOrMore,
+    "maps": Annotated[list[Map], MinLen(1), Distinct()],
     "work_size": Annotated[int, Interval(ge=8, le=65536)],
     "centre_sigma": Annotated[float, Interval(gt=0, le=1000)] | None,
     "mask_size": Pixels | None,
@@ -79,7 +81,7 @@ TYPES: dict[str, Any] = {
     "refine_images": Count,
     "refine_epochs": Count,
     "device": Literal["auto", "cpu", "cuda"],
-    "near_distance": Annotated[int, Interval(ge=0, le=64)] | None,
+    "near_distance": Annotated[int, Interval(ge=0, le=11)] | None,
     "limit": Count | None,
     "images_per_second": Positive,
     "split": Literal["train", "test"],

@@ -148,7 +148,7 @@ class Toy(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         a, b = (self.backbone(view) for view in batch.views)
-        return Output((a - b).pow(2).mean() + BAD, a.detach())
+        return Output((a - b).float().pow(2).mean() + BAD, a.detach())
 """
 
 
