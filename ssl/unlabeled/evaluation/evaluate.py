@@ -25,7 +25,7 @@ from unlabeled.evaluation.reporting.report_sections import ReportImages, best_ro
 from unlabeled.evaluation.reporting.results_table import accuracy_table
 from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
-from unlabeled.objective import Backbone, Objective
+from unlabeled.objective import Backbone, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
 
 
@@ -160,9 +160,11 @@ def _exhibits(
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
     """For each probe behind the head: the trained one for pretrained features, a random one for random features."""
-    if evaluation.objective is None or evaluation.random_objective is None:
+    objective, untrained = evaluation.objective, evaluation.random_objective
+    if objective is None or untrained is None:
         return {}
-    trained, random = load_objective(checkpoint, evaluation.objective).head(), evaluation.random_objective.head()
-    assert trained is not None
-    assert random is not None
-    return {name: {"pretrained": trained, "random init": random} for name in evaluation.probes_on_embeddings}
+    assert isinstance(objective, HasHead)
+    assert isinstance(untrained, HasHead)
+    load_objective(checkpoint, objective)
+    heads = {"pretrained": objective.head(), "random init": untrained.head()}
+    return dict.fromkeys(evaluation.probes_on_embeddings, heads)

@@ -21,7 +21,7 @@ from unlabeled.health.facts import collect_facts
 from unlabeled.health.folder import FILE, add_metrics
 from unlabeled.health.probe import ProbeSet
 from unlabeled.health.step import StepHealth
-from unlabeled.objective import Batch, Output
+from unlabeled.objective import HasSchedules
 from unlabeled.training.pretraining import Pretraining
 
 
@@ -46,7 +46,7 @@ class HealthMonitor(pl.Callback):
             )
         self.every_n_steps, self.probe_every_n_steps, self.stop = every_n_steps, probe_every_n_steps, stop
         self.probe = ProbeSet(images)
-        self.clock = _DataClock()
+        self._asked = self._since = self._waited = 0.0  # seconds: since when, and how long, batches are waited for
         self._step: StepHealth | None = None  # while one is looked at
         self._diagnosis: Diagnosis | None = None  # from the first metrics on
         self._news = False  # whether metrics came since it was last asked
@@ -59,25 +59,24 @@ class HealthMonitor(pl.Callback):
 
         def listen(step: int, metrics: dict[str, float]) -> None:
             if self._diagnosis is None:
-                self._diagnosis = Diagnosis(collect_facts(module.objective, module.total_steps))
+                self._diagnosis = Diagnosis(collect_facts(module.objective, module.plan, module.total_steps))
                 add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
                 self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
             self._diagnosis.add(step, metrics)
             self._news = True
 
         trainer.loggers.append(_Listener(listen))
-        module.output_hooks.append(lambda batch, output: self._look(module, batch, output))
-
-    def _look(self, module: Pretraining, batch: Batch, output: Output) -> None:
-        step = module.global_step + 1
-        if module.part + 1 == module.accumulate and (step == 1 or step % self.every_n_steps == 0):
-            self._step = StepHealth(module.objective, isinstance(module.trainer.strategy, FullySharded))
-            self._step.output(batch, output)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.clock.batch_came()
+        assert isinstance(pl_module, Pretraining)
+        if self._asked:
+            self._waited += time.perf_counter() - self._asked
+        step = trainer.global_step + 1
+        if pl_module.part + 1 == pl_module.accumulate and (step == 1 or step % self.every_n_steps == 0):
+            self._step = StepHealth(pl_module.objective, isinstance(trainer.strategy, FullySharded))
+            pl_module.output_hooks.append(self._step.output)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -91,24 +90,31 @@ class HealthMonitor(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if pl_module.part == 0 and self._step is not None:
             looked, self._step = self._step, None
+            pl_module.output_hooks.remove(looked.output)
             self._write(pl_module, looked, trainer)
         if pl_module.part == 0 and self._news and self._diagnosis is not None:
             self._news = False
             self._tell(self._diagnosis, trainer)
-        self.clock.asked_for_the_next()
+        self._asked = time.perf_counter()
 
     def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
         looked.update()
-        step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self.clock.share())}
-        taken = module.progress._replace(step=step - 1, part=0)
-        found |= {
-            f"planned/{name}": torch.tensor(value) for name, value in module.objective.scheduled_values(taken).items()
-        }
+        step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self._data_wait())}
+        if isinstance(module.objective, HasSchedules):
+            values = module.objective.scheduled_values(module.progress._replace(step=step - 1, part=0), module.plan)
+            found |= {f"planned/{name}": torch.tensor(value) for name, value in values.items()}
         if self._probe_is_due(step):
             assert isinstance(trainer.datamodule, DataModule)  # type: ignore[attr-defined]
             measured = self.probe.measure(module, trainer.datamodule)  # type: ignore[attr-defined]
             found |= {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
         module.write({f"health/{name}": value for name, value in found.items()}, step)
+
+    def _data_wait(self) -> float:
+        """Share of the time since the last call that passed between a batch's end and the next one; 0 at first."""
+        now = time.perf_counter()
+        share = self._waited / (now - self._since) if self._since else 0.0
+        self._since, self._waited = now, 0.0
+        return share
 
     def _probe_is_due(self, step: int) -> bool:
         looks, rest = divmod(step, self.every_n_steps)
@@ -140,27 +146,6 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     if path.exists() and path.read_text() == text:
         return
     write_atomic(path, text)
-
-
-class _DataClock:
-    """The share of time that passes between the end of a batch and the arrival of the next."""
-
-    def __init__(self) -> None:
-        self._asked = self._since = self._waited = 0.0
-
-    def asked_for_the_next(self) -> None:
-        self._asked = time.perf_counter()
-
-    def batch_came(self) -> None:
-        if self._asked:
-            self._waited += time.perf_counter() - self._asked
-
-    def share(self) -> float:
-        """Since the last call; 0 at first."""
-        now = time.perf_counter()
-        share = self._waited / (now - self._since) if self._since else 0.0
-        self._since, self._waited = now, 0.0
-        return share
 
 
 class _Listener(Logger):

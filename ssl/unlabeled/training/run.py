@@ -79,7 +79,7 @@ class Run:
             "precision": self.trainer.precision,
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
-            "collapsed_at": self.module.objective.collapsed_at(),
+            "collapsed_at": self.module.objective.collapsed_at(self.module.plan),
         }
         if self.data.labels is not None:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}

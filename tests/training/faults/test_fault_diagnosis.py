@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.training.faults.diagnosis import (
     GRADIENTS,
     NOWHERE,
@@ -73,7 +73,9 @@ class PlainViews(Views):
 
 
 def found(objective: Objective, *bad: int) -> NonFiniteFinding:
-    module = PretrainingAtStep(objective, PlainViews(*bad), None, 4, 1, 10, 5, 0, 1, {}, NonFiniteGuard(Path(), 1))  # type: ignore[arg-type]
+    module = PretrainingAtStep(
+        objective, PlainViews(*bad), None, Plan(4, 1, 40, (8, 8)), 1, 10, 5, 0, 1, {}, NonFiniteGuard(Path(), 1)
+    )  # type: ignore[arg-type]
     module.train()
     batch = Batch(torch.full((4, 3, 2, 2), 2, dtype=torch.uint8), torch.tensor([11, 12, 13, 14]), torch.zeros(4).long())
     return find_non_finite(module, batch, nullcontext())

@@ -18,6 +18,7 @@ from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
+from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
@@ -60,7 +61,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views: Views = instantiate(config.views)
     views.require_masks(data.splits.train)
     objective = build_objective(config)
-    check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    plan = check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
@@ -72,7 +73,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         objective,
         views,
         instantiate(config.optimizer),
-        config.batch_size,
+        plan,
         config.accumulate,
         data.total_steps,
         data.steps_per_epoch,
@@ -101,16 +102,17 @@ def build_replay(path: str) -> Replay:
     return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 
-def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
-    """Raise UserError for parts that each can work, and together cannot."""
-    sizes = views.sizes(train.image_size)
-    objective.check(Plan(batch_size, processes, len(train), sizes))
+def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:
+    """What the run gives its objective; raises UserError for parts that each can work, and together cannot."""
+    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size))
+    objective.check(plan)
     backbone = objective.backbone
-    if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
+    if backbone.image_size is not None and set(plan.views) != {backbone.image_size}:
         raise UserError(
             f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
-            f"{sizes}: give views of that size, or a backbone without a table of positions"
+            f"{plan.views}: give views of that size, or a backbone without a table of positions"
         )
+    return plan
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
@@ -200,7 +202,7 @@ def build_data(config: DictConfig) -> DataModule:
 
 def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
     """Let the data have the labelled images that the objective asks for, which must not be test images."""
-    if objective.support is None:
+    if not isinstance(objective, NeedsSupport):
         return
     data.attach_support(objective.support, processes)
     if data.splits.test is not None and data.labels is not None:
