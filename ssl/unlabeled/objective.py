@@ -194,7 +194,7 @@ class HasSchedules(Protocol):
 
 
 @runtime_checkable
-class HasDoubts(Protocol):
+class HasMethodWarnings(Protocol):
     """A method that knows which runs can work and may yet be a mistake (MoCo, SwAV)."""
 
     def plan_warnings(self, plan: Plan) -> list[Check]:
@@ -212,7 +212,7 @@ class HasTeacher(Protocol):
 
 
 @runtime_checkable
-class HasSigns(Protocol):
+class HasMetricBounds(Protocol):
     """A method whose own metrics show that it fails."""
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
@@ -230,7 +230,7 @@ class HasHead(Protocol):
 
 
 @runtime_checkable
-class HasPictures(Protocol):
+class HasVisualization(Protocol):
     """A method that makes images of images (MAE)."""
 
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from unlabeled.objective import (
     AfterBackward,
     Backbone,
     Batch,
-    HasDoubts,
-    HasPictures,
+    HasMethodWarnings,
     HasSchedules,
+    HasVisualization,
     Objective,
     Plan,
     Progress,
@@ -76,7 +76,7 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     collapsed = objective.collapsed_at(plan)
     assert collapsed is None or math.isfinite(collapsed)
     plain, ids = views.evaluation_view(images), torch.arange(16)
-    if isinstance(objective, HasPictures):
+    if isinstance(objective, HasVisualization):
         for column in objective.visualize(Batch(images, ids, ids, (plain,)), 0).values():
             assert column.shape == plain.shape
     objective.load_state_dict(before)
@@ -147,7 +147,7 @@ def test_every_experiment_builds_passes_the_checks_of_its_plan_and_its_header_sa
     last = Progress(config.max_epochs * steps - 1, config.max_epochs * steps, steps, 0)
     assert isinstance(objective, HasSchedules)
     values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.scheduled_values(last, plan)}
-    checks = objective.plan_warnings(plan) if isinstance(objective, HasDoubts) else []
+    checks = objective.plan_warnings(plan) if isinstance(objective, HasMethodWarnings) else []
     checks += check_schedule(
         recipe, config.max_epochs, config.batch_size, {name: [value] for name, value in values.items()}
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unlabeled.objective import HasSigns, MetricBound, Objective, Plan
+from unlabeled.objective import HasMetricBounds, MetricBound, Objective, Plan
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunFacts:
 def collect_facts(objective: Objective, plan: Plan, total_steps: int) -> RunFacts:
     """Of a run."""
     name, width = type(objective).__name__, objective.backbone.num_features
-    signs = tuple(objective.signs(plan)) if isinstance(objective, HasSigns) else ()
+    signs = tuple(objective.signs(plan)) if isinstance(objective, HasMetricBounds) else ()
     return RunFacts(name, objective.collapsed_at(plan), total_steps, width, signs)
 
 

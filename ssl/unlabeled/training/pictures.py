@@ -16,7 +16,7 @@ from unlabeled.data.padding import batch_to_device
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, eval_mode, extract, full_float32
-from unlabeled.objective import Batch, HasPictures, HasPrototypes, Objective
+from unlabeled.objective import Batch, HasPrototypes, HasVisualization, Objective
 from unlabeled.pages.draw import draw_columns, shrink_images
 from unlabeled.pages.feature_map import draw_map
 from unlabeled.training.pretraining import Pretraining
@@ -35,7 +35,7 @@ class Pictures(pl.Callback):
 
     ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
     same training images all along, seen as evaluation sees them, so that those of different epochs compare:
-    ``feature_map``; ``reconstructions``, where a method paints (``HasPictures``); ``prototypes``, where it has
+    ``feature_map``; ``reconstructions``, where a method paints (``HasVisualization``); ``prototypes``, where it has
     some (``HasPrototypes``), those that are nearest to most images with the images nearest to each.
 
     The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
@@ -103,9 +103,9 @@ class Pictures(pl.Callback):
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1] of ``HasPictures``; none where the method paints nothing."""
+        """Columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none where the method paints nothing."""
         objective = module.objective
-        if not isinstance(objective, HasPictures):
+        if not isinstance(objective, HasVisualization):
             return {}
         for batch in data.batches(data.train, self._positions(module, data, self.num_images), self.num_images):
             images, sizes = batch_to_device(batch, device)

@@ -20,7 +20,7 @@ from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
-from unlabeled.objective import HasHead, HasPictures, Objective
+from unlabeled.objective import HasHead, HasVisualization, Objective
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
@@ -95,7 +95,7 @@ def build_visualized_objective(config: DictConfig) -> Objective | None:
     if not config.get("objective"):
         return None
     objective = build_objective(config)
-    return objective if isinstance(objective, HasPictures) else None
+    return objective if isinstance(objective, HasVisualization) else None
 
 
 def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
@@ -126,7 +126,6 @@ def prepare_soft_neighbours(
     support = own[0].support if own and isinstance(own[0], NeedsSupport) else None
     has_head = bool(own) and isinstance(own[0], HasHead)
     for probe in ours.values():
-        probe.prepare(
-            data.splits.train, None if support is None else support.choice, "head" if has_head else "backbone"
-        )
+        choice = None if support is None else support.choice
+        probe.prepare(data.splits.train, choice, "head" if has_head else "backbone")
     return (own[0], own[1], list(ours)) if has_head else (None, None, [])

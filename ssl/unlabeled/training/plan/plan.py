@@ -10,7 +10,7 @@ from torch import nn
 
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.module import DataModule
-from unlabeled.objective import Check, HasDoubts, HasSchedules, Objective
+from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
 from unlabeled.training.plan.checks import check_schedule
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
@@ -85,7 +85,7 @@ def make_plan(
     train = data.splits.train
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
     checks = check_schedule(module.optimizer_config, epochs, module.images_per_step, schedule)
-    checks += module.objective.plan_warnings(module.plan) if isinstance(module.objective, HasDoubts) else []
+    checks += module.objective.plan_warnings(module.plan) if isinstance(module.objective, HasMethodWarnings) else []
     checks += module.views.plan_warnings(train.image_size)
     trial, left = (tried, module.total_steps - step) if isinstance(tried, TrialResult) else (None, 0)
     seconds = None if trial is None else left * trial.seconds_per_step
