@@ -1,5 +1,6 @@
 """BatchNorm whose numbers do not depend on the number of processes: over all of a batch, or over parts of it."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -37,12 +38,19 @@ class SplitBatchNorm(nn.Module):
         self.momentum, self.eps, self.splits = cast(float, norm.momentum), norm.eps, splits
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
-        settings = (self.weight, self.bias, self.training, self.momentum, self.eps)
+        normalise = partial(
+            F.batch_norm,
+            weight=self.weight,
+            bias=self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
         if not self.training:
-            return F.batch_norm(images, self.running_mean, self.running_var, *settings)
+            return normalise(images, self.running_mean, self.running_var)
         parts = images.chunk(self.splits // collectives.world_size())
         running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
-        normalised = [F.batch_norm(part, *each, *settings) for part, each in zip(parts, running, strict=True)]
+        normalised = [normalise(part, *each) for part, each in zip(parts, running, strict=True)]
         self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
         self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
         self.num_batches_tracked.add_(1)

@@ -25,7 +25,7 @@ class RunFacts:
 def collect_facts(objective: Objective, plan: Plan, total_steps: int) -> RunFacts:
     """Of a run."""
     name, width = type(objective).__name__, objective.backbone.num_features
-    signs = tuple(objective.signs(plan)) if isinstance(objective, HasMetricBounds) else ()
+    signs = tuple(objective.metric_bounds(plan)) if isinstance(objective, HasMetricBounds) else ()
     return RunFacts(name, objective.collapsed_at(plan), total_steps, width, signs)
 
 
