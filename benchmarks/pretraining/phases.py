@@ -105,7 +105,7 @@ class _TimedLoader(Resumable):
     def __len__(self) -> int:
         return len(self.loader)
 
-    def _batches(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
         for _ in range(len(self.loader)):
             with self.phases.part("data"):
