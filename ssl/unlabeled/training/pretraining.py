@@ -164,7 +164,7 @@ class Pretraining(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if isinstance(self.objective, AfterBackward):
-            self.objective.after_backward(self.progress._replace(part=0))
+            self.objective.after_backward(self.progress)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the planned learning rate, then the objective's own update with the progress of that step.
