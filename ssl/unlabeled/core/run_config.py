@@ -39,8 +39,7 @@ FREE_KEYS = (
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(resolved))
+    write_atomic(run_dir / "config.yaml", to_yaml(resolved))
 
 
 def to_yaml(values: dict[str, Any]) -> str:
