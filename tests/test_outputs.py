@@ -26,8 +26,8 @@ from unlabeled.core.writing import (
     check_file,
     check_folder,
     kept_anyway,
-    save_figure,
     save_picture,
+    save_plot,
     save_safetensors,
     save_tensors,
     write_atomic,
@@ -93,7 +93,7 @@ IN_A_FOLDER = {
     "ensemble": ("ensemble=[x,y]", "report_dir="),
     "unlabeled.commands.inspect": ("out=",),
     "unlabeled.commands.export": ("run=x", "to=timm", "out="),
-    "unlabeled.representation": ("run=x", "out="),
+    "unlabeled.commands.represent": ("run=x", "out="),
 }
 IN_A_FILE = {
     "unlabeled.commands.table": ("x", "out="),
@@ -142,7 +142,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "text": lambda path: write_atomic(path, "content"),
     "bytes": lambda path: write_atomic(path, b"content"),
     "picture": lambda path: save_picture(path, Image.new("RGB", (4, 4))),
-    "plot": lambda path: save_figure(path, _figure()),  # type: ignore[arg-type]
+    "plot": lambda path: save_plot(path, _figure()),  # type: ignore[arg-type]
     "tensors": lambda path: save_tensors(path, {"a": torch.arange(10)}),
     "safetensors": lambda path: save_safetensors(path, {"a": torch.arange(10)}),
 }

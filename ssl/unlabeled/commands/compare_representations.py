@@ -1,4 +1,7 @@
-"""CKA of all layers of two networks: ``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``."""
+"""CKA of all layers of two networks.
+
+``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``
+"""
 
 import json
 import sys
@@ -9,7 +12,7 @@ from typing import Any
 from unlabeled.commands.build.representation import build_compared_networks
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import git_state, plain_values, versions
-from unlabeled.core.writing import check_file, kept_anyway, save_figure, write_atomic
+from unlabeled.core.writing import check_file, kept_anyway, save_plot, write_atomic
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import checkpoint_provenance
@@ -65,7 +68,7 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
 def draw_matrices(found: LayerSimilarities, first: str, second: str, path: Path) -> None:
     """Each network with itself, and between them the one with the other."""
     a, b = (first, found.layers[0]), (second, found.layers[1])
-    save_figure(path, matrices([(found.first, a, a), (found.across, a, b), (found.second, b, b)]))
+    save_plot(path, matrices([(found.first, a, a), (found.across, a, b), (found.second, b, b)]))
 
 
 def nearest_layers(found: LayerSimilarities, first: str, second: str) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.run_config import FREE_KEYS, differences, read_yaml
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
@@ -246,7 +247,7 @@ def _values_of(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
     if not isinstance(before, dict) or not before:
         raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
-    return before
+    return dict(with_current_targets(before))
 
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from unlabeled.core.writing import write_atomic
+
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "backbone.gradient_checkpointing",

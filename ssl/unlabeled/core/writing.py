@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
         unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
 
 
-def save_figure(path: Path, figure: "Figure") -> None:
+def save_plot(path: Path, figure: "Figure") -> None:
     """A plot as PNG. Raises Unwritable."""
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png")

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.core.writing import save_figure
+from unlabeled.core.writing import save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def save_figure(figure: "Figure", path: Path, label: str) -> str:
     """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
-        save_figure(path, figure)
+        save_plot(path, figure)
         return figure_as_svg(figure, label)
 
 

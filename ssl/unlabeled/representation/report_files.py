@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.core.environment import plain_values
-from unlabeled.core.writing import save_figure, save_picture, write_atomic
+from unlabeled.core.writing import save_picture, save_plot, write_atomic
 from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.figures import distance_plot, invariance_plot, matrices, spectrum_plot
@@ -26,7 +26,7 @@ def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]
     """
     pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in _plots(analysis)}
     for name, (figure, _) in pictures.items():
-        save_figure(folder / name, figure)
+        save_plot(folder / name, figure)
     shown = {name: words for name, (_, words) in pictures.items()}
     if analysis.rollouts:
         save_picture(folder / f"{NAME}_attention.png", draw_columns(analysis.rollouts))

@@ -14,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
+from unlabeled.data.support import ClassBalanced
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
@@ -104,7 +106,7 @@ def _check_values(checkpoints: CheckpointFolder, resolved: dict[str, Any]) -> No
     begun = checkpoints.find()
     before = begun and torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("config")
     if before:
-        check_same(before, resolved)
+        check_same(with_current_targets(before), resolved)
 
 
 def build_preview(config: DictConfig) -> Preview:
@@ -225,6 +227,7 @@ def attach_support(data: DataModule, objective: Objective, processes: int) -> No
     """Let the data have the labelled images that the objective asks for, which must not be test images."""
     if objective.support is None:
         return
+    assert isinstance(objective.support, ClassBalanced)  # the one kind of request that the data can serve
     data.attach_support(objective.support, processes)
     if data.splits.test is not None and data.labels is not None:
         shared = shared_names(data.labels, data.splits.train, data.splits.test)
