@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.small import composed, small_run
 from unlabeled.commands.build.evaluation import build_evaluation
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.config import one_line_errors, open_run
 from unlabeled.core import writing
 from unlabeled.core.writing import (
     Unwritable,
@@ -303,6 +303,16 @@ def test_what_a_library_cannot_write_by_itself_is_one_line(
         run("train.py")
     assert stopped.value.code == 2
     assert capfd.readouterr().err == f"error: {tmp_path / 'taken'}: File exists\n"
+
+
+def test_a_full_disk_that_a_library_meets_is_one_line_and_any_other_error_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors(ROOT / "conf", "train"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert capsys.readouterr().err == "error: No space left on device: make room and give the same command again\n"
+    with pytest.raises(OSError, match="something else"), one_line_errors(ROOT / "conf", "train"):
+        raise OSError("something else")
 
 
 @pytest.mark.parametrize("name", [*FILES, *(f"{folder}/{file}" for folder, files in FOLDERS.items() for file in files)])

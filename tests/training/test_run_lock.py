@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         held.release()
 
 
-def someone(**other: Any) -> Owner:
+def someone(folder: Path, **other: Any) -> Owner:
     """A process of this machine that lives: the one that started this one."""
     start = run_lock._start_of(os.getppid())
     assert start
-    return replace(run_lock._this_process(), pid=os.getppid(), started=start, **other)
+    return replace(run_lock._this_process(folder), pid=os.getppid(), started=start, **other)
 
 
 def leave(run_dir: Path, owner: Owner) -> Path:
@@ -57,7 +57,7 @@ def test_a_lock_lasts_from_its_making_to_its_release(tmp_path: Path) -> None:
 
 
 def test_a_process_that_lives_on_this_machine_keeps_its_run_to_itself(tmp_path: Path) -> None:
-    leave(tmp_path, someone())
+    leave(tmp_path, someone(tmp_path))
     began = time.monotonic()
     with pytest.raises(UserError, match=REFUSED):
         RunLock(tmp_path)
@@ -70,14 +70,15 @@ def gone(tmp_path: Path) -> Owner:
     child.start()
     child.join()
     assert child.pid is not None
-    return someone() if child.pid == os.getppid() else replace(someone(), pid=child.pid)
+    return replace(someone(tmp_path), pid=child.pid)
 
 
 LEFT: dict[str, Callable[[Path], Owner]] = {
     "its process was killed": gone,
-    "its number is another process's now": lambda path: replace(someone(), started="1"),
-    "the job was requeued": lambda path: someone(job="77", restarts=1),
-    "the job was requeued and is on another machine": lambda path: someone(job="77", restarts=1, machine="other"),
+    "its number is another process's now": lambda path: replace(someone(path), started="1"),
+    "the job was requeued": lambda path: someone(path, job="77", restarts=1),
+    "the job was requeued and is on another machine": lambda path: someone(path, job="77", restarts=1, machine="other"),
+    "the folder is a copy": lambda path: replace(someone(path), folder=1),
 }
 
 
@@ -94,7 +95,10 @@ def test_a_lock_whose_owner_is_known_to_be_gone_is_broken_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\x00\x01"])
+HOSTILE = json.dumps(dict.fromkeys((each.name for each in fields(Owner)), -1) | {"pid": 2**80})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\x00\x01", HOSTILE])
 def test_a_damaged_lock_is_broken(content: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(content)
     os.utime(tmp_path / "lock", (1e9, 1e9))
@@ -105,7 +109,7 @@ def test_a_damaged_lock_is_broken(content: str, tmp_path: Path) -> None:
 def test_an_owner_on_another_machine_that_gives_signs_of_life_keeps_its_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock, over = leave(tmp_path, someone(machine="other", host="node7", job="12")), threading.Event()
+    lock, over = leave(tmp_path, someone(tmp_path, machine="other", host="node7", job="12")), threading.Event()
 
     def beat() -> None:
         while not over.wait(0.05):
@@ -124,7 +128,7 @@ def test_an_owner_on_another_machine_that_gives_signs_of_life_keeps_its_run(
 
 
 def test_an_owner_on_another_machine_that_is_silent_loses_its_run(tmp_path: Path) -> None:
-    leave(tmp_path, someone(machine="other"))
+    leave(tmp_path, someone(tmp_path, machine="other"))
     began = time.monotonic()
     RunLock(tmp_path)
     assert time.monotonic() - began > 0.4
@@ -132,7 +136,7 @@ def test_an_owner_on_another_machine_that_is_silent_loses_its_run(tmp_path: Path
 
 
 def test_a_lock_of_another_machine_that_is_old_is_broken_at_once(tmp_path: Path) -> None:
-    os.utime(leave(tmp_path, someone(machine="other")), (1e9, 1e9))
+    os.utime(leave(tmp_path, someone(tmp_path, machine="other")), (1e9, 1e9))
     began = time.monotonic()
     RunLock(tmp_path)
     assert time.monotonic() - began < 0.3
@@ -150,7 +154,7 @@ def test_a_living_owner_touches_its_lock(tmp_path: Path) -> None:
 def test_a_process_whose_run_was_taken_over_stops_and_leaves_the_others_lock(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     Held(lock).on_train_batch_end(None, None, None, None, 0)  # type: ignore[arg-type]
-    leave(tmp_path, someone(token="another"))
+    leave(tmp_path, someone(tmp_path, token="another"))
     deadline = time.monotonic() + 20
     while lock._taken_by is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,6 +1,7 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -40,23 +41,28 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             _stop(str(error.__cause__))
-        if not _is_of_a_file(error.__cause__):
+        if not isinstance(error.__cause__, OSError) or not _of_the_disk(error.__cause__):
             raise
-        _stop(f"{error.__cause__.filename}: {reason(error.__cause__)}")
+        _stop(_of_the_disk(error.__cause__))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
     except OSError as error:  # of a library that reads or writes by itself, as Hydra makes folders
-        if not _is_of_a_file(error):
+        if not _of_the_disk(error):
             raise
-        _stop(f"{error.filename}: {reason(error)}")
+        _stop(_of_the_disk(error))
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
         _stop("a group cannot be null on the command line: leave it out with ~group")
 
 
-def _is_of_a_file(error: BaseException | None) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.filename is not None and error.strerror is not None
+def _of_the_disk(error: OSError) -> str:
+    """A line for an error that has a path, or that says that a disk is full; empty for any other."""
+    if error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {reason(error)}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{reason(error)}: make room and give the same command again"
+    return ""
 
 
 def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,6 +40,7 @@ class Owner:
     started: str  # what tells it from a later process of the same number; empty where the system does not say
     job: str  # of Slurm, empty without
     restarts: int  # of that job
+    folder: int  # number of the folder's inode: a copy of a folder is another one
     token: str  # of this lock
 
     def __str__(self) -> str:
@@ -60,7 +61,7 @@ class RunLock:
         self.path = (make_folder(run_dir) / NAME).resolve()
         for before in list(_held.values()):
             before.release()
-        self.owner = _this_process()
+        self.owner = _this_process(self.path.parent)
         self._over = threading.Event()
         self._taken_by: Owner | None = None
         with one_line(self.path):
@@ -91,7 +92,7 @@ class RunLock:
         waited = False
         while not self._make():
             found = _read_whole(self.path)
-            if found is not None and not _is_gone(found):
+            if found is not None and not _is_gone(found, self.path.parent):
                 if _is_here(found) or self._lives(found, say=not waited):
                     raise UserError(_refusal(self.path, found))
                 waited = True
@@ -190,9 +191,12 @@ def _read(path: Path) -> Owner | None:
     """None where there is no lock, or a damaged one."""
     try:
         with path.open(encoding="utf-8") as file:  # NFS looks at a file anew when it is opened
-            return Owner(**json.loads(file.read(10_000)))
+            found = Owner(**json.loads(file.read(10_000)))
     except (OSError, ValueError, TypeError):
         return None
+    kinds = {each.name: str if each.type in (str, "str") else int for each in fields(Owner)}
+    whole = all(type(getattr(found, name)) is kind for name, kind in kinds.items())
+    return found if whole and 0 < found.pid < 2**31 else None
 
 
 def _read_whole(path: Path) -> Owner | None:
@@ -232,16 +236,19 @@ def _is_here(owner: Owner) -> bool:
     return owner.machine == _machine()
 
 
-def _is_gone(owner: Owner) -> bool:
-    """Whether that is known for certain: no such process here, or an earlier start of this very Slurm job."""
-    me = _this_process()
+def _is_gone(owner: Owner, folder: Path) -> bool:
+    """Whether that is known for certain: an earlier start of this very Slurm job, no such process here, or a copy."""
+    me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
         return True
+    if not _is_here(owner):
+        return False
     start = _start_of(owner.pid)
-    return _is_here(owner) and (start is None or bool(start and owner.started and start != owner.started))
+    another = start is None or bool(start and owner.started and start != owner.started)
+    return another or owner.folder != me.folder
 
 
-def _this_process() -> Owner:
+def _this_process(folder: Path) -> Owner:
     return Owner(
         socket.gethostname(),
         _machine(),
@@ -249,6 +256,7 @@ def _this_process() -> Owner:
         _start_of(os.getpid()) or "",
         os.environ.get("SLURM_JOB_ID", ""),
         int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        folder.stat().st_ino,
         uuid4().hex,
     )
 
