@@ -166,6 +166,11 @@ def _umask() -> int:
     return before
 
 
+def test_a_name_that_is_not_utf_8_ends_no_writing(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", json.dumps({"name": os.fsdecode(b"caf\xe9.png")}, ensure_ascii=False))
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == {"name": "caf\udce9.png"}
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("obstacle", FOR_FILES)
 def test_every_writer_is_refused_in_one_line_that_has_the_path(kind: str, obstacle: Obstacle, tmp_path: Path) -> None:

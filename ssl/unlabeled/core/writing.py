@@ -31,14 +31,14 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
 
     Args:
         path: its folder is made where it is missing; a link is followed.
-        content: text is written as UTF-8.
+        content: text is written as UTF-8, with escapes for what is none, as names of files may be.
         sync: whether to wait until it is on the disk, so that a loss of power leaves the old or the new file.
 
     Raises:
         Unwritable: it cannot be written.
     """
     with replacing(path, sync) as unfinished:
-        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
 
 
 def save_plot(path: Path, figure: "Figure") -> None:
