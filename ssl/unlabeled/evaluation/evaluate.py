@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unlabeled.core.environment import machine
+from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.references import references_for
@@ -27,6 +28,8 @@ from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.objective import Backbone, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
+
+FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv")
 
 
 @dataclass
@@ -58,6 +61,8 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
+    if rank() == 0:
+        check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
     extractor = evaluation.extractor
     test = extractor.data.splits.test
@@ -90,9 +95,13 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
+    add_intervals(rows, looked["pretrained"][1].labels)
+    print(f"\n{accuracy_table(rows)}\n")
     with local_only():
-        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, asked)
-    print(f"\n{accuracy_table(rows)}\n\nthe whole report is in {report}")
+        report = kept_anyway(
+            report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
+        )
+    print(f"the whole report is in {report}")
     return rows
 
 
@@ -109,7 +118,6 @@ def _write(
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
     decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
     _, test = looked
-    add_intervals(rows, test.labels)
     report = write_report(
         report_dir,
         rows,

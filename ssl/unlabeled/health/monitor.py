@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 from torch.optim import Optimizer
 
-from unlabeled.core.writing import write_atomic
+from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
@@ -51,6 +51,7 @@ class HealthMonitor(pl.Callback):
         self._diagnosis: Diagnosis | None = None  # from the first metrics on
         self._news = False  # whether metrics came since it was last asked
         self._told: set[str] = set()  # findings that were printed
+        self._unwritable = False  # whether it was said that they cannot be kept
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to what the run writes; what it wrote before it was stopped counts."""
@@ -129,7 +130,7 @@ class HealthMonitor(pl.Callback):
         if trainer.is_global_zero:
             for finding in new:
                 print(f"{finding.severity}: {finding.sentence}", flush=True)
-            write_findings(diagnosis, Path(trainer.default_root_dir))
+            self._keep(diagnosis, Path(trainer.default_root_dir))
         collapsed = [finding for finding in findings if finding.collapse]
         if self.stop and collapsed:
             raise UserError(
@@ -137,14 +138,25 @@ class HealthMonitor(pl.Callback):
                 "health=watch goes on from the last checkpoint, or anew where there is none"
             )
 
+    def _keep(self, diagnosis: Diagnosis, run_dir: Path) -> None:
+        try:
+            write_findings(diagnosis, run_dir)
+        except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+            if not self._unwritable:
+                print(f"warning: {error}; the findings are only printed", flush=True)
+            self._unwritable = True
+
 
 def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     """``health.json`` with findings and facts, replaced as a whole and only where they changed."""
     path = run_dir / FILE
     findings = [finding._asdict() for finding in diagnosis.findings]
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
-    if path.exists() and path.read_text() == text:
-        return
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass  # there is none, or it is damaged: it is written anew
     write_atomic(path, text)
 
 

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from unlabeled.core.writing import Unwritable, save_picture
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
@@ -176,9 +177,11 @@ def _squared(images: Tensor, side: int) -> Tensor:
 
 def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
     """Write a picture to the run's folder and hand it to the loggers."""
-    folder = Path(trainer.default_root_dir) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{name}-step-{trainer.global_step:08d}.png")
+    path = Path(trainer.default_root_dir) / "pictures" / f"{name}-step-{trainer.global_step:08d}.png"
+    try:
+        save_picture(path, picture)
+    except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+        print(f"warning: {error}")
     log_picture(trainer.loggers, name, picture, trainer.global_step)
 
 

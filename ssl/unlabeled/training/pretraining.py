@@ -93,6 +93,10 @@ class Pretraining(pl.LightningModule):
         step = self.global_step
         return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
 
+    def is_written(self, step: int) -> bool:
+        """Whether the metrics of a step, counted from 1, are kept: every so often, and those of the first and last."""
+        return step in (1, self.total_steps) or step % self.log_every_n_steps == 0
+
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
@@ -119,7 +123,7 @@ class Pretraining(pl.LightningModule):
             hook(batch, output)
         self.part += 1
         # Reading a loss waits for the device.
-        if self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0:
+        if self.part == self.accumulate and self.is_written(self.global_step + 1):
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
             metrics["skipped_steps"] = torch.tensor(float(self.faults.skipped))
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)

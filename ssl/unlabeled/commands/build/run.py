@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
-from unlabeled.commands.config import is_sweep
+from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
@@ -37,6 +38,7 @@ from unlabeled.training.loggers import JsonLines
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.progress_bar import RunProgress
 from unlabeled.training.run import Run
+from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
 
@@ -50,6 +52,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     """
     checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
     trainer = build_trainer(config, checkpoints)
+    lock = _lock(config, trainer)
+    _check_values(checkpoints, resolved)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     data = build_data(config)
@@ -82,7 +86,27 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
         NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
-    return Run(trainer, module, data, checkpoints)
+    return Run(trainer, module, data, checkpoints, lock)
+
+
+def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
+    """One for all processes of a run, held by the first; a plan alone needs none."""
+    if config.plan_only or not trainer.is_global_zero:
+        return None
+    lock = RunLock(Path(config.run_dir))
+    trainer.callbacks.insert(0, Held(lock))  # type: ignore[attr-defined]
+    return lock
+
+
+def _check_values(checkpoints: CheckpointFolder, resolved: dict[str, Any]) -> None:
+    """Where ``config.yaml`` is gone the newest state says what the run was started with."""
+    written = (checkpoints.folder.parent / "config.yaml").exists()
+    if written or resolved.get("resume") == "override" or not checkpoints.newest.exists():
+        return
+    begun = checkpoints.find()
+    before = begun and torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("config")
+    if before:
+        check_same(with_current_targets(before), resolved)
 
 
 def build_preview(config: DictConfig) -> Preview:

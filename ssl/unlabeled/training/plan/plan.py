@@ -61,7 +61,6 @@ class RunPlan:
 
     def write(self, path: Path) -> None:
         """As JSON; whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
