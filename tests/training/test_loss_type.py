@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unlabeled.errors import UserError
-from unlabeled.objective import Output, Progress
+from unlabeled.objective import Batch, Output, Progress
 from unlabeled.training.pretraining import Pretraining
 
 
@@ -25,9 +25,9 @@ class Careless(nn.Module):
 
 def loss_of(dtype: torch.dtype) -> torch.Tensor:
     run: Any = SimpleNamespace(seed=0, global_rank=0, progress=Progress(0, 1, 1, 0), objective=Careless(dtype))
-    run._with_views = lambda batch: batch
-    batch: Any = None
-    return Pretraining.output_of(run, batch).loss
+    run.view_key, run.views_of = (lambda batch: None), (lambda batch, key: ())
+    nothing = torch.zeros(2, dtype=torch.long)
+    return Pretraining.output_of(run, Batch(nothing, nothing, nothing, ())).loss
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -95,10 +95,15 @@ def _of_class(node: ast.ClassDef, file: Path) -> dict[str, Taken] | None:
     if constructors:
         return _arguments(constructors[0], file)
     if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and not _is_derived(each)]
         return {ast.unparse(each.target): _taken(each.annotation, each.value, file) for each in fields}
     bases = [_in_file(file, base.id) for base in node.bases if isinstance(base, ast.Name)]
     return next((base for base in bases if base is not None), None)
+
+
+def _is_derived(field: ast.AnnAssign) -> bool:
+    """Whether a dataclass computes it itself: ``field(init=False)``."""
+    return isinstance(field.value, ast.Call) and "init=False" in ast.unparse(field.value)
 
 
 def _arguments(node: ast.FunctionDef, file: Path) -> dict[str, Taken]:
