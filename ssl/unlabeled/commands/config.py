@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.keys import TYPES
-from unlabeled.core.run_config import FREE_KEYS, differences
+from unlabeled.core.file_config import as_data
+from unlabeled.core.run_config import FREE_KEYS, differences, read_yaml
+from unlabeled.core.shown import shown
 from unlabeled.errors import UserError
 
 
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths may hold bytes that are no UTF-8, and a terminal may know less
+            stream.reconfigure(errors="backslashreplace")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
         yield
@@ -53,7 +59,7 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
         config_name: of the primary yaml in ``conf/``.
         command: gets the composed configuration, and the same as plain values.
     """
-    with one_line_errors(conf := _conf(config_name), config_name):
+    with one_line_errors(conf := find_conf(config_name), config_name):
 
         def checked(config: DictConfig) -> None:
             with one_line_errors(conf, config_name):
@@ -74,7 +80,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: one of them is wrong.
     """
-    conf = _conf(config_name)
+    conf = find_conf(config_name)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
@@ -85,7 +91,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def _conf(config_name: str) -> Path:
+def find_conf(config_name: str) -> Path:
     """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
     folders = [Path(__file__).parents[3] / "conf", Path.cwd() / "conf"]
     found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
@@ -95,7 +101,7 @@ def _conf(config_name: str) -> Path:
 
 
 def _stop(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + shown(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -151,17 +157,18 @@ def check_keys(config: DictConfig, primary: Path) -> None:
         if key not in known:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
         _check_type(value, TYPES.get(key, Any), key)
-        _check_node(value, key)
+        check_node(value, key)
     probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
             raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
 
 
-def _check_node(node: Any, path: str) -> None:
+def check_node(node: Any, path: str) -> None:
+    """Raise UserError for a key below a ``_target_`` that its constructor does not take, or a value of a wrong type."""
     if isinstance(node, list):
         for position, element in enumerate(node):
-            _check_node(element, f"{path}[{position}]")
+            check_node(element, f"{path}[{position}]")
     if not isinstance(node, dict):
         return
     types = _parameters(node["_target_"], path) if "_target_" in node else {}
@@ -170,7 +177,7 @@ def _check_node(node: Any, path: str) -> None:
             if key not in types:
                 raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
             _check_type(value, types[key], f"{path}.{key}")
-        _check_node(value, f"{path}.{key}")
+        check_node(value, f"{path}.{key}")
 
 
 def _parameters(target: str, path: str) -> dict[str, Any]:
@@ -218,17 +225,40 @@ def open_run(config: DictConfig) -> dict[str, Any]:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check_place(resolved)
     run_dir = Path(resolved["run_dir"])
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
+        differing = [
+            key for key in differences(_before(run_dir), resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}
+        ]
         if differing:
             raise UserError(
                 f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
                 "to go on with the new values, or remove that folder"
             )
     return dict(resolved)
+
+
+def _check_place(resolved: dict[str, Any]) -> None:
+    """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
+    name, run_dir = str(resolved["name"]), resolved["run_dir"]
+    parts = name.split("/")
+    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*parts}:
+        raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
+    if not run_dir.strip() or "\0" in run_dir:
+        raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
+
+
+def _before(run_dir: Path) -> Any:
+    """What the run in a folder was started with, its targets those of today."""
+    try:
+        return as_data(read_yaml(run_dir / "config.yaml"), f"{run_dir}/config.yaml")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{run_dir}/config.yaml cannot be read ({error}); put a whole one there, or give resume=override to go on "
+            "with the values of this command"
+        ) from error
 
 
 def check_no_other_overrides(key: str, *beside: str) -> None:

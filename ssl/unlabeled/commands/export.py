@@ -5,7 +5,6 @@ its features are ours.
 """
 
 import difflib
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
@@ -201,7 +201,7 @@ def _facts(
     splits: Splits | None,
 ) -> CardFacts:
     run = folder_of(checkpoint.path)
-    results = _read_json(run / "report" / "results.json")
+    results = read_json(run / "report" / "results.json")
     judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
     rows = results.get("rows", []) if judged == checkpoint.sha256 else []
     noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
@@ -219,7 +219,7 @@ def _facts(
         tolerance=TOLERANCE,
         rows=rows,
         results_note=_results_note(results, bool(rows)),
-        training=_read_json(run / "training.json"),
+        training=read_json(run / "training.json"),
         versions=versions(),
     )
 
@@ -228,11 +228,6 @@ def _results_note(results: Mapping[str, Any], same: bool) -> str:
     if same:
         return f"By `eval_linear.py` on frozen features, {results['provenance'].get('date', '')[:10]}."
     return "Of another checkpoint than this one, so left out." if results else "None yet."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
 
 
 if __name__ == "__main__":

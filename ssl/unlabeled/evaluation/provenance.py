@@ -1,10 +1,11 @@
 """Where numbers come from: what a report says of the checkpoint, the data, the run and the machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.shown import shown
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
@@ -33,9 +34,15 @@ def trained_epochs(checkpoint: Checkpoint) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Of a file that need not be there."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return content
+    """Of a file that need not be there; one that cannot be read is said and passed over."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        print(f"warning: {shown(path)} cannot be read ({shown(error)}) and is passed over")
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _speed(extractor: Extractor) -> float | None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.index import Index, IndexNote, load_or_build
@@ -38,16 +39,16 @@ class FolderSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
 
     def encoded(self, index: int) -> Path:
-        return Path(self.name(index))
+        return self._root / os.fsdecode(self._listed.text("path", index))
 
     def files(self) -> list[str]:
-        return [self.name(index) for index in range(len(self))]
+        return [str(self.encoded(index)) for index in range(len(self))]
 
     def within(self) -> str:
         return ""
 
     def name(self, index: int) -> str:
-        return str(self._root / os.fsdecode(self._listed.text("path", index)))
+        return shown(self.encoded(index))
 
 
 def folder(
@@ -143,7 +144,9 @@ def _source(root: Path, labels: str, image_size: int, square: bool, place: str |
         )
     if loose or labels == "none":
         return FolderSource(root, listed, torch.full((len(listed),), -1), [], image_size, square)
-    return FolderSource(root, listed, torch.from_numpy(owners.copy()), listed.note["classes"], image_size, square)
+    return FolderSource(
+        root, listed, torch.from_numpy(owners.copy()), [*map(shown, listed.note["classes"])], image_size, square
+    )
 
 
 def _listed(root: Path, place: str | None) -> Index:

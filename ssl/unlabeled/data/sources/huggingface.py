@@ -1,11 +1,11 @@
 """Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
@@ -85,7 +85,7 @@ def _files(base: Path, split: str, given: str) -> list[str]:
             f"{given}: {folder.absolute()} is no data set that save_to_disk wrote (no state.json); data.path={base}"
             f" has these splits: {shorten_list(there)}"
         )
-    content = json.loads(state.read_text())
+    content = parse_json(state.read_text())
     if content.get("_indices_files") or content.get("_indices_data_files"):
         raise UserError(f"{folder} holds a selection of rows: save it again after Dataset.flatten_indices()")
     names = [str(folder / file["filename"]) for file in content["_data_files"]]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.shown import shown
 from unlabeled.data.decode import decode_bytes
 from unlabeled.data.source import CorruptImage
 from unlabeled.data.sources.files import one_line, read_range
@@ -75,8 +76,8 @@ class RecordSource:
     def name(self, index: int) -> str:
         row = index - int(self._first[self._file[index]])
         if not self._index.has("name"):
-            return f"{self._path(index)} row {row}"
-        return f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}"
+            return shown(f"{self._path(index)} row {row}")
+        return shown(f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}")
 
     def _path(self, index: int) -> str:
         return str(self._paths[self._file[index]])

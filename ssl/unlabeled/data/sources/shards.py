@@ -1,6 +1,5 @@
 """Tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: read by index, in any order."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
@@ -176,7 +176,7 @@ def _content(file: IO[bytes], member: TarMember) -> bytes:
 def _label(content: bytes, labels: str, name: str) -> int:
     """The class number in a member; -1 where its field is not there, or null."""
     try:
-        value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
+        value = content.decode().strip() if labels == "cls" else parse_json(content).get(labels[5:])
         label = -1 if value is None else int(value)
         if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
             raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")
