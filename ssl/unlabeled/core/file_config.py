@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.shown import shown
 from unlabeled.core.yaml_text import tree
 from unlabeled.errors import UserError
-
-# Targets of earlier versions: each is read as the one on its right, so that old files can be read.
-MOVED: dict[str, str] = {}
 
 LONGEST = 200  # characters of a value that a message shows
 
@@ -71,7 +69,7 @@ def as_data(value: Any, where: str) -> Any:
             deeper than 40 levels (it may hold itself) or has more than 100,000 values.
     """
     try:
-        return _plain(tree(value))
+        return with_current_targets(_plain(tree(value)))
     except ValueError as error:
         raise UserError(f"{where}: its configuration is no configuration of a run: {error}") from error
 
@@ -80,16 +78,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         if not all(type(key) is str for key in value):
             raise ValueError("a key is no text")
-        return {key: _today(key, _plain(each)) for key, each in value.items()}
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(f"it holds a {type(value).__name__}, which is no plain value")
-
-
-def _today(key: str, value: Any) -> Any:
-    return MOVED.get(value, value) if key == "_target_" and isinstance(value, str) else value
 
 
 def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] = lambda target: False) -> None:
