@@ -140,7 +140,7 @@ def test_the_page_of_inspect_shows_names_escaped(
     given = [f"data.path={images}", f"out={tmp_path / 'out'}", "num_workers=0", "images_per_second=1000"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("inspect", ["data=folder", "data.labels=folders", *given])
-    inspect_data(config, {key: config[key] for key in config})
+    inspect_data(config, {str(key): config[key] for key in config})
     page = (tmp_path / "out" / "inspect.md").read_text()
     for text in (page, capsys.readouterr().out):
         harmless(text)
@@ -178,7 +178,7 @@ def every_reader(folder: Path) -> list[Callable[[], Any]]:
         lambda: as_markdown(make_table([folder], baselines=True)),
         lambda: as_csv(make_table([folder])),
         lambda: compare([str(folder), str(folder.parent / "other")], str(folder.parent / "compared")),
-        lambda: diagnose_run(folder).in_words(),
+        lambda: diagnose_run(folder).describe(),
     ]
 
 

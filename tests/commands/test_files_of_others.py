@@ -25,8 +25,8 @@ from unlabeled.commands.compare_representations import compare_command
 from unlabeled.commands.export import export
 from unlabeled.commands.from_file import part_of
 from unlabeled.commands.represent import represent
-from unlabeled.core import file_config
 from unlabeled.core.file_config import KINDS, as_data, check_opened, check_part, is_own_run
+from unlabeled.core.moved_targets import MOVED_TARGETS
 from unlabeled.errors import UserError
 from unlabeled.weights import read_checkpoint
 
@@ -246,7 +246,8 @@ def test_no_target_but_those_of_a_part_passes_at_any_depth(trap: Trap, content: 
             node = {"_target_": target, **trap.hostile().get(target, {})}
             with pytest.raises(UserError, match=r"is not taken|is no|code that a file names"):
                 part_of(spoilt(content["config"], part, node, depth), part, Path("x"))
-    for order in ({"_args_": []}, {"_partial_": 1}, {"_recursive_": False}, {"_convert_": "x"}, {"_mode_": 0}):
+    orders: list[dict[str, Any]] = [{"_args_": []}, {"_partial_": 1}, {"_recursive_": False}, {"_convert_": "x"}]
+    for order in [*orders, {"_mode_": 0}]:
         with pytest.raises(UserError, match="is not taken from a file"):
             part_of({part: content["config"][part] | order}, part, Path("x"))
     assert not trap.sprung
@@ -317,7 +318,7 @@ def test_targets_of_earlier_versions_are_read_as_those_of_today(
     content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     today = content["config"]["views"]["groups"][0]["operations"][0]["_target_"]
-    monkeypatch.setitem(file_config.MOVED, "unlabeled.old.place.Crop", today)
+    monkeypatch.setitem(MOVED_TARGETS, "unlabeled.old.place.Crop", today)
     old = copy.deepcopy(content)
     old["config"]["views"]["groups"][0]["operations"][0]["_target_"] = "unlabeled.old.place.Crop"
     read = read_checkpoint(written(old, tmp_path))

@@ -31,7 +31,8 @@ def part_of(config: Mapping[str, Any] | None, part: str, file: Path) -> DictConf
         check_node(values, part)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return OmegaConf.create(values)
+    found: DictConfig = OmegaConf.create(values)
+    return found
 
 
 def data_of(

@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.yaml_text import parse_yaml
+
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "backbone.gradient_checkpointing",
