@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from unlabeled.core.run_config import to_yaml
-from unlabeled.core.shown import in_markdown, in_table
+from unlabeled.core.shown import in_markdown, in_table, shown
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
@@ -153,8 +153,17 @@ def _training(facts: CardFacts) -> list[str]:
 
 
 def _settings(title: str, values: Mapping[str, Any]) -> str:
-    shown = without_paths(_without_conversion(values))
-    return f"{title}:\n\n```yaml\n{to_yaml(shown).strip()}\n```"
+    text = to_yaml(_literal(without_paths(_without_conversion(values)))).strip()
+    return f"{title}:\n\n```yaml\n{text}\n```"
+
+
+def _literal(value: Any) -> Any:
+    """Without line breaks, which could end the block, and without what would be looked up."""
+    if isinstance(value, Mapping):
+        return {_literal(key): _literal(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(each) for each in value]
+    return shown(value).replace("${", "$ {") if isinstance(value, str) else value
 
 
 def _without_conversion(value: Any) -> Any:
