@@ -30,7 +30,7 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
 def trained_epochs(checkpoint: Checkpoint) -> float | None:
     """How long the judged network was trained; None where the file does not say."""
     steps = checkpoint.progress.get("steps_per_epoch")
-    return checkpoint.progress["step"] / steps if steps else None
+    return checkpoint.progress.get("step", 0) / steps if steps else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

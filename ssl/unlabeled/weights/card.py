@@ -126,8 +126,9 @@ def _images(preprocess: Preprocess) -> str:
 
 def _identity(facts: CardFacts, objective: str) -> dict[str, Any]:
     progress = facts.checkpoint.progress
-    steps = f"{progress['step']:,} of {progress['total_steps']:,}" if progress else "not known"
-    epochs = f"{progress['step'] / progress['steps_per_epoch']:g}" if progress else "not known"
+    step, total, per_epoch = (progress.get(name, 0) for name in ("step", "total_steps", "steps_per_epoch"))
+    steps = f"{step:,} of {total:,}" if total else "not known"
+    epochs = f"{step / per_epoch:g}" if per_epoch else "not known"
     return {
         "objective": objective or "not known: the checkpoint does not say",
         "backbone": class_name(facts.spec),
