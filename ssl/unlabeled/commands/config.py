@@ -37,6 +37,7 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
+        _check_typed_place(sys.argv[1:])
         yield
     except UserError as error:
         _stop(str(error))
@@ -243,11 +244,17 @@ def open_run(config: DictConfig) -> dict[str, Any]:
 def _check_place(resolved: dict[str, Any]) -> None:
     """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
     name, run_dir = str(resolved["name"]), resolved["run_dir"]
-    parts = name.split("/")
-    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*parts}:
+    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*name.split("/")}:
         raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
     if not run_dir.strip() or "\0" in run_dir:
         raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
+
+
+def _check_typed_place(arguments: list[str]) -> None:
+    """The same of what was typed: Hydra makes the folder before it calls anybody."""
+    typed = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("name=", "run_dir=")))
+    given = {key: value.strip("'\"") for key, value in typed.items()}
+    _check_place({"name": "x", "run_dir": "x"} | given)
 
 
 def _before(run_dir: Path) -> Any:
