@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.writing import write_atomic
 from unlabeled.core.yaml_text import parse_yaml
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
@@ -39,8 +40,7 @@ FREE_KEYS = (
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(resolved))
+    write_atomic(run_dir / "config.yaml", to_yaml(resolved))
 
 
 def to_yaml(values: dict[str, Any]) -> str:

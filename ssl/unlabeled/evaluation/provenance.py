@@ -34,15 +34,17 @@ def trained_epochs(checkpoint: Checkpoint) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Of a file that need not be there; one that cannot be read is said and passed over."""
-    if not path.is_file():
+    """Of a file that need not be there; a damaged one is said and left out: no number hangs on it."""
+    if not path.exists():
         return {}
     try:
         content = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        print(f"warning: {shown(path)} cannot be read ({shown(error)}) and is passed over")
-        return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        content = None
+    if isinstance(content, dict):
+        return content
+    print(f"warning: {shown(path)} is damaged and left out")
+    return {}
 
 
 def _speed(extractor: Extractor) -> float | None:

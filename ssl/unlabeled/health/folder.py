@@ -61,7 +61,9 @@ def _facts(run_dir: Path) -> RunFacts:
                 f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
-    collapsed_at = training.get("collapsed_at") if isinstance(training, dict) else None
+    if not isinstance(training, dict):
+        raise UserError(f"{run_dir / 'training.json'}: is damaged, it holds no keys; remove it")
+    collapsed_at = training.get("collapsed_at")
     known = collapsed_at if type(collapsed_at) is float else None
     return RunFacts("no health.json: the loss alone", known, 0, 0)
 

@@ -1,6 +1,7 @@
 """The test images that a classifier is least sure of, as a table: what to look at, or to label, next."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.shown import in_csv
+from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.uncertainty.members import entropy
 
 
@@ -38,10 +40,11 @@ def write_least_certain(
     called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last, at -1, for no label
     order = doubt.argsort(descending=True, stable=True).tolist()
     label_of, predicted_of = labels.tolist(), predicted.tolist()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["name", "label", "predicted", *columns])
-        for row in order:
-            values = [f"{number:.6g}" for number in numbers[row]]
-            texts = map(in_csv, (names[row], called[label_of[row]], called[predicted_of[row]]))
-            table.writerow([*texts, *values])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["name", "label", "predicted", *columns])
+    for row in order:
+        values = [f"{number:.6g}" for number in numbers[row]]
+        texts = map(in_csv, (names[row], called[label_of[row]], called[predicted_of[row]]))
+        table.writerow([*texts, *values])
+    write_atomic(path, text.getvalue())
