@@ -22,7 +22,7 @@ from unlabeled.objective import Batch
 from unlabeled.pages.draw import draw_columns
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters
-from unlabeled.views.pipeline import ViewGroup, Views
+from unlabeled.views.pipeline import ViewGroup, Views, in_colour
 from unlabeled.views.preview.draws import (
     GroupDraws,
     RecordedStep,
@@ -72,7 +72,7 @@ def trace_views(
     ]
     recorded.compiles, recorded.block = False, len(images)  # each operation is called once for each view
     made = recorded(images, ids, key, sizes=sizes)
-    return [PreviewImage(views.to_pixels(view), log) for view, log in zip(made, logs, strict=True)]
+    return [PreviewImage(views.shown(view), log) for view, log in zip(made, logs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,10 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
 def crop_padding(batch: Batch) -> list[Tensor]:
     """Each image as decoded, uint8 [3, h, w], without what its canvas has around it."""
     if batch.sizes is None:
-        return list(batch.images)
+        return list(in_colour(batch.images))
     return [
-        image[:, :height, :width] for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
+        image[:, :height, :width]
+        for image, (height, width) in zip(in_colour(batch.images), batch.sizes.tolist(), strict=True)
     ]
 
 
