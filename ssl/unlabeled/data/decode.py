@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, is_tiff, read_bands, value_range
-from unlabeled.data.decoding import RGB, Bits, Decoding, say_once
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -31,6 +31,7 @@ _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn
 
 # Pillow warns at half of what it refuses; here the limit is data.max_pixels, which says so in one line.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_allowed = {"pixels": MOST_PIXELS}  # in this process
 
 Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
 
@@ -115,9 +116,9 @@ class Header(NamedTuple):
 
 
 def _allow(pixels: int) -> None:
-    """Pillow refuses twice of its limit."""
-    if pixels // 2 != Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = pixels // 2
+    """Pillow refuses twice of its own limit, which stays as it is until another is asked for."""
+    if pixels != _allowed["pixels"]:
+        Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
 
 
 def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
