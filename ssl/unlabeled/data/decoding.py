@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -57,6 +59,14 @@ RGB = Decoding()  # 8 bits, and no image larger than Pillow takes
 def channels_of(source: object) -> int:
     """Of the images of a source: 3 where it says nothing."""
     return getattr(source, "decoding", RGB).channels
+
+
+def in_colour(pixels: Tensor) -> Tensor:
+    """Pixels [B, C, h, w] in [0, 1] as [B, 3, h, w] to look at: one channel as grey, of more the first three."""
+    channels = pixels.shape[1]
+    if channels < 3:
+        return pixels[:, :1].expand(-1, 3, -1, -1)
+    return pixels if channels == 3 else pixels[:, :3]
 
 
 def say_once(kind: str, line: str) -> None:

@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from unlabeled.distributed import rank
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, PixelNetwork, apply_head, state_hash
-from unlabeled.evaluation.imbalance import METRIC, add_mean_per_class, imbalanced, notes_on_labels
-from unlabeled.evaluation.probe import ImageProbe, Probe, Score, Task, kinds_of
+from unlabeled.evaluation.probe import (
+    MEAN_PER_CLASS,
+    ImageProbe,
+    Probe,
+    Score,
+    Task,
+    add_mean_per_class,
+    imbalanced,
+    kinds_of,
+    notes_on_labels,
+)
 
 Log = Callable[[str], None]
 Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
@@ -107,7 +116,7 @@ def chance_rows(labels: Tensor, num_classes: int) -> list[Row]:
     counts = labels.bincount()
     majority, uniform = 100 * int(counts.max()) / len(labels), 100 / num_classes
     per_class = 100 / int((counts > 0).sum()), uniform
-    each = [{METRIC: value} if imbalanced(labels) else {} for value in per_class]
+    each = [{MEAN_PER_CLASS: value} if imbalanced(labels) else {} for value in per_class]
     return [
         Row(
             "chance",

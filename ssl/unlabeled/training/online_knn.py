@@ -9,8 +9,7 @@ from torch import Tensor
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
-from unlabeled.evaluation.imbalance import METRIC, add_mean_per_class
-from unlabeled.evaluation.probe import Score
+from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_mean_per_class
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.training.pretraining import Pretraining
 
@@ -47,7 +46,9 @@ class OnlineKNN(pl.Callback):
         # Every process computes the same number: none waits for another, and none runs ahead.
         score = self._score(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         if score is not None:
-            numbers = {"top1": score.top1} | {name: score.metrics[name] for name in (METRIC,) if name in score.metrics}
+            numbers = {"top1": score.top1} | {
+                name: score.metrics[name] for name in (MEAN_PER_CLASS,) if name in score.metrics
+            }
             metrics = {f"probe/knn_{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
             pl_module.write(metrics, pl_module.global_step)
 

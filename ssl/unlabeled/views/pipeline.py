@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from unlabeled.data.decoding import channels_of
+from unlabeled.data.decoding import channels_of, in_colour
 from unlabeled.data.padding import image_sizes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -321,14 +321,6 @@ def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
                     f"views.groups: {type(step).__name__} needs images of one size and these differ: crop before it, "
                     "or give data.square=true"
                 )
-
-
-def in_colour(pixels: Tensor) -> Tensor:
-    """Pixels [B, C, h, w] in [0, 1] as [B, 3, h, w] to look at: one channel as grey, of more the first three."""
-    channels = pixels.shape[1]
-    if channels < 3:
-        return pixels[:, :1].expand(-1, 3, -1, -1)
-    return pixels if channels == 3 else pixels[:, :3]
 
 
 def _require_uint8(images: Tensor, channels: int) -> None:

@@ -23,8 +23,7 @@ from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
 from unlabeled.errors import UserError
-from unlabeled.evaluation.imbalance import notes_on_labels
-from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.evaluation.probe import ImageProbe, Probe, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.training.allocation import keep_freed_memory

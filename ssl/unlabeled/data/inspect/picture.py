@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.data.decoding import in_colour
 from unlabeled.pages.draw import draw_columns
-from unlabeled.views.pipeline import in_colour
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,8 +14,7 @@ from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.imbalance import add_mean_per_class
-from unlabeled.evaluation.probe import Probe, Score, kinds_of
+from unlabeled.evaluation.probe import Probe, Score, add_mean_per_class, kinds_of
 
 KEY = "probe.few_labels"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.evaluation.imbalance import METRIC
+from unlabeled.evaluation.probe import MEAN_PER_CLASS
 
 ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
@@ -63,7 +63,9 @@ def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Res
 
     Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
     """
-    chosen = [name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != METRIC]
+    chosen = [
+        name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != MEAN_PER_CLASS
+    ]
     chosen.sort(key=lambda name: DEFAULT_METRICS.index(name) if name in DEFAULT_METRICS else 0)
     measured = [row for row in rows if set(row.metrics) & set(chosen)]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -126,7 +128,7 @@ def _cell(row: Row | None) -> ResultCell:
 
 def _per_class(name: str, rows: Sequence[Row | None]) -> list[ResultLine]:
     """A line of means over classes, where there are some."""
-    values = [None if row is None else row.metrics.get(METRIC) for row in rows]
+    values = [None if row is None else row.metrics.get(MEAN_PER_CLASS) for row in rows]
     cells = [ResultCell(NOTHING if value is None else f"{value:.2f}") for value in values]
     return [] if set(values) <= {None} else [ResultLine(f"{name}, mean over classes", cells)]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from unlabeled.data.decoding import in_colour
 from unlabeled.data.loaders import LazyLoader
 from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
@@ -22,7 +23,7 @@ from unlabeled.objective import Batch
 from unlabeled.pages.draw import draw_columns
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters
-from unlabeled.views.pipeline import ViewGroup, Views, in_colour
+from unlabeled.views.pipeline import ViewGroup, Views
 from unlabeled.views.preview.draws import (
     GroupDraws,
     RecordedStep,

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from unlabeled.evaluation.evaluate_probes import chance_rows, evaluate_probes
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.imbalance import METRIC, imbalanced, mean_per_class, notes_on_labels
+from unlabeled.evaluation.probe import MEAN_PER_CLASS, imbalanced, mean_per_class, notes_on_labels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.reporting.results_table import accuracy_grid, accuracy_table, other_metrics
 
@@ -47,22 +47,22 @@ def test_the_mean_over_classes_stands_beside_top1_of_every_probe_and_of_chance_w
     test = labels(30, 10, 10)
     rows, _ = judged(test, {"knn": KNN([5], 0.1)}, 3)
     assert [row.features for row in rows] == ["pretrained", "chance", "chance"]
-    assert rows[0].metrics[METRIC] == pytest.approx(mean_per_class(rows[0].predictions, test))
-    assert rows[0].metrics[METRIC] != pytest.approx(rows[0].top1)
-    assert [row.metrics[METRIC] for row in rows[1:]] == [pytest.approx(100 / 3), pytest.approx(100 / 3)]
+    assert rows[0].metrics[MEAN_PER_CLASS] == pytest.approx(mean_per_class(rows[0].predictions, test))
+    assert rows[0].metrics[MEAN_PER_CLASS] != pytest.approx(rows[0].top1)
+    assert [row.metrics[MEAN_PER_CLASS] for row in rows[1:]] == [pytest.approx(100 / 3), pytest.approx(100 / 3)]
     _, lines = accuracy_grid(rows)
     assert [line.name for line in lines][-3:] == [
         "pretrained, mean over classes",
         "chance: largest class of test, mean over classes",
         "chance: uniform guess, mean over classes",
     ]
-    assert f"{rows[0].metrics[METRIC]:.2f}" in accuracy_table(rows)
+    assert f"{rows[0].metrics[MEAN_PER_CLASS]:.2f}" in accuracy_table(rows)
     assert not [line for usual in (True, False) for line in other_metrics(rows, usual)[1] if "per class" in line.name]
 
 
 def test_where_classes_are_alike_nothing_is_added() -> None:
     rows, said = judged(labels(10, 12, 20), {"knn": KNN([5], 0.1)}, 3)
-    assert [METRIC in row.metrics for row in rows] == [False] * 3
+    assert [MEAN_PER_CLASS in row.metrics for row in rows] == [False] * 3
     assert "mean over classes" not in accuracy_table(rows)
     assert not [line for line in said if "class" in line]
     assert chance_rows(labels(4, 4), 2)[0].metrics == {}
