@@ -37,6 +37,13 @@ def extra_bands(image: Image.Image) -> int:
     return max(0, samples - max(3, alpha) - alpha) if samples > 3 else 0
 
 
+def hidden_bands(image: Image.Image) -> bool:
+    """Whether Pillow takes a TIFF of several bands for one of a single band, of floats or deep numbers."""
+    tags: Any = getattr(image, "tag_v2", None)
+    several = image.format == "TIFF" and tags is not None and int(tags.get(_SAMPLES, 1)) > 1
+    return several and len(image.getbands()) == 1 and image.mode != "P"
+
+
 def deep_colours(image: Image.Image) -> bool:
     """Whether Pillow reads the upper 8 of more bits of several bands, as it does of RGB; asked before it is loaded."""
     tiles: Any = getattr(image, "tile", ())

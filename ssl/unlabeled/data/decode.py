@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, is_tiff, read_bands, value_range
+from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
@@ -91,7 +91,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         try:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
                 deep = deep_colours(image)
-                if not (deep and decoding.bits != 8):
+                if not (deep and decoding.bits != 8) and not hidden_bands(image):
                     _warn(image, name, decoding, deep)
                     return to_rgb(image, size, square, _reduce(image, size), decoding.bits)
         except UnidentifiedImageError:
