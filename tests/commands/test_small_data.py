@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -67,3 +68,25 @@ def test_a_probe_that_needs_more_images_names_the_key_that_says_so(tmp_path: Pat
     config = chosen(tmp_path, "probe=kmeans", "probe.kmeans.clusters=21")
     with pytest.raises(UserError, match=r"needs 21 labelled .* give probe\.kmeans\.clusters no more"):
         build_run(config, {})
+
+
+def test_a_run_on_five_bands_is_trained_judged_and_shown(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        place = tmp_path / "images" / ("train" if number < 16 else "test") / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        bands = generator.integers(0, 256, (5, 24, 24), dtype=np.uint8)
+        tifffile.imwrite(place / f"{number}.tif", bands, photometric="minisblack", planarconfig="separate")
+    crop = "{_target_: unlabeled.views.operations.RandomResizedCrop, size: 24, scale: [0.2, 1.0], ratio: [0.75, 1.33],"
+    group = f"{crop} interpolation: bicubic, flip: 0.5}}"
+    views = f"views.groups=[{{_target_: unlabeled.views.pipeline.ViewGroup, count: 2, operations: [{group}]}}]"
+    config = chosen(tmp_path, "data.channels=5", "views.size=24", views, "probe=quick", "batch_size=8")
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    assert (resolved["views"]["channels"], resolved["backbone"]["channels"]) == (5, 5)
+    run = build_run(config, resolved)
+    run.fit(resolved)
+    rows = evaluate(
+        build_evaluation(config, run.data, "cpu"), read_checkpoint(run.checkpoint), tmp_path / "report", "test"
+    )
+    assert {row.n_test for row in rows} == {8}
+    assert (tmp_path / "report" / "report.html").is_file()
