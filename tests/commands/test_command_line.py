@@ -90,6 +90,11 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["objective._target_=unlabeled.nothing.X"], ["objective._target_=unlabeled.nothing.X", "cannot be found"]),
         (["+seeds=1"], ["seeds", "did you mean seed?"]),
         (["+trainer.presicion=16"], ["trainer.presicion", "did you mean trainer.precision?"]),
+        (["name=../x"], ["name=../x", "within outputs/"]),
+        (["name='/tmp/x'"], ["name=/tmp/x", "within outputs/"]),
+        (["name=''"], ["name=", "must be the name of a folder"]),
+        (["name=..", "run_dir=x"], ["name=..", "must be the name of a folder"]),
+        (["run_dir=''"], ["run_dir=", "must be the name of a folder"]),
         (["batch_size=5000"], ["batch_size=5000", "1347"]),
         (["max_epochs=null"], ["max_epochs=None", "max_steps=None"]),
         (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
@@ -126,7 +131,7 @@ def test_a_key_that_nothing_reads_or_a_value_that_cannot_work_costs_one_line(
 OUT_OF_RANGE = [
     *[f"objective.temperature={value}" for value in ("0", "-1", "nan", "inf", "cold", "true", "null", "[1]", "")],
     *["optimizer.lr=-1", "optimizer.weight_decay=-1", "optimizer.optimizer.momentum=1.5", "optimizer.warmup_epochs=-1"],
-    *["views.std=[0,0,0]", "views.mean=abc", "views.mean=[0.5]", "views.evaluation_crop=2", "views.size=0"],
+    *["views.std=[0,0,0]", "views.mean=abc", "views.evaluation_crop=2", "views.size=0"],
     *["checkpoint_every_n_steps=-1", "timeout_minutes=nan", "online_knn.queries=0", "num_workers=-1", "seed=-1"],
     *["log_every_n_steps=0", "seed=1e400", "objective.projection_dim=0", "name=", "run_dir=", "batch_size==5"],
     *["trainer.devices=0", "trainer.devices=abc", "trainer.accelerator=quantum", "trainer.precision=int8"],
@@ -287,6 +292,12 @@ def test_a_new_objective_is_one_python_file_and_one_yaml(script: Script, tmp_pat
     assert finished.returncode == 0, finished.stderr
     metrics = tmp_path / "outputs" / "toy-resnet_thin-digits-seed0" / "metrics.jsonl"
     assert metrics.read_text().count("train/loss") == 3
+    run = f"run={metrics.parent}"
+    alone = script("eval_linear.py", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert alone.returncode == 2
+    assert "objective._target_=toy.Toy: is no objective of this package" in alone.stderr
+    named = script("eval_linear.py", "--config-dir=conf", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert named.returncode == 0, named.stderr
     misspelt = script("train.py", "--config-dir=conf", "objective=toy", "+objective.wieght=1", PYTHONPATH=paths)
     assert misspelt.returncode == 2
     assert "did you mean objective.weight?" in misspelt.stderr

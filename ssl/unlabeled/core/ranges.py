@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-from annotated_types import Ge, Gt, Interval, Len, MinLen
+from annotated_types import Ge, Gt, Interval, MinLen
 
 LARGEST = {int: 2**31 - 1, float: 1e12}  # of whole and other numbers where no upper end is named: more is a slip
 
@@ -70,5 +70,5 @@ Threshold = Annotated[float, Interval(ge=0, le=2)]  # of values in [0, 1]; above
 Thresholds = Annotated[tuple[Threshold, Threshold], Ascending()]
 Sigma = Annotated[float, Interval(ge=0, le=1000)]  # pixels
 Sigmas = Annotated[tuple[Sigma, Sigma], Ascending()]
-ChannelMeans = Annotated[Sequence[Annotated[float, Interval(ge=-1000, le=1000)]], Len(3, 3)]
-ChannelDeviations = Annotated[Sequence[Annotated[float, Interval(gt=0, le=1000)]], Len(3, 3)]
+ChannelMeans = Annotated[Sequence[Annotated[float, Interval(ge=-1000, le=1000)]], MinLen(1)]
+ChannelDeviations = Annotated[Sequence[Annotated[float, Interval(gt=0, le=1000)]], MinLen(1)]

@@ -31,7 +31,7 @@ class RemoveBackground:
         min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
     """
 
-    framed = True
+    framed = coloured = True
 
     def __init__(
         self, masks: FilePath | None, probability: Share, fill: Fill, min_coverage: Share, max_coverage: Share

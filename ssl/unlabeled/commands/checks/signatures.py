@@ -116,6 +116,8 @@ def _arguments(node: ast.FunctionDef, file: Path) -> dict[str, Taken]:
 
 def _taken(annotation: ast.expr | None, default: ast.expr | None, file: Path) -> Taken:
     kind = Any if annotation is None else _type(annotation, file)
+    if isinstance(default, ast.Name):
+        default = (_assigned(file, default.id) or (default, file))[0]
     try:
         return Taken(kind, ABSENT if default is None else ast.literal_eval(default))
     except ValueError:
@@ -151,16 +153,18 @@ class _Names(dict[str, Any]):
         return self[name]
 
 
-def _alias(file: Path, name: str) -> tuple[ast.expr, Path] | None:
-    """The right side of ``name = Literal[…]`` in a file, or in ours that it is imported from."""
+def _assigned(file: Path, name: str) -> tuple[ast.expr, Path] | None:
+    """The right side of ``name = …`` in a file, or in ours that it is imported from."""
     for node in _tree(file).body:
-        if (
-            isinstance(node, ast.Assign)
-            and ast.unparse(node.targets[0]) == name
-            and isinstance(node.value, ast.Subscript)
-        ):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return node.value, file
         if isinstance(node, ast.ImportFrom) and name in [each.name for each in node.names]:
             other = _file_of(str(node.module))
-            return None if other is None else _alias(other, name)
+            return None if other is None else _assigned(other, name)
     return None
+
+
+def _alias(file: Path, name: str) -> tuple[ast.expr, Path] | None:
+    """``Literal[…]`` or the like that a name in an annotation stands for."""
+    found = _assigned(file, name)
+    return found if found is not None and isinstance(found[0], ast.Subscript) else None
