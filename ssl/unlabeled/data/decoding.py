@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import Tensor
 
 from unlabeled.data.source import Splits
@@ -13,7 +14,7 @@ from unlabeled.errors import UserError
 
 MOST_PIXELS = 178_956_970  # of an image: where Pillow itself raises DecompressionBombError
 MOST_CHANNELS = 1024
-Bits = int | Literal["auto"]
+Bits = Annotated[int, Interval(ge=8, le=16)] | Literal["auto"]
 _said: set[str] = set()  # kinds of lines that this process has told
 
 

@@ -167,4 +167,4 @@ def _assigned(file: Path, name: str) -> tuple[ast.expr, Path] | None:
 def _alias(file: Path, name: str) -> tuple[ast.expr, Path] | None:
     """``Literal[…]`` or the like that a name in an annotation stands for."""
     found = _assigned(file, name)
-    return found if found is not None and isinstance(found[0], ast.Subscript) else None
+    return found if found is not None and isinstance(found[0], ast.Subscript | ast.BinOp) else None
