@@ -183,6 +183,9 @@ def _run(
         for score in scores:
             add_mean_per_class(score, test.labels)
             log(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
+            if name == "pretrained":
+                for note in score.notes:
+                    log(f"  {note}")
             rows.append(make_row(name, score, len(train.labels), len(test.labels)))
     return rows
 
