@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from unlabeled.commands.keys import TYPES
+from unlabeled.commands.keys import MOVABLE_KEYS, TYPES
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
 
@@ -217,18 +217,36 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    resolved: Any = with_absolute_paths(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     run_dir = Path(resolved["run_dir"])
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
+        free = {*FREE_KEYS, *MOVABLE_KEYS}
+        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
         if differing:
             raise UserError(
                 f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
                 "to go on with the new values, or remove that folder"
             )
     return dict(resolved)
+
+
+def with_absolute_paths(resolved: Any) -> dict[str, Any]:
+    """Plain values in which :data:`MOVABLE_KEYS` hold from whatever folder the run is looked at; URLs stay."""
+    made = {key: dict(value) if isinstance(value, dict) else value for key, value in dict(resolved).items()}
+    for key in MOVABLE_KEYS:
+        group, _, name = key.rpartition(".")
+        node = made.get(group) if group else made
+        if isinstance(node, dict) and node.get(name):
+            node[name] = _absolute(node[name])
+    return made
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_absolute(each) for each in path]
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and "://" not in path else path
 
 
 def check_no_other_overrides(key: str, *beside: str) -> None:

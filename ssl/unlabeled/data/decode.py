@@ -9,6 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from unlabeled.core.reading import NotRegular, require_regular
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -72,6 +73,8 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) 
     Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data.
     """
     try:
+        if not isinstance(data, bytes):
+            require_regular(data)  # opening a FIFO waits for ever
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return to_rgb(image, size, square, _reduce(image, size))
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
@@ -189,6 +192,8 @@ def _resized(image: Image.Image, width: int, height: int, box: tuple[float, floa
 def _reason(data: bytes | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file is gone"
+    if isinstance(error, NotRegular):
+        return f"{error.kind}, not a regular file"
     if isinstance(error, UnidentifiedImageError):
         empty = (len(data) if isinstance(data, bytes) else data.stat().st_size) == 0
         return "empty, 0 bytes" if empty else "not an image that Pillow can read"

@@ -11,6 +11,7 @@ import torch
 
 from unlabeled.core.run_config import write_config
 from unlabeled.data.module import DataModule
+from unlabeled.data.same import DATA_FILES, same_data
 from unlabeled.errors import UserError
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.plan.callback import PlanCallback
@@ -39,6 +40,9 @@ class Run:
         run_dir = self.checkpoints.folder.parent
         self._check_labels(run_dir / "labels.txt", begun is not None)
         if self.trainer.is_global_zero:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            same = same_data(self.data.splits.train, run_dir / DATA_FILES, begun, resolved)
+            self.module.data_identity = None if same is None else same.brief()
             write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
             if begun is None:  # drop what a run left that never reached its first checkpoint

@@ -14,7 +14,7 @@ import numpy as np
 from unlabeled.errors import UserError
 
 MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
-_FORMAT = 1  # of the kept files; another number makes them stale
+_FORMAT = 2  # of the kept files; another number makes them stale
 
 IndexNote = dict[str, Any]  # plain values that JSON holds
 
