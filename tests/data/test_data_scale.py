@@ -27,7 +27,7 @@ def benchmark() -> ModuleType:
 def test_a_warm_start_scans_nothing_and_workers_do_not_grow(
     kind: str, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unlabeled.data import listing
+    from unlabeled.data.lists import listing
     from unlabeled.data.sources import folder, shards
 
     monkeypatch.setattr(listing, "_SETTLED", 0)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.data.test_folder_source import put
 
+from tests.data.sources.test_folder_source import put
 from unlabeled.data import identity
 from unlabeled.data.identity import Identity, changes, identity_of, read_identity
 from unlabeled.data.source import Source

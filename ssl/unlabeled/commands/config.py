@@ -21,8 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from unlabeled.commands.keys import MOVABLE_KEYS, TYPES
-from unlabeled.core.run_config import FREE_KEYS, differences
+from unlabeled.commands.keys import TYPES
+from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences
 from unlabeled.errors import UserError
 
 
@@ -221,7 +222,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(resolved["run_dir"])
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        before = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
         free = {*FREE_KEYS, *MOVABLE_KEYS}
         differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
         if differing:

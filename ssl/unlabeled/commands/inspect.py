@@ -1,4 +1,4 @@
-"""What is in a data set: ``python -m unlabeled.commands.inspect data=…`` prints it and writes inspect.json, .md, a picture.
+"""Inspects a data set: ``python -m unlabeled.commands.inspect data=…`` prints and writes inspect.json, .md, a picture.
 
 Every image of both splits is decoded once, as training would decode it. But for the speed the report is a function of
 the data and of ``limit`` and ``near_distance``; the number of workers does not show in it.
@@ -103,7 +103,7 @@ def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
         "understood": understood(splits),
         "left_out": splits.left_out,
         "damaged": splits.corrupt,
-        "doubts": splits.doubts,
+        "warnings": splits.warnings,
         "settings": {"limit": settings["limit"], "near_distance": distance},
         "splits": {split.name: describe_split(split) for split in seen},
         "duplicates": describe_duplicates(seen, images, exact, near),

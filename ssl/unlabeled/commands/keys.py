@@ -56,7 +56,3 @@ TYPES: dict[str, Any] = {
     "lidar_images": int,
     "lidar_views": int,
 }
-
-
-# Where a run and its images lie may differ too: the images are compared as files, see unlabeled.data.same.
-MOVABLE_KEYS = ("data.path", "data.root", "run_dir")

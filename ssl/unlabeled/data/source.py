@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from unlabeled.data.left_out import LeftOut
+from unlabeled.data.lists.left_out import LeftOut
 
 
 class CorruptImage(Exception):
@@ -51,7 +51,7 @@ class Splits:
     description: str  # one line for reports: what it is, where it came from
     corrupt: list[str] = field(default_factory=list)  # files known to be damaged, each with what is wrong with it
     left_out: LeftOut = field(default_factory=dict)  # what lies beside the images and is not used
-    doubts: list[str] = field(default_factory=list)  # what looks like a mistake, a sentence each
+    warnings: list[str] = field(default_factory=list)  # what looks like a mistake, a sentence each
     others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
 
 

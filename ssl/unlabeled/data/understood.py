@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from unlabeled.data.left_out import LeftOut, merged, of_corrupt
+from unlabeled.data.lists.left_out import LeftOut, merged, of_corrupt
 from unlabeled.data.source import Source, Splits
 
 

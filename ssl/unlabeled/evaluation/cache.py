@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unlabeled.data.sources.index import user_cache
+from unlabeled.data.lists.index import user_cache
 from unlabeled.errors import UserError
 
 Key = dict[str, Any]  # plain values that JSON holds: all that decides the numbers

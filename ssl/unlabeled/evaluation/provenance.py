@@ -6,7 +6,7 @@ from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.data.fingerprint import fingerprint
-from unlabeled.data.left_out import lines
+from unlabeled.data.lists.left_out import lines
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.weights import Checkpoint, folder_of
@@ -69,5 +69,5 @@ def _of_data(data: DataModule) -> dict[str, Any]:
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
         "left_out": lines(data.splits.left_out),
-        "doubts": list(data.splits.doubts),
+        "warnings": list(data.splits.warnings),
     }

@@ -11,11 +11,11 @@ import torch
 
 from unlabeled.core.run_config import write_config
 from unlabeled.data.module import DataModule
-from unlabeled.data.same import DATA_FILES, same_data
 from unlabeled.errors import UserError
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.same_data import DATA_FILES, same_data
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 

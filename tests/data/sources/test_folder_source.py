@@ -128,7 +128,7 @@ def test_a_test_split_without_a_class_goes_by_the_names_and_says_so(tmp_path: Pa
     splits = folder(str(tmp_path), image_size=4)
     assert splits.test is not None
     assert (splits.test.classes, splits.test.labels.tolist()) == (["a", "b", "c"], [0, 2])
-    assert splits.doubts == [f"{tmp_path}/test has no image of 1 of the 3 classes of train (b)"]
+    assert splits.warnings == [f"{tmp_path}/test has no image of 1 of the 3 classes of train (b)"]
 
 
 def test_a_test_split_for_images_without_labels_is_refused_when_asked_for(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unlabeled.data.inspect.perceptual import SIDE
-from unlabeled.data.left_out import lines
+from unlabeled.data.lists.left_out import lines
 
 
 def format_report(report: dict[str, Any], most: int) -> str:
@@ -23,7 +23,7 @@ def _whole(report: dict[str, Any]) -> list[str]:
     rows = [f"- {each}" for each in report["understood"]]
     rows += [f"- left out: {each}" for each in lines(report["left_out"])]
     rows += [f"- damaged: {each}" for each in report["damaged"]]
-    rows += [f"- **doubt**: {each}" for each in report["doubts"]]
+    rows += [f"- **warning**: {each}" for each in report["warnings"]]
     return ["\n".join(rows)]
 
 

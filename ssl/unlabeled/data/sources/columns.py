@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlabeled.data.sources.files import shorten_list
+from unlabeled.core.phrases import shorten_list
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (

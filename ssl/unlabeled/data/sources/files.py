@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import open_regular, require_regular, shown
-from unlabeled.data.left_out import LeftOut
-from unlabeled.data.walk import walk
+from unlabeled.data.lists.left_out import LeftOut
+from unlabeled.data.lists.walk import walk
 from unlabeled.errors import UserError
 
 _AT_ONCE = 16  # requests to an object store, whose answers take long and whose lines are broad
@@ -122,16 +123,6 @@ def _spelled(braces: str) -> list[str]:
         width = braces.index(".")
         return [f"{number:0{width}}" for number in options]
     return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # nothing to choose from: they are part of a name
-
-
-def shorten_list(names: Sequence[str]) -> str:
-    """The first ten, and how many there are."""
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())
 
 
 @lru_cache(_OPEN_FILES)

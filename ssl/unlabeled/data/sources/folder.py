@@ -8,11 +8,11 @@ from torch import Tensor
 
 from unlabeled.core.reading import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
-from unlabeled.data.left_out import merged
-from unlabeled.data.listing import RunListing
-from unlabeled.data.sets import Paths, Reader, by_name, distinct_names, find_sets, short_name
+from unlabeled.data.lists.index import Index
+from unlabeled.data.lists.left_out import merged
+from unlabeled.data.lists.listing import Listing
+from unlabeled.data.lists.sets import Paths, Reader, by_name, distinct_names, find_sets, short_name
 from unlabeled.data.source import Splits
-from unlabeled.data.sources.index import Index
 from unlabeled.errors import UserError
 
 
@@ -59,8 +59,8 @@ def folder(
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 
-    ``path`` is a folder, a file that lists images (see :func:`unlabeled.data.lists.of_list`), or several of both, whose
-    images are then one data set with the classes of all.
+    ``path`` is a folder, a file that lists images (see :func:`unlabeled.data.lists.list_files.of_list`), or several of
+    both, whose images are then one data set with the classes of all.
 
     Splits. ``train`` and ``test`` are folders or lists under ``path``. Without ``train`` it is ``path/train`` (or
     training, in any letter case) if that exists and nothing but test and val stands beside it, else ``path`` itself.
@@ -74,11 +74,11 @@ def folder(
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels. A file counts
     once, whatever links lead to it; a link to a folder above it is not followed. What is left out is counted in
-    ``Splits.left_out``, what looks like a mistake is said in ``Splits.doubts``.
+    ``Splits.left_out``, what looks like a mistake is said in ``Splits.warnings``.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
-    :func:`unlabeled.data.sources.index.load_or_build`, and made again when a folder's time of change says that a file has come
-    or gone.
+    :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time of change says that a file
+    has come or gone.
 
     Raises UserError where the layout does not say what is meant.
     """
@@ -90,20 +90,20 @@ def folder(
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {found.train.where} has no labels; leave data.test out")
     if not source.classes and found.tests:
-        found.doubts.append(f"{found.tests[0].where} is not tested on: {found.train.where} has no labels")
-    tests = [by_name(listed, found.train, found.doubts) for listed in found.tests] if source.classes else []
+        found.warnings.append(f"{found.tests[0].where} is not tested on: {found.train.where} has no labels")
+    tests = [by_name(listed, found.train, found.warnings) for listed in found.tests] if source.classes else []
     others = [_source(listed, "folders", image_size, square) for listed in tests]
     return Splits(
         source,
         others[0] if others else None,
         f"{_counts(source, found.train, others, tests)}, {kept}",
         left_out=merged([found.train.left_out, *(listed.left_out for listed in tests)]),
-        doubts=found.doubts,
+        warnings=found.warnings,
         others=dict(zip(distinct_names(tests)[1:], others[1:], strict=True)),
     )
 
 
-def _source(listed: RunListing, labels: str, image_size: int, square: bool) -> FolderSource:
+def _source(listed: Listing, labels: str, image_size: int, square: bool) -> FolderSource:
     loose, nested = listed.first(listed.owners < 0), listed.first(listed.owners >= 0)
     if listed.of_folder and loose and (labels == "folders" or (labels == "auto" and nested)):
         other = f"others in sub-folders ({shown(nested)})" if nested else "none in sub-folders"
@@ -118,7 +118,7 @@ def _source(listed: RunListing, labels: str, image_size: int, square: bool) -> F
     return FolderSource(listed.root, listed.index, owners, listed.classes, image_size, square)
 
 
-def _counts(train: FolderSource, listed: RunListing, others: list[FolderSource], tests: list[RunListing]) -> str:
+def _counts(train: FolderSource, listed: Listing, others: list[FolderSource], tests: list[Listing]) -> str:
     classes = f"{len(train.classes)} classes" if train.classes else "no labels"
     if not others:
         return f"{len(train):,} images from {listed.where}, {classes}, no test split"

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.lists.index import make_index
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     ColumnData,
@@ -18,8 +20,6 @@ from unlabeled.data.sources.columns import (
     require_labels_below,
     require_same_split,
 )
-from unlabeled.data.sources.files import one_line, shorten_list
-from unlabeled.data.sources.index import make_index
 from unlabeled.data.sources.records import RecordSource
 from unlabeled.errors import UserError
 
@@ -37,8 +37,9 @@ def huggingface(
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
     ``train`` and ``test`` are splits in it, "." is ``path`` itself. Columns, labels and classes are as in
-    :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`. Labels
-    and the places of the images are read now, the images when they are decoded.
+    :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see
+    :func:`unlabeled.data.decode.to_rgb`. Labels and the places of the images are read now, the images when they are
+    decoded.
 
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
     """

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.lists.index import IndexNote, load_or_build
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     MAX_CLASSES,
@@ -21,8 +23,7 @@ from unlabeled.data.sources.columns import (
     require_labels_below,
     require_same_split,
 )
-from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths, one_line, open_file
-from unlabeled.data.sources.index import IndexNote, load_or_build
+from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths, open_file
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.errors import UserError
 
@@ -56,8 +57,8 @@ def litdata(
     Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.sources.index.load_or_build`. Chunks that are cut short give the items
-    before the cut, and are named in ``Splits.corrupt``.
+    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Chunks that are cut short give
+    the items before the cut, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """

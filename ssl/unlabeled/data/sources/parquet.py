@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unlabeled.core.phrases import one_line
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.columns import (
@@ -18,7 +19,7 @@ from unlabeled.data.sources.columns import (
     require_same_split,
     row_name,
 )
-from unlabeled.data.sources.files import match_files, one_line
+from unlabeled.data.sources.files import match_files
 from unlabeled.data.sources.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.errors import UserError
 
@@ -82,7 +83,8 @@ def parquet(
     ``image_size`` is in pixels.
 
     Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
-    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each once.
+    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each
+    once.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """

@@ -7,13 +7,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.data.decode import check_image_size, describe_size
-from unlabeled.data.left_out import LeftOut, lines, merged
-from unlabeled.data.members import Records
+from unlabeled.data.lists.index import Index, IndexNote, load_or_build
+from unlabeled.data.lists.left_out import LeftOut, lines, merged
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
-from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, one_line, open_file, shorten_list
-from unlabeled.data.sources.index import Index, IndexNote, load_or_build
+from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, open_file
+from unlabeled.data.sources.members import Records
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.data.sources.tar import DamagedTar, TarMember, members
 from unlabeled.errors import UserError
@@ -42,13 +43,13 @@ def shards(
     """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
 
     A record is the members of one KEY (the name up to its file name's first dot), wherever they stand in the shard; its
-    image is the first member whose extension Pillow reads, see :class:`unlabeled.data.members.Records`. Labels are
-    integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none`` nowhere;
-    a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
+    image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
+    are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none``
+    nowhere; a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.sources.index.load_or_build`. Shards that are
-    cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Shards
+    that are cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """

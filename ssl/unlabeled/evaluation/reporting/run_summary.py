@@ -77,7 +77,7 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
         found.append(f"{data['corrupt_images']} images could not be decoded and were left out{few}.")
     if isinstance(data, Mapping):
         found += [f"Of the data were left out: {each}." for each in data.get("left_out") or ()]
-        found += [f"{doubt}." for doubt in data.get("doubts") or ()]
+        found += [f"{warning}." for warning in data.get("warnings") or ()]
     return found
 
 

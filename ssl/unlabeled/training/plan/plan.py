@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from unlabeled.core.writing import write_atomic
-from unlabeled.data.left_out import LeftOut
+from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
 from unlabeled.data.understood import all_left_out, understood
 from unlabeled.objective import Check, Objective, Plan
@@ -47,7 +47,7 @@ class RunPlan:
     images: int  # in the training split
     data: list[str]  # what it was taken for, a line for each split
     left_out: LeftOut  # what lies beside the images, and corrupt ones
-    plan_warnings: list[str]  # what looks like a mistake in the data, a sentence each
+    data_warnings: list[str]  # what looks like a mistake in the data, a sentence each
     device: str
     precision: str
     schedule: dict[str, list[float]]
@@ -106,7 +106,7 @@ def make_plan(
         images=len(data.train.labels),
         data=understood(data.splits),
         left_out=all_left_out(data.splits, data.corrupt),
-        plan_warnings=list(data.splits.plan_warnings),
+        data_warnings=list(data.splits.warnings),
         device=device,
         precision=precision,
         schedule=schedule,

@@ -3,7 +3,7 @@
 import textwrap
 from datetime import datetime, timedelta
 
-from unlabeled.data.left_out import lines
+from unlabeled.data.lists.left_out import lines
 from unlabeled.objective import Check
 from unlabeled.training.plan.plan import RunPlan
 
@@ -36,8 +36,8 @@ def _line(label: str, value: str) -> str:
 def _data(plan: RunPlan) -> list[str]:
     """What the images were taken for, what was left out of them and what looks like a mistake."""
     found = _wrapped("data", "; ".join(plan.data)) + _wrapped("left out", "; ".join(lines(plan.left_out)))
-    for doubt in plan.doubts[:SHOWN]:
-        found += textwrap.wrap(f"  WARNING: {doubt}", WIDTH, subsequent_indent="    ")
+    for warning in plan.data_warnings[:SHOWN]:
+        found += textwrap.wrap(f"  WARNING: {warning}", WIDTH, subsequent_indent="    ")
     return found
 
 

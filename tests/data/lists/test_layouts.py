@@ -5,8 +5,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.data.test_folder_source import names, put
 
+from tests.data.sources.test_folder_source import names, put
 from unlabeled.data.source import CorruptImage, Source, Splits
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
@@ -30,7 +30,7 @@ def test_the_usual_names_of_splits_are_known_in_any_letter_case(tmp_path: Path, 
     assert splits.test is not None
     assert names(splits.train, tmp_path) == [f"{train}/a/1.png", f"{train}/b/2.png"]
     assert names(splits.test, tmp_path) == [f"{test}/a/3.png", f"{test}/b/4.png"]
-    assert splits.doubts == []
+    assert splits.warnings == []
 
 
 def test_a_split_that_is_not_used_is_said_and_two_to_train_on_are_refused(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_split_that_is_not_used_is_said_and_two_to_train_on_are_refused(tmp_pa
     splits = opened(tmp_path)
     assert splits.test is not None
     assert names(splits.test, tmp_path) == ["Testing/a/2.png"]
-    assert splits.doubts == [f"{tmp_path} holds val too, not used: data.test=val would test on it"]
+    assert splits.warnings == [f"{tmp_path} holds val too, not used: data.test=val would test on it"]
     put(tmp_path, "training/a/1.png")
     with pytest.raises(UserError, match=r"holds train and training: give data\.train=<one of them>$"):
         opened(tmp_path)
@@ -54,26 +54,26 @@ def test_classes_that_look_like_dates_or_hold_splits_are_doubted_and_not_where_t
         "zip/archive/train/a/1.png",
         "zip/archive/test/a/2.png",
     )
-    (doubt,) = opened(tmp_path / "days").doubts
-    assert doubt == (
+    (warning,) = opened(tmp_path / "days").warnings
+    assert warning == (
         f"the classes of {tmp_path}/days look like dates (2023-01-05, 20230106): give data.labels=none if they are none"
     )
-    (doubt,) = opened(tmp_path / "zip").doubts
-    assert doubt == (
+    (warning,) = opened(tmp_path / "zip").warnings
+    assert warning == (
         f"{tmp_path}/zip: archive is taken for a class, and holds test and train, which look like splits: give "
         f"data.path={tmp_path}/zip/archive if they are"
     )
-    assert opened(tmp_path / "days", labels="folders").doubts == []
+    assert opened(tmp_path / "days", labels="folders").warnings == []
     put(tmp_path, "rail/train/1.png", "rail/plane/2.png")
-    (doubt,) = opened(tmp_path / "rail", train=".").doubts
-    assert doubt == f"{tmp_path}/rail: train is taken for a class, and has the name of a split"
+    (warning,) = opened(tmp_path / "rail", train=".").warnings
+    assert warning == f"{tmp_path}/rail: train is taken for a class, and has the name of a split"
 
 
 def test_splits_without_class_folders_are_not_tested_on_and_that_is_said(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "test/2.png")
     splits = opened(tmp_path)
     assert splits.test is None
-    assert splits.doubts == [f"{tmp_path}/test is not tested on: {tmp_path}/train has no labels"]
+    assert splits.warnings == [f"{tmp_path}/test is not tested on: {tmp_path}/train has no labels"]
 
 
 def test_a_link_to_a_folder_above_it_is_not_followed_and_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.core.reading import kind_of
-from unlabeled.data.left_out import LeftOut, leave_out
+from unlabeled.data.lists.left_out import LeftOut, leave_out
 
 _LOOP = "links to a folder above them, not followed"
 _AGAIN = "folders that are listed under another name"

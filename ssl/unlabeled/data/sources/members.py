@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line
 from unlabeled.core.reading import shown
-from unlabeled.data.left_out import LeftOut, leave_out
-from unlabeled.data.pictures import looks_like_image, readable_extensions
+from unlabeled.data.lists.left_out import LeftOut, leave_out
+from unlabeled.data.lists.pictures import looks_like_image, readable_extensions
 from unlabeled.data.sources.columns import MAX_CLASSES
-from unlabeled.data.sources.files import one_line
 from unlabeled.data.sources.tar import TarMember
 from unlabeled.errors import UserError
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unlabeled.data.left_out import LeftOut, leave_out, merged
-from unlabeled.data.pictures import extension_of, looks_like_image, readable_extensions
-from unlabeled.data.sources.index import Index, IndexNote, load_or_build, make_index
-from unlabeled.data.walk import Folder, walk
+from unlabeled.data.lists.index import Index, IndexNote, load_or_build, make_index
+from unlabeled.data.lists.left_out import LeftOut, leave_out, merged
+from unlabeled.data.lists.pictures import extension_of, looks_like_image, readable_extensions
+from unlabeled.data.lists.walk import Folder, walk
 
 _SETTLED = 2 * 10**9  # ns: a folder changed so shortly before its scan may change again within one tick of its clock
 _NO_IMAGE = "files that are no images by their names"
 
 
 @dataclass
-class RunListing:
+class Listing:
     """N image files of one split."""
 
     root: Path  # of the paths
@@ -38,15 +38,15 @@ class RunListing:
         return self.path(int(rows[0])) if len(rows) else None
 
 
-def of_folder(root: Path, place: str | None) -> RunListing:
+def of_folder(root: Path, place: str | None) -> Listing:
     """All images under a folder, owned by its sub-folders; kept in ``place``, see "
-    ":func:`unlabeled.data.sources.index.load_or_build`."""
+    ":func:`unlabeled.data.lists.index.load_or_build`."""
     wanted: IndexNote = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}
     index = load_or_build(wanted, place, lambda note: _unchanged(root, note["folders"]), lambda: _scan(root))
-    return RunListing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
+    return Listing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
 
 
-def together(parts: list[RunListing]) -> RunListing:
+def together(parts: list[Listing]) -> Listing:
     """The images of several lists, one after the other, with the classes of all by their names."""
     if len(parts) == 1:
         return parts[0]
@@ -58,7 +58,7 @@ def together(parts: list[RunListing]) -> RunListing:
         owners.append(own[part.owners])
     every, where = merged(part.left_out for part in parts), ", ".join(part.where for part in parts)
     folders = all(part.of_folder for part in parts)
-    return RunListing(
+    return Listing(
         Path(os.sep), make_index({"path": paths}, {}), np.concatenate(owners), classes, where, every, folders
     )
 

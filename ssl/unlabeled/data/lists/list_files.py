@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import open_regular, read_text, shown
-from unlabeled.data.left_out import LeftOut, leave_out
-from unlabeled.data.listing import RunListing
-from unlabeled.data.sources.files import one_line, shorten_list
-from unlabeled.data.sources.index import make_index
+from unlabeled.data.lists.index import make_index
+from unlabeled.data.lists.left_out import LeftOut, leave_out
+from unlabeled.data.lists.listing import Listing
 from unlabeled.errors import UserError
 
 LISTS = (".csv", ".tsv", ".parquet", ".txt")
@@ -29,7 +29,7 @@ def is_list(path: str | Path) -> bool:
     return os.path.splitext(path)[1].lower() in LISTS
 
 
-def of_list(file: Path, given: str, path_column: str | None, label_column: str | None) -> RunListing:
+def of_list(file: Path, given: str, path_column: str | None, label_column: str | None) -> Listing:
     """The images that a file names, in its order; labels are names of classes, or whole numbers.
 
     Args:
@@ -53,7 +53,7 @@ def of_list(file: Path, given: str, path_column: str | None, label_column: str |
     return _checked(file, given, rows)
 
 
-def _checked(file: Path, given: str, rows: Rows) -> RunListing:
+def _checked(file: Path, given: str, rows: Rows) -> Listing:
     """Of each file its first row; those that are not there are counted."""
     base, left_out, seen = file.parent, LeftOut(), dict[tuple[int, int], str | None]()
     paths, labels = list[bytes](), list[str | None]()
@@ -77,7 +77,7 @@ def _checked(file: Path, given: str, rows: Rows) -> RunListing:
     classes = _classes([label for label in labels if label is not None])
     number = {name: place for place, name in enumerate(classes)}
     owners = np.array([-1 if label is None else number[label] for label in labels], np.int64)
-    return RunListing(base, make_index({"path": paths}, {}), owners, classes, str(file), left_out, False)
+    return Listing(base, make_index({"path": paths}, {}), owners, classes, str(file), left_out, False)
 
 
 def _identity(path: Path, name: str, left_out: LeftOut) -> tuple[int, int] | None:

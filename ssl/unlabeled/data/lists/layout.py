@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlabeled.data.listing import RunListing, first_image
+from unlabeled.data.lists.listing import Listing, first_image
 from unlabeled.errors import UserError
 
 TRAIN = ("train", "training")  # in any letter case
@@ -89,7 +89,7 @@ def unused_splits(base: Path, used: list[Path]) -> list[str]:
     return [f"{base} holds {', '.join(unused)} too, not used: data.test={unused[0]} would test on it"] if unused else []
 
 
-def doubts(listed: RunListing, guessed: bool) -> list[str]:
+def class_warnings(listed: Listing, guessed: bool) -> list[str]:
     """What looks like a mistake in classes that are sub-folders; ``guessed``: nobody said that they are."""
     if not (listed.of_folder and guessed and listed.classes):
         return []
@@ -110,7 +110,7 @@ def doubts(listed: RunListing, guessed: bool) -> list[str]:
     return found
 
 
-def _splits_within(listed: RunListing) -> dict[str, set[str]]:
+def _splits_within(listed: Listing) -> dict[str, set[str]]:
     """Of each class the folders right in it that are called like splits."""
     found: dict[str, set[str]] = {}
     for inside, _ in listed.index.note.get("folders", ()):

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.data.test_folder_source import names, put
 
+from tests.data.sources.test_folder_source import names, put
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
@@ -89,7 +89,7 @@ def test_train_and_test_may_be_lists_and_tests_go_by_the_names_of_classes(images
         assert splits.test is not None
         assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([1, 0], [1])
         assert splits.description.startswith("2 train (train.csv) and 1 test (test.csv) images from ")
-        assert len(splits.doubts) == 1
+        assert len(splits.warnings) == 1
     (images / "other.csv").write_text("path,label\nx/2.png,c\n")
     both = opened([str(images / "train.csv"), str(images / "other.csv")])
     assert (both.train.classes, both.train.labels.tolist()) == (["a", "b", "c"], [1, 0, 2])

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.core.reading import shown
-from unlabeled.data.layout import doubts, require_folder, test_root, train_root, unused_splits
-from unlabeled.data.left_out import lines
-from unlabeled.data.listing import RunListing, of_folder, together
-from unlabeled.data.lists import LISTS, is_list, of_list
+from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
+from unlabeled.data.lists.left_out import lines
+from unlabeled.data.lists.list_files import LISTS, is_list, of_list
+from unlabeled.data.lists.listing import Listing, of_folder, together
 from unlabeled.errors import UserError
 
 Paths = str | list[str]
@@ -27,7 +27,7 @@ class Reader:
     def __init__(self, place: str | None, path_column: str | None, label_column: str | None) -> None:
         self.place, self.columns, self.lists = place, (path_column, label_column), 0
 
-    def __call__(self, path: Path, given: str) -> RunListing:
+    def __call__(self, path: Path, given: str) -> Listing:
         """Raises UserError, with the key and value ``given``, for what is neither a folder nor a list."""
         if is_list(path) and path.is_file():
             self.lists += 1
@@ -45,9 +45,9 @@ class Reader:
 class Sets:
     """The splits of a data set; the first of ``tests`` is the one that reports tell of."""
 
-    train: RunListing
-    tests: list[RunListing]
-    doubts: list[str]
+    train: Listing
+    tests: list[Listing]
+    warnings: list[str]
 
 
 def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool, reader: Reader) -> Sets:
@@ -57,7 +57,7 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
         UserError: one is not there, holds no image, or may be meant in two ways.
     """
     asked: list[str | None] = [None] if test is None else [*_several(test, "data.test")]
-    trains, tests, told = list[RunListing](), dict[str | None, list[RunListing]](), list[str]()
+    trains, tests, told = list[Listing](), dict[str | None, list[Listing]](), list[str]()
     for each in _several(path, "data.path"):
         own, places = _places(Path(each).expanduser(), f"data.path={each}", train, asked)
         trains.append(reader(own, f"data.path={each}" if train is None else f"data.train={train}"))
@@ -67,11 +67,11 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
     found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], told)
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")
-    found.doubts += doubts(found.train, guessed)
+    found.warnings += class_warnings(found.train, guessed)
     return found
 
 
-def by_name(test: RunListing, train: RunListing, told: list[str]) -> RunListing:
+def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     """The test images under the numbers that their classes have in train.
 
     Raises:
@@ -91,12 +91,12 @@ def by_name(test: RunListing, train: RunListing, told: list[str]) -> RunListing:
     return replace(test, owners=own[test.owners], classes=train.classes)
 
 
-def short_name(listed: RunListing) -> str:
+def short_name(listed: Listing) -> str:
     """The last part of where it lies, of each where there are several."""
     return "+".join(os.path.basename(os.path.abspath(part)) for part in listed.where.split(", "))
 
 
-def distinct_names(tests: list[RunListing]) -> list[str]:
+def distinct_names(tests: list[Listing]) -> list[str]:
     """A name for each that a folder can have: the last part of where it lies, or all of it where these are alike."""
     names = [short_name(listed) for listed in tests]
     if len(set(names)) == len(names):
@@ -132,7 +132,7 @@ def _places(base: Path, given: str, train: str | None, tests: list[str | None]) 
     return own, places
 
 
-def _joined(parts: list[RunListing]) -> RunListing:
+def _joined(parts: list[Listing]) -> Listing:
     """Raises UserError where there is no image, or an image is there twice."""
     for part in parts:
         if not len(part.index):
