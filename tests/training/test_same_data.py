@@ -1,7 +1,10 @@
 """A run that goes on is trained on the images that it was started with, wherever it and they lie by then."""
 
+import json
 import random
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.config import open_run
@@ -109,6 +113,36 @@ def test_a_run_and_its_images_may_move_and_it_goes_on_bit_for_bit(
     assert all(torch.equal(ended["state_dict"][name], value) for name, value in expected.items())
     assert ended["config"]["data"]["path"] == str(begun / "moved" / "deep")  # absolute
     assert OmegaConf.load(begun / "run_moved" / "config.yaml").run_dir == str(begun / "run_moved")
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval_linear.py", "probe=knn", "probe.knn.k=[3]", "num_workers=0", *overrides])
+    runpy.run_path(str(ROOT / "eval_linear.py"), run_name="__main__")
+
+
+def test_data_path_alone_judges_a_run_whose_images_have_moved_and_each_of_several_test_sets_has_a_report(
+    begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("test/a/1.png", "test/b/2.png", "valid/b/3.png"):
+        (begun / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 10), "red").save(begun / "images" / name)
+    (train(begun) / "a" / "damaged.png").write_text("no image")
+    (train(begun) / "a" / "notes.txt").write_text("no image")
+    (begun / "images").rename(begun / "moved")
+    monkeypatch.chdir(begun)
+    judge(monkeypatch, "run=run", "data.path=moved")
+    results = json.loads((begun / "run" / "report" / "results.json").read_text())
+    told = results["provenance"]["data"]
+    assert told["description"].startswith("33 train (train) and 2 test (test) images from moved")
+    page = (begun / "run" / "report" / "report.md").read_text()
+    assert "1 images could not be decoded and were left out (" in page
+    assert "damaged.png: not an image that Pillow can read)." in page
+    assert "Of the data were left out: 1 files that are no images by their names (a/notes.txt)." in page
+    judge(monkeypatch, "run=run", "data=folder", "data.path=moved", "data.image_size=10", "data.test=[test,valid]")
+    assert "test set valid:" in capsys.readouterr().out
+    data = json.loads((begun / "run" / "report" / "tests" / "valid" / "results.json").read_text())["provenance"]["data"]
+    assert data["warnings"] == ["moved/valid has no image of 1 of the 2 classes of train (a)"]
+    assert data["test_fingerprint"] != told["test_fingerprint"]
 
 
 def test_without_the_list_of_files_a_change_is_noticed_too(begun: Path) -> None:

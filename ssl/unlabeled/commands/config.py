@@ -30,6 +30,7 @@ from unlabeled.errors import UserError
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    _take_moved_data(config_dir / f"{config_name}.yaml")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
         yield
@@ -45,6 +46,18 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
         if "Config group override" not in str(error):
             raise
         _stop("a group cannot be null on the command line: leave it out with ~group")
+
+
+def _take_moved_data(primary: Path) -> None:
+    """Let ``data.path=…`` alone name where the images of a run have moved to, where the group is null by default.
+
+    Hydra takes such a key for a mistake: there is no ``data`` yet that it could be a key of.
+    """
+    moved = tuple(f"{key}=" for key in MOVABLE_KEYS if key.startswith("data."))
+    if not any(each.startswith(moved) for each in sys.argv[1:]) or any(each.startswith("data=") for each in sys.argv):
+        return
+    if primary.is_file() and {"data": None} in OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", []):  # type: ignore[union-attr]
+        sys.argv[1:] = [f"+{each}" if each.startswith(moved) else each for each in sys.argv[1:]]
 
 
 def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:

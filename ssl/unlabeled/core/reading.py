@@ -3,7 +3,7 @@
 import os
 import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from unlabeled.errors import UserError
 
@@ -14,6 +14,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+_LONGEST = 400  # characters of a path in a message
 
 
 def kind_of(mode: int) -> str | None:
@@ -77,10 +79,26 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
 
 
 def shown(path: str | bytes | Path) -> str:
-    """A path as text that can be printed: bytes that are no UTF-8, control characters and line breaks are escaped."""
+    """A path as text that can be printed: bytes that are no UTF-8, control characters and line breaks are escaped.
+
+    Of a very long one the middle is left out.
+    """
     text = os.fsdecode(path)
     escaped = text.encode("utf-8", "backslashreplace").decode() if not text.isprintable() else text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
+
+
+def name_inside(name: Any, given: str) -> str:
+    """A file's name that stands in another file, relative to that file's folder.
+
+    Raises:
+        UserError: it is no text, absolute, or leads out of the folder; ``given`` is the file that holds it.
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    if not all(parts) or ".." in parts or "\0" in parts[-1] or "::" in name or "://" in name:
+        raise UserError(f"{given} names {shown(str(name))}, which is no file below its folder; make it anew")
+    return str(name)
 
 
 class NotRegular(OSError):

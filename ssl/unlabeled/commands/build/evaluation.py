@@ -29,6 +29,8 @@ def complete_config(
 ) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
 
+    ``data`` without a ``_target_`` holds single keys of the run's own data: ``data.path``, where its images are now.
+
     Raises:
         UserError: the checkpoint does not say it either, and it is among ``needs``.
     """
@@ -38,6 +40,8 @@ def complete_config(
         check_same_backbone(checkpoint, asked)
     config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
     config["objective"] = own.get("objective")
+    if config.get("data") and "_target_" not in config.data:  # where the run's own images have moved to
+        config["data"] = {**own.data, **config.data} if own.get("data") else None
     for name in ("data", "views", "backbone"):
         config[name] = config.get(name) or own.get(name)
         if config[name] is None and name in needs:

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from unlabeled.core.reading import require_regular
 from unlabeled.errors import UserError
 
 MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
@@ -128,8 +129,9 @@ def _mapped(file: str) -> Index:
 def _read(file: Path) -> Index | None:
     """None where there is nothing that can be read: a process killed while it wrote leaves no half file, a disk may."""
     try:
+        require_regular(file)
         return _mapped(str(file))
-    except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # pyarrow's errors are ValueErrors
         return None
 
 

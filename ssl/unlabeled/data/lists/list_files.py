@@ -112,7 +112,7 @@ def _of_csv(file: Path, given: str, path_column: str | None, label_column: str |
     if not table:
         return [], []
     head = [name.strip() for name in table[0]]
-    if path_column is None and not {name.lower() for name in head} & {*_PATHS} and (file.parent / head[0]).is_file():
+    if path_column is None and not {name.lower() for name in head} & {*_PATHS} and _is_there(file.parent / head[0]):
         head, table = ["path", "label"][: len(head)] + [str(place) for place in range(2, len(head))], [[], *table]
     path, label = _columns(head, given, path_column, label_column)
     short = next((number for number, row in enumerate(table[1:], 2) if len(row) <= path), None)
@@ -122,6 +122,13 @@ def _of_csv(file: Path, given: str, path_column: str | None, label_column: str |
     if label is None:
         return paths, [None] * len(paths)
     return paths, [row[label].strip() or None if len(row) > label else None for row in table[1:]]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name; a NUL in it
+        return False
 
 
 def _of_parquet(file: Path, given: str, path_column: str | None, label_column: str | None) -> Rows:
@@ -153,13 +160,13 @@ def _of_parquet(file: Path, given: str, path_column: str | None, label_column: s
 
 def _columns(head: list[str], given: str, path: str | None, label: str | None) -> tuple[int, int | None]:
     """Places of the two columns; the second may be missing where nobody asked for it."""
-    found = _column(head, path, _PATHS)
+    found, labels = _column(head, path, _PATHS), _column(head, label, _LABELS)
+    there = f"one of {shorten_list([*map(shown, head)])}"
     if found is None:
         named = f"named {path}" if path else "of paths"
-        raise UserError(f"{given}: has no column {named}; give data.path_column=…, one of {shorten_list(head)}")
-    labels = _column(head, label, _LABELS)
+        raise UserError(f"{given}: has no column {named}; give data.path_column=…, {there}")
     if labels is None and label is not None:
-        raise UserError(f"{given}: has no column named {label}; give data.label_column=…, one of {shorten_list(head)}")
+        raise UserError(f"{given}: has no column named {label}; give data.label_column=…, {there}")
     return found, labels
 
 

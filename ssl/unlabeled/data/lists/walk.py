@@ -92,7 +92,7 @@ class _Walk:
             inside = os.path.normpath(os.path.join(folder.inside, entry.name))
             if entry.name.startswith("."):
                 leave_out(self.left_out, _HIDDEN, inside)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 if inside not in self.skip:
                     (self.links if entry.is_symlink() else below).append(inside)
             else:
@@ -100,17 +100,24 @@ class _Walk:
         return below
 
     def _add(self, folder: Folder, entry: "os.DirEntry[str]", inside: str) -> None:
-        if entry.is_file():
-            folder.names.append(entry.name)
-            link = entry.is_symlink()
-            folder.inodes.append(entry.stat().st_ino if link else entry.inode())
-            folder.links |= {entry.name} if link else set()
-            return
+        link = entry.is_symlink()
         try:
+            if entry.is_file():
+                folder.inodes.append(entry.stat().st_ino if link else entry.inode())
+                folder.names.append(entry.name)
+                folder.links |= {entry.name} if link else set()
+                return
             reason = f"files that are {kind_of(entry.stat().st_mode)}"
         except OSError:
             reason = "broken links"
         leave_out(self.left_out, reason, inside)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.core.phrases import one_line
+from unlabeled.core.reading import name_inside
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.lists.index import IndexNote, load_or_build
 from unlabeled.data.source import Splits
@@ -84,10 +85,19 @@ def _read(path: str, split: str, key: str, image: str | None, label: str | None,
     file = f"{base}/index.json" if split == "." else f"{base}/{split}/index.json"
     if not is_file(file):
         raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
-    with open_file(file) as stream:
-        content = json.load(stream)
-    leaves = _leaves(content["config"], file, image, label)
-    paths = [f"{file.removesuffix('index.json')}{chunk['filename']}" for chunk in content["chunks"]]
+    try:
+        with open_file(file) as stream:
+            content = json.loads(stream.read())
+        leaves = _leaves(content["config"], file, image, label)
+        names = [name_inside(each["filename"], file) for each in content["chunks"]]
+    except UserError:  # a ValueError too
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(
+            f"{key}={split}: {file} is not what litdata.optimize writes ({type(error).__name__}: "
+            f"{one_line(error)[:200]}); fetch the folder again"
+        ) from error
+    paths = [f"{file.removesuffix('index.json')}{name}" for name in names]
     if not paths:
         raise UserError(f"{key}={split}: {file} lists no chunk; give a folder that litdata.optimize filled")
     try:

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.core.phrases import one_line
+from unlabeled.core.reading import require_regular
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.columns import (
@@ -142,6 +143,7 @@ def _open(name: str, key: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
+        require_regular(name)
         return pq.ParquetFile(name)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name} is not a parquet file, or cut short ({one_line(error)}): change {key}") from error
