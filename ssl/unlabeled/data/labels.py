@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.reading import read_text
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
@@ -113,9 +114,8 @@ class LabelSelection:
         return self.per_class
 
     def _read(self, path: Path, source: Source) -> Tensor:
-        if not path.is_file():
-            raise UserError(f"{self.key}.labels_file={path}: no such file")
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        text = read_text(path, f"{self.key}.labels_file={path}")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
             raise UserError(f"{self.key}.labels_file={path}: names no image")
         found = _matches(lines, source)

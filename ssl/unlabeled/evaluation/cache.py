@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unlabeled.core.reading import require_regular
 from unlabeled.data.lists.index import user_cache
 from unlabeled.errors import UserError
 
@@ -41,6 +42,7 @@ class TensorCache:
         if not self.bytes or not file.exists():
             return None
         try:
+            require_regular(file)
             with safe_open(file, "pt") as opened:
                 notes = dict(opened.metadata())
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict

@@ -44,7 +44,7 @@ def test_a_split_that_is_not_used_is_said_and_two_to_train_on_are_refused(tmp_pa
         opened(tmp_path)
 
 
-def test_classes_that_look_like_dates_or_hold_splits_are_doubted_and_not_where_they_were_asked_for(
+def test_classes_that_look_like_dates_or_hold_splits_are_warned_of_and_not_where_they_were_asked_for(
     tmp_path: Path,
 ) -> None:
     put(
