@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unlabeled.core.reading import name_inside, open_regular, read_text, require_regular, shown
-from unlabeled.data.labels import LabelChoice
+from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache
@@ -82,7 +82,7 @@ def test_a_name_that_a_file_gives_never_leads_out_of_its_folder(name: object) ->
 @pytest.mark.parametrize("kind", OTHERS)
 def test_lists_of_labels_and_kept_features_that_are_no_regular_files_do_not_hang(kind: str, tmp_path: Path) -> None:
     OTHERS[kind](tmp_path / "labels.txt")
-    choice = LabelChoice(str(tmp_path / "labels.txt"), None, None, 0, "objective.support")
+    choice = LabelSelection(str(tmp_path / "labels.txt"), None, None, 0, "objective.support")
     with pytest.raises(UserError, match=r"^objective\.support\.labels_file=.*labels\.txt: "):
         choice.of(digits(8).train)
     if kind == "a folder":
