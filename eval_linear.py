@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.config import check_keys, check_no_other_overrides, one_line_errors
 from unlabeled.commands.importing import heavy_imports
+from unlabeled.core.writing import check_folder
 
 CONF = Path(__file__).parent / "conf"
 
@@ -18,6 +19,8 @@ def judge(config: DictConfig, command: str) -> None:
     with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
         check_keys(config, CONF / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
+    if config.report_dir:
+        check_folder("report_dir", Path(config.report_dir))
     if config.compare is not None:
         from unlabeled.evaluation.comparison.compare import compare
 
@@ -41,8 +44,8 @@ def judge(config: DictConfig, command: str) -> None:
         check_no_other_overrides("self_test")
         raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
-    checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or folder_of(path) / "report")
+    checkpoint = read_checkpoint(path)
     with process_group(config.accelerator):
         evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
         evaluate(evaluation, checkpoint, report_dir, command)

@@ -1,6 +1,7 @@
 """Pretrain a backbone without labels, then judge it: ``python train.py experiment=digits``."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import hydra
@@ -35,21 +36,22 @@ def train(config: DictConfig, command: str) -> None:
     run = build_run(config, resolved)
     if config.plan_only:
         raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)
-    try:
-        run.fit(resolved)
-    except Interrupted as stop:
-        if run.trainer.is_global_zero:
-            again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
-            print(f"stopped after step {run.trainer.global_step}; {again}")
-        raise SystemExit(128 + stop.number) from None
-    if not run.trainer.is_global_zero:
-        return
-    if not build_probes(config) or run.data.splits.test is None:
-        print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
-        return
-    with local_only():
-        evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-        evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
+    with closing(run):  # its folder is for another process then
+        try:
+            run.fit(resolved)
+        except Interrupted as stop:
+            if run.trainer.is_global_zero:
+                again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
+                print(f"stopped after step {run.trainer.global_step}; {again}")
+            raise SystemExit(128 + stop.number) from None
+        if not run.trainer.is_global_zero:
+            return
+        if not build_probes(config) or run.data.splits.test is None:
+            print(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
+            return
+        with local_only():
+            evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+            evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

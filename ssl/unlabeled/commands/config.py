@@ -1,6 +1,7 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -23,8 +24,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.moved_targets import with_current_targets
-from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences
+from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
+from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
+from unlabeled.training.run_folder import check_run_folder
 
 
 @contextmanager
@@ -37,11 +40,17 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     except UserError as error:
         _stop(str(error))
     except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
+        if isinstance(error.__cause__, UserError):
+            _stop(str(error.__cause__))
+        if not isinstance(error.__cause__, OSError) or not _of_the_disk(error.__cause__):
             raise
-        _stop(str(error.__cause__))
+        _stop(_of_the_disk(error.__cause__))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+    except OSError as error:  # of a library that reads or writes by itself, as Hydra makes folders
+        if not _of_the_disk(error):
+            raise
+        _stop(_of_the_disk(error))
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
@@ -58,6 +67,15 @@ def _take_moved_data(primary: Path) -> None:
         return
     if primary.is_file() and {"data": None} in OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", []):  # type: ignore[union-attr]
         sys.argv[1:] = [f"+{each}" if each.startswith(moved) else each for each in sys.argv[1:]]
+
+
+def _of_the_disk(error: OSError) -> str:
+    """A line for an error that has a path, or that says that a disk is full; empty for any other."""
+    if error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {reason(error)}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{reason(error)}: make room and give the same command again"
+    return ""
 
 
 def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:
@@ -233,17 +251,33 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = with_absolute_paths(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     run_dir = Path(resolved["run_dir"])
+    check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
-        free = {*FREE_KEYS, *MOVABLE_KEYS}
-        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
-        if differing:
-            raise UserError(
-                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
-                "to go on with the new values, or remove that folder"
-            )
+        check_same(_values_of(run_dir / "config.yaml"), resolved)
     return dict(resolved)
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    try:
+        before = read_yaml(path)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
+    if not isinstance(before, dict) or not before:
+        raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
+    return dict(with_current_targets(before))
+
+
+def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
+    """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
+    free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
+    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
+    if differing:
+        raise UserError(
+            f"{resolved['run_dir']} holds a run with another {', '.join(differing)}; give another name=…, or "
+            "resume=override to go on with the new values, or remove that folder"
+        )
 
 
 def with_absolute_paths(resolved: Any) -> dict[str, Any]:

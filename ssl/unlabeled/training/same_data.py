@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.run_config import MOVABLE_KEYS, differences, read_yaml
 from unlabeled.data.identity import Identity, changes, identity_of, read_identity
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -41,6 +42,15 @@ def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict
     if now is not None and (before is None or before.digest != now.digest or (before.facts != now.facts).any()):
         now.write(kept)
     return now
+
+
+def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
+    """Whether ``config.yaml`` names another place of the run or its images than it has now."""
+    try:
+        before = read_yaml(config)
+    except (OSError, ValueError):
+        return False
+    return isinstance(before, dict) and not set(MOVABLE_KEYS).isdisjoint(differences(before, resolved))
 
 
 def _problem(
