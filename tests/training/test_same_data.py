@@ -29,7 +29,11 @@ def config_of(images: Path, run_dir: Path, *overrides: str) -> DictConfig:
 
 def run(config: DictConfig) -> None:
     resolved = open_run(config)
-    build_run(config, resolved).fit(resolved)
+    made = build_run(config, resolved)
+    try:
+        made.fit(resolved)
+    finally:
+        made.close()
 
 
 def state(run_dir: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import numpy as np
 
 from unlabeled.core.reading import open_regular, require_regular, shown
+from unlabeled.core.writing import replacing
 from unlabeled.data.fingerprint import HasFiles
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
@@ -46,16 +46,18 @@ class Identity:
         return {"digest": self.digest, "images": self.images, "files": len(self.names)}
 
     def write(self, path: Path) -> None:
-        """Whole or not at all. 50,000 files are 3 MB."""
+        """Whole or not at all; 50,000 files are 3 MB. Raises Unwritable."""
         import pyarrow as pa
 
         columns = {"name": pa.array(self.names, pa.large_binary()), "content": self.contents}
         table = pa.table(columns | {name: self.facts[:, place] for place, name in enumerate(_COLUMNS)})
         table = table.replace_schema_metadata({"digest": self.digest, "images": str(self.images)})
-        part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        with (
+            replacing(path, sync=False) as part,
+            pa.OSFile(str(part), "wb") as out,
+            pa.ipc.new_file(out, table.schema) as writer,
+        ):
             writer.write_table(table)
-        os.replace(part, path)
 
 
 _COLUMNS = ("size", "written", "changed")
