@@ -90,6 +90,11 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["objective._target_=unlabeled.nothing.X"], ["objective._target_=unlabeled.nothing.X", "cannot be found"]),
         (["+seeds=1"], ["seeds", "did you mean seed?"]),
         (["+trainer.presicion=16"], ["trainer.presicion", "did you mean trainer.precision?"]),
+        (["name=../x"], ["name=../x", "within outputs/"]),
+        (["name='/tmp/x'"], ["name=/tmp/x", "within outputs/"]),
+        (["name=''"], ["name=", "must be the name of a folder"]),
+        (["name=..", "run_dir=x"], ["name=..", "must be the name of a folder"]),
+        (["run_dir=''"], ["run_dir=", "must be the name of a folder"]),
         (["batch_size=5000"], ["batch_size=5000", "1347"]),
         (["max_epochs=null"], ["max_epochs=None", "max_steps=None"]),
         (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
@@ -231,6 +236,12 @@ def test_a_new_objective_is_one_python_file_and_one_yaml(script: Script, tmp_pat
     assert finished.returncode == 0, finished.stderr
     metrics = tmp_path / "outputs" / "toy-resnet_thin-digits-seed0" / "metrics.jsonl"
     assert metrics.read_text().count("train/loss") == 3
+    run = f"run={metrics.parent}"
+    alone = script("eval_linear.py", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert alone.returncode == 2
+    assert "objective._target_=toy.Toy: is no objective of this package" in alone.stderr
+    named = script("eval_linear.py", "--config-dir=conf", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert named.returncode == 0, named.stderr
     misspelt = script("train.py", "--config-dir=conf", "objective=toy", "+objective.wieght=1", PYTHONPATH=paths)
     assert misspelt.returncode == 2
     assert "did you mean objective.weight?" in misspelt.stderr

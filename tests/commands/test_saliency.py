@@ -450,7 +450,7 @@ def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: 
 def test_a_file_that_is_missing_or_cut_short_or_something_else_costs_one_line(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     path = tmp_path / "masks.pt"
-    with pytest.raises(UserError, match=r"no such file; make it: python -m unlabeled\.views\.saliency"):
+    with pytest.raises(UserError, match=r"no such file; make it: python -m unlabeled\.commands\.saliency"):
         open_masks(str(path))
     made_for(tmp_path / "photos").save(path)
     assert open_masks(str(path)).coverage.tolist() == [1.0] * 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlabeled.core.reading import name_inside, open_regular, read_text, require_regular, shown
+from unlabeled.core.reading import name_inside, open_regular, read_text, require_regular, shown_path
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError
@@ -64,10 +64,10 @@ def test_text_that_is_none_or_too_long_is_one_line(tmp_path: Path, content: byte
 
 
 def test_names_are_shown_in_one_printable_line() -> None:
-    assert shown("/a/größe 1.png") == "/a/größe 1.png"
-    assert shown(b"\xff\x1b[31m\n.png") == r"\udcff\x1b[31m\n.png"
-    assert shown("\u202egnp.exe") == r"\u202egnp.exe"
-    assert len(shown("x" * 10_000)) == 401
+    assert shown_path("/a/größe 1.png") == "/a/größe 1.png"
+    assert shown_path(b"\xff\x1b[31m\n.png") == r"\xff\x1b[31m\n.png"
+    assert shown_path("\u202egnp.exe") == r"\u202egnp.exe"
+    assert len(shown_path("x" * 10_000)) == 401
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlabeled.commands.keys import TYPES
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.file_config import as_data
 from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
+from unlabeled.core.shown import shown
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -34,8 +36,12 @@ from unlabeled.training.run_folder import check_run_folder
 def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
     _take_moved_data(config_dir / f"{config_name}.yaml")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths may hold bytes that are no UTF-8, and a terminal may know less
+            stream.reconfigure(errors="backslashreplace")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
+        _check_typed_place(sys.argv[1:])
         yield
     except UserError as error:
         _stop(str(error))
@@ -85,7 +91,7 @@ def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None])
         config_name: of the primary yaml in ``conf/``.
         command: gets the composed configuration, and the same as plain values.
     """
-    with one_line_errors(conf := _conf(config_name), config_name):
+    with one_line_errors(conf := find_conf(config_name), config_name):
 
         def checked(config: DictConfig) -> None:
             with one_line_errors(conf, config_name):
@@ -106,7 +112,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: one of them is wrong.
     """
-    conf = _conf(config_name)
+    conf = find_conf(config_name)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
@@ -117,7 +123,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def _conf(config_name: str) -> Path:
+def find_conf(config_name: str) -> Path:
     """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
     folders = [Path(__file__).parents[3] / "conf", Path.cwd() / "conf"]
     found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
@@ -127,7 +133,7 @@ def _conf(config_name: str) -> Path:
 
 
 def _stop(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + shown(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -183,17 +189,18 @@ def check_keys(config: DictConfig, primary: Path) -> None:
         if key not in known:
             raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
         _check_type(value, TYPES.get(key, Any), key)
-        _check_node(value, key)
+        check_node(value, key)
     probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
             raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
 
 
-def _check_node(node: Any, path: str) -> None:
+def check_node(node: Any, path: str) -> None:
+    """Raise UserError for a key below a ``_target_`` that its constructor does not take, or a value of a wrong type."""
     if isinstance(node, list):
         for position, element in enumerate(node):
-            _check_node(element, f"{path}[{position}]")
+            check_node(element, f"{path}[{position}]")
     if not isinstance(node, dict):
         return
     types = _parameters(node["_target_"], path) if "_target_" in node else {}
@@ -202,7 +209,7 @@ def _check_node(node: Any, path: str) -> None:
             if key not in types:
                 raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
             _check_type(value, types[key], f"{path}.{key}")
-        _check_node(value, f"{path}.{key}")
+        check_node(value, f"{path}.{key}")
 
 
 def _parameters(target: str, path: str) -> dict[str, Any]:
@@ -249,13 +256,31 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
-    resolved: Any = with_absolute_paths(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check_place(resolved)
+    resolved = with_absolute_paths(resolved)
     run_dir = Path(resolved["run_dir"])
     check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         check_same(_values_of(run_dir / "config.yaml"), resolved)
     return dict(resolved)
+
+
+def _check_place(resolved: dict[str, Any]) -> None:
+    """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
+    name, run_dir = str(resolved["name"]), resolved["run_dir"]
+    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*name.split("/")}:
+        raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
+    if not run_dir.strip() or "\0" in run_dir:
+        raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
+
+
+def _check_typed_place(arguments: list[str]) -> None:
+    """The same of what was typed: Hydra makes the folder before it calls anybody."""
+    typed = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("name=", "run_dir=")))
+    given = {key: value.strip("'\"") for key, value in typed.items()}
+    _check_place({"name": "x", "run_dir": "x"} | given)
 
 
 def _values_of(path: Path) -> dict[str, Any]:
@@ -266,7 +291,7 @@ def _values_of(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
     if not isinstance(before, dict) or not before:
         raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
-    return dict(with_current_targets(before))
+    return dict(as_data(before, str(path)))
 
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
+from unlabeled.core.shown import shown
 from unlabeled.errors import UserError
 
 _KINDS = {
@@ -66,11 +67,11 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > most:
-                raise UserError(f"{given}: {shown(path)} has more than {most:,} bytes; give a text file")
+                raise UserError(f"{given}: {shown_path(path)} has more than {most:,} bytes; give a text file")
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{given}: byte {error.start:,} of {shown(path)} is no UTF-8; save the file as UTF-8, or give a text file"
+            f"{given}: byte {error.start:,} of {shown_path(path)} is no UTF-8; save it as UTF-8, or give a text file"
         ) from error
     except FileNotFoundError as error:
         raise UserError(f"{given}: no such file") from error
@@ -78,14 +79,9 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
         raise UserError(f"{given}: {error.strerror or error}; give a text file that can be read") from error
 
 
-def shown(path: str | bytes | Path) -> str:
-    """A path as text that can be printed: bytes that are no UTF-8, control characters and line breaks are escaped.
-
-    Of a very long one the middle is left out.
-    """
-    text = os.fsdecode(path)
-    escaped = text.encode("utf-8", "backslashreplace").decode() if not text.isprintable() else text
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
+def shown_path(path: str | bytes | Path) -> str:
+    """A path as :func:`unlabeled.core.shown.shown` gives it; of a very long one the middle is left out."""
+    line = shown(os.fsdecode(path))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
 
 
@@ -97,7 +93,7 @@ def name_inside(name: Any, given: str) -> str:
     """
     parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
     if not all(parts) or ".." in parts or "\0" in parts[-1] or "::" in name or "://" in name:
-        raise UserError(f"{given} names {shown(str(name))}, which is no file below its folder; make it anew")
+        raise UserError(f"{given} names {shown_path(str(name))}, which is no file below its folder; make it anew")
     return str(name)
 
 
@@ -105,5 +101,5 @@ class NotRegular(OSError):
     """What should be a regular file is something else: one line that names it and says what it is."""
 
     def __init__(self, path: str | Path, kind: str) -> None:
-        super().__init__(f"{shown(path)} is {kind}, not a regular file")
+        super().__init__(f"{shown_path(path)} is {kind}, not a regular file")
         self.kind = kind

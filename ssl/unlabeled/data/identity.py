@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unlabeled.core.reading import open_regular, require_regular, shown
+from unlabeled.core.reading import open_regular, require_regular, shown_path
 from unlabeled.core.writing import replacing
 from unlabeled.data.fingerprint import HasFiles
 from unlabeled.data.memory import ArraySource
@@ -128,7 +128,7 @@ def changes(before: Identity, now: Identity) -> str:
 
 
 def _counted(word: str, names: list[bytes]) -> str:
-    few = ", ".join(map(shown, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
+    few = ", ".join(map(shown_path, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
     return f"{len(names):,} {'file' if len(names) == 1 else 'files'} {word} ({few})"
 
 

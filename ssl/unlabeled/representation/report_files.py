@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.core.environment import plain_values
+from unlabeled.core.shown import in_markdown
 from unlabeled.core.writing import save_picture, save_plot, write_atomic
 from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis
@@ -105,10 +106,11 @@ def _page(analysis: Analysis, protocol: Mapping[str, Any], pictures: Mapping[str
     checkpoint, data = protocol["checkpoint"], protocol["data"]
     parts = [
         "# Representation",
-        f"{checkpoint['path']} (sha256 {checkpoint['sha256'][:12]}), {data['split']} split of {data['description']}, "
+        f"{in_markdown(checkpoint['path'])} (sha256 {checkpoint['sha256'][:12]}), "
+        f"{data['split']} split of {in_markdown(data['description'])}, "
         f"seed {protocol['seed']}. Ranks compare between networks with equal images, dimensions and transform alone.",
         measures_table(analysis),
-        "\n".join(f"- {note}" for note in analysis.notes),
+        "\n".join(f"- {in_markdown(note)}" for note in analysis.notes),
         *(f"{words}\n\n![{name.removesuffix('.png')}]({name})" for name, words in pictures.items()),
         "<details><summary>protocol</summary>\n\n```json\n"
         + json.dumps(plain_values(protocol), indent=2, ensure_ascii=False)

@@ -173,7 +173,7 @@ def test_a_name_that_is_no_utf_8_is_listed_decoded_and_shown_escaped(tmp_path: P
     splits = opened(tmp_path)
     assert splits.train.decode(0).shape == (3, 4, 4)
     ((_, left),) = splits.left_out.items()
-    assert left["examples"] == [r"\udcfe.txt"]
+    assert left["examples"] == [r"\xfe.txt"]
 
 
 def test_classes_of_several_folders_are_joined_by_their_names(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unlabeled.data.lists.index import load_or_build
 from unlabeled.data.source import CorruptImage, Splits
-from unlabeled.data.sources.folder import folder
+from unlabeled.data.sources.folder import FolderSource, folder
 from unlabeled.data.sources.huggingface import huggingface
 from unlabeled.data.sources.litdata import litdata
 from unlabeled.data.sources.parquet import parquet
@@ -228,7 +228,8 @@ def test_any_name_of_a_file_is_a_name(tmp_path_factory: pytest.TempPathFactory, 
     (root / "a").mkdir()
     (root / "a" / f"x{name}.png").write_bytes(png(7))
     splits = folder(str(root), image_size=4)
-    assert splits.train.name(0) == str(root / "a" / f"x{name}.png")
+    assert isinstance(splits.train, FolderSource)
+    assert splits.train.encoded(0) == root / "a" / f"x{name}.png"
     assert int(splits.train.decode(0)[0, 0, 0]) == 7
 
 

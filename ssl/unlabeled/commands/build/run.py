@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled.commands.config import check_same, is_sweep
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.commands.from_file import part_of, seed_of
+from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
@@ -106,7 +107,7 @@ def _check_values(checkpoints: CheckpointFolder, resolved: dict[str, Any]) -> No
     begun = checkpoints.find()
     before = begun and torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("config")
     if before:
-        check_same(with_current_targets(before), resolved)
+        check_same(as_data(before, str(begun)), resolved)
 
 
 def build_preview(config: DictConfig) -> Preview:
@@ -122,7 +123,14 @@ def build_preview(config: DictConfig) -> Preview:
 def build_replay(path: str) -> Replay:
     """What ``replay=FILE`` needs: the views, the objective and the batch of that file, on the CPU."""
     record = read_record(path)
-    config = OmegaConf.create(record["config"])
+    parts = {
+        name: part_of(record["config"], name, Path(path)) for name in ("views", "backbone", "objective", "optimizer")
+    }
+    missing = [name for name, part in parts.items() if part is None]
+    if missing:
+        raise UserError(f"replay={path}: its configuration has no {missing[0]}")
+    check_opened("views", record["config"]["views"], Path(path), ("masks",))
+    config = OmegaConf.create({**parts, "seed": seed_of(record["config"], 0, Path(path))})
     return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 

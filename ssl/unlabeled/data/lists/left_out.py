@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from unlabeled.core.reading import shown
+from unlabeled.core.reading import shown_path
 
 EXAMPLES = 3  # names of each kind
 
@@ -15,7 +15,7 @@ def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
     found = left.setdefault(reason, {"count": 0, "examples": []})
     found["count"] += 1
     if len(found["examples"]) < EXAMPLES:
-        found["examples"].append(shown(name))
+        found["examples"].append(shown_path(name))
 
 
 def merged(parts: Iterable[LeftOut]) -> LeftOut:

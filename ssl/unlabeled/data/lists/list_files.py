@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unlabeled.core.phrases import one_line, shorten_list
-from unlabeled.core.reading import open_regular, read_text, shown
+from unlabeled.core.reading import open_regular, read_text, shown_path
 from unlabeled.data.lists.index import make_index
 from unlabeled.data.lists.left_out import LeftOut, leave_out
 from unlabeled.data.lists.listing import Listing
@@ -71,7 +71,7 @@ def _checked(file: Path, given: str, rows: Rows) -> Listing:
     if not paths:
         raise UserError(
             f"{given}: none of its {len(rows[0]):,} files is there "
-            f"({shorten_list([shown(name) for name in rows[0][:3]])}, "
+            f"({shorten_list([shown_path(name) for name in rows[0][:3]])}, "
             f"relative to {base.absolute()}); mend the paths, or move the list to the folder that they start from"
         )
     classes = _classes([label for label in labels if label is not None])
@@ -161,7 +161,7 @@ def _of_parquet(file: Path, given: str, path_column: str | None, label_column: s
 def _columns(head: list[str], given: str, path: str | None, label: str | None) -> tuple[int, int | None]:
     """Places of the two columns; the second may be missing where nobody asked for it."""
     found, labels = _column(head, path, _PATHS), _column(head, label, _LABELS)
-    there = f"one of {shorten_list([*map(shown, head)])}"
+    there = f"one of {shorten_list([*map(shown_path, head)])}"
     if found is None:
         named = f"named {path}" if path else "of paths"
         raise UserError(f"{given}: has no column {named}; give data.path_column=…, {there}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unlabeled.core.reading import shown
+from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
@@ -80,12 +80,12 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     number = {name: place for place, name in enumerate(train.classes)}
     if odd := [name for name in test.classes if name not in number]:
         raise UserError(
-            f"{shown(os.path.join(test.where, odd[0]))} is a class that {train.where} lacks ({len(odd)} such): a test "
+            f"{shown_path(os.path.join(test.where, odd[0]))} is a class that {train.where} lacks ({len(odd)} such): a test "
             "split may have the classes of train and no others; give another data.test=..., or data.test=none"
         )
     missing = [name for name in train.classes if name not in test.classes]
     if missing:
-        few = ", ".join(map(shown, missing[:3])) + (", …" if len(missing) > 3 else "")
+        few = ", ".join(map(shown_path, missing[:3])) + (", …" if len(missing) > 3 else "")
         told.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
     own = np.array([*(number[name] for name in test.classes), -1])  # the last is that of -1
     return replace(test, owners=own[test.owners], classes=train.classes)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from unlabeled.core.phrases import one_line, shorten_list
-from unlabeled.core.reading import open_regular, require_regular, shown
+from unlabeled.core.reading import open_regular, require_regular, shown_path
 from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.lists.walk import walk
 from unlabeled.errors import UserError
@@ -153,7 +153,7 @@ def _each_once(paths: list[str]) -> list[str]:
     for path in paths:
         status = os.stat(path)
         kept.setdefault((status.st_dev, status.st_ino), path)
-    again = [shown(path) for path in paths if path not in {*kept.values()}] if len(kept) < len(paths) else []
+    again = [shown_path(path) for path in paths if path not in {*kept.values()}] if len(kept) < len(paths) else []
     if again:
         print(
             f"data: {len(again)} names lead to files that others name already, and are left out: {shorten_list(again)}"

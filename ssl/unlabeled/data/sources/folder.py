@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.core.reading import shown
+from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.lists.index import Index
 from unlabeled.data.lists.left_out import merged
@@ -34,16 +34,16 @@ class FolderSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
 
     def encoded(self, index: int) -> Path:
-        return Path(self.name(index))
+        return self._root / os.fsdecode(self._listed.text("path", index))
 
     def files(self) -> list[str]:
-        return [self.name(index) for index in range(len(self))]
+        return [str(self.encoded(index)) for index in range(len(self))]
 
     def within(self) -> str:
         return ""
 
     def name(self, index: int) -> str:
-        return str(self._root / os.fsdecode(self._listed.text("path", index)))
+        return shown(self.encoded(index))
 
 
 def folder(
@@ -115,7 +115,7 @@ def _source(listed: Listing, labels: str, image_size: int, square: bool) -> Fold
         unlabelled = torch.full((len(listed.owners),), -1)
         return FolderSource(listed.root, listed.index, unlabelled, [], image_size, square)
     owners = torch.from_numpy(listed.owners.copy())
-    return FolderSource(listed.root, listed.index, owners, listed.classes, image_size, square)
+    return FolderSource(listed.root, listed.index, owners, [*map(shown, listed.classes)], image_size, square)
 
 
 def _counts(train: FolderSource, listed: Listing, others: list[FolderSource], tests: list[Listing]) -> str:

@@ -1,11 +1,11 @@
 """Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import name_inside, read_text, require_regular
 from unlabeled.data.decode import check_image_size, describe_size
@@ -89,12 +89,12 @@ def _files(base: Path, split: str, given: str) -> list[str]:
         )
     text = read_text(state, str(state))
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         selected = content.get("_indices_files") or content.get("_indices_data_files")
         files = [name_inside(file["filename"], str(state)) for file in content["_data_files"]]
     except UserError:  # a ValueError too
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{given}: {state} is not what save_to_disk writes ({type(error).__name__}: {one_line(error)[:200]}); "
             "fetch the folder again"

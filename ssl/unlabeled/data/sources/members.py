@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unlabeled.core.phrases import one_line
-from unlabeled.core.reading import shown
+from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.left_out import LeftOut, leave_out
 from unlabeled.data.lists.pictures import looks_like_image, readable_extensions
 from unlabeled.data.sources.columns import MAX_CLASSES
@@ -74,7 +74,7 @@ class Records:
         stem, _, extension = name.partition(b".")
         record, last = self._record(folder + b"/" + stem, extension), extension.rpartition(b".")[2].lower()
         if self._suffix is not None and last == self._suffix:
-            label = _label(read(_LONGEST), self.labels, f"{self.path}/{shown(member.name)}")
+            label = _label(read(_LONGEST), self.labels, f"{self.path}/{shown_path(member.name)}")
             if b"." in extension:
                 self._labels[member.name.rpartition(b".")[0]] = label
             else:

@@ -1,6 +1,5 @@
 """Two plots of a run: the loss over time, and a map of the test features. Drawn without a display."""
 
-import json
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = parse_json(line)
+        except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             steps.setdefault(entry["step"], {}).update(entry)

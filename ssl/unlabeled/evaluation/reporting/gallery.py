@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unlabeled.core.shown import in_markdown
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.knn import neighbours
 from unlabeled.pages.section import Section, Tile, save_columns, tile_html
@@ -90,6 +91,7 @@ def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[s
 
 
 def _sentence(query: NeighbourQuery, classes: Sequence[str]) -> str:
+    classes = [in_markdown(name) for name in classes]
     near = ", ".join(f"{classes[label]} {c:.3f}" for label, c in zip(query.labels, query.cosines, strict=True))
     verdict = "right" if query.right else f"wrong, voted {classes[query.majority]}"
     return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"

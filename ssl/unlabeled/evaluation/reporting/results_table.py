@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unlabeled.core.shown import in_table
 from unlabeled.evaluation.evaluate_probes import Row
 
 ORDER = ["pretrained", "random init", "raw pixels"]
@@ -81,7 +82,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 def markdown_table(head: Sequence[str], lines: Sequence[ResultLine]) -> str:
     """Columns of equal width, numbers on the right."""
     texts = [list(head), *([line.name, *map(str, line.cells)] for line in lines)]
-    texts = [[text.replace("|", "\\|") for text in line] for line in texts]
+    texts = [[in_table(text) for text in line] for line in texts]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     aligned = [
