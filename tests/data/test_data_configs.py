@@ -32,7 +32,9 @@ def test_a_yaml_gives_every_parameter_with_its_default_and_a_comment(name: str) 
 def test_a_run_goes_on_with_another_place_for_its_images_and_their_list_and_not_with_another_split(
     tmp_path: Path,
 ) -> None:
-    config = OmegaConf.create({"run_dir": str(tmp_path), "data": {"path": "here", "train": "a", "index": None}})
+    config = OmegaConf.create(
+        {"name": "x", "run_dir": str(tmp_path), "data": {"path": "here", "train": "a", "index": None}}
+    )
     write_config(open_run(config), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").touch()

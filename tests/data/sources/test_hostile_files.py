@@ -234,7 +234,9 @@ def test_any_name_of_a_file_is_a_name(tmp_path_factory: pytest.TempPathFactory, 
 
 
 @pytest.mark.parametrize("content", [*FOREIGN, None])
-def test_a_kept_list_that_is_damaged_foreign_or_a_fifo_is_made_again(content: bytes | None, tmp_path: Path) -> None:
+def test_a_kept_list_that_is_damaged_or_foreign_is_made_again_and_a_fifo_is_refused(
+    content: bytes | None, tmp_path: Path
+) -> None:
     def build() -> Any:
         return {"name": [b"x"]}, {"n": 1}
 
@@ -243,6 +245,8 @@ def test_a_kept_list_that_is_damaged_foreign_or_a_fifo_is_made_again(content: by
     if content is None:
         file.unlink()
         os.mkfifo(file)
-    else:
-        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"^data\.index="):
+            load_or_build({"of": "x"}, str(tmp_path), lambda note: True, build)
+        return
+    file.write_bytes(content)
     assert load_or_build({"of": "x"}, str(tmp_path), lambda note: True, build).text("name", 0) == b"x"

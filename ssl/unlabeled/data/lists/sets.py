@@ -80,8 +80,8 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     number = {name: place for place, name in enumerate(train.classes)}
     if odd := [name for name in test.classes if name not in number]:
         raise UserError(
-            f"{shown_path(os.path.join(test.where, odd[0]))} is a class that {train.where} lacks ({len(odd)} such): a test "
-            "split may have the classes of train and no others; give another data.test=..., or data.test=none"
+            f"{shown_path(os.path.join(test.where, odd[0]))} is a class that {train.where} lacks ({len(odd)} such): a "
+            "test split may have the classes of train and no others; give another data.test=..., or data.test=none"
         )
     missing = [name for name in train.classes if name not in test.classes]
     if missing:
