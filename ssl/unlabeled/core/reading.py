@@ -70,9 +70,7 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
                 raise UserError(f"{given}: {shown_path(path)} has more than {most:,} bytes; give a text file")
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{given}: byte {error.start:,} of {shown_path(path)} is no UTF-8; save it as UTF-8, or give a text file"
-        ) from error
+        raise UserError(f"{given}: byte {error.start:,} is no UTF-8; save the list as UTF-8") from error
     except FileNotFoundError as error:
         raise UserError(f"{given}: no such file") from error
     except OSError as error:
