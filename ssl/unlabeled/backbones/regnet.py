@@ -39,8 +39,9 @@ class RegNetY(Backbone):
         se_ratio: width of the squeeze-and-excitation, of a block's input; 0.25 in every RegNetY.
         rounding: how widths are made multiples of the group width, see :func:`stages`.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
+        channels: of the images.
 
-    Shape: images [B, 3, h, w] → features [B, num_features].
+    Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
         UserError: parameters that describe no network.
@@ -56,11 +57,13 @@ class RegNetY(Backbone):
         se_ratio: float = 0.25,
         rounding: Literal["nearest", "torchvision"] = "nearest",
         gradient_checkpointing: bool = False,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         plan = stages(depth, w_0, w_a, w_m, group_width, rounding)
         widths = [STEM_WIDTH, *(stage.width for stage in plan)]
-        self.stem = SimpleStemIN(3, STEM_WIDTH, nn.BatchNorm2d, nn.ReLU)
+        self.channels = channels
+        self.stem = SimpleStemIN(channels, STEM_WIDTH, nn.BatchNorm2d, nn.ReLU)
         self.trunk_output = nn.Sequential(
             OrderedDict(
                 (f"block{number}", _stage(number, in_width, stage, se_ratio))

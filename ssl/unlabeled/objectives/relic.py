@@ -17,6 +17,7 @@ from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.arguments import check_range, check_shapes
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -52,7 +53,15 @@ def relic_loss(
 
     Returns:
         Scalar; α · ln(n+1) when all embeddings are equal.
+
+    Raises:
+        UserError: shapes that do not fit together, or a number out of its range.
     """
+    online, targets = {"online_a": online_a, "online_b": online_b}, {"target_a": target_a, "target_b": target_b}
+    rows = {name: (tensor, "BD") for name, tensor in {**online, **targets}.items()}
+    check_shapes("relic_loss", {**rows, "negatives": (negatives, "BN")})
+    check_range("relic_loss", temperature=temperature)
+    check_range("relic_loss", at_least=True, alpha=alpha, beta=beta)
     there = contrastive_log_probabilities(online_a, gather_targets(target_b), negatives, temperature)
     back = contrastive_log_probabilities(online_b, gather_targets(target_a), negatives, temperature)
     return alpha * contrastive_loss(there) + beta * kl_divergence(there, back, stop_gradient)

@@ -1,5 +1,6 @@
 """LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), in the form of BYOL and MoCo v3."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from unlabeled import distributed
 from unlabeled.distributed.dtensor import local_shard
+from unlabeled.errors import UserError
 
 
 class LARS(Optimizer):
@@ -36,6 +38,13 @@ class LARS(Optimizer):
             "trust_coefficient": trust_coefficient,
         }
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take further parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
+        for name, value in {**self.defaults, **param_group}.items():
+            if name in self.defaults and not isinstance(value, Tensor) and not 0 <= value < math.inf:
+                raise UserError(f"LARS: {name}={value} must be at least 0 and finite")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -58,7 +58,7 @@ def measures_table(analysis: Analysis) -> str:
     """The numbers as Markdown: a line each, a column for each space."""
     lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)]]
     lines += [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
-    for name in STRENGTHS:
+    for name in next(iter(analysis.spaces.values()))["invariance"]:
         cells = (f"{space['invariance'][name]:.3f}" for space in analysis.spaces.values())
         lines.append([f"invariance to {name}", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -100,7 +100,7 @@ class Pictures(pl.Callback):
         columns = {"image": made.evaluation_view(images, sizes)} | {
             f"view {n}": view for n, view in enumerate(views, 1)
         }
-        return {name: _squared(made.to_pixels(column), made.size) for name, column in columns.items()}
+        return {name: _squared(made.shown(column), made.size) for name, column in columns.items()}
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
@@ -114,9 +114,7 @@ class Pictures(pl.Callback):
             seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
             with eval_mode(objective), torch.autocast(device.type, enabled=False):
                 columns = objective.visualize(seen, module.seed)
-            return {
-                name: shrink_images(module.views.to_pixels(column), LARGEST_TILE) for name, column in columns.items()
-            }
+            return {name: shrink_images(module.views.shown(column), LARGEST_TILE) for name, column in columns.items()}
         return {}
 
     def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
@@ -125,7 +123,7 @@ class Pictures(pl.Callback):
 
         def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
             seen = module.views.evaluation_view(images, sizes)
-            pixels.append((shrink_images(module.views.to_pixels(seen), PIXELS) * 255).round().byte().cpu())
+            pixels.append((shrink_images(module.views.shown(seen), PIXELS) * 255).round().byte().cpu())
             return seen
 
         batches = data.batches(data.train, self._positions(module, data, count), BATCH)

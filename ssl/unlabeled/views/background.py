@@ -30,7 +30,7 @@ class RemoveBackground:
         min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
     """
 
-    framed = True
+    framed = coloured = True
 
     def __init__(
         self, masks: str | None, probability: float, fill: Fill, min_coverage: float, max_coverage: float

@@ -25,7 +25,7 @@ class Operation(Protocol):
 
     One with an attribute ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
     ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes them all of one
-    size, and leaves what it was given as it is.
+    size, and leaves what it was given as it is. One with ``coloured = True`` knows RGB alone; others take any channels.
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -141,6 +141,8 @@ class ColorJitter:
             has it: SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
+    coloured = True
+
     def __init__(
         self,
         brightness: float,
@@ -169,6 +171,8 @@ class ColorJitter:
 
 class Grayscale:
     """Colour taken away from a random share of the images."""
+
+    coloured = True
 
     def __init__(self, probability: float) -> None:
         self.probability = probability

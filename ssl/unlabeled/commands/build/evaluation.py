@@ -24,6 +24,7 @@ from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
 from unlabeled.objective import HasHead, HasVisualization, Objective
+from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
@@ -84,9 +85,14 @@ def build_evaluation(
     objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
     backbone = build_backbone(config.backbone, config.seed)
     backbone.check_kinds([kind for probe in probes.values() for kind in kinds_of(probe)])
+    views: Views = instantiate(config.views)
+    backbone.check_size(views.size)
+    views.require_channels(data.splits.train)
+    if backbone.channels != views.channels:
+        raise UserError(f"views.channels={views.channels}: the backbone takes images of {backbone.channels} channels")
     extractor = Extractor(
         data,
-        instantiate(config.views),
+        views,
         torch.device(f"cuda:{local_rank()}" if gpu else "cpu"),
         precision,
         config.batch_size,

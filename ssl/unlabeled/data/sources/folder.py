@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
 from unlabeled.data.lists.left_out import merged
 from unlabeled.data.lists.listing import Listing
@@ -18,6 +19,8 @@ from unlabeled.errors import UserError
 
 class FolderSource:
     """A list of image files with their labels; files are opened when they are decoded and not before."""
+
+    decoding = RGB
 
     def __init__(
         self, root: Path, listed: Index, labels: Tensor, classes: list[str], image_size: int, square: bool
@@ -31,7 +34,7 @@ class FolderSource:
         return len(self._listed)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> Path:
         return self._root / os.fsdecode(self._listed.text("path", index))
@@ -56,6 +59,9 @@ def folder(
     index: str | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    channels: int = 3,
+    bits: Bits = 8,
+    max_pixels: int = MOST_PIXELS,
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 
@@ -72,8 +78,8 @@ def folder(
     sub-folders, ``none`` if all lie directly in the folder, and an error if both occur. Tests go by the classes' names:
     a test split may lack some of train, and have no others. Lists give their own labels.
 
-    Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels. A file counts
-    once, whatever links lead to it; a link to a folder above it is not followed. What is left out is counted in
+    Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
+    ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead to it; a link to a folder above it is not followed. What is left out is counted in
     ``Splits.left_out``, what looks like a mistake is said in ``Splits.warnings``.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
@@ -83,6 +89,7 @@ def folder(
     Raises UserError where the layout does not say what is meant.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if labels not in ("auto", "folders", "none"):
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column))
@@ -93,7 +100,7 @@ def folder(
         found.warnings.append(f"{found.tests[0].where} is not tested on: {found.train.where} has no labels")
     tests = [by_name(listed, found.train, found.warnings) for listed in found.tests] if source.classes else []
     others = [_source(listed, "folders", image_size, square) for listed in tests]
-    return Splits(
+    splits = Splits(
         source,
         others[0] if others else None,
         f"{_counts(source, found.train, others, tests)}, {kept}",
@@ -101,6 +108,7 @@ def folder(
         warnings=found.warnings,
         others=dict(zip(distinct_names(tests)[1:], others[1:], strict=True)),
     )
+    return decoding.of(splits)
 
 
 def _source(listed: Listing, labels: str, image_size: int, square: bool) -> FolderSource:

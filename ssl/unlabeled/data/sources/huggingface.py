@@ -9,6 +9,7 @@ from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import name_inside, read_text, require_regular
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import make_index
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
@@ -34,6 +35,9 @@ def huggingface(
     image_column: str = "image",
     label_column: str | None = "label",
     num_classes: int | None = None,
+    channels: int = 3,
+    bits: Bits = 8,
+    max_pixels: int = MOST_PIXELS,
 ) -> Splits:
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
@@ -45,6 +49,7 @@ def huggingface(
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_column, label_column)
@@ -52,12 +57,14 @@ def huggingface(
     source = RecordSource(table.encoded, table.labels, classes, image_size, square)
     kind = f"{len(classes)} classes, {describe_size(image_size, square)}"
     if test is None:
-        return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}")
+        return decoding.of(Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}"))
     other = _read(path, test, "data.test", image_column, label_column)
     require_same_split(table, other)
     require_labels_below(len(classes), other, "the classes of train")
     held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
-    return Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
+    return decoding.of(
+        Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
+    )
 
 
 def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> ColumnData:

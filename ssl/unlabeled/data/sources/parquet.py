@@ -8,6 +8,7 @@ from torch import Tensor
 from unlabeled.core.phrases import one_line
 from unlabeled.core.reading import require_regular
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.columns import (
     ColumnData,
@@ -31,6 +32,8 @@ class ParquetSource:
     """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
     are read by row groups; then an epoch's order goes by these ``blocks``."""
 
+    decoding = RGB
+
     def __init__(self, table: "ColumnData", column: str, classes: list[str], image_size: int, square: bool) -> None:
         self._table, self._column = table, column
         self.labels = table.labels
@@ -42,7 +45,7 @@ class ParquetSource:
         return len(self.labels)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
         """The image as its row holds it; raises CorruptImage."""
@@ -74,6 +77,9 @@ def parquet(
     image_column: str = "image",
     label_column: str | None = "label",
     num_classes: int | None = None,
+    channels: int = 3,
+    bits: Bits = 8,
+    max_pixels: int = MOST_PIXELS,
 ) -> Splits:
     """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
@@ -90,6 +96,7 @@ def parquet(
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)
@@ -100,13 +107,13 @@ def parquet(
     )
     if test is None:
         counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
-        return Splits(source, None, f"{counts}, {kept}")
+        return decoding.of(Splits(source, None, f"{counts}, {kept}"))
     test_table = _read(path, test, "data.test", image_column, label_column)
     require_same_split(train_table, test_table)
     require_labels_below(len(classes), test_table, "the classes of train")
     held_out = ParquetSource(test_table, image_column, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images"
-    return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
+    return decoding.of(Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}"))
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:

@@ -9,6 +9,7 @@ import numpy as np
 
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
 from unlabeled.data.lists.left_out import LeftOut, lines, merged
 from unlabeled.data.source import Splits
@@ -39,6 +40,9 @@ def shards(
     square: bool = False,
     num_classes: int | None = None,
     index: str | None = None,
+    channels: int = 3,
+    bits: Bits = 8,
+    max_pixels: int = MOST_PIXELS,
 ) -> Splits:
     """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
 
@@ -54,6 +58,7 @@ def shards(
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if labels not in ("cls", "none") and not (labels.startswith("json:") and len(labels) > 5):
         raise UserError(f"data.labels={labels} is not known: give cls, json:FIELD or none")
     if test is not None and labels == "none":
@@ -71,14 +76,14 @@ def shards(
     kind = f"{_count(classes)}, {describe_size(image_size, square)}"
     if test is None:
         counts = f"{len(source):,} images in {len(found):,} shards from {path}, no test split"
-        return Splits(source, None, f"{counts}, {kind}", _problems(listed), listed.note["left_out"])
+        return decoding.of(Splits(source, None, f"{counts}, {kind}", _problems(listed), listed.note["left_out"]))
     other = _listed(held_out, labels, index, f"data.test={test}")
     counts = (
         f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
     )
     tests = _source(other, classes, image_size, square)
     left_out = merged([listed.note["left_out"], other.note["left_out"]])
-    return Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out)
+    return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
 
 
 def _source(listed: Index, classes: list[str], image_size: int, square: bool) -> RecordSource:

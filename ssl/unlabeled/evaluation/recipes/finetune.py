@@ -77,7 +77,7 @@ class FineTune:
         self.pooling, self.head_init_std = pooling, head_init_std
         self.choice = LabelSelection(labels_file, fraction, per_class, labels_seed, self.key)
         self.baselines, self.differs = baselines, list(differs)
-        self.needs = training.batch_size
+        self.needs, self.needs_key = training.batch_size, "training.batch_size"
         self._check()
 
     def _check(self) -> None:

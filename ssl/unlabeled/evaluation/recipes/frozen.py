@@ -63,7 +63,7 @@ class FrozenRecipe:
         self.learning_rates, self.holdout = sorted(set(learning_rates)), holdout
         self.training, self.augmentation = training, augmentation
         self.baselines, self.differs = baselines, list(differs)
-        self.needs = training.batch_size
+        self.needs, self.needs_key = training.batch_size, "training.batch_size"
         self._check()
 
     def _check(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from unlabeled.core.shown import in_table
 from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.probe import MEAN_PER_CLASS
 
 ORDER = ["pretrained", "random init", "raw pixels"]
 GAIN = "pretrained − random init"
@@ -39,7 +40,8 @@ class ResultLine:
 def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
     """Protocols, and the lines below them: top-1 in per cent of the test images.
 
-    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column.
+    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column. Where the
+    classes of the test images are imbalanced the means over classes follow.
     """
     measured = [row for row in rows if row.features != "chance"]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -50,6 +52,10 @@ def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
         lines.insert(feature_kinds(measured).index("random init") + 1, ResultLine(GAIN, gains))
     chance = [row for row in rows if row.features == "chance"]
     lines += [ResultLine(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
+    for name in feature_kinds(measured):
+        lines += _per_class(name, [found.get((name, p)) for p in protocols])
+    for row in chance:
+        lines += _per_class(CHANCE.get(row.protocol, row.protocol), [row] * len(protocols))
     return protocols, lines
 
 
@@ -58,7 +64,9 @@ def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Res
 
     Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
     """
-    chosen = [name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual]
+    chosen = [
+        name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != MEAN_PER_CLASS
+    ]
     chosen.sort(key=lambda name: DEFAULT_METRICS.index(name) if name in DEFAULT_METRICS else 0)
     measured = [row for row in rows if set(row.metrics) & set(chosen)]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -117,6 +125,13 @@ def _metric(key: str) -> str:
 
 def _cell(row: Row | None) -> ResultCell:
     return ResultCell(NOTHING) if row is None else ResultCell(f"{row.top1:.2f}", format_uncertainty(row))
+
+
+def _per_class(name: str, rows: Sequence[Row | None]) -> list[ResultLine]:
+    """A line of means over classes, where there are some."""
+    values = [None if row is None else row.metrics.get(MEAN_PER_CLASS) for row in rows]
+    cells = [ResultCell(NOTHING if value is None else f"{value:.2f}") for value in values]
+    return [] if set(values) <= {None} else [ResultLine(f"{name}, mean over classes", cells)]
 
 
 def _gain(ours: Row | None, random: Row | None) -> ResultCell:
