@@ -79,8 +79,9 @@ def folder(
     a test split may lack some of train, and have no others. Lists give their own labels.
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
-    ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead to it; a link to a folder above it is not followed. What is left out is counted in
-    ``Splits.left_out``, what looks like a mistake is said in ``Splits.warnings``.
+    ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead
+    to it; a link to a folder above it is not followed. What is left out is counted in ``Splits.left_out``, what looks
+    like a mistake is said in ``Splits.warnings``.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
     :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time of change says that a file
