@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,27 @@ class Evaluation:
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
     """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
 
-    With several processes each returns rows, the first one all of them, and that one writes.
+    With several processes each returns rows, the first one all of them, and that one writes. Of several test sets each
+    is judged; the further ones have their reports in ``report_dir/tests/NAME``.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
     if rank() == 0:
         check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
+    rows = _evaluate(evaluation, checkpoint, report_dir, command)
+    for name, other in evaluation.extractor.data.splits.others.items():
+        if rank() == 0:
+            print(f"\ntest set {name}:")
+        on_other = replace(evaluation, extractor=evaluation.extractor.with_test(other))
+        _evaluate(on_other, checkpoint, report_dir / "tests" / name, command)
+    return rows
+
+
+def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
+    """On one test set."""
+    started, clock = datetime.now(UTC), time.perf_counter()
     extractor = evaluation.extractor
     test = extractor.data.splits.test
     if test is None:
