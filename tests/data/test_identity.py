@@ -41,8 +41,13 @@ def exchange(root: Path) -> None:
     (root / "x").rename(root / "b/3.png")
 
 
+def add_one(root: Path) -> None:
+    put(root, *["x/0.png"] * 9, "b/5.png")
+    shutil.rmtree(root / "x")
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "1 file added (b/5.png)": lambda root: put(root, *["x/0.png"] * 9, "b/5.png") or shutil.rmtree(root / "x"),
+    "1 file added (b/5.png)": add_one,
     "1 file removed (b/4.png)": lambda root: (root / "b/4.png").unlink(),
     "1 file renamed (a/2.png is b/2.png)": lambda root: (root / "a/2.png").rename(root / "b/2.png"),
     "1 file edited (b/3.png)": lambda root: edit(root / "b/3.png"),

@@ -106,7 +106,7 @@ def test_a_folder_is_listed_once_and_again_when_a_file_comes_or_goes_at_any_dept
     walked: list[Path] = []
     from unlabeled.data.lists import listing
 
-    walk = listing.walk
+    walk = listing.walk  # type: ignore[attr-defined]
     monkeypatch.setattr(listing, "walk", lambda root, *rest: walked.append(root) or walk(root, *rest))  # type: ignore[func-returns-value]
     warm = classes()
     assert not walked

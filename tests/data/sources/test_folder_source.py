@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -25,7 +26,7 @@ def names(source: Source, root: Path) -> list[str]:
 def refusal(**given: str) -> str:
     path = given.pop("path")
     with pytest.raises(UserError) as caught:
-        folder(path, given.get("train"), given.get("test"), 4, given.get("labels", "auto"))
+        folder(path, given.get("train"), given.get("test"), 4, cast(Any, given.get("labels", "auto")))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -192,7 +192,7 @@ def test_a_file_that_is_gone_or_a_fifo_a_folder_or_a_device_is_a_line_or_a_count
         lambda: file.symlink_to("nowhere"),
     ):
         file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
-        make()
+        make()  # type: ignore[no-untyped-call]
         outcome(read, tmp_path)
 
 
