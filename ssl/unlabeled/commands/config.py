@@ -6,62 +6,112 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import unlabeled
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
 
 
 @contextmanager
-def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
+def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
+        with user_errors(config_dir, config_name, arguments):
+            yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
+    """Turn whatever a mistake in the command raises into a UserError of one line.
+
+    Args:
+        config_dir: where the primary yaml ``config_name`` is.
+        arguments: ``key=value`` each, as given; None: what was typed.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
         yield
     except UserError as error:
-        _stop(str(error))
+        raise UserError(_one_line(str(error))) from error
     except InstantiationException as error:
         if not isinstance(error.__cause__, UserError):
             raise
-        _stop(str(error.__cause__))
+        raise UserError(_one_line(str(error.__cause__))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+        raise UserError(_one_line(_explain(error, config_dir, config_name, given))) from error
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        _stop("a group cannot be null on the command line: leave it out with ~group")
+        raise UserError("a group cannot be null on the command line: leave it out with ~group") from error
 
 
-def run_module(config_name: str, command: Callable[[Any, dict[str, Any]], None]) -> None:
-    """What the scripts do, for a command within the package: ``python -m unlabeled.… key=value``.
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequence[str] | None = None) -> None:
+    """Compose a configuration and do the job with it: once, or with ``--multirun`` once for each combination.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        job: gets the composed configuration; what it returns is what a sweeper compares.
+        arguments: of the command, for Hydra; None: all that was typed.
+    """
+    conf, typed = conf_folder(), sys.argv
+
+    def whole(config: DictConfig) -> Any:
+        # Lightning starts further processes by the command as it was typed, its name within ``unlabeled`` and all
+        sys.argv = typed
+        with one_line_errors(conf, config_name):
+            return job(config)
+
+    import_from_beside(own_folders(sys.argv[1:] if arguments is None else arguments))
+    whole.__module__ = config_name  # what Hydra calls the job, on a cluster too
+    try:
+        with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
+            sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
+            hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
+    finally:
+        sys.argv = typed
+
+
+def run_module(
+    config_name: str, command: Callable[[Any, dict[str, Any]], object], arguments: Sequence[str] | None = None
+) -> None:
+    """What the scripts do, for a command that takes plain values: ``unlabeled NAME key=value``.
 
     Args:
         config_name: of the primary yaml in ``conf/``.
         command: gets the composed configuration, and the same as plain values.
+        arguments: as :func:`launch`.
     """
-    with one_line_errors(conf := _conf(config_name), config_name):
 
-        def checked(config: DictConfig) -> None:
-            with one_line_errors(conf, config_name):
-                check_keys(config, conf / f"{config_name}.yaml")
-                resolved: Any = OmegaConf.to_container(config, resolve=True)
-                command(config, resolved)
+    def checked(config: DictConfig) -> None:
+        check_keys(config, conf_folder() / f"{config_name}.yaml")
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        command(config, resolved)
 
-        hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
+    launch(config_name, checked, arguments)
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -74,7 +124,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: one of them is wrong.
     """
-    conf = _conf(config_name)
+    conf = conf_folder()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
@@ -85,24 +135,34 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def _conf(config_name: str) -> Path:
-    """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
-    folders = [Path(__file__).parents[3] / "conf", Path.cwd() / "conf"]
-    found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
-    if not found:
-        _stop(f"conf/{config_name}.yaml: not in {folders[1].parent}; run this in the repository's root")
-    return found[0]
+def own_folders(arguments: Sequence[str]) -> list[Path]:
+    """What ``--config-dir FOLDER`` or ``--config-dir=FOLDER`` names."""
+    after = [value for option, value in pairwise(arguments) if option in ("--config-dir", "-cd")]
+    joined = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+    return [Path(each).expanduser().absolute() for each in after + joined]
 
 
-def _stop(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+def import_from_beside(folders: Iterable[Path]) -> None:
+    """Let an own ``conf/objective/mine.yaml`` name ``mine.Mine`` of ``mine.py`` beside ``conf/``, from any folder."""
+    sys.path += [beside for folder in folders if (beside := str(folder.parent)) not in sys.path]
+
+
+def conf_folder() -> Path:
+    """``conf/``: inside the installed package, or at the top of the checkout that it is part of."""
+    assert unlabeled.__file__ is not None
+    package = Path(unlabeled.__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
 def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
     if isinstance(error, MissingMandatoryValue):
         key = str(error).rpartition("full_key: ")[2].split()[0]
         return f"{key}: has no default; give {key}=…"
+    if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        return (
+            f"{error.override}: cannot be read; text with other signs than letters goes in quotes: \"{key}='{value}'\""
+        )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: unknown; {_nearest(name, error.options)}"
@@ -113,10 +173,12 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
     """The first override whose key is not in the configuration that the group choices give."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
+    folders = [config_dir, *own_folders(arguments)]
+    choices = [each for each in parsed if any((folder / each.key_or_group).is_dir() for folder in folders)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        known = compose(config_name, [str(each.input_line) for each in choices])
+        own = [f"hydra.searchpath=['file://{folder}']" for folder in own_folders(arguments)[:1]]
+        known = compose(config_name, [*(str(each.input_line) for each in choices), *own])
     for override in parsed:
         if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
             continue

@@ -40,25 +40,26 @@ from unlabeled.weights.targets import (
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
 
 
-def export(config: Any, resolved: dict[str, Any]) -> None:
-    """Write, load again, compare, and only then put the folder in its place.
+def export(config: Any, resolved: dict[str, Any], say: Callable[[str], None] = print) -> Path:
+    """Write, load again, compare, and only then put the folder in its place, which is returned.
 
     Args:
         config: as composed from ``conf/export.yaml``.
         resolved: the same as plain values.
+        say: what was written, line by line.
 
     Raises:
         UserError: the target cannot have this backbone, or its features differ; nothing is left behind.
     """
     _check(resolved["to"], resolved["data_images"])
     try:
-        _export(config, resolved, resolved["to"])
+        return _export(config, resolved, resolved["to"], say)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
+def _export(config: Any, resolved: dict[str, Any], to: str, say: Callable[[str], None]) -> Path:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     checkpoint = read_checkpoint(path)
     out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser().resolve()
@@ -72,10 +73,11 @@ def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
     worst = max(measured.values())
-    print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
-    print(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
+    say(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
+    say(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
     if exported.why_no_data:
-        print(f"not compared on images of the data: {exported.why_no_data}")
+        say(f"not compared on images of the data: {exported.why_no_data}")
+    return out
 
 
 def _check(to: str, data_images: int) -> None:

@@ -13,7 +13,7 @@ from unlabeled.core.environment import machine
 from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.references import references_for
-from unlabeled.evaluation.evaluate_probes import Row, evaluate_probes
+from unlabeled.evaluation.evaluate_probes import Log, Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
@@ -49,10 +49,13 @@ class Evaluation:
     visualized_objective: Objective | None = None
 
 
-def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
+def evaluate(
+    evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, say: Log = print
+) -> list[Row]:
     """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
 
-    With several processes each returns rows, the first one all of them, and that one writes.
+    ``say`` is told each number as it is found, and the table. With several processes each returns rows, the first one
+    all of them, and that one writes.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
@@ -79,7 +82,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        log=print if rank() == 0 else _silent,
+        log=say if rank() == 0 else _silent,
         on_features=keep,
     )
     if rank():
@@ -92,7 +95,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
     }
     with local_only():
         report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, asked)
-    print(f"\n{accuracy_table(rows)}\n\nthe whole report is in {report}")
+    say(f"\n{accuracy_table(rows)}\n\nthe whole report is in {report}")
     return rows
 
 

@@ -12,7 +12,7 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class RunProgress(pl.callbacks.ProgressBar):
-    """A live bar on a terminal; a line per epoch where output goes to a file."""
+    """A live bar on a terminal, one line in a notebook; a line per epoch where output goes to a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RunProgress(pl.callbacks.ProgressBar):
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_jupyter:
             self._bar = Progress(*columns, console=self.console)
             self._bar.add_task("pretraining", total=pl_module.total_steps, completed=trainer.global_step)
             self._bar.start()
@@ -54,7 +54,11 @@ class RunProgress(pl.callbacks.ProgressBar):
             return
         if step % pl_module.log_every_n_steps == 0:
             self._line = self._numbers(pl_module, float(outputs["loss"]), step)
-        if self._bar is not None:
+        if self.console.is_jupyter:
+            if step % pl_module.log_every_n_steps == 0 or step == pl_module.total_steps:
+                end = "\n" if step == pl_module.total_steps else ""
+                print(f"\r{self._epoch_line(pl_module, step)}", end=end, flush=True)
+        elif self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line or "pretraining")
         elif pl_module.is_due(every_n_epochs=1):
             self.console.print(self._epoch_line(pl_module, step), highlight=False)

@@ -1,0 +1,64 @@
+"""Judge a frozen backbone by k-NN and linear probes: ``unlabeled evaluate run=outputs/NAME``."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unlabeled.commands.config import check_keys, check_no_other_overrides, conf_folder, launch
+from unlabeled.commands.data_path import with_data_source
+from unlabeled.commands.importing import heavy_imports
+from unlabeled.commands.typed import typed_command
+
+if TYPE_CHECKING:
+    from unlabeled.evaluation.results import Results
+
+
+def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) -> "Results | None":
+    """One checkpoint, one report, whose results are returned; or something else that the configuration asks for."""
+    with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
+        check_keys(config, conf_folder() / "eval_linear.yaml")
+    given: Any = OmegaConf.to_container(config)
+    if config.compare is not None:
+        from unlabeled.evaluation.comparison.compare import compare
+
+        check_no_other_overrides("compare", "report_dir")
+        say(compare(given["compare"], config.report_dir))
+        return None
+    if config.ensemble is not None:
+        from unlabeled.evaluation.comparison.ensemble_of_runs import ensemble
+
+        check_no_other_overrides("ensemble", "report_dir")
+        say(ensemble(given["ensemble"], config.report_dir))
+        return None
+    with heavy_imports():
+        from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
+        from unlabeled.distributed.launch import process_group
+        from unlabeled.evaluation.evaluate import evaluate
+        from unlabeled.evaluation.results import Results
+        from unlabeled.evaluation.self_test import self_test
+        from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
+
+    if config.self_test:
+        check_no_other_overrides("self_test")
+        raise SystemExit(0 if self_test(build_self_test(config)) else 1)
+    path = checkpoint_path(config.run, config.checkpoint)
+    checkpoint = read_checkpoint(path)
+    report_dir = Path(config.report_dir or folder_of(path) / "report")
+    with process_group(config.accelerator):
+        evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
+        rows = evaluate(evaluation, checkpoint, report_dir, command, say)
+    return Results(rows, report_dir / "report.html")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; its ``arguments`` are those that were typed unless others are given."""
+    given = sys.argv[1:] if arguments is None else arguments
+    launch("eval_linear", job, with_data_source(given))
+
+
+def job(config: DictConfig) -> None:
+    """As typed."""
+    judge(config, typed_command())
