@@ -223,7 +223,10 @@ def gather(images: int, on: bool) -> Step:
 
 def command(on: bool) -> Step:
     """A whole run of one step, from Python's start to its end."""
-    plain = "import unlabeled.commands.importing, contextlib; unlabeled.commands.importing.heavy_imports = contextlib.nullcontext; "
+    plain = (
+        "import unlabeled.commands.importing as importing, contextlib; "
+        "importing.heavy_imports = contextlib.nullcontext; "
+    )
     code = f"{'' if on else plain}import runpy; runpy.run_path('train.py', run_name='__main__')"
 
     def step() -> None:

@@ -72,8 +72,8 @@ CITED = [
     "| | CIFAR-10, 4 processes | 7.34 → 2.24 s; 603 → 157 MB | 3.28; 3.84 | | |",
     "| no broadcast of buffers in each step of DDP: `synchronisation.py` * | MoCo v2, thin ResNet, 65,536 keys, 2 gloo"
     " processes | 96 → 68 ms | 1.41 | none"
-    " | `tests/training/test_world_size.py::test_all_processes_end_with_the_same_buffers_bit_for_bit_though_none_are_broadcast`"
-    " |",
+    " | `tests/training/test_world_size.py::"
+    "test_all_processes_end_with_the_same_buffers_bit_for_bit_though_none_are_broadcast` |",
 ]
 
 NOTES = """

@@ -5,13 +5,16 @@ import multiprocessing
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "ssl").rglob("*.py"))
+PACKAGE = ROOT / "ssl" / "unlabeled"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def where_ssl_lies() -> str:
@@ -60,16 +63,38 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def test_below_build_and_config_nothing_knows_hydra() -> None:
-    knowing = {
-        path.name for path in SOURCES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
+def test_only_the_commands_know_hydra() -> None:
+    knowing = {path for path in SOURCES if "hydra" in {name.split(".")[0] for name in imports(path)}}
+    assert knowing
+    assert not [path for path in knowing if (PACKAGE / "commands") not in path.parents]
+
+
+def test_the_root_of_the_package_holds_the_contract_and_no_room_has_more_than_sixteen_files() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py", "objective.py"}
+    rooms = [path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__"]
+    counts = {
+        str(room.relative_to(PACKAGE)): len([each for each in room.iterdir() if each.is_file()]) for room in rooms
     }
-    assert knowing == {"build.py", "build_evaluation.py", "build_export.py", "build_representation.py", "config.py"}
+    assert {room: count for room, count in counts.items() if count > 16} == {}
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    silent = [path for path in PACKAGE.rglob("__init__.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+def test_imports_run_downwards_only_and_in_no_circle_and_none_is_excepted() -> None:
+    config = ROOT / "pyproject.toml"
+    contracts = tomllib.loads(config.read_text())["tool"]["importlinter"]["contracts"]
+    assert [contract["type"] for contract in contracts] == ["layers", "acyclic_siblings"]
+    assert not any("ignore_imports" in contract for contract in contracts)
+    assert lint_imports(config_filename=str(config), no_cache=True) == 0
 
 
 def test_no_objective_imports_another() -> None:
     for path in (ROOT / "ssl" / "unlabeled" / "objectives").glob("*.py"):
-        assert not [name for name in imports(path) if name.startswith("unlabeled.objectives")], path
+        others = [name for name in imports(path) if name.startswith("unlabeled.objectives.")]
+        assert not [name for name in others if not name.startswith("unlabeled.objectives.parts")], path
 
 
 def test_no_state_is_loaded_in_part_and_no_constructor_takes_any_keyword() -> None:

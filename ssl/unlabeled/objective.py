@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
-
-if TYPE_CHECKING:
-    from unlabeled.data.support import ClassBalanced
 
 
 class Support(NamedTuple):
@@ -20,6 +17,25 @@ class Support(NamedTuple):
     slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
     views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
     sizes: Tensor | None = None  # int64 [S, 2], height and width of each image; None: every image fills H × W
+
+
+class SupportRequest(Protocol):
+    """Labelled images that an objective asks for beside each batch: :class:`unlabeled.data.support.ClassBalanced`."""
+
+    @property
+    def images_per_step(self) -> int:
+        """Labelled images in a step, over all processes."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """Number of views of each labelled image: the first ones of a batch's pipeline."""
+        ...
+
+    @property
+    def classes_per_batch(self) -> int:
+        """Classes in a step."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -150,7 +166,7 @@ class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
 
     backbone: Backbone
-    support: "ClassBalanced | None" = None  # which labelled images it wants beside each batch; None: it needs no label
+    support: SupportRequest | None = None  # which labelled images it wants beside each batch; None: it needs no label
 
     def check(self, plan: Plan) -> None:
         """Raise UserError, in one line, for a run that cannot work; called before an image is read.

@@ -1,0 +1,1 @@
+"""Networks that turn images into features: ResNet, ViT, RegNet, and those of timm and torchvision."""

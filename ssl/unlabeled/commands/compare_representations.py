@@ -1,4 +1,7 @@
-"""CKA of all layers of two networks: ``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``."""
+"""CKA of all layers of two networks.
+
+``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``
+"""
 
 import json
 import sys

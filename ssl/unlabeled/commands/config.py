@@ -24,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import unlabeled
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.run_config import FREE_KEYS, differences
 from unlabeled.errors import UserError
 
@@ -283,7 +284,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     run_dir = Path(resolved["run_dir"])
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        before = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
         differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
         if differing:
             raise UserError(

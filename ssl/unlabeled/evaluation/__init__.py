@@ -1,0 +1,1 @@
+"""Extracts frozen features, runs the probes on them and writes the report."""

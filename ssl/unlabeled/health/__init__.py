@@ -1,0 +1,1 @@
+"""Watches a run: signals of each step, rules, findings in sentences, the state file."""

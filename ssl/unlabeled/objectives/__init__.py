@@ -1,0 +1,1 @@
+"""The methods, one file each: loss functions and the module that uses them."""

@@ -1,0 +1,1 @@
+"""HTML, plots, maps of features and their look, shared by all pages and pictures."""

@@ -1,0 +1,1 @@
+"""Measures features without labels: rank, spectrum, CKA, invariance, attention."""

@@ -1,0 +1,1 @@
+"""The one LightningModule, the run, its checkpoints, precision, compilation, loggers and pictures."""

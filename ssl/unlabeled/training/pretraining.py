@@ -1,7 +1,8 @@
 """The one LightningModule: it drives an objective through a run and knows no method's name."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -12,11 +13,24 @@ from unlabeled.core.seeding import derive_seed
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.objective import Batch, Objective, Output, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
-from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
 _SUPPORT = 0x5099  # keeps the draws of labelled images apart from those of the batch
+
+
+class StepGuard(Protocol):
+    """Decides which steps are taken; :class:`unlabeled.training.faults.guard.NonFiniteGuard`, which knows this module."""
+
+    skipped: int  # steps not taken so far
+    folder: Path  # of the records of such steps
+
+    def begin(self, module: "Pretraining", batch: Batch) -> None: ...
+    def note(self, loss: Tensor) -> None: ...
+    def run_step(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None: ...
+    def check_weights(self, module: "Pretraining") -> None: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
 
 
 class Pretraining(pl.LightningModule):
@@ -47,7 +61,7 @@ class Pretraining(pl.LightningModule):
         seed: int,
         log_every_n_steps: int,
         config: dict[str, Any],
-        faults: NonFiniteGuard,
+        faults: StepGuard,
     ) -> None:
         super().__init__()
         # Convolutions are faster with channels last, on GPUs and on CPUs.

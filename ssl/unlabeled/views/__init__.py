@@ -1,0 +1,1 @@
+"""Makes the augmented views of a batch on its device."""

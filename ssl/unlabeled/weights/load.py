@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
@@ -60,7 +61,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path=path,
         sha256=sha256,
         state_dict=inner if isinstance(inner, dict) else content,
-        config=content.get("config") if own else None,
+        config=with_current_targets(content.get("config")) if own else None,
         progress=content.get("progress", {}) if own else {},
         tensors=tensors,
         layout=layout.name,

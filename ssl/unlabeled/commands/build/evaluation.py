@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.build.run import build_backbone, build_data, build_objective, build_probes, resolve_precision
 from unlabeled.data.module import DataModule
+from unlabeled.data.support import ClassBalanced
 from unlabeled.distributed import world_size
 from unlabeled.distributed.launch import local_rank
 from unlabeled.errors import UserError
@@ -123,7 +124,6 @@ def prepare_soft_neighbours(
     support = own[0].support if own else None
     has_head = bool(own) and own[0].head() is not None
     for probe in ours.values():
-        probe.prepare(
-            data.splits.train, None if support is None else support.choice, "head" if has_head else "backbone"
-        )
+        choice = support.choice if isinstance(support, ClassBalanced) else None
+        probe.prepare(data.splits.train, choice, "head" if has_head else "backbone")
     return (own[0], own[1], list(ours)) if has_head else (None, None, [])

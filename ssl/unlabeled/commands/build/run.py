@@ -18,6 +18,7 @@ from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
+from unlabeled.data.support import ClassBalanced
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
@@ -202,6 +203,7 @@ def attach_support(data: DataModule, objective: Objective, processes: int) -> No
     """Let the data have the labelled images that the objective asks for, which must not be test images."""
     if objective.support is None:
         return
+    assert isinstance(objective.support, ClassBalanced)  # the one kind of request that the data can serve
     data.attach_support(objective.support, processes)
     if data.splits.test is not None and data.labels is not None:
         shared = shared_names(data.labels, data.splits.train, data.splits.test)

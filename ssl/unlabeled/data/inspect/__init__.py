@@ -1,0 +1,1 @@
+"""Looks at every image of a data set: sizes, damaged files, duplicates, speed of decoding."""

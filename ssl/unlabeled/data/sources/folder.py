@@ -72,8 +72,8 @@ def folder(
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
-    :func:`unlabeled.data.sources.index.load_or_build`, and made again when a folder's time of change says that a file has come
-    or gone.
+    :func:`unlabeled.data.sources.index.load_or_build`, and made again when a folder's time of change says that a file
+    has come or gone.
 
     Raises UserError where the layout does not say what is meant.
     """

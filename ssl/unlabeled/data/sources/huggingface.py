@@ -37,8 +37,9 @@ def huggingface(
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
     ``train`` and ``test`` are splits in it, "." is ``path`` itself. Columns, labels and classes are as in
-    :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`. Labels
-    and the places of the images are read now, the images when they are decoded.
+    :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see
+    :func:`unlabeled.data.decode.to_rgb`. Labels and the places of the images are read now, the images when they are
+    decoded.
 
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
     """

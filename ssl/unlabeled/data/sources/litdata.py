@@ -56,8 +56,8 @@ def litdata(
     Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.sources.index.load_or_build`. Chunks that are cut short give the items
-    before the cut, and are named in ``Splits.corrupt``.
+    The items are listed once, see :func:`unlabeled.data.sources.index.load_or_build`. Chunks that are cut short give
+    the items before the cut, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """

@@ -82,7 +82,8 @@ def parquet(
     ``image_size`` is in pixels.
 
     Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
-    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each once.
+    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each
+    once.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """

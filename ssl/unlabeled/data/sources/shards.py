@@ -46,8 +46,8 @@ def shards(
     greatest label of train or ``num_classes``. Images are whole or ``square``, see
     :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.sources.index.load_or_build`. Shards that are
-    cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.sources.index.load_or_build`. Shards
+    that are cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
 from unlabeled.evaluation.evaluate_probes import TENSORS, Row
 
@@ -86,7 +87,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
     told = found.provenance.get("run_config")
-    found.config = told if isinstance(told, dict) else found.config
+    found.config = with_current_targets(told if isinstance(told, dict) else found.config)
     return found
 
 

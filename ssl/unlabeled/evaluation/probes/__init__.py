@@ -1,0 +1,1 @@
+"""The probes: k-NN, linear, few labels, k-means, PAWS-NN, dropout, ensembles."""

@@ -29,9 +29,9 @@ class Bootstrap:
 
     Args:
         members: heads, at least 2.
-        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.probes.logistic.LogisticRegressionProbe`, which chooses
-            C first. ``seed`` is of the resamples too. The temperature is fitted on the same held-out images, with
-            members that have not seen them.
+        c, holdout, seed, max_iter: as of :class:`unlabeled.evaluation.probes.logistic.LogisticRegressionProbe`, which
+            chooses C first. ``seed`` is of the resamples too. The temperature is fitted on the same held-out images,
+            with members that have not seen them.
         features: the kind to classify (``Backbone.kinds``).
     """
 

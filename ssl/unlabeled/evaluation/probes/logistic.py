@@ -97,8 +97,9 @@ def fit_logistic(
 
     L-BFGS with W = V·A, where A makes the curvature by V about 1 in every direction: a third of the iterations, and its
     tolerance bounds the loss. It stops where no part of the gradient by V is above 1e-6 (1e-8 for float64 ``x``) or a
-    step changes the loss by less than a thousandth of that. On the data of tests/evaluation/probes/test_logistic.py this left
-    less than 5e-7 (1e-9) of loss above the optimum. Of fewer rows than columns it looks for W in the space of the rows
+    step changes the loss by less than a thousandth of that. On the data of tests/evaluation/probes/test_logistic.py
+    this left less than 5e-7 (1e-9) of loss above the optimum. Of fewer rows than columns it looks for W in the space of
+    the rows
     alone: what lies beside it changes no logit and is penalised.
     """
     weight = x.new_zeros(num_classes, x.shape[1], dtype=torch.float64) if start is None else start.double()

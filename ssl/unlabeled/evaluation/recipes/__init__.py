@@ -1,0 +1,1 @@
+"""Published evaluation recipes that train: linear, attentive and fine-tuning."""

@@ -1,0 +1,1 @@
+"""Sections of the report of an evaluation, as HTML, Markdown and JSON."""

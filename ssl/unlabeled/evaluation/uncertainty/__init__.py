@@ -1,0 +1,1 @@
+"""Calibration, selective prediction and members of an ensemble."""

@@ -1,0 +1,1 @@
+"""A local page that shows all runs while they train."""

@@ -1,0 +1,1 @@
+"""What several methods share: heads, moving averages, contrast, precision, bounds of metrics."""

@@ -1,0 +1,1 @@
+"""Steps whose loss or gradient is not finite: skipped, named, recorded and replayed."""

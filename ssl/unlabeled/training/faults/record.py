@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unlabeled import distributed
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.distributed.fsdp import full_tensor
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
@@ -63,7 +64,7 @@ def read_record(path: str) -> dict[str, Any]:
         raise UserError(f"replay={path}: cannot be read as tensors and plain values") from error
     if not isinstance(record, dict) or not {"key", "batch", "named"} <= record.keys():
         raise UserError(f"replay={path}: holds no step; give a file of a run's folder faults/")
-    return record
+    return {**record, "config": with_current_targets(record.get("config"))}
 
 
 def without_views(images: Batch | Support) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The plan of a run, made and checked before its first step."""

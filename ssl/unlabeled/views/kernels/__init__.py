@@ -1,0 +1,1 @@
+"""Batched image operations: crop, resample, colour."""

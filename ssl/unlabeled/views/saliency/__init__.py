@@ -1,0 +1,1 @@
+"""Foreground maps without labels."""
