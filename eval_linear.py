@@ -3,7 +3,7 @@
 The same as ``unlabeled evaluate`` of an installed package; what happens, in order, is in the file imported here.
 """
 
-from unlabeled.commands.evaluate import main
+from unlabeled.commands.evaluate.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Script
-from unlabeled.commands.ending import score, scores, tell
+from unlabeled.commands.train.ending import score, scores, tell
 from unlabeled.evaluation.evaluate_probes import Row
 
 TINY = (
@@ -64,8 +64,8 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sessions of a run that has ended: what the end has written is there once."""
-    from unlabeled.commands.compose import composed
-    from unlabeled.commands.train import train
+    from unlabeled.commands.given.compose import composed
+    from unlabeled.commands.train.train import train
 
     folder = tmp_path_factory.mktemp("logged")
     loggers = ["logger=[csv,tensorboard,mlflow]", f"logger.mlflow.tracking_uri=file:{folder}/mlruns"]

@@ -19,8 +19,8 @@ from PIL import Image
 
 import unlabeled
 from tests.conftest import Script
-from unlabeled.commands.compose import composed, overrides_of
 from unlabeled.commands.from_python import Run
+from unlabeled.commands.given.compose import composed, overrides_of
 
 KEYS: dict[str, Any] = {
     "experiment": "digits",
@@ -98,7 +98,7 @@ def test_a_call_leaves_the_process_as_it_found_it(run: Run) -> None:
 
 
 def test_an_evaluation_returns_its_rows_and_prints_no_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = {"probe": "knn", "probe.knn.k": [20], "num_workers": 0, "report_dir": run.folder / "again"}
+    keys: dict[str, Any] = {"probe": "knn", "probe.knn.k": [20], "num_workers": 0, "report_dir": run.folder / "again"}
     results = unlabeled.evaluate(run, **keys)
     assert "top-1" not in capsys.readouterr().out
     assert run.results is not None

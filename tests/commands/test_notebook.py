@@ -13,7 +13,7 @@ CELLS = [
     'run = unlabeled.train(experiment="digits", max_epochs=2, batch_size=64, backbone={"width": 0.125},\n'
     '    online_knn=None, pictures=None, num_workers=0, log_every_n_steps=5, probe="knn", '
     'overrides=["probe.knn.k=[20]"],\n'
-    '    trainer={"accelerator": "cpu"}, out="outputs/notebook")\nlen(run.metrics)',
+    '    overrides=["probe.knn.k=[20]"], trainer={"accelerator": "cpu"}, out="outputs/notebook")\nlen(run.metrics)',
     'model = unlabeled.load("outputs/notebook")\nmodel.num_features',
     'unlabeled.evaluate(run, probe="knn", overrides=["probe.knn.k=[20]"], num_workers=0)',
 ]
@@ -25,7 +25,8 @@ def test_a_notebook_trains_with_a_progress_line_and_shows_its_results(
 ) -> None:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+    new = nbformat.v4
+    notebook = new.new_notebook(cells=[new.new_code_cell(cell) for cell in CELLS])  # type: ignore[no-untyped-call]
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.small import composed
-from unlabeled.commands.data_path import with_data_source
-from unlabeled.commands.picks import Look, completed, pick_for
+from unlabeled.commands.given.data_path import with_data_source
+from unlabeled.commands.train.picks import Look, completed, pick_for
 from unlabeled.errors import UserError
 
 

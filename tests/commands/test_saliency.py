@@ -255,7 +255,7 @@ def test_packed_masks_come_back_bit_for_bit_and_are_numpys_little_endian_bits(si
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``python -m unlabeled.commands.saliency`` in an empty folder, in this process; returns what it printed.
+    """Runs ``unlabeled saliency`` in an empty folder, in this process; returns what it printed.
 
     Refused commands must have exit code 2 and one line.
     """
@@ -442,7 +442,7 @@ def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: 
             masks.require(other, "m.pt")
         assert str(caught.value) == (
             f"views.masks=m.pt was made with data.square={given}, this run has data.square={wanted} and so other"
-            f" frames; give data.square={given}, or make new masks: python -m unlabeled.commands.saliency data=…"
+            f" frames; give data.square={given}, or make new masks: unlabeled saliency data=…"
             f" data.square={wanted} out=…"
         )
 
@@ -450,7 +450,7 @@ def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: 
 def test_a_file_that_is_missing_or_cut_short_or_something_else_costs_one_line(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     path = tmp_path / "masks.pt"
-    with pytest.raises(UserError, match=r"no such file; make it: python -m unlabeled\.views\.saliency"):
+    with pytest.raises(UserError, match=r"no such file; make it: unlabeled saliency"):
         open_masks(str(path))
     made_for(tmp_path / "photos").save(path)
     assert open_masks(str(path)).coverage.tolist() == [1.0] * 5

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, Script
-from unlabeled.commands import command_line, typed
+from unlabeled.commands import command_line
 from unlabeled.commands.command_line import COMMANDS, folders_as, main, overview
-from unlabeled.commands.new import KINDS, write_skeleton
+from unlabeled.commands.given import typed
+from unlabeled.commands.setup.new import KINDS, write_skeleton
 from unlabeled.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_help_has_a_sentence_for_each_command_and_answers_in_a_third_of_a_second
     loaded = {line.rpartition("|")[2].strip() for line in finished[0].stderr.splitlines()}
     assert not loaded & {"torch", "hydra", "numpy", "omegaconf"}
     started = time.perf_counter()
-    seconds = []
+    seconds: list[float] = []
     for _ in range(3):
         subprocess.run(command[:1] + command[3:], env=environment, capture_output=True, timeout=60)
         seconds.append(time.perf_counter() - started - sum(seconds))
@@ -111,6 +112,7 @@ def test_folders_without_a_key_get_theirs_and_options_keep_their_values(tmp_path
     [
         (["train.py", "x=[a b]"], "python train.py x=[a b]", "python train.py seed=2"),
         (["/bin/unlabeled", "train", "x=[a b]"], "unlabeled train 'x=[a b]'", "unlabeled train seed=2"),
+        (["/unlabeled/commands/represent.py", "run=x"], "unlabeled represent run=x", "unlabeled represent seed=2"),
         (["/x/__main__.py", "train", "x=1"], "python -m unlabeled train x=1", "python -m unlabeled train seed=2"),
     ],
 )

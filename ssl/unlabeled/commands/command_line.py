@@ -25,18 +25,18 @@ class Command:
     home: str  # module:function; the function gets the arguments, or what run_module gives it
     primary: str | None = None  # the yaml in conf/ by which run_module composes its configuration
     folder: str | None = None  # the key of what is typed without one: unlabeled evaluate outputs/digits
-    called: str = ""  # how its help calls it, where that is for the checkout's script or module too
+    called: str = ""  # how its help calls it, where that is for the checkout's script too
 
 
 COMMANDS = {
     "train": Command(
         "Pretrains a backbone on images without labels, then judges it.",
-        "unlabeled.commands.train:main",
+        "unlabeled.commands.train.train:main",
         called="python train.py",
     ),
     "evaluate": Command(
         "Judges a frozen backbone by k-NN and linear probes beside a random one, raw pixels and chance.",
-        "unlabeled.commands.evaluate:main",
+        "unlabeled.commands.evaluate.evaluate:main",
         folder="run",
         called="python eval_linear.py",
     ),
@@ -45,36 +45,32 @@ COMMANDS = {
         "unlabeled.commands.export:export",
         "export",
         "run",
-        "python -m unlabeled.commands.export",
     ),
     "inspect": Command(
         "Tells what is in a data set: sizes, classes, corrupt files, duplicates, speed of decoding.",
         "unlabeled.commands.inspect:inspect_data",
         "inspect",
-        called="python -m unlabeled.commands.inspect",
     ),
     "saliency": Command(
         "Makes foreground masks without labels, for the views of ReLICv2.",
         "unlabeled.commands.saliency:make_masks",
         "saliency",
-        called="python -m unlabeled.commands.saliency",
     ),
     "plan": Command(
         "Shows what a training would do, its rates, time and memory, and what looks wrong; trains nothing.",
-        "unlabeled.commands.train:plan",
+        "unlabeled.commands.train.train:plan",
         called="python train.py",
     ),
     "preview": Command(
         "Shows the views that a training would draw; trains nothing.",
-        "unlabeled.commands.train:preview",
+        "unlabeled.commands.train.train:preview",
         called="python train.py",
     ),
     "health": Command(
         "Says whether a run learns or has collapsed.",
-        "unlabeled.health.__main__:health_command",
+        "unlabeled.commands.health:health_command",
         "health",
         "run",
-        "python -m unlabeled.commands.health",
     ),
     "watch": Command("Serves a page of all runs, while they train.", "unlabeled.commands.watch:main"),
     "represent": Command(
@@ -82,28 +78,25 @@ COMMANDS = {
         "unlabeled.commands.represent:represent",
         "representation",
         "run",
-        "python -m unlabeled.commands.represent",
     ),
     "compare": Command(
-        "Compares two judged runs by a paired test, image by image.",
-        "unlabeled.commands.evaluate:main",
+        "Compares two judged runs image by image, or by first=… second=… the layers of two networks.",
+        "unlabeled.commands.evaluate.compare:main",
         folder="compare",
-        called="python eval_linear.py",
     ),
     "table": Command(
         "Puts many judged runs into one table.",
         "unlabeled.commands.table:table_command",
         "table",
         "runs",
-        "python -m unlabeled.commands.table",
     ),
     "new": Command(
         "Writes a working skeleton of an objective, view, source or probe, with its test.",
-        "unlabeled.commands.new:main",
+        "unlabeled.commands.setup.new:main",
     ),
     "doctor": Command(
         "Prints versions, devices, precision, speed and what is missing for which feature.",
-        "unlabeled.commands.doctor:main",
+        "unlabeled.commands.setup.doctor:main",
     ),
 }
 EXTRAS = ("kornia",)  # packages that a command may need and a training does not

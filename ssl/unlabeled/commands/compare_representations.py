@@ -1,16 +1,16 @@
 """CKA of all layers of two networks.
 
-``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``
+``unlabeled compare first=A second=B out=cka.png``
 """
 
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from unlabeled.commands.build.representation import build_compared_networks
 from unlabeled.commands.config import run_module
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, plain_values, versions
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.fingerprint import fingerprint
@@ -39,7 +39,7 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_matrices(found, first.name, second.name, out)
     values = {
-        "command": " ".join(["python", "-m", "unlabeled.commands.compare_representations", *sys.argv[1:]]),
+        "command": typed_command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "estimator": "linear CKA, unbiased HSIC₁ over mini-batches",
         "pooling": POOLING,

@@ -1,4 +1,4 @@
-"""Weights for other libraries: ``python -m unlabeled.commands.export run=outputs/NAME to=timm``.
+"""Weights for other libraries: ``unlabeled export run=outputs/NAME to=timm``.
 
 What is written is loaded again in the target library, by the very lines that the model card shows, and stays only if
 its features are ours.
@@ -23,7 +23,7 @@ from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
-from unlabeled.weights.card import MARK, CardFacts, class_name, write_card
+from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
 from unlabeled.weights.load import checkpoint_path, folder_of, read_checkpoint
@@ -168,10 +168,14 @@ def check_replaceable(out: Path) -> None:
         raise UserError(f"out={out}: {blocked[0]} is a file; give the name of a folder, which may be new")
     held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
     readme = out / "README.md"
-    ours = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
+    ours = readme.is_file() and _is_card(readme.read_text(encoding="utf-8", errors="replace"))
     foreign = [name for name in held if not ours or name not in FILES]
     if foreign:
         raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")
+
+
+def _is_card(text: str) -> bool:
+    return MARK in text or EARLIER_MARK in text
 
 
 @contextmanager

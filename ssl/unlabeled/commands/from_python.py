@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlabeled.commands.compose import composed, overrides_of
 from unlabeled.commands.config import conf_folder, user_errors
-from unlabeled.commands.data_path import with_data_source
+from unlabeled.commands.given.compose import composed, overrides_of
+from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
-    from unlabeled.evaluation.results import Results
+    from unlabeled.evaluation.reporting.results import Results
     from unlabeled.health.diagnosis import Finding
     from unlabeled.weights.pretrained import Pretrained
 
@@ -78,9 +78,9 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
         UserError: a mistake, with the line that the command would print.
         KeyboardInterrupt: Ctrl-C; the state is written, and the same call goes on.
     """
-    from unlabeled.commands.picks import completed
-    from unlabeled.commands.train import train as pretrain
-    from unlabeled.evaluation.results import Results
+    from unlabeled.commands.train.picks import completed
+    from unlabeled.commands.train.train import train as pretrain
+    from unlabeled.evaluation.reporting.results import Results
 
     given = overrides_of(({} if out is None else {"run_dir": out}) | keys) + list(overrides)
     _refuse(given, NO_TRAINING)
@@ -104,7 +104,7 @@ def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Re
     Raises:
         UserError: a mistake, with the line that the command would print.
     """
-    from unlabeled.commands.evaluate import judge
+    from unlabeled.commands.evaluate.evaluate import judge
 
     given = overrides_of({_kind(run): _path(run)} | keys) + list(overrides)
     _refuse(given, NO_JUDGING)

@@ -1,6 +1,5 @@
-"""What a network's features are like, without labels: ``python -m unlabeled.commands.represent run=outputs/NAME``."""
+"""What a network's features are like, without labels: ``unlabeled represent run=outputs/NAME``."""
 
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from unlabeled.commands.build.representation import build_analysis_subject
 from unlabeled.commands.config import run_module
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.evaluation.provenance import checkpoint_provenance
@@ -38,7 +38,7 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
     analysis = analyse(subject, settings, print)
     out = Path(resolved["out"] or folder_of(path) / "report").expanduser()
     asked = {
-        "command": " ".join(["python", "-m", "unlabeled.commands.represent", *sys.argv[1:]]),
+        "command": typed_command(),
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
     }

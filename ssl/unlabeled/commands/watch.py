@@ -1,4 +1,4 @@
-"""A page of all runs, for a browser on this machine: ``python -m unlabeled.commands.watch outputs/ [--port N]``."""
+"""A page of all runs, for a browser on this machine: ``unlabeled watch outputs/ [--port N]``."""
 
 import argparse
 import sys

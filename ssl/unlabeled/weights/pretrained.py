@@ -29,7 +29,9 @@ class Transform:
         if isinstance(images, list | tuple):
             return torch.stack([self(image) for image in images])
         pixels = _pixels(images)
-        return self._views.plain(pixels) if pixels.dim() == 4 else self._views.plain(pixels[None])[0]
+        return (
+            self._views.evaluation_view(pixels) if pixels.dim() == 4 else self._views.evaluation_view(pixels[None])[0]
+        )
 
 
 class Pretrained(nn.Module):

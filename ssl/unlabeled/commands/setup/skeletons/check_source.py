@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from unlabeled.commands.build.run import build_data
-from unlabeled.commands.compose import composed
-from unlabeled.commands.skeletons.source import skeleton
+from unlabeled.commands.given.compose import composed
+from unlabeled.commands.setup.skeletons.source import skeleton
 from unlabeled.errors import UserError
 
 CONF = Path(__file__).parent / "conf"

@@ -74,6 +74,6 @@ def write_skeleton(kind: str, name: str, folder: Path) -> list[Path]:
 
 
 def _named(text: str, kind: str, name: str) -> str:
-    text = text.replace(f"unlabeled.commands.skeletons.{kind}", name)
+    text = text.replace(f"unlabeled.commands.setup.skeletons.{kind}", name)
     words = "".join(word.capitalize() for word in name.split("_"))
     return text.replace("skeleton", name).replace("Skeleton", words)

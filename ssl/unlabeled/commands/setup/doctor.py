@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    yield "unlabeled", f"{__version__}, {Path(__file__).parents[1]}"
+    yield "unlabeled", f"{__version__}, {Path(__file__).parents[2]}"
     yield "python", f"{platform.python_version()}, {platform.platform()}"
     yield "packages", ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in PACKAGES)
 

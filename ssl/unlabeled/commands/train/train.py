@@ -18,9 +18,9 @@ from unlabeled.commands.config import (
     one_line_errors,
     open_run,
 )
-from unlabeled.commands.data_path import data_path
+from unlabeled.commands.given.data_path import data_path
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
-from unlabeled.commands.typed import typed_command
 
 if TYPE_CHECKING:
     from unlabeled.evaluation.evaluate_probes import Row
@@ -50,7 +50,7 @@ def train(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         check_keys(config, conf_folder() / "train.yaml")
         from unlabeled.commands.build.evaluation import build_evaluation
         from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
-        from unlabeled.commands.ending import scores, training_of
+        from unlabeled.commands.train.ending import scores, training_of
         from unlabeled.distributed import local_only
         from unlabeled.evaluation.evaluate import evaluate
         from unlabeled.training.checkpointing import Interrupted, requeue
@@ -97,7 +97,7 @@ def job(config: DictConfig) -> float | None:
     """Train, and say what came of it; returns what a sweeper maximises."""
     trained = train(config, typed_command())
     if trained.ended:
-        from unlabeled.commands.ending import score, tell
+        from unlabeled.commands.train.ending import score, tell
 
         tell(trained.run_dir, trained.rows, print, is_sweep())
         return score(trained.rows)
@@ -119,7 +119,7 @@ def _completed(arguments: list[str]) -> list[str]:
     if data_path(arguments) is None:
         return arguments
     with heavy_imports():
-        from unlabeled.commands.picks import completed
+        from unlabeled.commands.train.picks import completed
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process says it
         return completed(arguments, lambda line: None)
     whole = completed(arguments)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from unlabeled.commands.build.run import build_probes
-from unlabeled.commands.compose import composed
-from unlabeled.commands.skeletons.probe import Skeleton
+from unlabeled.commands.given.compose import composed
+from unlabeled.commands.setup.skeletons.probe import Skeleton
 from unlabeled.evaluation.features import Features
 
 CONF = Path(__file__).parent / "conf"

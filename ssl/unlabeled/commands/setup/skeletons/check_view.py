@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 
-from unlabeled.commands.compose import composed
-from unlabeled.commands.skeletons.view import Skeleton
+from unlabeled.commands.given.compose import composed
+from unlabeled.commands.setup.skeletons.view import Skeleton
 from unlabeled.views.key import ViewKey
 
 CONF = Path(__file__).parent / "conf"

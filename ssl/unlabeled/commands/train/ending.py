@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlabeled.commands.typed import typed_command, without_name
+from unlabeled.commands.given.typed import typed_command, without_name
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.health.folder import diagnose_run

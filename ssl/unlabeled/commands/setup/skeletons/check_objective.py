@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from unlabeled.commands.build.run import build_objective
-from unlabeled.commands.compose import composed
-from unlabeled.commands.skeletons.objective import skeleton_loss
+from unlabeled.commands.given.compose import composed
+from unlabeled.commands.setup.skeletons.objective import skeleton_loss
 from unlabeled.objective import Batch, Progress
 
 CONF = Path(__file__).parent / "conf"

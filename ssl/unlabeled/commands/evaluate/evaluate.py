@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.config import check_keys, check_no_other_overrides, conf_folder, launch
-from unlabeled.commands.data_path import with_data_source
+from unlabeled.commands.given.data_path import with_data_source
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
-from unlabeled.commands.typed import typed_command
 
 if TYPE_CHECKING:
-    from unlabeled.evaluation.results import Results
+    from unlabeled.evaluation.reporting.results import Results
 
 
 def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) -> "Results | None":
@@ -37,7 +37,7 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
         from unlabeled.distributed.launch import process_group
         from unlabeled.evaluation.evaluate import evaluate
-        from unlabeled.evaluation.results import Results
+        from unlabeled.evaluation.reporting.results import Results
         from unlabeled.evaluation.self_test import self_test
         from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 
