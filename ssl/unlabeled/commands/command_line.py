@@ -161,8 +161,9 @@ def _start(command: Command, arguments: list[str]) -> None:
         start(arguments)
         return
     from unlabeled.commands.config import run_module
+    from unlabeled.commands.given.data_path import with_data_source
 
-    run_module(command.primary, start, arguments)
+    run_module(command.primary, start, with_data_source(arguments))
 
 
 def folders_as(key: str, arguments: Sequence[str]) -> list[str]:
