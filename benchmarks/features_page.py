@@ -68,7 +68,7 @@ CITED = [
     " | `tests/views/kernels/test_crop.py::test_crops_at_every_border_equal_torchvision_with_antialias` |",
     "| one decoding for all processes of a machine: `data/sharing.py` * | CIFAR-10, 2 processes"
     " | 3.74 → 2.15 s; 304 → 156 MB | 1.74; 1.95 | none"
-    " | `tests/data/test_sharing.py::test_three_processes_decode_once_and_have_the_images_of_one` |",
+    " | `tests/data/test_shared_memory.py::test_three_processes_decode_once_and_have_the_images_of_one` |",
     "| | CIFAR-10, 4 processes | 7.34 → 2.24 s; 603 → 157 MB | 3.28; 3.84 | | |",
     "| no broadcast of buffers in each step of DDP: `synchronisation.py` * | MoCo v2, thin ResNet, 65,536 keys, 2 gloo"
     " processes | 96 → 68 ms | 1.41 | none"

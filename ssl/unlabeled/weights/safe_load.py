@@ -14,7 +14,7 @@ import torch
 from unlabeled.errors import UserError
 
 # What official checkpoints hold beside tensors: settings and figures that nobody reads here. Each name is given to an
-# Unread below and is itself never imported, called or looked at: whatever the class can do, it does not do it.
+# SkippedObject below and is itself never imported, called or looked at: whatever the class can do, it does not do it.
 UNREAD = (
     "argparse.Namespace",  # args of MAE, DINO and DeiT
     "numpy.core.multiarray.scalar",  # best accuracies and losses, of numpy below 2
