@@ -17,12 +17,14 @@ def heavy_imports() -> Iterator[None]:
     Python's documentation names ``gc.freeze`` for processes that fork, as a DataLoader does to get its workers: pages
     that no collection writes to are not copied.
     """
+    known = len(sys.modules)
     gc.disable()
     try:
         with _without_signal_processing():
             yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > known:  # a second run of a notebook imports nothing, and what it left must be collected
+            gc.freeze()
         gc.enable()
 
 
