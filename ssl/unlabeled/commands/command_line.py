@@ -154,9 +154,10 @@ def _start(command: Command, arguments: list[str]) -> None:
     try:
         start = getattr(import_module(module), function)
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        _stop(f"{error.name} is not installed: pip install 'unlabeled[{error.name}]'")
+        _stop(f"{package} is not installed: pip install 'unlabeled[{package}]'")
     if command.primary is None:
         start(arguments)
         return
