@@ -61,6 +61,22 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert told(tmp_path, [])[1] == "nothing was judged: no probe, or no labelled test images"
 
 
+def test_few_labels_come_first(tmp_path: Path) -> None:
+    protocol = "linear/cached-lbfgs-v1/{} per class/3 draws"
+    few = [
+        Row(features, protocol.format(number), top1, n_train=10 * number, n_test=450, draws=[1.0])
+        for features, number, top1 in [("pretrained", 5, 80.0), ("pretrained", 1, 68.0), ("raw pixels", 1, 50.0)]
+    ]
+    said = told(tmp_path, [*few, *ROWS])
+    assert said[1] == "\n".join(
+        [
+            "with 1 label a class 68.0 % (raw pixels 50.0)",
+            "70.0 % of 450 test images by linear (random network 30.0, raw pixels 72.0)",
+        ]
+    )
+    assert score([*few, *ROWS]) == 70.0
+
+
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sessions of a run that has ended: what the end has written is there once."""

@@ -11,6 +11,7 @@ from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.health.folder import diagnose_run
 
 FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
+FEW = " per class/"  # in protocols with few labels
 BASELINES = {"random init": "random network", "raw pixels": "raw pixels"}
 
 
@@ -55,10 +56,20 @@ def _quality(rows: Sequence[Row]) -> str:
     best = _first(rows)
     if best is None:
         return "nothing was judged: no probe, or no labelled test images"
-    others = {row.features: row.top1 for row in rows if row.protocol == best.protocol}
-    beside = [f"{name} {others[features]:.1f}" for features, name in BASELINES.items() if features in others]
-    kind = best.protocol.split("/")[0]
-    return f"{best.top1:.1f} % of {best.n_test:,} test images by {kind} ({', '.join(beside)})"
+    lines = [f"{best.top1:.1f} % of {best.n_test:,} test images by {best.protocol.split('/')[0]}{_beside(best, rows)}"]
+    few = [row for row in _pretrained(rows) if FEW in row.protocol]
+    if few:
+        least = min(few, key=lambda row: row.n_train)
+        number = least.protocol.partition(FEW)[0].rpartition("/")[2]
+        labels = "label" if number == "1" else "labels"
+        lines.insert(0, f"with {number} {labels} a class {least.top1:.1f} %{_beside(least, rows)}")
+    return "\n".join(lines)
+
+
+def _beside(row: Row, rows: Sequence[Row]) -> str:
+    others = {each.features: each.top1 for each in rows if each.protocol == row.protocol}
+    found = [f"{name} {others[features]:.1f}" for features, name in BASELINES.items() if features in others]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _doubt(rows: Sequence[Row]) -> str:
@@ -104,5 +115,6 @@ def _pretrained(rows: Sequence[Row]) -> list[Row]:
 
 def _first(rows: Sequence[Row]) -> Row | None:
     known = _pretrained(rows)
-    linear = [row for row in known if row.protocol.split("/")[0].startswith(FIRST)]
-    return next(iter([*linear, *known]), None)
+    whole = [row for row in known if FEW not in row.protocol and not row.draws] or known
+    linear = [row for row in whole if row.protocol.split("/")[0].startswith(FIRST)]
+    return next(iter([*linear, *whole]), None)
