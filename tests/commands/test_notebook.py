@@ -12,7 +12,6 @@ CELLS = [
     "import unlabeled",
     'run = unlabeled.train(experiment="digits", max_epochs=2, batch_size=64, backbone={"width": 0.125},\n'
     '    online_knn=None, pictures=None, num_workers=0, log_every_n_steps=5, probe="knn", '
-    'overrides=["probe.knn.k=[20]"],\n'
     '    overrides=["probe.knn.k=[20]"], trainer={"accelerator": "cpu"}, out="outputs/notebook")\nlen(run.metrics)',
     'model = unlabeled.load("outputs/notebook")\nmodel.num_features',
     'unlabeled.evaluate(run, probe="knn", overrides=["probe.knn.k=[20]"], num_workers=0)',
