@@ -55,7 +55,7 @@ FEATURES = {
         "tests/data/test_module.py::test_batches_from_memory_and_from_files_are_equal",
     ),
     "imports": (
-        "imports without garbage collector and scipy.signal: `importing.py`",
+        "imports without garbage collector: `commands/importing.py`",
         "no number is computed by it",
         "tests/commands/test_start.py::test_what_is_imported_is_collected_neither_meanwhile_nor_later",
     ),

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from benchmarks.injected.one_run import CONF, Enough, StopAt
 from unlabeled.commands.build.run import build_run
 from unlabeled.health.monitor import HealthMonitor
+from unlabeled.health.step import StepHealth
 from unlabeled.training.online_knn import OnlineKNN
 
-HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "_look")
+HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 
 
 class Clock(pl.Callback):
@@ -43,7 +44,8 @@ def main(experiment: str, data: str, run_dir: str, epochs: str) -> None:
     spent: dict[str, float] = defaultdict(float)
     for callback in run.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, HealthMonitor | OnlineKNN):
-            timed(callback, spent)
+            timed(callback, type(callback).__name__, spent, HOOKS)
+    timed(StepHealth, HealthMonitor.__name__, spent, ["output"])  # called within a step
     clock, steps = Clock(), int(epochs) * run.module.steps_per_epoch
     run.trainer.callbacks += [clock, StopAt(steps)]  # type: ignore[attr-defined]
     try:
@@ -53,20 +55,20 @@ def main(experiment: str, data: str, run_dir: str, epochs: str) -> None:
         print(json.dumps({"steps": steps, "seconds": whole, **{name: value / whole for name, value in spent.items()}}))
 
 
-def timed(callback: pl.Callback, spent: dict[str, float]) -> None:
-    """Add up the seconds in a callback's hooks."""
+def timed(owner: object, of: str, spent: dict[str, float], names: Iterable[str]) -> None:
+    """Add up the seconds in some methods of a callback, or of a class."""
 
     def wrapped(hook: Callable[..., None]) -> Callable[..., None]:
         def run(*arguments: Any, **named: Any) -> None:
             begun = time.perf_counter()
             hook(*arguments, **named)
-            spent[type(callback).__name__] += time.perf_counter() - begun
+            spent[of] += time.perf_counter() - begun
 
         return run
 
-    for name in HOOKS:
-        if hasattr(callback, name):
-            setattr(callback, name, wrapped(getattr(callback, name)))
+    for name in names:
+        if hasattr(owner, name):
+            setattr(owner, name, wrapped(getattr(owner, name)))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def undetached(loss: Callable[..., Any]) -> Callable[..., Any]:
 def without_stop_gradient(stack: ExitStack) -> None:
     """Teachers are trained along, and keys, targets and codes carry their gradient."""
     replace(stack, ema, frozen_copy=copy.deepcopy)
-    replace(stack, moco.MoCo, _keys=moco.MoCo._keys.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, moco, encode_shuffled=moco.encode_shuffled.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, moco, queue_contrast=queue_contrast_with_gradient)
     replace(stack, relic.ReLIC, _target=relic.ReLIC._target.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, relic, gather_targets=undetached(relic.gather_targets))
@@ -97,7 +97,7 @@ def frozen_teacher(stack: ExitStack) -> None:
 
 
 def without_shuffled_batchnorm(stack: ExitStack) -> None:
-    replace(stack, moco, encode_shuffled=lambda encode, images, permutation: encode(images))
+    replace(stack, moco, encode_shuffled=torch.no_grad()(lambda encode, images, seed: encode(images)))
 
 
 def not_shuffled(stack: ExitStack) -> None:

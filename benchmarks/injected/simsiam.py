@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.precision import full_precision
 
 
@@ -44,5 +44,5 @@ class SimSiam(Objective):
         loss = (negative_cosine(p[0], targets[1]) + negative_cosine(p[1], targets[0])) / 2
         return Output(loss, features[0].detach(), {}, p[0], targets[1])
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         return -1.0

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from unlabeled.objective import Batch
+from unlabeled.objective import AfterBackward, Batch
 from unlabeled.training.faults.snapshot import Snapshot
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.run import Run
@@ -41,7 +41,8 @@ class Limit:
             loss = self.objective(self.batch, self.progress).loss
         self.optimizer.zero_grad()
         loss.backward()
-        self.objective.after_backward(self.progress)
+        if isinstance(self.objective, AfterBackward):
+            self.objective.after_backward(self.progress)
         self.optimizer.step()
         self.objective.after_step(self.progress)
 

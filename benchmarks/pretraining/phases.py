@@ -50,9 +50,9 @@ class Phases(pl.Callback):
             (run.module.objective, "forward", "forward"),
             (run.trainer.strategy, "backward", "backward"),
             (run.module.faults, "begin", "faults"),
-            (run.module.faults, "attempt", "faults"),  # less forward and backward
+            (run.module.faults, "allows_step", "faults"),
             (run.trainer.strategy, "optimizer_step", "optimizer"),
-            (run.module.objective, "after_backward", "optimizer"),
+            (run.module, "on_before_optimizer_step", "optimizer"),
             (run.module.objective, "after_step", "optimizer"),
             (run.module, "write", "logging"),
             (run.checkpoints, "write", "checkpoint"),
@@ -105,7 +105,7 @@ class _TimedLoader(Resumable):
     def __len__(self) -> int:
         return len(self.loader)
 
-    def _batches(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
         for _ in range(len(self.loader)):
             with self.phases.part("data"):

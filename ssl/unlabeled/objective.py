@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,25 +19,6 @@ class Support(NamedTuple):
     sizes: Tensor | None = None  # int64 [S, 2], height and width of each image; None: every image fills H × W
 
 
-class SupportRequest(Protocol):
-    """Labelled images that an objective asks for beside each batch: :class:`unlabeled.data.support.ClassBalanced`."""
-
-    @property
-    def images_per_step(self) -> int:
-        """Labelled images in a step, over all processes."""
-        ...
-
-    @property
-    def views(self) -> int:
-        """Number of views of each labelled image: the first ones of a batch's pipeline."""
-        ...
-
-    @property
-    def classes_per_batch(self) -> int:
-        """Classes in a step."""
-        ...
-
-
 class Batch(NamedTuple):
     """What one step sees. B is the number of images on this process; row order is the order of the global batch."""
 
@@ -45,7 +26,7 @@ class Batch(NamedTuple):
     ids: Tensor  # int64 [B], position of each image in its source
     labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
-    support: Support | None = None  # labelled images, for an objective that asks for them and for no other
+    support: Support | None = None  # labelled images, for an objective that asks for them (NeedsSupport), no other
     sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
 
 
@@ -163,28 +144,16 @@ class Backbone(nn.Module):
 
 
 class Objective(nn.Module):
-    """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers."""
+    """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers.
+
+    What only some methods have is no part of it: the protocols below name each, a method has one by defining what it
+    lists, and those who use it ask with ``isinstance``.
+    """
 
     backbone: Backbone
-    support: SupportRequest | None = None  # which labelled images it wants beside each batch; None: it needs no label
 
     def check(self, plan: Plan) -> None:
-        """Raise UserError, in one line, for a run that cannot work; called before an image is read.
-
-        Numbers of the plan that :meth:`scheduled_values` needs are kept here.
-        """
-
-    def plan_warnings(self, plan: Plan) -> list[Check]:
-        """What may be a mistake in a run that can work, for the plan; called after :meth:`check`."""
-        return []
-
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
-        """Values that this method uses at a step, by name, for the plan; from the code that the step takes them from.
-
-        Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
-        that holds what was seen when the step begins, in [0, 1].
-        """
-        return {}
+        """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """The loss of one batch.
@@ -194,18 +163,78 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def after_backward(self, progress: Progress) -> None:
-        """Called once per optimizer step when gradients are there; e.g. to hold prototypes still with grad = None."""
-
     def after_step(self, progress: Progress) -> None:
         """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
 
-    def head(self) -> nn.Module | None:
-        """What turns features [B, num_features] into embeddings [B, D], for probes that look at these, if anything."""
+    def collapsed_at(self, plan: Plan) -> float | None:
+        """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
         return None
 
+
+@runtime_checkable
+class AfterBackward(Protocol):
+    """A method that acts on gradients, e.g. to hold prototypes still (SwAV)."""
+
+    def after_backward(self, progress: Progress) -> None:
+        """Called once per optimizer step when gradients are there, before they are clipped and used."""
+        ...
+
+
+@runtime_checkable
+class HasSchedules(Protocol):
+    """A method with values for the plan and the monitor to show."""
+
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
+        """Values that this method uses at a step, by name; from the code that the step takes them from.
+
+        Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
+        that holds what was seen when the step begins, in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class HasMethodWarnings(Protocol):
+    """A method that knows which runs can work and may yet be a mistake (MoCo, SwAV)."""
+
+    def plan_warnings(self, plan: Plan) -> list[Check]:
+        """Checks for the plan, passed or not; called after :meth:`Objective.check`."""
+        ...
+
+
+@runtime_checkable
+class HasTeacher(Protocol):
+    """A method with copies of networks that follow the trained ones slowly (MoCo, ReLIC)."""
+
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """Each copy with what it follows, the backbone's first, at least one; for the monitor."""
+        ...
+
+
+@runtime_checkable
+class HasMetricBounds(Protocol):
+    """A method whose own metrics show that it fails."""
+
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
+        """By which of them the health monitor can tell."""
+        ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A method whose embeddings are worth a probe, beside the features of the backbone (PAWS)."""
+
+    def head(self) -> nn.Module:
+        """Turns features [B, num_features] into embeddings [B, D]."""
+        ...
+
+
+@runtime_checkable
+class HasVisualization(Protocol):
+    """A method that makes images of images (MAE)."""
+
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """What the method makes of some images, to look at; nothing by default.
+        """What it makes of some images, to look at.
 
         Args:
             batch: with one view, as evaluation sees it.
@@ -215,26 +244,13 @@ class Objective(nn.Module):
             By name, in the order of columns, [B, 3, h, w] each with the values of views. Called without gradients, in
             eval mode, and by one process alone: nothing in here may wait for another.
         """
-        return {}
+        ...
 
-    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        """Copies that follow trained modules slowly, each with what it follows, the backbone's first; for the monitor.
 
-        Empty where the method has no teacher.
-        """
-        return ()
+@runtime_checkable
+class HasPrototypes(Protocol):
+    """A method that compares images with prototypes of its own (SwAV)."""
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
-        """By which of its metrics the health monitor can tell that the method fails; none by default."""
-        return ()
-
-    def prototype_scores(self, features: Tensor) -> Tensor | None:
-        """Cosines [B, K] of images with the method's prototypes, from features [B, num_features]; None: it has none.
-
-        To look at, as :meth:`pictures`: called without gradients, in eval mode, and by one process alone.
-        """
-        return None
-
-    def collapsed_at(self) -> float | None:
-        """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
-        return None
+    def prototype_scores(self, features: Tensor) -> Tensor:
+        """Cosines [B, K] of images with the prototypes, from features [B, num_features]; to look at, as pictures."""
+        ...

@@ -14,7 +14,19 @@ from torch import Tensor
 from tests.small import CONF, composed, members, missing_keys, small_objective
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.config import check_keys
-from unlabeled.objective import Backbone, Batch, Objective, Plan, Progress, Support
+from unlabeled.data.support import NeedsSupport
+from unlabeled.objective import (
+    AfterBackward,
+    Backbone,
+    Batch,
+    HasMethodWarnings,
+    HasSchedules,
+    HasVisualization,
+    Objective,
+    Plan,
+    Progress,
+    Support,
+)
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.plan.checks import check_schedule
 from unlabeled.views.key import ViewKey
@@ -31,8 +43,8 @@ def take_three_steps(objective: Objective, optimizer: torch.optim.Optimizer, vie
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
         made = views(images, ids, ViewKey(0, step, 0, len(images)))
-        slots = ids % objective.support.classes_per_batch if objective.support else ids
-        support = Support(images, ids, slots, made[:1]) if objective.support else None
+        slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
+        support = Support(images, ids, slots, made[:1]) if isinstance(objective, NeedsSupport) else None
         output = objective(Batch(images, ids, unlabelled, made, support), progress)
         assert output.loss.shape == ()
         assert output.loss.dtype == torch.float32
@@ -43,7 +55,8 @@ def take_three_steps(objective: Objective, optimizer: torch.optim.Optimizer, vie
         optimizer.zero_grad()
         output.loss.backward()
         assert all(p.grad is not None for p in objective.backbone.parameters() if p.requires_grad)
-        objective.after_backward(progress)
+        if isinstance(objective, AfterBackward):
+            objective.after_backward(progress)
         optimizer.step()
         objective.after_step(progress)
 
@@ -54,16 +67,18 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
     config, objective = small_objective(name)
     views = instantiate(config.views)
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    objective.check(Plan(16, 1, 100_000, sizes_of(views, 16)))
+    plan = Plan(16, 1, 100_000, sizes_of(views, 16))
+    objective.check(plan)
     before = {key: value.clone() for key, value in objective.state_dict().items()}
     take_three_steps(objective, torch.optim.SGD(objective.parameters(), lr=0.1), views, images)
     moved = [key for key, value in objective.state_dict().items() if not torch.equal(value, before[key])]
     assert any(key.startswith("backbone.") for key in moved)
-    collapsed = objective.collapsed_at()
+    collapsed = objective.collapsed_at(plan)
     assert collapsed is None or math.isfinite(collapsed)
     plain, ids = views.evaluation_view(images), torch.arange(16)
-    for column in objective.visualize(Batch(images, ids, ids, (plain,)), 0).values():
-        assert column.shape == plain.shape
+    if isinstance(objective, HasVisualization):
+        for column in objective.visualize(Batch(images, ids, ids, (plain,)), 0).values():
+            assert column.shape == plain.shape
     objective.load_state_dict(before)
 
 
@@ -97,8 +112,8 @@ def test_every_objective_has_a_finite_float32_loss_under_autocast_on_identical_i
         sizes = sizes_of(instantiate(config.views), 16)
         views = tuple(torch.nn.functional.interpolate(images, (size, size)) for size in sizes)
         ids = torch.arange(16)
-        slots = ids % objective.support.classes_per_batch if objective.support else ids
-        support = Support(images, ids, slots, views[:1]) if objective.support else None
+        slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
+        support = Support(images, ids, slots, views[:1]) if isinstance(objective, NeedsSupport) else None
         with torch.autocast("cpu", dtype=dtype):
             output = objective(Batch(images, ids, ids, views, support), Progress(0, 3, 3, 0))
         assert output.loss.dtype == torch.float32
@@ -130,13 +145,13 @@ def test_every_experiment_builds_passes_the_checks_of_its_plan_and_its_header_sa
     recipe: OptimizerConfig = instantiate(config.optimizer)
     steps = images // config.batch_size
     last = Progress(config.max_epochs * steps - 1, config.max_epochs * steps, steps, 0)
-    values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.scheduled_values(last)}
-    checks = check_schedule(
+    assert isinstance(objective, HasSchedules)
+    values = {"learning_rate": recipe.lr_at(last, config.batch_size), **objective.scheduled_values(last, plan)}
+    checks = objective.plan_warnings(plan) if isinstance(objective, HasMethodWarnings) else []
+    checks += check_schedule(
         recipe, config.max_epochs, config.batch_size, {name: [value] for name, value in values.items()}
     )
-    assert [
-        check for check in checks + objective.plan_warnings(plan) + views.plan_warnings(pixels) if not check.passed
-    ] == []
+    assert [check for check in checks + views.plan_warnings(pixels) if not check.passed] == []
 
 
 @pytest.mark.parametrize("name", [name for name in members("experiment") if name == "digits" or name.endswith("_cpu")])

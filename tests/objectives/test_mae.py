@@ -26,6 +26,8 @@ from unlabeled.objectives.mae import (
     unpatchify,
 )
 
+PLAN = Plan(8, 1, 100, (16,))
+
 CONF = Path(__file__).parents[2] / "conf"
 START = Progress(0, 10, 10, 0)
 
@@ -142,9 +144,9 @@ def test_painting_every_patch_in_its_mean_costs_the_value_at_collapse(p: int) ->
     nothing = torch.zeros(2, 16, p * p * 3, dtype=torch.float64)
     loss = masked_patch_loss(nothing, images, torch.ones(2, 16), p, True)
     assert float(loss) == pytest.approx(1 - 1 / (3 * p * p), abs=1e-3)  # 1e-6 under the root
-    assert objective.collapsed_at() == 1 - 1 / (3 * p * p)
+    assert objective.collapsed_at(PLAN) == 1 - 1 / (3 * p * p)
     objective.normalize_targets = False
-    assert objective.collapsed_at() is None
+    assert objective.collapsed_at(PLAN) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -412,7 +414,7 @@ def test_it_learns_to_paint_what_it_has_seen_often() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    collapsed = objective.collapsed_at()
+    collapsed = objective.collapsed_at(PLAN)
     assert collapsed is not None
     assert float(loss.detach()) < 0.7 * collapsed
 

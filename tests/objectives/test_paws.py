@@ -311,7 +311,7 @@ def test_a_network_with_equal_embeddings_has_the_loss_that_collapsed_at_says() -
     last = objective.projector[-1]  # type: ignore[index]
     nn.init.zeros_(last.weight)
     output = output_of(objective, make_batch(0))
-    assert objective.collapsed_at() == 0
+    assert objective.collapsed_at(Plan(8, 1, 8, (4, 4))) == 0
     assert output.loss.item() == pytest.approx(0, abs=1e-12)
     assert float(output.metrics["cross_entropy"]) == pytest.approx(math.log(3), abs=1e-12)
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from tests.forked import spawn
 from tests.group import leave
-from unlabeled.objective import Backbone, Batch, Progress
-from unlabeled.objectives.parts.heads import simclr_projector
+from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives.simclr import SimCLR, nt_xent
 
 
@@ -112,7 +111,8 @@ def loss_and_gradients(rows: slice) -> dict[str, Tensor]:
     output = objective(make_batch(rows), Progress(0, 10, 10, 0))
     output.loss.backward()
     gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    return {"loss": output.loss.detach(), "collapsed_at": torch.tensor(objective.collapsed_at()), **gradients}
+    collapsed = torch.tensor(objective.collapsed_at(Plan(8, 1, 8, (2, 2))))
+    return {"loss": output.loss.detach(), "collapsed_at": collapsed, **gradients}
 
 
 def one_of_two(rank: int, folder: str) -> None:
@@ -146,7 +146,3 @@ def test_both_views_go_through_the_network_in_one_forward() -> None:
     assert seen == [16]  # BatchNorm would see the statistics of all 2B images
     torch.testing.assert_close(output.features, objective.backbone(make_batch(slice(0, 8)).views[0]))
     assert not output.features.requires_grad
-
-
-def test_a_run_that_has_not_started_has_no_value_at_collapse() -> None:
-    assert make_objective(simclr_projector(6, 2, 4)).collapsed_at() is None

@@ -407,7 +407,7 @@ def test_under_autocast_scores_and_queue_are_float32_and_a_step_is_finite(dtype:
 
 
 def test_the_value_at_collapse_is_the_log_of_the_number_of_prototypes() -> None:
-    assert make_objective().collapsed_at() == math.log(5)
+    assert make_objective().collapsed_at(Plan(8, 1, 8, (4, 4))) == math.log(5)
 
 
 @pytest.mark.parametrize(

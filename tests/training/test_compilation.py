@@ -14,9 +14,10 @@ from torch._dynamo.utils import counters
 
 from tests.small import composed, missing_keys, shrink, views_for
 from unlabeled.commands.build.run import build_objective
+from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract, split_batches
-from unlabeled.objective import Batch, Objective, Progress, Support
+from unlabeled.objective import Batch, Objective, Plan, Progress, Support
 from unlabeled.training.compilation import Mode, compile_network
 from unlabeled.training.faults.diagnosis import find_non_finite
 from unlabeled.training.pretraining import Pretraining
@@ -46,7 +47,8 @@ def built(name: str, backbone: str, *overrides: str) -> tuple[Objective, list[Ba
     views, drawn = instantiate(config.views), torch.Generator().manual_seed(0)
     images, ids = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=drawn), torch.arange(8)
     made = [views(images, ids, ViewKey(0, step, 0, 8)) for step in range(6)]
-    supports = [Support(images, ids, ids % 2, seen[:1]) if objective.support else None for seen in made]
+    needed = isinstance(objective, NeedsSupport)
+    supports = [Support(images, ids, ids % 2, seen[:1]) if needed else None for seen in made]
     return objective, [Batch(images, ids, ids, seen, each) for seen, each in zip(made, supports, strict=True)]
 
 
@@ -123,7 +125,7 @@ def test_a_step_looked_at_again_is_not_compiled_and_names_the_tensor_within() ->
     objective.backbone.get_submodule("layer3.0.conv1").register_forward_hook(lambda module, given, made: made / 0)
     counters.clear()
     views, nothing = cast(Any, lambda *given, **named: batches[0].views), cast(Any, None)
-    module = Pretraining(objective, views, nothing, 8, 1, 6, 6, 0, 1, {}, nothing)
+    module = Pretraining(objective, views, nothing, Plan(8, 1, 48, (16, 16)), 1, 6, 6, 0, 1, {}, nothing)
     finding = find_non_finite(module, batches[0]._replace(views=()), nullcontext())
     assert finding.name.startswith("backbone.layer3.0.conv1 output has")
     assert not counters["stats"]

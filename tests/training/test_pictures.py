@@ -57,7 +57,7 @@ class FirstViews(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
         if not self.views:
-            self.views = module._with_views(batch).views
+            self.views = module.views_of(batch, module.view_key(batch))
 
 
 def test_they_are_written_at_the_start_after_every_nth_epoch_and_after_the_last_step(tmp_path: Path) -> None:
@@ -208,5 +208,5 @@ def test_other_processes_make_none(tmp_path: Path) -> None:
     trainer = SimpleNamespace(is_global_zero=False, default_root_dir=str(tmp_path))
     run = make_run("mae", tmp_path / "run", 0, "max_steps=3")
     Pictures(1, 2, 2).on_train_batch_end(cast(Any, trainer), run.module, None, None, 0)
-    Pictures(1, 2, 2).on_train_batch_start(cast(Any, trainer), run.module, None, 0)
+    Pictures(1, 2, 2).on_train_start(cast(Any, trainer), run.module)
     assert not (tmp_path / "pictures").exists()

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from tests.small import members, small_objective
+from unlabeled.data.support import NeedsSupport
 from unlabeled.objective import Batch, Progress, Support
 from unlabeled.views.key import ViewKey
 
@@ -26,8 +27,8 @@ def first_step(name: str, half: bool) -> tuple[Tensor, Tensor]:
     config, objective = small_objective(name)
     ids = torch.arange(len(digits()))
     views = instantiate(config.views)(digits(), ids, ViewKey(0, 0, 0, len(ids)))
-    slots = ids % objective.support.classes_per_batch if objective.support else ids
-    support = Support(digits(), ids, slots, views[:1]) if objective.support else None
+    slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
+    support = Support(digits(), ids, slots, views[:1]) if isinstance(objective, NeedsSupport) else None
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         loss = objective(Batch(digits(), ids, ids, views, support), Progress(0, 3, 3, 0)).loss
     loss.backward()

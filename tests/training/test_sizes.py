@@ -1,5 +1,6 @@
 """Whoever makes something of a batch of images of several sizes is told the sizes."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -58,12 +59,13 @@ def test_views_of_a_batch_and_of_its_support_are_made_with_their_sizes(known: bo
     support = Support(beside, torch.arange(2), torch.arange(2), sizes=others)
     batch = Batch(together, torch.arange(4), torch.arange(4), support=support, sizes=sizes)
     views = Seeing()
-    wanted = SimpleNamespace(support=SimpleNamespace(views=1, images_per_step=2))
+    wanted = partial(lambda batch, progress: batch)  # as an objective, to see what it is given
+    wanted.support = SimpleNamespace(views=1, images_per_step=2)  # type: ignore[attr-defined]
     progress = Progress(0, 1, 1, 0)
     run = SimpleNamespace(objective=wanted, views=views, seed=0, progress=progress, global_rank=0, batch_size=4)
-    run.view_key = lambda each: Pretraining.view_key(cast(Any, run), each)
-    run._support_with_views = lambda each: Pretraining._support_with_views(cast(Any, run), each)
-    made = Pretraining._with_views(cast(Any, run), batch)
+    for method in (Pretraining.view_key, Pretraining.views_of, Pretraining._support_with_views):
+        setattr(run, method.__name__, partial(method, cast(Any, run)))
+    made: Any = Pretraining.output_of(cast(Any, run), batch)
     assert len(views.told) == 2
     assert all(told is given for told, given in zip(views.told, (sizes, others), strict=True))
     assert made.sizes is sizes

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.small import members, small_objective
-from unlabeled.objective import Batch, Objective, Progress, Support
+from unlabeled.data.support import NeedsSupport
+from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support
 from unlabeled.optimizers import LARS
 from unlabeled.training.faults.guard import _verdict
 from unlabeled.training.faults.snapshot import Snapshot
@@ -48,7 +49,7 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
     key, ids = ViewKey(0, 3, 0, BATCH), torch.arange(BATCH, device=device)
     images = torch.empty(BATCH, 3, 20, 24, dtype=torch.uint8, device=device)
     support = None
-    if objective.support is not None:
+    if isinstance(objective, NeedsSupport):
         slots = torch.arange(2, device=device).repeat(SUPPORT // 2)
         some = tuple(views(images[:SUPPORT], ids[:SUPPORT], key, first=objective.support.views))
         support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
@@ -59,7 +60,8 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
     snapshot.keep()
     output = objective(batch, progress)
     output.loss.backward()
-    objective.after_backward(progress)
+    if isinstance(objective, AfterBackward):
+        objective.after_backward(progress)
     _verdict(output.loss.detach(), [each.grad for each in objective.parameters() if each.grad is not None])
     LARS([each for each in objective.parameters() if each.requires_grad], 0.1, weight_decay=0.1).step()
     objective.after_step(progress)

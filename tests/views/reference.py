@@ -46,7 +46,7 @@ class TorchvisionViews(Views):
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         with preserve_random_state(CPU):
             made = [_view(pictures, _composed(steps), key, number) for number, steps in enumerate(operations)]
-        return tuple(self._normalise(view.to(images.device).float().div_(255)) for view in made)
+        return tuple(self._finish(view.to(images.device).float().div_(255)) for view in made)
 
 
 def _view(pictures: list[Image.Image], transform: Callable[[Image.Image], Tensor], key: ViewKey, number: int) -> Tensor:

@@ -141,7 +141,7 @@ def test_files_with_one_two_and_four_channels_16_bits_or_few_pixels_give_views_o
 )
 def test_tensors_of_another_kind_cost_one_line_in_training_and_in_evaluation(images: Tensor, given: str) -> None:
     views = pipeline()
-    with pytest.raises(UserError, match=rf"uint8 \[B, 3, H, W\], and not of {given}: unlabeled\.data\.decode\.rgb"):
+    with pytest.raises(UserError, match=rf"uint8 \[B, 3, H, W\], and not of {given}: unlabeled\.data\.decode\.to_rgb"):
         one_view(views, images, total=2)
     with pytest.raises(UserError, match=given):
         views.evaluation_view(images)

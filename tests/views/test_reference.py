@@ -218,7 +218,7 @@ REFUSED: dict[str, list[Operation]] = {
     "Equalize": [crop(), Equalize(0.5)],
     "GaussianBlur": [blur(), crop()],  # how wide a kernel, torchvision is told beforehand
     "RemoveBackground": [RemoveBackground(None, 0.1, "black", 0.1, 0.9), crop()],
-    "Foreign": [crop(), PerImageTransform(lambda image: image)],
+    "PerImageTransform": [crop(), PerImageTransform(lambda image: image)],
 }
 
 

@@ -12,7 +12,7 @@ from unlabeled.commands.build.representation import build_compared_networks
 from unlabeled.commands.config import run_module
 from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, plain_values, versions
-from unlabeled.core.writing import write_atomic
+from unlabeled.core.writing import check_file, kept_anyway, save_plot, write_atomic
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import checkpoint_provenance
@@ -31,13 +31,13 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
     out = Path(resolved["out"] or "").expanduser()
     if out.suffix != ".png":
         raise UserError(f"out={resolved['out']}: give the name of a picture like cka.png; its numbers are cka.json")
+    check_file("out", out)
+    check_file("out", out.with_suffix(".json"))
     for key in ("images", "batch_size"):
         if resolved[key] < 4:
             raise UserError(f"{key}={resolved[key]}: must be at least 4")
     first, second, data, source, device = build_compared_networks(config)
     found = compare(first, second, data, source, resolved["images"], resolved["batch_size"], resolved["seed"], device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_matrices(found, first.name, second.name, out)
     values = {
         "command": typed_command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,15 +55,20 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
         "versions": versions(),
     }
     text = json.dumps(plain_values(values), indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomic(out.with_suffix(".json"), text + "\n")
     print(nearest_layers(found, first.name, second.name))
+
+    def write(folder: Path) -> None:
+        write_atomic(folder / out.with_suffix(".json").name, text + "\n")
+        draw_matrices(found, first.name, second.name, folder / out.name)
+
+    kept_anyway(out.parent, write)
     print(f"the picture is {out}, the numbers are in {out.with_suffix('.json')}")
 
 
 def draw_matrices(found: LayerSimilarities, first: str, second: str, path: Path) -> None:
     """Each network with itself, and between them the one with the other."""
     a, b = (first, found.layers[0]), (second, found.layers[1])
-    matrices([(found.first, a, a), (found.across, a, b), (found.second, b, b)]).savefig(path)
+    save_plot(path, matrices([(found.first, a, a), (found.across, a, b), (found.second, b, b)]))
 
 
 def nearest_layers(found: LayerSimilarities, first: str, second: str) -> str:

@@ -1,6 +1,7 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -25,8 +26,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import unlabeled
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.moved_targets import with_current_targets
-from unlabeled.core.run_config import FREE_KEYS, differences
+from unlabeled.core.run_config import FREE_KEYS, differences, read_yaml
+from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
+from unlabeled.training.run_folder import check_run_folder
 
 
 @contextmanager
@@ -55,11 +58,17 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
     except UserError as error:
         raise UserError(_one_line(str(error))) from error
     except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
+        if isinstance(error.__cause__, UserError):
+            raise UserError(_one_line(str(error.__cause__))) from error
+        if not isinstance(error.__cause__, OSError) or not _of_the_disk(error.__cause__):
             raise
-        raise UserError(_one_line(str(error.__cause__))) from error
+        raise UserError(_one_line(_of_the_disk(error.__cause__))) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(_explain(error, config_dir, config_name, given))) from error
+    except OSError as error:  # of a library that reads or writes by itself, as Hydra makes folders
+        if not _of_the_disk(error):
+            raise
+        raise UserError(_one_line(_of_the_disk(error))) from error
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
@@ -68,6 +77,15 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
 
 def _one_line(message: str) -> str:
     return " ".join(message.split())
+
+
+def _of_the_disk(error: OSError) -> str:
+    """A line for an error that has a path, or that says that a disk is full; empty for any other."""
+    if error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {reason(error)}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{reason(error)}: make room and give the same command again"
+    return ""
 
 
 def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequence[str] | None = None) -> None:
@@ -282,16 +300,32 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     run_dir = Path(resolved["run_dir"])
+    check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
-        before = with_current_targets(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
-        differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
-        if differing:
-            raise UserError(
-                f"{run_dir} holds a run with another {', '.join(differing)}; give another name=…, or resume=override "
-                "to go on with the new values, or remove that folder"
-            )
+        check_same(_values_of(run_dir / "config.yaml"), resolved)
     return dict(resolved)
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    try:
+        before = read_yaml(path)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
+    if not isinstance(before, dict) or not before:
+        raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
+    return dict(with_current_targets(before))
+
+
+def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
+    """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
+    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
+    if differing:
+        raise UserError(
+            f"{resolved['run_dir']} holds a run with another {', '.join(differing)}; give another name=…, or "
+            "resume=override to go on with the new values, or remove that folder"
+        )
 
 
 def check_no_other_overrides(key: str, *beside: str) -> None:

@@ -5,7 +5,6 @@ its features are ours.
 """
 
 import difflib
-import json
 import logging
 import os
 import shutil
@@ -21,8 +20,10 @@ from torch import Tensor
 from unlabeled.commands.build.export import ExportInputs, build_export_inputs
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
+from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
@@ -61,9 +62,11 @@ def export(config: Any, resolved: dict[str, Any], say: Callable[[str], None] = p
 
 def _export(config: Any, resolved: dict[str, Any], to: str, say: Callable[[str], None]) -> Path:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
-    checkpoint = read_checkpoint(path)
-    out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser().resolve()
+    out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser()
+    check_folder("out", out)
+    out = out.resolve()
     check_replaceable(out)
+    checkpoint = read_checkpoint(path)
     exported = build_export_inputs(config, checkpoint)
     source = open_source(exported)
     batches = images_to_compare(source.preprocess.views(), exported.splits, resolved["data_images"])
@@ -71,7 +74,7 @@ def _export(config: Any, resolved: dict[str, Any], to: str, say: Callable[[str],
         written = write(to, source, folder)
         measured = feature_differences(to, source.backbone, reloaded(to, written, folder), batches)
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
-        (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+        write_atomic(folder / "README.md", write_card(facts))
     worst = max(measured.values())
     say(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
     say(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
@@ -163,9 +166,6 @@ def silence() -> Iterator[None]:
 
 def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
-    blocked = [each for each in (out, *out.parents) if each.is_file()]
-    if blocked:
-        raise UserError(f"out={out}: {blocked[0]} is a file; give the name of a folder, which may be new")
     held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
     readme = out / "README.md"
     ours = readme.is_file() and _is_card(readme.read_text(encoding="utf-8", errors="replace"))
@@ -183,16 +183,15 @@ def unfinished(out: Path) -> Iterator[Path]:
     """A new folder that becomes ``out`` at the end, or goes, whatever happens; an earlier ``out`` stays until then."""
     anchor = next(parent for parent in out.parents if parent.is_dir())
     folder, old = (anchor / f".{out.name}.{os.getpid()}.{end}" for end in ("unfinished", "old"))
-    try:
+    with one_line(out):
         folder.mkdir()
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be made ({error.strerror})") from error
     try:
         yield folder
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
-            os.rename(out, old)
-        os.rename(folder, out)
+        make_folder(out.parent)
+        with one_line(out):
+            if out.is_dir():
+                os.rename(out, old)
+            os.rename(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -207,7 +206,7 @@ def _facts(
     splits: Splits | None,
 ) -> CardFacts:
     run = folder_of(checkpoint.path)
-    results = _read_json(run / "report" / "results.json")
+    results = read_json(run / "report" / "results.json")
     judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
     rows = results.get("rows", []) if judged == checkpoint.sha256 else []
     noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
@@ -225,7 +224,7 @@ def _facts(
         tolerance=TOLERANCE,
         rows=rows,
         results_note=_results_note(results, bool(rows)),
-        training=_read_json(run / "training.json"),
+        training=read_json(run / "training.json"),
         versions=versions(),
     )
 
@@ -234,11 +233,6 @@ def _results_note(results: Mapping[str, Any], same: bool) -> str:
     if same:
         return f"By `eval_linear.py` on frozen features, {results['provenance'].get('date', '')[:10]}."
     return "Of another checkpoint than this one, so left out." if results else "None yet."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ the data and of ``limit`` and ``near_distance``; the number of workers does not 
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from unlabeled.commands.build.run import build_splits
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
+from unlabeled.core.writing import check_folder, kept_anyway, save_picture, write_atomic
 from unlabeled.data.inspect.decode_speed import decode_speed
 from unlabeled.data.inspect.duplicates import (
     ExactDuplicates,
@@ -73,8 +73,9 @@ def inspect_data(config: Any, resolved: dict[str, Any]) -> None:
 
 def _check(settings: dict[str, Any]) -> None:
     distance, limit, out = settings["near_distance"], settings["limit"], settings["out"]
-    if not out or Path(out).expanduser().is_file():
+    if not out:
         raise UserError(f"out={out}: give the name of a folder, which may be new")
+    check_folder("out", Path(out).expanduser(), ["inspect.json", "inspect.md", "near_duplicates.png"])
     if settings["num_workers"] < 0:
         raise UserError(f"num_workers={settings['num_workers']}: must be at least 0, which decodes in this process")
     if limit is not None and limit < 1:
@@ -104,10 +105,16 @@ def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
         "speed": speed | {"seconds": time.monotonic() - started},
         "versions": versions(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "inspect.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(out / "inspect.md", format_report(report, most=200) + _picture(seen, near, out / "near_duplicates.png"))
-    print(format_report(report, most=20) + f"\n{out / 'inspect.md'} and inspect.json list everything")
+    print(format_report(report, most=20))
+    kept_anyway(out, lambda folder: _write(report, seen, near, folder))
+    print(f"\n{out / 'inspect.md'} and inspect.json list everything")
+
+
+def _write(report: dict[str, Any], seen: list[InspectedSplit], near: NearDuplicates | None, out: Path) -> None:
+    write_atomic(out / "inspect.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(
+        out / "inspect.md", format_report(report, most=200) + _picture(seen, near, out / "near_duplicates.png")
+    )
 
 
 def _look(name: str, source: Source, limit: int | None, workers: int) -> InspectedSplit:
@@ -228,15 +235,8 @@ def _picture(seen: list[InspectedSplit], near: NearDuplicates | None, path: Path
     across = (near.pairs[:, 0] < first) & (near.pairs[:, 1] >= first)
     pairs = near.pairs[np.argsort(~across, kind="stable")[:PAIRS]]
     images = [[split.source.decode(index) for split, index in (_where(seen, a), _where(seen, b))] for a, b, _ in pairs]
-    draw_pairs(images).save(path)
+    save_picture(path, draw_pairs(images))
     return f"\n![the first near duplicates, those between train and test before others]({path.name})\n"
-
-
-def _write(path: Path, content: str) -> None:
-    """All or nothing: a kill while writing leaves the old file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

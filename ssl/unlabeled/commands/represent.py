@@ -9,10 +9,11 @@ from unlabeled.commands.build.representation import build_analysis_subject
 from unlabeled.commands.config import run_module
 from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, machine, versions
+from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.representation.analysis import AnalysisSubject, Settings, analyse
-from unlabeled.representation.report_files import NAME, write_analysis
+from unlabeled.representation.report_files import NAME, measures_table, write_analysis
 from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, read_checkpoint
 
 
@@ -25,6 +26,8 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
+    out = Path(resolved["out"] or folder_of(path) / "report").expanduser()
+    check_folder("out", out, [f"{NAME}.json", f"{NAME}.md"])
     checkpoint = read_checkpoint(path)
     subject, built = build_analysis_subject(config, checkpoint)
     settings = Settings(
@@ -36,15 +39,16 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
         built["seed"],
     )
     analysis = analyse(subject, settings, print)
-    out = Path(resolved["out"] or folder_of(path) / "report").expanduser()
     asked = {
         "command": typed_command(),
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
     }
-    print(f"\n{write_analysis(out, analysis, asked | protocol(subject, checkpoint, built))}\n")
+    print(f"\n{measures_table(analysis)}\n")
     for note in analysis.notes:
         print(f"note: {note}")
+    told = asked | protocol(subject, checkpoint, built)
+    kept_anyway(out, lambda folder: write_analysis(folder, analysis, told))
     print(f"the whole is in {out / f'{NAME}.md'}, with its pictures")
 
 

@@ -5,9 +5,11 @@ foreground and background → one bit per pixel. The masks are what ``RemoveBack
 whole image spans it from corner to corner.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from unlabeled.commands.build.run import build_data
 from unlabeled.commands.config import run_module
 from unlabeled.core.seeding import derive_seed
+from unlabeled.core.writing import check_file, kept_anyway, make_folder, one_line, save_picture
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device, image_sizes
 from unlabeled.errors import UserError
@@ -51,11 +54,10 @@ def make_masks(config: Any, resolved: dict[str, Any]) -> None:
     out = Path(config.out).expanduser()
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     data = build_data(config)
-    out.parent.mkdir(parents=True, exist_ok=True)
     saliency = build_saliency(resolved, data, device)
     masks = write_masks(data, saliency, resolved, out, device)
     picture = out.with_suffix(".png")
-    draw_columns(_columns(data, masks, saliency, _work_size(resolved, data), device)).save(picture)
+    save_picture(picture, draw_columns(_columns(data, masks, saliency, _work_size(resolved, data), device)))
     seconds = time.monotonic() - started
     unusable = ((masks.coverage < DEGENERATE[0]) | (masks.coverage > DEGENERATE[1])).float().mean()
     print(
@@ -70,8 +72,10 @@ def _check(settings: dict[str, Any]) -> None:
     if unknown or not settings["maps"]:
         raise UserError(f"maps={settings['maps']}: give one or more of {', '.join(MAPS)}")
     out = settings["out"] or ""
-    if out.endswith(".png") or Path(out).expanduser().is_dir():
+    if not out or out.endswith(".png"):
         raise UserError(f"out={settings['out']}: give the name of a file like masks.pt; its picture is masks.png")
+    check_file("out", Path(out).expanduser())
+    check_file("out", Path(out).expanduser().with_suffix(".png"))
     for key in ("work_size", "mask_size", "batch_size", "refine_images", "refine_epochs"):
         if settings[key] is not None and settings[key] < 1:
             raise UserError(f"{key}={settings[key]}: must be at least 1")
@@ -137,6 +141,9 @@ def write_masks(
     rows = out.with_name(out.name + ".rows")
     try:
         width = -(-(size**2) // 8)
+        make_folder(out.parent)
+        with one_line(out), rows.open("wb") as file:  # a page that finds no room on the disk would end the process
+            os.posix_fallocate(file.fileno(), 0, len(source) * width)
         packed = torch.from_file(str(rows), shared=True, size=len(source) * width, dtype=torch.uint8).view(-1, width)
         coverage = torch.full((len(source),), -1.0)
         everything = data.batches(data.train, torch.arange(len(data.train.labels)), settings["batch_size"])
@@ -148,9 +155,10 @@ def write_masks(
         packed[corrupt], coverage[corrupt] = pack(torch.ones(1, size, size, dtype=torch.bool)), 1.0
         kept = {key: settings[key] for key in SETTINGS} | {"square": source.square}
         masks = Masks(packed, coverage, size, samples_hash(source), source.classes, data.splits.description, kept)
-        masks.save(out)
+        kept_anyway(out.parent, lambda folder: masks.save(folder / out.name))
     finally:
-        rows.unlink(missing_ok=True)
+        with suppress(OSError):
+            rows.unlink(missing_ok=True)
     return masks
 
 

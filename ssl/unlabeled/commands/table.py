@@ -14,6 +14,7 @@ from typing import Any
 
 from unlabeled.commands.config import run_module
 from unlabeled.core.run_config import differences
+from unlabeled.core.writing import check_file, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.evaluated_run import (
     EvaluatedRun,
@@ -43,16 +44,15 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
     runs = [Path(str(run)).expanduser() for run in (given if isinstance(given, list) else [given])]
     if not runs:
         raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
+    path = Path(out).expanduser()
+    if out != "-":
+        check_file("out", path)
     kind = resolved["format"] or ENDINGS.get(Path(out).suffix, "markdown")
     text = FORMATS[kind](make_table(runs, resolved["baselines"]))
     if out == "-":
         print(text, end="")
         return
-    path = Path(out).expanduser()
-    if path.is_dir():
-        raise UserError(f"out={out}: is a folder; give a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
     print(f"{kind} of {len(runs)} folders is in {path}")
 
 

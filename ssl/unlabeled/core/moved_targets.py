@@ -16,6 +16,7 @@ MOVED_TARGETS = {
     "unlabeled.evaluation.ensembles.Bootstrap": "unlabeled.evaluation.probes.ensembles.Bootstrap",
     "unlabeled.evaluation.few_labels.FewLabels": "unlabeled.evaluation.probes.few_labels.FewLabels",
     "unlabeled.evaluation.knn.KNN": "unlabeled.evaluation.probes.knn.KNN",
+    "unlabeled.evaluation.linear.LBFGS": "unlabeled.evaluation.probes.logistic.LogisticRegressionProbe",
     "unlabeled.evaluation.logistic.LBFGS": "unlabeled.evaluation.probes.logistic.LogisticRegressionProbe",
     "unlabeled.evaluation.mc_dropout.MCDropout": "unlabeled.evaluation.probes.mc_dropout.MCDropout",
     "unlabeled.evaluation.online.OnlineKNN": "unlabeled.training.online_knn.OnlineKNN",
@@ -26,7 +27,9 @@ MOVED_TARGETS = {
     "unlabeled.loggers.TensorBoard": "unlabeled.training.loggers.TensorBoard",
     "unlabeled.loggers.WeightsAndBiases": "unlabeled.training.loggers.WeightsAndBiases",
     "unlabeled.optimizers.Recipe": "unlabeled.optimizers.OptimizerConfig",
+    "unlabeled.optimizers.recipe.Recipe": "unlabeled.optimizers.optimizer_config.OptimizerConfig",
     "unlabeled.pictures.Pictures": "unlabeled.training.pictures.Pictures",
+    "unlabeled.views.foreign.Foreign": "unlabeled.views.per_image.PerImageTransform",
     "unlabeled.views.operations.ColourJitter": "unlabeled.views.operations.ColorJitter",
 }
 

@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from unlabeled.core.writing import write_atomic
+
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
     "backbone.gradient_checkpointing",
@@ -39,8 +41,7 @@ FREE_KEYS = (
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(resolved))
+    write_atomic(run_dir / "config.yaml", to_yaml(resolved))
 
 
 def to_yaml(values: dict[str, Any]) -> str:

@@ -1,11 +1,241 @@
-"""Text files that are there whole or not at all."""
+"""The one place where files are opened for writing: looked at before the work, written whole or not at all.
+
+Whatever cannot be written is one line with its path (:class:`Unwritable`), and what was computed by then is put into a
+temporary folder (:func:`kept_anyway`).
+"""
 
 import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from torch import Tensor
+
+T = TypeVar("T")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """All or nothing: a kill while writing leaves the old file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+class Unwritable(UserError, OSError):
+    """A file or folder cannot be written; its message is one line with the path and the system's reason."""
+
+
+def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a file; a kill or an error while writing leaves the old one.
+
+    Args:
+        path: its folder is made where it is missing; a link is followed.
+        content: text is written as UTF-8, with escapes for what is none, as names of files may be.
+        sync: whether to wait until it is on the disk, so that a loss of power leaves the old or the new file.
+
+    Raises:
+        Unwritable: it cannot be written.
+    """
+    with replacing(path, sync) as unfinished:
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+
+
+def save_plot(path: Path, figure: "Figure") -> None:
+    """A plot as PNG. Raises Unwritable."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def save_picture(path: Path, picture: "Image") -> None:
+    """A picture as PNG. Raises Unwritable."""
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """By ``torch.save``: the name of the file does not show in it. Raises Unwritable."""
+    import torch
+
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def save_safetensors(path: Path, tensors: "Mapping[str, Tensor]", notes: dict[str, str] | None = None) -> None:
+    """By safetensors, which leaves a file that nobody else may read: here it is like any other. Raises Unwritable."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as unfinished:
+        try:
+            save_file(dict(tensors), unfinished, notes)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
+    """An empty file beside ``path`` to be filled, which takes its place at the end; after an error it is gone.
+
+    Raises:
+        Unwritable: the system refuses any of it.
+    """
+    with one_line(path):
+        target = _target(path)
+        _make(target.parent)
+        unfinished = target.with_name(f".{target.name[:60]}.{uuid4().hex[:8]}.tmp")
+        try:
+            unfinished.touch(exist_ok=False)
+            mode = unfinished.stat().st_mode
+            yield unfinished
+            if sync:
+                _sync(unfinished)
+            unfinished.chmod(mode)
+            os.replace(unfinished, target)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with its parents where it is missing. Raises Unwritable."""
+    with one_line(folder):
+        _make(folder)
+    return folder
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file. Raises Unwritable; the file may then end in a part of the line."""
+    with one_line(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Whatever the system refuses within becomes an :class:`Unwritable` of this path."""
+    try:
+        yield
+    except Unwritable:
+        raise
+    except OSError as error:
+        raise Unwritable(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without number and path."""
+    return " ".join((error.strerror or str(error)).split())
+
+
+def check_folder(key: str, folder: Path, names: Iterable[str] = ()) -> None:
+    """Find out before the work whether its results can be written; nothing is left behind and no folder is made.
+
+    Args:
+        key: that gives the folder, for the message.
+        folder: may be new.
+        names: of files that will be written there.
+
+    Raises:
+        Unwritable: a file stands where a folder should be or the other way round, a link leads nowhere, or no file can
+            be made there.
+    """
+    obstacle = _obstacle(folder) or next(filter(None, (_obstacle_to_file(folder / name) for name in names)), None)
+    if obstacle:
+        raise Unwritable(f"{key}={folder}: {obstacle}; give the name of a folder that can be written, which may be new")
+
+
+def check_file(key: str, path: Path) -> None:
+    """As :func:`check_folder`, for a single file."""
+    obstacle = _obstacle_to_file(path)
+    if obstacle:
+        raise Unwritable(f"{key}={path}: {obstacle}; give the name of a file that can be written, which may be new")
+
+
+def kept_anyway(folder: Path, write: Callable[[Path], T]) -> T:
+    """Write results into a folder, or else into a temporary one: what was computed is not lost.
+
+    Args:
+        folder: where they belong.
+        write: fills the folder that it is given, by the functions above.
+
+    Raises:
+        Unwritable: ``folder`` cannot be written; the message says where everything is instead.
+    """
+    try:
+        return write(folder)
+    except Unwritable as error:
+        elsewhere = Path(tempfile.mkdtemp(prefix="unlabeled-"))
+        try:
+            write(elsewhere)
+        except Unwritable as second:
+            raise Unwritable(f"{error}, and {second}; TMPDIR=… names another temporary folder") from error
+        raise Unwritable(f"{error}; what was computed is in {elsewhere}") from error
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Why no file can be put into a folder that may be new; None where one can."""
+    try:
+        blocked = _in_the_way(folder)
+        if blocked:
+            return blocked
+        nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"\0")
+        # the parts that are still to be made may have impossible names
+        os.stat(folder)
+    except FileNotFoundError as error:
+        return None if error.filename is not None and Path(error.filename) == folder else reason(error)
+    except OSError as error:
+        return reason(error)
+    return None
+
+
+def _obstacle_to_file(path: Path) -> str | None:
+    try:
+        return _obstacle(_target(path).parent)
+    except OSError as error:
+        return reason(error)
+
+
+def _in_the_way(folder: Path) -> str | None:
+    for each in (folder, *folder.parents):
+        if each.is_symlink() and not each.exists():
+            return f"{each} is a link to {os.readlink(each)}, which is not there"
+        if each.exists():
+            return None if each.is_dir() else f"{each} is {'a file' if each.is_file() else 'no folder'}"
+    return None
+
+
+def _target(path: Path) -> Path:
+    """What a link leads to. Raises OSError for a folder, a device, a pipe: they must not be replaced by a file."""
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # of Python before 3.13
+        raise OSError(f"{path} is a link to itself") from error
+    if path.is_symlink() and not target.parent.exists():
+        raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there")
+    if target.is_dir():
+        raise OSError(f"{path} is a folder")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{path} is no regular file")
+    return target
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(_in_the_way(folder) or reason(error)) from error
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

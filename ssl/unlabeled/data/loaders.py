@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unlabeled.core.seeding import to_device
 from unlabeled.data.memory import DecodedSource, decode_or_next
 from unlabeled.data.order import GlobalOrder
 from unlabeled.data.padding import pad_to_largest
@@ -27,22 +26,13 @@ from unlabeled.objective import Batch, Support
 class Resumable:
     """Tells Lightning that a loader goes on where a run was stopped. It has no state: its order knows the next step."""
 
-    _begun: Iterator[Batch] | None = None
-
-    def _batches(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:
         """From the next step on."""
         raise NotImplementedError
 
-    def __iter__(self) -> Iterator[Batch]:
-        begun, self._begun = self._begun, None  # asked for with the first batch: Lightning makes iterators beforehand
-        yield from begun or self._batches()
-
     def peek(self) -> Batch:
-        """The first batch of the iteration that comes next, which gives it again without making it anew."""
-        batches = self._begun or self._batches()
-        first = next(batches)
-        self._begun = itertools.chain([first], batches)
-        return first
+        """The first batch of the iteration that comes next, which gives it again."""
+        return next(iter(self))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -65,8 +55,10 @@ class ArrayLoader(Resumable):
         self.source = _on(source, device) if _has_room(source.images, device) else source
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
-    def _batches(self) -> Iterator[Batch]:
-        for positions, beside in _side_by_side(self.batches, self.support):
+    def __iter__(self) -> Iterator[Batch]:
+        labelled = itertools.repeat(None) if self.support is None else self.support
+        # Both begin at the trainer's next step; only the batches end.
+        for positions, beside in zip(self.batches, labelled, strict=False):
             batch = _take(self.source, positions, self.device)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
 
@@ -96,6 +88,7 @@ class LazyLoader(Resumable):
         support: SupportOrder | None = None,
     ) -> None:
         self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
+        self._begun: Iterator[Batch] | None = None  # by peek: an iteration that nobody has asked for yet
         self.batches = batches if support is None else _Joined(batches, support)
         self.loader: DataLoader[Any] = DataLoader(
             _LazyImages(source, support),
@@ -107,6 +100,17 @@ class LazyLoader(Resumable):
             worker_init_fn=IgnoreSignals(),
             generator=torch.Generator(),  # without it the workers' seeds are drawn from the global random state
         )
+
+    def __iter__(self) -> Iterator[Batch]:
+        begun, self._begun = self._begun, None  # asked for with the first batch: Lightning makes iterators beforehand
+        yield from begun or self._batches()
+
+    def peek(self) -> Batch:
+        """As of every loader, without decoding its images twice."""
+        batches = self._begun or self._batches()
+        first = next(batches)
+        self._begun = itertools.chain([first], batches)
+        return first
 
     def _batches(self) -> Iterator[Batch]:
         for asked, batch in zip(self.batches, self._from_workers(), strict=True):
@@ -201,13 +205,6 @@ def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor,
     return together, torch.tensor(ids), sizes
 
 
-def _side_by_side(
-    batches: GlobalOrder | list[list[int]], support: SupportOrder | None
-) -> Iterable[tuple[list[int], list[int] | None]]:
-    """Both begin at the trainer's next step; only ``batches`` ends."""
-    return zip(batches, itertools.repeat(None) if support is None else support, strict=False)
-
-
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -221,19 +218,17 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
 
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
     """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
-    rows = to_device(torch.tensor(positions, dtype=torch.long), source.ids.device)
-    if isinstance(source.images, Tensor):
-        images, sizes = _rows(source.images, rows, device), None
+    held, own, sizes = source.images, source.ids.device, None
+    rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")  # or the host would wait for a GPU
+    rows = rows.to(own, non_blocking=True)
+    if isinstance(held, Tensor):
+        pinned = device.type == "cuda" and own.type == "cpu"
+        images = torch.empty(len(rows), *held.shape[1:], dtype=held.dtype, device=own, pin_memory=pinned)
+        # images[rows] copies element by element on a CPU: 6 times as slow at 3 × 32 × 32 bytes.
+        torch.index_select(held, 0, rows, out=images)
     else:
-        images, sizes = pad_to_largest([source.images[position] for position in positions])
+        images, sizes = pad_to_largest([held[position] for position in positions])
     return Batch(images, source.ids[rows], source.labels[rows], sizes=sizes)
-
-
-def _rows(images: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """``images[rows]``, which copies element by element on a CPU: 6 times as slow at 3 × 32 × 32 bytes."""
-    pinned = device.type == "cuda" and not images.is_cuda
-    taken = torch.empty(len(rows), *images.shape[1:], dtype=images.dtype, device=images.device, pin_memory=pinned)
-    return torch.index_select(images, 0, rows, out=taken)
 
 
 def _on(source: DecodedSource, device: torch.device) -> DecodedSource:

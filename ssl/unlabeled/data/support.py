@@ -7,6 +7,7 @@ support of a step is a function of (seed, step), so that nothing has to be saved
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -89,6 +90,13 @@ class ClassBalanced:
     def choice(self) -> LabelSelection:
         """Which images may be used."""
         return LabelSelection(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
+
+
+@runtime_checkable
+class NeedsSupport(Protocol):
+    """An objective that wants labelled images beside each batch (PAWS); every other one needs no label."""
+
+    support: ClassBalanced  # which
 
 
 class SupportOrder:

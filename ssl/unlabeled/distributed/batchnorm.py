@@ -1,5 +1,6 @@
 """BatchNorm whose numbers do not depend on the number of processes: over all of a batch, or over parts of it."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -37,18 +38,23 @@ class SplitBatchNorm(nn.Module):
         self.momentum, self.eps, self.splits = cast(float, norm.momentum), norm.eps, splits
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
+        normalise = partial(
+            F.batch_norm,
+            weight=self.weight,
+            bias=self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
         if not self.training:
-            return self._normalise(images, self.running_mean, self.running_var)
+            return normalise(images, self.running_mean, self.running_var)
         parts = images.chunk(self.splits // collectives.world_size())
         running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
-        normalised = [self._normalise(part, *statistics) for part, statistics in zip(parts, running, strict=True)]
+        normalised = [normalise(part, *each) for part, each in zip(parts, running, strict=True)]
         self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
         self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
         self.num_batches_tracked.add_(1)
         return torch.cat(normalised)
-
-    def _normalise(self, images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(images, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
 
 
 def split_batchnorm(network: nn.Module, splits: int) -> None:

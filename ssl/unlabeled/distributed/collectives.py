@@ -14,12 +14,13 @@ _local_only: ContextVar[bool] = ContextVar("alone", default=False)
 
 def world_size() -> int:
     """Number of processes that work together; 1 when torch.distributed is not in use, and within :func:`local_only`."""
-    return dist.get_world_size() if _is_distributed() else 1
+    in_use = dist.is_available() and dist.is_initialized() and not _local_only.get()
+    return dist.get_world_size() if in_use else 1
 
 
 def rank() -> int:
     """Index of this process among them."""
-    return dist.get_rank() if _is_distributed() else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -30,10 +31,6 @@ def local_only() -> Iterator[None]:
         yield
     finally:
         _local_only.reset(token)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and not _local_only.get()
 
 
 class _Gather(torch.autograd.Function):

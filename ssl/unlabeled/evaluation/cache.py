@@ -7,13 +7,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from unlabeled.core.writing import save_safetensors
 from unlabeled.data.sources.index import user_cache
 from unlabeled.errors import UserError
 
@@ -38,7 +37,7 @@ class TensorCache:
     def get(self, key: Key) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Tensors and notes that were put under ``key``, or None; a damaged file is removed and counts as none."""
         file = self._file(key)
-        if not self.bytes or not file.exists():
+        if not self.bytes or not os.path.isfile(file):  # Path's would raise where the folder may not be looked into
             return None
         try:
             with safe_open(file, "pt") as opened:
@@ -49,7 +48,8 @@ class TensorCache:
             intact = False
         if not intact:
             print(f"{file} is damaged: it is removed, and made again")
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
             return None
         with suppress(OSError):
             os.utime(file)
@@ -61,16 +61,11 @@ class TensorCache:
         if size > self.bytes:
             return
         file = self._file(key)
-        part = file.with_suffix(f".{uuid4().hex}.part")
         kept = {name: values.contiguous() for name, values in tensors.items()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(kept, part, {**(notes or {}), "key": _text(key), "sha256": _digest(kept)})
-            self._make_room(part.stat().st_size)
-            os.replace(part, file)  # whole or not at all
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink()
+            self._make_room(size)
+            save_safetensors(file, kept, {**(notes or {}), "key": _text(key), "sha256": _digest(kept)})
+        except OSError as error:
             print(f"features cannot be kept in {self.folder} ({error}); cache=… gives another folder")
 
     def _file(self, key: Key) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unlabeled.core.environment import machine
+from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.references import references_for
@@ -25,8 +26,10 @@ from unlabeled.evaluation.reporting.report_sections import ReportImages, best_ro
 from unlabeled.evaluation.reporting.results_table import accuracy_table
 from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
-from unlabeled.objective import Backbone, Objective
+from unlabeled.objective import Backbone, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
+
+FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv")
 
 
 @dataclass
@@ -61,6 +64,8 @@ def evaluate(
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
+    if rank() == 0:
+        check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
     extractor = evaluation.extractor
     test = extractor.data.splits.test
@@ -93,9 +98,13 @@ def evaluate(
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
+    add_intervals(rows, looked["pretrained"][1].labels)
+    say(f"\n{accuracy_table(rows)}\n")
     with local_only():
-        report = _write(evaluation, rows, looked["pretrained"], checkpoint, report_dir, asked)
-    say(f"\n{accuracy_table(rows)}\n\nthe whole report is in {report}")
+        report = kept_anyway(
+            report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
+        )
+    say(f"the whole report is in {report}")
     return rows
 
 
@@ -112,7 +121,6 @@ def _write(
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
     decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
     _, test = looked
-    add_intervals(rows, test.labels)
     report = write_report(
         report_dir,
         rows,
@@ -163,9 +171,11 @@ def _exhibits(
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
     """For each probe behind the head: the trained one for pretrained features, a random one for random features."""
-    if evaluation.objective is None or evaluation.random_objective is None:
+    objective, untrained = evaluation.objective, evaluation.random_objective
+    if objective is None or untrained is None:
         return {}
-    trained, random = load_objective(checkpoint, evaluation.objective).head(), evaluation.random_objective.head()
-    assert trained is not None
-    assert random is not None
-    return {name: {"pretrained": trained, "random init": random} for name in evaluation.probes_on_embeddings}
+    assert isinstance(objective, HasHead)
+    assert isinstance(untrained, HasHead)
+    load_objective(checkpoint, objective)
+    heads = {"pretrained": objective.head(), "random init": untrained.head()}
+    return dict.fromkeys(evaluation.probes_on_embeddings, heads)

@@ -4,13 +4,13 @@
 ``{features}|{protocol}``, int32 [N]; ``log_probabilities|{features}|{protocol}``, float16 [N, C], where there are some.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from unlabeled.core.writing import save_safetensors
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import top1
@@ -39,8 +39,6 @@ def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Te
     out from the row on with which they would take more than 64 MiB. Raises ValueError where two rows have the same
     features and protocol, or a row's predictions are not N.
     """
-    from safetensors.torch import save
-
     tensors = {"labels": labels.cpu().long().contiguous(), "ids": ids.cpu().long().contiguous()}
     room = MOST_BYTES
     for row in rows:
@@ -56,10 +54,7 @@ def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Te
             room -= 2 * row.log_probabilities.numel()
             if room >= 0:
                 tensors[f"{LOG_PROBABILITIES}|{key}"] = row.log_probabilities.cpu().half().contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{NAME}.tmp"
-    unfinished.write_bytes(save(tensors))  # save_file lets nobody else read it
-    os.replace(unfinished, folder / NAME)
+    save_safetensors(folder / NAME, tensors)
     return folder / NAME
 
 

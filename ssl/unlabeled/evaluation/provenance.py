@@ -33,9 +33,17 @@ def trained_epochs(checkpoint: Checkpoint) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Of a file that need not be there."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return content
+    """Of a file that need not be there; a damaged one is said and left out: no number hangs on it."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict):
+        return content
+    print(f"warning: {path} is damaged and left out")
+    return {}
 
 
 def _speed(extractor: Extractor) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unlabeled.objective import MetricBound, Objective
+from unlabeled.objective import HasMetricBounds, MetricBound, Objective, Plan
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class RunFacts:
         return asdict(self) | {"signs": [sign._asdict() for sign in self.signs]}
 
 
-def collect_facts(objective: Objective, total_steps: int) -> RunFacts:
-    """Of a run; once a batch was seen, on which the loss at collapse may depend."""
+def collect_facts(objective: Objective, plan: Plan, total_steps: int) -> RunFacts:
+    """Of a run."""
     name, width = type(objective).__name__, objective.backbone.num_features
-    return RunFacts(name, objective.collapsed_at(), total_steps, width, tuple(objective.metric_bounds()))
+    signs = tuple(objective.metric_bounds(plan)) if isinstance(objective, HasMetricBounds) else ()
+    return RunFacts(name, objective.collapsed_at(plan), total_steps, width, signs)
 
 
 def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:

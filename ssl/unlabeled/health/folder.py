@@ -61,6 +61,8 @@ def _facts(run_dir: Path) -> RunFacts:
                 f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
+    if not isinstance(training, dict):
+        raise UserError(f"{run_dir / 'training.json'}: is damaged, it holds no keys; remove it")
     return RunFacts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
 
 

@@ -83,7 +83,7 @@ class Heartbeat(pl.Callback):
         assert isinstance(module, Pretraining)
         content = {"state": state, "error": error and _first_line(error), **self._progress(module), **self._process()}
         with suppress(OSError):  # who looks on must not end a run; a full disk is said where a checkpoint is written
-            write_atomic(self.path, json.dumps(content, indent=1) + "\n")
+            write_atomic(self.path, json.dumps(content, indent=1) + "\n", sync=False)
 
     def _progress(self, module: Pretraining) -> dict[str, Any]:
         step, now = module.global_step, self._recent[-1] if self._recent else None

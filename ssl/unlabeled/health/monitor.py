@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 from torch.optim import Optimizer
 
-from unlabeled.core.writing import write_atomic
+from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
@@ -21,7 +21,7 @@ from unlabeled.health.facts import collect_facts
 from unlabeled.health.folder import FILE, add_metrics
 from unlabeled.health.probe import ProbeSet
 from unlabeled.health.step import StepHealth
-from unlabeled.objective import Batch, Output
+from unlabeled.objective import HasSchedules
 from unlabeled.training.pretraining import Pretraining
 
 
@@ -46,11 +46,12 @@ class HealthMonitor(pl.Callback):
             )
         self.every_n_steps, self.probe_every_n_steps, self.stop = every_n_steps, probe_every_n_steps, stop
         self.probe = ProbeSet(images)
-        self.clock = _DataClock()
+        self._asked = self._since = self._waited = 0.0  # seconds: since when, and how long, batches are waited for
         self._step: StepHealth | None = None  # while one is looked at
         self._diagnosis: Diagnosis | None = None  # from the first metrics on
         self._news = False  # whether metrics came since it was last asked
         self._told: set[str] = set()  # findings that were printed
+        self._unwritable = False  # whether it was said that they cannot be kept
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to what the run writes; what it wrote before it was stopped counts."""
@@ -59,25 +60,24 @@ class HealthMonitor(pl.Callback):
 
         def listen(step: int, metrics: dict[str, float]) -> None:
             if self._diagnosis is None:
-                self._diagnosis = Diagnosis(collect_facts(module.objective, module.total_steps))
+                self._diagnosis = Diagnosis(collect_facts(module.objective, module.plan, module.total_steps))
                 add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
                 self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
             self._diagnosis.add(step, metrics)
             self._news = True
 
         trainer.loggers.append(_Listener(listen))
-        module.output_hooks.append(lambda batch, output: self._look(module, batch, output))
-
-    def _look(self, module: Pretraining, batch: Batch, output: Output) -> None:
-        step = module.global_step + 1
-        if module.part + 1 == module.accumulate and (step == 1 or step % self.every_n_steps == 0):
-            self._step = StepHealth(module.objective, isinstance(module.trainer.strategy, FullySharded))
-            self._step.output(batch, output)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.clock.batch_came()
+        assert isinstance(pl_module, Pretraining)
+        if self._asked:
+            self._waited += time.perf_counter() - self._asked
+        step = trainer.global_step + 1
+        if pl_module.part + 1 == pl_module.accumulate and (step == 1 or step % self.every_n_steps == 0):
+            self._step = StepHealth(pl_module.objective, isinstance(trainer.strategy, FullySharded))
+            pl_module.output_hooks.append(self._step.output)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -91,24 +91,31 @@ class HealthMonitor(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if pl_module.part == 0 and self._step is not None:
             looked, self._step = self._step, None
+            pl_module.output_hooks.remove(looked.output)
             self._write(pl_module, looked, trainer)
         if pl_module.part == 0 and self._news and self._diagnosis is not None:
             self._news = False
             self._tell(self._diagnosis, trainer)
-        self.clock.asked_for_the_next()
+        self._asked = time.perf_counter()
 
     def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
         looked.update()
-        step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self.clock.share())}
-        taken = module.progress._replace(step=step - 1, part=0)
-        found |= {
-            f"planned/{name}": torch.tensor(value) for name, value in module.objective.scheduled_values(taken).items()
-        }
+        step, found = module.global_step, looked.found | {"data_wait": torch.tensor(self._data_wait())}
+        if isinstance(module.objective, HasSchedules):
+            values = module.objective.scheduled_values(module.progress._replace(step=step - 1, part=0), module.plan)
+            found |= {f"planned/{name}": torch.tensor(value) for name, value in values.items()}
         if self._probe_is_due(step):
             assert isinstance(trainer.datamodule, DataModule)  # type: ignore[attr-defined]
             measured = self.probe.measure(module, trainer.datamodule)  # type: ignore[attr-defined]
             found |= {name: torch.tensor(value, dtype=torch.float64) for name, value in measured.items()}
         module.write({f"health/{name}": value for name, value in found.items()}, step)
+
+    def _data_wait(self) -> float:
+        """Share of the time since the last call that passed between a batch's end and the next one; 0 at first."""
+        now = time.perf_counter()
+        share = self._waited / (now - self._since) if self._since else 0.0
+        self._since, self._waited = now, 0.0
+        return share
 
     def _probe_is_due(self, step: int) -> bool:
         looks, rest = divmod(step, self.every_n_steps)
@@ -123,7 +130,7 @@ class HealthMonitor(pl.Callback):
         if trainer.is_global_zero:
             for finding in new:
                 print(f"{finding.severity}: {finding.sentence}", flush=True)
-            write_findings(diagnosis, Path(trainer.default_root_dir))
+            self._keep(diagnosis, Path(trainer.default_root_dir))
         collapsed = [finding for finding in findings if finding.collapse]
         if self.stop and collapsed:
             raise UserError(
@@ -131,36 +138,26 @@ class HealthMonitor(pl.Callback):
                 "health=watch goes on from the last checkpoint, or anew where there is none"
             )
 
+    def _keep(self, diagnosis: Diagnosis, run_dir: Path) -> None:
+        try:
+            write_findings(diagnosis, run_dir)
+        except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+            if not self._unwritable:
+                print(f"warning: {error}; the findings are only printed", flush=True)
+            self._unwritable = True
+
 
 def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     """``health.json`` with findings and facts, replaced as a whole and only where they changed."""
     path = run_dir / FILE
     findings = [finding._asdict() for finding in diagnosis.findings]
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
-    if path.exists() and path.read_text() == text:
-        return
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass  # there is none, or it is damaged: it is written anew
     write_atomic(path, text)
-
-
-class _DataClock:
-    """The share of time that passes between the end of a batch and the arrival of the next."""
-
-    def __init__(self) -> None:
-        self._asked = self._since = self._waited = 0.0
-
-    def asked_for_the_next(self) -> None:
-        self._asked = time.perf_counter()
-
-    def batch_came(self) -> None:
-        if self._asked:
-            self._waited += time.perf_counter() - self._asked
-
-    def share(self) -> float:
-        """Since the last call; 0 at first."""
-        now = time.perf_counter()
-        share = self._waited / (now - self._since) if self._since else 0.0
-        self._since, self._waited = now, 0.0
-        return share
 
 
 class _Listener(Logger):

@@ -12,7 +12,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.evaluation.features import Features, Transform, apply_head, extract
-from unlabeled.objective import Batch
+from unlabeled.objective import Batch, HasTeacher
 from unlabeled.representation.similarity import alignment, uniformity
 from unlabeled.representation.spectrum import normalised_std, ranks
 from unlabeled.training.pretraining import Pretraining
@@ -71,12 +71,11 @@ class ProbeSet:
 
     def _teacher(self, module: Pretraining, x: Tensor) -> dict[str, float]:
         """Mean cosine between the features that teacher and student give of an image."""
-        followers = module.objective.teacher_student_pairs()
-        if not followers:
+        if not isinstance(module.objective, HasTeacher):
             return {}
         some = self._batches[:COMPARED]
         precision = str(module.trainer.precision)
-        copy = followers[0][0]
+        copy = module.objective.teacher_student_pairs()[0][0]
         teacher = extract(copy, some, module.views.evaluation_view, module.device, precision, check_finite=False).x
         first = distributed.rank() * (len(x) // distributed.world_size())
         mine = x[first : first + len(teacher)].cpu()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unlabeled import distributed
 from unlabeled.distributed.dtensor import local_shard
-from unlabeled.objective import Batch, Objective, Output
+from unlabeled.objective import Batch, HasTeacher, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 
 PIXEL = 255  # the largest value of one
@@ -69,9 +69,9 @@ class StepHealth:
 
     def _teacher(self) -> dict[str, Tensor]:
         """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
-        pairs = self.objective.teacher_student_pairs()
-        if not pairs:
+        if not isinstance(self.objective, HasTeacher):
             return {}
+        pairs = self.objective.teacher_student_pairs()
         slow, fast = (local_pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
         like = local_shard(next(pairs[0][0].parameters()))
         apart = self._length(torch._foreach_sub(slow, fast) if slow else [], like)

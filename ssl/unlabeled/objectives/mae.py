@@ -249,7 +249,7 @@ class MAE(Objective):
         """A second view would be made for nothing."""
         plan.needs_views(1, 1)
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"mask_ratio": self.mask_ratio}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -259,7 +259,7 @@ class MAE(Objective):
         loss = masked_patch_loss(prediction, images, mask, self.backbone.patch_size, self.normalize_targets)
         return Output(loss, self.backbone.pool(tokens.detach()))
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """Loss of a decoder that paints every patch in its mean, whatever it was given; None without normalisation.
 
         Targets then have mean 0 and unbiased variance 1, so that the mean of their squares is 1 − 1/(p·p·3), a little

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
-from unlabeled.core.seeding import derive_seed, to_device
+from unlabeled.core.seeding import derive_seed
 from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
@@ -101,21 +101,25 @@ class KeyQueue(nn.Module):
         self.pointer.add_(len(new)).remainder_(len(self.keys))
 
 
-def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, permutation: Tensor) -> Tensor:
+@torch.no_grad()
+def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
     """ShuffleBN (arXiv:1911.05722, section 3.3): encode another share of the global batch, return one's own rows.
 
     BatchNorm statistics then are of other images than the query's, and do not give the positive away.
 
     Args:
-        encode: [B, ...] → [B, D].
+        encode: [B, ...] → [B, D]; gets no gradient.
         images: [B, ...], this process's.
-        permutation: int64 [N] of the global batch, the same on every process.
+        seed: of the permutation of the global batch, the same on every process.
 
     Returns:
         [B, D], row i belongs to ``images[i]``.
     """
+    generator, total = torch.Generator().manual_seed(seed), len(images) * distributed.world_size()
+    # On the CPU, whatever torch's default device is; pinned, or the host would wait for a GPU.
+    permutation = torch.randperm(total, generator=generator, device="cpu", pin_memory=images.is_cuda)
+    permutation = permutation.to(images.device, non_blocking=True)
     mine = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
-    permutation = to_device(permutation, images.device)
     encoded = distributed.gather(encode(distributed.gather(images)[permutation[mine]]))
     return encoded[permutation.argsort()[mine]]
 
@@ -164,7 +168,6 @@ class MoCo(Objective):
         self.queue = KeyQueue(queue_size, projection_dim)
         self.temperature, self.momentum = temperature, momentum
         self.symmetric, self.bn_splits = symmetric, bn_splits
-        self.keys_per_batch = 0  # over all processes, known from check on
 
     def check(self, plan: Plan) -> None:
         """Two views, a queue no longer than the data set, and ``bn_splits`` parts of equal size over all processes."""
@@ -178,7 +181,6 @@ class MoCo(Objective):
             raise UserError(f"objective.bn_splits={splits}: must be a multiple of the {plan.processes} processes")
         if plan.batch_size % splits:
             raise UserError(f"batch_size={plan.batch_size}: must be a multiple of objective.bn_splits={splits}")
-        self.keys_per_batch = plan.batch_size * (1 + self.symmetric)
 
     def plan_warnings(self, plan: Plan) -> list[Check]:
         size, shorter = len(self.queue.keys), 1 << max(0, (plan.images - 1).bit_length() - 1)
@@ -191,13 +193,12 @@ class MoCo(Objective):
             )
         ]
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         """``queue_fill`` is the share of keys that are of images, the others are random; ``queue_age`` is in steps."""
-        values, size = {"momentum": self.momentum, "temperature": self.temperature}, len(self.queue.keys)
-        if not self.keys_per_batch:
-            return values
-        fill = min(1.0, progress.batch * self.keys_per_batch / size)
-        return values | {"queue_fill": fill, "queue_age": fill * size / (self.keys_per_batch * progress.parts)}
+        size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + self.symmetric)
+        fill = min(1.0, progress.batch * keys_per_batch / size)
+        age = fill * size / (keys_per_batch * progress.parts)
+        return {"momentum": self.momentum, "temperature": self.temperature, "queue_fill": fill, "queue_age": age}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
@@ -205,30 +206,30 @@ class MoCo(Objective):
         if self.training and progress.part == 0:  # once a step
             ema.update(self.momentum_backbone, self.backbone, self.momentum)
             ema.update(self.momentum_projector, self.projector, self.momentum)
-        features = self.backbone(x1)
-        q1, k2 = self.projector(features), self._keys(x2, progress, 0)
+        features, seeds = self.backbone(x1), (progress.seed, progress.batch)
+
+        def encode(images: Tensor) -> Tensor:
+            keys: Tensor = self.momentum_projector(self.momentum_backbone(images))
+            return keys
+
+        q1, k2 = self.projector(features), encode_shuffled(encode, x2, derive_seed(*seeds, 0, _SHUFFLE))
+        similarity = F.cosine_similarity(q1.detach().float(), k2.float()).mean()
         loss, keys = queue_contrast(q1, k2, self.queue.keys, self.temperature), [k2]
         if self.symmetric:
-            q2, k1 = self.projector(self.backbone(x2)), self._keys(x1, progress, 1)
+            q2, k1 = self.projector(self.backbone(x2)), encode_shuffled(encode, x1, derive_seed(*seeds, 1, _SHUFFLE))
             loss, keys = loss + queue_contrast(q2, k1, self.queue.keys, self.temperature), [k1, k2]
         if self.training:
             for k in keys:  # one by one: the order in the queue is then that of the global batch
                 self.queue.enqueue(k)
-        return Output(loss, features.detach(), {"positive_similarity": _similarity(q1, k2)}, q1, k2)
-
-    @torch.no_grad()
-    def _keys(self, images: Tensor, progress: Progress, turn: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, turn, _SHUFFLE))
-        permutation = torch.randperm(len(images) * distributed.world_size(), generator=generator, device="cpu")
-        return encode_shuffled(lambda x: self.momentum_projector(self.momentum_backbone(x)), images, permutation)
+        return Output(loss, features.detach(), {"positive_similarity": similarity}, q1, k2)
 
     def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
         return (1 + self.symmetric) * math.log(len(self.queue.keys) + 1)
 
@@ -274,12 +275,11 @@ class MoCoV3(Objective):
         self.momentum_backbone = ema.frozen_copy(self.backbone)
         self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
         self.temperature, self.momentum = temperature, momentum
-        self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def _momentum_at(self, progress: Progress) -> float:
@@ -288,7 +288,6 @@ class MoCoV3(Objective):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward per view: BatchNorm sees the views apart, as in the official code."""
         x1, x2 = batch.views
-        self.batch_size = len(x1) * distributed.world_size()
         features = self.backbone(x1)
         q1, q2 = self._predict(features), self._predict(self.backbone(x2))
         momentum = self._momentum_at(progress)
@@ -297,7 +296,8 @@ class MoCoV3(Objective):
             ema.update(self.momentum_projector, self.projector, momentum)
         k1, k2 = self._keys(x1), self._keys(x2)
         loss = batch_contrast(q1, q2, k1, k2, self.temperature)
-        metrics = {"positive_similarity": _similarity(q1, k2), "momentum": loss.new_full((), momentum)}
+        similarity = F.cosine_similarity(q1.detach().float(), k2.float()).mean()
+        metrics = {"positive_similarity": similarity, "momentum": loss.new_full((), momentum)}
         return Output(loss, features.detach(), metrics, q1, k2)
 
     def _predict(self, features: Tensor) -> Tensor:
@@ -312,12 +312,12 @@ class MoCoV3(Objective):
     def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.momentum_backbone, self.backbone), (self.momentum_projector, self.projector)
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """2·2T·ln N for a global batch of N images."""
-        return 4 * self.temperature * math.log(self.batch_size) if self.batch_size else None
+        return 4 * self.temperature * math.log(plan.batch_size)
 
 
 def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
@@ -357,7 +357,3 @@ def _check(momentum: float, projection_layers: int) -> None:
         raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
     if projection_layers < 1:
         raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
-
-
-def _similarity(q: Tensor, k: Tensor) -> Tensor:
-    return F.cosine_similarity(q.detach().float(), k.float()).mean()

@@ -154,7 +154,7 @@ class PAWS(Objective):
         if len(set(sizes)) > 1:
             raise UserError(f"views: the first {LARGE} of objective=paws are the large ones, of one size; here {sizes}")
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"temperature": self.temperature, "sharpen": self.sharpen}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -185,11 +185,11 @@ class PAWS(Objective):
         labels = exact * (1 - self.label_smoothing) + self.label_smoothing / self.classes
         return labels.repeat(len(support.views), 1)
 
-    def head(self) -> nn.Module | None:
+    def head(self) -> nn.Module:
         """Projector and prediction head: the official evaluation compares what comes out of both."""
         return nn.Sequential(self.projector, self.predictor)
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         """Sharpened targets name few classes; those that name all alike teach nothing, and me-max is content."""
         return (
             MetricBound(
@@ -212,7 +212,7 @@ class PAWS(Objective):
             ),
         )
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """0: with equal embeddings the cross-entropy is ln K and me-max −ln K; one class for all gives nearly 0 too."""
         return 0.0
 

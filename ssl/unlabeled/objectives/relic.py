@@ -168,7 +168,6 @@ class ReLIC(Objective):
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
         self.negatives, self.stop_gradient, self.momentum = negatives, stop_gradient, momentum
         self.include_same_view, self.small_invariance = include_same_view, small_invariance
-        self.candidates = 1 + negatives if negatives else 0  # of the last batch where all are taken
 
     def check(self, plan: Plan) -> None:
         """Two large views at least, and as many other images as negatives."""
@@ -181,7 +180,7 @@ class ReLIC(Objective):
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
@@ -204,7 +203,6 @@ class ReLIC(Objective):
         """Once a step, so that all pairs of views are compared on the same images; drawn for the global batch."""
         total = images * distributed.world_size()
         count = total - 1 if self.negatives is None else self.negatives
-        self.candidates = 1 + count
         generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, _NEGATIVES))
         first = distributed.rank() * images
         return sample_negatives(total, count, generator)[first : first + images]
@@ -244,13 +242,13 @@ class ReLIC(Objective):
     def _momentum_at(self, progress: Progress) -> float:
         return ema.momentum_at(progress.fraction, self.momentum)
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         """Chance finds an image among its negatives once in so many; embeddings that are all equal never do."""
         return (
             MetricBound(
                 "instances-not-found",
                 "instance_top1",
-                1 / max(1, self.candidates),
+                1 / self._candidates(plan),
                 1.0,
                 "images are told from their negatives no better than by chance",
                 "a lower objective.temperature, weaker views, and a look at optimizer.lr and its warm-up",
@@ -258,9 +256,13 @@ class ReLIC(Objective):
             ),
         )
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """α · ln(n+1)."""
-        return self.alpha * math.log(self.candidates) if self.candidates else None
+        return self.alpha * math.log(self._candidates(plan))
+
+    def _candidates(self, plan: Plan) -> int:
+        """Among how many images one is found: itself and its negatives, n + 1."""
+        return plan.batch_size if self.negatives is None else 1 + self.negatives
 
 
 def _own_first(log_p: Tensor) -> Tensor:

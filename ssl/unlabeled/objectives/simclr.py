@@ -56,26 +56,24 @@ class SimCLR(Objective):
         self.backbone = backbone
         self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
         self.temperature = temperature
-        self.batch_size = 0  # global, of the last batch: what the value at collapse depends on
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """One forward over both views: BatchNorm sees 2B images, as in the official code."""
         features = self.backbone(torch.cat(batch.views))
         z1, z2 = self.projector(features).chunk(2)
-        self.batch_size = len(z1) * distributed.world_size()
         similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
         loss = nt_xent(z1, z2, self.temperature)
         return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity}, embeddings=z1)
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """ln(2N−1) for a global batch of N images."""
-        return math.log(2 * self.batch_size - 1) if self.batch_size else None
+        return math.log(2 * plan.batch_size - 1)

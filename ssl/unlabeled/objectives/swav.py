@@ -191,7 +191,6 @@ class SwAV(Objective):
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
         self.was_full = False  # the queue, when a step of this process began
-        self.batch_size = 0  # over all processes, known from check on
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self._normalise_prototypes()
 
@@ -202,7 +201,6 @@ class SwAV(Objective):
         length = self._queue_length
         if length > images:
             raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
-        self.batch_size = plan.batch_size
 
     def plan_warnings(self, plan: Plan) -> list[Check]:
         """Sinkhorn shares out the prototypes among the batch and the queue."""
@@ -221,23 +219,23 @@ class SwAV(Objective):
         )
         return [samples] if self.queue is None else [samples, queue]
 
-    def scheduled_values(self, progress: Progress) -> dict[str, float]:
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         values = {"temperature": self.temperature, "epsilon": self.epsilon}
         values["prototypes_trained"] = float(self._trains_prototypes(progress))
-        if self.queue is None or not self.batch_size:
+        if self.queue is None:
             return values
-        fill = self._fill(progress)
+        fill = self._fill(progress, plan.batch_size)
         return values | {
             "queue_fill": fill,
-            "queue_age": fill * self._queue_length / (self.batch_size * progress.parts),
+            "queue_age": fill * self._queue_length / (plan.batch_size * progress.parts),
         }
 
-    def _fill(self, progress: Progress) -> float:
+    def _fill(self, progress: Progress, batch_size: int) -> float:
         """Share of the queue that is written when a step begins."""
         steps = range(progress.step)
         first = bisect.bisect_left(steps, True, key=lambda step: self._queues(progress._replace(step=step)))
         batches = progress.batch - first * progress.parts
-        return min(1.0, max(0, batches) * self.batch_size / self._queue_length)
+        return min(1.0, max(0, batches) * batch_size / self._queue_length)
 
     @property
     def _queue_length(self) -> int:
@@ -312,7 +310,7 @@ class SwAV(Objective):
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    def metric_bounds(self) -> Sequence[MetricBound]:
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         """Codes of a batch are spread over all prototypes, whatever the network does: Sinkhorn sees to it."""
         k = self.prototypes.out_features
         return (
@@ -326,10 +324,10 @@ class SwAV(Objective):
             ),
         )
 
-    def prototype_scores(self, features: Tensor) -> Tensor | None:
+    def prototype_scores(self, features: Tensor) -> Tensor:
         return _dot_products(_unit_rows(self.projector(features)), self.prototypes.weight)
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """ln K."""
         return math.log(self.prototypes.out_features)
 

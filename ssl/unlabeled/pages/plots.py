@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.core.writing import save_plot
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ def save_figure(figure: "Figure", path: Path, label: str) -> str:
     """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
-        figure.savefig(path)
+        save_plot(path, figure)
         return figure_as_svg(figure, label)
 
 

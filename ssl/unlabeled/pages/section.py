@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.core.writing import save_picture
 from unlabeled.pages.html import inline_thumbnail
 from unlabeled.pages.plots import save_figure
 
@@ -74,6 +75,7 @@ def save_columns(columns: dict[str, list[Tensor]], path: Path) -> None:
     """Titled columns of images as one PNG, for Markdown."""
     from unlabeled.pages.draw import draw_columns
 
-    draw_columns(
-        {name: torch.stack([thumbnail(image, THUMBNAIL) for image in images]) for name, images in columns.items()}
-    ).save(path)
+    small_ones = {
+        name: torch.stack([thumbnail(image, THUMBNAIL) for image in images]) for name, images in columns.items()
+    }
+    save_picture(path, draw_columns(small_ones))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.core.environment import plain_values
-from unlabeled.core.writing import write_atomic
+from unlabeled.core.writing import save_picture, save_plot, write_atomic
 from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.figures import distance_plot, invariance_plot, matrices, spectrum_plot
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 NAME = "representation"
 
 
-def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]) -> str:
-    """Write all files into ``folder``, which is made where it is missing; returns the table of numbers as text.
+def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]) -> None:
+    """Write all files into ``folder``, which is made where it is missing.
 
     In the json numbers are not rounded, and one that is not finite is null.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in _plots(analysis)}
     for name, (figure, _) in pictures.items():
-        figure.savefig(folder / name)
+        save_plot(folder / name, figure)
     shown = {name: words for name, (_, words) in pictures.items()}
     if analysis.rollouts:
-        draw_columns(analysis.rollouts).save(folder / f"{NAME}_attention.png")
+        save_picture(folder / f"{NAME}_attention.png", draw_columns(analysis.rollouts))
         shown[f"{NAME}_attention.png"] = (
             "Attention rollout: where the features come from. To think with, no measurement."
         )
@@ -39,7 +38,6 @@ def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]
     )
     write_atomic(folder / f"{NAME}.json", values + "\n")
     write_atomic(folder / f"{NAME}.md", _page(analysis, protocol, shown))
-    return measures_table(analysis)
 
 
 def analysis_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ to the checkpoint, the table is written again from it, TensorBoard is told to fo
 take nothing back and loses what it had not yet written, keeps both and is told the last part again.
 """
 
-import contextlib
 import csv
+import io
 import json
 import os
+import re
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
 
@@ -30,13 +33,20 @@ def load_or_create_id(path: Path) -> str:
     """A random name that is the same whenever the run is started: drawn by its first process, and kept in a file."""
     if not path.exists():
         _draw_id(path)
-    return path.read_text().strip() if path.exists() else ""
+    if not path.exists():
+        return ""
+    try:
+        kept = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        kept = ""
+    if not re.fullmatch(r"[\w-]+", kept):
+        raise UserError(f"{path} is damaged: it holds no id of a run; remove it, and a new one begins there")
+    return kept
 
 
 @rank_zero_only
 def _draw_id(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(secrets.token_hex(8) + "\n")
+    write_atomic(path, secrets.token_hex(8) + "\n")
 
 
 class JsonLines(Logger):
@@ -60,8 +70,10 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        try:
+            append_line(self.path, json.dumps({"step": step, **metrics}))
+        except Unwritable as error:
+            raise Unwritable(f"{error}; make room and give the same command again") from error
 
     def sync(self) -> int:
         """Wait until all lines are on the disk, and return how many bytes they are."""
@@ -112,20 +124,21 @@ class Csv(Logger):
         if not set(row) <= set(self.columns):
             self._write_again(row)
             return
-        with self.path.open("a", newline="") as file:
+        with one_line(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_again(self, row: dict[str, Any]) -> None:
         """From ``metrics.jsonl``, whose last line is this row, or the part of it that is the same in every session."""
-        rows = [json.loads(line) for line in self.lines.read_text().splitlines()] if self.lines.exists() else []
+        rows = _rows(self.lines.read_bytes()) if self.lines.exists() else []
         if rows and rows[-1].items() <= row.items():
             rows.pop()
         rows.append(row)
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue())
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -213,10 +226,8 @@ class WeightsAndBiases(WandbLogger):
     def begin(self, step: int) -> None:
         """A session goes on after ``step`` steps: tell again what the one before may have lost, if it was killed."""
         if step and self.unfinished.exists():
-            for line in self.lines.read_bytes()[-UNWRITTEN:].splitlines():
-                if line.startswith(b"{"):  # the first may be cut
-                    row = json.loads(line)
-                    self.log_metrics(row, row.pop("step"))
+            for row in _rows(self.lines.read_bytes()[-UNWRITTEN:]):
+                self.log_metrics(row, row.pop("step"))
         self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes none
         self.unfinished.touch()
 
@@ -261,7 +272,7 @@ class MLflow(MLFlowLogger):
                 raise UserError(f"logger.mlflow.tracking_uri={self.tracking_uri}: {error}") from error
             print("MLflow keeps the values that the run was started with; config.yaml has those of this session")
         if self.run_id is not None:
-            self.id_file.write_text(f"{self.run_id}\n")
+            write_atomic(self.id_file, f"{self.run_id}\n")
 
 
 def wait_for_scores(loggers: Sequence[Logger]) -> None:
@@ -289,9 +300,20 @@ def log_end(loggers: Sequence[Logger], scores: Mapping[str, float], speed: Mappi
         logger.finalize("success")
 
 
+def _rows(lines: bytes) -> list[dict[str, Any]]:
+    """Those of ``metrics.jsonl``, without one that is cut or damaged."""
+    rows = []
+    for line in lines.splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
 def _require(package: str, remedy: str, *or_else: str) -> None:
     for name in or_else:
-        with contextlib.suppress(metadata.PackageNotFoundError):
+        with suppress(metadata.PackageNotFoundError):
             metadata.version(name)
             return
     try:

@@ -10,12 +10,14 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from unlabeled.core.writing import Unwritable, save_picture
+from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, eval_mode, extract, full_float32
-from unlabeled.objective import Batch, Objective
+from unlabeled.objective import Batch, HasPrototypes, HasVisualization, Objective
 from unlabeled.pages.draw import draw_columns, shrink_images
 from unlabeled.pages.feature_map import draw_map
 from unlabeled.training.pretraining import Pretraining
@@ -34,8 +36,8 @@ class Pictures(pl.Callback):
 
     ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
     same training images all along, seen as evaluation sees them, so that those of different epochs compare:
-    ``feature_map``; ``reconstructions``, where a method paints (``Objective.visualize``); ``prototypes``, where it has
-    some (``Objective.prototype_scores``), those that are nearest to most images with the images nearest to each.
+    ``feature_map``; ``reconstructions``, where a method paints (``HasVisualization``); ``prototypes``, where it has
+    some (``HasPrototypes``), those that are nearest to most images with the images nearest to each.
 
     The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
     and the random state stay as they are.
@@ -55,11 +57,11 @@ class Pictures(pl.Callback):
                 raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
         self.every_n_epochs, self.num_images, self.pool = every_n_epochs, images, pool
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretraining)
-        if trainer.is_global_zero and pl_module.progress.batch == 0:
+        if trainer.is_global_zero and trainer.global_step == 0 and not trainer.should_stop:
+            loader: Resumable = trainer.train_dataloader  # type: ignore[assignment]
+            batch = trainer.strategy.batch_to_device(loader.peek())
             save_and_log(trainer, "views", draw_columns(self.views(pl_module, batch)))
             if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
                 print("pictures: those of the views alone, with fsdp no process has the weights for the others")
@@ -77,13 +79,14 @@ class Pictures(pl.Callback):
         reconstructions = self.reconstructions(pl_module, data, device)
         if reconstructions:
             save_and_log(trainer, "reconstructions", draw_columns(reconstructions))
-        has_prototypes = type(pl_module.objective).prototype_scores is not Objective.prototype_scores
-        pixels, features = self.look(pl_module, data, device, self.pool if has_prototypes else MAPPED)
+        objective = pl_module.objective
+        count = self.pool if isinstance(objective, HasPrototypes) else MAPPED
+        pixels, features = self.look(pl_module, data, device, count)
         if not features.x.isfinite().all():
             return  # a picture is no reason to stop; whoever is asked for numbers will say it
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
         save_and_log(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
-        prototypes = nearest_images(pl_module.objective, features.x.to(device), pixels, self.num_images)
+        prototypes = nearest_images(objective, features.x.to(device), pixels, self.num_images)
         if prototypes is not None:
             save_and_log(trainer, "prototypes", draw_columns(*prototypes))
 
@@ -101,13 +104,16 @@ class Pictures(pl.Callback):
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1] of ``Objective.visualize``; none where the method paints nothing."""
+        """Columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none where the method paints nothing."""
+        objective = module.objective
+        if not isinstance(objective, HasVisualization):
+            return {}
         for batch in data.batches(data.train, self._positions(module, data, self.num_images), self.num_images):
             images, sizes = batch_to_device(batch, device)
             view = module.views.evaluation_view(images, sizes)
             seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
-            with eval_mode(module.objective), torch.autocast(device.type, enabled=False):
-                columns = module.objective.visualize(seen, module.seed)
+            with eval_mode(objective), torch.autocast(device.type, enabled=False):
+                columns = objective.visualize(seen, module.seed)
             return {
                 name: shrink_images(module.views.to_pixels(column), LARGEST_TILE) for name, column in columns.items()
             }
@@ -146,11 +152,10 @@ def nearest_images(
     Returns:
         Columns [rows, 3, h, w], from the nearest on, and a caption for each row; None where there are no prototypes.
     """
-    with eval_mode(objective), full_float32(x.device):
-        scores = objective.prototype_scores(x)
-    if scores is None:
+    if not isinstance(objective, HasPrototypes):
         return None
-    scores = scores.float().cpu()
+    with eval_mode(objective), full_float32(x.device):
+        scores = objective.prototype_scores(x).float().cpu()
     counts = scores.argmax(1).bincount(minlength=scores.shape[1])
     chosen = counts.argsort(descending=True, stable=True)[:rows]
     cosines, nearest = scores[:, chosen].topk(min(NEAREST, len(scores)), dim=0)  # [images, rows]
@@ -172,9 +177,11 @@ def _squared(images: Tensor, side: int) -> Tensor:
 
 def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
     """Write a picture to the run's folder and hand it to the loggers."""
-    folder = Path(trainer.default_root_dir) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{name}-step-{trainer.global_step:08d}.png")
+    path = Path(trainer.default_root_dir) / "pictures" / f"{name}-step-{trainer.global_step:08d}.png"
+    try:
+        save_picture(path, picture)
+    except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+        print(f"warning: {error}")
     log_picture(trainer.loggers, name, picture, trainer.global_step)
 
 

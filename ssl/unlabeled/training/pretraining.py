@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unlabeled.core.seeding import derive_seed
+from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed.fsdp import FullySharded
-from unlabeled.objective import Batch, Objective, Output, Progress, Support
+from unlabeled.objective import AfterBackward, Batch, Objective, Output, Plan, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
@@ -20,14 +21,14 @@ _SUPPORT = 0x5099  # keeps the draws of labelled images apart from those of the 
 
 
 class StepGuard(Protocol):
-    """Decides which steps are taken; :class:`unlabeled.training.faults.guard.NonFiniteGuard`, which knows this module."""
+    """Decides which steps are taken; ``training.faults.guard.NonFiniteGuard``, which knows this module."""
 
     skipped: int  # steps not taken so far
     folder: Path  # of the records of such steps
 
     def begin(self, module: "Pretraining", batch: Batch) -> None: ...
     def note(self, loss: Tensor) -> None: ...
-    def run_step(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None: ...
+    def allows_step(self, module: "Pretraining") -> bool: ...
     def check_weights(self, module: "Pretraining") -> None: ...
     def state_dict(self) -> dict[str, int]: ...
     def load_state_dict(self, state: dict[str, int]) -> None: ...
@@ -36,11 +37,14 @@ class StepGuard(Protocol):
 class Pretraining(pl.LightningModule):
     """Views on the device, the objective's loss, an optimizer step at its learning rate, the objective's own update.
 
+    To Lightning one optimizer step is a call of :meth:`optimizer_step`, and the last batch of the step is computed in
+    there: views, loss and gradients by :meth:`training_step`, then the verdict, then the optimizer.
+
     Args:
         objective: the method, with its backbone.
         views: makes the views of a batch.
         optimizer: how it is optimised.
-        batch_size: over all processes.
+        plan: what the run gives its objective.
         accumulate: batches whose gradients are averaged in a step.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
@@ -54,7 +58,7 @@ class Pretraining(pl.LightningModule):
         objective: Objective,
         views: Views,
         optimizer: OptimizerConfig,
-        batch_size: int,
+        plan: Plan,
         accumulate: int,
         total_steps: int,
         steps_per_epoch: int,
@@ -67,7 +71,8 @@ class Pretraining(pl.LightningModule):
         # Convolutions are faster with channels last, on GPUs and on CPUs.
         self.objective: Objective = objective.to(memory_format=torch.channels_last)
         self.views = views
-        self.optimizer_config, self.batch_size, self.accumulate = optimizer, batch_size, accumulate
+        self.optimizer_config, self.plan, self.accumulate = optimizer, plan, accumulate
+        self.batch_size = plan.batch_size  # over all processes
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
         # callbacks that look at each output, with its graph
@@ -88,6 +93,10 @@ class Pretraining(pl.LightningModule):
         step = self.global_step
         return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
 
+    def is_written(self, step: int) -> bool:
+        """Whether the metrics of a step, counted from 1, are kept: every so often, and those of the first and last."""
+        return step in (1, self.total_steps) or step % self.log_every_n_steps == 0
+
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
@@ -107,13 +116,14 @@ class Pretraining(pl.LightningModule):
         return self.optimizer_config.build(self.objective, self.images_per_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        self.faults.begin(self, batch)
         output = self.output_of(batch)
         self.faults.note(output.loss)
         for hook in self.output_hooks:
             hook(batch, output)
         self.part += 1
         # Reading a loss waits for the device.
-        if self.part == self.accumulate and (self.global_step + 1) % self.log_every_n_steps == 0:
+        if self.part == self.accumulate and self.is_written(self.global_step + 1):
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
             metrics["skipped_steps"] = torch.tensor(float(self.faults.skipped))
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
@@ -121,34 +131,33 @@ class Pretraining(pl.LightningModule):
 
     def output_of(self, batch: Batch) -> Output:
         """What the objective makes of the batch that comes next; the same whenever it is asked."""
+        progress = self.progress
         # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
         # run draws the same, and to the process, so that two do not drop the same units.
-        torch.manual_seed(derive_seed(self.seed, self.progress.batch, self.global_rank))
-        output: Output = self.objective(self._with_views(batch), self.progress)
+        torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
+        views = self.views_of(batch, self.view_key(batch))
+        support = None if batch.support is None else self._support_with_views(batch.support)
+        output: Output = self.objective(batch._replace(views=views, support=support), progress)
         return output
 
     def view_key(self, batch: Batch) -> ViewKey:
         """Names the draws of the views: (seed, batch), and the place in the global batch."""
         return ViewKey(self.seed, self.progress.batch, self.global_rank * len(batch.images), self.batch_size)
 
-    def _with_views(self, batch: Batch) -> Batch:
-        """Views are made on the device, in full precision."""
-        with torch.autocast(batch.images.device.type, enabled=False):
-            views = self.views(batch.images, batch.ids, self.view_key(batch), sizes=batch.sizes)
-        views = tuple(view.to(memory_format=torch.channels_last) for view in views)
-        return batch._replace(views=views, support=self._support_with_views(batch.support))
+    def views_of(self, images: Batch | Support, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
+        """Views, or the ``first`` of them, are made on the device, in full precision: float [B, 3, h, w] each."""
+        with torch.autocast(images.images.device.type, enabled=False):
+            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes)
+        return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
-    def _support_with_views(self, support: Support | None) -> Support | None:
+    def _support_with_views(self, support: Support) -> Support | None:
         """Labelled images are seen as the batch's first views are, with draws of their own."""
-        wanted = self.objective.support
-        if support is None or wanted is None:
+        if not isinstance(self.objective, NeedsSupport):
             return None
-        images = len(support.images)
+        wanted, images = self.objective.support, len(support.images)
         seed = derive_seed(self.seed, _SUPPORT)
         key = ViewKey(seed, self.progress.batch, self.global_rank * images, wanted.images_per_step)
-        with torch.autocast(support.images.device.type, enabled=False):
-            views = self.views(support.images, support.ids, key, first=wanted.views, sizes=support.sizes)
-        return support._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in views))
+        return support._replace(views=self.views_of(support, key, wanted.views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""
@@ -158,22 +167,20 @@ class Pretraining(pl.LightningModule):
             logger.log_metrics({"epoch": step / self.steps_per_epoch, **mean}, step)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.objective.after_backward(self.progress._replace(part=0))
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.faults.begin(self, batch)
+        if isinstance(self.objective, AfterBackward):
+            self.objective.after_backward(self.progress)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the planned learning rate, then the objective's own update with the progress of that step.
 
         Neither where the loss or a gradient is not finite: the step then counts, and changes nothing.
         """
-        progress = self.progress._replace(part=0)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        loss = self.faults.run_step(self, optimizer_closure)
-        self.part = 0
-        if loss is not None:
+        loss = optimizer_closure()  # training_step and backward of the step's last batch
+        good, self.part = self.faults.allows_step(self), 0
+        if good:
+            progress, rate = self.progress, self.learning_rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
             self.objective.after_step(progress)
         self.steps_taken += 1

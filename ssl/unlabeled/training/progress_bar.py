@@ -19,7 +19,7 @@ class RunProgress(pl.callbacks.ProgressBar):
         self.console = Console()
         self._bar: Progress | None = None
         self._first = self._since = (0, 0.0)  # step and time of the first and of the last reading
-        self._line = ""
+        self._line = "pretraining"
 
     def disable(self) -> None:
         """Lightning calls this on every process but the first."""
@@ -52,28 +52,30 @@ class RunProgress(pl.callbacks.ProgressBar):
         step = trainer.global_step
         if pl_module.part:  # gradients are being accumulated
             return
-        if step % pl_module.log_every_n_steps == 0:
-            self._line = self._numbers(pl_module, float(outputs["loss"]), step)
         if self.console.is_jupyter:
-            if step % pl_module.log_every_n_steps == 0 or step == pl_module.total_steps:
+            if pl_module.is_written(step) or step == pl_module.total_steps:
                 end = "\n" if step == pl_module.total_steps else ""
-                print(f"\r{self._epoch_line(pl_module, step)}", end=end, flush=True)
+                print(f"\r{self._epoch_line(pl_module, float(outputs['loss']), step)}", end=end, flush=True)
         elif self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=self._line or "pretraining")
+            if pl_module.is_written(step):
+                self._line = f"step {step}  {self._numbers(pl_module, float(outputs['loss']), step)}"
+            self._bar.update(self._bar.task_ids[0], completed=step, description=self._line)
         elif pl_module.is_due(every_n_epochs=1):
-            self.console.print(self._epoch_line(pl_module, step), highlight=False)
+            self.console.print(self._epoch_line(pl_module, float(outputs["loss"]), step), highlight=False)
 
     def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
+        """Of a step that was just taken, and the speed since the last one that was told."""
         last_step, last_time = self._since
         self._since = (step, time.monotonic())
         speed = (step - last_step) * module.images_per_step / (self._since[1] - last_time)
-        return f"loss {loss:.3f}  lr {module.learning_rate:.2e}  {speed:,.0f} images/s"
+        used = module.optimizer_config.lr_at(module.progress._replace(step=step - 1, part=0), module.images_per_step)
+        return f"loss {loss:.3f}  lr {used:.2e}  {speed:,.0f} images/s"
 
-    def _epoch_line(self, module: Pretraining, step: int) -> str:
+    def _epoch_line(self, module: Pretraining, loss: float, step: int) -> str:
         first_step, first_time = self._first
         left = (time.monotonic() - first_time) / (step - first_step) * (module.total_steps - step)
-        epoch = -(-step // module.steps_per_epoch)
-        return f"epoch {epoch}  step {step}/{module.total_steps}  {self._line}  {timedelta(seconds=round(left))} left"
+        epoch, numbers = -(-step // module.steps_per_epoch), self._numbers(module, loss, step)
+        return f"epoch {epoch}  step {step}/{module.total_steps}  {numbers}  {timedelta(seconds=round(left))} left"
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:

@@ -10,11 +10,14 @@ import pytorch_lightning as pl
 import torch
 
 from unlabeled.core.run_config import write_config
+from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.resuming import check_fits
+from unlabeled.training.run_lock import RunLock
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 
@@ -27,19 +30,28 @@ class Run:
     module: Pretraining
     data: DataModule
     checkpoints: CheckpointFolder  # where its state is kept
+    lock: RunLock | None = None  # on the first process
 
     @property
     def checkpoint(self) -> Path:
         """The newest state."""
         return self.checkpoints.newest
 
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
     def fit(self, resolved: dict[str, Any]) -> None:
         """Train to the end, from the checkpoint if there is one; record what is run."""
         begun = self.checkpoints.find()
         run_dir = self.checkpoints.folder.parent
         self._check_labels(run_dir / "labels.txt", begun is not None)
+        if begun is not None:
+            check_fits(begun, self.module)
         if self.trainer.is_global_zero:
-            write_config(resolved, run_dir)
+            if begun is None or resolved.get("resume") == "override" or not (run_dir / "config.yaml").exists():
+                write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
             if begun is None:  # drop what a run left that never reached its first checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
@@ -61,12 +73,18 @@ class Run:
     def _check_labels(self, path: Path, resumes: bool) -> None:
         """The configuration names the list; what stands in it may have changed since the run was started."""
         labels = self.data.labels
-        if labels is not None and resumes and path.exists() and path.read_text() != labels.text:
+        if labels is None or not resumes or not path.exists():
+            return
+        try:
+            same = path.read_text(encoding="utf-8") == labels.text
+        except (OSError, ValueError):
+            same = False
+        if not same:
             raise UserError(f"{path} is not the list of labelled images that objective.support now gives; put it back")
 
     def _record_labels(self, path: Path) -> None:
         if self.data.labels is not None:
-            path.write_text(self.data.labels.text)
+            write_atomic(path, self.data.labels.text)
             print(f"{self.data.labels}; {DISJOINT}")
 
     def _write_summary(self, path: Path, seconds: float) -> None:
@@ -79,8 +97,11 @@ class Run:
             "precision": self.trainer.precision,
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
-            "collapsed_at": self.module.objective.collapsed_at(),
+            "collapsed_at": self.module.objective.collapsed_at(self.module.plan),
         }
         if self.data.labels is not None:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
-        path.write_text(json.dumps(summary, indent=2) + "\n")
+        try:
+            write_atomic(path, json.dumps(summary, indent=2) + "\n")
+        except Unwritable as error:  # the state is written, and is what a report is about
+            print(f"warning: {error}")

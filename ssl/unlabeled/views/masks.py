@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlabeled.core.writing import save_tensors
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
@@ -31,12 +32,7 @@ class Masks:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all; readable with ``torch.load(weights_only=True, mmap=True)``."""
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:  # by its name, torch.save would put the name into the file
-            torch.save({"format": FORMAT, **vars(self)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        save_tensors(path, {"format": FORMAT, **vars(self)})
 
     def rows(self, ids: Tensor, device: torch.device) -> Tensor:
         """The masks of ``ids`` int64 [n] as bool [n, size, size]; only their bits travel to the device."""

@@ -1,8 +1,8 @@
 """From a batch of decoded images to the views that an objective compares."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from unlabeled.views.masks import open_masks
 from unlabeled.views.operations import HasPlanWarnings, Operation, Parameters
 from unlabeled.views.per_image import PerImageTransform
 
-Colour = Callable[[Tensor, Sequence[Parameters]], Tensor]
+Finish = Callable[[Tensor, Sequence[Parameters]], Tensor]
 
 
 # Pixels of one view of the images that go through the operations together. On a CPU so few that they stay in its caches
@@ -38,15 +38,12 @@ class ViewGroup:
 
     count: int
     operations: Sequence[Operation]
+    after_crop: int = field(init=False)  # number of the first operation behind a crop: from there on all sizes are one
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", [_as_operation(step) for step in self.operations])
-
-    @property
-    def after_crop(self) -> int:
-        """Number of the first operation behind a crop: from there on all images are of one size."""
         crops = [number for number, step in enumerate(self.operations) if getattr(step, "crops", False)]
-        return crops[0] + 1 if crops else len(self.operations)
+        object.__setattr__(self, "after_crop", crops[0] + 1 if crops else len(self.operations))
 
 
 class Views(nn.Module):
@@ -86,7 +83,9 @@ class Views(nn.Module):
         if compile:
             self._check_compiles()
         self.block: int | None = None  # images that go through the operations together; None: as many as pays
-        self._compiled: dict[int, Colour] = {}
+        normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
+        self._normal = None if normal is None else normal[:, :, None, None]  # [2, 3, 1, 1], mean and deviation
+        self._compiled: dict[int, Finish] = {}
 
     def _check_masks(self) -> None:
         steps = [step for group in self.groups for step in group.operations if isinstance(step, RemoveBackground)]
@@ -146,53 +145,73 @@ class Views(nn.Module):
             UserError: images of another type or shape, or of different sizes where a group does not begin by cropping.
         """
         groups = [group for group in self.groups for _ in range(group.count)][:first]
-        _require_uint8(images)
         if sizes is not None:
             _require_crop_first(groups)
-        mine = slice(key.first, key.first + len(images))
-        drawn = [_draw(group, key, number, mine) for number, group in enumerate(groups)]
-        batch = {"ids": ids if self.masks is None else ids.cpu()}  # as the masks: wait for a GPU once, not per view
-        batch |= {} if sizes is None else {"sizes": sizes}
-        blocks = []
-        for rows in self._blocks(images):
-            scaled, own = _scaled(images[rows]), _rows(batch, rows)
-            some = [[_rows(parameters, rows) for parameters in each] for each in drawn]
-            blocks.append([self._view(scaled, group, each, own) for group, each in zip(groups, some, strict=True)])
-        return tuple(map(_joined, zip(*blocks, strict=True)))
+        drawn = []  # for the whole global batch, of which this process keeps its rows
+        for number, group in enumerate(groups):
+            generator = key.generator(number)
+            drawn.append([operation.sample(key.total, generator) for operation in group.operations])
+        ids = ids if self.masks is None else ids.cpu()  # as the masks: wait for a GPU once, not per view
+        parts: list[list[Tensor]] = [[] for _ in groups]  # of each view
+        for rows, some in self._blocks(images):
+            own = slice(key.first + rows.start, key.first + rows.stop)
+            of_batch = {"ids": ids[rows]} if sizes is None else {"ids": ids[rows], "sizes": sizes[rows]}
+            for view, group, each in zip(parts, groups, drawn, strict=True):
+                mine = [{name: values[own] for name, values in parameters.items()} for parameters in each]
+                view.append(self._view(some, group, mine, of_batch))
+        return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
     def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
         """One view of some images, float [n, 3, H, W], which stay as they are: other views are made of them."""
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
             images = images.clone()  # other operations may write to it
-        images = apply_operations(group.operations[:cut], images, [parameters | batch for parameters in drawn[:cut]])
+        for operation, parameters in zip(group.operations[:cut], drawn[:cut], strict=True):
+            images = operation.apply(images, parameters | batch)
         if not self.compiles:
-            return self._finish(group.operations[cut:], images, drawn[cut:])
+            return self._finish(images, drawn[cut:], group.operations[cut:])
         there = [
             {name: values.to(images.device, non_blocking=True) for name, values in each.items()} for each in drawn[cut:]
         ]
         return self._compiled_finish(group)(images, there)
 
-    def _finish(self, operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
-        """What comes after the crop, and normalising."""
-        return self._normalise(apply_operations(operations, images, drawn))
+    def _finish(self, images: Tensor, drawn: Sequence[Parameters] = (), operations: Sequence[Operation] = ()) -> Tensor:
+        """What comes after the crop, and normalising; in place."""
+        for operation, parameters in zip(operations, drawn, strict=True):
+            images = operation.apply(images, parameters)
+        if self._normal is None:
+            return images
+        mean, std = self._normal.to(images.device, images.dtype, non_blocking=True)
+        return images.sub_(mean).div_(std)
 
-    def _compiled_finish(self, group: ViewGroup) -> Colour:
+    def _compiled_finish(self, group: ViewGroup) -> Finish:
         """Made at first use, one for each group: the shapes stay from step to step, so it is compiled once."""
         if id(group) not in self._compiled:
-            finish = partial(self._finish, group.operations[group.after_crop :])
+            finish = partial(self._finish, operations=group.operations[group.after_crop :])
             self._compiled[id(group)] = torch.compile(finish, fullgraph=True, dynamic=False)
         return self._compiled[id(group)]
 
-    def _blocks(self, images: Tensor) -> list[slice]:
-        """Rows that go together: a power of two of them, so that they share out a batch evenly.
+    def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The images as float32 in [0, 1], block by block of rows: a power of two, so that they share a batch evenly.
 
         So many that the images as floats are no larger than four times one view of the whole batch.
+
+        Raises:
+            UserError: images of another type or shape, which would give wrong views without a word.
         """
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+            given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            raise UserError(
+                f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.to_rgb makes that of "
+                "grey, RGBA and 16-bit images"
+            )
         view, pixels = self.size**2, max(self.size**2, images.shape[2] * images.shape[3] / 4)
         limit = min(CPU_BLOCK if images.device.type == "cpu" else GPU_BLOCK, len(images) * view)
         step = self.block or 1 << max(0, int(limit / pixels).bit_length() - 1)
-        return [slice(start, start + step) for start in range(0, len(images), step)]
+        for start in range(0, len(images), step):
+            rows = slice(start, min(start + step, len(images)))
+            # In memory column after column: a crop on a CPU begins with these (resample.add_up).
+            yield rows, images[rows].mT.contiguous().float().div_(255).mT
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -200,16 +219,15 @@ class Views(nn.Module):
 
         ``sizes`` as in forward: each image's own centre is seen.
         """
-        _require_uint8(images)
         frames = image_sizes(images, sizes)
         sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
         margins = ((frames - sides) / 2).round().long()  # half a pixel to even, as torchvision's CenterCrop
         boxes, flip = torch.cat([margins, sides, sides], 1), torch.zeros_like(sides[:, 0], dtype=torch.bool)
         made = [
-            crop_resize(_scaled(images[rows]), boxes[rows], flip[rows], self.size, self.evaluation_interpolation)
-            for rows in self._blocks(images)
+            crop_resize(some, boxes[rows], flip[rows], self.size, self.evaluation_interpolation)
+            for rows, some in self._blocks(images)
         ]
-        return self._normalise(_joined(made))
+        return self._finish(torch.cat(made))
 
     def evaluation(self) -> dict[str, object]:
         """What decides :meth:`evaluation_view`, for reports; plain values."""
@@ -224,19 +242,14 @@ class Views(nn.Module):
 
     def to_pixels(self, views: Tensor) -> Tensor:
         """Views [B, 3, h, w] back to values in [0, 1], to look at; what lies outside is clamped."""
-        if self.mean is not None and self.std is not None:
-            views = views * _per_channel(self.std, views) + _per_channel(self.mean, views)
+        if self._normal is not None:
+            mean, std = self._normal.to(views.device, views.dtype)
+            views = views * std + mean
         return views.clamp(0, 1)
 
     def to_views(self, pixels: Tensor) -> Tensor:
         """The inverse of :meth:`to_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
-        return self._normalise(pixels.clone())
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        """In place."""
-        if self.mean is None or self.std is None:
-            return images
-        return images.sub_(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
+        return self._finish(pixels.clone())
 
 
 def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
@@ -246,36 +259,6 @@ def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
     if not callable(step):
         raise UserError(f"views.groups: {step!r} is no operation and no transform; give a _target_ that is one")
     return PerImageTransform(step)
-
-
-def apply_operations(operations: Sequence[Operation], images: Tensor, drawn: Sequence[Parameters]) -> Tensor:
-    """One operation after the other, each with what was drawn for it."""
-    for operation, parameters in zip(operations, drawn, strict=True):
-        images = operation.apply(images, parameters)
-    return images
-
-
-def _draw(group: ViewGroup, key: ViewKey, number: int, mine: slice) -> list[Parameters]:
-    """Drawn for the whole global batch, of which this process keeps its rows."""
-    generator = key.generator(number)
-    return [_rows(operation.sample(key.total, generator), mine) for operation in group.operations]
-
-
-def _rows(parameters: Parameters, rows: slice) -> Parameters:
-    return {name: values[rows] for name, values in parameters.items()}
-
-
-def _scaled(images: Tensor) -> Tensor:
-    """Uint8 → float32 in [0, 1]; in memory column after column: a crop on a CPU begins with these (resample.add_up)."""
-    return images.mT.contiguous().float().div_(255).mT
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-
-
-def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None]
 
 
 def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
@@ -289,14 +272,3 @@ def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
                     f"views.groups: {type(step).__name__} needs images of one size and these differ: crop before it, "
                     "or give data.square=true"
                 )
-
-
-def _require_uint8(images: Tensor) -> None:
-    """Any other tensor would give wrong views without a word."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
-        given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-        raise UserError(
-            f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.to_rgb makes that of "
-            "grey, "
-            "RGBA and 16-bit images"
-        )

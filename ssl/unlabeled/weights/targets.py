@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlabeled.core.writing import save_safetensors, save_tensors, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.weights.architecture import LibraryModel, to_timm, to_torchvision
@@ -65,7 +66,7 @@ def write_safetensors(source: ExportSource, folder: Path) -> ExportedModel:
 def write_torchvision(source: ExportSource, folder: Path) -> ExportedModel:
     """``model.pth``, all tensors but the classifier's: a made-up one would give made-up classes without an error."""
     network = to_torchvision(source.backbone, source.spec, "torchvision")
-    torch.save(_clean(network.state), folder / "model.pth")
+    save_tensors(folder / "model.pth", _clean(network.state))
     build = _call("torchvision.models.get_model", repr(network.name), "weights=None", *_named(network.arguments))
     load = (
         f"import torch\nimport torchvision\n\nmodel = {build}\n"
@@ -201,10 +202,7 @@ def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(_clean(state), str(file), metadata={"format": "pt"})
-    file.chmod(0o644)  # save_file lets nobody else read it
+    save_safetensors(file, _clean(state), {"format": "pt"})
 
 
 def _call(function: str, *arguments: str) -> str:
@@ -218,7 +216,7 @@ def _named(values: Mapping[str, Any]) -> list[str]:
 
 
 def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomic(file, json.dumps(content, indent=2) + "\n")
 
 
 def count_parameters(network: nn.Module) -> int:

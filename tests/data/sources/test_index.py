@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_where_given_and_else_done_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "unlabeled").write_text("in the way")
-    with pytest.raises(UserError, match=r"^data\.index=.*/unlabeled cannot be written to .*: give a folder that can$"):
+    with pytest.raises(UserError, match=r"^data\.index=.*/unlabeled is a file; give the name of a folder"):
         load_or_build({"of": "x"}, str(tmp_path / "unlabeled"), lambda note: True, Scans())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(load_or_build({"of": "x"}, None, lambda note: True, Scans(), always=True)) == 2

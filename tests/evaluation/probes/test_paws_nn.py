@@ -15,12 +15,13 @@ from unlabeled.commands.build.evaluation import build_evaluation, complete_confi
 from unlabeled.commands.build.run import build_backbone, build_data, build_objective
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.memory import ArraySource
-from unlabeled.data.support import ClassBalanced
+from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.evaluate_probes import evaluate_probes
 from unlabeled.evaluation.features import Features, apply_head, extract
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours, soft_votes
+from unlabeled.objective import HasHead
 from unlabeled.weights import read_checkpoint
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -167,9 +168,9 @@ def test_a_run_is_judged_behind_its_own_head_on_its_own_list_which_is_recorded(s
     train, test = (
         extract(objective.backbone, data.labelled(s, 64), views.evaluation_view, "cpu") for s in ("train", "test")
     )
+    assert isinstance(objective, HasHead)
+    assert isinstance(objective, NeedsSupport)
     head, support = objective.head(), objective.support
-    assert head is not None
-    assert isinstance(support, ClassBalanced)
     listed = support.choose(data.splits.train, 1).ids.tolist()
     bank, queries = apply_head(head, train), apply_head(head, test)
     right = [literal_prediction(q, bank, listed, 10) == int(y) for q, y in zip(queries.x, queries.labels, strict=True)]

@@ -2,13 +2,13 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unlabeled.objective import Backbone, Batch, Objective, Output, Progress
+from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
 from unlabeled.training.faults.diagnosis import (
     GRADIENTS,
     NOWHERE,
@@ -73,7 +73,8 @@ class PlainViews(Views):
 
 
 def found(objective: Objective, *bad: int) -> NonFiniteFinding:
-    module = PretrainingAtStep(objective, PlainViews(*bad), None, 4, 1, 10, 5, 0, 1, {}, NonFiniteGuard(Path(), 1))  # type: ignore[arg-type]
+    plan, optimizer, guard = Plan(4, 1, 40, (8, 8)), cast(Any, None), NonFiniteGuard(Path(), 1)
+    module = PretrainingAtStep(objective, PlainViews(*bad), optimizer, plan, 1, 10, 5, 0, 1, {}, guard)
     module.train()
     batch = Batch(torch.full((4, 3, 2, 2), 2, dtype=torch.uint8), torch.tensor([11, 12, 13, 14]), torch.zeros(4).long())
     return find_non_finite(module, batch, nullcontext())

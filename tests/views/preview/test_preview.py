@@ -168,7 +168,8 @@ def test_the_shown_images_and_views_are_what_training_sees_at_step_zero(tmp_path
     config = composed("experiment=digits", f"run_dir={tmp_path}", f"memory_gib={memory}", "num_workers=0", "seed=5")
     run = build_run(config, {})
     run.data.trainer = run.trainer
-    batch = run.module._with_views(next(iter(run.data.train_dataloader())))
+    batch = next(iter(run.data.train_dataloader()))
+    batch = batch._replace(views=run.module.views_of(batch, run.module.view_key(batch)))
     config.preview = 8
     preview = build_preview(config)
     first = first_images(preview.splits.train, 8, config.batch_size, config.seed)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.build.run import build_backbone, build_data, build_objective, build_probes, resolve_precision
 from unlabeled.data.module import DataModule
-from unlabeled.data.support import ClassBalanced
+from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import world_size
 from unlabeled.distributed.launch import local_rank
 from unlabeled.errors import UserError
@@ -20,7 +20,7 @@ from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
-from unlabeled.objective import Objective
+from unlabeled.objective import HasHead, HasVisualization, Objective
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
@@ -92,8 +92,10 @@ def build_evaluation(
 
 def build_visualized_objective(config: DictConfig) -> Objective | None:
     """The run's objective where it makes pictures; None where it does not, or the checkpoint knows of none."""
-    objective = build_objective(config) if config.get("objective") else None
-    return None if objective is None or type(objective).visualize == Objective.visualize else objective
+    if not config.get("objective"):
+        return None
+    objective = build_objective(config)
+    return objective if isinstance(objective, HasVisualization) else None
 
 
 def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
@@ -121,9 +123,9 @@ def prepare_soft_neighbours(
     if not ours:
         return None, None, []
     own = [build_objective(config) for _ in range(2)] if config.get("objective") else []
-    support = own[0].support if own else None
-    has_head = bool(own) and own[0].head() is not None
+    support = own[0].support if own and isinstance(own[0], NeedsSupport) else None
+    has_head = bool(own) and isinstance(own[0], HasHead)
     for probe in ours.values():
-        choice = support.choice if isinstance(support, ClassBalanced) else None
+        choice = None if support is None else support.choice
         probe.prepare(data.splits.train, choice, "head" if has_head else "backbone")
     return (own[0], own[1], list(ours)) if has_head else (None, None, [])

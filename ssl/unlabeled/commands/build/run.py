@@ -13,12 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
-from unlabeled.commands.config import is_sweep
+from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.core.moved_targets import with_current_targets
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import check_batch_size
 from unlabeled.data.source import Source, Splits
-from unlabeled.data.support import ClassBalanced
+from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
@@ -37,6 +38,7 @@ from unlabeled.training.loggers import JsonLines
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.progress_bar import RunProgress
 from unlabeled.training.run import Run
+from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
 
@@ -50,6 +52,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     """
     checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
     trainer = build_trainer(config, checkpoints)
+    lock = _lock(config, trainer)
+    _check_values(checkpoints, resolved)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     data = build_data(config)
@@ -61,7 +65,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views: Views = instantiate(config.views)
     views.require_masks(data.splits.train)
     objective = build_objective(config)
-    check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    plan = check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
@@ -73,7 +77,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         objective,
         views,
         instantiate(config.optimizer),
-        config.batch_size,
+        plan,
         config.accumulate,
         data.total_steps,
         data.steps_per_epoch,
@@ -82,7 +86,27 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
         NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
-    return Run(trainer, module, data, checkpoints)
+    return Run(trainer, module, data, checkpoints, lock)
+
+
+def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
+    """One for all processes of a run, held by the first; a plan alone needs none."""
+    if config.plan_only or not trainer.is_global_zero:
+        return None
+    lock = RunLock(Path(config.run_dir))
+    trainer.callbacks.insert(0, Held(lock))  # type: ignore[attr-defined]
+    return lock
+
+
+def _check_values(checkpoints: CheckpointFolder, resolved: dict[str, Any]) -> None:
+    """Where ``config.yaml`` is gone the newest state says what the run was started with."""
+    written = (checkpoints.folder.parent / "config.yaml").exists()
+    if written or resolved.get("resume") == "override" or not checkpoints.newest.exists():
+        return
+    begun = checkpoints.find()
+    before = begun and torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("config")
+    if before:
+        check_same(with_current_targets(before), resolved)
 
 
 def build_preview(config: DictConfig) -> Preview:
@@ -102,16 +126,17 @@ def build_replay(path: str) -> Replay:
     return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 
-def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> None:
-    """Raise UserError for parts that each can work, and together cannot."""
-    sizes = views.sizes(train.image_size)
-    objective.check(Plan(batch_size, processes, len(train), sizes))
+def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:
+    """What the run gives its objective; raises UserError for parts that each can work, and together cannot."""
+    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size))
+    objective.check(plan)
     backbone = objective.backbone
-    if backbone.image_size is not None and set(sizes) != {backbone.image_size}:
+    if backbone.image_size is not None and set(plan.views) != {backbone.image_size}:
         raise UserError(
             f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
-            f"{sizes}: give views of that size, or a backbone without a table of positions"
+            f"{plan.views}: give views of that size, or a backbone without a table of positions"
         )
+    return plan
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
@@ -201,9 +226,8 @@ def build_data(config: DictConfig) -> DataModule:
 
 def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
     """Let the data have the labelled images that the objective asks for, which must not be test images."""
-    if objective.support is None:
+    if not isinstance(objective, NeedsSupport):
         return
-    assert isinstance(objective.support, ClassBalanced)  # the one kind of request that the data can serve
     data.attach_support(objective.support, processes)
     if data.splits.test is not None and data.labels is not None:
         shared = shared_names(data.labels, data.splits.train, data.splits.test)

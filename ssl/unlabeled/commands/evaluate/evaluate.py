@@ -11,6 +11,7 @@ from unlabeled.commands.config import check_keys, check_no_other_overrides, conf
 from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
+from unlabeled.core.writing import check_folder
 
 if TYPE_CHECKING:
     from unlabeled.evaluation.reporting.results import Results
@@ -21,6 +22,8 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
     with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
         check_keys(config, conf_folder() / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
+    if config.report_dir:
+        check_folder("report_dir", Path(config.report_dir))
     if config.compare is not None:
         from unlabeled.evaluation.comparison.compare import compare
 
@@ -45,8 +48,8 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         check_no_other_overrides("self_test")
         raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
-    checkpoint = read_checkpoint(path)
     report_dir = Path(config.report_dir or folder_of(path) / "report")
+    checkpoint = read_checkpoint(path)
     with process_group(config.accelerator):
         evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
         rows = evaluate(evaluation, checkpoint, report_dir, command, say)

@@ -28,6 +28,6 @@ def without_name() -> list[str]:
 
 
 def _is_module() -> bool:
-    """Whether it was ``python -m unlabeled.commands.represent``, say, which is ``unlabeled represent``."""
+    """Whether it was ``unlabeled represent``, say, which is ``unlabeled represent``."""
     program = Path(sys.argv[0])
     return program.suffix == ".py" and program.parent.name == Path(__file__).parents[1].name

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,25 +73,26 @@ def train(config: DictConfig, command: str, say: Callable[[str], None] = print) 
     judged = bool(build_probes(config)) and run.data.splits.test is not None
     if judged:
         wait_for_scores(run.trainer.loggers)
-    try:
-        run.fit(resolved)
-    except Interrupted as stop:
-        if run.trainer.is_global_zero:
-            again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
-            print(f"stopped after step {run.trainer.global_step}; {again}")
-        raise SystemExit(128 + stop.number) from None
-    if not run.trainer.is_global_zero:
-        return Trained(run_dir)
-    rows: list[Row] = []
-    if judged:
-        with local_only():
-            evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-            rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, say)
-    else:
-        say(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
-    speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
-    log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
-    return Trained(run_dir, rows, ended=True)
+    with closing(run):  # its folder is for another process then
+        try:
+            run.fit(resolved)
+        except Interrupted as stop:
+            if run.trainer.is_global_zero:
+                again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
+                print(f"stopped after step {run.trainer.global_step}; {again}")
+            raise SystemExit(128 + stop.number) from None
+        if not run.trainer.is_global_zero:
+            return Trained(run_dir)
+        rows: list[Row] = []
+        if judged:
+            with local_only():
+                evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+                rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, say)
+        else:
+            say(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
+        speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
+        log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
+        return Trained(run_dir, rows, ended=True)
 
 
 def job(config: DictConfig) -> float | None:

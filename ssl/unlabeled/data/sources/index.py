@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from unlabeled.core.writing import Unwritable, check_folder, replacing
 from unlabeled.errors import UserError
 
 MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
@@ -83,6 +82,8 @@ def load_or_build(
         return before
     if before is not None:
         print(f"the list of images in {file} is out of date: scanning {wanted['of']} again")
+    if place is not None:
+        check_folder("data.index", file.parent, [file.name])
     index = make_index(*make())
     if place is None and not always and len(index) < MANY:
         return index
@@ -136,17 +137,16 @@ def _read(file: Path) -> Index | None:
 def _write(index: Index, file: Path, place: str | None) -> Index:
     import pyarrow as pa
 
-    part = file.with_suffix(f".{uuid4().hex}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, index._table.schema) as writer:
+        with (
+            replacing(file) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as out,
+            pa.ipc.new_file(out, index._table.schema) as writer,
+        ):
             writer.write_table(index._table)
-        os.replace(part, file)  # whole or not at all, whatever other processes do
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
+    except Unwritable as error:
         if place is not None:
-            raise UserError(f"data.index={place} cannot be written to ({error}): give a folder that can") from error
-        print(f"the list of images cannot be kept in {file.parent} ({error}); data.index=... gives another folder")
+            raise UserError(f"data.index={place}: {error}: give a folder that can") from error
+        print(f"the list of images cannot be kept: {error}; data.index=... gives another folder")
         return index
     return _mapped(str(file))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.writing import check_folder, kept_anyway, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.comparison import PRETRAINED, ProtocolComparison, RunGroup, comparison_markdown
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, read_evaluated_run
@@ -28,6 +29,8 @@ def compare(given: Any, folder: str | None = None) -> str:
     """
     a, b = (_side(names) for names in _two(given))
     _check_same_images([*a.runs, *b.runs], [*a.predictions, *b.predictions])
+    path = Path(folder or f"outputs/compare-{a.runs[0].name}-{b.runs[0].name}") / "compare.md"
+    check_folder("report_dir", path.parent, [path.name])
     both = [protocol for protocol in a.protocols() if protocol in b.protocols()]
     if not both:
         raise UserError(f"compare: no protocol is in both: {', '.join(a.protocols())}; {', '.join(b.protocols())}")
@@ -36,9 +39,7 @@ def compare(given: Any, folder: str | None = None) -> str:
     for each in found:
         each.p = None if each.difference.p is None else next(corrected)
     text = comparison_markdown(a, b, found)
-    path = Path(folder or f"outputs/compare-{a.runs[0].name}-{b.runs[0].name}") / "compare.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    kept_anyway(path.parent, lambda folder: write_atomic(folder / path.name, text))
     return f"{text}\nthis is in {path}"
 
 

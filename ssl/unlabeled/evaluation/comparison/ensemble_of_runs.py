@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlabeled.core.writing import check_folder, kept_anyway, write_atomic
 from unlabeled.evaluation.comparison.evaluated_run import read_evaluated_run
 from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.probe import Score
@@ -23,9 +24,11 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
         UserError: as :func:`ensemble_of_reports`.
     """
     judged = [read_evaluated_run(Path(run)) for run in runs]
+    names = [each.name for each in judged]
+    path = Path(folder or f"outputs/ensemble-{'-'.join(names)}") / "ensemble.md"
+    check_folder("report_dir", path.parent, [path.name])
     scores = ensemble_of_reports([each.report for each in judged])
     images = len(read_predictions(judged[0].report).labels)
-    names = [each.name for each in judged]
     lines = [_line(score, images) for score in scores]
     notes = dict.fromkeys(note for score in scores for note in score.notes)
     text = "\n".join(
@@ -40,9 +43,7 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
             "",
         ]
     )
-    path = Path(folder or f"outputs/ensemble-{'-'.join(names)}") / "ensemble.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    kept_anyway(path.parent, lambda folder: write_atomic(folder / path.name, text))
     return f"{text}\nthis is in {path}"
 
 

@@ -36,7 +36,6 @@ def write_report(
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     results = plain_values(
         {"rows": [row.as_dict() for row in rows], "provenance": provenance, "references": references}
     )

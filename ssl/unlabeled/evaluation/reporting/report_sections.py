@@ -16,7 +16,7 @@ from unlabeled.evaluation.reporting.confusion import confusion_section
 from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.reporting.image_cache import Decode
-from unlabeled.objective import Backbone, Batch, Objective
+from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.views.pipeline import Views
 
@@ -68,7 +68,7 @@ def network_pictures(
 
 @torch.no_grad()
 def reconstructions(objective: Objective, views: Views, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """What the method makes of images, see :meth:`Objective.visualize`; left in the mode in which it was found.
+    """What the method makes of images, see :class:`HasVisualization`; left in the mode in which it was found.
 
     Args:
         objective: on the device of ``images``.
@@ -79,6 +79,8 @@ def reconstructions(objective: Objective, views: Views, images: Tensor, seed: in
     Returns:
         Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where the method paints nothing.
     """
+    if not isinstance(objective, HasVisualization):
+        return {}
     decoded, nothing = (views.to_pixels(images) * 255).round().byte(), torch.arange(len(images))
     batch = Batch(decoded, nothing, torch.full_like(nothing, -1), (images,))
     with eval_mode(objective):

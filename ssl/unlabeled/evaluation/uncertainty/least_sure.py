@@ -1,12 +1,14 @@
 """The test images that a classifier is least sure of, as a table: what to look at, or to label, next."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.uncertainty.members import entropy
 
 
@@ -37,9 +39,10 @@ def write_least_certain(
     called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last, at -1, for no label
     order = doubt.argsort(descending=True, stable=True).tolist()
     label_of, predicted_of = labels.tolist(), predicted.tolist()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["name", "label", "predicted", *columns])
-        for row in order:
-            values = [f"{number:.6g}" for number in numbers[row]]
-            table.writerow([names[row], called[label_of[row]], called[predicted_of[row]], *values])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["name", "label", "predicted", *columns])
+    for row in order:
+        values = [f"{number:.6g}" for number in numbers[row]]
+        table.writerow([names[row], called[label_of[row]], called[predicted_of[row]], *values])
+    write_atomic(path, text.getvalue())

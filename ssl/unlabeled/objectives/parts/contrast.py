@@ -32,7 +32,9 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, left_out: Tensor | None) -> Tensor:
         sums, expected = queries.new_empty(len(queries)), torch.empty_like(queries)
-        blocks, keep = _blocks(queries, keys), ctx.needs_input_grad[1]
+        size = max(1, (CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK) // len(keys))
+        blocks = [slice(first, first + size) for first in range(0, len(queries), size)]
+        keep = ctx.needs_input_grad[1]
         for rows in blocks:
             similarity = _similarity(queries, keys, left_out, rows)
             largest = similarity.amax(1, keepdim=True)
@@ -41,6 +43,7 @@ class _LogSumExp(torch.autograd.Function):
             sums[rows] = (largest + total.log())[:, 0]
             expected[rows] = shares @ keys / total
         whole = (shares, total) if keep and len(blocks) == 1 else (None, None)
+        ctx.blocks = blocks
         ctx.save_for_backward(queries, keys if keep else None, left_out, sums, expected, *whole)
         return sums
 
@@ -53,15 +56,10 @@ class _LogSumExp(torch.autograd.Function):
         if shares is not None:
             return of_queries, shares.T @ (weighted / total), None
         of_keys = torch.zeros_like(keys)
-        for rows in _blocks(queries, keys):
+        for rows in ctx.blocks:
             probability = _similarity(queries, keys, left_out, rows).sub_(sums[rows, None]).exp_()
             of_keys.addmm_(probability.T, weighted[rows])
         return of_queries, of_keys, None
-
-
-def _blocks(queries: Tensor, keys: Tensor) -> list[slice]:
-    size = max(1, (CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK) // len(keys))
-    return [slice(first, first + size) for first in range(0, len(queries), size)]
 
 
 def _similarity(queries: Tensor, keys: Tensor, left_out: Tensor | None, rows: slice) -> Tensor:

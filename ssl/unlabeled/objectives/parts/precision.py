@@ -1,11 +1,12 @@
 """Losses run in float32 whatever precision the network runs in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,26 +20,12 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        lifted = [_lift(value) for value in args]
-        named = {name: _lift(value) for name, value in kwargs.items()}
-        device = next(_tensors([*lifted, *named.values()])).device.type
+        values, structure = pytree.tree_flatten((args, kwargs))
+        device = next(value.device.type for value in values if isinstance(value, Tensor))
+        short = (torch.float16, torch.bfloat16)
+        lifted = [each.float() if isinstance(each, Tensor) and each.dtype in short else each for each in values]
+        args_lifted, kwargs_lifted = pytree.tree_unflatten(lifted, structure)
         with torch.autocast(device, enabled=False):
-            return loss(*lifted, **named)  # type: ignore[arg-type]
+            return loss(*args_lifted, **kwargs_lifted)
 
     return wrapped
-
-
-def _lift(value: object) -> object:
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    if isinstance(value, list | tuple):
-        return [_lift(element) for element in value]
-    return value
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list):
-        for element in value:
-            yield from _tensors(element)

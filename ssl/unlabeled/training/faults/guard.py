@@ -1,6 +1,6 @@
 """Steps whose loss or gradient is not finite are not taken: they are counted, named and kept to be looked at again."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ HOPELESS = "weights are not finite, an update was too large and none can mend th
 
 
 class NonFiniteGuard:
-    """Runs the forward and backward of each step and tells whether it may be taken.
+    """Tells of each step whether it may be taken, when its loss and gradients are there.
 
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
     The run goes on with the next step, whose samples, views and learning rate are functions of its number as always.
@@ -72,20 +72,19 @@ class NonFiniteGuard:
         """To be told of each loss; nothing waits for it."""
         self._loss = self._loss + loss.detach()
 
-    def run_step(self, module: "Pretraining", forward_backward: Callable[[], Tensor]) -> Tensor | None:
-        """The loss of the step, its gradients in place; None for a step that must not be taken.
+    def allows_step(self, module: "Pretraining") -> bool:
+        """Whether the step whose gradients are there may be taken; one that may not is undone and counted.
 
         Raises:
             UserError: too many in a row, or weights that are not finite, which no later step can mend.
         """
-        loss = forward_backward()
         assert self._before is not None
         if not self._is_bad(torch.as_tensor(self._loss), self._before.parameters, module.trainer):
             self.in_a_row = 0
-            return loss
+            return True
         self._before.restore()
         self._skip(module)
-        return None
+        return False
 
     def check_weights(self, module: "Pretraining") -> None:
         """Raise UserError for weights that are not finite: a checkpoint of them would replace a good one."""

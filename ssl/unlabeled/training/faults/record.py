@@ -1,6 +1,5 @@
 """The file of a step that was not taken: all that is needed to compute it again, as plain tensors and values."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +7,7 @@ import torch
 
 from unlabeled import distributed
 from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.writing import Unwritable, save_tensors
 from unlabeled.distributed.fsdp import full_tensor
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
@@ -46,12 +46,10 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
         "state_dict": state,
         "named": str(finding),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(record, file)
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        save_tensors(path, record)
+    except Unwritable as error:  # the step is not taken all the same, and the run goes on
+        print(f"warning: {error}; this step cannot be replayed")
 
 
 def read_record(path: str) -> dict[str, Any]:

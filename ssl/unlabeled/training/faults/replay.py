@@ -7,7 +7,7 @@ import torch
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import AUTOCAST
-from unlabeled.objective import Batch, Objective, Support
+from unlabeled.objective import Batch, Objective, Plan, Support
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.faults.diagnosis import NOWHERE, find_non_finite
 from unlabeled.training.faults.guard import NonFiniteGuard
@@ -48,7 +48,8 @@ class Replay:
         views.compiles = False  # it would take minutes, for one step
         key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
         steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
-        self.module = PretrainingAtStep(objective, views, optimizer, key["total"], *steps, key["seed"], 1, {}, nothing)
+        plan = Plan(key["total"], record["world_size"], 0, ())  # a step needs no more of it
+        self.module = PretrainingAtStep(objective, views, optimizer, plan, *steps, key["seed"], 1, {}, nothing)
         self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
         self.module.part = progress["part"]
         self.module.train()

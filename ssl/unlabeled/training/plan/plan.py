@@ -10,7 +10,7 @@ from torch import nn
 
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.module import DataModule
-from unlabeled.objective import Check, Objective, Plan
+from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
 from unlabeled.training.plan.checks import check_schedule
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
@@ -32,7 +32,7 @@ class RunPlan:
     """What a run will do.
 
     ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
-    ``weight_decay`` and what ``Objective.scheduled_values`` names, with an entry for each of :data:`SHARES`.
+    ``weight_decay`` and what ``HasSchedules`` names, with an entry for each of :data:`SHARES`.
     """
 
     batch_size: int  # over all processes
@@ -61,7 +61,6 @@ class RunPlan:
 
     def write(self, path: Path) -> None:
         """As JSON; whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -83,10 +82,10 @@ def make_plan(
         tried: what was measured, or why nothing was.
     """
     train = data.splits.train
-    given = Plan(module.batch_size, processes, len(train), module.views.sizes(train.image_size))
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
     checks = check_schedule(module.optimizer_config, epochs, module.images_per_step, schedule)
-    checks += module.objective.plan_warnings(given) + module.views.plan_warnings(train.image_size)
+    checks += module.objective.plan_warnings(module.plan) if isinstance(module.objective, HasMethodWarnings) else []
+    checks += module.views.plan_warnings(train.image_size)
     trial, left = (tried, module.total_steps - step) if isinstance(tried, TrialResult) else (None, 0)
     seconds = None if trial is None else left * trial.seconds_per_step
     ends = None if seconds is None else datetime.now().astimezone() + timedelta(seconds=seconds)
@@ -125,7 +124,9 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     progress = module.progress._replace(step=step, part=0)
     own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
     own["weight_decay"] = module.optimizer_config.weight_decay
-    return {"step": step} | own | module.objective.scheduled_values(progress)
+    if isinstance(module.objective, HasSchedules):
+        own |= module.objective.scheduled_values(progress, module.plan)
+    return {"step": step} | own
 
 
 def named_parts(objective: Objective) -> list[PlanPart]:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch, Objective
+from unlabeled.objective import AfterBackward, Batch, Objective
 from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.training.faults.replay import PretrainingAtStep
 from unlabeled.training.faults.snapshot import Snapshot
@@ -86,7 +86,7 @@ class _Steps:
             _copy(module.objective),
             module.views,
             module.optimizer_config,
-            module.batch_size,
+            module.plan,
             module.accumulate,
             module.total_steps,
             module.steps_per_epoch,
@@ -114,7 +114,8 @@ class _Steps:
                     loss = self.network(batch) / self.module.accumulate
                 loss.backward()
         self.module.part = 0
-        self.module.objective.after_backward(self.module.progress)
+        if isinstance(self.module.objective, AfterBackward):
+            self.module.objective.after_backward(self.module.progress)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.module.objective.after_step(self.module.progress)

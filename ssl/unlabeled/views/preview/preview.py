@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from unlabeled.core.writing import save_picture, write_atomic
 from unlabeled.data.loaders import LazyLoader
 from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
@@ -106,9 +107,8 @@ class Preview:
         shown = trace_views(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size), batch.sizes)
         title, rows = f"Views of {folder.parent.name}", self._rows(batch)
         text = page(title, self._facts(), rows, crop_padding(batch), shown, self.measured(shown))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").write_text(text, encoding="utf-8")
-        draw_columns(_of_one_size(crop_padding(batch), shown)).save(folder / "views.png")
+        write_atomic(folder / "index.html", text)
+        save_picture(folder / "views.png", draw_columns(_of_one_size(crop_padding(batch), shown)))
         return [folder / "index.html", folder / "views.png"]
 
     def measured(self, shown: Sequence[PreviewImage]) -> list[GroupDraws]:

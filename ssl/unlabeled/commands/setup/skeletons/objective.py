@@ -60,6 +60,6 @@ class Skeleton(Objective):
         z1, z2 = self.projector(features).chunk(2)
         return Output(skeleton_loss(z1, z2, self.uniformity), features.detach().chunk(2)[0], embeddings=z1)
 
-    def collapsed_at(self) -> float | None:
+    def collapsed_at(self, plan: Plan) -> float | None:
         """All embeddings equal: no distance between views, and log 1 of the second term."""
         return 0.0

@@ -1,0 +1,62 @@
+"""Does a state fit the run that is to go on from it? With ``resume=override`` it may be that of another network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.errors import UserError
+from unlabeled.training.pretraining import Pretraining
+
+NAMED = 3  # of the tensors that do not fit
+
+
+def check_fits(path: Path, module: Pretraining) -> None:
+    """Raise UserError for the state of another network or another optimizer.
+
+    Args:
+        path: of a checkpoint of a run.
+        module: of the run that would go on from it.
+    """
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    problems = _of_network(state.get("state_dict", {}), module.state_dict()) or _of_optimizer(state, module)
+    if problems:
+        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise UserError(
+            f"{path} is the state of a run with another network or optimizer: {'; '.join(problems[:NAMED])}{more}; "
+            "give another name=… to begin anew"
+        )
+
+
+def _of_network(saved: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> list[str]:
+    both = [name for name in now if name in saved]
+    return (
+        [f"{name} is missing" for name in now if name not in saved]
+        + [f"{name} is unknown" for name in saved if name not in now]
+        + [
+            f"{name} has shape {list(saved[name].shape)} instead of {list(now[name].shape)}"
+            for name in both
+            if saved[name].shape != now[name].shape
+        ]
+    )
+
+
+def _of_optimizer(state: Mapping[str, Any], module: Pretraining) -> list[str]:
+    before, now = (_optimizer_of(config) for config in (state.get("config"), module.config))
+    if None not in (before, now) and before != now:
+        return [f"the optimizer was {before} and is {now}"]
+    saved = [len(group["params"]) for each in state.get("optimizer_states", []) for group in each["param_groups"]]
+    groups = module.optimizer_config.build(module.objective, module.images_per_step).param_groups
+    wanted = [len(group["params"]) for group in groups]
+    if saved and saved != wanted:
+        return [f"the optimizer had groups of {saved} parameters and has {wanted}"]
+    return []
+
+
+def _optimizer_of(config: Any) -> str | None:
+    """Its class, of a configuration as plain values."""
+    try:
+        return str(config["optimizer"]["optimizer"]["_target_"]).rpartition(".")[2]
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,34 @@
+"""The folder of a run: can all that a run writes be written there? Asked before data is read."""
+
+from pathlib import Path
+
+from unlabeled.core.writing import check_folder
+
+FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "metrics.csv",
+    "state.json",
+    "plan.json",
+    "health.json",
+    "training.json",
+    "labels.txt",
+    "wandb_run_id",
+    "lock",
+)
+FOLDERS = {
+    "checkpoints": ("last.ckpt", "last.partial"),
+    "report": ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv"),
+    "preview": ("index.html", "views.png"),
+    "pictures": (),
+    "faults": (),
+    "tensorboard": (),
+    "wandb": (),
+}
+
+
+def check_run_folder(run_dir: Path) -> None:
+    """Raise UserError for a folder that a run could not write to, or with a folder where it writes a file."""
+    check_folder("run_dir", run_dir, FILES)
+    for name, files in FOLDERS.items():
+        check_folder("run_dir", run_dir / name, files)

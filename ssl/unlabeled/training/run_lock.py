@@ -1,0 +1,292 @@
+"""``run_dir/lock``: who writes to a run's folder, so that two processes never train the same run.
+
+A run that was killed leaves its lock. It is broken when its owner is gone: on the same machine when there is no such
+process any more, at once; anywhere else when the file has not been touched for a while, as a living owner does every
+few seconds. It works on NFS: a lock is made under another name and linked to its own, which only one can.
+"""
+
+import atexit
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytorch_lightning as pl
+
+from unlabeled.core.writing import make_folder, one_line
+from unlabeled.errors import UserError
+
+NAME = "lock"
+BEAT = 5.0  # seconds between two signs of life (our choice)
+PATIENCE = 60.0  # seconds without one after which an owner elsewhere is gone: twelve of them (our choice)
+MOMENT = 10.0  # seconds: longer than what takes a moment
+
+_held: dict[Path, "RunLock"] = {}  # of this process
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock."""
+
+    host: str
+    machine: str  # equal where processes see each other by their numbers
+    pid: int
+    started: str  # what tells it from a later process of the same number; empty where the system does not say
+    job: str  # of Slurm, empty without
+    restarts: int  # of that job
+    folder: int  # number of the folder's inode: a copy of a folder is another one
+    token: str  # of this lock
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
+
+
+class RunLock:
+    """The lock of a run's folder, held from its making on to :meth:`release`, or to the end of the process.
+
+    Args:
+        run_dir: made where it is missing. A process trains one run after the other: what it held before is released.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = (make_folder(run_dir) / NAME).resolve()
+        for before in list(_held.values()):
+            before.release()
+        self.owner = _this_process(self.path.parent)
+        self._over = threading.Event()
+        self._taken_by: Owner | None = None
+        with one_line(self.path):
+            self._acquire()
+        _held[self.path] = self
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+        atexit.register(self.release)
+
+    def check(self) -> None:
+        """Raise UserError if another process has taken the folder, as after a computer had slept for long."""
+        if self._taken_by is not None:
+            raise UserError(
+                f"{self.path.parent} was taken over by {self._taken_by}, since nothing was heard of this process for "
+                f"{PATIENCE:.0f} s; it stops and writes no more"
+            )
+
+    def release(self) -> None:
+        """Give it up; once or more often."""
+        self._over.set()
+        _held.pop(self.path, None)
+        atexit.unregister(self.release)
+        found = _read(self.path)
+        if found is not None and found.token == self.owner.token and found.pid == os.getpid():
+            with suppress(OSError):
+                self.path.unlink()
+
+    def _acquire(self) -> None:
+        waited = False
+        while not self._make():
+            found = _read_whole(self.path)
+            if found is not None and not _is_gone(found, self.path.parent):
+                if _is_here(found) or self._lives(found, say=not waited):
+                    raise UserError(_refusal(self.path, found))
+                waited = True
+            self._break(found)
+
+    def _make(self) -> bool:
+        """Whether the lock could be made, with its content, all at once."""
+        unfinished = self.path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
+        try:
+            unfinished.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
+            try:
+                os.link(unfinished, self.path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without such links
+                return self._make_without_links()
+            return True
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _make_without_links(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(self.owner)) + "\n")
+        return True
+
+    def _lives(self, found: Owner, say: bool) -> bool:
+        """Whether an owner that cannot be seen from here gives a sign of life."""
+        first = _touched(self.path)
+        if first is None or _now(self.path) - first > PATIENCE:
+            return False
+        if say:
+            print(f"{self.path.parent} was in use by {found}: waiting up to {PATIENCE:.0f} s for a sign of life")
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(min(BEAT, PATIENCE) / 4)
+            now = _touched(self.path)
+            if now != first:
+                return now is not None
+        return False
+
+    def _break(self, found: Owner | None) -> None:
+        """Remove a lock whose owner is gone, or that is damaged; not one that somebody has just made in its place.
+
+        One process at a time, which has made a folder.
+        """
+        breaking = self.path.with_name(f".{NAME}.breaking")
+        try:
+            breaking.mkdir()
+        except FileExistsError:
+            since = _touched(breaking)
+            if since is not None and _now(self.path) - since > MOMENT:  # it was killed within
+                with suppress(OSError):
+                    breaking.rmdir()
+            time.sleep(0.02)
+            return
+        try:
+            if _read(self.path) == found:
+                self.path.unlink(missing_ok=True)
+        finally:
+            breaking.rmdir()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            found = _read(self.path)
+            if found is not None and found.token != self.owner.token:
+                self._taken_by = found
+                return
+            with suppress(OSError):
+                os.utime(self.path)
+
+
+class Held(pl.Callback):
+    """Ends a run whose folder another process has taken, before the next state is written."""
+
+    def __init__(self, lock: RunLock) -> None:
+        self.lock = lock
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.lock.check()
+
+
+def _refusal(path: Path, owner: Owner) -> str:
+    return (
+        f"run_dir={path.parent}: {owner} is at work on this run; wait for its end, or give another name=…; if it is "
+        f"certainly gone remove {path}"
+    )
+
+
+def _read(path: Path) -> Owner | None:
+    """None where there is no lock, or a damaged one."""
+    try:
+        with path.open(encoding="utf-8") as file:  # NFS looks at a file anew when it is opened
+            found = Owner(**json.loads(file.read(10_000)))
+    except (OSError, ValueError, TypeError):
+        return None
+    kinds = {each.name: str if each.type in (str, "str") else int for each in fields(Owner)}
+    whole = all(type(getattr(found, name)) is kind for name, kind in kinds.items())
+    return found if whole and 0 < found.pid < 2**31 else None
+
+
+def _read_whole(path: Path) -> Owner | None:
+    """Where there are no links, a lock that is being made is empty for a moment."""
+    while (found := _read(path)) is None:
+        since = _touched(path)
+        if since is None or _now(path) - since > MOMENT:
+            return None
+        time.sleep(0.05)
+    return found
+
+
+def _touched(path: Path) -> float | None:
+    """When, by the clock of the file system."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+
+
+def _now(path: Path) -> float:
+    """By the same clock."""
+    probe = path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_here(owner: Owner) -> bool:
+    """Whether it could be seen from here if it lived."""
+    return owner.machine == _machine()
+
+
+def _is_gone(owner: Owner, folder: Path) -> bool:
+    """Whether that is known for certain: an earlier start of this very Slurm job, no such process here, or a copy."""
+    me = _this_process(folder)
+    if owner.job and owner.job == me.job and owner.restarts < me.restarts:
+        return True
+    if not _is_here(owner):
+        return False
+    start = _start_of(owner.pid)
+    another = start is None or bool(start and owner.started and start != owner.started)
+    return another or owner.folder != me.folder
+
+
+def _this_process(folder: Path) -> Owner:
+    return Owner(
+        socket.gethostname(),
+        _machine(),
+        os.getpid(),
+        _start_of(os.getpid()) or "",
+        os.environ.get("SLURM_JOB_ID", ""),
+        int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        folder.stat().st_ino,
+        uuid4().hex,
+    )
+
+
+def _machine() -> str:
+    """Of a machine since it was started, and of a container on it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process was started, in ticks of its machine; empty if the system does not say; None: there is none."""
+    if not _is_there(pid):
+        return None
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux, or one that hides the processes of others
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold anything
+    return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
