@@ -393,15 +393,6 @@ def test_a_mistake_in_the_command_costs_one_line(command: Command, overrides: li
     assert words in command(*overrides, refused=True)
 
 
-def test_without_conf_the_command_says_where_to_run_it(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("unlabeled.commands.config.__file__", str(tmp_path / "a" / "b" / "config.py"))
-    line = command("out=x.pt", refused=True)
-    assert "conf/saliency.yaml" in line
-    assert "repository's root" in line
-
-
 def made_for(path: Path, image_size: int = 24) -> Masks:
     source = folder(str(path), image_size=image_size, square=True).train
     ones = pack(torch.ones(len(source), 4, 4, dtype=torch.bool))

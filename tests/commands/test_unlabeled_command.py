@@ -173,3 +173,14 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(
     monkeypatch.setattr(command_line, "import_module", missing)
     code, found = printed(capfd, monkeypatch, "saliency", "out=x")
     assert (code, found) == (2, "error: kornia is not installed: pip install 'unlabeled[kornia]'\n")
+
+
+def test_configurations_inside_of_the_package_go_before_those_of_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unlabeled.commands.config import conf_folder
+
+    assert conf_folder() == ROOT / "conf"
+    monkeypatch.setattr("unlabeled.__file__", str(tmp_path / "ssl" / "unlabeled" / "__init__.py"))
+    (tmp_path / "ssl" / "unlabeled" / "conf").mkdir(parents=True)
+    assert conf_folder() == tmp_path / "ssl" / "unlabeled" / "conf"
