@@ -1,6 +1,6 @@
 """``python -m unlabeled COMMAND``, the same as ``unlabeled COMMAND``."""
 
-from unlabeled.commands.command_line import main
+from unlabeled.commands.console import main
 
 if __name__ == "__main__":
     main()

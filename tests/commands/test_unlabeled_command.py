@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, Script
-from unlabeled.commands import command_line
-from unlabeled.commands.command_line import COMMANDS, folders_as, main, overview
+from unlabeled.commands import console
+from unlabeled.commands.console import COMMANDS, folders_as, main, overview
 from unlabeled.commands.given import typed
 from unlabeled.commands.setup.new import KINDS, write_skeleton
 from unlabeled.errors import UserError
@@ -170,7 +170,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(
     def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'kornia'", name="kornia")
 
-    monkeypatch.setattr(command_line, "import_module", missing)
+    monkeypatch.setattr(console, "import_module", missing)
     code, found = printed(capfd, monkeypatch, "saliency", "out=x")
     assert (code, found) == (2, "error: kornia is not installed: pip install 'unlabeled[kornia]'\n")
 
