@@ -34,7 +34,6 @@ from benchmarks.features_page import page
 from benchmarks.probes import in_turn, status
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.commands.build.run import build_objective
-from unlabeled.data.loaders import _rows
 from unlabeled.objective import Batch, Progress
 from unlabeled.objectives.moco import queue_contrast
 from unlabeled.objectives.simclr import nt_xent
@@ -218,7 +217,8 @@ def lars_as_written(parameters: list[Tensor], momenta: list[Tensor]) -> None:
 def gather(images: int, on: bool) -> Step:
     held = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
     batches = itertools.cycle(torch.split(torch.randperm(len(held)), images)[:-1])
-    return lambda: _rows(held, next(batches), CPU) if on else held[next(batches)]
+    taken = torch.empty(images, *held.shape[1:], dtype=held.dtype)
+    return lambda: torch.index_select(held, 0, next(batches), out=taken) if on else held[next(batches)]
 
 
 def command(on: bool) -> Step:

@@ -72,6 +72,14 @@ class Plan(NamedTuple):
                 f"views: these make {len(self.views)} of an image, the objective takes {wanted}: give views=…"
             )
 
+    def needs_negatives(self) -> None:
+        """Raise UserError for a batch of one image: a contrast within the batch has nothing to contrast with."""
+        if self.batch_size < 2:
+            raise UserError(
+                f"batch_size={self.batch_size}: the other images of a batch are the negatives of this objective, and "
+                "there are none: give 2 at least"
+            )
+
 
 @dataclass(frozen=True)
 class Check:
@@ -109,10 +117,12 @@ class MetricBound(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Images [B, 3, h, w] → features [B, num_features]. The product of a run."""
+    """Images [B, channels, h, w] → features [B, num_features]. The product of a run."""
 
     num_features: int
-    image_size: int | None = None  # the only height and width that it takes, pixels; None: any
+    channels: int = 3  # of its images
+    image_size: int | None = None  # height and width of the images that it is built for, pixels; None: any
+    size_multiple: int | None = None  # such sizes are taken too, positions interpolated; None: ``image_size`` alone
     kinds: tuple[str, ...] = ("last",)  # of features that it can give
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
@@ -137,6 +147,23 @@ class Backbone(nn.Module):
                 raise UserError(
                     f"features={kind}: {type(self).__name__} has no such features; allowed: {', '.join(self.kinds)}"
                 )
+
+    def check_size(self, size: int) -> None:
+        """Raise UserError where it does not take images of ``size`` × ``size`` pixels; the line names what to give."""
+        if self.image_size in (None, size):
+            return
+        name, built = type(self).__name__, self.image_size
+        if self.size_multiple is None:
+            raise UserError(
+                f"views.size={size}: {name} takes images of {built} pixels alone: give backbone.image_size={size}, or"
+                f" views of {built} pixels"
+            )
+        if size % self.size_multiple or size < self.size_multiple:
+            fitting = max(1, round(size / self.size_multiple)) * self.size_multiple
+            raise UserError(
+                f"views.size={size}: {name} cuts images into patches of {self.size_multiple} pixels: give {fitting}, or"
+                f" another multiple of it"
+            )
 
     def shards(self) -> list[nn.Module]:
         """The parts called one after another: FSDP has one whole at a time, gradient checkpointing keeps inputs."""

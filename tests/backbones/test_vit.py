@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from unlabeled.backbones.vit import Block, ViT, sincos_position
@@ -179,6 +180,34 @@ def test_what_cannot_be_built_is_refused_by_its_key(changed: dict[str, Any], mes
     assert str(caught.value) == message
 
 
-def test_images_of_another_size_are_refused_by_their_key() -> None:
-    with pytest.raises(UserError, match=r"^backbone\.image_size=32 but images are 32×24: give views\.size to both$"):
-        small()(torch.zeros(1, 3, 32, 24))
+def test_images_that_are_not_made_of_whole_patches_are_refused_by_the_key() -> None:
+    message = r"^images of 32×20 pixels .* patches of 8: give views\.size a multiple of backbone\.patch_size=8$"
+    with pytest.raises(UserError, match=message):
+        small()(torch.zeros(1, 3, 32, 20))
+    for size, line in ((20, "patches of 8 pixels: give 16, or"), (3, "give 8, or another multiple of it")):
+        with pytest.raises(UserError, match=rf"^views\.size={size}: ViT cuts .*{line}"):
+            small().check_size(size)
+    small().check_size(32)
+    small().check_size(48)
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+@pytest.mark.parametrize("sides", [(16, 16), (48, 48), (16, 40)])
+def test_images_of_another_size_get_positions_interpolated_as_timm_does(position: Any, sides: tuple[int, int]) -> None:
+    network = small(position=position).eval()
+    nn.init.normal_(network.pos_embed)
+    grid = [side // 8 for side in sides]
+    table = resample_abs_pos_embed(network.pos_embed, grid, (4, 4), 1, "bicubic", antialias=False)
+    images = torch.randn(2, 3, *sides)
+    with torch.no_grad():
+        patches = network.patch_embed(images) + table[:, 1:]
+        first = (network.cls_token + table[:, :1]).expand(2, -1, -1)
+        expected = network.pool(network.norm(network.blocks(torch.cat([first, patches], 1))))
+        torch.testing.assert_close(network(images), expected)
+
+
+def test_gradients_reach_a_learned_table_from_small_crops_too() -> None:
+    network = small(position="learned")
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert network.pos_embed.grad is not None
+    assert float(network.pos_embed.grad.abs().sum()) > 0

@@ -13,6 +13,7 @@ from unlabeled.data import module
 from unlabeled.errors import UserError
 
 SMALL = ("backbone=resnet_thin", "data=digits", "batch_size=64", "trainer.accelerator=cpu", "probe=none")
+MULTI_CROP = ("objective=swav", "views=swav_small")
 PAWS = ("objective=paws", "views=paws_small", "objective.support.images_per_class=2")
 
 
@@ -64,8 +65,21 @@ def refusal(*overrides: str) -> str:
         ),
         (("objective=relicv2", "batch_size=10"), "objective.negatives=10: a batch_size of 10 has 9 other images"),
         (
-            ("objective=swav", "views=swav_small", "backbone=vit_tiny_small"),
-            "backbone: ViT takes images of 32 pixels alone, the views have [32, 32, 16, 16]",
+            (*MULTI_CROP, "backbone=torchvision", "backbone.model=vit_b_32"),
+            "backbone: TorchvisionBackbone is built for images of 224 pixels, the views have [32, 32, 16, 16]: give"
+            " backbone.image_size=32",
+        ),
+        (
+            (*MULTI_CROP, "backbone=torchvision", "backbone.model=vit_b_32", "backbone.image_size=32"),
+            "views.size=16: TorchvisionBackbone takes images of 32 pixels alone: give backbone.image_size=16",
+        ),
+        (
+            ("backbone=vit_tiny_small", "backbone.image_size=32", "views.size=48"),
+            "backbone: ViT is built for images of 32 pixels, the views have [48, 48]: give backbone.image_size=48",
+        ),
+        (
+            (*MULTI_CROP, "backbone=vit_tiny_small", "backbone.patch_size=32"),
+            "views.size=16: ViT cuts images into patches of 32 pixels: give 32",
         ),
         (("batch_size=1400",), "batch_size=1400: it must lie between 1 and the 1347 training images"),
         (

@@ -90,6 +90,11 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["objective._target_=unlabeled.nothing.X"], ["objective._target_=unlabeled.nothing.X", "cannot be found"]),
         (["+seeds=1"], ["seeds", "did you mean seed?"]),
         (["+trainer.presicion=16"], ["trainer.presicion", "did you mean trainer.precision?"]),
+        (["name=../x"], ["name=../x", "within outputs/"]),
+        (["name='/tmp/x'"], ["name=/tmp/x", "within outputs/"]),
+        (["name=''"], ["name=", "must be the name of a folder"]),
+        (["name=..", "run_dir=x"], ["name=..", "must be the name of a folder"]),
+        (["run_dir=''"], ["run_dir=", "must be the name of a folder"]),
         (["batch_size=5000"], ["batch_size=5000", "1347"]),
         (["max_epochs=null"], ["max_epochs=None", "max_steps=None"]),
         (["data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
@@ -97,15 +102,15 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
         (["max_faults_in_a_row=0"], ["max_faults_in_a_row=0", "at least 1"]),
         (["replay=x.pt"], ["replay=…", "leave out name=x"]),
-        (["preview=0"], ["preview=0", "between 1 and batch_size=256"]),
+        (["preview=0"], ["preview=0", "at least 1"]),
         (["pictures.pool=0"], ["pictures.pool=0", "at least 1"]),
         (["preview=257"], ["preview=257", "batch_size=256"]),
-        (["preview=true"], ["preview=True", "a whole number or null"]),
+        (["preview=true"], ["preview=True", "a whole number", "or null"]),
         (["preview=8", "data=folder", "data.path=/nowhere"], ["data.path=/nowhere"]),
         (["preview=8", "views.masks=/nowhere", "views=relicv2_small"], ["/nowhere"]),
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
         (["trainer.strategy=fsdp", "trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "32-true or bf16"]),
-        (["trainer.strategy=deepspeed"], ["trainer.strategy=deepspeed", "use fsdp", "or ddp"]),
+        (["trainer.strategy=deepspeed"], ["trainer.strategy=deepspeed", "ddp or fsdp"]),
         (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
         (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
         ([*PAWS, "objective.support.views=3"], ["objective.support.views=3", "at most 2"]),
@@ -121,6 +126,62 @@ def test_a_key_that_nothing_reads_or_a_value_that_cannot_work_costs_one_line(
 ) -> None:
     line = refused("name=x", *overrides)
     assert [word for word in words if word not in line] == []
+
+
+OUT_OF_RANGE = [
+    *[f"objective.temperature={value}" for value in ("0", "-1", "nan", "inf", "cold", "true", "null", "[1]", "")],
+    *["optimizer.lr=-1", "optimizer.weight_decay=-1", "optimizer.optimizer.momentum=1.5", "optimizer.warmup_epochs=-1"],
+    *["views.std=[0,0,0]", "views.mean=abc", "views.evaluation_crop=2", "views.size=0"],
+    *["checkpoint_every_n_steps=-1", "timeout_minutes=nan", "online_knn.queries=0", "num_workers=-1", "seed=-1"],
+    *["log_every_n_steps=0", "seed=1e400", "objective.projection_dim=0", "name=", "run_dir=", "batch_size==5"],
+    *["trainer.devices=0", "trainer.devices=abc", "trainer.accelerator=quantum", "trainer.precision=int8"],
+    *["trainer.strategy=foo", "trainer.num_nodes=0", "trainer.gradient_clip_val=-1", "max_epochs=-3", "cache_gib=-1"],
+    *["probe.knn.k=[]", "probe.knn.k=[0]", "probe.linear.holdout=0.9", "compile=fast", "plan=3", "pictures.images=inf"],
+]
+
+
+@pytest.mark.parametrize("override", OUT_OF_RANGE)
+def test_a_value_out_of_range_costs_one_line_that_says_what_is_allowed_and_nothing_is_written(
+    refused: Refused, tmp_path: Path, override: str
+) -> None:
+    line = refused(override)
+    assert line.startswith(f"error: {override.split('=')[0]}")
+    assert "must be" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["probe=[knn,nope]"], ["probe=nope", "knn", "linear"]),
+        (["logger=[csv,nope]"], ["logger=nope", "csv, tensorboard, wandb"]),
+        (["optimizer=adamw", "optimizer.optimizer.betas=[0.9]"], ["optimizer.optimizer.betas=[0.9]", "a list of 2"]),
+        (["experiment=digits", "probe.knn.features=foo"], ["probe.knn.features=foo", "last, last4"]),
+        (["experiment=digits", "batch_size=1"], ["batch_size=1", "negatives"]),
+        (["lr=0.1"], ["lr", "optimizer.lr"]),
+        (["epochs=3"], ["epochs", "max_epochs"]),
+        (["+trainer.accumulate_grad_batches=2"], ["trainer.accumulate_grad_batches"]),
+        (["data=folder", "data.path=/d/eq=ual"], ["data.path=/d/eq=ual"]),
+        (["data=folder", "data.path=/d/ünï (en) #x"], ["data.path=/d/ünï (en) #x"]),
+        (["--lr", "0.1"], ["optimizer.lr=0.1"]),
+        (["ключ=1"], ["ключ"]),
+    ],
+)
+def test_what_used_to_be_a_traceback_is_one_line(refused: Refused, overrides: list[str], words: list[str]) -> None:
+    line = refused(*overrides)
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(refused: Refused, tmp_path: Path) -> None:
+    assert "trainer.accelerator=gpu" in refused("trainer.accelerator=gpu")
+    assert "trainer.precision=16-mixed" in refused("trainer.precision=16-mixed", "trainer.accelerator=cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_as_lightning_names_it_is_a_path(refused: Refused) -> None:
+    line = refused("checkpoint=outputs/simclr-ep=9.ckpt", name="eval_linear.py")
+    assert "outputs/simclr-ep=9.ckpt: no such file" in line
 
 
 def test_a_key_of_an_experiment_that_nothing_reads_is_found(refused: Refused, tmp_path: Path) -> None:
@@ -204,7 +265,7 @@ class Toy(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         a, b = (self.backbone(view) for view in batch.views)
-        return Output(self.weight * (a - b).pow(2).mean(), a.detach())
+        return Output(self.weight * (a - b).float().pow(2).mean(), a.detach())
 
     def after_step(self, progress: Progress) -> None:
         self.steps += 1
@@ -231,6 +292,12 @@ def test_a_new_objective_is_one_python_file_and_one_yaml(script: Script, tmp_pat
     assert finished.returncode == 0, finished.stderr
     metrics = tmp_path / "outputs" / "toy-resnet_thin-digits-seed0" / "metrics.jsonl"
     assert metrics.read_text().count("train/loss") == 3
+    run = f"run={metrics.parent}"
+    alone = script("eval_linear.py", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert alone.returncode == 2
+    assert "objective._target_=toy.Toy: is no objective of this package" in alone.stderr
+    named = script("eval_linear.py", "--config-dir=conf", run, "probe=knn", "probe.knn.k=[20]", PYTHONPATH=paths)
+    assert named.returncode == 0, named.stderr
     misspelt = script("train.py", "--config-dir=conf", "objective=toy", "+objective.wieght=1", PYTHONPATH=paths)
     assert misspelt.returncode == 2
     assert "did you mean objective.weight?" in misspelt.stderr

@@ -15,6 +15,7 @@ from tests.small import CONF, composed, members, missing_keys, small_objective
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.config import check_keys
 from unlabeled.data.support import NeedsSupport
+from unlabeled.errors import UserError
 from unlabeled.objective import (
     AfterBackward,
     Backbone,
@@ -80,6 +81,14 @@ def test_every_objective_keeps_the_contract(name: str) -> None:
         for column in objective.visualize(Batch(images, ids, ids, (plain,)), 0).values():
             assert column.shape == plain.shape
     objective.load_state_dict(before)
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco_v3", "relic"])
+def test_a_contrast_within_a_batch_of_one_image_is_refused(name: str) -> None:
+    _, objective = small_objective(name)
+    with pytest.raises(UserError, match=r"batch_size=1: .* negatives"):
+        objective.check(Plan(1, 1, 100, [16, 16]))
+    objective.check(Plan(2, 1, 100, [16, 16]))
 
 
 @pytest.mark.parametrize("name", members("objective"))

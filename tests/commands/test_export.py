@@ -83,6 +83,7 @@ def a_run(folder: Path, spec: Spec, size: int = 32, **more: Any) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     content = {"state_dict": state, "config": config | more, "progress": progress}
     torch.save(content, folder / "checkpoints" / "last.ckpt")
+    (folder / "config.yaml").write_text(json.dumps(config | more))
     return folder
 
 

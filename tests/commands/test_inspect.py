@@ -433,12 +433,12 @@ def test_ctrl_c_leaves_no_file(command: Command, tmp_path: Path, monkeypatch: py
     ("overrides", "words"),
     [
         (["num_worker=1"], "did you mean num_workers?"),
-        (["near_distance=12"], "near_distance=12: must lie between 0 and 11"),
-        (["near_distance=few"], "a whole number or null"),
-        (["limit=0"], "limit=0: must be at least 1"),
+        (["near_distance=12"], "near_distance=12: must be a whole number, from 0 to 11"),
+        (["near_distance=few"], "a whole number, from 0 to 11 or null"),
+        (["limit=0"], "limit=0: must be a whole number, at least 1"),
         (["num_workers=-1"], "num_workers=-1"),
         (["images_per_second=0"], "images_per_second=0"),
-        (["out="], "the name of a folder"),
+        (["out="], "out=: must be a path"),
         (["data=folder", "data.path=/nowhere"], "/nowhere"),
     ],
 )

@@ -217,7 +217,7 @@ def test_mistakes_in_a_comparison_cost_one_line(
     assert "backbone/resnet" in line(*given, "second={backbone:resnet}")
     assert "Could not override 'dta'" in line(*given, "second={dta:cifar10}")
     assert "out: has no default" in line(f"first={run}", f"second={run}")
-    assert "images=3: must be at least 4" in line(*given, f"second={run}", "images=3")
+    assert "images=3: must be a whole number, at least 4" in line(*given, f"second={run}", "images=3")
     assert "did you mean second?" in line(*given, f"secnd={run}")
     assert "this backbone takes images of 8 pixels alone" in line(
         *given, "second={run:RUN,views:mae_small}".replace("RUN", str(run))

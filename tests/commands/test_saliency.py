@@ -378,7 +378,7 @@ def test_whole_images_may_train_the_network_too(command: Command, tmp_path: Path
     ("overrides", "words"),
     [
         ([], "give out=…"),
-        (["out="], "masks.pt"),
+        (["out="], "out=: must be a path"),
         (["out=x.png"], "out=x.png"),
         (["out=x.pt", "maps=[magic]"], "spectral_residual"),
         (["out=x.pt", "tresh=1"], "tresh"),

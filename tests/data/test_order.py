@@ -1,9 +1,12 @@
 """The order of samples: permutations that depend on (seed, epoch), shared out alike to any number of processes."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
+from unlabeled.data.order import DEFAULT_BATCH_SIZE, GlobalOrder, batch_size_for, check_batch_size, plan_steps
 from unlabeled.errors import UserError
 
 
@@ -109,3 +112,13 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"^batch_size=9 is global and must be a multiple of the 2 processes$"):
         check_batch_size(9, 50, 2)
     check_batch_size(50, 50, 2)
+
+
+@pytest.mark.parametrize(("images", "expected"), [(20, 16), (1, 1), (255, 128), (256, 256), (100_000, 256)])
+def test_the_default_batch_size_shrinks_to_a_power_of_two_of_few_images(images: int, expected: int) -> None:
+    assert batch_size_for(DEFAULT_BATCH_SIZE, images) == expected
+
+
+def test_a_batch_size_that_was_chosen_is_never_another() -> None:
+    assert batch_size_for(64, 20) == 64
+    assert OmegaConf.load(Path(__file__).parents[2] / "conf" / "train.yaml").batch_size == DEFAULT_BATCH_SIZE

@@ -68,7 +68,7 @@ def looks(train: Any = None, test: Any = None, transform: Any = scale) -> Extrac
 
 
 def run(backbone: nn.Module, probes: dict[str, Any], train: Any = None, test: Any = None, **given: Any) -> list[Row]:
-    settings: dict[str, Any] = {"random_backbone": Blind(), "num_classes": 2, "say": lambda line: None}
+    settings: dict[str, Any] = {"random_backbone": Blind(), "num_classes": 2, "log": lambda line: None}
     return evaluate_probes(backbone, extract=looks(train, test), probes=probes, **(settings | given))
 
 
@@ -156,7 +156,7 @@ def test_weights_that_were_never_trained_are_noted() -> None:
 
 def test_progress_says_what_was_done_and_how_long_it_took() -> None:
     lines: list[str] = []
-    run(Halves(), {"r": Recorder()}, say=lines.append)
+    run(Halves(), {"r": Recorder()}, log=lines.append)
     assert lines[0].startswith("pretrained: 2 features of 200 train images in ")
     assert lines[2].startswith("pretrained: 50.00 % recorder (")
     assert len(lines) == 9

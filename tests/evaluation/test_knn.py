@@ -216,3 +216,14 @@ def test_the_peak_memory_is_bounded_by_a_chunk_and_the_results() -> None:
     """All similarities would take 458 MiB. benchmarks/probes.py measures 10,000 × 50,000."""
     output = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True).stdout
     assert float(output) < 128 + 10 + 2 * 23 + 60  # similarities, bank, log-probabilities of both k, all else
+
+
+def test_more_neighbours_than_there_are_images_become_all_of_them_in_one_column_that_says_so() -> None:
+    x, labels = unit(20, 5, 0).float(), torch.arange(20) % 2
+    bank = Features(x, labels, labels)
+    first, whole = KNN([5, 50, 200], 0.1).fit_predict(bank, bank, 2)
+    assert [first.protocol, whole.protocol] == ["knn/cosine-exp/k=5/T=0.1", "knn/cosine-exp/k=20/T=0.1"]
+    assert whole.notes == ["probe.knn.k=50,200 is more than the 20 labelled train images: k=20."]
+    (alone,) = KNN([20], 0.1).fit_predict(bank, bank, 2)
+    assert torch.equal(whole.predictions, alone.predictions)  # type: ignore[arg-type]
+    assert alone.notes == []

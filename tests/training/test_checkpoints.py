@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from tests.small import small_run
 from unlabeled.commands.build.run import build_loggers
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import requeue
-from unlabeled.training.checkpoints import CheckpointFolder, find_damage
+from unlabeled.training.checkpoints import STATE, CheckpointFolder
 from unlabeled.training.loggers import JsonLines
 
 
 def write(folder: CheckpointFolder, step: int, before: int | None) -> None:
-    folder.write(lambda path: torch.save({"step": step, "x": torch.arange(50_000)}, path), before, first=True)
+    state = {"step": step, "x": torch.arange(50_000), **dict.fromkeys(STATE)}
+    folder.write(lambda path: torch.save(state, path), before, first=True)
 
 
 def step_of(path: Path | None) -> int:
@@ -76,7 +78,7 @@ def test_at_no_moment_of_writing_is_there_no_whole_state(
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "other"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "other", "zip", "weights"])
 def test_a_damaged_newest_state_is_set_aside_with_a_warning_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -87,9 +89,13 @@ def test_a_damaged_newest_state_is_set_aside_with_a_warning_and_the_one_before_i
     if damage == "flipped":
         flip(folder.newest, len(content) // 2)
         torch.load(folder.newest, weights_only=True)  # torch itself does not notice
+    elif damage == "zip":
+        with zipfile.ZipFile(folder.newest, "w") as file:
+            file.writestr("paper.pdf", "of another kind")
+    elif damage == "weights":
+        torch.save({"fc.weight": torch.zeros(1)}, folder.newest)
     else:
         folder.newest.write_bytes({"cut": content[:-100], "empty": b"", "other": b"not a checkpoint"}[damage])
-    assert find_damage(folder.newest) is not None
     assert step_of(folder.find()) == 1
     assert "last.ckpt is damaged" in capsys.readouterr().out
     assert (tmp_path / "last.ckpt.damaged").exists()

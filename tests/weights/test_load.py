@@ -175,3 +175,43 @@ def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, {"state_dict": {}}, {"state_dict": [1]}])
 def test_a_file_without_tensors_by_name_is_refused(content: Any, tmp_path: Path) -> None:
     assert refusal(saved(content, tmp_path), thin()).endswith("file.pt: holds no state_dict")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weight: weight.to(torch.int8), "holds int8 instead of float32"),
+        (lambda weight: weight.to(torch.complex64), "holds complex64 instead of float32"),
+        (lambda weight: weight.to(torch.bool), "holds bool instead of float32"),
+        (lambda weight: weight.to_sparse(), "holds float32 sparse instead of float32"),
+        (lambda weight: weight.to("meta"), "holds no values, float32 instead of float32"),
+    ],
+)
+def test_numbers_of_another_kind_than_floats_are_refused_and_named(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], words: str
+) -> None:
+    content = own_layout(thin(0))
+    name = "objective.backbone.layer1.0.conv1.weight"
+    content["state_dict"][name] = change(content["state_dict"][name])
+    assert f"state_dict.{name} {words}" in refusal(saved(content, tmp_path), thin(1))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_another_width_are_taken(tmp_path: Path, kind: torch.dtype) -> None:
+    content, source = own_layout(thin(0)), thin(0)
+    content["state_dict"] = {k: v.to(kind) if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    loaded = load_backbone(saved(content, tmp_path), thin(1))
+    assert torch.allclose(loaded.state_dict()["conv1.weight"], source.state_dict()["conv1.weight"], rtol=1e-2)
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed_by_whoever_reads_it(tmp_path: Path) -> None:
+    source = thin(0)
+    path = saved(own_layout(source), tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.index(source.state_dict()["conv1.weight"].numpy().tobytes()[:64])
+    content[place] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # torch itself does not notice
+    assert "damaged" in refusal(path, thin(1))
+    with pytest.raises(UserError, match=r"damaged \(.* is not what was written\); copy it again"):
+        read_checkpoint(path)

@@ -8,13 +8,15 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from annotated_types import Interval
 from torch import Tensor, nn
 from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
 from unlabeled.backbones.recomputation import recompute
 from unlabeled.backbones.resnet import features_from_maps
+from unlabeled.core.ranges import Channels, Layers, NotNegative, SomeShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -39,8 +41,9 @@ class RegNetY(Backbone):
         se_ratio: width of the squeeze-and-excitation, of a block's input; 0.25 in every RegNetY.
         rounding: how widths are made multiples of the group width, see :func:`stages`.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
+        channels: of the images.
 
-    Shape: images [B, 3, h, w] → features [B, num_features].
+    Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
         UserError: parameters that describe no network.
@@ -48,19 +51,21 @@ class RegNetY(Backbone):
 
     def __init__(
         self,
-        depth: int,
-        w_0: int,
-        w_a: float,
-        w_m: float,
-        group_width: int,
-        se_ratio: float = 0.25,
+        depth: Layers,
+        w_0: Channels,
+        w_a: NotNegative,
+        w_m: Annotated[float, Interval(gt=1, le=100)],
+        group_width: Channels,
+        se_ratio: SomeShare = 0.25,
         rounding: Literal["nearest", "torchvision"] = "nearest",
         gradient_checkpointing: bool = False,
+        channels: Channels = 3,
     ) -> None:
         super().__init__()
         plan = stages(depth, w_0, w_a, w_m, group_width, rounding)
         widths = [STEM_WIDTH, *(stage.width for stage in plan)]
-        self.stem = SimpleStemIN(3, STEM_WIDTH, nn.BatchNorm2d, nn.ReLU)
+        self.channels = channels
+        self.stem = SimpleStemIN(channels, STEM_WIDTH, nn.BatchNorm2d, nn.ReLU)
         self.trunk_output = nn.Sequential(
             OrderedDict(
                 (f"block{number}", _stage(number, in_width, stage, se_ratio))

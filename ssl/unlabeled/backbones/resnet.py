@@ -6,13 +6,15 @@ for every tensor, so that a checkpoint of the one loads in the other.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unlabeled.backbones.recomputation import recompute
+from unlabeled.core.ranges import Channels, Layers
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -36,8 +38,9 @@ class ResNet(Backbone):
             max-pool, for images up to about 64 pixels (arXiv:2002.05709, B.9).
         zero_init_residual: the last BatchNorm of each block starts at zero, so that a block starts as the identity.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
+        channels: of the images.
 
-    Shape: images [B, 3, h, w] → features [B, num_features].
+    Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
         UserError: a depth, stem or width that is not allowed.
@@ -45,11 +48,12 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        depth: int,
-        width: float,
+        depth: Layers,
+        width: Annotated[float, Interval(ge=1 / 64, le=64)],
         stem: Literal["imagenet", "cifar"],
         zero_init_residual: bool = False,
         gradient_checkpointing: bool = False,
+        channels: Channels = 3,
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
@@ -60,17 +64,18 @@ class ResNet(Backbone):
         widths = [int(64 * width * 2**stage) for stage in range(4)]
         if widths[0] < 1:
             raise UserError(f"backbone.width={width} leaves no channels: it must be at least 1/64")
-        self.conv1 = nn.Conv2d(3, widths[0], *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
+        self.channels = channels
+        self.conv1 = nn.Conv2d(channels, widths[0], *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
-        channels = [widths[0], *(stage_width * block.expansion for stage_width in widths)]
+        outs = [widths[0], *(stage_width * block.expansion for stage_width in widths)]
         stage = partial(_stage, block)
-        self.layer1 = stage(channels[0], widths[0], depths[0], stride=1)
-        self.layer2 = stage(channels[1], widths[1], depths[1], stride=2)
-        self.layer3 = stage(channels[2], widths[2], depths[2], stride=2)
-        self.layer4 = stage(channels[3], widths[3], depths[3], stride=2)
-        self.num_features = channels[4]
+        self.layer1 = stage(outs[0], widths[0], depths[0], stride=1)
+        self.layer2 = stage(outs[1], widths[1], depths[1], stride=2)
+        self.layer3 = stage(outs[2], widths[2], depths[2], stride=2)
+        self.layer4 = stage(outs[3], widths[3], depths[3], stride=2)
+        self.num_features = outs[4]
         _initialise(self, zero_init_residual)
         if gradient_checkpointing:
             recompute(self.shards())

@@ -6,8 +6,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
+
+TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules whose models can interpolate theirs
 
 
 class TimmBackbone(Backbone):
@@ -16,17 +19,20 @@ class TimmBackbone(Backbone):
     Args:
         model: a name that ``timm.list_models()`` knows, e.g. ``vit_tiny_patch16_224`` or ``convnext_tiny``.
         image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None where they
-            do not (ConvNets).
+            do not (ConvNets). A ViT takes images of other sizes too, positions interpolated by timm.
         gradient_checkpointing: keep the input of each block, or of what timm calls one, and compute it again in the
             backward pass; less memory, more time, the same numbers.
+        channels: of the images.
 
-    Shape: images [B, 3, h, w] → features [B, num_features].
+    Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
         UserError: timm has no such model, or the model takes no ``image_size`` or cannot be recomputed.
     """
 
-    def __init__(self, model: str, image_size: int | None = None, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: str, image_size: Pixels | None = None, gradient_checkpointing: bool = False, channels: Channels = 3
+    ) -> None:
         super().__init__()
         import timm  # heavy: imported where it is used
 
@@ -34,11 +40,14 @@ class TimmBackbone(Backbone):
             close = difflib.get_close_matches(model, timm.list_models(), n=3)
             suggestion = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() gives the names"
             raise UserError(f"backbone.model={model}: timm has no such model; {suggestion}")
-        size = {} if image_size is None else {"img_size": image_size}
+        self.channels = channels
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        if interpolates := timm.models.is_model_in_modules(model, TABLES_OF_POSITIONS):
+            size["dynamic_img_size"] = True
         try:
-            self.model = timm.create_model(model, pretrained=False, num_classes=0, **size)
+            self.model = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels, **size)
         except TypeError as error:
-            if "img_size" not in str(error):
+            if "'img_size'" not in str(error):
                 raise
             raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null") from error
         # Not timm's num_features: MobileNetV3, VGG and others have a layer between the pooling and the classifier.
@@ -46,6 +55,8 @@ class TimmBackbone(Backbone):
         published = self.model.pretrained_cfg
         fixed = published.get("fixed_input_size", False)
         self.image_size = image_size or (published["input_size"][-1] if fixed else None)
+        if interpolates:
+            self.size_multiple = int(self.model.patch_embed.patch_size[0])
         if gradient_checkpointing:
             _recompute(self.model, model)
 

@@ -1,10 +1,12 @@
 """Any classification model of torchvision as a backbone: what goes into its last linear layer."""
 
 import difflib
+import math
 
 import torchvision
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -17,14 +19,15 @@ class TorchvisionBackbone(Backbone):
     Args:
         model: a name that ``torchvision.models.list_models(torchvision.models)`` knows, e.g. ``convnext_tiny``.
         image_size: height and width of the views, for a ViT, whose weights depend on it; None leaves it at 224 there.
+        channels: of the images; where they are not 3 the first convolution is another, drawn anew.
 
-    Shape: images [B, 3, h, w] → features [B, num_features].
+    Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
         UserError: torchvision has no such model, the model takes no ``image_size``, or does not end in a linear layer.
     """
 
-    def __init__(self, model: str, image_size: int | None = None) -> None:
+    def __init__(self, model: str, image_size: Pixels | None = None, channels: Channels = 3) -> None:
         super().__init__()
         known = torchvision.models.list_models(torchvision.models)
         if model not in known:
@@ -36,6 +39,9 @@ class TorchvisionBackbone(Backbone):
         self.model: nn.Module = torchvision.models.get_model(
             model, weights=None, **constructor_arguments(model, image_size)
         )
+        self.channels = channels
+        if channels != 3:
+            _take(self.model, model, channels)
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 
@@ -64,6 +70,19 @@ def _remove_classifier(network: nn.Module, name: str) -> int:
         if path == linears[-1] or (isinstance(module, nn.Dropout) and _inside(path, head)):
             network.set_submodule(path, nn.Identity())
     return classifier.in_features
+
+
+def _take(network: nn.Module, name: str, channels: int) -> None:
+    """Another first convolution, whose outputs have the variance of the one before: torchvision knows none but RGB."""
+    path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels != 3 or getattr(network, "transform_input", False):
+        raise UserError(f"backbone.channels={channels}: {name} takes 3 alone; timm has models of the same kind")
+    given = (channels, first.out_channels, first.kernel_size, first.stride, first.padding, first.dilation)
+    other = nn.Conv2d(*given, bias=first.bias is not None)  # type: ignore[arg-type]
+    nn.init.normal_(other.weight, std=float(first.weight.detach().std()) * math.sqrt(3 / channels))
+    if first.bias is not None and other.bias is not None:
+        other.bias.data.copy_(first.bias.data)
+    network.set_submodule(path, other)
 
 
 def _inside(path: str, part: str) -> bool:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.backbones.recomputation import recompute
+from unlabeled.core.ranges import Channels, Layers, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -39,24 +40,27 @@ class ViT(Backbone):
             last norm, so that one checkpoint serves both (MAE's fine-tuning drops that norm and puts a new ``fc_norm``
             after the mean instead).
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
+        channels: of the images.
 
-    Shape: images [B, 3, image_size, image_size] → features [B, width].
+    Shape: images [B, channels, image_size, image_size] → features [B, width]; images of another size, if it is made of
+    whole patches, get positions interpolated from the table.
 
     Raises:
-        UserError: sizes that do not fit each other, or images of another size.
+        UserError: sizes that do not fit each other, or images that are not made of whole patches.
     """
 
     def __init__(
         self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
+        image_size: Pixels,
+        patch_size: Pixels,
+        width: Channels,
+        depth: Layers,
+        heads: Channels,
         position: Position = "sincos",
         initialisation: Initialisation = "mae",
         pooling: Pooling = "cls",
         gradient_checkpointing: bool = False,
+        channels: Channels = 3,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -66,10 +70,12 @@ class ViT(Backbone):
         check_width(width, heads, "backbone.")
         self.image_size: int = image_size
         self.patch_size, self.pooling = patch_size, pooling
+        self.size_multiple = patch_size
         self.num_features = width
         self.grid = image_size // patch_size  # patches along a side
         self.num_patches = self.grid**2
-        self.patch_embed = PatchEmbedding(patch_size, width)
+        self.channels = channels
+        self.patch_embed = PatchEmbedding(patch_size, width, channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(_position(position, width, self.grid), requires_grad=position == "learned")
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
@@ -108,7 +114,7 @@ class ViT(Backbone):
         """The class token and the patches after the last norm.
 
         Args:
-            images: [B, 3, image_size, image_size].
+            images: [B, channels, image_size, image_size].
             keep: int64 [B, k], the patches that the blocks may see, in this order; None for all L of them. Patches
                 count row by row and have got their position before any is left out.
 
@@ -119,14 +125,32 @@ class ViT(Backbone):
         return tokens
 
     def _embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        if images.shape[2:] != (self.image_size, self.image_size):
-            given = "×".join(map(str, images.shape[2:]))
-            raise UserError(f"backbone.image_size={self.image_size} but images are {given}: give views.size to both")
-        patches = self.patch_embed(images) + self.pos_embed[:, 1:]
+        patches = self.patch_embed(images) + self._positions(images)
         if keep is not None:
             patches = gather_tokens(patches, keep)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
         return torch.cat([first, patches], 1)
+
+    def _positions(self, images: Tensor) -> Tensor:
+        """The table of the patches, [1, L, width]: as it is, or interpolated to the patches of images of another size.
+
+        Bicubic without antialiasing, for small crops and evaluation at another resolution, as DINO's code has it
+        (facebookresearch/dino, interpolate_pos_encoding; its factor is a little more than the ratio of the sizes, by
+        which it avoids a rounding error). Nothing is computed for images of ``image_size``.
+        """
+        height, width = images.shape[2:]
+        table = self.pos_embed[:, 1:]
+        if (height, width) == (self.image_size, self.image_size):
+            return table
+        p = self.patch_size
+        if height % p or width % p:
+            raise UserError(
+                f"images of {height}×{width} pixels are not made of patches of {p}: give views.size a multiple of"
+                f" backbone.patch_size={p}"
+            )
+        plane = table.transpose(1, 2).reshape(1, -1, self.grid, self.grid)
+        fitted = F.interpolate(plane, (height // p, width // p), mode="bicubic", align_corners=False)
+        return fitted.flatten(2).transpose(1, 2)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens [B, 1 + n, width] → features [B, width]."""
@@ -147,7 +171,7 @@ class ViT(Backbone):
             raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
         init_linears_xavier(self)
         projection = self.patch_embed.proj
-        init_xavier_uniform(projection.weight, inputs=3 * self.patch_size**2, outputs=self.num_features)
+        init_xavier_uniform(projection.weight, inputs=self.channels * self.patch_size**2, outputs=self.num_features)
         nn.init.normal_(self.cls_token, std=0.02 if scheme == "mae" else 1e-6)
         if self.pos_embed.requires_grad:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -160,11 +184,11 @@ class ViT(Backbone):
 
 
 class PatchEmbedding(nn.Module):
-    """Images [B, 3, h, w] → one linear projection per patch, row by row [B, L, width]."""
+    """Images [B, channels, h, w] → one linear projection per patch, row by row [B, L, width]."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         projected: Tensor = self.proj(images)

@@ -1,8 +1,7 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
-import difflib
 import errno
-import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,37 +9,48 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import unlabeled
+from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.checks.machine import check_machine
+from unlabeled.commands.checks.signatures import parameters_of
+from unlabeled.commands.checks.values import check_value
+from unlabeled.commands.command_line import read_command_line
+from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.file_config import as_data
 from unlabeled.core.run_config import FREE_KEYS, differences, read_yaml
+from unlabeled.core.shown import shown
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
+
+EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 
 
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths may hold bytes that are no UTF-8, and a terminal may know less
+            stream.reconfigure(errors="backslashreplace")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
         with user_errors(config_dir, config_name, arguments):
             yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -54,6 +64,7 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _check_typed_place(given)
         yield
     except UserError as error:
         raise UserError(_one_line(str(error))) from error
@@ -109,26 +120,35 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     try:
         with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
             sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
+            read_command_line(conf, config_name)
             hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
     finally:
         sys.argv = typed
 
 
 def run_module(
-    config_name: str, command: Callable[[Any, dict[str, Any]], object], arguments: Sequence[str] | None = None
+    config_name: str,
+    command: str | Callable[[Any, dict[str, Any]], object],
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """What the scripts do, for a command that takes plain values: ``unlabeled NAME key=value``.
 
     Args:
         config_name: of the primary yaml in ``conf/``.
-        command: gets the composed configuration, and the same as plain values.
+        command: gets the composed configuration, and the same as plain values. By its dotted name it is imported after
+            the keys are checked, so that a mistake in them is answered before torch is imported.
         arguments: as :func:`launch`.
     """
 
     def checked(config: DictConfig) -> None:
-        check_keys(config, conf_folder() / f"{config_name}.yaml")
+        check_command(config, conf_folder() / f"{config_name}.yaml")
         resolved: Any = OmegaConf.to_container(config, resolve=True)
-        command(config, resolved)
+        if isinstance(command, str):
+            with heavy_imports():
+                called: Callable[[Any, dict[str, Any]], object] = _resolved(command)
+            called(config, resolved)
+        else:
+            command(config, resolved)
 
     launch(config_name, checked, arguments)
 
@@ -154,6 +174,16 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def _resolved(name: str) -> Any:
+    try:
+        return resolve_name(name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise UserError(f"{package} is not installed: pip install 'unlabeled[{package}]'") from error
+
+
 def own_folders(arguments: Sequence[str]) -> list[Path]:
     """What ``--config-dir FOLDER`` or ``--config-dir=FOLDER`` names."""
     after = [value for option, value in pairwise(arguments) if option in ("--config-dir", "-cd")]
@@ -177,27 +207,26 @@ def _explain(error: Exception, config_dir: Path, config_name: str, arguments: li
     if isinstance(error, MissingMandatoryValue):
         key = str(error).rpartition("full_key: ")[2].split()[0]
         return f"{key}: has no default; give {key}=…"
-    if isinstance(error, OverrideParseException):
-        key, _, value = str(error.override).partition("=")
-        return (
-            f"{error.override}: cannot be read; text with other signs than letters goes in quotes: \"{key}='{value}'\""
-        )
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: unknown; {_nearest(name, error.options)}"
+        options = error.options or [path.stem for path in (config_dir / group).glob("*.yaml")]  # none for a list
+        return f"{group}={name}: unknown; {nearest(name, options)}"
     return _unknown_key(config_dir, config_name, arguments) or str(error)
 
 
 def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
     """The first override whose key is not in the configuration that the group choices give."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    folders = [config_dir, *own_folders(arguments)]
-    choices = [each for each in parsed if any((folder / each.key_or_group).is_dir() for folder in folders)]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        own = [f"hydra.searchpath=['file://{folder}']" for folder in own_folders(arguments)[:1]]
-        known = compose(config_name, [*(str(each.input_line) for each in choices), *own])
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        folders = [config_dir, *own_folders(arguments)]
+        choices = [each for each in parsed if any((folder / each.key_or_group).is_dir() for folder in folders)]
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            own = [f"hydra.searchpath=['file://{folder}']" for folder in own_folders(arguments)[:1]]
+            known = compose(config_name, [*(str(each.input_line) for each in choices), *own])
+    except HydraException:
+        return None  # another mistake, which the first error names
     for override in parsed:
         if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
             continue
@@ -205,16 +234,19 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
         node = OmegaConf.select(known, ".".join(path)) if path else known
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if key not in names:
-            groups = [] if path else [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
-            return f"{override.key_or_group}: no such key; {_nearest(key, {*names, *groups}, '.'.join(path))}"
+            whole = override.key_or_group
+            top = {str(name) for name in known} | {each.name for each in config_dir.iterdir() if each.is_dir()}
+            if (instead := meant(whole, top)) is not None:
+                return f"{whole}: no such key; did you mean {instead}?"
+            return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
     return None
 
 
-def _nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
-    allowed = sorted(option for option in allowed if not option.startswith("_"))
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    suggestion = f"did you mean {prefix}{'.' if prefix else ''}{close[0]}? " if close else ""
-    return f"{suggestion}(allowed: {', '.join(allowed)})"
+def check_command(config: DictConfig, primary: Path) -> None:
+    """Raise UserError for a wrong key or value, or for what this machine does not have."""
+    check_keys(config, primary)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    check_machine(values)
 
 
 def check_keys(config: DictConfig, primary: Path) -> None:
@@ -224,72 +256,39 @@ def check_keys(config: DictConfig, primary: Path) -> None:
     constructor takes. Hydra catches a mistyped override by itself, but not a ``+key``, nor a mistake in an
     experiment's yaml.
     """
+    check_values(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), primary)
+
+
+def check_values(tree: Any, primary: Path) -> None:
+    """:func:`check_keys` for a configuration that is plain values already."""
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
     groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
     known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
-    tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     for key, value in tree.items():
         if key not in known:
-            raise UserError(f"{key}: no such key; {_nearest(str(key), known)}")
-        _check_type(value, TYPES.get(key, Any), key)
-        _check_node(value, key)
+            raise UserError(f"{key}: no such key; {nearest(str(key), known)}")
+        check_value(value, TYPES.get(key, Any), key)
+        check_node(value, key)
     probes = [path.stem for path in (primary.parent / "probe").glob("*.yaml")]
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
-            raise UserError(f"probe.{name}: no such probe; {_nearest(name, probes, 'probe')}")
+            raise UserError(f"probe.{name}: no such probe; {nearest(name, probes, 'probe')}")
 
 
-def _check_node(node: Any, path: str) -> None:
+def check_node(node: Any, path: str) -> None:
+    """Raise UserError for a key below a ``_target_`` that its constructor does not take, or a value of a wrong type."""
     if isinstance(node, list):
         for position, element in enumerate(node):
-            _check_node(element, f"{path}[{position}]")
+            check_node(element, f"{path}[{position}]")
     if not isinstance(node, dict):
         return
-    types = _parameters(node["_target_"], path) if "_target_" in node else {}
+    taken = parameters_of(node["_target_"], path) if "_target_" in node else {}
     for key, value in node.items():
-        if types and not key.startswith("_"):
-            if key not in types:
-                raise UserError(f"{path}.{key}: no such key; {_nearest(key, types, path)}")
-            _check_type(value, types[key], f"{path}.{key}")
-        _check_node(value, f"{path}.{key}")
-
-
-def _parameters(target: str, path: str) -> dict[str, Any]:
-    """Names and types of what a constructor or function takes; only our own are precise enough to be checked."""
-    try:
-        called = resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}._target_={target}: cannot be found ({error})") from error
-    names = inspect.signature(called).parameters
-    function = called.__init__ if inspect.isclass(called) else called
-    types = get_type_hints(function) if target.startswith("unlabeled.") else {}
-    return {name: types.get(name, Any) for name in names}
-
-
-def _check_type(value: Any, expected: Any, path: str) -> None:
-    if not _fits(value, expected):
-        raise UserError(f"{path}={'null' if value is None else value}: must be {_in_words(expected)}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    if get_origin(expected) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(expected))
-    if get_origin(expected) is Literal:
-        return value in get_args(expected)
-    if expected in (int, float):
-        return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
-    if expected in (bool, str, NoneType):
-        return isinstance(value, expected)
-    return True  # lists and objects: whoever takes them looks at them
-
-
-def _in_words(expected: Any) -> str:
-    if get_origin(expected) in (Union, UnionType):
-        return " or ".join(_in_words(each) for each in get_args(expected))
-    if get_origin(expected) is Literal:
-        return " or ".join(str(each) for each in get_args(expected))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-    return words.get(expected, str(expected))
+        if taken and not key.startswith("_"):
+            if key not in taken:
+                raise UserError(f"{path}.{key}: no such key; {nearest(key, taken, path)}")
+            check_value(value, taken[key].kind, f"{path}.{key}")
+        check_node(value, f"{path}.{key}")
 
 
 def open_run(config: DictConfig) -> dict[str, Any]:
@@ -299,12 +298,29 @@ def open_run(config: DictConfig) -> dict[str, Any]:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check_place(resolved)
     run_dir = Path(resolved["run_dir"])
     check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         check_same(_values_of(run_dir / "config.yaml"), resolved)
     return dict(resolved)
+
+
+def _check_place(resolved: dict[str, Any]) -> None:
+    """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
+    name, run_dir = str(resolved["name"]), resolved["run_dir"]
+    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*name.split("/")}:
+        raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
+    if not run_dir.strip() or "\0" in run_dir:
+        raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
+
+
+def _check_typed_place(arguments: list[str]) -> None:
+    """The same of what was typed: Hydra makes the folder before it calls anybody."""
+    typed = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("name=", "run_dir=")))
+    given = {key: value.strip("'\"") for key, value in typed.items()}
+    _check_place({"name": "x", "run_dir": "x"} | given)
 
 
 def _values_of(path: Path) -> dict[str, Any]:
@@ -315,7 +331,7 @@ def _values_of(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
     if not isinstance(before, dict) or not before:
         raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
-    return dict(with_current_targets(before))
+    return dict(as_data(before, str(path)))
 
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:

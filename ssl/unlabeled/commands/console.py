@@ -99,7 +99,6 @@ COMMANDS = {
         "unlabeled.commands.setup.doctor:main",
     ),
 }
-EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 LISTS = ("compare", "runs")  # keys that take several folders
 
 
@@ -150,21 +149,14 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 
 def _start(command: Command, arguments: list[str]) -> None:
-    module, function = command.home.split(":")
-    try:
-        start = getattr(import_module(module), function)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        _stop(f"{package} is not installed: pip install 'unlabeled[{package}]'")
     if command.primary is None:
-        start(arguments)
+        module, function = command.home.split(":")
+        getattr(import_module(module), function)(arguments)
         return
     from unlabeled.commands.config import run_module
     from unlabeled.commands.given.data_path import with_data_source
 
-    run_module(command.primary, start, with_data_source(arguments))
+    run_module(command.primary, command.home.replace(":", "."), with_data_source(arguments))
 
 
 def folders_as(key: str, arguments: Sequence[str]) -> list[str]:

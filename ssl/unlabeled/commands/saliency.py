@@ -21,6 +21,7 @@ from unlabeled.commands.build.run import build_data
 from unlabeled.commands.config import run_module
 from unlabeled.core.seeding import derive_seed
 from unlabeled.core.writing import check_file, kept_anyway, make_folder, one_line, save_picture
+from unlabeled.data.decoding import channels_of
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device, image_sizes
 from unlabeled.errors import UserError
@@ -54,6 +55,8 @@ def make_masks(config: Any, resolved: dict[str, Any]) -> None:
     out = Path(config.out).expanduser()
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     data = build_data(config)
+    if (channels := channels_of(data.splits.train)) != 3:
+        raise UserError(f"data.channels={channels}: saliency is told from colours; give data.channels=3")
     saliency = build_saliency(resolved, data, device)
     masks = write_masks(data, saliency, resolved, out, device)
     picture = out.with_suffix(".png")

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from unlabeled.core.writing import write_atomic
+from unlabeled.core.yaml_text import parse_yaml
 
 # What may differ between the start of a run and its continuation: it changes no number that the run computes.
 FREE_KEYS = (
@@ -52,8 +51,8 @@ def to_yaml(values: dict[str, Any]) -> str:
 def read_yaml(path: Path) -> Any:
     """A file as plain values. Raises ValueError where it is no yaml, OSError where it cannot be read."""
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException) as error:
+        return parse_yaml(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Any image file that Pillow can read → a uint8 tensor, the same pixels on every machine and in every worker."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -26,16 +29,23 @@ _UPRIGHT = {
 
 _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn the left, or upper, edge over there
 
+# Pillow warns at half of what it refuses; here the limit is data.max_pixels, which says so in one line.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_allowed = {"pixels": MOST_PIXELS}  # in this process
+
 Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
 
 
-def to_rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None) -> Tensor:
+def to_rgb(
+    image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None, bits: Bits = 8
+) -> Tensor:
     """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
     Deep grey images, which ``convert`` clips at 255, keep their brightness instead:
 
-    - ``I;16``: 0..65535 → 0..255 (divided by 257).
+    - ``I;16``: 0..65535 → 0..255 (divided by 257), or with ``bits`` 0..2^bits − 1, see
+      :class:`unlabeled.data.decoding.Decoding`.
     - ``I``: the first of 0..255 and 0..65535 that holds all values of the image, else its own minimum..maximum.
     - ``F``: the first of 0..1, 0..255 and 0..65535 that holds all values, else its own minimum..maximum;
       values that are not finite count as 0.
@@ -50,7 +60,7 @@ def to_rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[floa
     """
     image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
     (width, height), orientation = shown or image.size, _orientation(image)
-    image = _colours(image)
+    image = _colours(image, bits)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
         width, height = (height, width) if orientation >= 5 else (width, height)
@@ -63,17 +73,35 @@ def to_rgb(image: Image.Image, size: int, square: bool = True, shown: tuple[floa
     )  # by numpy: half the time of the same in torch at 32 pixels
 
 
-def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True) -> Tensor:
-    """One encoded image, given as its bytes or its file, as :func:`to_rgb` makes it.
+def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, decoding: Decoding = RGB) -> Tensor:
+    """One encoded image, given as its bytes or its file, as :func:`to_rgb` makes it; with other channels likewise.
+
+    A TIFF that Pillow cannot read, of floats or of many bands, is read by tifffile, where that is installed.
 
     A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
     below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
 
-    Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data.
+    Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data; UserError where
+    other channels are wanted and tifffile is not installed.
     """
+    _allow(decoding.max_pixels)
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return to_rgb(image, size, square, _reduce(image, size))
+        if decoding.channels != 3:
+            return _many(data, size, square, decoding)
+        try:
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+                deep = deep_colours(image)
+                if not (deep and decoding.bits != 8) and not hidden_bands(image):
+                    _warn(image, name, decoding, deep)
+                    return to_rgb(image, size, square, _reduce(image, size), decoding.bits)
+        except UnidentifiedImageError:
+            if not is_tiff(data):
+                raise
+        return _many(data, size, square, decoding)
+    except UserError as error:
+        if decoding.channels != 3:
+            raise
+        raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
 
@@ -85,6 +113,36 @@ class Header(NamedTuple):
     mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
     height: int  # pixels, as it is shown: turned upright where EXIF asks for it
     width: int
+
+
+def _allow(pixels: int) -> None:
+    """Pillow refuses twice of its own limit, which stays as it is until another is asked for."""
+    if pixels != _allowed["pixels"]:
+        Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
+
+
+def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
+    """Band by band what :func:`to_rgb` does with colours."""
+    values, orientation = read_bands(data, decoding)
+    pictures = [Image.fromarray(band) for band in np.ascontiguousarray(as_bytes(values, decoding.bits))]
+    if orientation in _UPRIGHT:
+        pictures = [picture.transpose(_UPRIGHT[orientation]) for picture in pictures]
+    fit = _square if square else _whole
+    fitted = [fit(picture, size, (0, 0, picture.width, picture.height)) for picture in pictures]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in fitted]))
+
+
+def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None:
+    """One line on the first file that loses something for which there is a key."""
+    if bands := extra_bands(image):
+        said = f"{name}: {3 + bands} bands are cut to three; data.channels={3 + bands} keeps them"
+        say_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
+    if decoding.bits == 8 and (deep or image.mode.startswith("I;16")):
+        image.load()
+        highest = int(np.asarray(image).max())
+        if 0 < highest < (16 if deep else 4096):
+            said = f"{name}: of 16 bits at most 12 are used, so it comes out nearly black"
+            say_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
 
 
 def read_header(data: bytes | Path) -> Header:
@@ -127,11 +185,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _colours(image: Image.Image) -> Image.Image:
+def _colours(image: Image.Image, bits: Bits) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+        image = _eight_bits(image, bits)
     elif image.mode in ("RGBa", "La"):  # premultiplied: Pillow only divides by alpha on the way to RGBA / LA
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     elif image.mode == "P" and "transparency" in image.info:
@@ -139,10 +197,13 @@ def _colours(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, bits: Bits) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     values = np.where(np.isfinite(values), values, 0.0)
-    low, high = _value_range(image.mode, float(values.min()), float(values.max()))
+    if image.mode != "F" and bits != 8 and values.min() >= 0:
+        low, high = value_range(values.astype(np.uint32), bits)
+    else:
+        low, high = _value_range(image.mode, float(values.min()), float(values.max()))
     return Image.fromarray(np.rint((values - low) * 255 / (high - low)).astype(np.uint8))
 
 
@@ -193,5 +254,5 @@ def _reason(data: bytes | Path, error: Exception) -> str:
         empty = (len(data) if isinstance(data, bytes) else data.stat().st_size) == 0
         return "empty, 0 bytes" if empty else "not an image that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"refused as a decompression bomb ({error})"
+        return f"refused as a decompression bomb ({error}); data.max_pixels=… allows more"
     return f"{type(error).__name__}: {error}"

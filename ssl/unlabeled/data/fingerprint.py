@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from unlabeled.data.decoding import RGB
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
 from unlabeled.data.sources.files import file_stamps, is_url
@@ -37,6 +38,8 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
     """
     digest = hashlib.sha256(f"{len(source)} {source.image_size} {source.square} {source.classes}\n".encode())
     digest.update(_bytes(source.labels))
+    if (decoding := getattr(source, "decoding", RGB)) != RGB:
+        digest.update(f"{decoding}\n".encode())
     if isinstance(source, ArraySource):
         digest.update(_bytes(source.images))
         return digest.hexdigest()

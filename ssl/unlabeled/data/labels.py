@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.seeding import derive_seed
+from unlabeled.core.shown import shown
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
@@ -115,7 +116,7 @@ class LabelSelection:
     def _read(self, path: Path, source: Source) -> Tensor:
         if not path.is_file():
             raise UserError(f"{self.key}.labels_file={path}: no such file")
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = [shown(line.strip()) for line in self._text(path).splitlines() if line.strip()]
         if not lines:
             raise UserError(f"{self.key}.labels_file={path}: names no image")
         found = _matches(lines, source)
@@ -128,6 +129,14 @@ class LabelSelection:
         unlabelled = (source.labels[ids] < 0).nonzero().flatten().tolist()
         self._refuse("without a label", [lines[place] for place in unlabelled], lines)
         return order.values
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.key}.labels_file={path}: byte {error.start:,} is no UTF-8; save the list as UTF-8"
+            ) from error
 
     def _refuse(self, problem: str, lines: list[str], of: list[str]) -> None:
         if lines:

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unlabeled.data.decode import to_rgb
-from unlabeled.data.source import CorruptImage, Source
+from unlabeled.data.decoding import channels_of
+from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 from unlabeled.errors import UserError
 
 _CHUNK_BYTES = 2**21  # decoded per message of a worker: hides its cost, and fits a container's 64 MB of /dev/shm
+_LOOKED_AT = 8  # images that are decoded for what they lose
 _SAMPLE = 64  # whole images that are decoded to guess how much memory all need
 
 Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # all bytes of some images, uint8, and the shape of each
@@ -50,7 +52,7 @@ class ArraySource:
 class DecodedSource:
     """All images of a source that can be decoded, in its order. M is their number."""
 
-    images: Tensor | list[Tensor]  # uint8 [M, 3, S, S]; of whole images M tensors, uint8 [3, h, w]
+    images: Tensor | list[Tensor]  # uint8 [M, C, S, S]; of whole images M tensors, uint8 [C, h, w]
     ids: Tensor  # int64 [M], positions in the source
     labels: Tensor  # int64 [M], -1 where there is none
     classes: list[str]
@@ -84,6 +86,14 @@ def bytes_needed(source: Source) -> int:
     return int(len(source) * (_most_bytes(source) if source.square else _mean_bytes(source)))
 
 
+def look_at_some(source: Source) -> None:
+    """Decode a few images in this process, so that it says what workers would say, each for itself, or not at all."""
+    if isinstance(source, HasEncodedImages):
+        for number in range(min(_LOOKED_AT, len(source))):
+            with suppress(CorruptImage):
+                source.decode(number * len(source) // min(_LOOKED_AT, len(source)))
+
+
 def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
     """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, h, w] and the index it came from.
 
@@ -110,7 +120,7 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 def _most_bytes(source: Source) -> int:
     """Of one image."""
-    return 3 * source.image_size**2 * (1 if source.square else 2)
+    return channels_of(source) * source.image_size**2 * (1 if source.square else 2)
 
 
 def _mean_bytes(source: Source) -> float:
@@ -158,7 +168,7 @@ def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, st
 
 def _as_array(decoded: Decoded, source: Source) -> Tensor:
     """Square images in one tensor; what corrupt ones leave free at its end is never touched."""
-    array = torch.empty(len(source), 3, source.image_size, source.image_size, dtype=torch.uint8)
+    array = torch.empty(len(source), channels_of(source), source.image_size, source.image_size, dtype=torch.uint8)
     count = 0
     for pixels, shapes in decoded:
         array[count : count + len(shapes)] = pixels.view(-1, *array.shape[1:])

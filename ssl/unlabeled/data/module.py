@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
-from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all
+from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, look_at_some
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
@@ -139,6 +139,8 @@ class DataModule(pl.LightningDataModule):
         return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)
 
     def _fit_into_memory(self, source: Source, together: torch.device | None = None) -> DecodedSource | Source:
+        if self.num_workers:
+            look_at_some(source)
         if bytes_needed(source) > self.memory_bytes:
             return source
         if together is None or isinstance(source, ArraySource):

@@ -12,6 +12,8 @@ from unlabeled.core.seeding import derive_seed
 from unlabeled.data.sources.rowgroups import Blocks
 from unlabeled.errors import UserError
 
+DEFAULT_BATCH_SIZE = 256  # conf/train.yaml
+
 
 class GlobalOrder(Sampler[list[int]]):
     """Positions of the images that this process sees, batch by batch, to the end of the run.
@@ -70,6 +72,17 @@ class GlobalOrder(Sampler[list[int]]):
         else:
             order = self.blocks.permutation(generator)
         return order[: math.prod(shape)].view(shape)
+
+
+def batch_size_for(given: int, size: int) -> int:
+    """The batch size of a run on ``size`` images: ``given``, or for few images less, if it was left at its default.
+
+    Less is the largest power of two that there are images for: most numbers of processes share it out evenly, and there
+    is room for an image that turns out to be corrupt. What somebody chose is theirs to change.
+    """
+    if given != DEFAULT_BATCH_SIZE or given <= size:
+        return given
+    return 1 << (max(1, size).bit_length() - 1)
 
 
 def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: int = 1) -> None:

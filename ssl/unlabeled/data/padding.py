@@ -10,16 +10,16 @@ def pad_to_largest(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Bring images into one tensor.
 
     Args:
-        images: uint8 [3, h, w] each, one or more, on one device.
+        images: uint8 [C, h, w] each, one or more, on one device.
 
     Returns:
-        uint8 [B, 3, largest h, largest w], 0 beside and below an image, and the height and width of each, int64 [B, 2];
+        uint8 [B, C, largest h, largest w], 0 beside and below an image, and the height and width of each, int64 [B, 2];
         None in place of these where all are of one size.
     """
     sizes = [tuple(image.shape[1:]) for image in images]
     if len(set(sizes)) == 1:
         return torch.stack(images), None
-    made = images[0].new_zeros(len(images), 3, *(max(sides) for sides in zip(*sizes, strict=True)))
+    made = images[0].new_zeros(len(images), len(images[0]), *(max(sides) for sides in zip(*sizes, strict=True)))
     for place, image, (height, width) in zip(made, images, sizes, strict=True):
         place[:, :height, :width] = image
     return made, torch.tensor(sizes, device=made.device)

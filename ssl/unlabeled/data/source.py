@@ -23,7 +23,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def decode(self, index: int) -> Tensor:
-        """Image ``index`` as uint8 [3, h, w]; raises CorruptImage. Safe in threads and in workers."""
+        """Image ``index`` as uint8 [C, h, w], C = 3 unless ``data.channels`` is another.
+
+        Raises CorruptImage. Safe in threads and in workers.
+        """
         ...
 
     def name(self, index: int) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import Count, FilePath, Seed, SomeShare
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import CorruptImage, Source
@@ -34,13 +35,13 @@ class ClassBalanced:
         UserError: values that cannot work.
     """
 
-    labels_file: str | None
-    fraction: float | None
-    per_class: int | None
-    seed: int
-    classes_per_batch: int
-    images_per_class: int
-    views: int
+    labels_file: FilePath | None
+    fraction: SomeShare | None
+    per_class: Count | None
+    seed: Seed
+    classes_per_batch: Count
+    images_per_class: Count
+    views: Count
 
     def __post_init__(self) -> None:
         for name in ("classes_per_batch", "images_per_class", "views"):

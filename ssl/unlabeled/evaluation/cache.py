@@ -44,7 +44,7 @@ class TensorCache:
                 notes = dict(opened.metadata())
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             intact = notes.pop("key") == _text(key) and notes.pop("sha256") == _digest(tensors)
-        except (SafetensorError, OSError, KeyError, ValueError):
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             intact = False
         if not intact:
             print(f"{file} is damaged: it is removed, and made again")

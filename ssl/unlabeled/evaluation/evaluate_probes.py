@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from unlabeled.distributed import rank
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, PixelNetwork, apply_head, state_hash
-from unlabeled.evaluation.probe import ImageProbe, Probe, Score, Task, kinds_of
+from unlabeled.evaluation.probe import (
+    MEAN_PER_CLASS,
+    ImageProbe,
+    Probe,
+    Score,
+    Task,
+    add_mean_per_class,
+    imbalanced,
+    kinds_of,
+    notes_on_labels,
+)
 
 Log = Callable[[str], None]
 Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
@@ -94,15 +104,29 @@ def evaluate_probes(
     assert reference is not None
     if random_backbone is not None:
         _note_equal_weights(rows, backbone, random_backbone)
+    for note in notes_on_labels(reference.labels, num_classes, "test"):
+        log(note)
+        for row in rows:
+            row.notes.append(note)
     return rows + chance_rows(reference.labels, num_classes)
 
 
 def chance_rows(labels: Tensor, num_classes: int) -> list[Row]:
     """Two rows: always the largest class of the test labels, and a uniform guess. No features, so any protocol."""
-    majority = 100 * int(labels.bincount().max()) / len(labels)
+    counts = labels.bincount()
+    majority, uniform = 100 * int(counts.max()) / len(labels), 100 / num_classes
+    per_class = 100 / int((counts > 0).sum()), uniform
+    each = [{MEAN_PER_CLASS: value} if imbalanced(labels) else {} for value in per_class]
     return [
-        Row("chance", "chance/majority-class", majority, {"class_counted_on": "test"}, n_test=len(labels)),
-        Row("chance", "chance/uniform", 100 / num_classes, {"classes": num_classes}, n_test=len(labels)),
+        Row(
+            "chance",
+            "chance/majority-class",
+            majority,
+            {"class_counted_on": "test"},
+            n_test=len(labels),
+            metrics=each[0],
+        ),
+        Row("chance", "chance/uniform", uniform, {"classes": num_classes}, n_test=len(labels), metrics=each[1]),
     ]
 
 
@@ -157,7 +181,11 @@ def _run(
         scores = probe.fit_predict(*seen, classes)
         seconds = time.perf_counter() - start
         for score in scores:
+            add_mean_per_class(score, test.labels)
             log(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
+            if name == "pretrained":
+                for note in score.notes:
+                    log(f"  {note}")
             rows.append(make_row(name, score, len(train.labels), len(test.labels)))
     return rows
 
@@ -176,6 +204,7 @@ def _run_on_images(
         if name == "pretrained" or probe.baselines:
             start, given = time.perf_counter(), task(network)
             for score in probe.train_predict(given):
+                add_mean_per_class(score, given.test_labels)
                 log(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
                 rows.append(make_row(name, score, len(given.train_labels), len(given.test_labels)))
     return rows

@@ -139,6 +139,29 @@ def top1(predictions: Tensor, labels: Tensor) -> float:
     return 100 * int((predictions == labels).sum()) / len(labels)
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows [N, D] of length 1, whatever their length was; rows of zeros stay.
+
+    A power of two is taken out first, which changes no digit: the squares of 1e20 are infinite in float32, those of
+    1e-20 are 0.
+    """
+    exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent.clamp(min=-100)
+    return nn.functional.normalize(torch.ldexp(x, -exponent))
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether every number of ``x`` is finite; their sum need not be."""
+    # not a mask of the elements at once, which would take as long as all else beside the products of k-NN
+    total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(x.isfinite().all())
+
+
+def require_finite(probe: str, *features: Tensor) -> None:
+    """Raises UserError, in the name of a probe, at features that are not finite."""
+    if not all(all_finite(x) for x in features):
+        raise UserError(f"{probe} was given features that are not finite: the network has diverged")
+
+
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Eval mode inside, uncompiled; afterwards every submodule has the mode it had, frozen parts included."""

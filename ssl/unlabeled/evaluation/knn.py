@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from unlabeled import distributed
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import full_float32
+from unlabeled.evaluation.features import all_finite, full_float32, unit_rows
 from unlabeled.evaluation.top_k import sort_with_ties, top_k
 
 CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
@@ -14,6 +14,7 @@ SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflo
 # A matrix product has the same bits however it is cut where both sides are multiples of this: the kernels of MKL work
 # on tiles of up to 48 rows or columns and add up those at an edge in another order.
 TILE = 48
+CENTRE_OF = 1000  # queries whose median is the origin of Euclidean distances
 
 
 def knn_scores(
@@ -33,8 +34,15 @@ def knn_scores(
     k > N or a value is not finite.
     """
     check_temperature(temperature, "exp")
+    if bank_labels.shape != bank.shape[:1] or not _classes_below(num_classes, bank_labels):
+        raise UserError(
+            f"knn_scores: bank_labels must be int64 [{len(bank)}] in 0..{num_classes - 1}: a class for each bank row"
+        )
     similarity, index = neighbours(queries, bank, k, chunk_bytes)
-    return sum_votes((similarity.double() / temperature).exp(), bank_labels.to(index.device)[index], num_classes)
+    weights = (similarity.double() / temperature).exp()
+    if not bool(weights.isfinite().all()):
+        raise UserError(f"knn_scores: exp(similarity/{temperature:g}) is infinite; rows must have length 1")
+    return sum_votes(weights, bank_labels.to(index.device)[index], num_classes)
 
 
 def neighbours(
@@ -42,14 +50,15 @@ def neighbours(
 ) -> tuple[Tensor, Tensor]:
     """Similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first and equal ones in bank order.
 
-    Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square, rounded
-    to about 1e-7 of the squared lengths of float32 features. At most ``chunk_bytes`` of similarities exist at a time,
-    and as much of the bank as it is compared, but of each at least a tile; no size changes a bit of the result on a
-    CPU. Computed on the queries' device, the bank may lie elsewhere.
-    Raises UserError where k > N or a value is not finite.
+    Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square, computed
+    and returned in float64: features may lie anywhere and be as long as float64 can square. At most ``chunk_bytes`` of
+    similarities exist at a time, and as much of the bank as it is compared, but of each at least a tile; no size
+    changes a bit of the result on a CPU. Computed on the queries' device, the bank may lie elsewhere.
+    Raises UserError where k > N, widths differ or a value is not finite.
     """
     _check_k(k, len(bank))
-    _check_finite(_finite(queries) and _finite(bank))
+    _check_same_width(queries, bank)
+    _check_finite(all_finite(queries) and all_finite(bank))
     return _search(queries, bank, k, chunk_bytes, distance)
 
 
@@ -68,7 +77,7 @@ def sharded_neighbours(
     """
     device = _device_of_group(queries.device)
     _check_k(k, int(distributed.total(torch.tensor(len(rows), device=device))))
-    broken = torch.tensor(not (_finite(queries) and _finite(rows)), dtype=torch.float32, device=device)
+    broken = torch.tensor(not (all_finite(queries) and all_finite(rows)), dtype=torch.float32, device=device)
     _check_finite(not bool(distributed.maximum(broken)))  # everywhere, or the others would wait for this process
     similarity, index = _search(queries, rows, min(k, len(rows)), chunk_bytes, distance)
     room = (0, k - similarity.shape[1])
@@ -91,6 +100,10 @@ def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> 
 
 def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: str) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
+    centre = None
+    if distance == "euclidean":
+        # Of two squared lengths little is left where they are large beside the distance: float64, from near the queries
+        dtype, centre = torch.float64, _centre(queries)
     width = max(bank.shape[1], 512)  # so that there is room for the similarities of 512 queries
     most = _tiles(min(chunk_bytes // (width * dtype.itemsize), len(bank) + TILE - 1))
     rows = _tiles(min(chunk_bytes // (most * dtype.itemsize), len(queries) + TILE - 1))
@@ -99,9 +112,10 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
     with full_float32(queries.device):
         for first in range(0, len(bank), most):
             block = bank[first : first + most].to(queries.device, dtype)
-            factor = _factor(block, distance, bank=True)
+            factor = _factor(block, distance, centre, bank=True)
             parts = [
-                _nearest(part.to(dtype), block, factor, k, distance, product) for part in torch.split(queries, rows)
+                _nearest(part.to(dtype), block, factor, k, distance, centre, product)
+                for part in torch.split(queries, rows)
             ]
             similarity = torch.cat([similarity, torch.cat([values for values, _ in parts])], dim=1)
             index = torch.cat([index, torch.cat([columns for _, columns in parts]) + first], dim=1)
@@ -109,21 +123,29 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
     return similarity, index
 
 
+def _centre(queries: Tensor) -> Tensor:
+    """The median [D] of some queries, in float64: all processes have the same, and a few far ones do not move it."""
+    few = queries[:: max(1, len(queries) // CENTRE_OF)].double()
+    return few.median(dim=0).values if len(few) else few.sum(dim=0)
+
+
 def _nearest(
-    queries: Tensor, block: Tensor, factor: Tensor, k: int, distance: str, product: Tensor
+    queries: Tensor, block: Tensor, factor: Tensor, k: int, distance: str, centre: Tensor | None, product: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``product`` is the memory to work in."""
-    left = _factor(queries, distance, bank=False)
+    left = _factor(queries, distance, centre, bank=False)
     similarity = product[: len(left) * len(factor)].view(len(left), len(factor))
     torch.mm(left, factor.T, out=similarity)
     similarity[:, len(block) :] = -torch.inf  # rows that are none
     return top_k(similarity[: len(queries)], min(k, len(block)))
 
 
-def _factor(x: Tensor, distance: str, bank: bool) -> Tensor:
+def _factor(x: Tensor, distance: str, centre: Tensor | None, bank: bool) -> Tensor:
     """What is multiplied to give similarities, with rows of zeros up to whole tiles."""
     if distance == "cosine":
-        x = normalize(x)
+        x = unit_rows(x)
+    if centre is not None:
+        x = x - centre
     if distance == "euclidean":  # −|q − b|² = 2q·b − |q|² − |b|², as one product
         length = x.square().sum(dim=1, keepdim=True)
         one = torch.ones_like(length)
@@ -153,14 +175,20 @@ def _device_of_group(device: torch.device) -> torch.device:
     return device
 
 
-def _finite(x: Tensor) -> bool:
-    # not a mask of the elements, which would take as long as all else beside the products
-    return bool(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite())
-
-
 def _check_finite(finite: bool) -> None:
     if not finite:
         raise UserError("k-NN was given features that are not finite: the network has diverged")
+
+
+def _check_same_width(queries: Tensor, bank: Tensor) -> None:
+    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+        raise UserError(f"k-NN: queries {list(queries.shape)} and bank {list(bank.shape)} must be [Q, D] and [N, D]")
+
+
+def _classes_below(num_classes: int, labels: Tensor) -> bool:
+    return not labels.is_floating_point() and (
+        not len(labels) or (int(labels.min()) >= 0 and int(labels.max()) < num_classes)
+    )
 
 
 def _check_k(k: int, n: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from unlabeled.core.writing import save_safetensors
@@ -19,6 +20,7 @@ from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_i
 NAME = "predictions.safetensors"
 LOG_PROBABILITIES = "log_probabilities"
 MOST_BYTES = 64 * 2**20  # of all log-probabilities: ten rows of 10,000 images and 300 classes, none of ImageNet's
+WHOLE = (torch.int32, torch.int64)
 Key = tuple[str, str]  # features, protocol
 
 
@@ -73,12 +75,23 @@ def read_predictions(folder: Path) -> Predictions:
     try:
         tensors = load_file(path)
         labels, ids = tensors.pop("labels"), tensors.pop("ids")
-    except (SafetensorError, KeyError, OSError) as error:
+        _check(labels, ids, tensors)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); judge that run again with eval_linear.py") from error
     names = [name for name in tensors if not name.startswith(f"{LOG_PROBABILITIES}|")]
     found = {_key(name): tensors[name].long() for name in names}
     logs = {_key(name): tensors.get(f"{LOG_PROBABILITIES}|{name}") for name in names}
     return Predictions(labels, ids, found, {key: each.float() for key, each in logs.items() if each is not None})
+
+
+def _check(labels: Tensor, ids: Tensor, others: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless all rows are of the same images."""
+    logs = {name: tensor for name, tensor in others.items() if name.startswith(f"{LOG_PROBABILITIES}|")}
+    numbers = [labels, ids, *(tensor for name, tensor in others.items() if name not in logs)]
+    wrong = [tensor for tensor in numbers if tensor.dtype not in WHOLE or tensor.shape != (len(labels),)]
+    wrong += [tensor for tensor in logs.values() if tensor.ndim != 2 or len(tensor) != len(labels)]
+    if wrong or labels.ndim != 1:
+        raise ValueError("its tensors are not of the same images")
 
 
 def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:

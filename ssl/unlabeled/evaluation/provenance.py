@@ -1,10 +1,11 @@
 """Where numbers come from: what a report says of the checkpoint, the data, the run and the machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.shown import shown
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
@@ -29,7 +30,7 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
 def trained_epochs(checkpoint: Checkpoint) -> float | None:
     """How long the judged network was trained; None where the file does not say."""
     steps = checkpoint.progress.get("steps_per_epoch")
-    return checkpoint.progress["step"] / steps if steps else None
+    return checkpoint.progress.get("step", 0) / steps if steps else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -37,12 +38,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         content = None
     if isinstance(content, dict):
         return content
-    print(f"warning: {path} is damaged and left out")
+    print(f"warning: {shown(path)} is damaged and left out")
     return {}
 
 

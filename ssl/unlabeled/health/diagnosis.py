@@ -1,14 +1,16 @@
 """From numbers to sentences, record by record: the same while a run trains and from its copied folder."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from unlabeled.core.shown import shown
 from unlabeled.health.facts import RunFacts
 from unlabeled.health.rules import Rule, Severity, rules_for
 from unlabeled.health.signals import MetricRecord
 
+LARGEST = sys.float_info.max  # NaN compares as false
 ORDER: tuple[Severity, ...] = ("alarm", "warning", "note")
 
 
@@ -53,7 +55,7 @@ class Diagnosis:
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One set of metrics, as the loggers get it; those that are no finite number count as not there."""
-        numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+        numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float) and abs(v) <= LARGEST}
         self._first = numbers | self._first
         self._most |= {name: max(value, self._most.get(name, value)) for name, value in numbers.items()}
         record = MetricRecord(numbers, self._before, self._first, self._most, self.facts)
@@ -91,13 +93,13 @@ class Diagnosis:
     def describe(self) -> str:
         """A line for each finding, or that there is none, and by how much of the run it was judged."""
         of = f" of {self.facts.total_steps:,}" if self.facts.total_steps else ""
-        upto = f"after {self.last_step:,}{of} steps ({self.facts.objective})"
+        upto = f"after {self.last_step:,}{of} steps ({shown(self.facts.objective)})"
         lines = [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join([*lines, f"{len(lines)} findings, {upto}"] if lines else [f"healthy: no finding, {upto}"])
 
 
 def _finding(rule: Rule, of: str, stretch: _Stretch) -> Finding:
-    what = rule.what.format(value=stretch.value, of=of.replace("_", " "))
+    what = rule.what.format(value=stretch.value, of=shown(of.replace("_", " ")))
     when = f"since step {stretch.since}" if stretch.holds else f"from step {stretch.since} to {stretch.last}"
-    sentence = f"{what[:1].upper()}{what[1:]}, {when}: {rule.meaning}. Try: {rule.remedy}."
+    sentence = f"{what[:1].upper()}{what[1:]}, {when}: {shown(rule.meaning)}. Try: {shown(rule.remedy)}."
     return Finding(rule.name, rule.severity, stretch.since, stretch.last, stretch.holds, rule.collapse, sentence)

@@ -1,5 +1,6 @@
 """What is known of a run before its numbers are read."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,5 +31,17 @@ def collect_facts(objective: Objective, plan: Plan, total_steps: int) -> RunFact
 
 
 def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:
-    """From what :meth:`Facts.as_dict` gave."""
-    return RunFacts(**{**values, "signs": tuple(MetricBound(**sign) for sign in values["signs"])})
+    """From what :meth:`Facts.as_dict` gave. Raises TypeError or KeyError for anything else."""
+    signs = tuple(MetricBound(**sign) for sign in values["signs"])
+    facts = RunFacts(**{**values, "signs": signs})
+    bounds = [bound for sign in signs for bound in (sign.at_least, sign.at_most)]
+    numbers = [facts.total_steps, facts.features, *bounds, 0 if facts.collapsed_at is None else facts.collapsed_at]
+    texts = [facts.objective, *(text for sign in signs for text in (sign.name, sign.metric, sign.meaning, sign.remedy))]
+    if not all(map(_is_float, numbers)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a value of another type")
+    return facts
+
+
+def _is_float(number: object) -> bool:
+    """Bounds may be infinite; a whole number may have more digits than a float holds."""
+    return type(number) is float or (type(number) is int and abs(number) <= sys.float_info.max)

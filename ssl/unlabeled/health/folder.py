@@ -1,9 +1,9 @@
 """The health of a run from its folder, while it trains, when it is done, or as a copy elsewhere."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.facts import RunFacts, facts_from_dict
@@ -42,7 +42,7 @@ def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -
 
 def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
     try:
-        metrics = json.loads(line)
+        metrics = parse_json(line)
     except ValueError:
         return None, {}
     if not isinstance(metrics, dict) or not isinstance(metrics.get("step"), int):
@@ -56,18 +56,20 @@ def _facts(run_dir: Path) -> RunFacts:
     if path.exists():
         try:
             return facts_from_dict(_read(path)["facts"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
     if not isinstance(training, dict):
         raise UserError(f"{run_dir / 'training.json'}: is damaged, it holds no keys; remove it")
-    return RunFacts("no health.json: the loss alone", training.get("collapsed_at"), 0, 0)
+    collapsed_at = training.get("collapsed_at")
+    known = collapsed_at if type(collapsed_at) is float else None
+    return RunFacts("no health.json: the loss alone", known, 0, 0)
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

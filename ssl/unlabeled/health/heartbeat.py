@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
@@ -115,7 +116,7 @@ def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
 
 def _sessions_before(path: Path) -> int:
     try:
-        return int(json.loads(path.read_text())["sessions"])
+        return int(parse_json(path.read_text())["sessions"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or not whole: of a version that had no such file
         return 1
 

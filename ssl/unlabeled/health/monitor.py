@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.loggers.logger import Logger
 from torch.optim import Optimizer
 
+from unlabeled.core.ranges import AtLeastTwo, Count
 from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
@@ -38,7 +39,7 @@ class HealthMonitor(pl.Callback):
         stop: end a run that has collapsed.
     """
 
-    def __init__(self, every_n_steps: int, probe_every_n_steps: int, images: int, stop: bool) -> None:
+    def __init__(self, every_n_steps: Count, probe_every_n_steps: Count, images: AtLeastTwo, stop: bool) -> None:
         if every_n_steps < 1 or probe_every_n_steps % every_n_steps:
             raise UserError(
                 f"health.probe_every_n_steps={probe_every_n_steps}: must be a multiple of "

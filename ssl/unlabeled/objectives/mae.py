@@ -19,9 +19,11 @@ from unlabeled.backbones.vit import (
     init_linears_xavier,
     sincos_position,
 )
+from unlabeled.core.ranges import Between, Channels, Layers
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
+from unlabeled.objectives.parts.arguments import check_count, check_shapes
 from unlabeled.objectives.parts.precision import full_precision
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
@@ -29,17 +31,28 @@ MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small num
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images [B, 3, H, W] → patches row by row [B, L, p·p·3], inside a patch row, column, channel."""
+    """Images [B, 3, H, W] → patches row by row [B, L, p·p·3], inside a patch row, column, channel.
+
+    Raises UserError unless whole patches fit both sides.
+    """
+    check_shapes("patchify", {"images": (images, "BCHW")})
+    check_count("patchify", patch_size=patch_size)
     batch, channels, height, width = images.shape
     p = patch_size
+    if height % p or width % p:
+        raise UserError(f"patchify: images of {height} × {width} are not made of whole patches of patch_size={p}")
     cut = images.reshape(batch, channels, height // p, p, width // p, p)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of :func:`patchify` for square images."""
+    """The inverse of :func:`patchify` for square images; raises UserError where patches make no square."""
+    check_shapes("unpatchify", {"patches": (patches, "BLD")})
+    check_count("unpatchify", patch_size=patch_size)
     batch, length, _ = patches.shape
     grid, p = math.isqrt(length), patch_size
+    if grid * grid != length or patches.shape[2] % (p * p):
+        raise UserError(f"unpatchify: patches {list(patches.shape)} make no square image with patch_size={p}")
     cut = patches.reshape(batch, grid, grid, p, p, -1)
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, grid * p, grid * p)
 
@@ -63,7 +76,13 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
     Returns:
         ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64
         [B, L], the place of each patch in the order of noise.
+
+    Raises:
+        UserError: a ratio that is not at least 0 and below 1, or noise that is no matrix.
     """
+    check_shapes("random_masking", {"noise": (noise, "BL")})
+    if not 0 <= mask_ratio < 1:
+        raise UserError(f"random_masking: mask_ratio={mask_ratio} must be at least 0 and below 1")
     ids_shuffle = noise.argsort(dim=1, stable=True)
     ids_keep = ids_shuffle[:, : num_kept_patches(noise.shape[1], mask_ratio)]
     mask = torch.ones_like(noise).scatter(1, ids_keep, 0.0)
@@ -98,8 +117,13 @@ def masked_patch_loss(
 
     Returns:
         Scalar.
+
+    Raises:
+        UserError: shapes that do not fit together.
     """
     targets = patchify(images, patch_size)
+    fitting = {"prediction": (prediction, "BLD"), "the patches of images": (targets, "BLD")}
+    check_shapes("masked_patch_loss", {**fitting, "mask": (mask, "BL")})
     if normalize_targets:
         targets = normalize_patches(targets)[0]
     errors = (prediction - targets).square().mean(2)
@@ -115,9 +139,12 @@ class Decoder(nn.Module):
         patch_size: pixels.
         in_features: width of the encoder's tokens.
         width, depth, heads: of the decoder's own blocks.
+        channels: of the images.
     """
 
-    def __init__(self, grid: int, patch_size: int, in_features: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, grid: int, patch_size: int, in_features: int, width: int, depth: int, heads: int, channels: int = 3
+    ) -> None:
         super().__init__()
         check_width(width, heads, "objective.decoder_")
         self.decoder_embed = nn.Linear(in_features, width)
@@ -125,7 +152,7 @@ class Decoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(sincos_position(width, grid), requires_grad=False)
         self.decoder_blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.decoder_norm = nn.LayerNorm(width, eps=EPSILON)
-        self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(width, patch_size**2 * channels)
         init_linears_xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -227,10 +254,10 @@ class MAE(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        mask_ratio: float,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
+        mask_ratio: Between,
+        decoder_width: Channels,
+        decoder_depth: Layers,
+        decoder_heads: Channels,
         normalize_targets: bool,
     ) -> None:
         super().__init__()
@@ -241,7 +268,13 @@ class MAE(Objective):
             raise UserError(f"objective.mask_ratio={mask_ratio} of {backbone.num_patches} patches: some must be left")
         self.backbone = backbone
         self.decoder = Decoder(
-            backbone.grid, backbone.patch_size, backbone.num_features, decoder_width, decoder_depth, decoder_heads
+            backbone.grid,
+            backbone.patch_size,
+            backbone.num_features,
+            decoder_width,
+            decoder_depth,
+            decoder_heads,
+            backbone.channels,
         )
         self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
 

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Count, Layers, Share, Temperature
 from unlabeled.core.seeding import derive_seed
 from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
@@ -37,7 +39,12 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
 
     Returns:
         Scalar; ln(K+1) when all embeddings are equal.
+
+    Raises:
+        UserError: shapes that do not fit together, or a temperature that is not above 0.
     """
+    check_shapes("queue_contrast", {"q": (q, "BD"), "k": (k, "BD"), "queue": (queue, "KD")})
+    check_range("queue_contrast", temperature=temperature)
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     positive = (q * k).sum(1)
     return (torch.logaddexp(positive, log_sum_exp(q, queue.detach())) - positive).mean()
@@ -56,7 +63,12 @@ def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: 
 
     Returns:
         Scalar; 2·2T·ln N when all embeddings are equal, with N images over all processes.
+
+    Raises:
+        UserError: shapes that do not fit together, or a temperature that is not above 0.
     """
+    check_shapes("batch_contrast", {"q1": (q1, "BD"), "q2": (q2, "BD"), "k1": (k1, "BD"), "k2": (k2, "BD")})
+    check_range("batch_contrast", temperature=temperature)
     return _one_way(q1, k2, temperature) + _one_way(q2, k1, temperature)
 
 
@@ -83,6 +95,7 @@ class KeyQueue(nn.Module):
         super().__init__()
         if size < 1:
             raise UserError(f"objective.queue_size={size}: a queue holds at least one key")
+        check_count("KeyQueue", dim=dim)
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
@@ -92,7 +105,11 @@ class KeyQueue(nn.Module):
 
         Args:
             k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue the last K stay.
+
+        Raises:
+            UserError: keys of another width than the queue's.
         """
+        check_shapes("KeyQueue.enqueue", {"queue": (self.keys, "KD"), "k": (k, "BD")})
         new = distributed.gather(F.normalize(k.to(self.keys.dtype), dim=1))
         kept = new[-len(self.keys) :]
         skipped = len(new) - len(kept)
@@ -147,13 +164,13 @@ class MoCo(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_layers: int,
-        projection_dim: int,
-        temperature: float,
-        momentum: float,
-        queue_size: int,
+        projection_layers: Layers,
+        projection_dim: Channels,
+        temperature: Temperature,
+        momentum: Share,
+        queue_size: Count,
         symmetric: bool,
-        bn_splits: int,
+        bn_splits: Count,
     ) -> None:
         super().__init__()
         _check(momentum, projection_layers)
@@ -256,12 +273,12 @@ class MoCoV3(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_layers: int,
-        hidden_dim: int,
-        projection_dim: int,
+        projection_layers: Layers,
+        hidden_dim: Channels,
+        projection_dim: Channels,
         predictor_norm: bool,
-        temperature: float,
-        momentum: float,
+        temperature: Temperature,
+        momentum: Share,
         freeze_patch_projection: bool,
     ) -> None:
         super().__init__()
@@ -278,6 +295,7 @@ class MoCoV3(Objective):
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
+        plan.needs_negatives()
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}

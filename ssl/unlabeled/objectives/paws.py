@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, PartialShare, SomeShare, Temperature
 from unlabeled.data.support import ClassBalanced
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress, Support
+from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
 from unlabeled.objectives.parts.heads import paws_predictor, swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -33,7 +35,13 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
 
     Returns:
         [B, C], rows sum to 1.
+
+    Raises:
+        UserError: shapes that do not fit together, or a temperature that is not above 0.
     """
+    caller = "soft_nearest_neighbours"
+    check_shapes(caller, {"queries": (queries, "BD"), "supports": (supports, "SD"), "labels": (labels, "SC")})
+    check_range(caller, temperature=temperature)
     logits = (F.normalize(queries, dim=1) / temperature) @ F.normalize(supports, dim=1).T
     return F.softmax(logits, dim=1) @ labels.to(logits.dtype)
 
@@ -74,7 +82,13 @@ def paws_loss(
     Returns:
         Cross-entropy and me-max, scalars: the loss is their sum. Where all embeddings are equal and all classes have
         equally many supports they are ln C and −ln C.
+
+    Raises:
+        UserError: shapes that do not fit together, or a number out of its range.
     """
+    _check_rows(anchors, supports, targets, target_supports, labels, small_views)
+    check_range("paws_loss", temperature=temperature)
+    check_range("paws_loss", most=1, sharpen=sharpen)
     labels = distributed.gather(labels)
     wanted = target_classes(targets, target_supports, labels, small_views, temperature, sharpen)
     return prediction_losses(anchors, supports, wanted, labels, temperature, sharpen)
@@ -131,12 +145,12 @@ class PAWS(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_hidden: Sequence[int],
-        projection_dim: int,
+        projection_hidden: Sequence[Channels],
+        projection_dim: Channels,
         prediction_head: bool,
-        label_smoothing: float,
-        temperature: float,
-        sharpen: float,
+        label_smoothing: PartialShare,
+        temperature: Temperature,
+        sharpen: SomeShare,
         support: ClassBalanced,
     ) -> None:
         super().__init__()
@@ -237,6 +251,20 @@ def _metrics(cross_entropy: Tensor, me_max: Tensor, wanted: Tensor) -> dict[str,
 @full_precision
 def _unit_rows(rows: Tensor) -> Tensor:
     return F.normalize(rows, dim=1)
+
+
+def _check_rows(
+    anchors: Tensor, supports: Tensor, targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int
+) -> None:
+    """``[2·B, D]`` of the targets is what says how many images there are."""
+    check_count("paws_loss", least=0, small_views=small_views)
+    heads = {"anchors": (anchors, "AD"), "supports": (supports, "SD"), "labels": (labels, "SC")}
+    check_shapes("paws_loss", {**heads, "targets": (targets, "TE"), "target_supports": (target_supports, "SE")})
+    if len(targets) % LARGE or LARGE * len(anchors) != (LARGE + small_views) * len(targets):
+        raise UserError(
+            f"paws_loss: {len(anchors)} anchors, {len(targets)} targets and small_views={small_views} do not fit: of B"
+            f" images there are {LARGE}·B targets and ({LARGE} + small_views)·B anchors"
+        )
 
 
 def _check(label_smoothing: float, temperature: float, sharpen: float, support_views: int) -> None:

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Count, Share, Temperature, Weight
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.arguments import check_range, check_shapes
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -52,7 +54,15 @@ def relic_loss(
 
     Returns:
         Scalar; α · ln(n+1) when all embeddings are equal.
+
+    Raises:
+        UserError: shapes that do not fit together, or a number out of its range.
     """
+    online, targets = {"online_a": online_a, "online_b": online_b}, {"target_a": target_a, "target_b": target_b}
+    rows = {name: (tensor, "BD") for name, tensor in {**online, **targets}.items()}
+    check_shapes("relic_loss", {**rows, "negatives": (negatives, "BN")})
+    check_range("relic_loss", temperature=temperature)
+    check_range("relic_loss", at_least=True, alpha=alpha, beta=beta)
     there = contrastive_log_probabilities(online_a, gather_targets(target_b), negatives, temperature)
     back = contrastive_log_probabilities(online_b, gather_targets(target_a), negatives, temperature)
     return alpha * contrastive_loss(there) + beta * kl_divergence(there, back, stop_gradient)
@@ -146,17 +156,17 @@ class ReLIC(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        hidden_dim: int,
-        projection_dim: int,
+        hidden_dim: Channels,
+        projection_dim: Channels,
         predictor: bool,
-        temperature: float,
-        alpha: float,
-        beta: float,
-        negatives: int | None,
+        temperature: Temperature,
+        alpha: Weight,
+        beta: Weight,
+        negatives: Count | None,
         stop_gradient: StopGradient,
         include_same_view: bool,
         small_invariance: bool,
-        momentum: float,
+        momentum: Share,
     ) -> None:
         super().__init__()
         _check(stop_gradient, negatives, momentum)
@@ -172,6 +182,7 @@ class ReLIC(Objective):
     def check(self, plan: Plan) -> None:
         """Two large views at least, and as many other images as negatives."""
         plan.needs_views(2)
+        plan.needs_negatives()
         if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
             raise UserError(
                 f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Layers, Temperature
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
+from unlabeled.objectives.parts.arguments import check_range, check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.heads import simclr_projector
 from unlabeled.objectives.parts.precision import full_precision
@@ -31,7 +33,12 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     Returns:
         Scalar; ln(2N−1) when all embeddings are equal, with N images over all processes.
+
+    Raises:
+        UserError: the views differ in shape, or a temperature that is not above 0.
     """
+    check_shapes("nt_xent", {"z1": (z1, "BD"), "z2": (z2, "BD")})
+    check_range("nt_xent", temperature=temperature)
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     anchors = torch.cat([z1, z2]) / temperature
     others = torch.cat([distributed.gather(z1), distributed.gather(z2)])
@@ -51,7 +58,9 @@ class SimCLR(Objective):
         temperature: of the softmax.
     """
 
-    def __init__(self, backbone: Backbone, projection_layers: int, projection_dim: int, temperature: float) -> None:
+    def __init__(
+        self, backbone: Backbone, projection_layers: Layers, projection_dim: Channels, temperature: Temperature
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
@@ -59,6 +68,7 @@ class SimCLR(Objective):
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
+        plan.needs_negatives()
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         return {"temperature": self.temperature}

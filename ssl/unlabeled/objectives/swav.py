@@ -8,14 +8,18 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval, MinLen
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temperature
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
+from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
 from unlabeled.objectives.parts.heads import swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -35,7 +39,13 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
     Returns:
         Codes [B, K] without a gradient; rows sum to 1.
+
+    Raises:
+        UserError: scores that are no matrix, an epsilon that is not above 0, or no iteration.
     """
+    check_shapes("sinkhorn", {"scores": (scores, "BK")}, empty=True)
+    check_range("sinkhorn", epsilon=epsilon)
+    check_count("sinkhorn", iterations=iterations)
     log_codes = scores.detach() / epsilon
     for _ in range(iterations):
         log_codes = F.log_softmax(log_codes.sub_(_log_total(log_codes)), dim=1)
@@ -72,7 +82,12 @@ def swapped_prediction(
 
     Returns:
         Scalar; ln K when all scores are equal.
+
+    Raises:
+        UserError: crops of different shapes, crops that are not there, or a queue for others than those assigned.
     """
+    _check_crops(scores, assigned, queue_scores)
+    check_range("swapped_prediction", temperature=temperature)
     codes = compute_codes(scores, assigned, epsilon, iterations, queue_scores)
     return code_prediction_loss(scores, assigned, codes, temperature)
 
@@ -122,6 +137,7 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, crops: int, length: int, dim: int) -> None:
         super().__init__()
+        check_count("FeatureQueue", crops=crops, length=length, dim=dim)
         self.register_buffer("embeddings", torch.zeros(crops, length, dim))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
@@ -139,7 +155,11 @@ class FeatureQueue(nn.Module):
 
         Args:
             embeddings: [crops, B, dim], of this process.
+
+        Raises:
+            UserError: another number of crops, or another width.
         """
+        check_shapes("FeatureQueue.enqueue", {"queue": (self.embeddings, "CQD"), "embeddings": (embeddings, "CBD")})
         newest = distributed.gather(embeddings.detach().transpose(0, 1)).transpose(0, 1)
         length = self.embeddings.shape[1]
         self.embeddings.copy_(torch.cat([newest.to(self.embeddings), self.embeddings], 1)[:, :length])
@@ -169,17 +189,17 @@ class SwAV(Objective):
     def __init__(
         self,
         backbone: Backbone,
-        projection_hidden: Sequence[int],
-        projection_dim: int,
+        projection_hidden: Sequence[Channels],
+        projection_dim: Channels,
         projection_batch_norm: bool,
-        prototypes: int,
-        assigned: Sequence[int],
-        temperature: float,
-        epsilon: float,
-        iterations: int,
-        freeze_prototypes_epochs: float,
-        queue_length: int,
-        queue_from_epoch: float,
+        prototypes: Channels,
+        assigned: Annotated[Sequence[NoneOrMore], MinLen(1), Distinct()],
+        temperature: Temperature,
+        epsilon: Temperature,
+        iterations: Annotated[int, Interval(ge=1, le=10_000)],
+        freeze_prototypes_epochs: Epochs,
+        queue_length: NoneOrMore,
+        queue_from_epoch: Epochs,
     ) -> None:
         super().__init__()
         _check_settings(assigned, epsilon, iterations)
@@ -357,6 +377,19 @@ def _unit_rows(rows: Tensor) -> Tensor:
 @full_precision
 def _dot_products(rows: Tensor, others: Tensor) -> Tensor:
     return rows @ others.T
+
+
+def _check_crops(scores: Sequence[Tensor], assigned: Sequence[int], queue_scores: Sequence[Tensor] | None) -> None:
+    caller, crops = "swapped_prediction", len(scores)
+    if crops < 2 or not assigned or len({*assigned}) < len(assigned) or not {*assigned} <= {*range(crops)}:
+        raise UserError(f"{caller}: assigned={list(assigned)} of {crops} crops: of 2 or more crops give some")
+    check_shapes(caller, {f"scores[{number}]": (crop, "BK") for number, crop in enumerate(scores)})
+    if queue_scores is None:
+        return
+    if len(queue_scores) != len(assigned):
+        raise UserError(f"{caller}: {len(queue_scores)} queue_scores for {len(assigned)} assigned crops: give one each")
+    queued = {f"queue_scores[{number}]": (rows, "QK") for number, rows in enumerate(queue_scores)}
+    check_shapes(caller, {**queued, "scores[0]": (scores[0], "BK")}, empty=True)
 
 
 def _check_settings(assigned: Sequence[int], epsilon: float, iterations: int) -> None:

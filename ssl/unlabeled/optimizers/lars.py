@@ -1,15 +1,19 @@
 """LARS: layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), in the form of BYOL and MoCo v3."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
+from unlabeled.core.ranges import LearningRate, PartialShare, WeightDecay
 from unlabeled.distributed.dtensor import local_shard
+from unlabeled.errors import UserError
 
 
 class LARS(Optimizer):
@@ -24,10 +28,10 @@ class LARS(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
+        lr: LearningRate,
+        momentum: PartialShare = 0.9,
+        weight_decay: WeightDecay = 0.0,
+        trust_coefficient: Annotated[float, Interval(gt=0, le=1000)] = 0.001,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -36,6 +40,13 @@ class LARS(Optimizer):
             "trust_coefficient": trust_coefficient,
         }
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take further parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
+        for name, value in {**self.defaults, **param_group}.items():
+            if name in self.defaults and not isinstance(value, Tensor) and not 0 <= value < math.inf:
+                raise UserError(f"LARS: {name}={value} must be at least 0 and finite")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -1,13 +1,14 @@
 """How a run is optimised: the optimizer, the scaling of its learning rate, its schedule and who is decayed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
+from unlabeled.core.ranges import Epochs, LearningRate, Milestones, WeightDecay
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
 from unlabeled.optimizers.schedules import warmup_cosine, warmup_tenths
@@ -28,12 +29,12 @@ class OptimizerConfig:
     """
 
     optimizer: Callable[..., Optimizer]
-    lr: float
+    lr: LearningRate
     lr_scaling: Literal["linear", "square_root", "none"]
-    warmup_epochs: float
-    weight_decay: float
+    warmup_epochs: Epochs
+    weight_decay: WeightDecay
     decay_bias_and_norm: bool
-    milestones: Sequence[float] | None = None
+    milestones: Milestones | None = None
 
     def peak_lr(self, batch_size: int) -> float:
         """Learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""

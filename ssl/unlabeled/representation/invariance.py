@@ -72,10 +72,12 @@ def augment_each(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[s
         key: names the draws, made for all its images; these are ``key.first`` and those after it.
 
     Yields:
-        Names, and images [B, 3, h, w].
+        Names, and images [B, C, h, w]; augmentations of colours only where there are some.
     """
     pixels, mine = views.to_pixels(images), slice(key.first, key.first + len(images))
     for number, (name, operation) in enumerate(augmentations(pixels.shape[-1]).items()):
+        if views.channels != 3 and getattr(operation, "coloured", False):
+            continue
         drawn = operation.sample(key.total, key.generator(number))
         rows = {parameter: values[mine] for parameter, values in drawn.items()}
         yield name, views.to_views(operation.apply(pixels.clone(), rows))

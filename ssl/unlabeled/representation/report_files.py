@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.core.environment import plain_values
+from unlabeled.core.shown import in_markdown
 from unlabeled.core.writing import save_picture, save_plot, write_atomic
 from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis
@@ -57,7 +58,7 @@ def measures_table(analysis: Analysis) -> str:
     """The numbers as Markdown: a line each, a column for each space."""
     lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)]]
     lines += [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
-    for name in STRENGTHS:
+    for name in next(iter(analysis.spaces.values()))["invariance"]:
         cells = (f"{space['invariance'][name]:.3f}" for space in analysis.spaces.values())
         lines.append([f"invariance to {name}", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -105,10 +106,11 @@ def _page(analysis: Analysis, protocol: Mapping[str, Any], pictures: Mapping[str
     checkpoint, data = protocol["checkpoint"], protocol["data"]
     parts = [
         "# Representation",
-        f"{checkpoint['path']} (sha256 {checkpoint['sha256'][:12]}), {data['split']} split of {data['description']}, "
+        f"{in_markdown(checkpoint['path'])} (sha256 {checkpoint['sha256'][:12]}), "
+        f"{data['split']} split of {in_markdown(data['description'])}, "
         f"seed {protocol['seed']}. Ranks compare between networks with equal images, dimensions and transform alone.",
         measures_table(analysis),
-        "\n".join(f"- {note}" for note in analysis.notes),
+        "\n".join(f"- {in_markdown(note)}" for note in analysis.notes),
         *(f"{words}\n\n![{name.removesuffix('.png')}]({name})" for name, words in pictures.items()),
         "<details><summary>protocol</summary>\n\n```json\n"
         + json.dumps(plain_values(protocol), indent=2, ensure_ascii=False)

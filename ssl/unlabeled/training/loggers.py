@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from unlabeled.core.ranges import FilePath
 from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
@@ -105,7 +106,7 @@ class Csv(Logger):
         run_dir: has ``metrics.jsonl``, to whose logger each row goes first, and gets ``metrics.csv``.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: FilePath) -> None:
         super().__init__()
         self.lines, self.path = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "metrics.csv"
         self.columns: list[str] = []
@@ -155,7 +156,7 @@ class TensorBoard(TensorBoardLogger):
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: FilePath) -> None:
         _require("tensorboard", 'pip install -e ".[tensorboard]"')
         # without the name hp_metric, which would be a metric that is in no other logger
         super().__init__(run_dir, name="tensorboard", version="", default_hp_metric=False)
@@ -188,7 +189,7 @@ class WeightsAndBiases(WandbLogger):
 
     def __init__(
         self,
-        run_dir: str,
+        run_dir: FilePath,
         project: str,
         name: str,
         entity: str | None,

@@ -6,9 +6,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import AtLeastTwo, Count, Temperature
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
+from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_mean_per_class
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.training.pretraining import Pretraining
 
@@ -18,7 +20,8 @@ class OnlineKNN(pl.Callback):
 
     Queries and bank are disjoint parts of the labelled training images, the same ones all along and in every run with
     the same seed; the test split is never looked at. Images are seen as evaluation sees them. Logs
-    ``probe/knn_top1`` in per cent. The model, its BatchNorm statistics and the random state stay as they are.
+    ``probe/knn_top1`` in per cent, and ``probe/knn_mean_per_class_top1`` where classes are imbalanced. The model, its
+    BatchNorm statistics and the random state stay as they are.
 
     Args:
         every_n_epochs: how often; after the last epoch too.
@@ -30,7 +33,13 @@ class OnlineKNN(pl.Callback):
     """
 
     def __init__(
-        self, every_n_epochs: int, queries: int, bank: int, k: int, temperature: float, batch_size: int
+        self,
+        every_n_epochs: Count,
+        queries: AtLeastTwo,
+        bank: Count,
+        k: Count,
+        temperature: Temperature,
+        batch_size: Count,
     ) -> None:
         self.every_n_epochs, self.k, self.temperature = every_n_epochs, k, temperature
         self.num_queries, self.num_bank, self.batch_size = queries, bank, batch_size
@@ -42,12 +51,20 @@ class OnlineKNN(pl.Callback):
         if not pl_module.is_due(self.every_n_epochs):
             return
         # Every process computes the same number: none waits for another, and none runs ahead.
-        top1 = self.measure(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
-        if top1 is not None:
-            pl_module.write({"probe/knn_top1": torch.tensor(top1, dtype=torch.float64)}, pl_module.global_step)
+        score = self._score(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
+        if score is not None:
+            numbers = {"top1": score.top1} | {
+                name: score.metrics[name] for name in (MEAN_PER_CLASS,) if name in score.metrics
+            }
+            metrics = {f"probe/knn_{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+            pl_module.write(metrics, pl_module.global_step)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
         """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""
+        score = self._score(module, data, device)
+        return None if score is None else score.top1
+
+    def _score(self, module: Pretraining, data: DataModule, device: torch.device) -> Score | None:
         queries, bank = self._parts(data.train.labels, module.seed)
         if len(queries) < 2:
             return None
@@ -55,7 +72,9 @@ class OnlineKNN(pl.Callback):
         num_classes = int(data.train.labels.max()) + 1
         features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
         with local_only():
-            return probe.fit_predict(features[0], features[1], num_classes)[0].top1
+            (score,) = probe.fit_predict(features[0], features[1], num_classes)
+        add_mean_per_class(score, features[1].labels)
+        return score
 
     def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         labelled = (labels >= 0).nonzero().flatten()

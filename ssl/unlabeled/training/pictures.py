@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from unlabeled.core.ranges import Count
 from unlabeled.core.writing import Unwritable, save_picture
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
@@ -51,7 +52,7 @@ class Pictures(pl.Callback):
         UserError: one of them is less than 1.
     """
 
-    def __init__(self, every_n_epochs: int | None, images: int, pool: int) -> None:
+    def __init__(self, every_n_epochs: Count | None, images: Count, pool: Count) -> None:
         for name, value in {"every_n_epochs": every_n_epochs, "images": images, "pool": pool}.items():
             if value is not None and value < 1:
                 raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
@@ -100,7 +101,7 @@ class Pictures(pl.Callback):
         columns = {"image": made.evaluation_view(images, sizes)} | {
             f"view {n}": view for n, view in enumerate(views, 1)
         }
-        return {name: _squared(made.to_pixels(column), made.size) for name, column in columns.items()}
+        return {name: _squared(made.shown(column), made.size) for name, column in columns.items()}
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
@@ -114,9 +115,7 @@ class Pictures(pl.Callback):
             seen = Batch(images, batch.ids, batch.labels, (view,), sizes=sizes)
             with eval_mode(objective), torch.autocast(device.type, enabled=False):
                 columns = objective.visualize(seen, module.seed)
-            return {
-                name: shrink_images(module.views.to_pixels(column), LARGEST_TILE) for name, column in columns.items()
-            }
+            return {name: shrink_images(module.views.shown(column), LARGEST_TILE) for name, column in columns.items()}
         return {}
 
     def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
@@ -125,7 +124,7 @@ class Pictures(pl.Callback):
 
         def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
             seen = module.views.evaluation_view(images, sizes)
-            pixels.append((shrink_images(module.views.to_pixels(seen), PIXELS) * 255).round().byte().cpu())
+            pixels.append((shrink_images(module.views.shown(seen), PIXELS) * 255).round().byte().cpu())
             return seen
 
         batches = data.batches(data.train, self._positions(module, data, count), BATCH)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed.fsdp import FullySharded
+from unlabeled.errors import UserError
 from unlabeled.objective import AfterBackward, Batch, Objective, Output, Plan, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
@@ -138,6 +139,12 @@ class Pretraining(pl.LightningModule):
         views = self.views_of(batch, self.view_key(batch))
         support = None if batch.support is None else self._support_with_views(batch.support)
         output: Output = self.objective(batch._replace(views=views, support=support), progress)
+        if output.loss.dtype != torch.float32:
+            name, kind = type(self.objective).__name__, str(output.loss.dtype).removeprefix("torch.")
+            raise UserError(
+                f"objective: the loss of {name} is {kind}, and must be float32 whatever the network runs in: decorate "
+                "its function with unlabeled.objectives.parts.precision.full_precision"
+            )
         return output
 
     def view_key(self, batch: Batch) -> ViewKey:

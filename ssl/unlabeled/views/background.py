@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from unlabeled.core.ranges import FilePath, Share
 from unlabeled.data.padding import image_sizes
 from unlabeled.errors import UserError
 from unlabeled.views.kernels.colour import luminance
@@ -30,10 +31,10 @@ class RemoveBackground:
         min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
     """
 
-    framed = True
+    framed = coloured = True
 
     def __init__(
-        self, masks: str | None, probability: float, fill: Fill, min_coverage: float, max_coverage: float
+        self, masks: FilePath | None, probability: Share, fill: Fill, min_coverage: Share, max_coverage: Share
     ) -> None:
         if not 0 <= min_coverage < max_coverage <= 1:
             raise UserError(f"min_coverage={min_coverage}, max_coverage={max_coverage}: 0 ≤ min < max ≤ 1 is needed")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +65,25 @@ def open_masks(path: str) -> Masks:
         raise UserError(f"views.masks={path}: no such file; make it: {MAKE} out={path}, or give views.masks=null")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError) as error:
+    except Exception as error:  # of any kind, as the file may be anything
         raise UserError(f"views.masks={path}: not a file of masks, or cut short; make it again: {MAKE}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"views.masks={path}: not a file of masks; {MAKE} out=… makes one")
+    if not _is_whole(content):
+        raise UserError(f"views.masks={path}: damaged, its values do not fit together; make it again: {MAKE}")
     return Masks(**content)
+
+
+def _is_whole(content: dict[str, Any]) -> bool:
+    """Whether these are the fields of :class:`Masks`, of their types and sizes."""
+    kinds = {"packed": Tensor, "coverage": Tensor, "size": int, "samples": str, "classes": list, "data": str}
+    if set(content) != {*kinds, "settings"} or not isinstance(content["settings"], dict):
+        return False
+    if not all(isinstance(content[name], kind) for name, kind in kinds.items()):
+        return False
+    packed, coverage, size = content["packed"], content["coverage"], content["size"]
+    fits = packed.dtype == torch.uint8 and packed.shape == (len(packed), -(-(size**2) // 8))
+    return size > 0 and bool(fits) and coverage.is_floating_point() and coverage.shape == (len(packed),)
 
 
 def pack(masks: Tensor) -> Tensor:

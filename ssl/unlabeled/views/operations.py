@@ -6,11 +6,13 @@ no Python per image.
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Interval
 from torch import Generator, Tensor
 
+from unlabeled.core.ranges import Pixels, Share, ShareSpan, Sigmas, Span, Strength, Threshold, Thresholds
 from unlabeled.objective import Check
 from unlabeled.views.kernels.colour import color_jitter, equalize, luminance, solarize
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
@@ -25,7 +27,7 @@ class Operation(Protocol):
 
     One with an attribute ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
     ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes them all of one
-    size, and leaves what it was given as it is.
+    size, and leaves what it was given as it is. One with ``coloured = True`` knows RGB alone; others take any channels.
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -63,11 +65,11 @@ class RandomResizedCrop:
 
     def __init__(
         self,
-        size: int,
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
+        size: Pixels,
+        scale: ShareSpan,
+        ratio: Span,
         interpolation: Interpolation,
-        flip: float,
+        flip: Share,
     ) -> None:
         self.size, self.scale, self.ratio = size, scale, ratio
         self.interpolation, self.flip = interpolation, flip
@@ -141,13 +143,15 @@ class ColorJitter:
             has it: SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
+    coloured = True
+
     def __init__(
         self,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        probability: float,
+        brightness: Strength,
+        contrast: Strength,
+        saturation: Strength,
+        hue: Annotated[float, Interval(ge=0, le=0.5)],
+        probability: Share,
         additive_brightness: bool = False,
     ) -> None:
         self.strengths, self.hue, self.probability = (brightness, contrast, saturation), hue, probability
@@ -170,7 +174,9 @@ class ColorJitter:
 class Grayscale:
     """Colour taken away from a random share of the images."""
 
-    def __init__(self, probability: float) -> None:
+    coloured = True
+
+    def __init__(self, probability: Share) -> None:
         self.probability = probability
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -188,7 +194,7 @@ class Solarize:
         probability: share of the images that are changed.
     """
 
-    def __init__(self, threshold: float | tuple[float, float], probability: float) -> None:
+    def __init__(self, threshold: Threshold | Thresholds, probability: Share) -> None:
         self.low, self.high = (threshold, threshold) if isinstance(threshold, float | int) else threshold
         self.probability = probability
 
@@ -210,7 +216,7 @@ class Equalize:
         probability: share of the images that are changed.
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: Share) -> None:
         self.probability = probability
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -229,7 +235,7 @@ class GaussianBlur:
         probability: share of the images that are blurred.
     """
 
-    def __init__(self, sigma: tuple[float, float], kernel_fraction: float, probability: float) -> None:
+    def __init__(self, sigma: Sigmas, kernel_fraction: Share, probability: Share) -> None:
         self.sigma, self.kernel_fraction, self.probability = sigma, kernel_fraction, probability
 
     def sample(self, count: int, generator: Generator) -> Parameters:

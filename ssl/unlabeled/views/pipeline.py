@@ -4,10 +4,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import ChannelDeviations, ChannelMeans, Channels, FilePath, Pixels, SomeShare
+from unlabeled.data.decoding import channels_of, in_colour
 from unlabeled.data.padding import image_sizes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -36,7 +40,7 @@ class ViewGroup:
         UserError: among the operations is something else.
     """
 
-    count: int
+    count: Annotated[int, Interval(ge=1, le=1024)]
     operations: Sequence[Operation]
     after_crop: int = field(init=False)  # number of the first operation behind a crop: from there on all sizes are one
 
@@ -58,34 +62,61 @@ class Views(nn.Module):
         masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
         compile: what follows the crop by ``torch.compile``, for a GPU; the first step then takes longer. On a CPU each
             step does: 213 ms in place of 104 for two views of 32 photographs on one core.
+        channels: of the images. Others than 3 have no colours: crops, flips, blur and what else treats each channel
+            alike are for all, operations on colours are refused.
 
     Raises:
-        UserError: the groups read another file of masks, or none, or after the crop; they cannot be compiled.
+        UserError: mean or std of another length, or operations on colours where there are none; the groups read another
+            file of masks, or none, or after the crop; they cannot be compiled.
     """
 
     def __init__(
         self,
-        size: int,
+        size: Pixels,
         groups: Sequence[ViewGroup],
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        evaluation_crop: float,
+        mean: ChannelMeans | None,
+        std: ChannelDeviations | None,
+        evaluation_crop: SomeShare,
         evaluation_interpolation: Interpolation,
-        masks: str | None = None,
+        masks: FilePath | None = None,
         compile: bool = False,
+        channels: Channels = 3,
     ) -> None:
         super().__init__()
         self.size, self.groups = size, groups
         self.mean, self.std = mean, std
         self.evaluation_crop, self.evaluation_interpolation = evaluation_crop, evaluation_interpolation
-        self.masks, self.compiles = masks, compile
+        self.masks, self.compiles, self.channels = masks, compile, channels
+        self._check_channels()
         self._check_masks()
         if compile:
             self._check_compiles()
         self.block: int | None = None  # images that go through the operations together; None: as many as pays
         normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
-        self._normal = None if normal is None else normal[:, :, None, None]  # [2, 3, 1, 1], mean and deviation
+        self._normal = None if normal is None else normal[:, :, None, None]  # [2, C, 1, 1], mean and deviation
         self._compiled: dict[int, Finish] = {}
+
+    def _check_channels(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise UserError(
+                    f"views.{name}={list(values)}: images have {self.channels} channels (data.channels): give as many"
+                    " numbers, or null"
+                )
+        steps = [step for group in self.groups for step in group.operations if getattr(step, "coloured", False)]
+        if steps and self.channels != 3:
+            raise UserError(
+                f"views.groups: {type(steps[0]).__name__} is for RGB, and images have {self.channels} channels"
+                " (data.channels): leave it out, crops, flips and blur are for any number"
+            )
+
+    def require_channels(self, source: Source) -> None:
+        """Raise UserError if the images of ``source`` have other channels than these views."""
+        if (given := channels_of(source)) != self.channels:
+            raise UserError(
+                f"data.channels={given}: the views are of images with {self.channels}: give views.channels={given}, or"
+                f" data.channels={self.channels}"
+            )
 
     def _check_masks(self) -> None:
         steps = [step for group in self.groups for step in group.operations if isinstance(step, RemoveBackground)]
@@ -112,7 +143,7 @@ class Views(nn.Module):
         """Height and width of each view of a square image, pixels; tried on a black one."""
         tried = copy.copy(self)
         tried.compiles = False  # it would be compiled for a batch of one
-        black = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+        black = torch.zeros(1, self.channels, image_size, image_size, dtype=torch.uint8)
         return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
 
     def plan_warnings(self, image_size: int) -> list[Check]:
@@ -132,14 +163,14 @@ class Views(nn.Module):
         """Draw and make the views.
 
         Args:
-            images: uint8 [B, 3, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
+            images: uint8 [B, C, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
             ids: int64 [B], of the images in their source.
             key: names the draws.
             first: how many of the first views are made; all where None.
             sizes: int64 [B, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
 
         Returns:
-            One float32 [B, 3, h, w] per view.
+            One float32 [B, C, h, w] per view.
 
         Raises:
             UserError: images of another type or shape, or of different sizes where a group does not begin by cropping.
@@ -162,7 +193,7 @@ class Views(nn.Module):
         return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
     def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
-        """One view of some images, float [n, 3, H, W], which stay as they are: other views are made of them."""
+        """One view of some images, float [n, C, H, W], which stay as they are: other views are made of them."""
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
             images = images.clone()  # other operations may write to it
@@ -199,11 +230,11 @@ class Views(nn.Module):
         Raises:
             UserError: images of another type or shape, which would give wrong views without a word.
         """
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
             given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise UserError(
-                f"views are made of uint8 [B, 3, H, W], and not of {given}: unlabeled.data.decode.to_rgb makes that of "
-                "grey, RGBA and 16-bit images"
+                f"views are made of uint8 [B, {self.channels}, H, W], and not of {given}: unlabeled.data.decode.to_rgb "
+                "makes that of grey, RGBA and 16-bit images"
             )
         view, pixels = self.size**2, max(self.size**2, images.shape[2] * images.shape[3] / 4)
         limit = min(CPU_BLOCK if images.device.type == "cpu" else GPU_BLOCK, len(images) * view)
@@ -215,7 +246,7 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """What evaluation sees, nothing random: uint8 [B, 3, H, W] → float32 [B, 3, size, size]; errors as forward.
+        """What evaluation sees, nothing random: uint8 [B, C, H, W] → float32 [B, C, size, size]; errors as forward.
 
         ``sizes`` as in forward: each image's own centre is seen.
         """
@@ -241,11 +272,15 @@ class Views(nn.Module):
         }
 
     def to_pixels(self, views: Tensor) -> Tensor:
-        """Views [B, 3, h, w] back to values in [0, 1], to look at; what lies outside is clamped."""
+        """Views [B, C, h, w] back to values in [0, 1]; what lies outside is clamped."""
         if self._normal is not None:
             mean, std = self._normal.to(views.device, views.dtype)
             views = views * std + mean
         return views.clamp(0, 1)
+
+    def shown(self, views: Tensor) -> Tensor:
+        """Views [B, C, h, w] as pixels [B, 3, h, w] in [0, 1], to look at."""
+        return in_colour(self.to_pixels(views))
 
     def to_views(self, pixels: Tensor) -> Tensor:
         """The inverse of :meth:`to_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from unlabeled.core.run_config import to_yaml
+from unlabeled.core.shown import in_markdown, in_table, shown
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
@@ -46,7 +47,7 @@ def write_card(facts: CardFacts) -> str:
     name = (facts.checkpoint.config or {}).get("name") or facts.checkpoint.path.stem
     parts = [
         _front_matter(facts, objective),
-        f"# {name}",
+        f"# {in_markdown(name)}",
         f"{_article(class_name(facts.spec))} pretrained without labels{f' by {objective}' if objective else ''}, "
         f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier.",
         "## How to use it",
@@ -54,7 +55,7 @@ def write_card(facts: CardFacts) -> str:
         _loading(facts.written, facts.preprocess.size),
         "## What it is",
         _table({"what": "value"} | _identity(facts, objective)),
-        *[f"Note: {without_paths(note)}." for note in facts.checkpoint.notes],
+        *[f"Note: {in_markdown(without_paths(note))}." for note in facts.checkpoint.notes],
         _settings("Backbone", dict(facts.spec)),
         *_training(facts),
         "## Evaluation",
@@ -70,7 +71,8 @@ def write_card(facts: CardFacts) -> str:
 
 def class_name(node: Any) -> str:
     """``SimCLR`` of ``{_target_: unlabeled.objectives.simclr.SimCLR, …}``, "" where nothing is known."""
-    return str((node or {}).get("_target_", "")).rpartition(".")[2]
+    target = node.get("_target_", "") if isinstance(node, Mapping) else ""
+    return re.sub(r"\W", "", str(target).rpartition(".")[2])
 
 
 def without_paths(value: Any) -> Any:
@@ -124,8 +126,9 @@ def _images(preprocess: Preprocess) -> str:
 
 def _identity(facts: CardFacts, objective: str) -> dict[str, Any]:
     progress = facts.checkpoint.progress
-    steps = f"{progress['step']:,} of {progress['total_steps']:,}" if progress else "not known"
-    epochs = f"{progress['step'] / progress['steps_per_epoch']:g}" if progress else "not known"
+    step, total, per_epoch = (progress.get(name, 0) for name in ("step", "total_steps", "steps_per_epoch"))
+    steps = f"{step:,} of {total:,}" if total else "not known"
+    epochs = f"{step / per_epoch:g}" if per_epoch else "not known"
     return {
         "objective": objective or "not known: the checkpoint does not say",
         "backbone": class_name(facts.spec),
@@ -151,8 +154,17 @@ def _training(facts: CardFacts) -> list[str]:
 
 
 def _settings(title: str, values: Mapping[str, Any]) -> str:
-    shown = without_paths(_without_conversion(values))
-    return f"{title}:\n\n```yaml\n{to_yaml(shown).strip()}\n```"
+    text = to_yaml(_literal(without_paths(_without_conversion(values)))).strip()
+    return f"{title}:\n\n```yaml\n{text}\n```"
+
+
+def _literal(value: Any) -> Any:
+    """Without line breaks, which could end the block, and without what would be looked up."""
+    if isinstance(value, Mapping):
+        return {_literal(key): _literal(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(each) for each in value]
+    return shown(value).replace("${", "$ {") if isinstance(value, str) else value
 
 
 def _without_conversion(value: Any) -> Any:
@@ -171,7 +183,15 @@ def _evaluation(facts: CardFacts) -> str:
     ]
     for row in facts.rows:
         interval = "–" if not row.get("interval") else "{:.2f} to {:.2f}".format(*row["interval"])
-        lines.append([row["features"], f"`{row['protocol']}`", f"{row['top1']:.2f}", interval, f"{row['n_test']:,}"])
+        lines.append(
+            [
+                in_table(row["features"]),
+                f"`{in_table(row['protocol'])}`",
+                f"{row['top1']:.2f}",
+                interval,
+                f"{row['n_test']:,}",
+            ]
+        )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{facts.results_note}\n\n{table}\n\nNumbers of different protocols are not comparable."
 
@@ -189,5 +209,5 @@ def _checked(facts: CardFacts) -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     """Two columns; the first pair is the head."""
-    rows = [f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in values.items()]
+    rows = [f"| {key} | {in_table(value)} |" for key, value in values.items()]
     return "\n".join([rows[0], "| --- | --- |", *rows[1:]])

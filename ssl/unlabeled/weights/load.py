@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.file_config import KINDS, as_data
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
@@ -46,7 +46,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 
     Raises:
-        UserError: no such file, not a checkpoint, or a pickle that would have to run code.
+        UserError: no such file, not a checkpoint, damaged, a pickle that would have to run code, or a checkpoint of a
+            run whose ``config`` or ``progress`` is none.
     """
     content = read_tensors(path)
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
@@ -61,12 +62,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path=path,
         sha256=sha256,
         state_dict=inner if isinstance(inner, dict) else content,
-        config=with_current_targets(content.get("config")) if own else None,
-        progress=content.get("progress", {}) if own else {},
+        config=_config(content.get("config"), path) if own else None,
+        progress=_progress(content.get("progress", {}), path) if own else {},
         tensors=tensors,
         layout=layout.name,
         part=layout.part,
     )
+
+
+def _config(config: Any, path: Path) -> dict[str, Any] | None:
+    """What stands in the file, as data; the targets in it are those of today."""
+    if config is None:
+        return None
+    found: Any = as_data(config, f"checkpoint={path}")
+    if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict | None) for part in KINDS):
+        raise UserError(f"checkpoint={path}: its config is no configuration of a run")
+    return found
+
+
+def _progress(progress: Any, path: Path) -> dict[str, int]:
+    counts = isinstance(progress, dict) and all(isinstance(key, str) and type(n) is int for key, n in progress.items())
+    if not counts:
+        raise UserError(f"checkpoint={path}: its progress is not that of a run")
+    return dict(progress)
 
 
 def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
@@ -159,8 +177,24 @@ def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> li
 
 def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], paths: Mapping[str, str]) -> list[str]:
     problems = [f"missing {key}" for key in wanted if key not in found]
+    problems += [
+        f"{paths.get(key, key)} holds {_kind(found[key])} instead of {_kind(wanted[key])}"
+        for key in wanted
+        if key in found and not _fits(found[key], wanted[key])
+    ]
     return problems + [
         f"{paths.get(key, key)} has shape {list(found[key].shape)} instead of {list(wanted[key].shape)}"
         for key in wanted
         if key in found and found[key].shape != wanted[key].shape
     ]
+
+
+def _fits(found: Tensor, wanted: Tensor) -> bool:
+    """Whether numbers go over as they are: a cast would cut them, and a tensor without values be passed over."""
+    stored = found.layout == torch.strided and not found.is_meta and not found.is_quantized
+    return stored and (found.is_floating_point() or not wanted.is_floating_point()) and not found.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    extra = "" if tensor.layout == torch.strided else " sparse"
+    return ("no values, " if tensor.is_meta else "") + str(tensor.dtype).removeprefix("torch.") + extra

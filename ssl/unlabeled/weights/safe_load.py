@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.archive import damage_of
 from unlabeled.errors import UserError
 
 # What official checkpoints hold beside tensors: settings and figures that nobody reads here. Each name is given to an
@@ -91,9 +92,14 @@ def read_tensors(path: Path) -> Any:
 
             return load_file(path)
         mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
+        damage = damage_of(path) if mmap else None
+        if damage:
+            raise UserError(f"checkpoint={path}: damaged ({damage}); copy it again, or give another file")
         with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"checkpoint={path}: {_reason(path, error)}") from error
 

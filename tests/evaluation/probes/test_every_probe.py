@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from tests.small import composed, members
+from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.probe import Score, kinds_of
 from unlabeled.evaluation.probes.few_labels import FewLabels
@@ -135,3 +136,17 @@ def test_what_is_written_down_of_a_probe_is_plain_json(tmp_path: Path) -> None:
     for name in feature_probes():
         for score in scores_of(name)[0]:
             assert json.loads(json.dumps([score.chosen, score.notes, score.metrics])) is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", feature_probes())
+def test_features_that_are_not_finite_are_one_line_wherever_they_stand(name: str, value: float) -> None:
+    for number, probe in enumerate(of_yaml(name).values()):
+        train = features(400, 1, [0, 1, 2, 3, 5], kinds_of(probe))
+        test = features(90, 2, list(range(CLASSES)), kinds_of(probe))
+        broken = test if number % 2 else train
+        for x in (broken.x, *broken.others.values()):
+            x[:: len(x) // 40, 0] = value  # many, so that some are among the images of few_labels
+        with pytest.raises(UserError, match="not finite") as refusal:
+            probe.fit_predict(train, test, CLASSES)
+        assert "\n" not in str(refusal.value)

@@ -59,23 +59,23 @@ def prepared(probe: FewLabels, train: Features) -> FewLabels:
 
 def test_the_classifier_sees_the_listed_images_of_each_draw_and_no_other() -> None:
     train, seen = data(200, 0), Seen()
-    probe = prepared(FewLabels(seen, None, [1, 5], [0.1], [], draws=3, seed=7), train)
+    probe = prepared(FewLabels(seen, None, [1, 5], [0.2], [], draws=3, seed=7), train)
     scores = probe.fit_predict(train, data(40, 1), 4)
     choices = [LabelSelection(None, None, k, 7 + draw, "k") for k in (1, 5) for draw in range(3)]
-    choices += [LabelSelection(None, 0.1, None, 7 + draw, "k") for draw in range(3)]
+    choices += [LabelSelection(None, 0.2, None, 7 + draw, "k") for draw in range(3)]
     lists = [choice.of(source_of(train)) for choice in choices]
     assert [given.ids.tolist() for given in seen.given] == [each.ids.tolist() for each in lists]
-    assert [len(given.ids) for given in seen.given] == [4] * 3 + [20] * 3 + [20] * 3
+    assert [len(given.ids) for given in seen.given] == [4] * 3 + [20] * 3 + [40] * 3
     recorded = [each for score in scores for each in score.chosen["labels"]]
     assert [each["sha256"] for each in recorded] == [each.sha256 for each in lists]
-    assert [each["images"] for each in recorded] == [4] * 3 + [20] * 6
-    assert [score.n_train for score in scores] == [4, 20, 20]
-    assert [each["percent_of_train"] for each in recorded] == [2] * 3 + [10] * 6
+    assert [each["images"] for each in recorded] == [4] * 3 + [20] * 3 + [40] * 3
+    assert [score.n_train for score in scores] == [4, 20, 40]
+    assert [each["percent_of_train"] for each in recorded] == [2] * 3 + [10] * 3 + [20] * 3
     assert [each["seed"] for each in recorded] == [7, 8, 9] * 3
     assert [score.protocol for score in scores] == [
         "seen/1 per class/3 draws",
         "seen/5 per class/3 draws",
-        "seen/10%/3 draws",
+        "seen/20%/3 draws",
     ]
 
 
@@ -120,9 +120,9 @@ def test_metrics_are_means_too_and_one_draw_has_no_deviation() -> None:
 
 def test_where_a_class_has_one_image_the_classifier_of_singles_is_asked() -> None:
     train, test, few, single = data(200, 0), data(40, 1), Seen(), Seen()
-    probe = prepared(FewLabels(few, single, [1, 2], [0.001, 0.5], [], 1, 0), train)
+    probe = prepared(FewLabels(few, single, [2], [0.001, 0.5], [], 1, 0), train)
     probe.fit_predict(train, test, 4)
-    assert [len(given.ids) for given in single.given] == [4, 4]
+    assert [len(given.ids) for given in single.given] == [4]
     assert [len(given.ids) for given in few.given] == [8, 100]
 
 
@@ -198,7 +198,7 @@ def test_the_yaml_builds_and_scores_every_setting_of_the_digits() -> None:
     assert scores[0].chosen["of_each_draw"][0]["chosen_on"] == "nothing"
     assert scores[1].chosen["of_each_draw"][0]["holdout_images"] == 4
     assert scores[-1].top1 > scores[0].top1
-    assert probe.needs == 10
+    assert probe.needs == 1
 
 
 def test_impossible_settings_name_the_key() -> None:
@@ -210,3 +210,30 @@ def test_impossible_settings_name_the_key() -> None:
         FewLabels(Seen(), None, [], [], [], 1, 0)
     with pytest.raises(UserError, match=r"probe\.few_labels\.labels_files=.*: two have the same name"):
         FewLabels(Seen(), None, [], [], ["a/1percent.txt", "b/1percent.txt"], 1, 0)
+
+
+def test_settings_that_draw_the_same_lists_are_one_column_which_says_so() -> None:
+    train, test, seen = data(200, 0), data(40, 1), Seen()
+    probe = prepared(FewLabels(seen, None, [1, 5], [0.01, 0.1], [], draws=2, seed=0), train)
+    scores = probe.fit_predict(train, test, 4)
+    assert [score.protocol for score in scores] == ["seen/1 per class/2 draws", "seen/5 per class/2 draws"]
+    assert [score.notes for score in scores] == [
+        ["1% of the labels is the same lists here: one column."],
+        ["10% of the labels is the same lists here: one column."],
+    ]
+    assert len(seen.given) == 4
+
+
+def test_of_twenty_images_the_settings_that_can_be_drawn_are_scored_and_the_others_named() -> None:
+    train, test = data(20, 0), data(8, 1)
+    probe = prepared(FewLabels(Seen(), None, [1, 2, 5, 10], [0.01, 0.1, 0.4], [], draws=1, seed=0), train)
+    scores = probe.fit_predict(train, test, 4)
+    assert [score.protocol for score in scores] == ["seen/1 per class", "seen/2 per class"]
+    assert scores[0].notes == [
+        "1% of the labels is the same lists here: one column.",
+        "10% of the labels is the same lists here: one column.",
+        "5 per class was left out: probe.few_labels: per_class=5, fraction=None is all 20 labelled train images, not"
+        " few of them: take probe=linear.",
+        "10 per class was left out: probe.few_labels.per_class=10: class a has 5 labelled images.",
+    ]
+    assert scores[1].notes == ["40% of the labels is the same lists here: one column."]

@@ -110,7 +110,7 @@ def test_few_classes_are_a_picture_and_many_a_list(tmp_path: Path) -> None:
     assert (tmp_path / "confusion.png").exists()
     many = confusion_section(predictions, labels, [f"c<{i}>" for i in range(21)], "knn", tmp_path)
     assert many.title == "Most confused classes"
-    assert "| c<0> | c<1> | 2 | 67% |" in many.markdown
+    assert "| c&lt;0> | c&lt;1> | 2 | 67% |" in many.markdown
     assert "<td>c&lt;0&gt;</td><td>c&lt;1&gt;</td>" in many.html
 
 

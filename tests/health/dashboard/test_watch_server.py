@@ -211,3 +211,19 @@ def test_a_mistake_in_the_command_is_one_line(folder: Path) -> None:
             assert error.startswith("error: ")
             assert wrong[arguments] in error
             assert error.count("\n") == 1
+
+
+def test_two_hundred_requests_at_once_are_all_answered(server: Server) -> None:
+    start, answers = threading.Barrier(200), list[int]()
+
+    def request() -> None:
+        start.wait()
+        answers.append(ask(server, "/api/runs")[0].status)
+
+    threads = [threading.Thread(target=request) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 200
+    assert server.request_queue_size >= 200

@@ -148,7 +148,7 @@ class Toy(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         a, b = (self.backbone(view) for view in batch.views)
-        return Output((a - b).pow(2).mean() + BAD, a.detach())
+        return Output((a - b).float().pow(2).mean() + BAD, a.detach())
 """
 
 
@@ -167,10 +167,10 @@ def test_from_the_command_line_a_stopped_run_names_its_file_and_replay_tells_by_
     assert stopped.stderr.splitlines() == [stopped.stderr.strip()]
     assert f"2 steps in a row: the loss of finite outputs is inf; python train.py replay={file}" in stopped.stderr
 
-    again = script("train.py", f"replay={file}", **paths)
+    again = script("train.py", "--config-dir=conf", f"replay={file}", **paths)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == "now:  the loss of finite outputs is inf"
     (tmp_path / "toy.py").write_text(TOY.replace("BAD", "0"))
-    mended = script("train.py", f"replay={file}", **paths)
+    mended = script("train.py", "--config-dir=conf", f"replay={file}", **paths)
     assert mended.returncode == 1, mended.stderr
     assert "not reproduced" in mended.stdout.splitlines()[-1]

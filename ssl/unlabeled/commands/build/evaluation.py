@@ -1,13 +1,23 @@
 """From a composed configuration to the parts of an evaluation: what ``build.py`` is for a run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.build.run import build_backbone, build_data, build_objective, build_probes, resolve_precision
+from unlabeled.commands.build.run import (
+    build_backbone,
+    build_data,
+    build_objective,
+    build_probes,
+    check_kinds,
+    resolve_precision,
+)
+from unlabeled.commands.from_file import data_of, part_of, seed_of
+from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import world_size
@@ -16,33 +26,46 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of
+from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
 from unlabeled.objective import HasHead, HasVisualization, Objective
+from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, check_same_backbone
 
 
 def complete_config(
-    config: DictConfig, checkpoint: Checkpoint, needs: Sequence[str] = ("data", "views", "backbone")
+    config: DictConfig, checkpoint: Checkpoint, needs: Sequence[str] = ("data", "views", "backbone", "objective")
 ) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
 
+    What comes from the checkpoint is checked first, see :mod:`unlabeled.commands.from_file`.
+
     Raises:
-        UserError: the checkpoint does not say it either, and it is among ``needs``.
+        UserError: the checkpoint does not say it either, and it is among ``needs``; or says what may not be built.
     """
-    own = OmegaConf.create(checkpoint.config or {})
-    if config.get("backbone") and checkpoint.config is not None:
+    own, file = checkpoint.config, checkpoint.path
+    if config.get("backbone") and own is not None:
         asked: Any = OmegaConf.to_container(config.backbone, resolve=True)
         check_same_backbone(checkpoint, asked)
-    config = OmegaConf.create({**config, "seed": own.get("seed", config.seed)})
-    config["objective"] = own.get("objective")
+    config = OmegaConf.create({**config, "seed": seed_of(own, config.seed, file)})
+    config["objective"] = part_of(own, "objective", file) if "objective" in needs else None
+    config["data"] = data_of(config.get("data"), own, file, "data" in needs)
+    for name in ("views", "backbone"):
+        config[name] = config.get(name) or part_of(own, name, file)
     for name in ("data", "views", "backbone"):
-        config[name] = config.get(name) or own.get(name)
         if config[name] is None and name in needs:
-            raise UserError(f"checkpoint={checkpoint.path} does not say what it was made with: give {name}=…")
+            raise UserError(f"checkpoint={file} does not say what it was made with: give {name}=…")
+    _check_lists(config, file)
     return config
+
+
+def _check_lists(config: DictConfig, file: Path) -> None:
+    """A list of labels that a file names is opened by one probe alone."""
+    probes = (probe for probe in (config.get("probe") or {}).values() if probe)
+    if config["objective"] and any(str(probe.get("_target_")).endswith(".SoftNearestNeighbours") for probe in probes):
+        check_opened("objective", config["objective"], file, ("labels_file",))
 
 
 def build_evaluation(
@@ -67,10 +90,15 @@ def build_evaluation(
             probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
     backbone = build_backbone(config.backbone, config.seed)
-    backbone.check_kinds([kind for probe in probes.values() for kind in kinds_of(probe)])
+    check_kinds(config, backbone)
+    views: Views = instantiate(config.views)
+    backbone.check_size(views.size)
+    views.require_channels(data.splits.train)
+    if backbone.channels != views.channels:
+        raise UserError(f"views.channels={views.channels}: the backbone takes images of {backbone.channels} channels")
     extractor = Extractor(
         data,
-        instantiate(config.views),
+        views,
         torch.device(f"cuda:{local_rank()}" if gpu else "cpu"),
         precision,
         config.batch_size,

@@ -1,5 +1,6 @@
 """From a composed configuration to what :mod:`unlabeled.representation` looks at."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.run import build_backbone, build_data, build_objective
 from unlabeled.commands.config import compose_config
+from unlabeled.commands.from_file import data_of
+from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -24,7 +27,9 @@ FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 
 def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[AnalysisSubject, dict[str, Any]]:
     """A checkpoint with all its weights and its images, and the configuration that they were built from."""
+    own_views = None if config.get("views") else (checkpoint.config or {}).get("views")
     config = complete_config(config, checkpoint)
+    check_opened("views", own_views or {}, checkpoint.path, ("masks",))
     device = _device(config)
     backbone = load_backbone(checkpoint, build_backbone(config.backbone, config.seed))
     views, data = _views(config.views), _data(config)
@@ -40,12 +45,21 @@ def build_compared_networks(
     """Both networks of a comparison, and the images that both see."""
     given: Any = OmegaConf.to_container(config)
     sides = [_side(which, given[which]) for which in ("first", "second")]
-    known = [side.checkpoint.config["data"] for side in sides if side.checkpoint and side.checkpoint.config]
-    config = OmegaConf.create({**config, "data": config.get("data") or next(iter(known), None)})
+    config = OmegaConf.create({**config, "data": _common_data(config.get("data"), sides)})
     if config["data"] is None:
         raise UserError("data: neither network says what it was made with: give data=…")
     data = _data(config)
     return sides[0], sides[1], data, choose_split(data, config.split), _device(config)
+
+
+def _common_data(given: DictConfig | None, sides: Sequence[ComparedNetwork]) -> DictConfig | None:
+    """What both networks see: what is given, else the images of the first that names some."""
+    for side in sides:
+        if side.checkpoint and side.checkpoint.config:
+            found = data_of(given, side.checkpoint.config, side.checkpoint.path)
+            if found is not None:
+                return found
+    return given
 
 
 def choose_split(data: DataModule, split: str) -> Source:

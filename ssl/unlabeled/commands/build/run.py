@@ -14,17 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled.commands.config import check_same, is_sweep
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.commands.from_file import part_of, seed_of
+from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
-from unlabeled.data.order import check_batch_size
+from unlabeled.data.order import batch_size_for, check_batch_size
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
 from unlabeled.errors import UserError
-from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.objective import Backbone, Objective, Plan
 from unlabeled.training.allocation import keep_freed_memory
@@ -57,15 +58,27 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     data = build_data(config)
-    check_batch_size(config.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
+    data.batch_size = batch_size_for(config.batch_size, images := len(data.splits.train))
+    if data.batch_size != config.batch_size and trainer.is_global_zero:
+        print(f"batch_size={config.batch_size}: there are {images} training images; {data.batch_size} are taken")
+    check_batch_size(data.batch_size, len(data.splits.train), trainer.world_size, config.accumulate)
+    if trainer.is_global_zero:
+        for note in notes_on_labels(data.splits.train.labels, data.splits.train.classes, "training"):
+            print(note)
     labelled = int((data.splits.train.labels >= 0).sum())
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
-            raise UserError(f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}")
+            key = f"probe.{name}.{getattr(probe, 'needs_key', '…')}"
+            raise UserError(
+                f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}: give {key} no more"
+                " than that, or probe=quick or none"
+            )
     views: Views = instantiate(config.views)
+    views.require_channels(data.splits.train)
     views.require_masks(data.splits.train)
     objective = build_objective(config)
-    plan = check_combination(objective, views, data.splits.train, config.batch_size, trainer.world_size)
+    plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
+    check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
@@ -106,7 +119,7 @@ def _check_values(checkpoints: CheckpointFolder, resolved: dict[str, Any]) -> No
     begun = checkpoints.find()
     before = begun and torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("config")
     if before:
-        check_same(with_current_targets(before), resolved)
+        check_same(as_data(before, str(begun)), resolved)
 
 
 def build_preview(config: DictConfig) -> Preview:
@@ -115,14 +128,23 @@ def build_preview(config: DictConfig) -> Preview:
         raise UserError("plan_only=true: preview=… makes no plan; give one of the two")
     splits = build_splits(config)
     views: Views = instantiate(config.views)
+    views.require_channels(splits.train)
     views.require_masks(splits.train)
-    return Preview(views, splits, config.seed, config.batch_size, config.preview)
+    batch_size = batch_size_for(config.batch_size, len(splits.train))
+    return Preview(views, splits, config.seed, batch_size, config.preview)
 
 
 def build_replay(path: str) -> Replay:
     """What ``replay=FILE`` needs: the views, the objective and the batch of that file, on the CPU."""
     record = read_record(path)
-    config = OmegaConf.create(record["config"])
+    parts = {
+        name: part_of(record["config"], name, Path(path)) for name in ("views", "backbone", "objective", "optimizer")
+    }
+    missing = [name for name, part in parts.items() if part is None]
+    if missing:
+        raise UserError(f"replay={path}: its configuration has no {missing[0]}")
+    check_opened("views", record["config"]["views"], Path(path), ("masks",))
+    config = OmegaConf.create({**parts, "seed": seed_of(record["config"], 0, Path(path))})
     return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
 
 
@@ -131,12 +153,29 @@ def check_combination(objective: Objective, views: Views, train: Source, batch_s
     plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size))
     objective.check(plan)
     backbone = objective.backbone
-    if backbone.image_size is not None and set(plan.views) != {backbone.image_size}:
+    if backbone.channels != views.channels:
         raise UserError(
-            f"backbone: {type(backbone).__name__} takes images of {backbone.image_size} pixels alone, the views have "
-            f"{plan.views}: give views of that size, or a backbone without a table of positions"
+            f"backbone.channels={backbone.channels}: the views have {views.channels}: give data.channels alone, which"
+            " both follow"
         )
+    if backbone.image_size is not None and backbone.image_size not in plan.views:
+        raise UserError(
+            f"backbone: {type(backbone).__name__} is built for images of {backbone.image_size} pixels, the views have"
+            f" {list(plan.views)}: give backbone.image_size={max(plan.views)}"
+        )
+    for size in plan.views:
+        backbone.check_size(size)
     return plan
+
+
+def check_kinds(config: DictConfig, backbone: Backbone) -> None:
+    """Raise UserError for a probe of features that the backbone does not have."""
+    for name, probe in build_probes(config).items():
+        if set(kinds_of(probe)) - set(backbone.kinds):
+            key = next((key for key in ("features", "kinds") if key in config.probe[name]), None)
+            given = f".{key}={config.probe[name][key]}" if key else ""
+            allowed = ", ".join(backbone.kinds)
+            raise UserError(f"probe.{name}{given}: {type(backbone).__name__} has no such features; allowed: {allowed}")
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.config import check_keys, check_no_other_overrides, conf_folder, launch
+from unlabeled.commands.config import check_command, check_no_other_overrides, conf_folder, launch
 from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) -> "Results | None":
     """One checkpoint, one report, whose results are returned; or something else that the configuration asks for."""
-    with heavy_imports():  # here and below, so that --help and a mistyped key are answered at once
-        check_keys(config, conf_folder() / "eval_linear.yaml")
+    check_command(config, conf_folder() / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
     if config.report_dir:
         check_folder("report_dir", Path(config.report_dir))
@@ -36,7 +35,7 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         check_no_other_overrides("ensemble", "report_dir")
         say(ensemble(given["ensemble"], config.report_dir))
         return None
-    with heavy_imports():
+    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
         from unlabeled.distributed.launch import process_group
         from unlabeled.evaluation.evaluate import evaluate

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from unlabeled.commands.command_line import Reader
 from unlabeled.commands.config import check_keys, conf_folder, import_from_beside, own_folders, user_errors
 from unlabeled.errors import UserError
 
@@ -72,6 +73,8 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     import_from_beside(own)
     if own:
         values.append(f"hydra.searchpath=[{','.join(_as_text(f'file://{each}', 'config-dir') for each in own)}]")
+    with user_errors(conf, config_name, values):
+        values = Reader(conf, config_name, values).arguments()
     with user_errors(conf, config_name, values), _ONE_AT_A_TIME, _hydra_as_found():
         with initialize_config_dir(str(conf), version_base="1.3"):
             config = compose(config_name, values, return_hydra_config=True)

@@ -22,7 +22,7 @@ def with_data_source(arguments: Sequence[str]) -> list[str]:
     if given is None:
         return list(arguments)
     path, source = given, _source_of(Path(given).expanduser())
-    named = [f"data={source}", f"data.path={quoted(path)}"]
+    named = [f"data={source}", f"data.path={path}"]
     has_test = (Path(path).expanduser() / "test").is_dir() and not any(a.startswith("data.test=") for a in arguments)
     if source in ("huggingface", "litdata") and has_test:
         named.append("data.test=test")
@@ -39,16 +39,6 @@ def data_path(arguments: Sequence[str]) -> str | None:
     known = {path.stem for folder in folders for path in (folder / "data").glob("*.yaml")}
     is_place = value not in known and bool(value) and ("/" in value or Path(value).expanduser().exists())
     return value if is_place else None
-
-
-def quoted(value: str) -> str:
-    """A path as Hydra reads it, whatever is in it."""
-    if (
-        all(letter.isascii() and (letter.isalnum() or letter in "_-./~ ") for letter in value)
-        and value.strip() == value != ""
-    ):
-        return value.replace(" ", "\\ ") if not value[:1].isdigit() else f"'{value}'"
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _source_of(path: Path) -> str:

@@ -16,7 +16,7 @@ def typed_command(arguments: Sequence[str] | None = None) -> str:
     """
     program = Path(sys.argv[0])
     if program.name in SCRIPTS:
-        return " ".join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
+        return shlex.join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
     start = ["python", "-m", "unlabeled"] if program.name == "__main__.py" else ["unlabeled"]
     name = [program.stem.partition("_")[0]] if _is_module() else sys.argv[1:2]
     return shlex.join([*start, *name, *(without_name() if arguments is None else arguments)])

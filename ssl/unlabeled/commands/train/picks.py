@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from unlabeled.commands.given.compose import composed
-from unlabeled.commands.given.data_path import data_path, quoted, with_data_source
+from unlabeled.commands.given.data_path import data_path, with_data_source
 from unlabeled.errors import UserError
 
 LOOKED_AT = 200  # images whose headers are read, evenly spaced
@@ -130,7 +130,7 @@ def pick_for(seen: Look, given: dict[str, str]) -> list[Pick]:
     epochs = int(_number(given.get("max_epochs"), epochs_for(seen.images, size, gpu)))
     objective = given.get("objective", "simclr")
     picks = [
-        Pick({"name": quoted(_name(seen.path))}, "the folder's name; the same command goes on with the same run"),
+        Pick({"name": _name(seen.path)}, "the folder's name; the same command goes on with the same run"),
         Pick(*_views(objective, size, seen.side, gpu)),
         Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
         Pick(*_backbone(size, seen.images, gpu)),

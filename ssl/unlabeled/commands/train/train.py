@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from unlabeled.commands.config import (
-    check_keys,
+    check_command,
     check_no_other_overrides,
     conf_folder,
     is_sweep,
@@ -47,8 +47,8 @@ def train(config: DictConfig, command: str, say: Callable[[str], None] = print) 
     Raises:
         SystemExit: stopped by a signal, after the state was written; a replay or a plan has ended.
     """
-    with heavy_imports():  # so late that --help and a mistyped key are answered at once
-        check_keys(config, conf_folder() / "train.yaml")
+    check_command(config, conf_folder() / "train.yaml")
+    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation
         from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
         from unlabeled.commands.train.ending import scores, training_of

@@ -32,8 +32,9 @@ Pairs = tuple[Ints, Ints, Ints]  # first, second > first, and in how many bits t
 
 
 def brightness(image: Tensor) -> Tensor:
-    """uint8 [3, h, w] → float32 [32, 32] in 0..255, antialiased; smaller images are enlarged."""
-    grey = (image.float() * torch.tensor(_LUMINANCE)[:, None, None]).sum(0)
+    """uint8 [C, h, w] → float32 [32, 32] in 0..255, antialiased; smaller images are enlarged; not RGB: the mean."""
+    weights = torch.tensor(_LUMINANCE if len(image) == 3 else [1 / len(image)] * len(image))
+    grey = (image.float() * weights[:, None, None]).sum(0)
     fitted = F.interpolate(grey[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)
     return fitted.view(SIDE, SIDE)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.data.decoding import in_colour
 from unlabeled.pages.draw import draw_columns
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ ROWS, SIDE = 8, 192  # pairs below each other, and the most pixels of one
 
 
 def draw_pairs(pairs: list[list[Tensor]]) -> "Image":
-    """One or more pairs of images uint8 [3, h, w] of any sizes, eight below each other, then eight beside these."""
+    """One or more pairs of images uint8 [C, h, w] of any sizes, eight below each other, then eight beside these."""
     rows = min(ROWS, len(pairs))
     size = min(SIDE, max(max(image.shape) for pair in pairs for image in pair))
     columns: dict[str, Tensor] = {}
@@ -32,5 +33,5 @@ def _tile(image: Tensor, size: int) -> Tensor:
     longer = max(image.shape[1:])
     height, width = (max(1, side * size // longer) for side in image.shape[1:])
     mode, antialias = ("bilinear", True) if size < longer else ("nearest", False)
-    fitted = F.interpolate(image[None].float() / 255, (height, width), mode=mode, antialias=antialias)[0]
+    fitted = F.interpolate(in_colour(image[None].float() / 255), (height, width), mode=mode, antialias=antialias)[0]
     return F.pad(fitted, (0, size - width, 0, size - height), value=1.0).clamp(0, 1)

@@ -45,7 +45,7 @@ class Survey:
         From integer sums: exact but for the last rounding. NaN without an image.
         """
         if not self.pixels:
-            return [float("nan")] * 3, [float("nan")] * 3
+            return [float("nan")] * len(self.sums), [float("nan")] * len(self.sums)
         n = self.pixels
         pairs = [(int(total), int(square)) for total, square in zip(self.sums, self.squares, strict=True)]
         variances = [(n * square - total * total) / (255 * n) ** 2 for total, square in pairs]  # Python's own integers
@@ -128,10 +128,15 @@ def _gathered(found: list[tuple[int, _Look]], corrupt: dict[int, str]) -> Survey
         sum(look.stored_bytes for look in looks),
         sum(look.decoded_bytes for look in looks),
         sum(look.pixels for look in looks),
-        sum((look.sums for look in looks), np.zeros(3, np.int64)),
-        sum((look.squares for look in looks), np.zeros(3, np.int64)),
+        _added([look.sums for look in looks]),
+        _added([look.squares for look in looks]),
         corrupt,
     )
+
+
+def _added(sums: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    total: NDArray[np.int64] = sum(sums[1:], sums[0]) if sums else np.zeros(3, np.int64)
+    return total
 
 
 def _as_is(found: Any) -> Any:
@@ -149,8 +154,8 @@ def _merged(parts: list[Survey]) -> Survey:
         sum(part.stored_bytes for part in parts),
         sum(part.decoded_bytes for part in parts),
         sum(part.pixels for part in parts),
-        sum((part.sums for part in parts), np.zeros(3, np.int64)),
-        sum((part.squares for part in parts), np.zeros(3, np.int64)),
+        _added([part.sums for part in parts if part.pixels]),
+        _added([part.squares for part in parts if part.pixels]),
         {index: reason for part in parts for index, reason in part.corrupt.items()},
     )
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
+from unlabeled.core.shown import in_markdown
 from unlabeled.data.inspect.perceptual import SIDE
 
 
 def format_report(report: dict[str, Any], most: int) -> str:
     """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
-    parts = [f"# {report['data']}"]
+    parts = [f"# {in_markdown(report['data'])}"]
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
     parts += _exact(report["duplicates"]["exact"], "test" in report["splits"], most)
     parts += _near(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
@@ -27,7 +28,7 @@ def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
     if split["plain"]["count"]:
         lines.append(f"- {split['plain']['count']:,} images are too plain to be compared for near duplicates")
     lines.append(f"- corrupt: {len(split['corrupt']):,}")
-    lines += _some((f"  - {each['reason']}" for each in split["corrupt"]), len(split["corrupt"]), most)
+    lines += _some((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
     return [f"## {name}: {split['images']:,} images{looked}", "\n".join(lines)]
 
 
@@ -53,7 +54,7 @@ def _classes(classes: dict[str, Any] | None, most: int) -> list[str]:
     ratio = "" if classes["imbalance"] is None else f", largest : smallest {classes['imbalance']:.3g}"
     line = f"- {len(classes['counts'])} classes of {_spread(classes)} images (min, median, max){ratio}"
     empty = classes["empty"]
-    named = ", ".join(empty[:most]) + (", …" if len(empty) > most else "")
+    named = ", ".join(map(in_markdown, empty[:most])) + (", …" if len(empty) > most else "")
     return [
         f"{line}; {classes['unlabelled']:,} images without a label",
         *([f"- {len(empty):,} classes without an image: {named}"] if empty else []),
@@ -91,8 +92,8 @@ def _near(near: dict[str, Any] | None, distance: int | None, splits: dict[str, A
 
 
 def _image(image: dict[str, Any]) -> str:
-    label = "" if image["class"] is None else f" ({image['class']})"
-    return f"{image['split']} {image['name']}{label}"
+    label = "" if image["class"] is None else f" ({in_markdown(image['class'])})"
+    return f"{image['split']} {in_markdown(image['name'])}{label}"
 
 
 def _flag(found: dict[str, Any]) -> str:

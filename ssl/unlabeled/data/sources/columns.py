@@ -1,6 +1,5 @@
 """Columns of images and of labels, as Hugging Face data sets have them: in parquet files and in arrow files."""
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.shown import shown
 from unlabeled.data.sources.files import shorten_list
 from unlabeled.errors import UserError
 
@@ -115,7 +116,7 @@ def require_same_split(train: ColumnData, test: ColumnData) -> None:
 
 def row_name(table: ColumnData, index: int) -> str:
     part = bisect_right(table.starts, index) - 1
-    return f"{table.files[part]} row {index - table.starts[part]}"
+    return shown(f"{table.files[part]} row {index - table.starts[part]}")
 
 
 def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
@@ -123,5 +124,8 @@ def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
-    feature = json.loads(metadata).get("info", {}).get("features", {}).get(label_column, {})
-    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = parse_json(metadata)["info"]["features"][label_column]
+        return [shown(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError):  # no such feature, or anybody's text
+        return None

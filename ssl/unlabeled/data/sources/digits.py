@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from unlabeled.core.ranges import Pixels
 from unlabeled.data.decode import check_image_size
 from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
@@ -11,7 +12,7 @@ TEST_SIZE = 450  # a quarter; the file is in order of its writers, so its end ho
 WHITE = 16  # the brightest value in the file
 
 
-def digits(image_size: int = 8) -> Splits:
+def digits(image_size: Pixels = 8) -> Splits:
     """1,797 scans of 8 × 8 pixels as three equal channels: the first 1,347 to train on, the last 450 to test on.
 
     Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), the copy in ``sklearn.datasets.load_digits``.

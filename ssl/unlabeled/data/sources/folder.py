@@ -4,13 +4,17 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from unlabeled.core.ranges import Channels, Count, FilePath, Pixels
+from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.index import Index, IndexNote, load_or_build
 from unlabeled.errors import UserError
@@ -22,6 +26,8 @@ _TESTS = ("test", "val")  # in this order, where data.test is not given
 
 class FolderSource:
     """A list of image files with their labels; files are opened when they are decoded and not before."""
+
+    decoding = RGB
 
     def __init__(
         self, root: Path, listed: Index, labels: Tensor, classes: list[str], image_size: int, square: bool
@@ -35,29 +41,32 @@ class FolderSource:
         return len(self._listed)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> Path:
-        return Path(self.name(index))
+        return self._root / os.fsdecode(self._listed.text("path", index))
 
     def files(self) -> list[str]:
-        return [self.name(index) for index in range(len(self))]
+        return [str(self.encoded(index)) for index in range(len(self))]
 
     def within(self) -> str:
         return ""
 
     def name(self, index: int) -> str:
-        return str(self._root / os.fsdecode(self._listed.text("path", index)))
+        return shown(self.encoded(index))
 
 
 def folder(
-    path: str,
-    train: str | None = None,
-    test: str | None = None,
-    image_size: int = 256,
-    labels: str = "auto",
+    path: FilePath,
+    train: FilePath | None = None,
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
+    labels: Literal["auto", "folders", "none"] = "auto",
     square: bool = False,
-    index: str | None = None,
+    index: FilePath | None = None,
+    channels: Channels = 3,
+    bits: Bits = 8,
+    max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
     """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
 
@@ -69,7 +78,8 @@ def folder(
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
     sub-folders, ``none`` if all lie directly in the folder, and an error if both occur.
 
-    Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels.
+    Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
+    ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`.
 
     Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
     :func:`unlabeled.data.sources.index.load_or_build`, and made again when a folder's time of change says that a file
@@ -78,6 +88,7 @@ def folder(
     Raises UserError where the layout does not say what is meant.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if labels not in ("auto", "folders", "none"):
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     base = Path(path).expanduser()
@@ -89,11 +100,11 @@ def folder(
         raise UserError(f"data.test={test} cannot be used: {train_root} has no labels; leave data.test out")
     if not source.classes or test_root is None:
         counts = f"{len(source):,} images from {train_root}, {_count(source.classes)}, no test split"
-        return Splits(source, None, f"{counts}, {kept}")
+        return decoding.of(Splits(source, None, f"{counts}, {kept}"))
     held_out = _source(test_root, "folders", image_size, square, index)
     _require_equal_classes(train_root, source.classes, test_root, held_out.classes)
     counts = f"{len(source):,} train ({train_root.name}) and {len(held_out):,} test ({test_root.name}) images"
-    return Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}, {kept}")
+    return decoding.of(Splits(source, held_out, f"{counts} from {base}, {_count(source.classes)}, {kept}"))
 
 
 def _train_root(base: Path, train: str | None) -> Path:
@@ -143,7 +154,9 @@ def _source(root: Path, labels: str, image_size: int, square: bool, place: str |
         )
     if loose or labels == "none":
         return FolderSource(root, listed, torch.full((len(listed),), -1), [], image_size, square)
-    return FolderSource(root, listed, torch.from_numpy(owners.copy()), listed.note["classes"], image_size, square)
+    return FolderSource(
+        root, listed, torch.from_numpy(owners.copy()), [*map(shown, listed.note["classes"])], image_size, square
+    )
 
 
 def _listed(root: Path, place: str | None) -> Index:

@@ -1,12 +1,14 @@
 """Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     ColumnData,
@@ -25,14 +27,17 @@ from unlabeled.errors import UserError
 
 
 def huggingface(
-    path: str,
+    path: FilePath,
     train: str = "train",
     test: str | None = None,
-    image_size: int = 256,
+    image_size: Pixels = 256,
     square: bool = False,
     image_column: str = "image",
     label_column: str | None = "label",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
+    channels: Channels = 3,
+    bits: Bits = 8,
+    max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
     """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
@@ -44,6 +49,7 @@ def huggingface(
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_column, label_column)
@@ -51,12 +57,14 @@ def huggingface(
     source = RecordSource(table.encoded, table.labels, classes, image_size, square)
     kind = f"{len(classes)} classes, {describe_size(image_size, square)}"
     if test is None:
-        return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}")
+        return decoding.of(Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}"))
     other = _read(path, test, "data.test", image_column, label_column)
     require_same_split(table, other)
     require_labels_below(len(classes), other, "the classes of train")
     held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
-    return Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
+    return decoding.of(
+        Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
+    )
 
 
 def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
@@ -86,7 +94,7 @@ def _files(base: Path, split: str, given: str) -> list[str]:
             f"{given}: {folder.absolute()} is no data set that save_to_disk wrote (no state.json); data.path={base}"
             f" has these splits: {shorten_list(there)}"
         )
-    content = json.loads(state.read_text())
+    content = parse_json(state.read_text())
     if content.get("_indices_files") or content.get("_indices_data_files"):
         raise UserError(f"{folder} holds a selection of rows: save it again after Dataset.flatten_indices()")
     names = [str(folder / file["filename"]) for file in content["_data_files"]]

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     MAX_CLASSES,
@@ -39,15 +41,18 @@ class _Leaves:
 
 
 def litdata(
-    path: str,
-    train: str = "train",
-    test: str | None = None,
-    image_size: int = 256,
+    path: FilePath,
+    train: FilePath = "train",
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
     square: bool = False,
     image_field: str | None = None,
     label_field: str | None = None,
-    num_classes: int | None = None,
-    index: str | None = None,
+    num_classes: Classes | None = None,
+    index: FilePath | None = None,
+    channels: Channels = 3,
+    bits: Bits = 8,
+    max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
     """Images in the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 
@@ -62,6 +67,7 @@ def litdata(
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if test is not None and label_field == "none":
         raise UserError("data.label_field=none leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_field, label_field, index)
@@ -69,13 +75,13 @@ def litdata(
     source = RecordSource(table.encoded, table.labels, classes, image_size, square)
     kind, problems = f"{len(classes)} classes, {describe_size(image_size, square)}", table.encoded.note["problems"]
     if test is None:
-        return Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}", problems)
+        return decoding.of(Splits(source, None, f"{len(source):,} images from {path}, no test split, {kind}", problems))
     other = _read(path, test, "data.test", image_field, label_field, index)
     require_same_split(table, other)
     require_labels_below(len(classes), other, "the classes of train")
     held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images from {path}"
-    return Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"])
+    return decoding.of(Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"]))
 
 
 def _read(path: str, split: str, key: str, image: str | None, label: str | None, place: str | None) -> ColumnData:

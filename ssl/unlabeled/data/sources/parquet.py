@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.columns import (
     ColumnData,
@@ -29,6 +31,8 @@ class ParquetSource:
     """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
     are read by row groups; then an epoch's order goes by these ``blocks``."""
 
+    decoding = RGB
+
     def __init__(self, table: "ColumnData", column: str, classes: list[str], image_size: int, square: bool) -> None:
         self._table, self._column = table, column
         self.labels = table.labels
@@ -40,7 +44,7 @@ class ParquetSource:
         return len(self.labels)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
         """The image as its row holds it; raises CorruptImage."""
@@ -64,14 +68,17 @@ class ParquetSource:
 
 
 def parquet(
-    path: str,
-    train: str = "train.parquet",
-    test: str | None = "test.parquet",
-    image_size: int = 32,
+    path: FilePath,
+    train: FilePath = "train.parquet",
+    test: FilePath | None = "test.parquet",
+    image_size: Pixels = 32,
     square: bool = True,
     image_column: str = "image",
     label_column: str | None = "label",
-    num_classes: int | None = None,
+    num_classes: Classes | None = None,
+    channels: Channels = 3,
+    bits: Bits = 8,
+    max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
     """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
@@ -88,6 +95,7 @@ def parquet(
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)
@@ -98,13 +106,13 @@ def parquet(
     )
     if test is None:
         counts = f"{len(source):,} images from {path}, {len(classes)} classes, no test split"
-        return Splits(source, None, f"{counts}, {kept}")
+        return decoding.of(Splits(source, None, f"{counts}, {kept}"))
     test_table = _read(path, test, "data.test", image_column, label_column)
     require_same_split(train_table, test_table)
     require_labels_below(len(classes), test_table, "the classes of train")
     held_out = ParquetSource(test_table, image_column, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images"
-    return Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
+    return decoding.of(Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}"))
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:

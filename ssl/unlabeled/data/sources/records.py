@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.shown import shown
 from unlabeled.data.decode import decode_bytes
+from unlabeled.data.decoding import RGB, Decoding
 from unlabeled.data.source import CorruptImage
 from unlabeled.data.sources.files import one_line, read_range
 from unlabeled.data.sources.index import Index
@@ -24,6 +26,8 @@ class RecordSource:
         image_size, square: see :func:`unlabeled.data.decode.to_rgb`.
     """
 
+    decoding = RGB
+
     def __init__(self, index: Index, labels: Tensor, classes: list[str], image_size: int, square: bool) -> None:
         self._index, self.labels, self.classes = index, labels, classes
         self.image_size, self.square = image_size, square
@@ -35,18 +39,19 @@ class RecordSource:
         self._paths = [file[0] for file in index.note["files"]]
         self._first = np.searchsorted(self._file, np.arange(len(self._paths)))  # row of each file
 
-    def __getstate__(self) -> tuple[Index, Tensor, list[str], int, bool]:
-        return self._index, self.labels, self.classes, self.image_size, self.square  # the columns are in the index
+    def __getstate__(self) -> tuple[Index, Tensor, list[str], int, bool, Decoding]:
+        own = self._index, self.labels, self.classes, self.image_size, self.square, self.decoding
+        return own  # the columns are in the index
 
-    def __setstate__(self, state: tuple[Index, Tensor, list[str], int, bool]) -> None:
-        self._index, self.labels, self.classes, self.image_size, self.square = state
+    def __setstate__(self, state: tuple[Index, Tensor, list[str], int, bool, Decoding]) -> None:
+        self._index, self.labels, self.classes, self.image_size, self.square, self.decoding = state
         self._columns()
 
     def __len__(self) -> int:
         return len(self._index)
 
     def decode(self, index: int) -> Tensor:
-        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square)
+        return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
         """The bytes of one image. Raises CorruptImage, with the reason."""
@@ -75,8 +80,8 @@ class RecordSource:
     def name(self, index: int) -> str:
         row = index - int(self._first[self._file[index]])
         if not self._index.has("name"):
-            return f"{self._path(index)} row {row}"
-        return f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}"
+            return shown(f"{self._path(index)} row {row}")
+        return shown(f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}")
 
     def _path(self, index: int) -> str:
         return str(self._paths[self._file[index]])

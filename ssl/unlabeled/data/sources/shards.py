@@ -1,6 +1,5 @@
 """Tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: read by index, in any order."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +7,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
+from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, one_line, open_file, shorten_list
@@ -29,14 +31,17 @@ class _Scanned:
 
 
 def shards(
-    path: str,
-    train: str = "train*.tar",
-    test: str | None = None,
-    image_size: int = 256,
+    path: FilePath,
+    train: FilePath = "train*.tar",
+    test: FilePath | None = None,
+    image_size: Pixels = 256,
     labels: str = "cls",
     square: bool = False,
-    num_classes: int | None = None,
-    index: str | None = None,
+    num_classes: Classes | None = None,
+    index: FilePath | None = None,
+    channels: Channels = 3,
+    bits: Bits = 8,
+    max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
     """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
 
@@ -52,6 +57,7 @@ def shards(
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
     check_image_size(image_size)
+    decoding = Decoding(channels, bits, max_pixels)
     if labels not in ("cls", "none") and not (labels.startswith("json:") and len(labels) > 5):
         raise UserError(f"data.labels={labels} is not known: give cls, json:FIELD or none")
     if test is not None and labels == "none":
@@ -69,13 +75,13 @@ def shards(
     kind = f"{_count(classes)}, {describe_size(image_size, square)}"
     if test is None:
         counts = f"{len(source):,} images in {len(found):,} shards from {path}, no test split"
-        return Splits(source, None, f"{counts}, {kind}", _problems(listed))
+        return decoding.of(Splits(source, None, f"{counts}, {kind}", _problems(listed)))
     other = _listed(held_out, labels, index, f"data.test={test}")
     counts = (
         f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
     )
     tests = _source(other, classes, image_size, square)
-    return Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other))
+    return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other)))
 
 
 def _source(listed: Index, classes: list[str], image_size: int, square: bool) -> RecordSource:
@@ -176,7 +182,7 @@ def _content(file: IO[bytes], member: TarMember) -> bytes:
 def _label(content: bytes, labels: str, name: str) -> int:
     """The class number in a member; -1 where its field is not there, or null."""
     try:
-        value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
+        value = content.decode().strip() if labels == "cls" else parse_json(content).get(labels[5:])
         label = -1 if value is None else int(value)
         if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
             raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")

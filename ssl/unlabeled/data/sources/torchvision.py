@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from unlabeled.core.ranges import FilePath, Pixels
 from unlabeled.data.decode import check_image_size
 from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
 
-def cifar10(root: str, download: bool, image_size: int = 32) -> Splits:
+def cifar10(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
     """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 × 32 pixels in 10 classes.
 
     ``root`` holds ``cifar-10-batches-py``. Raises UserError if it does not and ``download`` is false.
@@ -22,7 +23,7 @@ def cifar10(root: str, download: bool, image_size: int = 32) -> Splits:
     return _cifar("CIFAR10", "CIFAR-10", root, download, image_size)
 
 
-def cifar100(root: str, download: bool, image_size: int = 32) -> Splits:
+def cifar100(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
     """CIFAR-100 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 × 32 pixels, the 100 fine classes.
 
     ``root`` holds ``cifar-100-python``. Raises UserError if it does not and ``download`` is false.
@@ -30,7 +31,7 @@ def cifar100(root: str, download: bool, image_size: int = 32) -> Splits:
     return _cifar("CIFAR100", "CIFAR-100", root, download, image_size)
 
 
-def stl10(root: str, download: bool, image_size: int = 96) -> Splits:
+def stl10(root: FilePath, download: bool, image_size: Pixels = 96) -> Splits:
     """STL-10 (Coates et al. 2011): 5,000 labelled and 100,000 unlabelled train images, 8,000 test images, 96 × 96.
 
     Train is both parts in this order, so a probe trains on the rows whose label is not -1. ``root`` holds

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from unlabeled.core.run_config import differences
+from unlabeled.core.shown import in_markdown, in_table
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, run_identity
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import Predictions
@@ -51,8 +52,8 @@ def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison
     """A page of Markdown: each protocol in words, the table, what stands in one report alone, what the tests say."""
     parts = [
         f"# A: {_names(a)}, B: {_names(b)}",
-        f"{len(a.predictions[0].labels):,} test images: {a.runs[0].data()['description']}.",
-        "\n".join(f"- {each.protocol}: {describe_difference(each)}" for each in found),
+        f"{len(a.predictions[0].labels):,} test images: {in_markdown(a.runs[0].data()['description'])}.",
+        "\n".join(f"- {in_markdown(each.protocol)}: {describe_difference(each)}" for each in found),
         _table(found),
         "\n".join(_only_in_one(a, b) + _how_runs_differ(a, b)),
         " ".join(_what_it_says(a, found)),
@@ -84,7 +85,7 @@ def _table(found: list[ProtocolComparison]) -> str:
         low, high = difference.interval
         images = ["–" if count is None else f"{count:,}" for count in (difference.only_a, difference.only_b)]
         p = ["–" if p is None else f"{p:.2g}" for p in (difference.p, each.p)]
-        cells = [each.protocol, each.a, each.b, f"{difference.points:+.2f} ({low:+.2f} to {high:+.2f})"]
+        cells = [in_table(each.protocol), each.a, each.b, f"{difference.points:+.2f} ({low:+.2f} to {high:+.2f})"]
         lines.append("| " + " | ".join([*cells, *images, each.test, *p]) + " |")
     return "\n".join(lines)
 
@@ -92,7 +93,9 @@ def _table(found: list[ProtocolComparison]) -> str:
 def _only_in_one(a: RunGroup, b: RunGroup) -> list[str]:
     ours, theirs = a.protocols(), b.protocols()
     alone = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
-    return [f"- Only in {name}, so not compared: {', '.join(each)}." for name, each in alone.items() if each]
+    return [
+        f"- Only in {name}, so not compared: {in_markdown(', '.join(each))}." for name, each in alone.items() if each
+    ]
 
 
 def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
@@ -102,12 +105,14 @@ def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
         lines.append("- What the runs were trained with is not known of both.")
     elif keys:
         more = f" and {len(keys) - NAMED} keys more" if len(keys) > NAMED else ""
-        lines.append(f"- The runs differ in {', '.join(keys[:NAMED])}{more}.")
+        lines.append(f"- The runs differ in {in_markdown(', '.join(keys[:NAMED]))}{more}.")
     else:
         lines.append(f"- The runs' configurations agree{_but_seeds(a, b)}.")
     keys = differences(a.runs[0].transform(), b.runs[0].transform())
     if keys:
-        lines.append(f"- The images were seen differently: {', '.join(keys)} of the evaluation's transform.")
+        lines.append(
+            f"- The images were seen differently: {in_markdown(', '.join(keys))} of the evaluation's transform."
+        )
     for name, side in (("A", a), ("B", b)):
         keys = [
             key
@@ -115,7 +120,9 @@ def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
             for key in differences(run_identity(side.runs[0].config), run_identity(run.config))
         ]
         if keys:
-            lines.append(f"- The runs of {name} differ in more than their seed: {', '.join(dict.fromkeys(keys))}.")
+            lines.append(
+                f"- The runs of {name} differ in more than their seed: {in_markdown(', '.join(dict.fromkeys(keys)))}."
+            )
     return lines
 
 
@@ -137,4 +144,4 @@ def _what_it_says(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
 
 
 def _names(side: RunGroup) -> str:
-    return ", ".join(str(run.folder) for run in side.runs)
+    return in_markdown(", ".join(str(run.folder) for run in side.runs))

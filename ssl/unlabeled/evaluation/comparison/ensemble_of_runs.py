@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlabeled.core.shown import in_markdown, in_table
 from unlabeled.core.writing import check_folder, kept_anyway, write_atomic
 from unlabeled.evaluation.comparison.evaluated_run import read_evaluated_run
 from unlabeled.evaluation.predictions import read_predictions
@@ -29,13 +30,15 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
     check_folder("report_dir", path.parent, [path.name])
     scores = ensemble_of_reports([each.report for each in judged])
     images = len(read_predictions(judged[0].report).labels)
+    told = in_markdown(", ".join(names))
     lines = [_line(score, images) for score in scores]
     notes = dict.fromkeys(note for score in scores for note in score.notes)
+    words = in_markdown(" ".join(notes))
     text = "\n".join(
         [
-            f"# Ensemble of {', '.join(names)}",
+            f"# Ensemble of {told}",
             "",
-            f"Mean probabilities of {len(names)} runs on the same {images:,} test images. {' '.join(notes)}",
+            f"Mean probabilities of {len(names)} runs on the same {images:,} test images. {words}",
             "",
             f"| protocol | mean of the runs, % | ensemble, % | 95 % interval | {' | '.join(SHOWN)} |",
             f"| --- |{' ---: |' * (3 + len(SHOWN))}",
@@ -50,5 +53,10 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
 def _line(score: Score, images: int) -> str:
     low, high = accuracy_interval(round(score.top1 * images / 100), images)
     values = [f"{score.metrics[name]:.4f}" if name in score.metrics else "–" for name in SHOWN]
-    cells = [score.protocol, f"{score.metrics['member_top1']:.2f}", f"{score.top1:.2f}", f"{low:.2f} to {high:.2f}"]
+    cells = [
+        in_table(score.protocol),
+        f"{score.metrics['member_top1']:.2f}",
+        f"{score.top1:.2f}",
+        f"{low:.2f} to {high:.2f}",
+    ]
     return f"| {' | '.join([*cells, *values])} |"

@@ -1,17 +1,20 @@
 """Reads what evaluations have left: the rows, their provenance, and the configuration of the run that was judged."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.file_config import as_data
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
+from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import TENSORS, Row
 
 STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
+KINDS = {"features": str, "protocol": str, "chosen": dict, "notes": list, "n_train": int, "n_test": int}
+KINDS |= {"metrics": dict, "draws": list}
 DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
 # What a report says of the transform, and where it stands in the configuration of a run.
 TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}
@@ -44,13 +47,15 @@ class EvaluatedRun:
     def data(self) -> dict[str, Any]:
         """What was looked at; numbers on other data are not comparable."""
         known = self.provenance.get("data")
-        return {key: known.get(key) if isinstance(known, dict) else None for key in DATA}
+        said = {key: known.get(key) for key in DATA} if isinstance(known, dict) else {}
+        return {key: said[key] if isinstance(said.get(key), str) else None for key in DATA}
 
     def transform(self) -> dict[str, Any]:
         """How an image was seen: pixels, crop, interpolation, mean and std; the run's where the report does not say."""
         said = self.provenance.get("views")
         views = self.config.get("views")
-        return said if isinstance(said, dict) else {key: (views or {}).get(name) for key, name in TRANSFORM.items()}
+        views = views if isinstance(views, dict) else {}
+        return said if isinstance(said, dict) else {key: views.get(name) for key, name in TRANSFORM.items()}
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,25 +83,36 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:
-        results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+        results = parse_json((report / "results.json").read_text(encoding="utf-8"))
         found.rows = [_row(row) for row in results["rows"]]
         found.provenance = dict(results["provenance"])
     except FileNotFoundError:
         found.problem = _missing(folder)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
     told = found.provenance.get("run_config")
-    found.config = with_current_targets(told if isinstance(told, dict) else found.config)
+    found.config = _plain(told, report) if isinstance(told, dict) else found.config
     return found
 
 
 def _row(stored: Mapping[str, Any]) -> Row:
-    """A report of a later version may hold more keys than are known here."""
+    """A report of a later version may hold more keys than are known here. Raises ValueError for other types."""
+    wrong = [name for name, kind in KINDS.items() if not isinstance(stored.get(name, kind()), kind)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} of another type")
+    percents = [*stored.get("draws", []), *([] if stored.get("top1") is None else [stored["top1"]])]
+    counts = [stored.get(name, 0) for name in ("n_train", "n_test")]
+    if not all(map(_is_percent, percents)) or not all(0 <= count < 1 << 50 for count in counts):
+        raise ValueError("a number out of range")
     row = Row(**{key: value for key, value in stored.items() if key in STORED})
     row.top1 = math.nan if row.top1 is None else float(row.top1)  # JSON has no NaN: the probe has failed
     row.interval = None if row.interval is None else (float(row.interval[0]), float(row.interval[1]))
     return row
+
+
+def _is_percent(value: Any) -> bool:
+    return type(value) in (int, float) and (0 <= value <= 100 or value != value)
 
 
 def _missing(folder: Path) -> str:
@@ -116,4 +132,13 @@ def _config(path: Path) -> dict[str, Any]:
         content = read_yaml(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return _plain(content, path) if isinstance(content, dict) else {}
+
+
+def _plain(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With the targets of today; {} for what is no configuration."""
+    try:
+        found: dict[str, Any] = as_data(config, str(path))
+    except UserError:
+        return {}
+    return found

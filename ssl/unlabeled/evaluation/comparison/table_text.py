@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from unlabeled.core.shown import in_csv, in_markdown, in_table, shown
 from unlabeled.evaluation.statistics import Interval
 
 MISSING, FAILED = "–", "✗"
@@ -62,8 +63,8 @@ def as_markdown(table: ComparisonTable) -> str:
     titles, legend = _titles(table.columns)
     body = [[line.name, _seeds(line), *_texts(line, table, "**{}**")] for line in table.lines]
     lines = [["top-1, %", "seeds", *titles], ["---", "---:", *["---:"] * len(titles)], *body]
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    below = [f"- {sentence}" for sentence in [*legend, *_reading(table), *table.notes]]
+    rows = ["| " + " | ".join(map(in_table, line)) + " |" for line in lines]
+    below = [f"- {in_markdown(sentence)}" for sentence in [*legend, *_reading(table), *table.notes]]
     return "\n".join([*rows, "", *below]) + "\n"
 
 
@@ -95,9 +96,11 @@ def as_csv(table: ComparisonTable) -> str:
             cell, data = line.cells.get(column), json.loads(column.described)
             low, high = cell.interval if cell and cell.interval else (None, None)
             numbers = [cell.mean, cell.deviation, low, high] if cell else [None] * 4
-            known = [data.get("description"), data.get("test_labels_sha256"), column.transform]
+            known = [in_csv(data.get(key) or "") for key in ("description", "test_labels_sha256")]
             seeds = cell.n if cell and cell.mean is not None else 0
-            writer.writerow([line.name, seeds, column.protocol, *numbers, _state(line, cell), *known])
+            named, protocol = in_csv(line.name), in_csv(column.protocol)
+            row = [named, seeds, protocol, *numbers, _state(line, cell), *known, in_csv(column.transform)]
+            writer.writerow(row)
     return text.getvalue()
 
 
@@ -106,7 +109,7 @@ FORMATS: dict[str, Callable[[ComparisonTable], str]] = {"markdown": as_markdown,
 
 def escape_latex(text: str) -> str:
     """With every character that LaTeX would read as a command escaped."""
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in shown(text))
 
 
 def _titles(columns: list[TableColumn]) -> tuple[list[str], list[str]]:
@@ -134,7 +137,8 @@ def _described(column: TableColumn) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"[{', '.join(f'{each:g}' for each in value)}]" if isinstance(value, list) else str(value)
+    numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
+    return f"[{', '.join(f'{each:g}' for each in value)}]" if numbers else str(value)
 
 
 def _seeds(line: TableLine) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, from_numpy
-from torch.nn.functional import normalize
 
+from unlabeled.core.ranges import AtLeastTwo, Count, Seed
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, top1
+from unlabeled.evaluation.features import Features, require_finite, top1, unit_rows
 from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.evaluation.probes.linear import standardise, unseen_class_notes
 
@@ -34,7 +34,13 @@ class KMeans:
     """
 
     def __init__(
-        self, clusters: int | None, scale: str, restarts: int, max_iter: int, seed: int, features: str = "last"
+        self,
+        clusters: AtLeastTwo | None,
+        scale: str,
+        restarts: Count,
+        max_iter: Count,
+        seed: Seed,
+        features: str = "last",
     ) -> None:
         if clusters is not None and clusters < 2:
             raise UserError(f"probe.kmeans.clusters={clusters}: must be at least 2, or null for the number of classes")
@@ -45,7 +51,7 @@ class KMeans:
                 raise UserError(f"probe.kmeans.{name}={value}: must be at least 1")
         self.clusters, self.scale = clusters, scale
         self.restarts, self.max_iter, self.seed = restarts, max_iter, seed
-        self.needs, self.kinds = clusters or 2, (features,)
+        self.needs, self.needs_key, self.kinds = clusters or 1, "clusters", (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score; ``nmi`` and ``ari`` in its metrics compare clusters and classes of test, whatever they are called.
@@ -74,12 +80,13 @@ class KMeans:
         return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
 
     def _assign(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Cluster of each train and test image, int64 on the CPU."""
+        """Cluster of each train and test image, int64 on the CPU. Raises UserError on features that are not finite."""
         from sklearn.cluster import KMeans as Lloyd
         from sklearn.exceptions import ConvergenceWarning
 
         if k > len(train):
             raise UserError(f"probe.kmeans.clusters={k}: there are only {len(train)} train images")
+        require_finite("probe.kmeans", train, test)
         x, queries = (part.float().cpu().numpy() for part in self._scaled(train, test))
         model = Lloyd(k, n_init=self.restarts, max_iter=self.max_iter, random_state=self.seed)
         with warnings.catch_warnings():
@@ -91,7 +98,7 @@ class KMeans:
         return from_numpy(of_train).long(), from_numpy(model.predict(queries)).long(), notes
 
     def _scaled(self, train: Tensor, test: Tensor) -> list[Tensor]:
-        return [normalize(train), normalize(test)] if self.scale == "l2" else standardise(train, test)
+        return [unit_rows(train), unit_rows(test)] if self.scale == "l2" else standardise(train, test)
 
 
 def count_classes_per_cluster(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:

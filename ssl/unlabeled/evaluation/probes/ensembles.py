@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import AtLeastTwo, AtMostHalf, Count, Positive, Seed, SomeOf
 from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32
@@ -38,7 +39,13 @@ class Bootstrap:
     needs = 2
 
     def __init__(
-        self, members: int, c: list[float], holdout: float, seed: int, max_iter: int, features: str = "last"
+        self,
+        members: AtLeastTwo,
+        c: SomeOf[Positive],
+        holdout: AtMostHalf,
+        seed: Seed,
+        max_iter: Count,
+        features: str = "last",
     ) -> None:
         if members < 2:
             raise UserError(f"probe.ensemble.members={members}: must be at least 2")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import Between, Count, FilePath, Seed
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.probe import Probe, Score, kinds_of
+from unlabeled.evaluation.probe import Probe, Score, add_mean_per_class, kinds_of
 
 KEY = "probe.few_labels"
 
@@ -49,11 +50,11 @@ class FewLabels:
         self,
         classifier: Probe,
         classifier_of_singles: Probe | None,
-        per_class: list[int],
-        fractions: list[float],
-        labels_files: list[str],
-        draws: int,
-        seed: int,
+        per_class: list[Count],
+        fractions: list[Between],
+        labels_files: list[FilePath],
+        draws: Count,
+        seed: Seed,
     ) -> None:
         if draws < 1:
             raise UserError(f"{KEY}.draws={draws}: must be at least 1")
@@ -65,7 +66,8 @@ class FewLabels:
         if not self._choices:
             raise UserError(f"{KEY}: give one or more of per_class, fractions and labels_files")
         self._lists: dict[str, list[LabelDraw]] = {}
-        self.needs = max([1, *per_class])
+        self._notes: dict[str, list[str]] = {}
+        self.needs = 1
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -75,10 +77,31 @@ class FewLabels:
     def prepare(self, source: Source) -> None:
         """Draw or read every list from the training split, before any feature is there.
 
+        Drawn settings for which the source has too few images are left out, and those that draw the lists of an earlier
+        one are that one's: a note says so.
+
         Raises:
-            UserError: a list does not fit the source, or holds all of its labels.
+            UserError: no setting is left, or a list of a file or a fraction of 1 holds all labels; or such a list does
+                not fit the source.
         """
-        self._lists = {name: [_drawn(each, source) for each in choices] for name, choices in self._choices.items()}
+        self._lists, refused = {}, []
+        for name, choices in self._choices.items():
+            try:
+                drawn = [_drawn(each, source) for each in choices]
+            except UserError as error:
+                if choices[0].labels_file is not None or choices[0].fraction == 1:
+                    raise
+                refused.append((name, error))
+                continue
+            drawn_before = [name for name in self._lists if self._choices[name][0].labels_file is None]
+            same = next((other for other in drawn_before if _same(self._lists[other], drawn)), None)
+            if same is None:
+                self._lists[name], self._notes[name] = drawn, []
+            else:
+                self._notes[same].append(f"{name} of the labels is the same lists here: one column.")
+        if not self._lists:
+            raise refused[0][1]
+        self._notes[next(iter(self._lists))] += [f"{name} was left out: {error}." for name, error in refused]
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """One Score for each setting and each score of the classifier, in the order of the settings."""
@@ -101,7 +124,10 @@ class FewLabels:
             used = used or len(listed.labels)
             classifier = self._of_singles if drawn.smallest_class == 1 else self._classifier
             found.append(classifier.fit_predict(listed, test, num_classes))
-        gone = [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
+            for score in found[-1]:
+                add_mean_per_class(score, test.labels)
+        gone = list(self._notes[name])
+        gone += [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
         suffix = f"{name}/{len(lists)} draws" if len(lists) > 1 else name
         for scores in zip(*found, strict=True):
             yield _summary(suffix, scores, [drawn.summary for drawn in lists], gone, used)
@@ -128,6 +154,10 @@ def _drawn(choice: LabelSelection, source: Source) -> LabelDraw:
     origin = {"seed": choice.seed} if file is None else {"file": file, "file_sha256": _sha256(Path(file))}
     summary = {**labels.summary(), "percent_of_train": round(100 * len(labels.ids) / of, 3), **origin}
     return LabelDraw(labels.ids, int(labels.per_class().min()), summary)
+
+
+def _same(some: list[LabelDraw], others: list[LabelDraw]) -> bool:
+    return len(some) == len(others) and all(torch.equal(a.ids, b.ids) for a, b in zip(some, others, strict=True))
 
 
 def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], notes: list[str], used: int) -> Score:

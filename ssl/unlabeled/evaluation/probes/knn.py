@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from unlabeled import distributed
+from unlabeled.core.ranges import Count, SomeOf, Temperature
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.knn import check_temperature, neighbours, sharded_neighbours, sum_votes
@@ -24,8 +25,8 @@ class KNN:
 
     def __init__(
         self,
-        k: list[int],
-        temperature: float | None,
+        k: SomeOf[Count],
+        temperature: Temperature | None,
         distance: str = "cosine",
         weights: str = "exp",
         features: str = "last",
@@ -38,7 +39,7 @@ class KNN:
         check_temperature(temperature, weights)
         self.k, self.temperature = sorted(set(k)), temperature
         self.distance, self.weights = distance, weights
-        self.needs, self.kinds = self.k[-1], (features,)
+        self.needs, self.kinds = 1, (features,)
         self.shared = shared
 
     def protocol(self, k: int) -> str:
@@ -48,13 +49,19 @@ class KNN:
         return f"knn/{self.distance}-{self.weights}/k={k}{temperature}{kind}"
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score per k; the features may have any length. Classes without a train image are never predicted."""
+        """One Score per k; the features may have any length. Classes without a train image are never predicted.
+
+        A k above the number of train images becomes that number, under whose name its score goes, with a note.
+        """
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
-        similarity, index = self._neighbours(queries, bank)
+        counts, notes = self._counts(len(bank))
+        similarity, index = self._neighbours(queries, bank, counts[-1])
+        if not bool(similarity.isfinite().all()):
+            raise UserError("k-NN: squared distances of these features are infinite; distance=cosine takes any length")
         labels = train.labels[index]
-        notes = unseen_class_notes(len(torch.unique(train.labels)), num_classes)
+        notes += unseen_class_notes(len(torch.unique(train.labels)), num_classes)
         scores = []
-        for k in self.k:  # the nearest k are the first k of the nearest max(k)
+        for k in counts:  # the nearest k are the first k of the nearest max(k)
             predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
             score = top1(predictions, test.labels)
             scores.append(
@@ -62,12 +69,18 @@ class KNN:
             )
         return scores
 
-    def _neighbours(self, queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    def _counts(self, bank: int) -> tuple[list[int], list[str]]:
+        """Numbers of neighbours that there are, and a note on those that were cut down to them."""
+        larger = [k for k in self.k if k > bank]
+        said = f"probe.knn.k={','.join(map(str, larger))} is more than the {bank} labelled train images: k={bank}."
+        return sorted({min(k, bank) for k in self.k}), [said] if larger else []
+
+    def _neighbours(self, queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if not self.shared:
-            return neighbours(queries, bank, self.k[-1], distance=self.distance)
+            return neighbours(queries, bank, k, distance=self.distance)
         processes, own = distributed.world_size(), distributed.rank()
         first, last = (len(bank) * number // processes for number in (own, own + 1))
-        return sharded_neighbours(queries, bank[first:last], first, self.k[-1], distance=self.distance)
+        return sharded_neighbours(queries, bank[first:last], first, k, distance=self.distance)
 
     def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Class int64 [Q] of most votes, the first among equals, and the log of each class's share of them [Q, C]."""

@@ -3,13 +3,14 @@
 A head is one matrix [C, D + 1] whose last column is the bias: the features carry a column of ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, top1
+from unlabeled.evaluation.features import Features, require_finite, top1
 from unlabeled.evaluation.probe import Score
 
 FLOAT64_UP_TO = 20_000_000  # numbers in the train features; float64 above it costs more time than it buys digits
@@ -19,8 +20,10 @@ CHUNK_BYTES = 32 * 2**20  # logits held at a time
 def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
     """Each [N, D] → [N, D + 1]: zero mean and unit deviation by the statistics of ``train``, then a column of ones.
 
-    In ``dtype``, or where it is None in float64 up to FLOAT64_UP_TO numbers and in float32 above.
+    In ``dtype``, or where it is None in float64 up to FLOAT64_UP_TO numbers and in float32 above. Raises UserError on
+    features that are not finite.
     """
+    require_finite("the probe", train, *others)
     dtype = dtype or (torch.float64 if train.numel() <= FLOAT64_UP_TO else torch.float32)
     std, mean = torch.std_mean(train.to(dtype), dim=0, correction=0)
     constant = std <= 1e-6 * mean.abs()  # what is left of a constant float32 column is rounding; also 0 <= 0
@@ -86,7 +89,7 @@ def unseen_class_notes(classes_in_train: int, num_classes: int) -> list[str]:
     return [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
 
 
-def check_grid(key: str, values: list[float], smallest: float = 0.0, included: bool = False) -> list[float]:
+def check_grid(key: str, values: Sequence[float], smallest: float = 0.0, included: bool = False) -> list[float]:
     """``values`` in order, each once. Raises UserError naming ``key`` where one is not above ``smallest``."""
     if not values or min(values) < smallest or (min(values) == smallest and not included):
         raise UserError(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import AtMostHalf, Count, Positive, Seed, SomeOf
 from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.probe import Score
 from unlabeled.evaluation.probes.linear import (
@@ -44,7 +45,9 @@ class LogisticRegressionProbe:
 
     needs = 2
 
-    def __init__(self, c: list[float], holdout: float, seed: int, max_iter: int, features: str = "last") -> None:
+    def __init__(
+        self, c: SomeOf[Positive], holdout: AtMostHalf, seed: Seed, max_iter: Count, features: str = "last"
+    ) -> None:
         self.c = check_grid("probe.linear.c", c)
         self.holdout = check_share("probe.linear.holdout", holdout)
         self.seed, self.max_iter = seed, check_at_least_1("probe.linear.max_iter", max_iter)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.core.ranges import AtLeastTwo, AtMostHalf, Between, Count, LearningRate, PartialShare, Seed, SomeOf
 from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
@@ -49,14 +50,14 @@ class MCDropout:
 
     def __init__(
         self,
-        p: float,
-        samples: int,
-        learning_rates: list[float],
-        epochs: int,
-        batch_size: int,
-        momentum: float,
-        holdout: float,
-        seed: int,
+        p: Between,
+        samples: AtLeastTwo,
+        learning_rates: SomeOf[LearningRate],
+        epochs: Count,
+        batch_size: Count,
+        momentum: PartialShare,
+        holdout: AtMostHalf,
+        seed: Seed,
         features: str = "last",
     ) -> None:
         if not 0 < p < 1:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.core.ranges import Count, FilePath, Seed, SomeShare, Temperature
 from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, full_float32, top1
+from unlabeled.evaluation.features import Features, full_float32, require_finite, top1
 from unlabeled.evaluation.probe import Score, with_kind
 from unlabeled.objectives.paws import soft_nearest_neighbours
 
@@ -33,11 +34,11 @@ class SoftNearestNeighbours:
 
     def __init__(
         self,
-        temperature: float,
-        labels_file: str | None,
-        fraction: float | None,
-        per_class: int | None,
-        seed: int,
+        temperature: Temperature,
+        labels_file: FilePath | None,
+        fraction: SomeShare | None,
+        per_class: Count | None,
+        seed: Seed,
         features: str = "last",
     ) -> None:
         if temperature <= 0:
@@ -114,8 +115,9 @@ class AllSupports:
 def soft_votes(queries: Tensor, supports: Features, temperature: float, num_classes: int) -> Tensor:
     """Log of the supports' labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without one.
 
-    A bounded number of similarities exists at a time.
+    A bounded number of similarities exists at a time. Raises UserError on features that are not finite.
     """
+    require_finite("soft nearest neighbours", queries, supports.x)
     labels = F.one_hot(supports.labels, num_classes).to(supports.x.dtype)
     rows = max(1, CHUNK_BYTES // (len(supports.x) * supports.x.dtype.itemsize))
     with full_float32(supports.x.device):

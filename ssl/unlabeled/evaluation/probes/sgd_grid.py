@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.core.ranges import AtMostHalf, Count, LearningRate, PartialShare, Seed, SomeOf, WeightDecay
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, full_float32, top1
 from unlabeled.evaluation.probe import Score
@@ -46,14 +47,14 @@ class SGDGrid:
 
     def __init__(
         self,
-        learning_rates: list[float],
-        epochs: int,
-        batch_size: int,
-        weight_decays: list[float],
-        momentum: float,
-        holdout: float,
-        seed: int,
-        features: list[str] | tuple[str, ...] = ("last",),
+        learning_rates: SomeOf[LearningRate],
+        epochs: Count,
+        batch_size: Count,
+        weight_decays: SomeOf[WeightDecay],
+        momentum: PartialShare,
+        holdout: AtMostHalf,
+        seed: Seed,
+        features: SomeOf[str] = ("last",),
     ) -> None:
         self.learning_rates = check_grid("probe.linear_sgd.learning_rates", learning_rates)
         self.weight_decays = check_grid("probe.linear_sgd.weight_decays", weight_decays, included=True)

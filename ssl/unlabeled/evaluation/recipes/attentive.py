@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import Channels, Classes
 from unlabeled.errors import UserError
 from unlabeled.evaluation.recipes.linear import parameter_free_norm
 
@@ -29,7 +30,7 @@ class CrossAttentionHead(nn.Module):
 
     takes_tokens = True
 
-    def __init__(self, width: int, classes: int, head_width: int) -> None:
+    def __init__(self, width: Channels, classes: Classes, head_width: Channels) -> None:
         super().__init__()
         self.heads = count_heads(width, head_width)
         self.query = nn.Parameter(torch.zeros(1, 1, width))
@@ -73,7 +74,7 @@ class AttentionPoolingHead(nn.Module):
 
     takes_tokens = True
 
-    def __init__(self, width: int, classes: int, head_width: int, queries: int) -> None:
+    def __init__(self, width: Channels, classes: Classes, head_width: Channels, queries: Channels) -> None:
         super().__init__()
         self.heads = count_heads(width, head_width)
         self.norm = parameter_free_norm(width)
@@ -105,7 +106,7 @@ class EfficientHead(nn.Module):
 
     takes_tokens = True
 
-    def __init__(self, width: int, classes: int, queries: int) -> None:
+    def __init__(self, width: Channels, classes: Classes, queries: Channels) -> None:
         super().__init__()
         if width % queries:
             raise UserError(f"head.queries={queries} does not divide the {width} channels of the tokens: give another")

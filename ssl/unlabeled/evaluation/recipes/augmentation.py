@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
+from unlabeled.core.ranges import PartialShare, Share, ShareSpan, Span
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.padding import batch_to_device
 from unlabeled.errors import UserError
@@ -36,12 +38,12 @@ class Augmentation:
     """
 
     crop: Literal["ten_tries", "clamped"]
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    scale: ShareSpan
+    ratio: Span
     interpolation: Interpolation
-    flip: float
+    flip: Share
     policy: str | None
-    erasing: float
+    erasing: Share
 
     def check(self, key: str) -> None:
         """Raise UserError for what is not known; ``key`` begins the names in its message."""
@@ -164,9 +166,9 @@ class Mixing:
         label_smoothing: share of a label that is spread over all classes.
     """
 
-    mixup: float
-    cutmix: float
-    label_smoothing: float
+    mixup: Annotated[float, Interval(ge=0, le=100)]
+    cutmix: Annotated[float, Interval(ge=0, le=100)]
+    label_smoothing: PartialShare
 
     def describe(self) -> list[str]:
         """For protocols, as those of an augmentation."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.ranges import Count, FilePath, LearningRate, NotNegative, PartialShare, Seed, SomeShare
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelSelection
 from unlabeled.errors import UserError
@@ -57,16 +58,16 @@ class FineTune:
         training: Training,
         augmentation: Augmentation,
         mixing: Mixing | None,
-        learning_rate: float,
-        head_learning_rate: float | None,
-        layer_decay: float | None,
-        drop_path: float,
+        learning_rate: LearningRate,
+        head_learning_rate: LearningRate | None,
+        layer_decay: SomeShare | None,
+        drop_path: PartialShare,
         pooling: Pooling,
-        head_init_std: float,
-        labels_file: str | None,
-        fraction: float | None,
-        per_class: int | None,
-        labels_seed: int,
+        head_init_std: NotNegative,
+        labels_file: FilePath | None,
+        fraction: SomeShare | None,
+        per_class: Count | None,
+        labels_seed: Seed,
         baselines: bool,
         differs: Sequence[str],
     ) -> None:
@@ -77,7 +78,7 @@ class FineTune:
         self.pooling, self.head_init_std = pooling, head_init_std
         self.choice = LabelSelection(labels_file, fraction, per_class, labels_seed, self.key)
         self.baselines, self.differs = baselines, list(differs)
-        self.needs = training.batch_size
+        self.needs, self.needs_key = training.batch_size, "training.batch_size"
         self._check()
 
     def _check(self) -> None:

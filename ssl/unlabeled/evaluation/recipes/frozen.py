@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.ranges import AtMostHalf, LearningRate, SomeOf
 from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import check_unchanged
@@ -49,10 +50,10 @@ class FrozenRecipe:
     def __init__(
         self,
         name: str,
-        kinds: Sequence[str],
+        kinds: SomeOf[str],
         head: Callable[[int, int], nn.Module],
-        learning_rates: Sequence[float],
-        holdout: float,
+        learning_rates: SomeOf[LearningRate],
+        holdout: AtMostHalf,
         training: Training,
         augmentation: Augmentation,
         baselines: bool,
@@ -63,7 +64,7 @@ class FrozenRecipe:
         self.learning_rates, self.holdout = sorted(set(learning_rates)), holdout
         self.training, self.augmentation = training, augmentation
         self.baselines, self.differs = baselines, list(differs)
-        self.needs = training.batch_size
+        self.needs, self.needs_key = training.batch_size, "training.batch_size"
         self._check()
 
     def _check(self) -> None:

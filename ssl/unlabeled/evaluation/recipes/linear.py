@@ -5,6 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.core.ranges import Channels, Classes, NotNegative
 from unlabeled.errors import UserError
 
 Norm = Literal["none", "parameter_free", "affine"]
@@ -26,7 +27,7 @@ class LinearHead(nn.Module):
 
     takes_tokens = False
 
-    def __init__(self, width: int, classes: int, init_std: float | None, batch_norm: Norm) -> None:
+    def __init__(self, width: Channels, classes: Classes, init_std: NotNegative | None, batch_norm: Norm) -> None:
         super().__init__()
         self.norm = _norm(batch_norm, width)
         self.linear = nn.Linear(width, classes)

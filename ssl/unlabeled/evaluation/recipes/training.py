@@ -1,7 +1,7 @@
 """How a recipe trains: optimizer, learning rate of each step, and which images make up a step."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.core.ranges import Count, Epochs, Milestones, NotNegative, Positive, Seed, SomeShare, WeightDecay
 from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
 from unlabeled.optimizers.schedules import warmup_cosine
@@ -38,20 +39,20 @@ class Training:
     """
 
     optimizer: Callable[..., Optimizer]
-    epochs: int
-    batch_size: int
-    images_per_pass: int
+    epochs: Count
+    batch_size: Count
+    images_per_pass: Count
     drop_last: bool
     rate_changes: Literal["step", "epoch"]
-    warmup_epochs: float
-    milestones: Sequence[float] | None
-    gamma: float
-    final_learning_rate: float
-    weight_decay: float
-    final_weight_decay: float | None
+    warmup_epochs: Epochs
+    milestones: Milestones | None
+    gamma: SomeShare
+    final_learning_rate: NotNegative
+    weight_decay: WeightDecay
+    final_weight_decay: WeightDecay | None
     decay_bias_and_norm: bool
-    clip_norm: float | None
-    seed: int
+    clip_norm: Positive | None
+    seed: Seed
 
     def check(self, key: str) -> None:
         """Raise UserError for numbers that cannot work; ``key`` begins the names in its message."""

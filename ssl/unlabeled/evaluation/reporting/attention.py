@@ -4,6 +4,7 @@ Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and th
 values, the perceptrons and the norms: a picture to think with, not a measurement.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
     found = rollout(backbone, images)
     if found is None:
         return {}
-    pixels = views.to_pixels(images).cpu()
+    pixels = views.shown(images).cpu()
     return {"image": pixels, "attention": overlay_heatmap(pixels, found.cpu())}
 
 
@@ -111,7 +112,9 @@ def overlay_heatmap(pixels: Tensor, weights: Tensor) -> Tensor:
 def _patches(rolled: Tensor, transformer: Transformer) -> Tensor:
     prefix = transformer.prefix
     row = rolled[:, prefix:].mean(1) if transformer.pooled else rolled[:, 0]
-    return row[:, prefix:].reshape(len(row), *transformer.grid)
+    patches, (rows, columns) = row[:, prefix:], transformer.grid
+    scale = math.sqrt(patches.shape[1] / (rows * columns))  # of images of another size than the network's
+    return patches.reshape(len(row), round(rows * scale), -1)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.core.shown import in_markdown
 from unlabeled.evaluation.reporting.gallery import ImagesOf
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
@@ -90,7 +91,7 @@ def certainty_section(
         tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image) if len(rows) else []
         shown = f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>' if tiles else "<p>none</p>"
         html += f"<h3>{title.capitalize()}</h3>{shown}"
-        markdown.append(f"- {title}: {'; '.join(', '.join(each.lines) for each in tiles) or 'none'}")
+        markdown.append(f"- {title}: {in_markdown('; '.join(', '.join(each.lines) for each in tiles) or 'none')}")
         pictures[title] = [each.pixels for each in tiles]
     _save(pictures, folder / "certain.png")
     words = f"By the largest probability of {protocol}; the least sure ones are what to label next."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.core.shown import in_table
 from unlabeled.pages.plots import INK, PALETTE, new_figure, plain_text
 from unlabeled.pages.section import Section, plot_section
 
@@ -105,5 +106,6 @@ def _html(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
 
 
 def _markdown(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
-    rows = [f"| {classes[p.label]} | {classes[p.predicted]} | {p.images:,} | {p.share:.0%} |" for p in pairs]
+    named = [in_table(name) for name in classes]
+    rows = [f"| {named[p.label]} | {named[p.predicted]} | {p.images:,} | {p.share:.0%} |" for p in pairs]
     return "\n".join(["| true | predicted | images | of the class |", "| --- | --- | ---: | ---: |", *rows])

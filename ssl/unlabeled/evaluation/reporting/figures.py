@@ -1,6 +1,5 @@
 """Plots of a run: the loss over time, a map of the test features, accuracy by labels. Drawn without a display."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
@@ -119,8 +119,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = parse_json(line)
+        except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             steps.setdefault(entry["step"], {}).update(entry)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from unlabeled.evaluation.features import Features
+from unlabeled.core.shown import in_markdown
+from unlabeled.evaluation.features import Features, unit_rows
 from unlabeled.evaluation.knn import neighbours
 from unlabeled.pages.section import Section, Tile, save_columns, tile_html
 
@@ -46,7 +46,7 @@ def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF
     """
     chosen = torch.randperm(len(test.x), generator=torch.Generator().manual_seed(seed))[:CANDIDATES]
     chosen = chosen.to(test.x.device)
-    cosines, rows = neighbours(normalize(test.x[chosen]), normalize(train.x), min(NEIGHBOURS, len(train.x)))
+    cosines, rows = neighbours(unit_rows(test.x[chosen]), unit_rows(train.x), min(NEIGHBOURS, len(train.x)))
     found = [
         NeighbourQuery(
             int(test.ids[row]), int(test.labels[row]), train.ids[near].tolist(), train.labels[near].tolist(), cosine
@@ -90,6 +90,7 @@ def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[s
 
 
 def _sentence(query: NeighbourQuery, classes: Sequence[str]) -> str:
+    classes = [in_markdown(name) for name in classes]
     near = ", ".join(f"{classes[label]} {c:.3f}" for label, c in zip(query.labels, query.cosines, strict=True))
     verdict = "right" if query.right else f"wrong, voted {classes[query.majority]}"
     return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"

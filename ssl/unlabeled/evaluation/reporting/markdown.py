@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unlabeled.core.shown import in_markdown, in_table, shown
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.results_table import accuracy_table, markdown_table, other_metrics
@@ -20,8 +21,13 @@ def markdown(
 ) -> str:
     """The text of report.md; its pictures lie beside it."""
     doubts = run_summary.report_warnings(rows, provenance, references)
-    parts = [f"# {TITLE}", run_summary.headline(rows), accuracy_table(rows), run_summary.measurement_notes(rows)]
-    parts += ["## What to doubt", "\n".join(f"- {doubt}" for doubt in doubts)] if doubts else []
+    parts = [
+        f"# {TITLE}",
+        _lines(run_summary.headline(rows)),
+        accuracy_table(rows),
+        _lines(run_summary.measurement_notes(rows)),
+    ]
+    parts += ["## What to doubt", "\n".join(f"- {in_markdown(doubt)}" for doubt in doubts)] if doubts else []
     parts += _further(rows)
     parts += ["## Published numbers", _references(references)] if references else []
     parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
@@ -29,6 +35,10 @@ def markdown(
     parts += [_table(["what", "value"], run_summary.provenance_facts(provenance))]
     parts += [_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(in_markdown, text.split("\n")))
 
 
 def _further(rows: Sequence[Row]) -> list[str]:
@@ -45,7 +55,7 @@ def _chosen(rows: Sequence[Row]) -> str:
     lines = []
     for choice in run_summary.chosen_settings(rows):
         rest = f"; {' and '.join(choice.lists)} of each draw: in results.json" if choice.lists else ""
-        lines.append(f"- **{choice.features}**, {choice.protocol}: {choice.values}{rest}")
+        lines.append(f"- **{choice.features}**, {in_markdown(choice.protocol)}: {in_markdown(choice.values)}{rest}")
     return "\n".join(lines)
 
 
@@ -55,9 +65,9 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _folded(key: str, value: Any) -> str:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = "\n".join(map(shown, json.dumps(value, indent=2, ensure_ascii=False).split("\n")))
     return f"<details><summary>{key}</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return in_table(text.replace("\n", " "))

@@ -40,7 +40,7 @@ def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
 
     def image(split: str, ids: Sequence[int]) -> Tensor:
         images, sizes = pad_to_largest(decode(split, ids))
-        return views.to_pixels(views.evaluation_view(images, sizes))
+        return views.shown(views.evaluation_view(images, sizes))
 
     return image
 
@@ -85,7 +85,7 @@ def reconstructions(objective: Objective, views: Views, images: Tensor, seed: in
     batch = Batch(decoded, nothing, torch.full_like(nothing, -1), (images,))
     with eval_mode(objective):
         columns = objective.visualize(batch, seed)
-    return {name: views.to_pixels(column).cpu() for name, column in columns.items()}
+    return {name: views.shown(column).cpu() for name, column in columns.items()}
 
 
 def make_sections(

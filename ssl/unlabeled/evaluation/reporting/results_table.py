@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unlabeled.core.shown import in_table
 from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.probe import MEAN_PER_CLASS
 
 ORDER = ["pretrained", "random init", "raw pixels"]
 GAINS = {name: f"pretrained − {name}" for name in ("random init", "raw pixels")}  # over what it has to beat
@@ -38,7 +40,8 @@ class ResultLine:
 def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
     """Protocols, and the lines below them: top-1 in per cent of the test images.
 
-    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column.
+    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column. Where the
+    classes of the test images are imbalanced the means over classes follow.
     """
     measured = [row for row in rows if row.features != "chance"]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -50,6 +53,10 @@ def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
             lines.insert([line.name for line in lines].index(name) + 1, ResultLine(title, gains))
     chance = [row for row in rows if row.features == "chance"]
     lines += [ResultLine(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
+    for name in feature_kinds(measured):
+        lines += _per_class(name, [found.get((name, p)) for p in protocols])
+    for row in chance:
+        lines += _per_class(CHANCE.get(row.protocol, row.protocol), [row] * len(protocols))
     return protocols, lines
 
 
@@ -58,7 +65,9 @@ def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Res
 
     Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
     """
-    chosen = [name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual]
+    chosen = [
+        name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != MEAN_PER_CLASS
+    ]
     chosen.sort(key=lambda name: DEFAULT_METRICS.index(name) if name in DEFAULT_METRICS else 0)
     measured = [row for row in rows if set(row.metrics) & set(chosen)]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -82,7 +91,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 def markdown_table(head: Sequence[str], lines: Sequence[ResultLine]) -> str:
     """Columns of equal width, numbers on the right."""
     texts = [list(head), *([line.name, *map(str, line.cells)] for line in lines)]
-    texts = [[text.replace("|", "\\|") for text in line] for line in texts]
+    texts = [[in_table(text) for text in line] for line in texts]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     aligned = [
@@ -117,6 +126,13 @@ def _metric(key: str) -> str:
 
 def _cell(row: Row | None) -> ResultCell:
     return ResultCell(NOTHING) if row is None else ResultCell(f"{row.top1:.2f}", format_uncertainty(row))
+
+
+def _per_class(name: str, rows: Sequence[Row | None]) -> list[ResultLine]:
+    """A line of means over classes, where there are some."""
+    values = [None if row is None else row.metrics.get(MEAN_PER_CLASS) for row in rows]
+    cells = [ResultCell(NOTHING if value is None else f"{value:.2f}") for value in values]
+    return [] if set(values) <= {None} else [ResultLine(f"{name}, mean over classes", cells)]
 
 
 def _gain(ours: Row | None, random: Row | None) -> ResultCell:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.shown import in_csv
 from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.uncertainty.members import entropy
 
@@ -44,5 +45,6 @@ def write_least_certain(
     table.writerow(["name", "label", "predicted", *columns])
     for row in order:
         values = [f"{number:.6g}" for number in numbers[row]]
-        table.writerow([names[row], called[label_of[row]], called[predicted_of[row]], *values])
+        texts = map(in_csv, (names[row], called[label_of[row]], called[predicted_of[row]]))
+        table.writerow([*texts, *values])
     write_atomic(path, text.getvalue())

@@ -7,20 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 LARGEST = 4 << 20  # bytes: what is larger was not written by a run
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C five times as fast
-
-
-def parse_yaml(text: bytes) -> Any:
-    """Plain values. Raises ValueError."""
-    try:
-        return yaml.load(text, _YAML)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{getattr(error, 'problem', None) or 'no yaml'}{where}") from error
 
 
 def is_outside(path: Path, root: Path) -> bool:

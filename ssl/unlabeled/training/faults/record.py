@@ -6,15 +6,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unlabeled import distributed
-from unlabeled.core.moved_targets import with_current_targets
+from unlabeled.core.file_config import as_data
 from unlabeled.core.writing import Unwritable, save_tensors
 from unlabeled.distributed.fsdp import full_tensor
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch, Support
+from unlabeled.objective import Batch, Progress, Support
 from unlabeled.training.faults.diagnosis import NonFiniteFinding
+from unlabeled.views.key import ViewKey
 
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
+
+# What a record must hold; numbers are whole ones, and of numbers alone where a tuple names them.
+KINDS: dict[str, Any] = {
+    "config": dict,
+    "progress": Progress._fields,
+    "key": ViewKey._fields,
+    "rank": int,
+    "world_size": int,
+    "precision": str,
+    "batch": dict,
+    "support": dict | None,
+    "state_dict": dict,
+    "named": str,
+}
 
 
 def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFiniteFinding, keep: bool) -> None:
@@ -53,7 +68,11 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """What :func:`write_record` wrote. Raises UserError for any other file."""
+    """What :func:`write_record` wrote, its configuration with the targets of today; nothing of it is built.
+
+    Raises:
+        UserError: any other file.
+    """
     if not Path(path).is_file():
         raise UserError(f"replay={path}: no such file; a run writes them to its folder faults/")
     try:
@@ -62,7 +81,31 @@ def read_record(path: str) -> dict[str, Any]:
         raise UserError(f"replay={path}: cannot be read as tensors and plain values") from error
     if not isinstance(record, dict) or not {"key", "batch", "named"} <= record.keys():
         raise UserError(f"replay={path}: holds no step; give a file of a run's folder faults/")
-    return {**record, "config": with_current_targets(record.get("config"))}
+    wrong = [name for name, kind in KINDS.items() if not _is(record.get(name), kind)]
+    if not wrong and not (_whole_batch(record["batch"]) and _support(record["support"])):
+        wrong = ["batch or support"]
+    if wrong:
+        raise UserError(f"replay={path}: its {wrong[0]} is not what a run writes: damaged, or no record of a step")
+    return record | {"config": as_data(record["config"], f"replay={path}")}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, tuple):
+        return isinstance(value, dict) and set(value) == set(kind) and all(type(each) is int for each in value.values())
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _whole_batch(batch: dict[str, Any]) -> bool:
+    """Whether it has images with an id and a label each."""
+    images, rows = batch.get("images"), [batch.get(name) for name in ("ids", "labels")]
+    tensors = all(isinstance(each, torch.Tensor) for each in (images, *rows)) and set(batch) <= set(Batch._fields)
+    return tensors and images.ndim == 4 and all(each.shape == images.shape[:1] for each in rows)  # type: ignore[union-attr]
+
+
+def _support(support: dict[str, Any] | None) -> bool:
+    """Whether it is None, or tensors by the names of a support."""
+    tensors = all(isinstance(each, torch.Tensor) for each in (support or {}).values())
+    return support is None or (tensors and {"images", "ids", "slots"} <= set(support) <= set(Support._fields))
 
 
 def without_views(images: Batch | Support) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.file_config import short
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import AUTOCAST
 from unlabeled.objective import Batch, Objective, Plan, Support
@@ -29,6 +30,19 @@ class PretrainingAtStep(Pretraining):
         return self.at_rank
 
 
+def _load(objective: Objective, state: dict[str, Any]) -> None:
+    wanted = objective.state_dict()
+    wrong = [name for name in {**wanted, **state} if not _same_shape(state.get(name), wanted.get(name))]
+    if wrong:
+        raise UserError(f"replay: {len(wrong)} tensors are not those of its objective, e.g. {short(wrong[0])}")
+    objective.load_state_dict(state)
+
+
+def _same_shape(found: Any, wanted: Any) -> bool:
+    both = isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor)
+    return both and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+
+
 class Replay:
     """Forward and backward of a step, in the precision of its run, by one process on the CPU.
 
@@ -44,7 +58,7 @@ class Replay:
         self.record, self.precision = record, str(record["precision"])
         if self.precision not in AUTOCAST:
             raise UserError(f"replay: the run had trainer.precision={self.precision}; known are {', '.join(AUTOCAST)}")
-        objective.load_state_dict(record["state_dict"])
+        _load(objective, record["state_dict"])
         views.compiles = False  # it would take minutes, for one step
         key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
         steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from unlabeled.core.ranges import NoneOrMore
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
@@ -35,7 +36,7 @@ class PlanCallback(pl.Callback):
         UserError: a single trial step, which would only warm up.
     """
 
-    def __init__(self, trial_steps: int, trial_from: int, only: bool = False) -> None:
+    def __init__(self, trial_steps: NoneOrMore, trial_from: NoneOrMore, only: bool = False) -> None:
         if trial_steps == 1 or trial_steps < 0:
             raise UserError(f"plan.trial_steps={trial_steps}: the first one warms up; give at least 2, or 0 for none")
         self.trial_steps, self.trial_from, self.only = trial_steps, trial_from, only

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
@@ -142,7 +143,7 @@ def _part(name: str, module: nn.Module) -> PlanPart:
 def read_trial(path: Path, of: str) -> TrialResult | None:
     """What an earlier plan has measured of the same configuration on such a device, if there is one."""
     try:
-        kept: dict[str, Any] | None = json.loads(path.read_text())["trial"]
+        kept: dict[str, Any] | None = parse_json(path.read_text())["trial"]
         return None if kept is None or kept["of"] != of else TrialResult(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no plan, or that of another version

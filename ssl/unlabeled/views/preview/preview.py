@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from unlabeled.core.writing import save_picture, write_atomic
+from unlabeled.data.decoding import in_colour
 from unlabeled.data.loaders import LazyLoader
 from unlabeled.data.order import GlobalOrder, check_batch_size
 from unlabeled.data.source import Source, Splits
@@ -73,7 +74,7 @@ def trace_views(
     ]
     recorded.compiles, recorded.block = False, len(images)  # each operation is called once for each view
     made = recorded(images, ids, key, sizes=sizes)
-    return [PreviewImage(views.to_pixels(view), log) for view, log in zip(made, logs, strict=True)]
+    return [PreviewImage(views.shown(view), log) for view, log in zip(made, logs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,10 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
 def crop_padding(batch: Batch) -> list[Tensor]:
     """Each image as decoded, uint8 [3, h, w], without what its canvas has around it."""
     if batch.sizes is None:
-        return list(batch.images)
+        return list(in_colour(batch.images))
     return [
-        image[:, :height, :width] for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
+        image[:, :height, :width]
+        for image, (height, width) in zip(in_colour(batch.images), batch.sizes.tolist(), strict=True)
     ]
 
 

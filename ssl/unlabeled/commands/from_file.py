@@ -1,0 +1,102 @@
+"""Parts of a file's configuration, for commands that build them: checked first, whoever wrote the file.
+
+Allowed are this package's own parts, and what the yamls name that the command itself was given: those of ``conf/`` and
+of ``--config-dir``. So an objective of the user's own can be judged, with the folder that names it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from unlabeled.commands.config import check_node, conf_folder
+from unlabeled.core.file_config import check_opened, check_part
+from unlabeled.core.run_config import read_yaml
+from unlabeled.errors import UserError
+
+
+def part_of(config: Mapping[str, Any] | None, part: str, file: Path) -> DictConfig | None:
+    """One part of the configuration that a file holds, fit to be built; None where it has none.
+
+    Raises:
+        UserError: it holds a target or a value that may not be taken from a file, or that nothing takes.
+    """
+    values = (config or {}).get(part)
+    if values is None:
+        return None
+    check_part(part, values, str(file), lambda target: is_named(part, target))
+    try:
+        check_node(values, part)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    found: DictConfig = OmegaConf.create(values)
+    return found
+
+
+def data_of(
+    given: DictConfig | None, config: Mapping[str, Any] | None, file: Path, needed: bool = True
+) -> DictConfig | None:
+    """The data of a command: what it was given, else what a file names, if that may be opened.
+
+    Args:
+        given: on the command line: whole, or single values that replace those of the file, such as ``path``.
+        config: of the file.
+        file: where it stands.
+        needed: whether the command cannot do without; if not, data that may not be opened are None.
+    """
+    if given and "_target_" in given:
+        return given
+    values = part_of(config, "data", file)
+    if values is None:
+        return None
+    try:
+        named = {key: value for key, value in values.items() if key not in (given or {})}
+        if not given or "path" not in given:
+            check_opened("data", {str(key): value for key, value in named.items()}, file)
+    except UserError:
+        if needed:
+            raise
+        return None
+    return OmegaConf.create({**values, **(given or {})})
+
+
+def seed_of(config: Mapping[str, Any] | None, otherwise: int, file: Path) -> int:
+    """The seed that a file's run had. Raises UserError where it is none."""
+    seed = (config or {}).get("seed", otherwise)
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UserError(f"{file}: its seed is no whole number from 0 on")
+    return seed
+
+
+def is_named(part: str, target: str) -> bool:
+    """Whether the yamls of this command's configuration name a target for a part: its own, or their experiments."""
+    for folder in _folders():
+        parts = [_content(path, target) for path in sorted((folder / part).rglob("*.yaml"))]
+        experiments = [_content(path, target) for path in sorted((folder / "experiment").rglob("*.yaml"))]
+        parts += [each.get(part) for each in experiments if isinstance(each, dict)]
+        if any(target in _targets(each) for each in parts):
+            return True
+    return False
+
+
+def _folders() -> list[Path]:
+    """Where this command looks for yamls."""
+    if not HydraConfig.initialized():
+        return [conf_folder()]
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]
+
+
+def _content(path: Path, target: str) -> Any:
+    """What is in a yaml; None where the target is not, which is quick to see."""
+    return read_yaml(path) if target in path.read_text(encoding="utf-8") else None
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from [node["_target_"]] if isinstance(node.get("_target_"), str) else []
+        node = list(node.values())
+    for each in node if isinstance(node, list) else []:
+        yield from _targets(each)

@@ -1,0 +1,48 @@
+"""Text from files, as it may be shown: to a terminal, on a page of Markdown, in a spreadsheet.
+
+File names, class names and what a report or checkpoint says of itself may hold any bytes. None of them may move a
+terminal's cursor, be read as HTML, fetch a picture, count as a formula, or fail to be encoded.
+"""
+
+import re
+
+# Control characters, line and paragraph separators, marks that turn the direction of writing, and single surrogates:
+# what Python makes of bytes in a file name that are no UTF-8.
+_ODD = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def shown(text: object) -> str:
+    """One printable line: odd characters as ``\\n``, ``\\x1b``, ``\\u202e``, bytes that are no UTF-8 as ``\\xe9``."""
+    return _ODD.sub(_escaped, str(text))
+
+
+def _escaped(odd: re.Match[str]) -> str:
+    code = ord(odd[0])
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0xD800 <= code <= 0xDFFF else odd[0].encode("unicode_escape").decode()
+
+
+def in_markdown(text: object) -> str:
+    """As :func:`shown`, and so that Markdown makes no HTML, no link and no picture of it."""
+    return shown(text).replace("<", "&lt;").replace("](", "]\\(")
+
+
+def in_table(text: object) -> str:
+    """As :func:`in_markdown`, for a cell of a table."""
+    return in_markdown(text).replace("|", "\\|")
+
+
+def in_csv(text: object) -> str:
+    """As :func:`shown`, with an apostrophe before what a spreadsheet would compute; numbers stay as they are."""
+    line = shown(text)
+    return f"'{line}" if line.startswith(_FORMULA) and not _is_number(line) else line
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

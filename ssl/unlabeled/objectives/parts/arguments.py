@@ -1,0 +1,70 @@
+"""What a loss is given from Python: shapes and ranges that can be told without looking at a single number of a tensor.
+
+Nothing here reads from the device, so that a step waits for nothing, and a loss that is compiled stays one graph.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from unlabeled.errors import UserError
+
+
+def check_shapes(caller: str, tensors: Mapping[str, tuple[Tensor, str]], empty: bool = False) -> dict[str, int]:
+    """Refuse tensors that do not fit together: a letter stands for one size wherever it occurs.
+
+    Args:
+        caller: the function whose arguments they are.
+        tensors: by its name, each tensor with a letter for each of its dimensions: ``{"z1": (z1, "BD"), …}``.
+        empty: whether a size may be 0.
+
+    Returns:
+        The size of each letter.
+
+    Raises:
+        UserError: another number of dimensions, two sizes for a letter, or a size of 0; with all shapes.
+    """
+    sizes: dict[str, int] = {}
+    for tensor, letters in tensors.values():
+        if tensor.ndim != len(letters) or any(
+            sizes.setdefault(letter, size) != size or (size == 0 and not empty)
+            for letter, size in zip(letters, tensor.shape, strict=True)
+        ):
+            raise UserError(f"{caller}: {_shapes_in_words(tensors)}")
+    return sizes
+
+
+def _shapes_in_words(tensors: Mapping[str, tuple[Tensor, str]]) -> str:
+    given = ", ".join(f"{name} {list(tensor.shape)}" for name, (tensor, _) in tensors.items())
+    needed = ", ".join(f"{name} [{', '.join(letters)}]" for name, (_, letters) in tensors.items())
+    return f"shapes do not fit: got {given}; needed are {needed}, a letter being one size of at least 1"
+
+
+def check_range(caller: str, least: float = 0.0, most: float = math.inf, at_least: bool = False, **values: Any) -> None:
+    """Refuse numbers that are not above ``least`` and at most ``most``, or not finite. Tensors pass: a look would wait.
+
+    Args:
+        caller: the function whose arguments they are.
+        least, most: the bounds.
+        at_least: whether ``least`` itself is allowed.
+        values: by their names.
+
+    Raises:
+        UserError: with the name, the value and what is allowed.
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor) or (least < value <= most and math.isfinite(value)):
+            continue
+        if not (at_least and value == least):
+            upper = "" if math.isinf(most) else f" and at most {most:g}"
+            lower = "at least" if at_least else "above"
+            raise UserError(f"{caller}: {name}={value} must be {lower} {least:g}{upper}")
+
+
+def check_count(caller: str, least: int = 1, **values: int) -> None:
+    """Refuse what is not a whole number of at least ``least``; raises UserError with the name and the value."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{caller}: {name}={value} must be a whole number of at least {least}")

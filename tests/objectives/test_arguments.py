@@ -1,0 +1,200 @@
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unlabeled.errors import UserError
+from unlabeled.objectives.mae import masked_patch_loss, patchify, random_masking, unpatchify
+from unlabeled.objectives.moco import KeyQueue, batch_contrast, queue_contrast
+from unlabeled.objectives.paws import paws_loss, soft_nearest_neighbours
+from unlabeled.objectives.relic import relic_loss
+from unlabeled.objectives.simclr import nt_xent
+from unlabeled.objectives.swav import FeatureQueue, sinkhorn, swapped_prediction
+from unlabeled.optimizers import LARS
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+LABELS = torch.eye(3).repeat(2, 1)  # [S = 6, C = 3]
+# A function, arguments that fit, and which of its numbers have to be above 0.
+FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] = {
+    "nt_xent": (nt_xent, {"z1": rows(4, 8), "z2": rows(4, 8), "temperature": 0.5}, ("temperature",)),
+    "queue_contrast": (
+        queue_contrast,
+        {"q": rows(4, 8), "k": rows(4, 8), "queue": rows(9, 8), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "batch_contrast": (
+        batch_contrast,
+        {"q1": rows(4, 8), "q2": rows(4, 8), "k1": rows(4, 8), "k2": rows(4, 8), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
+    "relic_loss": (
+        relic_loss,
+        {
+            **{name: rows(4, 8) for name in ("online_a", "online_b", "target_a", "target_b")},
+            "negatives": torch.tensor([[1, 2], [2, 3], [3, 0], [0, 1]]),
+            "temperature": 0.5,
+            "alpha": 1.0,
+            "beta": 1.0,
+        },
+        ("temperature",),
+    ),
+    "soft_nearest_neighbours": (
+        soft_nearest_neighbours,
+        {"queries": rows(4, 8), "supports": rows(6, 8), "labels": LABELS, "temperature": 0.1},
+        ("temperature",),
+    ),
+    "paws_loss": (
+        paws_loss,
+        {
+            "anchors": rows(12, 8),
+            "supports": rows(6, 8),
+            "targets": rows(8, 8),
+            "target_supports": rows(6, 8),
+            "labels": LABELS,
+            "small_views": 1,
+            "temperature": 0.1,
+            "sharpen": 0.25,
+        },
+        ("temperature", "sharpen"),
+    ),
+    "random_masking": (random_masking, {"noise": rows(4, 16), "mask_ratio": 0.75}, ()),
+    "patchify": (patchify, {"images": rows(2, 3, 8, 8), "patch_size": 4}, ("patch_size",)),
+    "unpatchify": (unpatchify, {"patches": rows(2, 4, 48), "patch_size": 4}, ("patch_size",)),
+    "masked_patch_loss": (
+        masked_patch_loss,
+        {
+            "prediction": rows(2, 4, 48),
+            "images": rows(2, 3, 8, 8),
+            "mask": torch.ones(2, 4),
+            "patch_size": 4,
+            "normalize_targets": False,
+        },
+        ("patch_size",),
+    ),
+}
+ALONE = {"scores", "noise", "images", "queries", "patches"}  # of any number of rows; with another one they still fit
+
+
+def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
+    """One row for all, none, one less, one column less, a dimension more."""
+    wrong = [tensor[:0], tensor[None]]
+    wrong += [] if free_rows else [tensor[:1], tensor[:-1]]
+    return wrong + ([] if free_columns else [tensor[..., :-1]])
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: str) -> None:
+    function, fitting, _ = FITTING[name]
+    function(**fitting)
+    for argument, value in fitting.items():
+        if not isinstance(value, Tensor):
+            continue
+        free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
+        free_columns = name in ("sinkhorn", "random_masking") or argument in ("negatives", "labels")
+        wrong = changed_shapes(value, free_rows, free_columns)
+        for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
+            with pytest.raises(UserError, match=f"^{name}|^patchify") as refusal:
+                function(**{**fitting, argument: tensor})
+            assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_a_number_out_of_its_range_is_refused_by_its_name(name: str) -> None:
+    function, fitting, above_zero = FITTING[name]
+    for argument in above_zero:
+        for value in (0, -1, math.nan, math.inf):
+            with pytest.raises(UserError, match=rf"{argument}={value}\b"):
+                function(**{**fitting, argument: value})
+
+
+def test_every_loss_of_the_contract_is_tried_here() -> None:
+    from unlabeled.objectives import mae, moco, paws, relic, simclr, swav
+
+    losses = {
+        name
+        for module in (mae, moco, paws, relic, simclr, swav)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if name.endswith(("_loss", "_xent", "_contrast", "_neighbours"))
+    }
+    halves = {"code_prediction_loss", "contrastive_loss"}  # of swapped_prediction and relic_loss, which are tried
+    assert losses - halves <= set(FITTING), losses - halves - set(FITTING)
+
+
+def test_four_rows_and_five_are_not_paired() -> None:
+    with pytest.raises(UserError, match=r"^nt_xent: shapes do not fit: got z1 \[4, 8\], z2 \[5, 8\]; needed"):
+        nt_xent(rows(4, 8), rows(5, 8), 0.5)
+
+
+def test_one_key_is_not_taken_for_all_queries() -> None:
+    with pytest.raises(UserError, match=r"k \[1, 8\]"):
+        queue_contrast(rows(4, 8), rows(1, 8), rows(9, 8), 0.5)
+    with pytest.raises(UserError, match=r"k2 \[1, 8\]"):
+        batch_contrast(rows(4, 8), rows(4, 8), rows(4, 8), rows(1, 8), 0.5)
+
+
+def test_codes_without_an_iteration_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^sinkhorn: iterations=0 must be a whole number of at least 1$"):
+        sinkhorn(rows(4, 3), 0.05, 0)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 1.0, -0.1, math.nan])
+def test_a_share_of_patches_that_is_no_share_is_refused(ratio: float) -> None:
+    with pytest.raises(UserError, match=r"mask_ratio=.* must be at least 0 and below 1"):
+        random_masking(rows(4, 16), ratio)
+
+
+def test_paws_counts_its_anchors_and_targets() -> None:
+    _, fitting, _ = FITTING["paws_loss"]
+    for wrong in ({"small_views": 2}, {"anchors": rows(11, 8)}, {"targets": rows(6, 8)}):
+        with pytest.raises(UserError, match="small_views"):
+            paws_loss(**{**fitting, **wrong})
+    for sharpen in (1.5, 0.0):
+        with pytest.raises(UserError, match="sharpen"):
+            paws_loss(**{**fitting, "sharpen": sharpen})
+
+
+def test_crops_of_swav_have_one_shape_and_those_that_give_codes_are_there() -> None:
+    numbers: dict[str, Any] = {"temperature": 0.1, "epsilon": 0.05, "iterations": 3}
+    crops = [rows(4, 3)] * 3
+    swapped_prediction(crops, [0, 1], **numbers, queue_scores=[rows(2, 3), rows(2, 3)])
+    wrong: list[tuple[list[Tensor], list[int], list[Tensor] | None, str]] = [
+        ([rows(4, 3), rows(5, 3)], [0], None, r"scores\[1\] \[5, 3\]"),
+        (crops, [], None, r"assigned=\[\]"),
+        (crops, [3], None, r"assigned=\[3\] of 3 crops"),
+        (crops, [0, 0], None, r"assigned=\[0, 0\]"),
+        (crops[:1], [0], None, "of 1 crops"),
+        (crops, [0, 1], [rows(2, 3)], "1 queue_scores for 2 assigned crops"),
+        (crops, [0], [rows(2, 4)], r"queue_scores\[0\] \[2, 4\]"),
+    ]
+    for scores, assigned, queued, message in wrong:
+        with pytest.raises(UserError, match=message):
+            swapped_prediction(scores, assigned, **numbers, queue_scores=queued)
+
+
+def test_queues_take_keys_of_their_own_width_only() -> None:
+    with pytest.raises(UserError, match=r"queue \[9, 8\], k \[4, 7\]"):
+        KeyQueue(9, 8).enqueue(rows(4, 7))
+    with pytest.raises(UserError, match="dim=0"):
+        KeyQueue(9, 0)
+    with pytest.raises(UserError, match=r"embeddings \[1, 4, 8\]"):
+        FeatureQueue(2, 6, 8).enqueue(rows(1, 4, 8))
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "trust_coefficient"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_lars_refuses_what_the_optimizers_of_torch_refuse_for_a_group_too(name: str, value: float) -> None:
+    weight = torch.nn.Parameter(rows(2, 2))
+    with pytest.raises(ValueError, match=f"^LARS: {name}={value} must be at least 0 and finite$"):
+        LARS([weight], **{"lr": 0.1, name: value})
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        LARS([{"params": [weight], name: value}], lr=0.1)
