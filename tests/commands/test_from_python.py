@@ -19,7 +19,7 @@ from PIL import Image
 
 import unlabeled
 from tests.conftest import Script
-from unlabeled.commands.from_python import Run
+from unlabeled.commands.calls.from_python import Run
 from unlabeled.commands.given.compose import composed, overrides_of
 
 KEYS: dict[str, Any] = {
