@@ -23,7 +23,7 @@ def printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     except SystemExit as stop:
         code = int(stop.code or 0)
     captured = capfd.readouterr()
-    return code, captured.out + captured.err
+    return code, (captured.out + captured.err).removeprefix("generated new fontManager\n")  # matplotlib, once a cache
 
 
 def test_help_has_a_sentence_for_each_command_and_answers_in_a_third_of_a_second() -> None:
