@@ -29,13 +29,19 @@ def test_a_yaml_gives_every_parameter_with_its_default_and_a_comment(name: str) 
     assert all(" # " in line for line in file.read_text().splitlines() if not line.startswith("#"))
 
 
-def test_a_run_goes_on_with_another_place_for_its_list_of_images_and_not_with_other_images(tmp_path: Path) -> None:
-    config = OmegaConf.create({"run_dir": str(tmp_path), "data": {"path": "here", "index": None}})
+def test_a_run_goes_on_with_another_place_for_its_images_and_their_list_and_not_with_another_split(
+    tmp_path: Path,
+) -> None:
+    config = OmegaConf.create(
+        {"name": "x", "run_dir": str(tmp_path), "data": {"path": "here", "train": "a", "index": None}}
+    )
     write_config(open_run(config), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").touch()
     config.data.index = "elsewhere"
     assert open_run(config)["data"]["index"] == "elsewhere"
-    config.data.path = "there"
-    with pytest.raises(UserError, match=r"holds a run with another data\.path; "):
+    config.data.path = "there"  # the files are compared, see tests/training/test_same_data.py
+    assert open_run(config)["data"]["path"] == str(Path("there").absolute())
+    config.data.train = "b"
+    with pytest.raises(UserError, match=r"holds a run with another data\.train; "):
         open_run(config)

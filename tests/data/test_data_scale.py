@@ -27,16 +27,17 @@ def benchmark() -> ModuleType:
 def test_a_warm_start_scans_nothing_and_workers_do_not_grow(
     kind: str, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from unlabeled.data.lists import listing
     from unlabeled.data.sources import folder, shards
 
-    monkeypatch.setattr(folder, "_SETTLED", 0)
+    monkeypatch.setattr(listing, "_SETTLED", 0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "ssl"))
     monkeypatch.setattr(benchmark, "CLASSES", 20)
     monkeypatch.setattr(benchmark, "PER_SHARD", 1000)
     {"folder": benchmark.write_folders, "shards": benchmark.write_shards}[kind](tmp_path / kind, IMAGES)
     make: Any = {"folder": folder.folder, "shards": shards.shards}[kind]
     cold = make(str(tmp_path / kind), image_size=16, index=str(tmp_path / "index")).train
-    for module, scan in ((folder, "_scan"), (shards, "_scan")):
+    for module, scan in ((listing, "_scan"), (shards, "_scan")):
         monkeypatch.setattr(module, scan, None)  # not to be called again
     warm = make(str(tmp_path / kind), image_size=16, index=str(tmp_path / "index")).train
     assert warm.labels.tolist() == cold.labels.tolist()

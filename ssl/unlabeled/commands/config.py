@@ -30,7 +30,7 @@ from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.file_config import as_data
-from unlabeled.core.run_config import FREE_KEYS, differences, read_yaml
+from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
 from unlabeled.core.shown import shown
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
@@ -42,6 +42,7 @@ EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
+    _take_moved_data(config_dir / f"{config_name}.yaml")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths may hold bytes that are no UTF-8, and a terminal may know less
             stream.reconfigure(errors="backslashreplace")
@@ -88,6 +89,18 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
 
 def _one_line(message: str) -> str:
     return " ".join(message.split())
+
+
+def _take_moved_data(primary: Path) -> None:
+    """Let ``data.path=…`` alone name where the images of a run have moved to, where the group is null by default.
+
+    Hydra takes such a key for a mistake: there is no ``data`` yet that it could be a key of.
+    """
+    moved = tuple(f"{key}=" for key in MOVABLE_KEYS if key.startswith("data."))
+    if not any(each.startswith(moved) for each in sys.argv[1:]) or any(each.startswith("data=") for each in sys.argv):
+        return
+    if primary.is_file() and {"data": None} in OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", []):  # type: ignore[union-attr]
+        sys.argv[1:] = [f"+{each}" if each.startswith(moved) else each for each in sys.argv[1:]]
 
 
 def _of_the_disk(error: OSError) -> str:
@@ -299,6 +312,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     """
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_place(resolved)
+    resolved = with_absolute_paths(resolved)
     run_dir = Path(resolved["run_dir"])
     check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
@@ -336,12 +350,30 @@ def _values_of(path: Path) -> dict[str, Any]:
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
-    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & {*FREE_KEYS}]
+    free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
+    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
     if differing:
         raise UserError(
             f"{resolved['run_dir']} holds a run with another {', '.join(differing)}; give another name=…, or "
             "resume=override to go on with the new values, or remove that folder"
         )
+
+
+def with_absolute_paths(resolved: Any) -> dict[str, Any]:
+    """Plain values in which :data:`MOVABLE_KEYS` hold from whatever folder the run is looked at; URLs stay."""
+    made = {key: dict(value) if isinstance(value, dict) else value for key, value in dict(resolved).items()}
+    for key in MOVABLE_KEYS:
+        group, _, name = key.rpartition(".")
+        node = made.get(group) if group else made
+        if isinstance(node, dict) and node.get(name):
+            node[name] = _absolute(node[name])
+    return made
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list):
+        return [_absolute(each) for each in path]
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and "://" not in path else path
 
 
 def check_no_other_overrides(key: str, *beside: str) -> None:

@@ -41,7 +41,7 @@ from unlabeled.weights.targets import (
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
 
 
-def export(config: Any, resolved: dict[str, Any], say: Callable[[str], None] = print) -> Path:
+def export(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Path:
     """Write, load again, compare, and only then put the folder in its place, which is returned.
 
     Args:
@@ -54,13 +54,13 @@ def export(config: Any, resolved: dict[str, Any], say: Callable[[str], None] = p
     """
     _check(resolved["to"], resolved["data_images"])
     try:
-        return _export(config, resolved, resolved["to"], say)
+        return _export(config, resolved, resolved["to"], log)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _export(config: Any, resolved: dict[str, Any], to: str, say: Callable[[str], None]) -> Path:
+def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str], None]) -> Path:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser()
     check_folder("out", out)
@@ -76,10 +76,10 @@ def _export(config: Any, resolved: dict[str, Any], to: str, say: Callable[[str],
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
         write_atomic(folder / "README.md", write_card(facts))
     worst = max(measured.values())
-    say(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
-    say(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
+    log(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
+    log(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
     if exported.why_no_data:
-        say(f"not compared on images of the data: {exported.why_no_data}")
+        log(f"not compared on images of the data: {exported.why_no_data}")
     return out
 
 

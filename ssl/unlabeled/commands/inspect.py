@@ -32,6 +32,7 @@ from unlabeled.data.inspect.picture import draw_pairs
 from unlabeled.data.inspect.survey import Survey, survey
 from unlabeled.data.inspect.text import format_report
 from unlabeled.data.source import Source, Splits
+from unlabeled.data.understood import understood
 from unlabeled.errors import UserError
 
 ASPECTS = {"up to 1:2": 0.5, "up to 3:4": 0.75, "up to 1:1": 1 - 1e-9, "1:1": 1.0, "up to 4:3": 4 / 3, "up to 2:1": 2.0}
@@ -89,6 +90,8 @@ def _check(settings: dict[str, Any]) -> None:
 def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
     started = time.monotonic()
     sources = {"train": splits.train} | ({} if splits.test is None else {"test": splits.test})
+    for name in splits.others:
+        print(f"data.test={name}: of several test sets the first is looked at; give each alone to look at it")
     seen = [_look(name, source, settings["limit"], settings["num_workers"]) for name, source in sources.items()]
     speed = {"looking_seconds": time.monotonic() - started} | decode_speed(
         seen[0].source, seen[0].survey.ids, settings["images_per_second"]
@@ -98,6 +101,10 @@ def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
     near = None if distance is None else find_near(images, exact, distance)
     report = {
         "data": splits.description,
+        "understood": understood(splits),
+        "left_out": splits.left_out,
+        "damaged": splits.corrupt,
+        "warnings": splits.warnings,
         "settings": {"limit": settings["limit"], "near_distance": distance},
         "splits": {split.name: describe_split(split) for split in seen},
         "duplicates": describe_duplicates(seen, images, exact, near),

@@ -34,6 +34,7 @@ class Distinct:
 
 
 FilePath = Annotated[str, InFile()]
+Paths = FilePath | Annotated[list[FilePath], MinLen(1)]  # one, or several that belong together
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]

@@ -37,6 +37,9 @@ FREE_KEYS = (
     "trainer",
 )
 
+# Where a run and its images lie may differ too: the images are compared as files, see unlabeled.training.same_data.
+MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
+
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Write ``run_dir/config.yaml``."""

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from unlabeled.core.reading import NotRegular, require_regular
 from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
 from unlabeled.data.source import CorruptImage
@@ -86,6 +87,8 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
     """
     _allow(decoding.max_pixels)
     try:
+        if not isinstance(data, bytes):
+            require_regular(data)  # opening a FIFO waits for ever
         if decoding.channels != 3:
             return _many(data, size, square, decoding)
         try:
@@ -250,6 +253,8 @@ def _resized(image: Image.Image, width: int, height: int, box: tuple[float, floa
 def _reason(data: bytes | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file is gone"
+    if isinstance(error, NotRegular):
+        return f"{error.kind}, not a regular file"
     if isinstance(error, UnidentifiedImageError):
         empty = (len(data) if isinstance(data, bytes) else data.stat().st_size) == 0
         return "empty, 0 bytes" if empty else "not an image that Pillow can read"

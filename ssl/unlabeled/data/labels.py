@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.reading import read_text
 from unlabeled.core.seeding import derive_seed
 from unlabeled.core.shown import shown
 from unlabeled.data.source import Source, common_folder
@@ -114,9 +115,8 @@ class LabelSelection:
         return self.per_class
 
     def _read(self, path: Path, source: Source) -> Tensor:
-        if not path.is_file():
-            raise UserError(f"{self.key}.labels_file={path}: no such file")
-        lines = [shown(line.strip()) for line in self._text(path).splitlines() if line.strip()]
+        text = read_text(path, f"{self.key}.labels_file={path}")
+        lines = [shown(line.strip()) for line in text.splitlines() if line.strip()]
         if not lines:
             raise UserError(f"{self.key}.labels_file={path}: names no image")
         found = _matches(lines, source)
@@ -129,14 +129,6 @@ class LabelSelection:
         unlabelled = (source.labels[ids] < 0).nonzero().flatten().tolist()
         self._refuse("without a label", [lines[place] for place in unlabelled], lines)
         return order.values
-
-    def _text(self, path: Path) -> str:
-        try:
-            return path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.key}.labels_file={path}: byte {error.start:,} is no UTF-8; save the list as UTF-8"
-            ) from error
 
     def _refuse(self, problem: str, lines: list[str], of: list[str]) -> None:
         if lines:

@@ -1,6 +1,8 @@
 """One data set for training and for probes: in memory where it fits, and from workers where it does not."""
 
 import os
+from copy import copy
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
@@ -55,6 +57,13 @@ class DataModule(pl.LightningDataModule):
         if self._held_out is None:
             self._held_out = self._fit_into_memory(self.splits.test)
         return self._held_out
+
+    def with_test(self, test: Source) -> "DataModule":
+        """The same training images, loaded once, beside another test split."""
+        other = copy(self)
+        other.splits, other._held_out = replace(self.splits, test=test, others={}), None
+        other.corrupt = list(self.corrupt)
+        return other
 
     def attach_support(self, support: ClassBalanced, processes: int) -> None:
         """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""

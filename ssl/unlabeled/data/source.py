@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from unlabeled.data.lists.left_out import LeftOut
+
 
 class CorruptImage(Exception):
     """An image that cannot be decoded; the message names the file (or file and row) and the reason."""
@@ -51,6 +53,9 @@ class Splits:
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
     description: str  # one line for reports: what it is, where it came from
     corrupt: list[str] = field(default_factory=list)  # files known to be damaged, each with what is wrong with it
+    left_out: LeftOut = field(default_factory=dict)  # what lies beside the images and is not used
+    warnings: list[str] = field(default_factory=list)  # what looks like a mistake, a sentence each
+    others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
 
 
 def common_folder(source: Source) -> str:

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unlabeled.core.reading import require_regular
 from unlabeled.core.writing import save_safetensors
-from unlabeled.data.sources.index import user_cache
+from unlabeled.data.lists.index import user_cache
 from unlabeled.errors import UserError
 
 Key = dict[str, Any]  # plain values that JSON holds: all that decides the numbers
@@ -40,6 +41,7 @@ class TensorCache:
         if not self.bytes or not os.path.isfile(file):  # Path's would raise where the folder may not be looked into
             return None
         try:
+            require_regular(file)
             with safe_open(file, "pt") as opened:
                 notes = dict(opened.metadata())
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,32 @@ class Evaluation:
 
 
 def evaluate(
-    evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, say: Log = print
+    evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log = print
 ) -> list[Row]:
     """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
 
-    ``say`` is told each number as it is found, and the table. With several processes each returns rows, the first one
-    all of them, and that one writes.
+    ``log`` is given each number as it is found, and the table. With several processes each returns rows, the first one
+    all of them, and that one writes. Of several test sets each is judged; the further ones have their reports in
+    ``report_dir/tests/NAME``.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
     if rank() == 0:
         check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
+    rows = _evaluate(evaluation, checkpoint, report_dir, command, log)
+    for name, other in evaluation.extractor.data.splits.others.items():
+        if rank() == 0:
+            log(f"\ntest set {name}:")
+        on_other = replace(evaluation, extractor=evaluation.extractor.with_test(other))
+        _evaluate(on_other, checkpoint, report_dir / "tests" / name, command, log)
+    return rows
+
+
+def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log) -> list[Row]:
+    """On one test set."""
+    started, clock = datetime.now(UTC), time.perf_counter()
     extractor = evaluation.extractor
     test = extractor.data.splits.test
     if test is None:
@@ -87,7 +99,7 @@ def evaluate(
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        log=say if rank() == 0 else _silent,
+        log=log if rank() == 0 else _silent,
         on_features=keep,
     )
     if rank():
@@ -99,12 +111,12 @@ def evaluate(
         "machine": machine() | {"processes": world_size()},
     }
     add_intervals(rows, looked["pretrained"][1].labels)
-    say(f"\n{accuracy_table(rows)}\n")
+    log(f"\n{accuracy_table(rows)}\n")
     with local_only():
         report = kept_anyway(
             report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
         )
-    say(f"the whole report is in {report}")
+    log(f"the whole report is in {report}")
     return rows
 
 

@@ -5,7 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unlabeled.core.environment import versions
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
+from unlabeled.data.source import Source
 from unlabeled.distributed import gather_rows, rank, world_size
 from unlabeled.evaluation.cache import Key, TensorCache, code_hash
 from unlabeled.evaluation.features import Features, PixelNetwork, concatenate, extract, state_hash
@@ -54,6 +55,11 @@ class Extractor:
                 self._keep(made, {kind: keys[kind] for kind in missing}, self.cache)
             found |= {kind: _only(made, kind) for kind in missing}
         return _together({kind: features for kind, features in found.items() if features is not None})
+
+    def with_test(self, test: Source) -> "Extractor":
+        """The same on another test split; what is known of train stays."""
+        prints = {split: found for split, found in self._prints.items() if split == "train"}
+        return replace(self, data=self.data.with_test(test), passes=[], _prints=prints)
 
     def fingerprint(self, split: str) -> str | None:
         """Of ``train`` or ``test``, taken once: it asks for the size and time of every file."""

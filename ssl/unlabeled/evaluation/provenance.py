@@ -7,6 +7,7 @@ from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.shown import shown
 from unlabeled.data.fingerprint import fingerprint
+from unlabeled.data.lists.left_out import lines
 from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.weights import Checkpoint, folder_of
@@ -76,4 +77,6 @@ def _of_data(data: DataModule) -> dict[str, Any]:
         "test_fingerprint": fingerprint(data.splits.test, moved=True),
         "corrupt_images": len(data.corrupt),
         "corrupt_names": data.corrupt[:100],
+        "left_out": lines(data.splits.left_out),
+        "warnings": list(data.splits.warnings),
     }

@@ -79,6 +79,7 @@ class Pretraining(pl.LightningModule):
         # callbacks that look at each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
+        self.data_identity: dict[str, Any] | None = None  # of what is trained on, where the first process knows it
         self.steps_taken = 0  # by this process, since it was started
 
     @property
@@ -197,6 +198,7 @@ class Pretraining(pl.LightningModule):
         self.faults.check_weights(self)
         checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config
+        checkpoint["data"] = self.data_identity
         checkpoint["progress"] = self.progress._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.resuming import check_fits
 from unlabeled.training.run_lock import RunLock
+from unlabeled.training.same_data import DATA_FILES, has_moved, same_data
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 
@@ -50,7 +51,11 @@ class Run:
         if begun is not None:
             check_fits(begun, self.module)
         if self.trainer.is_global_zero:
-            if begun is None or resolved.get("resume") == "override" or not (run_dir / "config.yaml").exists():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            same = same_data(self.data.splits.train, run_dir / DATA_FILES, begun, resolved)
+            self.module.data_identity = None if same is None else same.brief()
+            written, override = run_dir / "config.yaml", resolved.get("resume") == "override"
+            if begun is None or override or not written.exists() or has_moved(written, resolved):
                 write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
             if begun is None:  # drop what a run left that never reached its first checkpoint

@@ -1,5 +1,6 @@
 """Byte ranges of local files and of an object store, and the patterns that name files."""
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -64,3 +65,51 @@ def test_whatever_a_store_raises_is_one_line_with_the_address(monkeypatch: pytes
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "isfile", refuse)
     with pytest.raises(UserError, match=r"^memory:..x.a\.tar cannot be reached \(RuntimeError: no credentials for you"):
         match_files("memory://x", "a.tar", "data.train", "tar")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..99999999999}", "{0..9}" * 9, "{1..1}" * 3000 + "{0..1000000}", "{0.." + "9" * 5000 + "}"]
+)
+def test_names_that_braces_stand_for_are_counted_before_they_are_made(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"names, more than 1,000,000; give fewer, or a pattern with \*$"):
+        expand_braces(pattern)
+
+
+def test_a_range_that_counts_down_is_refused_and_braces_without_a_choice_are_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stands for no name: a range counts up, \{0\.\.9\}; give"):
+        expand_braces("a{5..2}")
+    assert expand_braces("a{x}-{1..2}") == ["a{x}-1", "a{x}-2"]
+
+
+def test_two_stars_enter_each_folder_once_and_a_file_counts_once_whatever_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("t-0.tar", "deep/t-1.tar", "deep/deeper/t-2.tar", "deep/u-3.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for loop in ("loop", "deep/loop", "deep/deeper/loop"):
+        (tmp_path / loop).symlink_to(tmp_path)
+    expected = [f"{tmp_path}/{name}" for name in ("deep/deeper/t-2.tar", "deep/t-1.tar", "t-0.tar")]
+    assert match_files(str(tmp_path), "**/t-*.tar", "data.train", "tar") == expected
+    assert match_files(str(tmp_path), "deep/**/t-*.tar", "data.train", "tar") == expected[:2]
+    (tmp_path / "t-9.tar").symlink_to("t-0.tar")
+    assert match_files(str(tmp_path), "t-*.tar", "data.train", "tar") == expected[2:]
+    assert "1 names lead to files that others name already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["a[0-9]", "b*", "c?{x,y}"])
+def test_marks_of_patterns_in_the_name_of_a_folder_are_part_of_the_name(tmp_path: Path, folder: str) -> None:
+    for each in (folder, "a1", "bb", "cxx"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "t-0.tar").write_bytes(b"x")
+    for pattern in ("t-*.tar", "**/t-0.tar", "t-{0..0}.tar"):
+        assert match_files(str(tmp_path / folder), pattern, "data.train", "tar") == [f"{tmp_path}/{folder}/t-0.tar"]
+
+
+def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    for read in (lambda path: open_file(path), lambda path: read_range(path, 0, 1), lambda path: file_stamps([path])):
+        with pytest.raises(OSError, match=r"a\.tar is a FIFO, not a regular file$"):
+            read(str(tmp_path / "a.tar"))
+    with pytest.raises(UserError, match=r"matches no file"):
+        match_files(str(tmp_path), "a.tar", "data.train", "tar")

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -25,7 +26,7 @@ def names(source: Source, root: Path) -> list[str]:
 def refusal(**given: str) -> str:
     path = given.pop("path")
     with pytest.raises(UserError) as caught:
-        folder(path, given.get("train"), given.get("test"), 4, given.get("labels", "auto"))
+        folder(path, given.get("train"), given.get("test"), 4, cast(Any, given.get("labels", "auto")))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -115,11 +116,20 @@ def test_test_images_among_the_train_images_are_refused(tmp_path: Path) -> None:
         assert "which is trained on" in refusal(path=str(tmp_path), train=".", test=test)
 
 
-def test_classes_that_differ_between_train_and_test_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_that_train_lacks_is_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "test/bb/4.png")
     message = refusal(path=str(tmp_path))
-    assert message.startswith(f"{tmp_path}/train/b is a class that {tmp_path}/test lacks (2 such)")
+    assert message.startswith(f"{tmp_path}/test/bb is a class that {tmp_path}/train lacks (1 such)")
     assert "data.test" in message
+
+
+def test_a_test_split_without_a_class_goes_by_the_names_and_says_so(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "train/c/3.png", "test/c/4.png", "test/a/5.png")
+    (tmp_path / "test" / "b").mkdir()
+    splits = folder(str(tmp_path), image_size=4)
+    assert splits.test is not None
+    assert (splits.test.classes, splits.test.labels.tolist()) == (["a", "b", "c"], [0, 2])
+    assert splits.warnings == [f"{tmp_path}/test has no image of 1 of the 3 classes of train (b)"]
 
 
 def test_a_test_split_for_images_without_labels_is_refused_when_asked_for(tmp_path: Path) -> None:

@@ -102,6 +102,77 @@ def test_a_record_is_its_key_up_to_the_first_dot_and_gives_its_first_image_only(
     assert opened(tmp_path, labels="none").train.classes == opened(tmp_path, labels="cls").train.classes == []
 
 
+def labelled(source: Source) -> list[tuple[int, int]]:
+    return list(zip(reds(source), source.labels.tolist(), strict=True))
+
+
+def test_members_of_a_record_may_stand_anywhere_and_in_any_letter_case(tmp_path: Path) -> None:
+    images = {f"{n}.{end}": png(n) for n, end in ((1, "png"), (2, "PNG"), (3, "Png"))}
+    labels = {f"{n}.{end}": str(n).encode() for n, end in ((3, "cls"), (1, "CLS"), (2, "Cls"))}
+    for members in (images | labels, labels | images):
+        put(tmp_path, train=tar(members))
+        splits = opened(tmp_path)
+        assert labelled(splits.train) == [(1, 1), (2, 2), (3, 3)]
+        assert splits.left_out == {}
+
+
+def test_a_key_that_comes_again_is_another_record(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        for name, data in (("a.cls", b"0"), ("a.png", png(1)), ("b.png", png(2)), ("a.cls", b"1"), ("a.png", png(3))):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    put(tmp_path, train=stream.getvalue())
+    assert labelled(opened(tmp_path).train) == [(1, 0), (2, -1), (3, 1)]
+
+
+def test_dots_within_names_are_part_of_them_but_for_kinds_that_stand_beside_images(tmp_path: Path) -> None:
+    members = {
+        "frame.1.5.png": png(1),
+        "frame.1.5.cls": b"5",
+        "frame.1.6.PNG": png(2),
+        "frame.1.6.cls": b"6",
+        "clip.v2.png": png(3),
+        "clip.cls": b"7",
+        "x.png": png(4),
+        "x.seg.png": png(9),
+        "y.seg.png": png(9),  # its record has lost its image
+        "._x.png": b"of a Mac",
+    }
+    put(tmp_path, train=tar(members))
+    splits = opened(tmp_path)
+    assert labelled(splits.train) == [(1, 5), (2, 6), (3, 7), (4, -1)]
+    assert splits.left_out == {
+        "hidden members": {"count": 1, "examples": ["._x.png"]},
+        "further images of a record": {"count": 2, "examples": ["x.seg.png", "y.seg.png"]},
+    }
+
+
+def test_members_without_an_extension_are_told_by_their_content_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    members = {"n01/1": png(1), "n01/1.cls": b"2", "README": b"text", "a.txt": b"a", "b.txt": b"b", "c.txt": b"c"}
+    put(tmp_path, train_0=tar(members), train_1=tar({"d.txt": b"d", "e.cls": b"1", "f.tiff.bak": b""}))
+    splits = opened(tmp_path)
+    assert labelled(splits.train) == [(1, 2)]
+    assert splits.left_out == {
+        "members that are no image and no label": {"count": 6, "examples": ["README", "a.txt", "b.txt"]},
+        "labels without an image": {"count": 1, "examples": ["e"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "record", [b"0 path=x\n", b"-9 size=1\n", b"99 size=-512\n", b"x path=y\n", b"13 size=-9999\n"]
+)
+def test_a_hostile_header_is_damage_and_does_not_hang(tmp_path: Path, record: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    header = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+    put(tmp_path, train_0=tar({"a.png": png(1)})[:1024] + header + tar({"b.png": png(2)}))
+    splits = opened(tmp_path)
+    assert reds(splits.train) == [1]
+    assert "damaged from byte" in splits.corrupt[0]
+
+
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_names_beyond_ascii_are_read(tmp_path: Path, kind: int) -> None:
     name = "größe/" + "x" * 120
@@ -180,7 +251,9 @@ def test_a_damaged_header_and_other_files_are_said_and_cost_what_lies_behind(tmp
 
 def test_shards_without_any_image_are_refused_with_the_reason(tmp_path: Path) -> None:
     put(tmp_path, train=tar({"a.txt": b"x"}))
-    assert refusal(tmp_path).startswith(f"data.train=train*.tar: no image in {tmp_path}/train.tar; give")
+    assert refusal(tmp_path).startswith(
+        f"data.train=train*.tar: no image in {tmp_path}/train.tar: 1 members that are no image and no label (a.txt);"
+    )
     put(tmp_path, train=b"text" * 300)
     assert "train.tar: no tar file" in refusal(tmp_path)
 

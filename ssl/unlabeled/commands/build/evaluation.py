@@ -40,6 +40,7 @@ def complete_config(
 ) -> DictConfig:
     """The configuration of an evaluation, with what it leaves open taken from the checkpoint's own run.
 
+    ``data`` without a ``_target_`` holds single keys of the run's own data: ``data.path``, where its images are now.
     What comes from the checkpoint is checked first, see :mod:`unlabeled.commands.from_file`.
 
     Raises:

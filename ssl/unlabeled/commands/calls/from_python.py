@@ -84,7 +84,7 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
 
     given = overrides_of(({} if out is None else {"run_dir": out}) | keys) + list(overrides)
     _refuse(given, NO_TRAINING)
-    config = composed("train", given := completed(given, say=_silent))
+    config = composed("train", given := completed(given, log=_silent))
     with _as_found(), user_errors(conf_folder(), "train", given):
         try:
             trained = pretrain(config, shlex.join(["unlabeled", "train", *given]), _silent)
@@ -104,13 +104,13 @@ def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Re
     Raises:
         UserError: a mistake, with the line that the command would print.
     """
-    from unlabeled.commands.evaluate.evaluate import judge
+    from unlabeled.commands.evaluate.evaluate import evaluate_checkpoint
 
     given = overrides_of({_kind(run): _path(run)} | keys) + list(overrides)
     _refuse(given, NO_JUDGING)
     config = composed("eval_linear", given := with_data_source(given))
     with _as_found(), user_errors(conf_folder(), "eval_linear", given):
-        results = judge(config, shlex.join(["unlabeled", "evaluate", *given]), _silent)
+        results = evaluate_checkpoint(config, shlex.join(["unlabeled", "evaluate", *given]), _silent)
     assert results is not None
     return results
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unlabeled.evaluation.reporting.results import Results
 
 
-def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) -> "Results | None":
+def evaluate_checkpoint(config: DictConfig, command: str, log: Callable[[str], None] = print) -> "Results | None":
     """One checkpoint, one report, whose results are returned; or something else that the configuration asks for."""
     check_command(config, conf_folder() / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
@@ -27,13 +27,13 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         from unlabeled.evaluation.comparison.compare import compare
 
         check_no_other_overrides("compare", "report_dir")
-        say(compare(given["compare"], config.report_dir))
+        log(compare(given["compare"], config.report_dir))
         return None
     if config.ensemble is not None:
         from unlabeled.evaluation.comparison.ensemble_of_runs import ensemble
 
         check_no_other_overrides("ensemble", "report_dir")
-        say(ensemble(given["ensemble"], config.report_dir))
+        log(ensemble(given["ensemble"], config.report_dir))
         return None
     with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation, build_self_test, complete_config
@@ -51,7 +51,7 @@ def judge(config: DictConfig, command: str, say: Callable[[str], None] = print) 
     checkpoint = read_checkpoint(path)
     with process_group(config.accelerator):
         evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
-        rows = evaluate(evaluation, checkpoint, report_dir, command, say)
+        rows = evaluate(evaluation, checkpoint, report_dir, command, log)
     return Results(rows, report_dir / "report.html")
 
 
@@ -63,4 +63,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def job(config: DictConfig) -> None:
     """As typed."""
-    judge(config, typed_command())
+    evaluate_checkpoint(config, typed_command())

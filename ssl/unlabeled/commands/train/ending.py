@@ -32,7 +32,7 @@ def training_of(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def tell(run_dir: Path, rows: Sequence[Row], say: Callable[[str], None], one_of_many: bool = False) -> None:
+def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_many: bool = False) -> None:
     """Three results, and what to do next.
 
     Args:
@@ -41,15 +41,15 @@ def tell(run_dir: Path, rows: Sequence[Row], say: Callable[[str], None], one_of_
         say: gets it line by line.
         one_of_many: a job of a sweep, after which the next one comes.
     """
-    say("")
+    log("")
     for line in (_quality(rows), _doubt(rows), _health(run_dir), _speed(run_dir)):
         if line:
-            say(line)
+            log(line)
     if one_of_many:
         return
-    say("next:")
+    log("next:")
     for what, command in _next(run_dir, rows):
-        say(f"  {what:<26}  {command}")
+        log(f"  {what:<26}  {command}")
 
 
 def _quality(rows: Sequence[Row]) -> str:

@@ -50,7 +50,7 @@ class Pick:
     why: str
 
 
-def completed(arguments: Sequence[str], say: Callable[[str], None] = print) -> list[str]:
+def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> list[str]:
     """The arguments of a training, with the source of ``data=PATH`` and what suits its images where that is left open.
 
     Raises:
@@ -64,11 +64,11 @@ def completed(arguments: Sequence[str], say: Callable[[str], None] = print) -> l
     seen = look(path, [each for each in named if each.startswith(("data", "--config-dir"))])
     picks = [_open(pick, asked) for pick in pick_for(seen, dict(each.split("=", 1) for each in named if "=" in each))]
     picks = [pick for pick in picks if pick.values]
-    say(str(seen))
+    log(str(seen))
     lines = [" ".join(f"{key}={value}" for key, value in pick.values.items()) for pick in picks]
     width = min(60, max(map(len, lines), default=0))
     for line, pick in zip(lines, picks, strict=True):
-        say(f"  {line:<{width}}  {pick.why}")
+        log(f"  {line:<{width}}  {pick.why}")
     return named + [f"{key}={value}" for pick in picks for key, value in pick.values.items()]
 
 

@@ -36,7 +36,7 @@ class Trained:
     ended: bool = False  # whether this process has trained to the end and is the one that says so
 
 
-def train(config: DictConfig, command: str, say: Callable[[str], None] = print) -> Trained:
+def train(config: DictConfig, command: str, log: Callable[[str], None] = print) -> Trained:
     """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step.
 
     Args:
@@ -87,9 +87,9 @@ def train(config: DictConfig, command: str, say: Callable[[str], None] = print) 
         if judged:
             with local_only():
                 evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-                rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, say)
+                rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, log)
         else:
-            say(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
+            log(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
         speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
         log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
         return Trained(run_dir, rows, ended=True)

@@ -5,16 +5,27 @@ from typing import Any
 
 from unlabeled.core.shown import in_markdown
 from unlabeled.data.inspect.perceptual import SIDE
+from unlabeled.data.lists.left_out import lines
 
 
 def format_report(report: dict[str, Any], most: int) -> str:
     """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
     parts = [f"# {in_markdown(report['data'])}"]
+    parts += _whole(report)
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
     parts += _exact(report["duplicates"]["exact"], "test" in report["splits"], most)
     parts += _near(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
     parts += [_normalisation(report["normalisation"]), _speed(report["speed"], report["splits"])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _whole(report: dict[str, Any]) -> list[str]:
+    """What the data set was taken for, and what of it is not used."""
+    rows = [f"- {each}" for each in report["understood"]]
+    rows += [f"- left out: {each}" for each in lines(report["left_out"])]
+    rows += [f"- damaged: {each}" for each in report["damaged"]]
+    rows += [f"- **warning**: {each}" for each in report["warnings"]]
+    return ["\n".join(rows)]
 
 
 def _split(name: str, split: dict[str, Any], most: int) -> list[str]:

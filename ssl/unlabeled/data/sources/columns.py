@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.phrases import shorten_list
 from unlabeled.core.shown import shown
-from unlabeled.data.sources.files import shorten_list
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (

@@ -1,20 +1,28 @@
 """Local files, and those of object stores (``s3://``, ``gs://``, ``https://`` through fsspec), read by byte ranges."""
 
+import fnmatch
 import glob
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from unlabeled.core.phrases import one_line, shorten_list
+from unlabeled.core.reading import open_regular, require_regular, shown_path
+from unlabeled.data.lists.left_out import LeftOut
+from unlabeled.data.lists.walk import walk
 from unlabeled.errors import UserError
 
 _AT_ONCE = 16  # requests to an object store, whose answers take long and whose lines are broad
 _OPEN_FILES = 64  # kept open by a process
 _VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # what the stores call it
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+MOST_NAMES = 1_000_000  # that one pattern may stand for
 _Result = TypeVar("_Result")
 
 
@@ -34,7 +42,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 def open_file(path: str) -> IO[bytes]:
     """The file, to be read from its beginning to its end."""
     if not is_url(path):
-        return open(path, "rb", buffering=2**16)
+        return open_regular(path)
     file: IO[bytes] = _ask_filesystem(
         path, lambda system, inside: system.open(inside, "rb", block_size=2**24, cache_type="readahead")
     )
@@ -76,7 +84,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
             " fetch them, or give a pattern with *, which takes those that are there"
         )
     if not missing:
-        return sorted(set(itertools.chain.from_iterable(each)))
+        return _each_once(sorted(set(itertools.chain.from_iterable(each))))
     there = [] if is_url(base) else sorted(os.path.basename(name) for name in glob.glob(glob.escape(prefix) + "*"))
     if not there and not is_url(base) and not os.path.isdir(base):
         raise UserError(f"data.path={path} does not exist ({os.path.abspath(base)}): give the {kind} files' folder")
@@ -86,39 +94,45 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first."""
-    braces = re.search(r"\{([^{}]*)\}", pattern)
-    if braces is None:
-        return [pattern]
-    span = _RANGE.fullmatch(braces[1])
-    if span is not None:
-        options = [f"{number:0{len(span[1])}}" for number in range(int(span[1]), int(span[2]) + 1)]
-    elif "," in braces[1]:
-        options = braces[1].split(",")
-    else:
-        return [pattern]
-    rest = expand_braces(pattern[braces.end() :])
-    return [pattern[: braces.start()] + option + end for option in options for end in rest]
+    """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
+
+    Raises UserError, before a name is made, where there would be none, or more than :data:`MOST_NAMES`.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)  # between braces, and what is in them, in turn
+    options = [_options(part) if place % 2 else range(1) for place, part in enumerate(parts)]
+    count = math.prod(map(len, options))
+    if not 0 < count <= MOST_NAMES:
+        many = "no name: a range counts up, {0..9}" if not count else f"{count:,} names, more than {MOST_NAMES:,}"
+        raise UserError(f"the pattern {pattern} stands for {many}; give fewer, or a pattern with *")
+    made = ([part] if place % 2 == 0 else _spelled(part) for place, part in enumerate(parts))
+    return ["".join(chosen) for chosen in itertools.product(*made)]
 
 
-def shorten_list(names: Sequence[str]) -> str:
-    """The first ten, and how many there are."""
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
+def _options(braces: str) -> Sequence[Any]:
+    """As many elements as the braces stand for: counted, and not made."""
+    span = _RANGE.fullmatch(braces)
+    if span is None:
+        return braces.split(",")
+    first, last = (int(digits[-19:]) if len(digits.lstrip("0")) < 19 else 10**18 for digits in span.groups())
+    return range(first, last + 1)
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())
+def _spelled(braces: str) -> list[str]:
+    options = _options(braces)
+    if isinstance(options, range):
+        width = braces.index(".")
+        return [f"{number:0{width}}" for number in options]
+    return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # nothing to choose from: they are part of a name
 
 
 @lru_cache(_OPEN_FILES)
 def _open_file(path: str) -> IO[bytes]:
-    return open(path, "rb", buffering=0)
+    return open_regular(path)
 
 
 def _stamp(path: str) -> list[Any]:
     if not is_url(path):
-        status = os.stat(path)
+        status = require_regular(path)
         return [path, status.st_size, status.st_mtime_ns]
     info = _ask_filesystem(path, lambda system, inside: system.info(inside))
     version = next((info[key] for key in _VERSIONS if key in info), "")
@@ -131,15 +145,59 @@ def is_file(path: str) -> bool:
     return bool(_ask_filesystem(path, lambda system, inside: system.isfile(inside)))
 
 
+def _each_once(paths: list[str]) -> list[str]:
+    """Of each file the first name, whatever links lead to it; what is dropped is said."""
+    if any(map(is_url, paths)):
+        return paths
+    kept: dict[tuple[int, int], str] = {}
+    for path in paths:
+        status = os.stat(path)
+        kept.setdefault((status.st_dev, status.st_ino), path)
+    again = [shown_path(path) for path in paths if path not in {*kept.values()}] if len(kept) < len(paths) else []
+    if again:
+        print(
+            f"data: {len(again)} names lead to files that others name already, and are left out: {shorten_list(again)}"
+        )
+    return [*kept.values()]
+
+
 def _found(prefix: str, pattern: str) -> list[str]:
     if not is_url(prefix):
-        there = [prefix + pattern] if os.path.isfile(prefix + pattern) else []
-        return there or [one for one in glob.glob(glob.escape(prefix) + pattern, recursive=True) if os.path.isfile(one)]
+        if os.path.isfile(prefix + pattern):
+            return [prefix + pattern]
+        return [one for one in _globbed(prefix, pattern) if os.path.isfile(one)]
     if not glob.has_magic(pattern):
         return [prefix + pattern] if is_file(prefix + pattern) else []
     return _ask_filesystem(
-        prefix + pattern, lambda system, inside: [str(system.unstrip_protocol(one)) for one in system.glob(inside)]
+        glob.escape(prefix) + pattern,
+        lambda system, inside: [str(system.unstrip_protocol(one)) for one in system.glob(inside)],
     )
+
+
+def _globbed(prefix: str, pattern: str) -> list[str]:
+    """As ``glob.glob``, but that ``**`` enters each folder once: glob goes round a link to a folder above 40 times."""
+    if "**" not in pattern:
+        return glob.glob(glob.escape(prefix) + pattern)
+    base = os.path.dirname(prefix) or "."
+    wanted = glob.escape(prefix[len(os.path.join(base, "")) :] if os.path.dirname(prefix) else prefix) + pattern
+    left_out: LeftOut = {}
+    names = [
+        os.path.normpath(os.path.join(folder.inside, name))
+        for folder in walk(Path(base), left_out)
+        for name in folder.names
+    ]
+    parts = wanted.split("/")
+    return [os.path.join(base, name) for name in names if _fits(name.split(os.sep), parts)]
+
+
+def _fits(name: list[str], pattern: list[str]) -> bool:
+    """Whether folders and file name are those of a pattern, in which ``**`` is any number of folders."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        rest = pattern[1:] or ["*"]
+        return any(_fits(name[skipped:], rest) for skipped in range(len(name)))
+    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _fits(name[1:], pattern[1:])
 
 
 def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Result:

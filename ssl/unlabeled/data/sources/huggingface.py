@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.reading import name_inside, read_text, require_regular
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
+from unlabeled.data.lists.index import make_index
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     ColumnData,
@@ -20,8 +23,6 @@ from unlabeled.data.sources.columns import (
     require_labels_below,
     require_same_split,
 )
-from unlabeled.data.sources.files import one_line, shorten_list
-from unlabeled.data.sources.index import make_index
 from unlabeled.data.sources.records import RecordSource
 from unlabeled.errors import UserError
 
@@ -94,10 +95,21 @@ def _files(base: Path, split: str, given: str) -> list[str]:
             f"{given}: {folder.absolute()} is no data set that save_to_disk wrote (no state.json); data.path={base}"
             f" has these splits: {shorten_list(there)}"
         )
-    content = parse_json(state.read_text())
-    if content.get("_indices_files") or content.get("_indices_data_files"):
+    text = read_text(state, str(state))
+    try:
+        content = parse_json(text)
+        selected = content.get("_indices_files") or content.get("_indices_data_files")
+        files = [name_inside(file["filename"], str(state)) for file in content["_data_files"]]
+    except UserError:  # a ValueError too
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{given}: {state} is not what save_to_disk writes ({type(error).__name__}: {one_line(error)[:200]}); "
+            "fetch the folder again"
+        ) from error
+    if selected:
         raise UserError(f"{folder} holds a selection of rows: save it again after Dataset.flatten_indices()")
-    names = [str(folder / file["filename"]) for file in content["_data_files"]]
+    names = [str(folder / file) for file in files]
     missing = [name for name in names if not Path(name).is_file()]
     if missing:
         raise UserError(
@@ -111,6 +123,7 @@ def _open(name: str) -> tuple[int, Any]:
     import pyarrow as pa
 
     try:
+        require_regular(name)
         mapped = pa.memory_map(name)
         start = mapped.read_buffer().address
         mapped.seek(0)

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.reading import name_inside
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
+from unlabeled.data.lists.index import IndexNote, load_or_build
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import (
     MAX_CLASSES,
@@ -23,8 +26,7 @@ from unlabeled.data.sources.columns import (
     require_labels_below,
     require_same_split,
 )
-from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths, one_line, open_file
-from unlabeled.data.sources.index import IndexNote, load_or_build
+from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths, open_file
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.errors import UserError
 
@@ -61,7 +63,7 @@ def litdata(
     Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.sources.index.load_or_build`. Chunks that are cut short give
+    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Chunks that are cut short give
     the items before the cut, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
@@ -89,10 +91,19 @@ def _read(path: str, split: str, key: str, image: str | None, label: str | None,
     file = f"{base}/index.json" if split == "." else f"{base}/{split}/index.json"
     if not is_file(file):
         raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
-    with open_file(file) as stream:
-        content = json.load(stream)
-    leaves = _leaves(content["config"], file, image, label)
-    paths = [f"{file.removesuffix('index.json')}{chunk['filename']}" for chunk in content["chunks"]]
+    try:
+        with open_file(file) as stream:
+            content = json.loads(stream.read())
+        leaves = _leaves(content["config"], file, image, label)
+        names = [name_inside(each["filename"], file) for each in content["chunks"]]
+    except UserError:  # a ValueError too
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(
+            f"{key}={split}: {file} is not what litdata.optimize writes ({type(error).__name__}: "
+            f"{one_line(error)[:200]}); fetch the folder again"
+        ) from error
+    paths = [f"{file.removesuffix('index.json')}{name}" for name in names]
     if not paths:
         raise UserError(f"{key}={split}: {file} lists no chunk; give a folder that litdata.optimize filled")
     try:

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.reading import require_regular
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.source import CorruptImage, Splits
@@ -20,7 +22,7 @@ from unlabeled.data.sources.columns import (
     require_same_split,
     row_name,
 )
-from unlabeled.data.sources.files import match_files, one_line
+from unlabeled.data.sources.files import match_files
 from unlabeled.data.sources.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.errors import UserError
 
@@ -149,6 +151,7 @@ def _open(name: str, key: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
+        require_regular(name)
         return pq.ParquetFile(name)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name} is not a parquet file, or cut short ({one_line(error)}): change {key}") from error

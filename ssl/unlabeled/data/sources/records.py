@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.phrases import one_line
 from unlabeled.core.shown import shown
 from unlabeled.data.decode import decode_bytes
 from unlabeled.data.decoding import RGB, Decoding
+from unlabeled.data.lists.index import Index
 from unlabeled.data.source import CorruptImage
-from unlabeled.data.sources.files import one_line, read_range
-from unlabeled.data.sources.index import Index
+from unlabeled.data.sources.files import read_range
 
 
 class RecordSource:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.phrases import one_line
 from unlabeled.data.source import CorruptImage
-from unlabeled.data.sources.files import one_line
 
 WINDOW_BYTES = 2**28  # of encoded images, that a process keeps and an epoch's order mixes at a time
 

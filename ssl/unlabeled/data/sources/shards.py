@@ -7,15 +7,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
+from unlabeled.data.lists.index import Index, IndexNote, load_or_build
+from unlabeled.data.lists.left_out import LeftOut, lines, merged
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
-from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, one_line, open_file, shorten_list
-from unlabeled.data.sources.folder import readable_extensions
-from unlabeled.data.sources.index import Index, IndexNote, load_or_build
+from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, open_file
+from unlabeled.data.sources.members import Records
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.data.sources.tar import DamagedTar, TarMember, members
 from unlabeled.errors import UserError
@@ -28,6 +29,7 @@ class _Scanned:
     rows: np.ndarray  # int64 [n, 3]: offset, size, label
     names: list[bytes]
     problems: list[str]
+    left_out: LeftOut
 
 
 def shards(
@@ -45,13 +47,13 @@ def shards(
 ) -> Splits:
     """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
 
-    A record is the members of one KEY (the name up to its file name's first dot); its image is the first member whose
-    extension Pillow reads. Labels are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field
-    in ``KEY.json``, ``none`` nowhere; a record without it is unlabelled. Class names are their numbers, up to the
-    greatest label of train or ``num_classes``. Images are whole or ``square``, see
-    :func:`unlabeled.data.decode.to_rgb`.
+    A record is the members of one KEY (the name up to its file name's first dot), wherever they stand in the shard; its
+    image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
+    are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none``
+    nowhere; a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
+    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.sources.index.load_or_build`. Shards
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Shards
     that are cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
@@ -75,13 +77,14 @@ def shards(
     kind = f"{_count(classes)}, {describe_size(image_size, square)}"
     if test is None:
         counts = f"{len(source):,} images in {len(found):,} shards from {path}, no test split"
-        return decoding.of(Splits(source, None, f"{counts}, {kind}", _problems(listed)))
+        return decoding.of(Splits(source, None, f"{counts}, {kind}", _problems(listed), listed.note["left_out"]))
     other = _listed(held_out, labels, index, f"data.test={test}")
     counts = (
         f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
     )
     tests = _source(other, classes, image_size, square)
-    return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other)))
+    left_out = merged([listed.note["left_out"], other.note["left_out"]])
+    return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
 
 
 def _source(listed: Index, classes: list[str], image_size: int, square: bool) -> RecordSource:
@@ -115,7 +118,8 @@ def _listed(paths: list[str], labels: str, place: str | None, key: str) -> Index
         wanted, place, lambda note: bool(note["files"] == files), lambda: _scan(files, labels), always=far
     )
     if not len(listed):
-        reason = f": {listed.note['problems'][0]}" if listed.note["problems"] else ""
+        reasons = listed.note["problems"][:1] + lines(listed.note["left_out"])
+        reason = f": {'; '.join(reasons)}" if reasons else ""
         raise UserError(f"{key}: no image in {shorten_list(paths)}{reason}; give shards with members like KEY.jpg")
     return listed
 
@@ -134,39 +138,29 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
         "label": rows[:, 2],
         "name": [name for part in parts for name in part.names],
     }
-    return columns, {"files": files, "problems": [problem for part in parts for problem in part.problems]}
+    problems = [problem for part in parts for problem in part.problems]
+    return columns, {"files": files, "problems": problems, "left_out": merged(part.left_out for part in parts)}
 
 
 def _scan_shard(path: str, labels: str) -> _Scanned:
-    """The image of each record, in the shard's order, with the label that stands before or behind it."""
-    extensions, problems = {extension.encode() for extension in readable_extensions()}, list[str]()
-    rows: list[list[int]] = []
-    names, key, image, label = list[bytes](), (b"", b""), True, -1
-    for member, content in _members(path, problems, labels):
-        folder, _, name = member.name.rpartition(b"/")
-        stem, _, extension = name.partition(b".")
-        if key != (folder, stem):
-            key, image, label = (folder, stem), False, -1
-        if content is not None:
-            label = _label(content, labels, f"{path}/{os.fsdecode(member.name)}")
-            if image:
-                rows[-1][2] = label
-        elif not image and b"." + extension.lower() in extensions:
-            image = True
-            rows.append([member.offset, member.size, label])
-            names.append(member.name)
-    return _Scanned(np.array(rows, np.int64).reshape(-1, 3), names, problems)
+    """The image of each record, in the shard's order, with the label that stands anywhere in the shard."""
+    scan, problems = Records(labels, path), list[str]()
+    try:
+        for member, file in _members(path, problems):
+            scan.add(member, lambda size, file=file, member=member: _content(file, member, size))  # type: ignore[misc]
+    except OSError as error:
+        problems.append(f"{path}: {one_line(error)}; {len(scan.names):,} images are used")
+    rows, names = scan.found()
+    return _Scanned(rows, names, problems, scan.left_out)
 
 
-def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[TarMember, bytes | None]]:
-    """Whole members, with the content of those that hold a label; what ends them too early is a problem."""
-    suffix = {"cls": b".cls", "none": None}.get(labels, b".json")
+def _members(path: str, problems: list[str]) -> Iterator[tuple[TarMember, IO[bytes]]]:
+    """Whole members, with the file that they are in; what ends them too early is a problem."""
     with open_file(path) as file:
         length, count = file.seek(0, os.SEEK_END), 0
         try:
             for count, member in enumerate(members(file, length), 1):  # noqa: B007
-                read = suffix is not None and member.name.endswith(suffix)
-                yield member, _content(file, member) if read else None
+                yield member, file
         except DamagedTar as error:
             file.seek(0)
             packed = file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
@@ -174,24 +168,9 @@ def _members(path: str, problems: list[str], labels: str) -> Iterator[tuple[TarM
             problems.append(f"{path}: {problem}; {count:,} whole members are used")
 
 
-def _content(file: IO[bytes], member: TarMember) -> bytes:
+def _content(file: IO[bytes], member: TarMember, most: int) -> bytes:
     file.seek(member.offset)
-    return file.read(member.size)
-
-
-def _label(content: bytes, labels: str, name: str) -> int:
-    """The class number in a member; -1 where its field is not there, or null."""
-    try:
-        value = content.decode().strip() if labels == "cls" else parse_json(content).get(labels[5:])
-        label = -1 if value is None else int(value)
-        if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
-            raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{name}: no class number ({one_line(error)}): mend it, or give data.labels=none, or the field that holds "
-            "it"
-        ) from error
-    return label
+    return file.read(min(member.size, most))
 
 
 def _count(classes: list[str]) -> str:

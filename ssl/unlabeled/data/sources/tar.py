@@ -43,13 +43,18 @@ def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
             return
         member, kind = _parsed(header, place)
         member.size, start = member.size if size is None else size, place + _BLOCK
+        if member.size < 0:
+            raise DamagedTar(f"damaged from byte {place:,} on")
         if start + member.size > length:
             raise DamagedTar(f"cut short at byte {length:,}")
         place = start + -(-member.size // _BLOCK) * _BLOCK
         if kind == _LONG_NAME:
             name = file.read(member.size).rstrip(b"\0")
         elif kind == _NEXT:
-            name, size = _pax(file.read(member.size), name)
+            try:
+                name, size = _pax(file.read(member.size), name)
+            except ValueError as error:
+                raise DamagedTar(f"damaged from byte {start:,} on") from error
         elif kind != _ALL:
             if kind in _FILES:
                 yield TarMember(member.name if name is None else name, start, member.size)
@@ -70,10 +75,15 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
 
 
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
-    """Name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``."""
+    """Name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
+
+    Raises ValueError for what is none.
+    """
     size = None
     while records:
-        length = int(records.split(b" ")[0])
+        length = int(records.split(b" ", 1)[0])
+        if length < 5:
+            raise ValueError("a record without a value")
         key, _, value = records[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
         name = value if key == b"path" else name
         size = int(value) if key == b"size" else size

@@ -10,6 +10,7 @@ from unlabeled.evaluation.reporting.results_table import format_signed, format_u
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
+CORRUPT_LISTED = 3  # names in a doubt
 MOST_LISTED = 4  # rows that a doubt names
 Reference = Mapping[str, Any]  # as references_for gives it
 
@@ -74,7 +75,12 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
     if git.get("dirty"):
         found.append("The code had changes that are in no commit.")
     if isinstance(data, Mapping) and data.get("corrupt_images"):
-        found.append(f"{data['corrupt_images']} images could not be decoded and were left out.")
+        names, more = data.get("corrupt_names") or [], data["corrupt_images"] > CORRUPT_LISTED
+        few = f" ({'; '.join(names[:CORRUPT_LISTED])}{'; …' if more else ''})" if names else ""
+        found.append(f"{data['corrupt_images']} images could not be decoded and were left out{few}.")
+    if isinstance(data, Mapping):
+        found += [f"Of the data were left out: {each}." for each in data.get("left_out") or ()]
+        found += [f"{warning}." for warning in data.get("warnings") or ()]
     return found
 
 

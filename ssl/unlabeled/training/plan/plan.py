@@ -10,7 +10,9 @@ from torch import nn
 
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.writing import write_atomic
+from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
+from unlabeled.data.understood import all_left_out, understood
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
 from unlabeled.training.plan.checks import check_schedule
 from unlabeled.training.plan.trial import TrialResult
@@ -44,6 +46,9 @@ class RunPlan:
     steps_per_epoch: int
     epochs: float
     images: int  # in the training split
+    data: list[str]  # what it was taken for, a line for each split
+    left_out: LeftOut  # what lies beside the images, and corrupt ones
+    data_warnings: list[str]  # what looks like a mistake in the data, a sentence each
     device: str
     precision: str
     schedule: dict[str, list[float]]
@@ -99,6 +104,9 @@ def make_plan(
         steps_per_epoch=module.steps_per_epoch,
         epochs=epochs,
         images=len(data.train.labels),
+        data=understood(data.splits),
+        left_out=all_left_out(data.splits, data.corrupt),
+        data_warnings=list(data.splits.warnings),
         device=device,
         precision=precision,
         schedule=schedule,

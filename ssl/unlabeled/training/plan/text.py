@@ -3,6 +3,7 @@
 import textwrap
 from datetime import datetime, timedelta
 
+from unlabeled.data.lists.left_out import lines
 from unlabeled.objective import Check
 from unlabeled.training.plan.plan import RunPlan
 
@@ -13,9 +14,10 @@ SHOWN = 8  # failed checks in full; the others are in plan.json
 def format_plan(plan: RunPlan, name: str) -> str:
     """At most 40 lines for methods that name up to ten values and have up to ten parts."""
     failed = [check for check in plan.checks if not check.passed]
-    lines = [
+    told = [
         f"plan of {name}: {plan.steps:,} steps, {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps, "
         f"{plan.images:,} images",
+        *_data(plan),
         _line("batch", _batch(plan)),
         *(_row(label, values) for label, values in plan.schedule.items()),
         *_parameters(plan),
@@ -23,12 +25,25 @@ def format_plan(plan: RunPlan, name: str) -> str:
         _line("time", _time(plan)),
         _line("checks", f"{len(plan.checks) - len(failed)} passed, {len(failed)} failed"),
     ]
-    lines += [line for check in failed[:SHOWN] for line in _failed(check)]
-    return "\n".join(lines)
+    told += [line for check in failed[:SHOWN] for line in _failed(check)]
+    return "\n".join(told)
 
 
 def _line(label: str, value: str) -> str:
     return f"  {label:<{LABEL}}{value}"
+
+
+def _data(plan: RunPlan) -> list[str]:
+    """What the images were taken for, what was left out of them and what looks like a mistake."""
+    found = _wrapped("data", "; ".join(plan.data)) + _wrapped("left out", "; ".join(lines(plan.left_out)))
+    for warning in plan.data_warnings[:SHOWN]:
+        found += textwrap.wrap(f"  WARNING: {warning}", WIDTH, subsequent_indent="    ")
+    return found
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """Under one label as many lines as it takes."""
+    return [_line("" if number else label, line) for number, line in enumerate(textwrap.wrap(text, WIDTH - LABEL - 2))]
 
 
 def _batch(plan: RunPlan) -> str:
@@ -62,11 +77,10 @@ def _parameters(plan: RunPlan) -> list[str]:
             if part.parameters > part.trained
         ],
     }
-    lines = []
+    found = []
     for label, parts in groups.items():
-        for number, line in enumerate(textwrap.wrap(", ".join(parts), WIDTH - LABEL - 2)):
-            lines.append(_line("" if number else label, line))
-    return lines
+        found += _wrapped(label, ", ".join(parts))
+    return found
 
 
 def _step(plan: RunPlan) -> str:

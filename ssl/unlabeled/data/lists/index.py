@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.reading import require_regular
 from unlabeled.core.writing import Unwritable, check_folder, replacing
 from unlabeled.errors import UserError
 
 MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
-_FORMAT = 1  # of the kept files; another number makes them stale
+_FORMAT = 2  # of the kept files; another number makes them stale
 
 IndexNote = dict[str, Any]  # plain values that JSON holds
 
@@ -129,8 +130,9 @@ def _mapped(file: str) -> Index:
 def _read(file: Path) -> Index | None:
     """None where there is nothing that can be read: a process killed while it wrote leaves no half file, a disk may."""
     try:
+        require_regular(file)
         return _mapped(str(file))
-    except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # pyarrow's errors are ValueErrors
         return None
 
 

@@ -1,6 +1,5 @@
 """A kept list of images: reused while it is true, made again when it is not, shared by reference and never half."""
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unlabeled.data.lists import index as lists
+from unlabeled.data.lists.index import Index, load_or_build, make_index
 from unlabeled.data.source import Source
-from unlabeled.data.sources import index as lists
 from unlabeled.data.sources.folder import folder
-from unlabeled.data.sources.index import Index, load_or_build, make_index
 from unlabeled.errors import UserError
 
 COLUMNS: dict[str, np.ndarray | list[bytes]] = {"label": np.array([3, -1]), "name": [b"a", b"\xff\xc3"]}
@@ -89,7 +88,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Sou
     """Opens class folders under ``data`` whose list is kept in ``kept``; they have not changed for a while."""
     from PIL import Image
 
-    monkeypatch.setattr("unlabeled.data.sources.folder._SETTLED", 0)
+    monkeypatch.setattr("unlabeled.data.lists.listing._SETTLED", 0)
     for name in ("data/a/1.png", "data/a/2.png", "data/b/deep/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name)
@@ -105,8 +104,10 @@ def test_a_folder_is_listed_once_and_again_when_a_file_comes_or_goes_at_any_dept
 ) -> None:
     assert names(classes()) == ["1.png", "2.png", "3.png"]
     walked: list[Path] = []
-    walk = os.walk
-    monkeypatch.setattr("os.walk", lambda root, **given: walked.append(root) or walk(root, **given))  # type: ignore[func-returns-value]
+    from unlabeled.data.lists import listing
+
+    walk = listing.walk  # type: ignore[attr-defined]
+    monkeypatch.setattr(listing, "walk", lambda root, *rest: walked.append(root) or walk(root, *rest))  # type: ignore[func-returns-value]
     warm = classes()
     assert not walked
     assert (names(warm), warm.labels.tolist(), warm.classes) == (["1.png", "2.png", "3.png"], [0, 0, 1], ["a", "b"])
@@ -124,10 +125,10 @@ def test_a_folder_is_listed_once_and_again_when_a_file_comes_or_goes_at_any_dept
 def test_a_folder_that_changed_just_before_its_scan_is_scanned_again(
     tmp_path: Path, classes: Callable[[], Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unlabeled.data.sources.folder._SETTLED", 10**12)
+    monkeypatch.setattr("unlabeled.data.lists.listing._SETTLED", 10**12)
     classes()
     scans: list[Path] = []
-    from unlabeled.data.sources import folder as module
+    from unlabeled.data.lists import listing as module
 
     scan = module._scan
     monkeypatch.setattr(module, "_scan", lambda root: scans.append(root) or scan(root))  # type: ignore[func-returns-value]

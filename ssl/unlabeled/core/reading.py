@@ -1,0 +1,103 @@
+"""Opens files to read: regular ones and no others, as a FIFO, a socket or a device would hang or never end."""
+
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from unlabeled.core.shown import shown
+from unlabeled.errors import UserError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+_LONGEST = 400  # characters of a path in a message
+
+
+def kind_of(mode: int) -> str | None:
+    """What a file is by its ``st_mode``, in words; None for a regular one."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def require_regular(path: str | Path) -> os.stat_result:
+    """The status of a regular file, links followed. It is not opened.
+
+    Raises:
+        NotRegular: it is a folder, a FIFO, a socket or a device.
+        OSError: it is not there, or cannot be asked.
+    """
+    status = os.stat(path)
+    kind = kind_of(status.st_mode)
+    if kind is not None:
+        raise NotRegular(path, kind)
+    return status
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """A regular file, opened to be read as bytes; never waits for a FIFO.
+
+    Raises:
+        NotRegular: it is a folder, a FIFO, a socket or a device.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = kind_of(os.fstat(descriptor).st_mode)
+    if kind is not None:
+        os.close(descriptor)
+        raise NotRegular(path, kind)
+    return open(descriptor, "rb")
+
+
+def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
+    """The text of a regular file in UTF-8, with or without a mark of byte order.
+
+    Args:
+        path: of the file.
+        given: the key and value that name it, which the error begins with.
+        most: bytes that it may have.
+
+    Raises:
+        UserError: it is missing, no regular file, larger, or no UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > most:
+                raise UserError(f"{given}: {shown_path(path)} has more than {most:,} bytes; give a text file")
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{given}: byte {error.start:,} is no UTF-8; save the list as UTF-8") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{given}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{given}: {error.strerror or error}; give a text file that can be read") from error
+
+
+def shown_path(path: str | bytes | Path) -> str:
+    """A path as :func:`unlabeled.core.shown.shown` gives it; of a very long one the middle is left out."""
+    line = shown(os.fsdecode(path))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
+
+
+def name_inside(name: Any, given: str) -> str:
+    """A file's name that stands in another file, relative to that file's folder.
+
+    Raises:
+        UserError: it is no text, absolute, or leads out of the folder; ``given`` is the file that holds it.
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    if not all(parts) or ".." in parts or "\0" in parts[-1] or "::" in name or "://" in name:
+        raise UserError(f"{given} names {shown_path(str(name))}, which is no file below its folder; make it anew")
+    return str(name)
+
+
+class NotRegular(OSError):
+    """What should be a regular file is something else: one line that names it and says what it is."""
+
+    def __init__(self, path: str | Path, kind: str) -> None:
+        super().__init__(f"{shown_path(path)} is {kind}, not a regular file")
+        self.kind = kind

@@ -1,0 +1,189 @@
+"""Which images a run is trained on: noticed when files change, recognised when the whole has moved.
+
+Names from the common folder on, sizes, contents by samples, labels and order make the identity. Where a file lies and
+when it was written do not: a copy is the same data. Its times (of change too, ctime, which nobody can set) are only a
+hint: a file whose name, size and times are those of last time is not read again.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unlabeled.core.reading import open_regular, require_regular, shown_path
+from unlabeled.core.writing import replacing
+from unlabeled.data.fingerprint import HasFiles
+from unlabeled.data.memory import ArraySource
+from unlabeled.data.source import Source, shared_folder
+from unlabeled.data.sources.files import file_stamps, is_url, read_range
+from unlabeled.errors import UserError
+
+WHOLE = 2**14  # bytes: a file of no more is read whole
+_BLOCK = 2**12  # bytes: of a larger one so many at each of 4 places, of 64 MiB and more at 64 places
+_AT_ONCE, _CHUNK = 8, 512  # threads: a network's answers take long; files that one of them is given
+_NAMED = 3  # files in a message
+_Result = TypeVar("_Result")
+_Facts = tuple[int, int, int]  # size, time of writing, time of change; ns, or what a store says instead
+
+
+@dataclass
+class Identity:
+    """F files of a training split."""
+
+    digest: str  # of all but where and when
+    images: int
+    names: list[bytes]  # [F], from the folder on that all share
+    facts: np.ndarray  # int64 [F, 3], see _Facts; size -1: gone
+    contents: np.ndarray  # int64 [F], a hash
+
+    def brief(self) -> dict[str, Any]:
+        """What travels in a checkpoint."""
+        return {"digest": self.digest, "images": self.images, "files": len(self.names)}
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all; 50,000 files are 3 MB. Raises Unwritable."""
+        import pyarrow as pa
+
+        columns = {"name": pa.array(self.names, pa.large_binary()), "content": self.contents}
+        table = pa.table(columns | {name: self.facts[:, place] for place, name in enumerate(_COLUMNS)})
+        table = table.replace_schema_metadata({"digest": self.digest, "images": str(self.images)})
+        with (
+            replacing(path, sync=False) as part,
+            pa.OSFile(str(part), "wb") as out,
+            pa.ipc.new_file(out, table.schema) as writer,
+        ):
+            writer.write_table(table)
+
+
+_COLUMNS = ("size", "written", "changed")
+
+
+def read_identity(path: Path) -> Identity | None:
+    """What :meth:`Identity.write` wrote; None where it is not there or damaged: files are then read again."""
+    import pyarrow as pa
+
+    try:
+        require_regular(path)
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        facts = np.stack([table.column(name).to_numpy() for name in _COLUMNS], 1).astype(np.int64)
+        notes = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        names, contents = table.column("name").to_pylist(), table.column("content").to_numpy().astype(np.int64)
+        return Identity(notes["digest"], int(notes["images"]), names, facts, contents)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def identity_of(source: Source, before: Identity | None = None) -> Identity | None:
+    """Of a training split as it is now; None where nothing tells: a source of somebody else's.
+
+    Args:
+        source: the split; no image is decoded.
+        before: an earlier one, whose files are read again only where size or times differ.
+    """
+    digest = hashlib.sha256(f"{len(source)} {source.classes}\n".encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(source.labels.numpy()).data)
+    if isinstance(source, ArraySource):
+        content = hashlib.sha256(source.images.contiguous().numpy().data).digest()
+        names, facts = [b"images in memory"], np.array([[source.images.nbytes, 0, 0]])
+        contents = np.frombuffer(content[:8], np.int64)
+    elif isinstance(source, HasFiles):
+        paths = source.files()
+        shared = shared_folder(paths)
+        names = [os.fsencode(path.removeprefix(shared)) for path in paths]
+        facts = np.array(_many(_facts, paths), np.int64).reshape(-1, 3)
+        contents = _contents(paths, names, facts, before)
+        digest.update(source.within().encode())
+    else:
+        return None
+    for name, size, content in zip(names, facts[:, 0].tolist(), contents.tolist(), strict=True):
+        digest.update(b"%b\0%d %d\n" % (name, size, content))
+    return Identity(digest.hexdigest(), len(source), names, facts, contents)
+
+
+def changes(before: Identity, now: Identity) -> str:
+    """What has become of the files, in words: how many were added, removed, renamed, edited or exchanged."""
+    old = {name: place for place, name in enumerate(before.names)}
+    new = {name: place for place, name in enumerate(now.names)}
+    gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
+    where = {_content(before, old[name]): name for name in gone}
+    renamed = [(where[_content(now, new[name])], name) for name in come if _content(now, new[name]) in where]
+    edited = [name for name in old if name in new and _content(before, old[name]) != _content(now, new[name])]
+    held = {_content(before, old[name]) for name in edited}
+    exchanged = [name for name in edited if _content(now, new[name]) in held]
+    again = {name for pair in renamed for name in pair}
+    told = {
+        "removed": [name for name in gone if name not in again],
+        "added": [name for name in come if name not in again],
+        "renamed": [was + b" is " + name for was, name in renamed],
+        "exchanged": exchanged,
+        "edited": [name for name in edited if name not in {*exchanged}],
+    }
+    return "; ".join(_counted(word, names) for word, names in told.items() if names) or "labels, or their order, differ"
+
+
+def _counted(word: str, names: list[bytes]) -> str:
+    few = ", ".join(map(shown_path, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
+    return f"{len(names):,} {'file' if len(names) == 1 else 'files'} {word} ({few})"
+
+
+def _content(identity: Identity, place: int) -> tuple[int, int]:
+    return int(identity.facts[place, 0]), int(identity.contents[place])
+
+
+def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: Identity | None) -> np.ndarray:
+    """Hashes, those of unchanged files from ``before``."""
+    contents, unknown = np.zeros(len(paths), np.int64), np.ones(len(paths), bool)
+    if before is not None:
+        places = {name: place for place, name in enumerate(before.names)}
+        old = np.array([places.get(name, -1) for name in names], np.int64)
+        same = (old >= 0) & (before.facts[old] == facts).all(1) if len(before.names) else old >= 0
+        contents[same], unknown = before.contents[old[same]], ~same
+    rows = np.flatnonzero(unknown).tolist()
+    contents[rows] = _many(_hash, [(paths[row], int(facts[row, 0])) for row in rows])
+    return contents
+
+
+def _many(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
+    """The function of each, by threads: it waits for files."""
+    parts = [values[first : first + _CHUNK] for first in range(0, len(values), _CHUNK)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [found for part in pool.map(lambda part: [function(value) for value in part], parts) for found in part]
+
+
+def _facts(path: str) -> _Facts:
+    try:
+        if is_url(path):
+            _, size, version = file_stamps([path])[0]
+            return size, int.from_bytes(hashlib.sha256(str(version).encode()).digest()[:7]), 0
+        status = require_regular(path)
+    except (OSError, UserError):
+        return -1, 0, 0  # gone: an image that cannot be decoded
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _hash(file: tuple[str, int]) -> int:
+    """Of what a file holds at some places, all of it where it is small; 0 where it cannot be read."""
+    path, size = file
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for part in _parts(path, size):
+            digest.update(part)
+    except Exception:  # each store has errors of its own
+        return 0
+    return int.from_bytes(digest.digest(), signed=True)
+
+
+def _parts(path: str, size: int) -> list[bytes]:
+    count = 4 if is_url(path) else min(64, max(4, size >> 20))
+    places = [(size - _BLOCK) * number // (count - 1) for number in range(count)]
+    ranges = [(0, size)] if size <= WHOLE else [(place, _BLOCK) for place in places]
+    if is_url(path):
+        return [read_range(path, *span) for span in ranges]
+    with open_regular(path) as file:
+        return [os.pread(file.fileno(), length, place) for place, length in ranges]

@@ -1,0 +1,120 @@
+"""Which folders of a data set are its splits, and what looks like a mistake about them."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlabeled.data.lists.listing import Listing, first_image
+from unlabeled.errors import UserError
+
+TRAIN = ("train", "training")  # in any letter case
+TEST = ("test", "testing", "val", "valid", "validation")  # in this order, where data.test is not given
+_DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?")
+
+
+def splits_in(base: Path) -> dict[str, list[str]]:
+    """The folders that are splits by their names: of ``train``, and of ``test`` in order of preference."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
+    except OSError:  # a list, or a folder that may be entered and not listed
+        names = []
+    found = {
+        key: [name for name in names if name.lower() in known] for key, known in (("train", TRAIN), ("test", TEST))
+    }
+    found["test"].sort(key=lambda name: TEST.index(name.lower()))
+    return found
+
+
+def train_root(base: Path, train: str | None, tests: Sequence[str] = ()) -> Path:
+    """The folder to train on: ``train``, the one that is called so, or the whole; ``tests`` are no classes.
+
+    Raises:
+        UserError: it is not there; or it is not clear whether a folder is a split or a class.
+    """
+    if train is not None:
+        require_folder(base / train, f"data.train={train}")
+        return base / train
+    found = splits_in(base)
+    every = [*found["train"], *found["test"]]
+    if not every:
+        return base
+    if not found["train"]:
+        raise UserError(
+            f"data.path={base} holds {every[0]}/ but no train/: give data.train=<folder to train on>, or"
+            f" data.train=. if {every[0]} is a class"
+        )
+    if len(found["train"]) > 1:
+        raise UserError(f"data.path={base} holds {' and '.join(found['train'])}: give data.train=<one of them>")
+    own, beside = found["train"][0], first_image(base, [*every, *map(os.path.normpath, tests)])
+    if beside is not None:
+        raise UserError(
+            f"data.path={base} holds {own}/ and also {beside}: give data.train={own} to train on that folder only, or"
+            f" data.train=. if {own} is a class"
+        )
+    return base / own
+
+
+def test_root(base: Path, own: Path, test: str | None) -> Path | None:
+    """The folder to test on: ``test``, else the first that is called so beside ``own``, the folder to train on.
+
+    Raises:
+        UserError: it is not there, or lies in what is trained on.
+    """
+    if test == "none":
+        return None
+    if test is None:
+        beside = [] if own.resolve() == base.resolve() else splits_in(base)["test"]
+        return next((base / name for name in beside if (base / name).resolve() != own.resolve()), None)
+    require_folder(base / test, f"data.test={test}")
+    if (base / test).resolve().is_relative_to(own.resolve()):
+        raise UserError(f"data.test={test} lies in {own}, which is trained on: give data.train=<another folder>")
+    return base / test
+
+
+def require_folder(folder: Path, given: str) -> None:
+    """Raises UserError, with the key and value ``given``, unless it is one."""
+    if folder.is_dir():
+        return
+    problem = "is a file" if folder.exists() else "does not exist"
+    raise UserError(f"{given}: {folder.absolute()} {problem}; give a folder of images")
+
+
+def unused_splits(base: Path, used: list[Path]) -> list[str]:
+    """A sentence about folders that are splits by their names and are not used."""
+    found, taken = splits_in(base), {path.resolve() for path in used}
+    if base.resolve() in taken:
+        return []
+    unused = [name for name in (*found["train"], *found["test"]) if (base / name).resolve() not in taken]
+    return [f"{base} holds {', '.join(unused)} too, not used: data.test={unused[0]} would test on it"] if unused else []
+
+
+def class_warnings(listed: Listing, guessed: bool) -> list[str]:
+    """What looks like a mistake in classes that are sub-folders; ``guessed``: nobody said that they are."""
+    if not (listed.of_folder and guessed and listed.classes):
+        return []
+    found, dates = [], [name for name in listed.classes if _DATE.fullmatch(name)]
+    if dates and len(dates) == len(listed.classes):
+        few = ", ".join(dates[:3]) + (", …" if len(dates) > 3 else "")
+        found.append(f"the classes of {listed.where} look like dates ({few}): give data.labels=none if they are none")
+    within = _splits_within(listed)
+    if within:
+        name, splits = next(iter(within.items()))
+        found.append(
+            f"{listed.where}: {name} is taken for a class, and holds {' and '.join(sorted(splits))}, which look like "
+            f"splits: give data.path={listed.where}{os.sep}{name} if they are"
+        )
+    odd = [name for name in listed.classes if name.lower() in (*TRAIN, *TEST)]
+    if odd:
+        found.append(f"{listed.where}: {odd[0]} is taken for a class, and has the name of a split")
+    return found
+
+
+def _splits_within(listed: Listing) -> dict[str, set[str]]:
+    """Of each class the folders right in it that are called like splits."""
+    found: dict[str, set[str]] = {}
+    for inside, _ in listed.index.note.get("folders", ()):
+        owner, _, name = inside.partition(os.sep)
+        if owner in listed.classes and name.lower() in (*TRAIN, *TEST):
+            found.setdefault(owner, set()).add(name)
+    return found

@@ -1,0 +1,46 @@
+"""What a data set holds that is not used: how many of each kind, with examples, so that nothing is lost in silence."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from unlabeled.core.reading import shown_path
+
+EXAMPLES = 3  # names of each kind
+
+LeftOut = dict[str, dict[str, Any]]  # reason → {"count": n, "examples": names}: plain values that JSON holds
+
+
+def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
+    """Count one file or member under a reason, which reads well behind a number: "broken links"."""
+    found = left.setdefault(reason, {"count": 0, "examples": []})
+    found["count"] += 1
+    if len(found["examples"]) < EXAMPLES:
+        found["examples"].append(shown_path(name))
+
+
+def merged(parts: Iterable[LeftOut]) -> LeftOut:
+    """The sums of several, with the first examples."""
+    total: LeftOut = {}
+    for part in parts:
+        for reason, found in part.items():
+            sums = total.setdefault(reason, {"count": 0, "examples": []})
+            sums["count"] += found["count"]
+            sums["examples"] = (sums["examples"] + found["examples"])[:EXAMPLES]
+    return total
+
+
+def of_corrupt(names: list[str]) -> LeftOut:
+    """Images that could not be decoded, by their names or by name and reason."""
+    left: LeftOut = {}
+    for name in names:
+        leave_out(left, "corrupt images or damaged files", name)
+    return left
+
+
+def lines(left: LeftOut) -> list[str]:
+    """One for each reason: "3 broken links (a.png, b.png, c.png)"."""
+    return [
+        f"{found['count']:,} {reason} ({', '.join(found['examples'])}"
+        f"{', …' if found['count'] > len(found['examples']) else ''})"
+        for reason, found in left.items()
+    ]

@@ -1,0 +1,71 @@
+"""Whether a run that goes on is trained on the images that it was started with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlabeled.core.run_config import MOVABLE_KEYS, differences, read_yaml
+from unlabeled.data.identity import Identity, changes, identity_of, read_identity
+from unlabeled.data.source import Source
+from unlabeled.errors import UserError
+
+DATA_FILES = "data_files.arrow"  # in run_dir: what each file was, to say what has become of it
+
+
+def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict[str, Any]) -> Identity | None:
+    """The identity of the training split, written to ``kept``; None where nothing tells it.
+
+    Args:
+        train: the split.
+        kept: what an earlier session wrote, if there is one.
+        checkpoint: that the run goes on from; None for a new run.
+        resolved: the configuration; with ``resume`` override other images are taken, and it is said what differs.
+
+    Raises:
+        UserError: the images are not those of the checkpoint.
+    """
+    before = read_identity(kept)
+    now = identity_of(train, before)
+    stored: dict[str, Any] = {}
+    if checkpoint is not None:
+        stored = torch.load(checkpoint, mmap=True, weights_only=True, map_location="cpu")
+    known = stored.get("data")
+    problem = None if checkpoint is None else _problem(known, before, now, stored.get("config") or {}, resolved)
+    if problem is not None and resolved.get("resume") != "override":
+        raise UserError(
+            f"{kept.parent}: the training images are not those that the run was started with: {problem}; put them "
+            "back, or give data.path=… where they are, resume=override to go on with these, or another name=…"
+        )
+    if problem is not None:
+        print(f"resume=override: the run goes on with other training images: {problem}")
+    if now is not None and (before is None or before.digest != now.digest or (before.facts != now.facts).any()):
+        now.write(kept)
+    return now
+
+
+def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
+    """Whether ``config.yaml`` names another place of the run or its images than it has now."""
+    try:
+        before = read_yaml(config)
+    except (OSError, ValueError):
+        return False
+    return isinstance(before, dict) and not set(MOVABLE_KEYS).isdisjoint(differences(before, resolved))
+
+
+def _problem(
+    known: Any, before: Identity | None, now: Identity | None, was: dict[str, Any], config: dict[str, Any]
+) -> str | None:
+    """What differs, in words."""
+    if not isinstance(known, dict) or now is None:  # of an earlier version, or a source that nothing is known of
+        old, new = (_where(values.get("data")) for values in (was, config))
+        return f"they were in {old}, now {new}, and nothing tells whether they are the same" if old != new else None
+    if known.get("digest") == now.digest:
+        return None
+    if before is not None and before.digest == known.get("digest"):
+        return changes(before, now)
+    return f"{known.get('images')} images in {known.get('files')} files then, {now.images} in {len(now.names)} now"
+
+
+def _where(data: Any) -> Any:
+    return (data.get("path"), data.get("root")) if isinstance(data, dict) else None
