@@ -58,7 +58,8 @@ class Pictures(pl.Callback):
                 raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
         self.every_n_epochs, self.num_images, self.pool = every_n_epochs, images, pool
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run is one epoch to Lightning. Not in on_train_start: there the loggers have not yet begun their session.
         assert isinstance(pl_module, Pretraining)
         if trainer.is_global_zero and trainer.global_step == 0 and not trainer.should_stop:
             loader: Resumable = trainer.train_dataloader  # type: ignore[assignment]
