@@ -1,4 +1,4 @@
-"""BatchNorm whose numbers do not depend on the number of processes: over all of a batch, or over parts of it."""
+"""BatchNorm whose results do not depend on the number of processes: over the whole batch or over parts of it."""
 
 from functools import partial
 from typing import cast
@@ -13,7 +13,7 @@ from unlabeled.errors import UserError
 
 
 class SplitBatchNorm(nn.Module):
-    """A BatchNorm2d that takes the statistics of each part of the batch apart.
+    """A BatchNorm2d that normalises each part of the batch with statistics of its own.
 
     As ``SplitBatchNorm`` of facebookresearch/moco's CIFAR demo: normalises every part by itself and moves the running
     statistics once per batch, by the mean over the parts. The parts are consecutive images, as on as many GPUs. In
@@ -58,7 +58,7 @@ class SplitBatchNorm(nn.Module):
 
 
 def split_batchnorm(network: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d below ``network``, in place; names in its state dict stay.
+    """Replaces every BatchNorm2d inside ``network``, in place; names in its state dict stay.
 
     Raises:
         UserError: there is none, or a BatchNorm of another kind.
@@ -92,7 +92,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions behind the channels."""
+        """Accepts any number of dimensions after the channels."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, ...]; B is the same on every process
         if not self.training:
@@ -111,7 +111,7 @@ class SyncedBatchNorm(_BatchNorm):
         return normalised.to(x.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Mean and biased variance of each channel over all processes, and how many values they are of."""
+        """Returns mean and biased variance of each channel over all processes, and the number of values."""
         variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         means, variances = collectives.gather(torch.stack([mean, variance])[None]).unbind(1)  # [processes, C] each
         mean = means.mean(0)

@@ -1,4 +1,4 @@
-"""Before data is touched: are all processes there, do they run the same thing, and can they add up numbers?"""
+"""Checks before data is read that all processes are there, run the same configuration, and can communicate."""
 
 import atexit
 import hashlib
@@ -31,7 +31,7 @@ MAY_DIFFER = ("num_workers",)  # of the configuration: changes nothing that proc
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """Slurm, where srun has started this process; empty where Lightning finds out by itself.
+    """Returns the Slurm environment if srun started this process; empty where Lightning detects it itself.
 
     Lightning's own way with Slurm would put the job back into the queue from a checkpoint that is not ours.
 
@@ -47,7 +47,7 @@ def cluster_environment() -> list[ClusterEnvironment]:
 
 
 def check_process_count(trainer: pl.Trainer) -> None:
-    """Raise UserError where torchrun or srun has started another number of processes than the trainer counts with."""
+    """Raises UserError if torchrun or srun has started another number of processes than the trainer expects."""
     started = _started_outside()
     if started is None:
         return
@@ -60,7 +60,7 @@ def check_process_count(trainer: pl.Trainer) -> None:
 
 
 def _started_outside() -> tuple[str, int, int | None] | None:
-    """By what, how many processes, and on how many machines if that is known."""
+    """Returns the launcher, the number of processes and, if known, of machines."""
     environment = os.environ
     if dist.is_torchelastic_launched():
         processes = int(environment["WORLD_SIZE"])
@@ -72,7 +72,7 @@ def _started_outside() -> tuple[str, int, int | None] | None:
 
 
 def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str, Any]:
-    """What must be equal on all processes.
+    """Returns the facts that must be equal on all processes.
 
     Args:
         config: resolved, plain values.
@@ -92,7 +92,7 @@ def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str
 
 
 def code_hash(package: Path) -> str:
-    """Of all source files of a package, their places and contents."""
+    """Returns a hash of all source files of a package, of their paths and contents."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
@@ -100,7 +100,7 @@ def code_hash(package: Path) -> str:
 
 
 def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout: float, checkpoint: Path) -> None:
-    """Start the other processes if nobody has, wait for them, compare, connect. Nothing with a single process.
+    """Starts the other processes if needed, waits for them, compares and connects them. Does nothing for one process.
 
     With ``trainer.devices`` alone Lightning starts them by running this command again; each comes to this line by
     itself. From here on the end of one is the end of all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
@@ -139,7 +139,7 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
 
 
 def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subprocess.Popen[bytes]"]:
-    """Of this machine; none where somebody has started this process as well. They end with it."""
+    """Starts the other processes of this machine, none if they were started from outside. They end with this one."""
     if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
         return []
     launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
@@ -148,7 +148,7 @@ def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subpr
 
 
 def _open(store: Store, place: RendezvousInfo, device: torch.device, timeout: float) -> None:
-    """What Lightning would do later on, with its own timeout."""
+    """Opens the process group with our timeout; Lightning would do it later with its own."""
     store.set_timeout(timedelta(seconds=timeout))
     cuda = device.type == "cuda"
     dist.init_process_group(
@@ -169,7 +169,7 @@ def _close() -> None:
 
 
 def time_all_reduce(device: torch.device, patience: float) -> float:
-    """Seconds of the second of two sums over all processes, which must be right.
+    """Times the second of two sums over all processes, in seconds; both must be right.
 
     Raises:
         UserError: they found each other, and do not get messages through.

@@ -1,4 +1,4 @@
-"""Processes find each other and compare notes, by a store that the first of them holds; no messages among them yet."""
+"""Lets processes find each other and compare settings through a store on the first process, before any collective."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from unlabeled.errors import UserError
 
 
 class RendezvousInfo(NamedTuple):
-    """Where the processes meet, and which of them this is."""
+    """Says where the processes meet, and which of them this is."""
 
     address: str
     port: int
@@ -27,7 +27,7 @@ class RendezvousInfo(NamedTuple):
 
 
 def open_store(place: RendezvousInfo, patience: float) -> Store:
-    """The first process's memory of what all have written; torchrun's, where that has one."""
+    """Opens the store on the first process that all processes write to; torchrun's, if it has one."""
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ for each attempt
         raise UserError(
@@ -51,7 +51,7 @@ def open_store(place: RendezvousInfo, patience: float) -> Store:
 
 
 def is_reachable(place: RendezvousInfo) -> bool:
-    """Whether the store can be reached."""
+    """Returns whether the store can be reached."""
     with contextlib.suppress(OSError), socket.create_connection((place.address, place.port), timeout=1):
         return True
     return False
@@ -73,7 +73,7 @@ def wait_and_compare(
     patience: float,
     hopeless: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Wait for all processes and compare them with the first.
+    """Waits for all processes and compares their facts with those of the first.
 
     Args:
         store: of :func:`open_store`.
@@ -106,7 +106,7 @@ def wait_and_compare(
 
 
 def _answer(store: Store, rank: int, facts: dict[str, Any], patience: float) -> None:
-    """The first process may need as long as this one to come, and then once more to hear of all others."""
+    """Waits for the first process's answer. It may start as late as this one, and must then hear from all others."""
     me = f"process {rank} on {socket.gethostname()}"
     try:
         if not _until(lambda: store.check(["facts"]), patience):

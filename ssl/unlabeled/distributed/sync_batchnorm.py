@@ -1,4 +1,4 @@
-"""What several processes must do for their BatchNorms to be those of one: Lightning's side of ``batchnorm.py``."""
+"""Connects ``batchnorm.py`` to Lightning, so that BatchNorm over several processes equals that of one."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from unlabeled.errors import UserError
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
-    """What ``trainer.sync_batchnorm=true`` does with several processes: torch's layer on GPUs, ours on CPUs.
+    """Implements ``trainer.sync_batchnorm=true`` for several processes: torch's layer on GPUs, ours on CPUs.
 
     In place; SplitBatchNorm stays. What Lightning does by itself takes away the activation inside timm's layers.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Raises UserError for a kind of BatchNorm that only torch's layer can stand for, on CPUs."""
+        """Replaces the layers. Raises UserError on CPUs for a BatchNorm that only torch's layer can replace."""
         if torch.distributed.get_backend() != "gloo":
             from timm.layers import convert_sync_batchnorm
 
@@ -34,7 +34,7 @@ class SyncBatchNorms(TorchSyncBatchNorm):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Leave it: such layers are BatchNorm in evaluation, and on one process."""
+        """Changes nothing: in evaluation and on one process these layers are plain BatchNorm."""
         return model
 
 
@@ -46,7 +46,7 @@ def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
 
 
 class AverageBatchNormStats(pl.Callback):
-    """After every step all processes have the same buffers, running statistics as the mean of what each has seen.
+    """After every step, averages the running statistics over all processes, so that their buffers are equal.
 
     DDP's broadcast of them in every forward, a queue of 65,536 keys (32 MiB) included, then changes nothing and is left
     out: two CPU processes of MoCo v2 with a thin ResNet took 68 ms a step without it and 96 with it.
@@ -73,7 +73,7 @@ class AverageBatchNormStats(pl.Callback):
 
 
 def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
-    """Running means and variances of the layers that see one process's images alone."""
+    """Returns running means and variances of the layers that see one process's images alone."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     layers = [each for each in network.modules() if isinstance(each, SplitBatchNorm | _BatchNorm)]
     buffers = [(each.running_mean, each.running_var) for each in layers if not isinstance(each, synced)]
@@ -82,7 +82,7 @@ def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def average_tensors(tensors: list[Tensor]) -> None:
-    """Replace tensors by their mean over all processes, in one message."""
+    """Replaces tensors by their mean over all processes, in one message."""
     mean = collectives.mean(torch.cat([each.flatten() for each in tensors]))
     for each, values in zip(tensors, torch.split(mean, [each.numel() for each in tensors]), strict=True):
         each.copy_(values.view_as(each))

@@ -1,4 +1,4 @@
-"""The end of one process is the end of all: in seconds, with its own traceback and one line that says how to go on."""
+"""Ends all processes within seconds when one fails; prints its traceback and one line that says how to go on."""
 
 import atexit
 import contextlib
@@ -28,7 +28,7 @@ SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as pl
 
 
 class Watchdog:
-    """Watches the other processes from a thread, and this one's last exception.
+    """Watches the other processes from a thread, and the last exception of this one.
 
     Who fails first writes its error into the store that all can read, and prints its traceback; the others print why
     they end, and no traceback of what follows from it. One that is killed says nothing: who started it sees it end.
@@ -57,17 +57,20 @@ class Watchdog:
         self._watcher = threading.Thread(target=self._watch, name="together", daemon=True)
 
     def watch(self) -> None:
-        """The others, from now on until Python ends."""
+        """Watches the other processes from now on until Python ends."""
         self._watcher.start()
         atexit.register(self._leave)
 
     def _leave(self) -> None:
-        """A thread that is inside of torch when Python ends is torn out of it, and the process aborts."""
+        """Ends the thread before Python ends: a thread stopped inside of torch would abort the process."""
         self._leaving.set()
         self._watcher.join(SILENCE)
 
     def catch(self) -> None:
-        """This process's last exception. To be called when torch has its own hook, which keeps back what is printed."""
+        """Handles this process's last exception.
+
+        Must be called after torch sets its own hook, which holds output back.
+        """
         self._print_traceback, sys.excepthook = sys.excepthook, self._on_exception
 
     def _watch(self) -> None:
@@ -85,7 +88,7 @@ class Watchdog:
                 self._end(self._cause() or cause)
 
     def _cause(self) -> str | None:
-        """What is known of the first failure: a child that was killed, what a process has said, a child that ended."""
+        """Returns the known cause of the first failure: a killed child, a process's message, or a child that ended."""
         host, ended = socket.gethostname(), None
         for rank, child in enumerate(self.children, self.rank + 1):
             code = child.poll()
@@ -99,7 +102,7 @@ class Watchdog:
         return ended
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Python calls this with what nobody has caught, and ends then."""
+        """Reports an uncaught exception; Python calls this as its last act."""
         what = traceback.format_exception_only(error)[-1].strip().splitlines()[0][:200]
         lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's, of a connection
         how = f"lost another one ({what})" if lost else f"failed with {what}"
@@ -114,7 +117,7 @@ class Watchdog:
             self._end(cause)
 
     def _claim(self, cause: str) -> bool:
-        """Say so, if this is the first failure."""
+        """Reports the cause, if this is the first failure."""
         if self.answers():
             with contextlib.suppress(dist.DistError):
                 if self.store.add("failures", 1) > 1:
@@ -139,12 +142,12 @@ class Watchdog:
 
 
 def end_children_at_exit(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Whatever the way by which it ends, but for SIGKILL."""
+    """Ends the child processes however this process ends, except by SIGKILL."""
     atexit.register(end_children, children, SILENCE)
 
 
 def end_children(children: Sequence["subprocess.Popen[bytes]"], patience: float) -> None:
-    """Kill those that do not end by themselves within ``patience`` seconds."""
+    """Kills those that do not end by themselves within ``patience`` seconds."""
     deadline = time.monotonic() + patience
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Memory on a CPU: what one step frees stays with the process, for the next one."""
+"""Keeps freed CPU memory in the process, so that the next step need not request it from the kernel."""
 
 import ctypes
 
@@ -6,7 +6,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc give large tensors memory that was freed before, from now on and in the whole process.
+    """Lets glibc reuse freed memory for large tensors, from now on and in the whole process.
 
     By itself it asks the kernel for those above 32 MiB (mallopt(3), M_MMAP_THRESHOLD) and hands them back when they are
     freed, and trims its heap, so that each step gets its pages anew, zeroed one by one. Measured on two cores, SimCLR's

@@ -1,4 +1,4 @@
-"""When a run's state is written: every so often, at its end, and when somebody or the cluster wants it to stop."""
+"""Decides when a run's state is written: at intervals, at the end, and when a user or the cluster stops the run."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
-    """Training was stopped from outside, after its state was written; not an error.
+    """Raised when training was stopped from outside, after its state was written; not an error.
 
     Args:
         number: of the signal, 0 where another process got it.
@@ -128,7 +128,7 @@ class Checkpointing(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Drop the lines of steps that are taken again; open a run that had ended and has been made longer."""
+        """Drops the metrics of steps that are taken again; reopens a finished run that was made longer."""
         assert isinstance(pl_module, Pretraining)
         self._written = checkpoint["global_step"]
         if self._written < pl_module.total_steps:
@@ -138,14 +138,14 @@ class Checkpointing(pl.Callback):
 
 
 def _anywhere(trainer: pl.Trainer, here: bool) -> bool:
-    """Whether it is so on any process: all must write a state, or stop, after the same step."""
+    """Returns whether it holds on any process: all must write a state, or stop, after the same step."""
     if trainer.world_size == 1:
         return here
     return trainer.strategy.reduce_boolean_decision(here, all=False)
 
 
 def requeue(number: int) -> str | None:
-    """Ask Slurm to start this job again if the signal was SIGUSR1, and say what came of it; None outside of Slurm."""
+    """Asks Slurm to start this job again after SIGUSR1; returns a sentence on the outcome, None outside of Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or number != signal.SIGUSR1:
         return None

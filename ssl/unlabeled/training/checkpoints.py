@@ -1,4 +1,4 @@
-"""The files that hold a run's state: written whole or not at all, checked when read, the older ones in reserve."""
+"""Manages the files with a run's state: written atomically, checked when read, older ones kept in reserve."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ NEWEST, PARTIAL = "last.ckpt", "last.partial"
 
 
 class CheckpointFolder:
-    """``last.ckpt`` is the newest state; the ones before it are called after their step.
+    """A folder of states: ``last.ckpt`` is the newest, older ones are named by their step.
 
     Args:
         folder: where they are; made when the first is written.
@@ -33,11 +33,11 @@ class CheckpointFolder:
 
     @property
     def newest(self) -> Path:
-        """Where the newest state lies, if there is any."""
+        """Returns the path of the newest state, which may not exist."""
         return self.folder / NEWEST
 
     def find(self) -> Path | None:
-        """The newest file that is whole, or None where there is none at all.
+        """Returns the newest undamaged file, or None if there is no file at all.
 
         A damaged one is renamed, so that nothing takes it for a state, and said on standard output. Every process of a
         run comes to the same answer.
@@ -62,7 +62,7 @@ class CheckpointFolder:
         return None
 
     def write(self, save: Callable[[Path], None], step_before: int | None, first: bool) -> None:
-        """Write the newest state; the one there is keeps the name of its step.
+        """Writes the newest state; the previous one is kept under the name of its step.
 
         Args:
             save: writes the state to the path that it is given; called on every process.
@@ -86,7 +86,7 @@ class CheckpointFolder:
             self._turn(partial, step_before)
 
     def _turn(self, partial: Path, step_before: int | None) -> None:
-        """At every moment there is a whole state under a name that :meth:`find` looks for."""
+        """Puts the new state in place. At every moment a whole state has a name that :meth:`find` looks for."""
         if step_before is not None and self.keep > 1 and self.newest.exists():
             _link(self.newest, self.folder / f"step_{step_before:09d}.ckpt")
         os.replace(partial, self.newest)
@@ -95,12 +95,12 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
     def _older(self) -> list[Path]:
-        """The newest first."""
+        """Returns the older states, the newest first."""
         return sorted(self.folder.glob("step_*.ckpt"), reverse=True)
 
 
 def _foreign(path: Path) -> str | None:
-    """Why a whole file of tensors is no state of a run, or None; reads no tensor."""
+    """Returns why an undamaged file is not the state of a run, or None; reads no tensor."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of any kind, as the file may be anything
@@ -110,7 +110,7 @@ def _foreign(path: Path) -> str | None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +119,7 @@ def _sync(path: Path) -> None:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give a file a second name; copy it where the file system knows no such thing."""
+    """Gives a file a second name; copies it if the file system has no hard links."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
@@ -128,6 +128,6 @@ def _link(path: Path, name: Path) -> None:
 
 
 def _rename_if_there(path: Path, name: Path) -> None:
-    """Another process of the run may have done so."""
+    """Renames a file, unless another process of the run has done so already."""
     with suppress(FileNotFoundError):
         os.replace(path, name)

@@ -1,4 +1,4 @@
-"""The network by ``torch.compile``, part by part and in place. Losses, which gather and draw, stay as they are."""
+"""Compiles the networks with ``torch.compile``, in place. Losses gather and draw, so they are not compiled."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ GRAPHS = 64  # of one part of the network; beyond it torch goes on uncompiled, a
 
 
 def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
-    """Compile backbone, heads and teachers of ``objective`` at their first call, a graph for each shape they then see.
+    """Marks backbone, heads and teachers for compilation at their first call, with one graph for each input shape.
 
     ``nn.Module.compile`` leaves modules what they were: names in the state dict, copies and hooks around a part.
     Random draws of dropout and stochastic depth are those without compiling. torch's SyncBatchNorm, of several GPUs,
@@ -43,7 +43,7 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
 
 
 def _parts(objective: Objective) -> list[nn.Module]:
-    """What is called as a module. A ViT is not, where patches are masked (``tokens``), its own parts are."""
+    """Returns the modules to compile. A ViT that masks patches is called by ``tokens``, so its parts are compiled."""
     parts: list[nn.Module] = []
     for child in objective.children():
         parts += child.children() if isinstance(child, Backbone) and hasattr(child, "tokens") else [child]
@@ -51,7 +51,7 @@ def _parts(objective: Objective) -> list[nn.Module]:
 
 
 def _begin_step(objective: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """CUDA graphs may now write over what they gave out in the last step; not over gradients that are accumulated."""
+    """Lets CUDA graphs reuse the memory of the last step's outputs, except for gradients that are accumulated."""
     progress: Progress = inputs[1]
     if progress.part == 0:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

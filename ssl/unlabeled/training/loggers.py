@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one object a line. The other loggers mirror it: a table, TensorBoard, Weights & Biases.
+"""Writes metrics to ``metrics.jsonl``, one object a line, and mirrors them to CSV, TensorBoard, Weights & Biases.
 
 A run that goes on from a checkpoint takes steps again that a killed session had written. ``metrics.jsonl`` is cut back
 to the checkpoint, the table is written again from it, TensorBoard is told to forget, and Weights & Biases, which can
@@ -30,7 +30,7 @@ UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed:
 
 
 def load_or_create_id(path: Path) -> str:
-    """A random name that is the same whenever the run is started: drawn by its first process, and kept in a file."""
+    """Returns a random name that stays the same when the run is started again: the first process keeps it in a file."""
     if not path.exists():
         _draw_id(path)
     if not path.exists():
@@ -76,7 +76,7 @@ class JsonLines(Logger):
             raise Unwritable(f"{error}; make room and give the same command again") from error
 
     def sync(self) -> int:
-        """Wait until all lines are on the disk, and return how many bytes they are."""
+        """Waits until all lines are on the disk and returns the size of the file in bytes."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
@@ -84,7 +84,7 @@ class JsonLines(Logger):
             return os.fstat(file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
-        """Keep the first ``size`` bytes: what was written when a state was, and not what came after it."""
+        """Keeps the first ``size`` bytes: the lines up to a saved state, without those of later steps."""
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < size:
             print(f"warning: {self.path} has {there:,} bytes and had {size:,} at the checkpoint: lines are lost")
@@ -93,11 +93,11 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration is in ``config.yaml`` beside the file."""
+        """Does nothing: the configuration is in ``config.yaml`` beside the file."""
 
 
 class Csv(Logger):
-    """``metrics.jsonl`` as a table, a column for each name; it is written again where a name is new.
+    """Writes ``metrics.jsonl`` as a table with a column for each name. A new name rewrites the table.
 
     So it is at the start of a session, which drops the rows that a killed one left.
 
@@ -138,11 +138,11 @@ class Csv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing, as in ``metrics.jsonl``."""
+        """Does nothing, as for ``metrics.jsonl``."""
 
 
 class TensorBoard(TensorBoardLogger):
-    """One folder a run, ``run_dir/tensorboard``, in which each session writes a file.
+    """Logs to ``run_dir/tensorboard``, one folder for a run, with one file for each session.
 
     Args:
         run_dir: of the run.
@@ -158,7 +158,10 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def begin(self, step: int) -> None:
-        """A session goes on after ``step`` steps, 0 for a new run: what was written of later ones does not count."""
+        """Starts a session after ``step`` steps (0: a new run).
+
+        Values logged earlier for later steps no longer count.
+        """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
         first = step + 1 if step else 0  # a new run writes pictures before its first step
@@ -167,7 +170,7 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WeightsAndBiases(WandbLogger):
-    """One run, whichever session writes to it: its id in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
+    """Logs all sessions to one run: its id is in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
     Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
     ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
@@ -207,7 +210,7 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """The first that is written, so that what is wrong is known before a step is taken."""
+        """Logs the configuration. It is the first call to wandb, so errors show before a step is taken."""
         import wandb
 
         try:
@@ -219,7 +222,7 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def begin(self, step: int) -> None:
-        """A session goes on after ``step`` steps: tell again what the one before may have lost, if it was killed."""
+        """Starts a session after ``step`` steps; sends again what a killed session may have lost."""
         if step and self.unfinished.exists():
             for row in _rows(self.lines.read_bytes()[-UNWRITTEN:]):
                 self.log_metrics(row, row.pop("step"))
@@ -228,14 +231,14 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the session here: another run of this process, in a sweep, would go on in this one."""
+        """Ends the session, or the next run of this process (in a sweep) would log into this one."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self.unfinished.unlink(missing_ok=True)
 
 
 def _rows(lines: bytes) -> list[dict[str, Any]]:
-    """Those of ``metrics.jsonl``, without one that is cut or damaged."""
+    """Returns the records of ``metrics.jsonl`` without truncated or damaged ones."""
     rows = []
     for line in lines.splitlines():
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""k-NN while training: a number that says whether the features get better, before the run is over."""
+"""Measures k-NN accuracy during training, to show whether the features improve."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class OnlineKNN(pl.Callback):
-    """Every n epochs, classifies labelled training images by the others, with the backbone as it is.
+    """Every n epochs, classifies labelled training images by the others, with features of the current backbone.
 
     Queries and bank are disjoint parts of the labelled training images, the same ones all along and in every run with
     the same seed; the test split is never looked at. Images are seen as evaluation sees them. Logs
@@ -60,7 +60,7 @@ class OnlineKNN(pl.Callback):
             pl_module.write(metrics, pl_module.global_step)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
-        """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""
+        """Returns the accuracy in per cent; None if fewer than 20 images have a label."""
         score = self._score(module, data, device)
         return None if score is None else score.top1
 

@@ -1,4 +1,4 @@
-"""Pictures of a run for the eye, in files and in the loggers: its views, and what its network makes of some images."""
+"""Makes pictures of a run, for files and loggers: its views, and visualizations of its network."""
 
 import copy
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ BATCH = 100  # images in a forward pass
 
 
 class Pictures(pl.Callback):
-    """Four pictures, each written to ``run_dir/pictures/NAME-step-N.png`` and handed to loggers that take pictures.
+    """Writes four pictures to ``run_dir/pictures/NAME-step-N.png`` and hands each to the loggers that take pictures.
 
     ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
     same training images all along, seen as evaluation sees them, so that those of different epochs compare:
@@ -92,7 +92,7 @@ class Pictures(pl.Callback):
             save_and_log(trainer, "prototypes", draw_columns(*prototypes))
 
     def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1]: images of a batch that is about to be trained on, and their views."""
+        """Returns columns [N, 3, h, w] in [0, 1]: images of the next batch, and their views."""
         made = copy.copy(module.views)
         made.compiles = False  # it would be compiled again for so few
         rows = slice(self.num_images)
@@ -105,7 +105,7 @@ class Pictures(pl.Callback):
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none where the method paints nothing."""
+        """Returns the columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none if the method has no such thing."""
         objective = module.objective
         if not isinstance(objective, HasVisualization):
             return {}
@@ -119,7 +119,7 @@ class Pictures(pl.Callback):
         return {}
 
     def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
-        """So many images, small, uint8 [N, 3, h, w], and their features, on the CPU."""
+        """Returns up to ``count`` small images, uint8 [N, 3, h, w], and their features, on the CPU."""
         pixels = []
 
         def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
@@ -140,7 +140,7 @@ class Pictures(pl.Callback):
 def nearest_images(
     objective: Objective, x: Tensor, pixels: Tensor, rows: int
 ) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The prototypes that are nearest to most of some images, and the images that are nearest to each.
+    """Returns the prototypes that are nearest to most of the images, with the images nearest to each.
 
     Args:
         objective: stays as it is.
@@ -169,13 +169,13 @@ def nearest_images(
 
 
 def _squared(images: Tensor, side: int) -> Tensor:
-    """[N, 3, h, w] as large as the largest views, pixels kept where they are enlarged; at most ``LARGEST_TILE``."""
+    """Resizes [N, 3, h, w] to the size of the largest views without smoothing; at most ``LARGEST_TILE``."""
     side = min(side, LARGEST_TILE)
     return torch.nn.functional.interpolate(shrink_images(images, side), (side, side), mode="nearest-exact")
 
 
 def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
-    """Write a picture to the run's folder and hand it to the loggers."""
+    """Writes a picture to the run's folder and hands it to the loggers."""
     path = Path(trainer.default_root_dir) / "pictures" / f"{name}-step-{trainer.global_step:08d}.png"
     try:
         save_picture(path, picture)
@@ -185,7 +185,7 @@ def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
 
 
 def log_picture(loggers: Sequence[Any], name: str, picture: "Image", step: int) -> None:
-    """Hand it to the loggers that take pictures, Weights & Biases and TensorBoard, as ``pictures/NAME``."""
+    """Hands a picture to the loggers that take pictures, Weights & Biases and TensorBoard, as ``pictures/NAME``."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"pictures/{name}", [picture], step)

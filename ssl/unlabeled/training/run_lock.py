@@ -1,4 +1,4 @@
-"""``run_dir/lock``: who writes to a run's folder, so that two processes never train the same run.
+"""Locks a run's folder with ``run_dir/lock``, so that two processes never train the same run.
 
 A run that was killed leaves its lock. It is broken when its owner is gone: on the same machine when there is no such
 process any more, at once; anywhere else when the file has not been touched for a while, as a living owner does every
@@ -32,7 +32,7 @@ _held: dict[Path, "RunLock"] = {}  # of this process
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lock."""
+    """Names the process that holds a lock."""
 
     host: str
     machine: str  # equal where processes see each other by their numbers
@@ -48,7 +48,7 @@ class Owner:
 
 
 class RunLock:
-    """The lock of a run's folder, held from its making on to :meth:`release`, or to the end of the process.
+    """The lock of a run's folder, held from construction to :meth:`release` or the end of the process.
 
     Args:
         run_dir: made where it is missing. A process trains one run after the other: what it held before is released.
@@ -71,7 +71,7 @@ class RunLock:
         atexit.register(self.release)
 
     def check(self) -> None:
-        """Raise UserError if another process has taken the folder, as after a computer had slept for long."""
+        """Raises UserError if another process has taken the folder, e.g. after this computer slept for a long time."""
         if self._taken_by is not None:
             raise UserError(
                 f"{self.path.parent} was taken over by {self._taken_by}, since nothing was heard of this process for "
@@ -79,7 +79,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give it up; once or more often."""
+        """Releases the lock; may be called more than once."""
         self._over.set()
         _held.pop(self.path, None)
         atexit.unregister(self.release)
@@ -99,7 +99,7 @@ class RunLock:
             self._break(found)
 
     def _make(self) -> bool:
-        """Whether the lock could be made, with its content, all at once."""
+        """Creates the lock with its content in one atomic operation; returns whether that worked."""
         unfinished = self.path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
         try:
             unfinished.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
@@ -123,7 +123,7 @@ class RunLock:
         return True
 
     def _lives(self, found: Owner, say: bool) -> bool:
-        """Whether an owner that cannot be seen from here gives a sign of life."""
+        """Returns whether an owner that cannot be checked from this machine gives a sign of life."""
         first = _touched(self.path)
         if first is None or _now(self.path) - first > PATIENCE:
             return False
@@ -138,7 +138,7 @@ class RunLock:
         return False
 
     def _break(self, found: Owner | None) -> None:
-        """Remove a lock whose owner is gone, or that is damaged; not one that somebody has just made in its place.
+        """Removes a lock that is damaged or whose owner is gone, but not a new one that replaced it meanwhile.
 
         One process at a time, which has made a folder.
         """
@@ -169,7 +169,7 @@ class RunLock:
 
 
 class Held(pl.Callback):
-    """Ends a run whose folder another process has taken, before the next state is written."""
+    """Ends a run before it writes its next state, if another process has taken its folder."""
 
     def __init__(self, lock: RunLock) -> None:
         self.lock = lock
@@ -188,7 +188,7 @@ def _refusal(path: Path, owner: Owner) -> str:
 
 
 def _read(path: Path) -> Owner | None:
-    """None where there is no lock, or a damaged one."""
+    """Reads the owner of a lock; None if there is no lock or a damaged one."""
     try:
         with path.open(encoding="utf-8") as file:  # NFS looks at a file anew when it is opened
             found = Owner(**json.loads(file.read(10_000)))
@@ -200,7 +200,7 @@ def _read(path: Path) -> Owner | None:
 
 
 def _read_whole(path: Path) -> Owner | None:
-    """Where there are no links, a lock that is being made is empty for a moment."""
+    """Reads a lock, waiting a moment for its content: without hard links a new lock is empty at first."""
     while (found := _read(path)) is None:
         since = _touched(path)
         if since is None or _now(path) - since > MOMENT:
@@ -210,7 +210,7 @@ def _read_whole(path: Path) -> Owner | None:
 
 
 def _touched(path: Path) -> float | None:
-    """When, by the clock of the file system."""
+    """Returns the modification time, by the clock of the file system."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -222,7 +222,7 @@ def _touched(path: Path) -> float | None:
 
 
 def _now(path: Path) -> float:
-    """By the same clock."""
+    """Returns the present time, by the clock of the file system."""
     probe = path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
     try:
         probe.touch()
@@ -232,12 +232,14 @@ def _now(path: Path) -> float:
 
 
 def _is_here(owner: Owner) -> bool:
-    """Whether it could be seen from here if it lived."""
+    """Returns whether this machine can check if the owner is alive."""
     return owner.machine == _machine()
 
 
 def _is_gone(owner: Owner, folder: Path) -> bool:
-    """Whether that is known for certain: an earlier start of this very Slurm job, no such process here, or a copy."""
+    """Returns whether the owner is certainly gone: an earlier start of this Slurm job, no such process, or a copied
+    lock.
+    """
     me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
         return True
@@ -262,7 +264,7 @@ def _this_process(folder: Path) -> Owner:
 
 
 def _machine() -> str:
-    """Of a machine since it was started, and of a container on it."""
+    """Identifies a machine since its last boot, and a container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -271,7 +273,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process was started, in ticks of its machine; empty if the system does not say; None: there is none."""
+    """Returns when a process was started, in clock ticks; empty if unknown; None if there is no such process."""
     if not _is_there(pid):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Whether a run that goes on is trained on the images that it was started with."""
+"""Checks that a resumed run is trained on the images with which it was started."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ DATA_FILES = "data_files.arrow"  # in run_dir: what each file was, to say what h
 
 
 def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict[str, Any]) -> Identity | None:
-    """The identity of the training split, written to ``kept``; None where nothing tells it.
+    """Returns the identity of the training split and writes it to ``kept``; None if the source has no identity.
 
     Args:
         train: the split.
@@ -45,7 +45,7 @@ def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict
 
 
 def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
-    """Whether ``config.yaml`` names another place of the run or its images than it has now."""
+    """Returns whether ``config.yaml`` names another folder of the run, or of its images, than it has now."""
     try:
         before = read_yaml(config)
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
 def _problem(
     known: Any, before: Identity | None, now: Identity | None, was: dict[str, Any], config: dict[str, Any]
 ) -> str | None:
-    """What differs, in words."""
+    """Returns the difference in words, or None."""
     if not isinstance(known, dict) or now is None:  # of an earlier version, or a source that nothing is known of
         old, new = (_where(values.get("data")) for values in (was, config))
         return f"they were in {old}, now {new}, and nothing tells whether they are the same" if old != new else None

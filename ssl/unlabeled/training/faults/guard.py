@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite are not taken: they are counted, named and kept to be looked at again."""
+"""Skips steps whose loss or gradient is not finite; counts them, names the cause and records them for replay."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ HOPELESS = "weights are not finite, an update was too large and none can mend th
 
 
 class NonFiniteGuard:
-    """Tells of each step whether it may be taken, when its loss and gradients are there.
+    """Decides for each step whether it may be taken, after its loss and gradients are computed.
 
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
     The run goes on with the next step, whose samples, views and learning rate are functions of its number as always.
@@ -54,14 +54,14 @@ class NonFiniteGuard:
         self._before: Snapshot | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint holds of it."""
+        """Returns the values that a checkpoint saves."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "saved": self.saved}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row, self.saved = state["skipped"], state["in_a_row"], state["saved"]
 
     def begin(self, module: "Pretraining", batch: Batch) -> None:
-        """To be told of each batch before its forward; the first of a step finds the state to go back to."""
+        """Must be called with each batch before its forward; the first of a step saves the state to restore."""
         if module.part == 0:
             self._before = self._before or Snapshot(module.objective)
             self._before.keep()
@@ -69,11 +69,11 @@ class NonFiniteGuard:
         self._batches.append(batch)
 
     def note(self, loss: Tensor) -> None:
-        """To be told of each loss; nothing waits for it."""
+        """Must be called with each loss; it does not wait for the device."""
         self._loss = self._loss + loss.detach()
 
     def allows_step(self, module: "Pretraining") -> bool:
-        """Whether the step whose gradients are there may be taken; one that may not is undone and counted.
+        """Returns whether the step may be taken; a step that may not is undone and counted.
 
         Raises:
             UserError: too many in a row, or weights that are not finite, which no later step can mend.
@@ -87,7 +87,7 @@ class NonFiniteGuard:
         return False
 
     def check_weights(self, module: "Pretraining") -> None:
-        """Raise UserError for weights that are not finite: a checkpoint of them would replace a good one."""
+        """Raises UserError for weights that are not finite: their checkpoint would replace a good one."""
         if any_not_finite(module.objective.parameters()):
             raise UserError(f"stopped after step {module.global_step}: {HOPELESS}; {_remedy(module)}")
 
@@ -113,7 +113,7 @@ class NonFiniteGuard:
             print(f"step {step} is skipped, {self.skipped} so far: {named}")
 
     def _look(self, module: "Pretraining") -> str:
-        """Name the first bad tensor, and let the process that has it write the file."""
+        """Names the first bad tensor and lets the process that has it write the file."""
         assert self._before is not None
         found = self._compute_again(module, len(self._batches))
         self._before.restore()
@@ -130,7 +130,7 @@ class NonFiniteGuard:
         return str(module.trainer.strategy.broadcast(f"{finding}; python train.py replay={path}", src=first))
 
     def _compute_again(self, module: "Pretraining", parts: int) -> list[NonFiniteFinding]:
-        """The first batches of the step, one after the other."""
+        """Computes the first batches of the step again, one after the other."""
         found = []
         for module.part in range(parts):
             context = module.trainer.precision_plugin.train_step_context()
@@ -139,13 +139,16 @@ class NonFiniteGuard:
 
 
 def any_not_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether any value is not finite, on any process: all get the same answer. Waits for the device."""
+    """Returns whether any value on any process is not finite; the answer is the same everywhere.
+
+    Waits for the device.
+    """
     bad = [~local_shard(tensor).isfinite().all() for tensor in tensors]
     return bool(distributed.maximum(torch.stack(bad).any().float()))
 
 
 def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Float [2] on the device: 1 where the loss is not finite, 1 where it or a gradient may not be.
+    """Returns float [2] on the device: 1 if the loss is not finite, 1 if it or a gradient may not be.
 
     Lengths are quick, 4 ms of a ResNet-50 on a CPU core where isfinite takes 46; those of large finite gradients may
     overflow, so that what is bad here has to be looked at again.
@@ -156,7 +159,7 @@ def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _earliest(finding: NonFiniteFinding, device: torch.device) -> int:
-    """The process whose first bad tensor comes first in the step, the lowest of several."""
+    """Returns the process whose first bad tensor comes first in the step; of several, the lowest."""
     processes = distributed.world_size()
     order = torch.tensor(finding.place * processes + distributed.rank(), device=device)
     return -int(distributed.maximum(-order)) % processes

@@ -1,4 +1,4 @@
-"""The file of a step that was not taken: all that is needed to compute it again, as plain tensors and values."""
+"""Writes and reads the file of a skipped step: all that is needed to compute it again, as plain tensors and values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ KINDS: dict[str, Any] = {
 
 
 def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFiniteFinding, keep: bool) -> None:
-    """Write what one process saw of the step that comes next, whole or not at all.
+    """Writes the inputs of the next step on one process; the file is written atomically.
 
     Every process must come here, since weights may be cut over all of them. Readable by
     ``torch.load(weights_only=True)``; steps within are counted from 0 as in every key, the file's name from 1 as in
@@ -68,7 +68,7 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """What :func:`write_record` wrote, its configuration with the targets of today; nothing of it is built.
+    """Reads a file of :func:`write_record`, with current class names in its configuration; builds no object.
 
     Raises:
         UserError: any other file.
@@ -96,18 +96,18 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _whole_batch(batch: dict[str, Any]) -> bool:
-    """Whether it has images with an id and a label each."""
+    """Returns whether the batch has images with one id and one label each."""
     images, rows = batch.get("images"), [batch.get(name) for name in ("ids", "labels")]
     tensors = all(isinstance(each, torch.Tensor) for each in (images, *rows)) and set(batch) <= set(Batch._fields)
     return tensors and images.ndim == 4 and all(each.shape == images.shape[:1] for each in rows)  # type: ignore[union-attr]
 
 
 def _support(support: dict[str, Any] | None) -> bool:
-    """Whether it is None, or tensors by the names of a support."""
+    """Returns whether it is None, or a dict of tensors with the names of a support's fields."""
     tensors = all(isinstance(each, torch.Tensor) for each in (support or {}).values())
     return support is None or (tensors and {"images", "ids", "slots"} <= set(support) <= set(Support._fields))
 
 
 def without_views(images: Batch | Support) -> dict[str, Any]:
-    """Images, ids, labels or slots, and sizes: what was decoded, without views."""
+    """Returns the decoded data: images, ids, labels or slots, and sizes, without views."""
     return {name: value.cpu() for name, value in images._asdict().items() if isinstance(value, torch.Tensor)}

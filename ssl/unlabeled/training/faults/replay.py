@@ -1,4 +1,4 @@
-"""``python train.py replay=FILE``: a step that was not taken, computed again on the CPU."""
+"""Computes a skipped step again on the CPU: ``python train.py replay=FILE``."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from unlabeled.views.pipeline import Views
 
 
 class PretrainingAtStep(Pretraining):
-    """The module of a run as it was at one step on one process, without the trainer that it asks for both."""
+    """The module of a run at one step on one process, without the trainer that usually gives these values."""
 
     at_step = at_rank = 0
 
@@ -44,7 +44,7 @@ def _same_shape(found: Any, wanted: Any) -> bool:
 
 
 class Replay:
-    """Forward and backward of a step, in the precision of its run, by one process on the CPU.
+    """Runs forward and backward of a step on the CPU with one process, in the precision of its run.
 
     Args:
         record: see :func:`unlabeled.training.faults.record.write_record`.
@@ -69,7 +69,7 @@ class Replay:
         self.module.train()
 
     def run(self) -> bool:
-        """Print what is found; whether there was anything that is not finite."""
+        """Prints the finding; returns whether anything was not finite."""
         print(self._heading())
         dtype = AUTOCAST[self.precision]
         found = find_non_finite(

@@ -1,4 +1,4 @@
-"""What the forward pass of a step writes to, kept until it is known whether the step counts."""
+"""Saves the state that a forward pass writes to, until it is known whether the step is taken."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from unlabeled.distributed.dtensor import local_shard
 
 
 class Snapshot:
-    """A copy of a network's buffers and of its parameters that no optimizer trains.
+    """Copies a network's buffers and the parameters that no optimizer trains.
 
     These are BatchNorm statistics, queues and momentum encoders: all that a forward may write to. Trained parameters
     change in the optimizer's step alone, so that they need no copy. Memory for one copy is taken once and written to in
@@ -30,7 +30,7 @@ class Snapshot:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember the values of now."""
+        """Saves the current values."""
         self._buffers = [owner[name] for owner, name in self._owners]
         held = [buffer for buffer in self._buffers if buffer is not None]
         frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
@@ -41,7 +41,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back the values of the last :meth:`keep`, bit for bit."""
+        """Restores the values of the last :meth:`keep`, bit for bit."""
         for (owner, name), buffer in zip(self._owners, self._buffers, strict=True):
             owner[name] = buffer
         _copy(self._tensors, self._copies)
@@ -55,7 +55,7 @@ def _alike(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
 
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Type by type: only tensors of one type share a kernel."""
+    """Copies values, one dtype at a time: only tensors of one dtype share a kernel."""
     pairs = list(zip(into, values, strict=True))
     for dtype in {tensor.dtype for tensor in into}:
         own = [pair for pair in pairs if pair[0].dtype == dtype]

@@ -1,4 +1,4 @@
-"""The plan of a run, before its first step: made when everything is on its device and the processes are joined."""
+"""Makes the plan of a run before its first step, when all is on its device and the processes are connected."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size",
 
 
 class PlanCallback(pl.Callback):
-    """Prints the plan and writes ``run_dir/plan.json``, see :class:`unlabeled.training.plan.plan.RunPlan`.
+    """Prints the plan and writes ``run_dir/plan.json``; see :class:`unlabeled.training.plan.plan.RunPlan`.
 
     A run that goes on takes over what an earlier plan of the same configuration measured on such a device.
 
@@ -66,7 +66,7 @@ class PlanCallback(pl.Callback):
             print(f"nothing is trained; the plan is in {path}", flush=True)
 
     def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
-        """What was measured, now or before, or why nothing was; the same on every process."""
+        """Returns the measurements, new or earlier, or the reason why there are none; the same on every process."""
         left = module.total_steps - step
         if not self.trial_steps:
             return "plan.trial_steps=0"
@@ -89,7 +89,7 @@ class PlanCallback(pl.Callback):
 
 
 def _fingerprint(trainer: pl.Trainer, module: Pretraining) -> str:
-    """Of what decides the time of a step."""
+    """Returns a hash of all that determines the time of a step."""
     facts: dict[str, Any] = {key: module.config.get(key) for key in DECIDING}
     facts |= {"processes": trainer.world_size, "precision": trainer.precision, "torch": torch.__version__}
     facts["device"] = _device_name(trainer.strategy.root_device)

@@ -1,4 +1,4 @@
-"""What a run will do, in numbers, known before its first step: ``run_dir/plan.json``."""
+"""Describes in numbers what a run will do, before its first step: ``run_dir/plan.json``."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step tha
 
 @dataclass(frozen=True)
 class PlanPart:
-    """Parameters of one part of a method."""
+    """Counts the parameters of one part of a method."""
 
     name: str
     parameters: int
@@ -32,7 +32,7 @@ class PlanPart:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do.
+    """Describes what a run will do.
 
     ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
     ``weight_decay`` and what ``HasSchedules`` names, with an entry for each of :data:`SHARES`.
@@ -62,11 +62,11 @@ class RunPlan:
 
     @property
     def passed(self) -> bool:
-        """Whether no check has failed."""
+        """Returns whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def write(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
+        """Writes the plan as JSON, atomically."""
         write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -79,7 +79,7 @@ def make_plan(
     step: int,
     tried: TrialResult | str,
 ) -> RunPlan:
-    """Put it together.
+    """Makes the plan of a run.
 
     Args:
         module, data: of the run; the length of the run is known.
@@ -121,7 +121,7 @@ def make_plan(
 
 
 def make_schedule(module: Pretraining) -> dict[str, list[float]]:
-    """See :class:`RunPlan`."""
+    """Returns the scheduled values; see :class:`RunPlan`."""
     columns = [
         scheduled_values_at(module, min(int(share * module.total_steps), module.total_steps - 1)) for share in SHARES
     ]
@@ -129,7 +129,7 @@ def make_schedule(module: Pretraining) -> dict[str, list[float]]:
 
 
 def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
-    """What the step after so many will use."""
+    """Returns the values that the method uses in the step after ``step`` steps."""
     progress = module.progress._replace(step=step, part=0)
     own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
     own["weight_decay"] = module.optimizer_config.weight_decay
@@ -139,7 +139,7 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
 
 
 def named_parts(objective: Objective) -> list[PlanPart]:
-    """The children that have parameters, by their names."""
+    """Returns the objective's children that have parameters, by name."""
     return [_part(name, child) for name, child in objective.named_children() if any(True for _ in child.parameters())]
 
 
@@ -149,7 +149,7 @@ def _part(name: str, module: nn.Module) -> PlanPart:
 
 
 def read_trial(path: Path, of: str) -> TrialResult | None:
-    """What an earlier plan has measured of the same configuration on such a device, if there is one."""
+    """Returns the measurements of an earlier plan of the same configuration and device, or None."""
     try:
         kept: dict[str, Any] | None = parse_json(path.read_text())["trial"]
         return None if kept is None or kept["of"] != of else TrialResult(**kept)

@@ -1,4 +1,4 @@
-"""A few steps on a copy of the network, to know how long one takes and how much memory; the copy is thrown away."""
+"""Measures the time and memory of a step by a few steps on a copy of the network, which is then thrown away."""
 
 import copy
 import resource
@@ -25,7 +25,7 @@ from unlabeled.training.pretraining import Pretraining
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What was measured."""
+    """Holds the measurements."""
 
     steps: int
     first_step_seconds: float  # warms up
@@ -35,15 +35,15 @@ class TrialResult:
 
 
 class PretrainingOnCopy(PretrainingAtStep):
-    """The module with a copy of the network, and no trainer."""
+    """The training module with a copy of the network, without a trainer."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss; by this name, so that gradients can be averaged over processes."""
+        """Returns the loss. It must have this name so that DDP averages the gradients over processes."""
         return self.output_of(batch).loss
 
 
 def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> TrialResult:
-    """Views, forward, backward and optimizer step, several times with one batch; all processes together.
+    """Runs views, forward, backward and optimizer step several times with one batch, on all processes together.
 
     Nothing of the run changes by it: weights, buffers, optimizer, random state, the order of samples.
 
@@ -79,7 +79,7 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
 
 
 class _Steps:
-    """Takes steps as a run does, without skipping bad ones and without Lightning."""
+    """Takes steps as a run does, but without Lightning and without skipping bad ones."""
 
     def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
         self.module = PretrainingOnCopy(
@@ -104,7 +104,7 @@ class _Steps:
         self.network = _joined(self.module, trainer)
 
     def take(self, batch: Batch) -> float:
-        """One step with ``batch`` as each of its parts; seconds."""
+        """Takes one step with ``batch`` as each of its parts; returns the seconds."""
         started = time.perf_counter()
         self.before.keep()
         for part in range(self.module.accumulate):
@@ -124,7 +124,7 @@ class _Steps:
         return time.perf_counter() - started
 
     def _exchanging(self) -> AbstractContextManager[None]:
-        """Gradients go to the other processes with the last part."""
+        """Lets gradients be exchanged between processes only with the last part."""
         last = self.module.part == self.module.accumulate - 1
         return (
             self.network.no_sync() if isinstance(self.network, DistributedDataParallel) and not last else nullcontext()
@@ -140,7 +140,7 @@ def _copy(objective: Objective) -> Objective:
 
 
 def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
-    """With several processes gradients are averaged as in the run."""
+    """Wraps the module in DDP if there are several processes, so that gradients are averaged as in the run."""
     if trainer.world_size == 1:
         return module
     assert isinstance(trainer.strategy, DDPStrategy)
@@ -153,7 +153,7 @@ def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy
 
 
 def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
-    """Without what was there twice: the network and, in a run that goes on, the state of its optimizer."""
+    """Returns the peak memory without what exists twice: the network and, in a resumed run, the optimizer state."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         states = [slot for slots in trainer.optimizers[0].state.values() for slot in slots.values()]
@@ -165,7 +165,7 @@ def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
 
 
 def network_bytes(module: Pretraining) -> int:
-    """Of weights and buffers: what a copy takes."""
+    """Returns the bytes of weights and buffers, the size of a copy."""
     return _bytes([*module.objective.parameters(), *module.objective.buffers()])
 
 
@@ -178,7 +178,7 @@ def _short_of_memory(error: RuntimeError) -> bool:
 
 
 def _too_large(module: Pretraining, device: torch.device, processes: int) -> str:
-    """With what there is and what to give."""
+    """Returns the error message for a batch that does not fit: the memory there is, and what to change."""
     share = f"{module.batch_size // processes} images a process" if processes > 1 else f"{module.batch_size} images"
     room = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB" if device.type == "cuda" else ""
     return (
