@@ -1,4 +1,4 @@
-"""Any model of timm as a backbone: its pooled features before the classifier."""
+"""Uses any timm model as a backbone: its pooled features before the classifier."""
 
 import difflib
 from typing import Any
@@ -14,7 +14,7 @@ TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules whose mod
 
 
 class TimmBackbone(Backbone):
-    """A freshly initialised timm model without its classifier.
+    """A randomly initialised timm model without its classifier.
 
     Args:
         model: a name that ``timm.list_models()`` knows, e.g. ``vit_tiny_patch16_224`` or ``convnext_tiny``.
@@ -66,7 +66,7 @@ class TimmBackbone(Backbone):
 
 
 def _recompute(network: Any, name: str) -> None:
-    """By timm's own means, which let BatchNorm move its statistics twice."""
+    """Turns on timm's gradient checkpointing; refuses BatchNorm, whose statistics it would update twice."""
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
         raise UserError(
             f"backbone.gradient_checkpointing=true: timm's is not for BatchNorm, which {name} has; set false"

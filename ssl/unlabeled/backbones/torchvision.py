@@ -1,4 +1,4 @@
-"""Any classification model of torchvision as a backbone: what goes into its last linear layer."""
+"""Uses any classification model of torchvision as a backbone, up to the input of its last linear layer."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from unlabeled.objective import Backbone
 
 
 class TorchvisionBackbone(Backbone):
-    """A freshly initialised torchvision model without its last linear layer and the dropout before it.
+    """A randomly initialised torchvision model without its last linear layer and the dropout before it.
 
     ``backbone=resnet18`` and the like are better for ResNets: they know the stem for small images.
 
@@ -51,14 +51,14 @@ class TorchvisionBackbone(Backbone):
 
 
 def constructor_arguments(model: str, image_size: int | None) -> dict[str, object]:
-    """What ``torchvision.models.get_model`` is given beside the name, plain values."""
+    """Returns the arguments of ``torchvision.models.get_model`` beside the name, as plain values."""
     if model in ("googlenet", "inception_v3"):  # a second output while training would be a tuple
         return {"aux_logits": False, "init_weights": True, "dropout": 0.0}
     return {} if image_size is None else {"image_size": image_size}
 
 
 def _remove_classifier(network: nn.Module, name: str) -> int:
-    """Make the last linear layer, and dropout in the part where it stands, pass on what they get; returns its width."""
+    """Replaces the last linear layer, and dropout in its part, by identities; returns the layer's input width."""
     paths = dict(network.named_modules())
     head = list(paths)[-1].partition(".")[0]  # the outermost part that comes last
     linears = [path for path, module in paths.items() if isinstance(module, nn.Linear) and _inside(path, head)]
@@ -73,7 +73,7 @@ def _remove_classifier(network: nn.Module, name: str) -> int:
 
 
 def _take(network: nn.Module, name: str, channels: int) -> None:
-    """Another first convolution, whose outputs have the variance of the one before: torchvision knows none but RGB."""
+    """Replaces the first convolution for other than RGB images; its outputs keep their variance."""
     path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3 or getattr(network, "transform_input", False):
         raise UserError(f"backbone.channels={channels}: {name} takes 3 alone; timm has models of the same kind")

@@ -1,4 +1,4 @@
-"""The configuration that stands in a file, as data: nothing in it is imported, resolved or opened by reading it.
+"""Treats a configuration from a file as data: reading it imports, resolves and opens nothing.
 
 A checkpoint, a fault record, a report or a ``config.yaml`` may be anybody's. What is built from one must pass
 :func:`check_part` before: an allow-list of targets, part by part, at any depth.
@@ -21,7 +21,7 @@ LONGEST = 200  # characters of a value that a message shows
 
 
 class Kind(NamedTuple):
-    """What a target may be."""
+    """A kind of object that a target may name."""
 
     room: str  # module; of ours also all below it
     base: str  # class that it must be or inherit from, or return where it is a function
@@ -58,7 +58,7 @@ RUN_FOLDERS = ("checkpoints", "faults")  # of a run's folder: where its files of
 
 
 def as_data(value: Any, where: str) -> Any:
-    """A copy of plain values, with the targets of earlier versions replaced by those of today.
+    """Returns a copy of plain values, with the targets of earlier versions replaced by current ones.
 
     Args:
         value: what a file held.
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] = lambda target: False) -> None:
-    """Raise UserError unless one part of a file's configuration may be built.
+    """Raises UserError unless one part of a file's configuration may be built.
 
     Every target in it, at any depth, must be of one of the ``KINDS`` of that part, or among those that the user's own
     configuration names. Interpolations are refused: a run writes its values resolved.
@@ -115,7 +115,7 @@ def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] 
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted name, keys included."""
+    """Yields every value with its dotted name, keys included."""
     yield path, value
     if isinstance(value, dict):
         for key, each in value.items():
@@ -127,7 +127,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(part: str, path: str, node: dict[str, Any], where: str) -> None:
-    """Keys that begin with an underscore are orders to Hydra."""
+    """Refuses keys that begin with an underscore: they are instructions to Hydra."""
     allowed: dict[str, Collection[Any]] = {"_convert_": CONVERSIONS}
     if part in PARTIAL:
         allowed["_partial_"] = (True, False)
@@ -151,7 +151,7 @@ def _check_target(
 
 
 def _is(target: str, kind: Kind) -> bool:
-    """Whether it names, without a detour, something public of that kind; imports nothing outside of the kind's room."""
+    """Returns whether a target directly names a public object of that kind; imports only the kind's own package."""
     module, _, name = target.rpartition(".")
     ours = kind.room.startswith("unlabeled.")
     inside = module == kind.room or (ours and module.startswith(f"{kind.room}."))
@@ -183,14 +183,14 @@ def _base(dotted: str) -> type:
 
 
 def short(value: Any) -> str:
-    """A value of a file for a message: one line, printable, no longer than 200 characters."""
+    """Returns a value of a file for a message: one printable line of at most 200 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = shown(text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def is_own_run(file: Path) -> bool:
-    """Whether a file lies in the run folder of this user: in checkpoints/ or faults/, config.yaml beside, both theirs.
+    """Returns whether a file is in checkpoints/ or faults/ of a run folder with config.yaml, both owned by this user.
 
     What such a file names may be opened without being named again. One that was unpacked or downloaded elsewhere is
     anybody's.
@@ -205,7 +205,7 @@ def is_own_run(file: Path) -> bool:
 
 
 def check_opened(part: str, values: Mapping[str, Any], file: Path, keys: Collection[str] | None = None) -> None:
-    """Raise UserError if building a part would open files or addresses that nobody but ``file`` has named.
+    """Raises UserError if building a part would open files or addresses that only ``file`` names.
 
     Args:
         part: of its configuration.

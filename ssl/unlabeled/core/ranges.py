@@ -1,4 +1,4 @@
-"""Types that say which values a key may have: ``temperature: Positive`` in a constructor's signature. No torch in here.
+"""Defines types that say which values a key may have: ``temperature: Positive`` in a signature. Imports no torch.
 
 Beside what a type names, each number is finite and below ``LARGEST``, and each text has a letter, unless the type says
 otherwise: see :mod:`unlabeled.commands.checks.values`, which holds values against them.
@@ -25,12 +25,12 @@ class Ascending:
 
 @dataclass(frozen=True)
 class Increasing:
-    """Marks a list each number of which is above the one before."""
+    """Marks a list in which each number is above the one before."""
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """Marks a list that holds nothing twice."""
+    """Marks a list without duplicates."""
 
 
 FilePath = Annotated[str, InFile()]

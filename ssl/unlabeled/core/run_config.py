@@ -1,4 +1,4 @@
-"""The configuration of a run as plain values: read, written and compared. No Hydra in here."""
+"""Reads, writes and compares the configuration of a run as plain values, without Hydra."""
 
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,17 @@ MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
 
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
-    """Write ``run_dir/config.yaml``."""
+    """Writes ``run_dir/config.yaml``."""
     write_atomic(run_dir / "config.yaml", to_yaml(resolved))
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as text, in their order."""
+    """Returns plain values as YAML text, in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def read_yaml(path: Path) -> Any:
-    """A file as plain values. Raises ValueError where it is no yaml, OSError where it cannot be read."""
+    """Reads a file as plain values. Raises ValueError if it is not YAML, OSError if it cannot be read."""
     try:
         return parse_yaml(path.read_bytes())
     except ValueError as error:
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Dotted names of the values that two trees of plain values do not share."""
+    """Returns the dotted names of the values that differ between two trees of plain values."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         below = f"{path}." if path else ""

@@ -1,4 +1,4 @@
-"""``state.json`` in a run's folder: where the run is, and how it ended, for whoever looks on from outside."""
+"""Writes ``state.json`` to a run's folder: the progress of the run and how it ended, for other programs."""
 
 import json
 import os
@@ -110,7 +110,7 @@ class Heartbeat(pl.Callback):
 
 
 def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
-    """Seconds per step; None before there are two."""
+    """Returns the seconds per step; None before there are two steps."""
     return (until[1] - since[1]) / (until[0] - since[0]) if until[0] > since[0] else None
 
 
@@ -122,6 +122,6 @@ def _sessions_before(path: Path) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    """As a traceback ends; of a mistake of the user's, which has one line that says all, that line."""
+    """Returns an error as a traceback's last line shows it; for a UserError its one-line message."""
     line = next(iter(str(error).splitlines()), "")
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

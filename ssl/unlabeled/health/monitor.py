@@ -1,4 +1,4 @@
-"""Looks after a run while it trains: measures, compares with what is healthy, and says what it finds."""
+"""Monitors a run while it trains: measures, compares with healthy values, and reports findings."""
 
 import json
 import time
@@ -55,7 +55,7 @@ class HealthMonitor(pl.Callback):
         self._unwritable = False  # whether it was said that they cannot be kept
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to what the run writes; what it wrote before it was stopped counts."""
+        """Listens to the metrics that the run logs; reads those of earlier sessions from its folder."""
         assert isinstance(pl_module, Pretraining)
         module, begun_at = pl_module, trainer.global_step
 
@@ -112,7 +112,7 @@ class HealthMonitor(pl.Callback):
         module.write({f"health/{name}": value for name, value in found.items()}, step)
 
     def _data_wait(self) -> float:
-        """Share of the time since the last call that passed between a batch's end and the next one; 0 at first."""
+        """Returns the share of time, since the last call, between a batch's end and the next batch; 0 at first."""
         now = time.perf_counter()
         share = self._waited / (now - self._since) if self._since else 0.0
         self._since, self._waited = now, 0.0
@@ -124,7 +124,7 @@ class HealthMonitor(pl.Callback):
         return rest == 0 and (early or step % self.probe_every_n_steps == 0)
 
     def _tell(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
-        """Print what is new, keep all of it, and end the run if it has collapsed and that is wanted."""
+        """Prints new findings, writes all of them, and ends the run if it has collapsed and ``stop`` is set."""
         findings = [finding for finding in diagnosis.findings if finding.holds]
         new = [finding for finding in findings if finding.name not in self._told]
         self._told = {finding.name for finding in findings}
@@ -149,7 +149,7 @@ class HealthMonitor(pl.Callback):
 
 
 def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
-    """``health.json`` with findings and facts, replaced as a whole and only where they changed."""
+    """Writes ``health.json`` with findings and facts, atomically and only if they changed."""
     path = run_dir / FILE
     findings = [finding._asdict() for finding in diagnosis.findings]
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
@@ -162,7 +162,7 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
 
 
 class _Listener(Logger):
-    """Hands what is logged on, in every process."""
+    """A logger that passes on what is logged, on every process."""
 
     def __init__(self, listen: Callable[[int, dict[str, float]], None]) -> None:
         super().__init__()
@@ -180,4 +180,4 @@ class _Listener(Logger):
         self.listen(step or 0, metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""What is unhealthy: one rule a failure, with its bound, what it usually means and what to try.
+"""Defines what is unhealthy: one rule for each failure, with its bound, its usual meaning and what to try.
 
 The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they lie between what healthy runs of every
 method show there and what spoilt ones do, mostly with a factor of ten to both.
@@ -43,7 +43,7 @@ def pinned_steps(facts: RunFacts) -> int:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a number, or on one of each part of the network, that must not hold.
+    """A condition on a number, or on one number of each part of the network, that must not hold.
 
     Args:
         name: of the finding.
@@ -278,7 +278,7 @@ RULES = (
 
 
 def rules_for(facts: RunFacts) -> Iterator[Rule]:
-    """Those of every method, then those that the method itself declares."""
+    """Yields the rules of every method, then those that the method itself declares."""
     yield from RULES
     for sign in facts.signs:
         low, high = sign.at_least, sign.at_most

@@ -1,4 +1,4 @@
-"""What a step tells of its health: of its images, its embeddings, its gradients, its update and the teacher."""
+"""Measures the health of a step: its images, embeddings, gradients, update and teacher."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +15,7 @@ PIXEL = 255  # the largest value of one
 
 
 class StepHealth:
-    """Looks at one optimizer step, from its last batch to its update; nothing in it changes.
+    """Measures one optimizer step, from its last batch to its update, without changing anything.
 
     To be called in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step,
     :meth:`update` after it.
@@ -32,7 +32,7 @@ class StepHealth:
         self._parts: dict[str, list[nn.Parameter]] = {}
 
     def output(self, batch: Batch, output: Output) -> None:
-        """Notes what the batch and what the method made of it say; the gradient of embeddings follows with backward."""
+        """Measures a batch and the objective's output; backward adds the gradient of the embeddings."""
         self.found |= image_metrics(batch)
         if output.targets is not None:
             self.found["target_gradient"] = output.loss.new_full((), float(output.targets.requires_grad))
@@ -47,7 +47,7 @@ class StepHealth:
 
     @torch.no_grad()
     def gradients(self) -> None:
-        """The length of each part's gradient; keeps the weights to compare them with what they will be.
+        """Measures the gradient norm of each part and saves the weights, to compare them after the update.
 
         Parameters are looked up here: while fsdp computes, others stand in their place, whose memory is freed.
         """
@@ -59,7 +59,7 @@ class StepHealth:
 
     @torch.no_grad()
     def update(self) -> None:
-        """‖Δw‖ / ‖w‖ of each part's matrices, and how far the teacher is from what it follows."""
+        """Measures ‖Δw‖ / ‖w‖ of each part's matrices, and the distance of the teacher from its student."""
         for part, before in self._before.items():
             now, like = local_matrices(self._parts[part]), local_shard(self._parts[part][0])
             if any(weight.ndim > 1 for weight in self._parts[part]):
@@ -68,7 +68,7 @@ class StepHealth:
         self.found |= self._teacher()
 
     def _teacher(self) -> dict[str, Tensor]:
-        """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
+        """Returns the distance of teacher and student over the student's norm, and a number that shows any change."""
         if not isinstance(self.objective, HasTeacher):
             return {}
         pairs = self.objective.teacher_student_pairs()
@@ -79,7 +79,7 @@ class StepHealth:
         return {"teacher_distance": distance, "teacher_length": self._length(slow, like)}
 
     def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Of all together, float64 []; over all processes where each holds a piece."""
+        """Returns the norm of all tensors together, float64 []; over all processes if each holds a shard."""
         here = local_pieces(tensors)
         squares = torch.zeros((), dtype=torch.float64, device=like.device)
         if here:
@@ -88,7 +88,7 @@ class StepHealth:
 
 
 def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters that an optimizer trains, by the objective's modules."""
+    """Returns the parameters that an optimizer trains, by the objective's modules."""
     parts = {
         name: [parameter for parameter in module.parameters() if parameter.requires_grad]
         for name, module in objective.named_children()
@@ -97,17 +97,17 @@ def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def local_matrices(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """What this process holds of them, without biases and norms, whose relative change says little."""
+    """Returns this process's pieces without biases and norms, whose relative change says little."""
     return local_pieces(parameter for parameter in parameters if parameter.ndim > 1)
 
 
 def local_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each; of some it may hold nothing, which torch cannot copy or measure."""
+    """Returns this process's pieces of the tensors without empty ones, which torch cannot copy or measure."""
     return [local_shard(each) for each in tensors if local_shard(each).numel()]
 
 
 def image_metrics(batch: Batch) -> dict[str, Tensor]:
-    """How much the images of a batch differ and vary, and whether they come in the order of their source.
+    """Measures how much the images of a batch differ and vary, and whether they come in the order of their source.
 
     ``image_difference`` is the mean over pixels of the standard deviation over images, ``pixel_variation`` the mean
     over images of that over pixels, both in shares of white; ``neighbours`` the share of rows whose successor is the

@@ -1,4 +1,4 @@
-"""ReLIC: each view finds its image among a few, and all pairs of views must see the same likeness among them.
+"""ReLIC: each view finds its image among a few, and all pairs of views must give equal similarities to them.
 
 v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. The pretraining code
 of neither was published (github.com/google-deepmind/relicv2 evaluates): what no public text gives is an argument.
@@ -39,7 +39,7 @@ def relic_loss(
     beta: float,
     stop_gradient: StopGradient = "entropy",
 ) -> Tensor:
-    """α · contrast of view a with view b + β · KL(p(a→b) ‖ p(b→a)), mean over the local rows (arXiv:2201.05119).
+    """Returns α · contrast of view a with view b + β · KL(p(a→b) ‖ p(b→a)), mean over local rows (arXiv:2201.05119).
 
     p(a→b) is the softmax of an online embedding of view a over target embeddings of view b: those of its own image and
     of its negatives, whose images are the same in p(b→a).
@@ -70,7 +70,7 @@ def relic_loss(
 
 @full_precision
 def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """log p over an image and its negatives.
+    """Returns log p over an image and its negatives.
 
     Args:
         online: [B, D], unnormalised.
@@ -88,17 +88,17 @@ def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Te
 
 @full_precision
 def gather_targets(target: Tensor) -> Tensor:
-    """Unit rows [N, D] of all processes, without a gradient, from [B, D]."""
+    """Returns unit rows [N, D] of all processes, without a gradient, from [B, D]."""
     return distributed.gather(F.normalize(target.detach(), dim=1))
 
 
 def contrastive_loss(log_p: Tensor) -> Tensor:
-    """Negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
+    """Returns the negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
     return -log_p[:, 0].mean()
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> Tensor:
-    """KL(p ‖ q) of rows [B, 1 + n] in logarithms, mean over the rows; the value does not depend on ``stop_gradient``.
+    """Returns KL(p ‖ q) of log rows [B, 1 + n], mean over the rows; ``stop_gradient`` does not change the value.
 
     Args:
         log_p, log_q: log-probabilities.
@@ -112,7 +112,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
 
 
 def sample_negatives(images: int, count: int, generator: torch.Generator) -> Tensor:
-    """For each of ``images`` rows, ``count`` other rows: every subset alike likely, none twice.
+    """Draws ``count`` other rows for each of ``images`` rows: every subset equally likely, no row twice.
 
     Floyd's algorithm, all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): ``count`` short draws, and
     never a matrix of images × images.
@@ -130,7 +130,7 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
 
 
 class ReLIC(Objective):
-    """Online and target network; ReLICv2 with more than two large views or with small ones, else ReLIC.
+    """Online and target network: ReLICv2 with more than two large views or with small ones, else ReLIC.
 
     The views of the first one's size are large: all of them are seen by both networks. The others are small and seen by
     the online network alone. The target network follows after each optimizer step, with the new weights.
@@ -180,7 +180,7 @@ class ReLIC(Objective):
         self.include_same_view, self.small_invariance = include_same_view, small_invariance
 
     def check(self, plan: Plan) -> None:
-        """Two large views at least, and as many other images as negatives."""
+        """Requires at least two large views, and as many other images as negatives."""
         plan.needs_views(2)
         plan.needs_negatives()
         if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
@@ -195,7 +195,7 @@ class ReLIC(Objective):
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """Every view apart, as in BYOL's code: BatchNorm never mixes views."""
+        """Runs every view separately, as in BYOL's code: BatchNorm never mixes views."""
         large = [view for view in batch.views if view.shape == batch.views[0].shape]
         features = [self.backbone(view) for view in batch.views]
         online = [self.predictor(self.projector(each)) for each in features]
@@ -211,7 +211,7 @@ class ReLIC(Objective):
         return embeddings
 
     def _negatives(self, images: int, progress: Progress) -> Tensor:
-        """Once a step, so that all pairs of views are compared on the same images; drawn for the global batch."""
+        """Draws negatives for the global batch once a step, so that all pairs of views use the same images."""
         total = images * distributed.world_size()
         count = total - 1 if self.negatives is None else self.negatives
         generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, _NEGATIVES))
@@ -219,7 +219,7 @@ class ReLIC(Objective):
         return sample_negatives(total, count, generator)[first : first + images]
 
     def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over pairs of an online and a target view, Algorithm 1; pairs without an invariance term count too.
+        """Returns the mean over pairs of an online and a target view (Algorithm 1), also those without invariance term.
 
         A view has none with itself: the divergence is 0, and ``entropy`` would leave a gradient of that zero.
         """
@@ -242,7 +242,7 @@ class ReLIC(Objective):
         return log_p[i][j].new_zeros(())
 
     def after_step(self, progress: Progress) -> None:
-        """θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
+        """Updates θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
         momentum = self._momentum_at(progress)
         ema.update(self.target_backbone, self.backbone, momentum)
         ema.update(self.target_projector, self.projector, momentum)
@@ -254,7 +254,7 @@ class ReLIC(Objective):
         return ema.momentum_at(progress.fraction, self.momentum)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Chance finds an image among its negatives once in so many; embeddings that are all equal never do."""
+        """Bounds the accuracy of finding an image: chance is one in n + 1; equal embeddings never find it."""
         return (
             MetricBound(
                 "instances-not-found",
@@ -268,16 +268,16 @@ class ReLIC(Objective):
         )
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """α · ln(n+1)."""
+        """Returns α · ln(n+1)."""
         return self.alpha * math.log(self._candidates(plan))
 
     def _candidates(self, plan: Plan) -> int:
-        """Among how many images one is found: itself and its negatives, n + 1."""
+        """Returns the number of candidates, n + 1: the image itself and its negatives."""
         return plan.batch_size if self.negatives is None else 1 + self.negatives
 
 
 def _own_first(log_p: Tensor) -> Tensor:
-    """Share of the rows [B, 1 + n] whose own image is ahead of all others; 0 where all embeddings are equal."""
+    """Returns the share of rows [B, 1 + n] whose own image scores above all others; 0 if all embeddings are equal."""
     return (log_p[:, 0] > log_p[:, 1:].amax(1)).float().mean()
 
 

@@ -1,4 +1,4 @@
-"""What can be said of a network's features without labels: rank, spread, invariance, layers, attention."""
+"""Analyses a network's features without labels: rank, spread, invariance, layers, attention."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ Log = Callable[[str], None]
 
 @dataclass
 class AnalysisSubject:
-    """A loaded network, and the images that it is looked at with."""
+    """A loaded network, and the images that it is analysed on."""
 
     backbone: Backbone
     projector: nn.Module | None
@@ -45,7 +45,7 @@ class AnalysisSubject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at; see ``conf/representation.yaml``."""
+    """The extent of an analysis; see ``conf/representation.yaml``."""
 
     images: int
     lidar_images: int
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass
 class Analysis:
-    """What was found. ``spaces`` are the backbone's features and, where there is one, the projector's embeddings."""
+    """The results. ``spaces`` are the backbone's features and, if there is one, the projector's embeddings."""
 
     spaces: dict[str, dict[str, Any]]  # by name: plain values, each with its N and D
     spectra: dict[str, Tensor]  # eigenvalues of the covariance, largest first
@@ -71,7 +71,7 @@ class Analysis:
 
 
 def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
-    """Look at a network three times: many images plainly, some in views, some under single augmentations.
+    """Analyses a network in three passes: many images, several views of some, single augmentations of some.
 
     The network stays as it was: eval mode inside, float32, no gradient.
 
@@ -104,7 +104,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
 
 
 def check_settings(subject: AnalysisSubject, settings: Settings) -> None:
-    """Raise UserError for what cannot be measured."""
+    """Raises UserError for what cannot be measured."""
     for key, least in (("images", 4), ("lidar_images", 2), ("lidar_views", 2), ("batch_size", 4)):
         if (given := getattr(settings, key)) < least:
             raise UserError(f"{key}={given}: must be at least {least}")
@@ -118,7 +118,7 @@ def check_settings(subject: AnalysisSubject, settings: Settings) -> None:
 
 
 def check_size(backbone: Backbone, views: Views) -> None:
-    """Raise UserError where evaluation makes images of a size that the backbone does not take."""
+    """Raises UserError if evaluation makes images of a size that the backbone does not take."""
     if backbone.image_size not in (None, views.size):
         raise UserError(
             f"views.size={views.size}: this backbone takes images of {backbone.image_size} pixels alone; give views=…"
@@ -126,7 +126,7 @@ def check_size(backbone: Backbone, views: Views) -> None:
 
 
 def choose_images(source: Source, count: int, seed: int) -> Tensor:
-    """Random positions in a split, the same for the same seed; in random order, so that batches are alike."""
+    """Returns random positions in a split, determined by the seed; in random order, so that batches are alike."""
     return torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(seed, 0)))[:count]
 
 
@@ -140,7 +140,7 @@ def _features(subject: AnalysisSubject, batch: Batch, transform: Callable[[Tenso
 
 
 def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> tuple[Features, list[str], CKA | None]:
-    """Features as evaluation has them, and, where the backbone has layers, how alike these are."""
+    """Returns features as in evaluation and, if the backbone has layers, the CKA between them."""
     try:
         layers = Layers(subject.backbone)
     except UserError as reason:
@@ -160,7 +160,7 @@ def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> 
 
 
 def _in_views(subject: AnalysisSubject, settings: Settings) -> Tensor:
-    """Features [n, q, D] of the first of the run's views, drawn q times."""
+    """Returns features [n, q, D] of the run's first view, drawn q times."""
     total, first, rows = min(settings.lidar_images, len(subject.source)), 0, []
     for batch in _batches(subject, settings.lidar_images, settings):
         views = []
@@ -178,7 +178,7 @@ def _first_view(views: Views, ids: Tensor, key: ViewKey, images: Tensor, sizes: 
 
 
 def _under_augmentations(subject: AnalysisSubject, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name of an augmentation, features of images and of the same ones augmented, [n, D] each."""
+    """Returns, by the augmentation's name, the features of images and of the augmented images, [n, D] each."""
     found: dict[str, list[Tensor]] = {}
     plain: list[Tensor] = []
     total = min(settings.lidar_images, len(subject.source))
@@ -208,7 +208,7 @@ def _attention(subject: AnalysisSubject, settings: Settings) -> tuple[Tensor | N
 
 
 def _through(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
-    """Features [..., D] behind a head, on the device: [..., D']."""
+    """Passes features [..., D] through a head, on the device: [..., D']."""
     rows = features.flatten(0, -2).to(device)
     labels = torch.zeros(len(rows), dtype=torch.long)
     made = apply_head(head, Features(rows, labels, labels)).x

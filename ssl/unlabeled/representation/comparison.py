@@ -1,4 +1,4 @@
-"""Two networks, layer by layer, on the same images."""
+"""Compares two networks layer by layer, on the same images."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from unlabeled.weights import Checkpoint
 
 @dataclass(frozen=True)
 class ComparedNetwork:
-    """One network, loaded, with what its images are made like."""
+    """One loaded network, with the preprocessing of its images."""
 
     name: str
     backbone: Backbone
@@ -29,7 +29,7 @@ class ComparedNetwork:
 
 @dataclass(frozen=True)
 class LayerSimilarities:
-    """CKA of the layers of two networks, float64 on the CPU, each with itself as well."""
+    """CKA between the layers of two networks, and within each, float64 on the CPU."""
 
     first: Tensor  # [A, A]
     second: Tensor  # [B, B]
@@ -48,7 +48,7 @@ def compare(
     seed: int,
     device: torch.device,
 ) -> LayerSimilarities:
-    """Each batch of images goes through both networks, so that rows belong together; both are left as they were.
+    """Compares the layers of two networks on the same batches of images; neither network changes.
 
     Args:
         first, second: the networks.
@@ -82,5 +82,5 @@ def compare(
 
 
 def forward_layers(side: ComparedNetwork, batch: Batch, device: torch.device) -> None:
-    """One forward pass, noticed by whoever listens."""
+    """Runs one forward pass, whose outputs are recorded by hooks."""
     extract(side.backbone, [batch], side.views.evaluation_view, device)

@@ -1,4 +1,4 @@
-"""Plots of an analysis. Drawn without a display."""
+"""Draws the plots of an analysis, without a display."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ PANEL = 3.7  # inches: of one matrix of layers
 
 
 def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Eigenvalues of the covariance over their ranks, each relative to its largest, and the lines of α-ReQ."""
+    """Plots the covariance's eigenvalues over their ranks, relative to the largest, and the fitted lines of α-ReQ."""
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(spectra.items()):
@@ -48,7 +48,7 @@ def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any])
 
 
 def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """A bar for each augmentation and space."""
+    """Plots a bar for each augmentation and space."""
     names = list(next(iter(spaces.values()))["invariance"])
     figure = new_figure(0.8 + 0.24 * len(names) * (len(spaces) + 1))
     axes = figure.add_subplot()
@@ -70,7 +70,7 @@ def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 
 def distance_plot(distances: Tensor, even: float) -> "Figure":
-    """A dot for each head of each block; [blocks, heads], pixels."""
+    """Plots a dot for each head of each block; [blocks, heads], pixels."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(3.2)
@@ -87,7 +87,7 @@ def distance_plot(distances: Tensor, even: float) -> "Figure":
 
 
 def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str, Sequence[str]]]]) -> "Figure":
-    """CKA of layers, one matrix or several side by side in one scale.
+    """Plots the CKA of layers: one matrix, or several side by side with one scale.
 
     Args:
         panels: [rows, columns] each, with the title and the layers of its rows, and those of its columns.
@@ -108,7 +108,7 @@ def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str
 
 
 def _write_values(axes: "Axes", matrix: Tensor) -> None:
-    """In the cells, where there is room."""
+    """Writes the values into the cells, if there is room."""
     if max(matrix.shape) > MOST_VALUES:
         return
     for row, values in enumerate(matrix.tolist()):

@@ -1,4 +1,4 @@
-"""How little features change under one augmentation, beside how much images differ."""
+"""Measures how little features change under one augmentation, compared with the difference between images."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ STRENGTHS = {
 
 
 def augmentations(size: int) -> dict[str, Operation]:
-    """The single augmentations at the strengths above, for images of ``size`` pixels."""
+    """Returns the single augmentations at the strengths above, for images of ``size`` pixels."""
     crop = RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), "bicubic", flip=0.0)
     flip = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), "bicubic", flip=1.0)
     made: list[Operation] = [
@@ -38,7 +38,7 @@ def augmentations(size: int) -> dict[str, Operation]:
 
 
 def invariance(features: Tensor, augmented: Tensor) -> float:
-    """Cosine similarity of image and augmented image, relative to that of different images.
+    """Returns the cosine similarity of image and augmented image, relative to that of different images.
 
     (s − d) / (1 − d), with s the mean over images and d the mean over pairs of an image and another one augmented: 1 is
     invariant, 0 as different as two images; below 0 is possible.
@@ -64,7 +64,7 @@ def invariance(features: Tensor, augmented: Tensor) -> float:
 
 
 def augment_each(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str, Tensor]]:
-    """Each augmentation alone, on images as evaluation sees them.
+    """Yields images under each single augmentation, starting from the images that evaluation uses.
 
     Args:
         views: what made ``images``.

@@ -1,4 +1,4 @@
-"""What the blocks of any backbone give, one vector for each image: its layers, for CKA."""
+"""Records the outputs of the blocks of any backbone, one vector for each image, for CKA."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class Layers:
-    """The blocks of a backbone, from input to output, and what they gave in the last forward pass.
+    """The blocks of a backbone from input to output, with their outputs in the last forward pass.
 
     Attributes:
         names: of the blocks, as ``named_modules`` has them.
@@ -32,7 +32,7 @@ class Layers:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, each forward pass is noticed; afterwards the backbone has its hooks as before."""
+        """Records each forward pass inside the block; removes its hooks afterwards."""
 
         def notice(number: int) -> Any:
             return lambda module, inputs, output: self._seen.update({number: pool_positions(output, self._prefix)})
@@ -45,14 +45,14 @@ class Layers:
                 hook.remove()
 
     def taken(self) -> list[Tensor]:
-        """Outputs [B, D] of the last forward pass, block by block; then they are forgotten."""
+        """Returns the outputs [B, D] of the last forward pass, block by block, and forgets them."""
         taken = [self._seen[number] for number in range(len(self.names))]
         self._seen.clear()
         return taken
 
 
 def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks of a backbone: what it says itself, or what stands in a row in it.
+    """Returns the blocks of a backbone: those that it names itself, or else a sequence found inside of it.
 
     These are the members of its outermost lists, and those of its own parts whose kind comes again.
 
@@ -78,7 +78,7 @@ def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool)
 
 
 def pool_positions(output: Tensor, prefix: int) -> Tensor:
-    """Mean over positions, [B, C], of maps [B, C, h, w] or square [B, h, w, C], or of tokens [B, prefix + n, C]."""
+    """Returns the mean over positions, [B, C], of maps [B, C, h, w] or [B, h, w, C], or tokens [B, prefix + n, C]."""
     if output.ndim == 3:
         return output[:, prefix:].mean(1)
     if output.ndim != 4:
@@ -88,7 +88,7 @@ def pool_positions(output: Tensor, prefix: int) -> Tensor:
 
 
 def _prefix(backbone: Backbone) -> int:
-    """Tokens before the patches: class token, registers."""
+    """Returns the number of tokens before the patches: class token, registers."""
     if isinstance(backbone, ViT):
         return 1
     model = getattr(backbone, "model", None)

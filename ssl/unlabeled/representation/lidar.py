@@ -1,11 +1,11 @@
-"""LiDAR: how many directions tell images apart, against what augmentation does to them."""
+"""LiDAR: counts the directions that separate images, compared with the spread that augmentation causes."""
 
 import torch
 from torch import Tensor
 
 
 def lidar(embeddings: Tensor, delta: float = 1e-4, epsilon: float = 1e-8) -> float:
-    """Effective rank of linear discriminant analysis, each image a class: Thilak et al. 2024, arXiv:2312.04000.
+    """Returns LiDAR, the effective rank of an LDA with each image a class: Thilak et al. 2024, arXiv:2312.04000.
 
     With the scatter S_b of the images' means and S_w, that of views around them, + δI: the entropy of the eigenvalues λ
     of S_w^(−1/2) S_b S_w^(−1/2), exponentiated, with p = λ / Σλ + ε. No more than n − 1, whatever D: values of other n,

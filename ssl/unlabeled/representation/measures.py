@@ -1,4 +1,4 @@
-"""All numbers of one space of features, and what is to be doubted of them."""
+"""Computes all measures of one feature space, and warnings about them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
 
 
 def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:
-    """All numbers of one space.
+    """Returns all measures of one feature space.
 
     Args:
         features: [N, D].
@@ -48,7 +48,7 @@ def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dic
 
 
 def measure_warnings(name: str, space: dict[str, Any], window: Sequence[int]) -> list[str]:
-    """What a reader of these numbers should know."""
+    """Returns warnings that a reader of these numbers should know."""
     n, dim, found = space["images"], space["dimensions"], []
     if n < PER_DIMENSION * dim:
         found.append(

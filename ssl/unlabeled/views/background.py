@@ -1,4 +1,4 @@
-"""The background of an image painted over, so that a network cannot tell two images apart by it (ReLICv2)."""
+"""Paints over the background of an image, so that a network cannot use it to tell images apart (ReLICv2)."""
 
 import math
 from typing import Literal
@@ -18,7 +18,7 @@ NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: hardly a value has to be 
 
 
 class RemoveBackground:
-    """What lies outside an image's mask replaced in a random share of the images; first of a group, before the crop.
+    """Replaces what is outside of an image's mask in a random share of the images; first in a group, before the crop.
 
     x_m = m · x + (1 − m) · c (Tomasev et al. 2022, arXiv:2201.05119; c after Ryali et al. 2021, arXiv:2103.12719). The
     masks stay in their file, which is opened when the first image is changed: evaluation does not need it.
@@ -71,7 +71,7 @@ class RemoveBackground:
 def paint_background(
     images: Tensor, masks: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor | None = None
 ) -> Tensor:
-    """Replace what the masks leave out.
+    """Replaces the pixels outside of the masks.
 
     Args:
         images: float [n, 3, H, W] in [0, 1].
@@ -89,7 +89,7 @@ def paint_background(
 
 
 def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
-    """Bool [n, h, w] → [n, 1, H, W], over the ``sizes`` [n, 2] of ``images`` [n, 3, H, W]; beyond, the last pixel."""
+    """Resizes bool [n, h, w] to [n, 1, H, W] over the ``sizes`` [n, 2] of ``images``; repeats the last pixel beyond."""
     rows, columns = (  # (i + 0.5) · side / length in whole numbers
         ((2 * torch.arange(pixels, device=sizes.device) + 1) * side // (2 * length[:, None])).clamp(max=side - 1)
         for pixels, side, length in zip(images.shape[2:], masks.shape[1:], sizes.unbind(1), strict=True)
@@ -99,7 +99,7 @@ def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
 
 
 def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor) -> Tensor:
-    """c, in a shape that broadcasts to [n, 3, H, W]."""
+    """Returns c, in a shape that broadcasts to [n, 3, H, W]."""
     if fill == "mean_gray":
         return (luminance(images).flatten(1).sum(1) / sizes.prod(1))[:, None, None, None]
     if fill == "random_gray":
@@ -113,7 +113,7 @@ def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tenso
 
 
 def seeded_normal(seed: Tensor, place: Tensor) -> Tensor:
-    """Standard normal numbers float32 [n, …], each a function of ``seed`` int64 [n] and ``place`` int64 […] alone.
+    """Returns standard normal numbers float32 [n, …], functions of ``seed`` int64 [n] and ``place`` int64 […] alone.
 
     SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: no state, so rows may be drawn on
     any process and on the device itself.
@@ -133,5 +133,5 @@ def _scramble(bits: Tensor) -> Tensor:
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    """To the right, zeros from the left; int64's own shift copies the sign."""
+    """Shifts to the right, filling with zeros; int64's own shift copies the sign."""
     return bits >> by & ((1 << (64 - by)) - 1)

@@ -1,4 +1,4 @@
-"""The random operations that views are made of: each draws its parameters apart from applying them.
+"""The random operations that views are made of: each draws its parameters separately from applying them.
 
 ``sample`` draws for the whole global batch on the CPU; ``apply`` gets the rows of this process. Batched throughout:
 no Python per image.
@@ -31,25 +31,25 @@ class Operation(Protocol):
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
-        """Draw the parameters of ``count`` images, whatever their sizes."""
+        """Draws the parameters of ``count`` images, independent of their sizes."""
         ...
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Do it, in float32 whatever the dtype of ``images``, which may be written to."""
+        """Applies the operation, in float32 for any dtype of ``images``, which may be overwritten."""
         ...
 
 
 @runtime_checkable
 class HasPlanWarnings(Protocol):
-    """An operation that knows what may be a mistake."""
+    """An operation that can detect probable mistakes in its settings."""
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """Looks at what it would do to images of that height and width."""
+        """Returns checks for images of that height and width."""
         ...
 
 
 class RandomResizedCrop:
-    """A box of random area and shape, resized to a square, mirrored half of the time.
+    """Cuts a box of random area and shape, resizes it to a square, and mirrors it half of the time.
 
     Draws as torchvision: area uniform, ratio log-uniform, ten tries, then the largest central box of allowed shape.
 
@@ -84,7 +84,9 @@ class RandomResizedCrop:
         }
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """Crops at most twice as large as the images, of boxes of at least 4 × 4 pixels (both our choice)."""
+        """Checks that crops are at most twice as large as the images, and boxes at least 4 × 4 pixels (both our
+        choice).
+        """
         smallest = math.sqrt(self.scale[0]) * pixels
         return [
             Check(
@@ -102,7 +104,7 @@ class RandomResizedCrop:
         ]
 
     def boxes(self, parameters: Parameters, sizes: Tensor) -> Tensor:
-        """What the draws come to in images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
+        """Returns the boxes drawn for images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
         drawn = (parameters[name] for name in ("area", "ratio", "where"))
         area, ratio, where = (each.to(sizes.device, non_blocking=True) for each in drawn)
         sizes = sizes.double()
@@ -116,7 +118,7 @@ class RandomResizedCrop:
         return torch.cat([corner.floor(), box], 1).long()
 
     def _central(self, sizes: Tensor) -> Tensor:
-        """The largest boxes of allowed shape, but of one pixel at least."""
+        """Returns the largest central boxes of allowed shape, at least one pixel large."""
         height, width = sizes.unbind(1)
         shape = width / height
         highest = torch.where(shape < self.ratio[0], (width / self.ratio[0]).round(), height)
@@ -133,7 +135,7 @@ class RandomResizedCrop:
 
 
 class ColorJitter:
-    """Brightness, contrast, saturation (multiplicative, as torchvision) and hue, in a random order per image.
+    """Changes brightness, contrast, saturation (multiplicative, as torchvision) and hue, in random order per image.
 
     Args:
         brightness, contrast, saturation: factors are uniform in [max(0, 1 − value), 1 + value].
@@ -172,7 +174,7 @@ class ColorJitter:
 
 
 class Grayscale:
-    """Colour taken away from a random share of the images."""
+    """Removes the colour from a random share of the images."""
 
     coloured = True
 
@@ -187,7 +189,7 @@ class Grayscale:
 
 
 class Solarize:
-    """Bright values turned over in a random share of the images: v → 1 − v where v ≥ threshold.
+    """Inverts the bright values in a random share of the images: v → 1 − v where v ≥ threshold.
 
     Args:
         threshold: in [0, 1], 128/255 is PIL's 128; or the smallest and the largest, uniform for each image.
@@ -210,7 +212,7 @@ class Solarize:
 
 
 class Equalize:
-    """The histogram of each channel made even, as PIL does it, in a random share of the images.
+    """Equalises the histogram of each channel, as PIL does, in a random share of the images.
 
     Args:
         probability: share of the images that are changed.
@@ -227,7 +229,7 @@ class Equalize:
 
 
 class GaussianBlur:
-    """A Gaussian of random width over a random share of the images.
+    """Blurs a random share of the images with a Gaussian of random width.
 
     Args:
         sigma: smallest and largest standard deviation, pixels.
@@ -243,7 +245,7 @@ class GaussianBlur:
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """A kernel of more than one pixel and no wider than what it blurs."""
+        """Checks that the kernel is larger than one pixel and no wider than the image."""
         width = 2 * self._radius(pixels) + 1
         return [
             Check(
@@ -274,7 +276,7 @@ def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
-    """A Gaussian of deviation ``sigma`` [n] around each pixel of a line; beyond its ends the line is mirrored."""
+    """Returns a Gaussian of deviation ``sigma`` [n] around each pixel of a line, mirrored at its ends."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     weight = (-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()
     weight = weight / weight.sum(1, keepdim=True)
@@ -289,7 +291,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 
 
 def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """``change`` some images, in float32: ``images`` are written to.
+    """Applies ``change`` to some images, in float32; ``images`` are overwritten.
 
     Compiled, all are changed and what was not meant is dropped, so that shapes do not depend on ``applied``.
 

@@ -1,4 +1,4 @@
-"""Augmentations of kornia and transforms of torchvision in a pipeline, as reproducible as its own operations."""
+"""Uses augmentations of kornia and transforms of torchvision in a pipeline, reproducible like our operations."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from unlabeled.views.operations import Parameters
 
 
 class PerImageTransform:
-    """One image after the other through ``transform``, with the global random state seeded for each and put back.
+    """Applies ``transform`` to one image after the other, with global random state seeded for each, then restored.
 
     Such transforms draw from the global random state, so a whole batch at once would depend on which images a process
     holds. Here each image has a seed, drawn for the global batch: its result is a function of the key and of its
@@ -55,7 +55,7 @@ class PerImageTransform:
         return torch.cat(changed).to(images.dtype).clamp(0, 1)
 
     def _checked(self, result: object, image: Tensor) -> Tensor:
-        """``result``, if it is an image as it must be."""
+        """Returns ``result`` if it is a valid image."""
         if not isinstance(result, Tensor):
             raise UserError(f"{self._name()} gives a {type(result).__name__}, and not a tensor")
         if not result.is_floating_point() or result.dim() != 4 or result.shape[:2] != image.shape[:2]:
@@ -70,7 +70,7 @@ class PerImageTransform:
 
 
 def _parts(transform: object) -> Iterator[object]:
-    """It and all within; torchvision's containers keep a list of ``transforms`` that torch does not know as modules."""
+    """Yields the transform and all inside it; torchvision's containers list ``transforms`` that are no submodules."""
     yield transform
     children = list(transform.children()) if isinstance(transform, nn.Module) else []
     for part in (*children, *getattr(transform, "transforms", ())):
@@ -79,7 +79,7 @@ def _parts(transform: object) -> Iterator[object]:
 
 @contextmanager
 def preserve_random_state(device: torch.device) -> Iterator[None]:
-    """Put back what Python, numpy, torch on the CPU and torch on ``device`` would have drawn next."""
+    """Restores the random state of Python, numpy, torch on the CPU and torch on ``device`` after the block."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -90,7 +90,7 @@ def preserve_random_state(device: torch.device) -> Iterator[None]:
 
 
 def seed_all(seed: int, device: torch.device) -> None:
-    """As ``torch.manual_seed``, which would also seed the GPUs that nobody puts back."""
+    """Seeds like ``torch.manual_seed``, which would also seed other GPUs, whose state is not restored."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""From a batch of decoded images to the views that an objective compares."""
+"""Turns a batch of decoded images into the views that an objective compares."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ CPU_BLOCK, GPU_BLOCK = 250_000, 8_000_000
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views that are drawn alike: how many, and the operations in order; transforms of kornia or torchvision as well.
+    """Describes views with the same distribution: their number, and the operations (or kornia, torchvision) in order.
 
     Raises:
         UserError: among the operations is something else.
@@ -51,7 +51,7 @@ class ViewGroup:
 
 
 class Views(nn.Module):
-    """All views of a batch, made on the device where the images are.
+    """Makes all views of a batch on the device where the images are.
 
     Args:
         size: height and width of the image that evaluation sees, pixels.
@@ -111,7 +111,7 @@ class Views(nn.Module):
             )
 
     def require_channels(self, source: Source) -> None:
-        """Raise UserError if the images of ``source`` have other channels than these views."""
+        """Raises UserError if the images of ``source`` have another number of channels than these views."""
         if (given := channels_of(source)) != self.channels:
             raise UserError(
                 f"data.channels={given}: the views are of images with {self.channels}: give views.channels={given}, or"
@@ -135,19 +135,19 @@ class Views(nn.Module):
                 raise UserError("views.compile=true: Foreign goes image by image in Python; give views.compile=false")
 
     def require_masks(self, source: Source) -> None:
-        """Raise UserError if there are to be masks and they are missing or not those of ``source``."""
+        """Raises UserError if masks are needed and are missing or are not those of ``source``."""
         if self.masks is not None:
             open_masks(self.masks).require(source, self.masks)
 
     def sizes(self, image_size: int) -> list[int]:
-        """Height and width of each view of a square image, pixels; tried on a black one."""
+        """Returns height and width of each view of a square image, in pixels, by trying a black image."""
         tried = copy.copy(self)
         tried.compiles = False  # it would be compiled for a batch of one
         black = torch.zeros(1, self.channels, image_size, image_size, dtype=torch.uint8)
         return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
 
     def plan_warnings(self, image_size: int) -> list[Check]:
-        """What may not fit images of that height and width: each operation says so of what it is given."""
+        """Returns the checks of each operation for images of that height and width."""
         looks = []
         for group in self.groups:
             pixels = image_size
@@ -160,7 +160,7 @@ class Views(nn.Module):
     def forward(
         self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None, sizes: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Draw and make the views.
+        """Draws and makes the views.
 
         Args:
             images: uint8 [B, C, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
@@ -193,7 +193,7 @@ class Views(nn.Module):
         return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
     def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
-        """One view of some images, float [n, C, H, W], which stay as they are: other views are made of them."""
+        """Makes one view of some images, float [n, C, H, W]; keeps them unchanged, as other views use them too."""
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
             images = images.clone()  # other operations may write to it
@@ -207,7 +207,7 @@ class Views(nn.Module):
         return self._compiled_finish(group)(images, there)
 
     def _finish(self, images: Tensor, drawn: Sequence[Parameters] = (), operations: Sequence[Operation] = ()) -> Tensor:
-        """What comes after the crop, and normalising; in place."""
+        """Applies the operations after the crop, then normalises; in place."""
         for operation, parameters in zip(operations, drawn, strict=True):
             images = operation.apply(images, parameters)
         if self._normal is None:
@@ -216,14 +216,14 @@ class Views(nn.Module):
         return images.sub_(mean).div_(std)
 
     def _compiled_finish(self, group: ViewGroup) -> Finish:
-        """Made at first use, one for each group: the shapes stay from step to step, so it is compiled once."""
+        """Compiles one function for each group at first use; shapes stay the same, so it is compiled once."""
         if id(group) not in self._compiled:
             finish = partial(self._finish, operations=group.operations[group.after_crop :])
             self._compiled[id(group)] = torch.compile(finish, fullgraph=True, dynamic=False)
         return self._compiled[id(group)]
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The images as float32 in [0, 1], block by block of rows: a power of two, so that they share a batch evenly.
+        """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
 
         So many that the images as floats are no larger than four times one view of the whole batch.
 
@@ -246,7 +246,7 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """What evaluation sees, nothing random: uint8 [B, C, H, W] → float32 [B, C, size, size]; errors as forward.
+        """Makes the view for evaluation, without randomness: uint8 [B, C, H, W] → float32 [B, C, size, size].
 
         ``sizes`` as in forward: each image's own centre is seen.
         """
@@ -261,7 +261,7 @@ class Views(nn.Module):
         return self._finish(torch.cat(made))
 
     def evaluation(self) -> dict[str, object]:
-        """What decides :meth:`evaluation_view`, for reports; plain values."""
+        """Returns the settings of :meth:`evaluation_view` for reports, as plain values."""
         mean, std = (None if values is None else list(values) for values in (self.mean, self.std))
         return {
             "size": self.size,
@@ -272,23 +272,23 @@ class Views(nn.Module):
         }
 
     def to_pixels(self, views: Tensor) -> Tensor:
-        """Views [B, C, h, w] back to values in [0, 1]; what lies outside is clamped."""
+        """Maps views [B, C, h, w] back to values in [0, 1]; values outside are clamped."""
         if self._normal is not None:
             mean, std = self._normal.to(views.device, views.dtype)
             views = views * std + mean
         return views.clamp(0, 1)
 
     def shown(self, views: Tensor) -> Tensor:
-        """Views [B, C, h, w] as pixels [B, 3, h, w] in [0, 1], to look at."""
+        """Maps views [B, C, h, w] to pixels [B, 3, h, w] in [0, 1], for display."""
         return in_colour(self.to_pixels(views))
 
     def to_views(self, pixels: Tensor) -> Tensor:
-        """The inverse of :meth:`to_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
+        """Normalises values in [0, 1] for a network, the inverse of :meth:`to_pixels`; ``pixels`` stay as they are."""
         return self._finish(pixels.clone())
 
 
 def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
-    """What draws apart from applying, as it is; any other transform of an image as an operation."""
+    """Wraps a transform of an image as an operation; an operation is returned unchanged."""
     if isinstance(step, Operation):
         return step
     if not callable(step):
@@ -297,7 +297,7 @@ def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
 
 
 def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
-    """What does not know where an image ends would count its canvas in."""
+    """Refuses groups whose first operation does not know the image's size: it would process the padding too."""
     for group in groups:
         if not any(getattr(step, "crops", False) for step in group.operations):
             raise UserError("views.groups: images differ in size and a group has no crop; add one, or data.square=true")

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` as it grows: read on where reading stopped, and curves thin enough for a page."""
+"""Reads ``metrics.jsonl`` while it grows, and reduces curves to as many points as a page can show."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _LINE = re.compile(
 
 
 class Curve:
-    """Values by step, in the order of their coming."""
+    """Values by step, in the order of the file."""
 
     def __init__(self) -> None:
         self.steps, self.values = array("q"), array("d")
@@ -41,7 +41,7 @@ class Curve:
             self.values = array("d", [nan if value is None else value for _, value in points])
 
     def downsample(self, limit: int) -> list[Point]:
-        """At most ``limit`` points: the extremes of each stretch, and where one is not finite."""
+        """Returns at most ``limit`` points: the extremes of each interval, and values that are not finite."""
         n = len(self.values)
         if n <= limit:
             return [_point(step, value) for step, value in zip(self.steps, self.values, strict=True)]
@@ -65,7 +65,7 @@ def _point(step: int, value: float) -> Point:
 
 
 class GrowingFile:
-    """A file that others append to. Whole lines are taken once; where it was cut back or replaced, all are taken anew.
+    """A file that others append to. Whole lines are read once; all are read again if it was truncated or replaced.
 
     Args:
         path: of the file, which need not exist.
@@ -84,7 +84,7 @@ class GrowingFile:
         self.forget()
 
     def update(self) -> None:
-        """Read on. Raises OSError."""
+        """Reads new lines. Raises OSError."""
         if not self.path.exists():
             self._start_again()
             return
@@ -109,15 +109,15 @@ class GrowingFile:
         return block
 
     def forget(self) -> None:
-        """Drop what was taken."""
+        """Forgets what was read."""
         raise NotImplementedError
 
     def take(self, block: bytes) -> None:
-        """Some whole lines."""
+        """Takes some whole lines."""
         raise NotImplementedError
 
     def objects(self, block: bytes) -> Iterator[dict[str, Any]]:
-        """The lines that can be read; the others are counted."""
+        """Yields the lines that can be parsed; counts the others."""
         for line in block.splitlines():
             try:
                 read = json.loads(line)
@@ -131,7 +131,7 @@ class GrowingFile:
 
 
 class CurveSummary(GrowingFile):
-    """What a list of many runs shows: the curve of the loss, those of the probes, and where the run is."""
+    """What a list of many runs shows of one: the curves of loss and probes, and its progress."""
 
     def forget(self) -> None:
         self.loss = Curve()
@@ -148,7 +148,7 @@ class CurveSummary(GrowingFile):
                 self._take_place(read)
 
     def _take_quickly(self, block: bytes) -> bool:
-        """False, and nothing is taken, where another hand wrote a line, or one is damaged."""
+        """Takes lines by a fast path. Returns False and takes nothing if a line has another format or is damaged."""
         found = _LINE.findall(block)
         if len(found) < block.count(b"\n"):
             return False
@@ -172,7 +172,7 @@ class CurveSummary(GrowingFile):
 
 
 class RunCurves(GrowingFile):
-    """Every curve of a run, by name."""
+    """All curves of a run, by name."""
 
     def forget(self) -> None:
         self.curves: dict[str, Curve] = {}
@@ -196,7 +196,7 @@ def _number(value: Any) -> float | None:
 
 
 def _lines_with(word: str, block: bytes) -> bytes:
-    """Those lines of a block, found faster than line by line."""
+    """Returns the lines of a block that contain a word; faster than testing line by line."""
     found, end, sought = [], 0, b'"' + word.encode()
     while (place := block.find(sought, end)) >= 0:
         end = block.index(b"\n", place) + 1

@@ -1,4 +1,4 @@
-"""The small files of a run: each is read when it has changed, and one that cannot be read says why."""
+"""Reads the small files of a run: again when they change, with an error message for one that cannot be read."""
 
 import json
 import os
@@ -11,7 +11,7 @@ LARGEST = 4 << 20  # bytes: what is larger was not written by a run
 
 
 def is_outside(path: Path, root: Path) -> bool:
-    """Whether a path, all links followed, lies outside of ``root``, which is resolved already. Raises OSError."""
+    """Returns whether a path, with links followed, is outside of the resolved folder ``root``. Raises OSError."""
     return not path.resolve().is_relative_to(root)
 
 
@@ -32,7 +32,7 @@ class Document:
         self._seen: tuple[int, ...] | None = None
 
     def update(self) -> None:
-        """Read it if it has changed; never raises for what is in it."""
+        """Reads the file if it has changed; never raises for its content."""
         try:
             found = os.lstat(self.path)
         except OSError:
@@ -67,13 +67,13 @@ def _refused(path: Path, found: os.stat_result, root: Path) -> str | None:
 
 
 def finite_or_none(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Returns a finite number, or None."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return value if known and abs(value) < 1e300 else None  # NaN compares as false
 
 
 def flatten(values: Any, limit: int = 5_000) -> dict[str, str]:
-    """Dotted names of all values of a tree, each value as text; no more than ``limit`` of them."""
+    """Returns the values of a tree as text by their dotted names, at most ``limit`` of them."""
     found: dict[str, str] = {}
     stack = [("", values)]
     for _ in range(10 * limit):  # a tree may hold itself, and then has no end

@@ -1,4 +1,4 @@
-"""The page over HTTP, for this machine's own browsers: nothing is written, and nothing outside of one folder is read.
+"""Serves the page over HTTP to browsers on this machine; writes nothing and reads only one folder.
 
 A page of the web can make a browser ask 127.0.0.1, but not read the answers: no header lets it, and names that somebody
 points at 127.0.0.1 (DNS rebinding) are refused by the Host header.
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error."""
+        """Ignores browsers that close a connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -146,4 +146,4 @@ class Handler(BaseHTTPRequestHandler):
         return "unlabeled"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal is for the address."""
+        """Does nothing: the terminal shows the address only."""

@@ -1,4 +1,4 @@
-"""Whether a run is alive, seen from outside: from what it wrote last, and whether its process is there."""
+"""Decides whether a run is alive, from the files that it wrote last and from its process."""
 
 import os
 import socket
@@ -19,14 +19,14 @@ GOES_ON = "The same command goes on from the last checkpoint."
 
 
 class Verdict(NamedTuple):
-    """A word for the state, and a sentence where there is something to say."""
+    """A word for the state, and a sentence if there is more to say."""
 
     state: str
     sentence: str = ""
 
 
 def classify_run(state: Mapping[str, Any], now: float) -> Verdict:
-    """From the content of ``state.json``.
+    """Classifies a run by the content of ``state.json``.
 
     Args:
         state: as the heartbeat writes it; any value may be missing or of another type.
@@ -63,7 +63,7 @@ def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
 
 
 def classify_run_without_state(ended: bool, begun: float | None, written: float | None, now: float) -> Verdict:
-    """For a run that left no ``state.json``.
+    """Classifies a run that left no ``state.json``.
 
     Args:
         ended: whether it wrote its summary, or its last step.
@@ -81,7 +81,7 @@ def classify_run_without_state(ended: bool, begun: float | None, written: float 
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and waits to be fetched does not."""
+    """Returns whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

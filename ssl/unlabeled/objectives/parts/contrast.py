@@ -1,4 +1,4 @@
-"""The sum over all candidates in a contrastive loss, without all similarities in memory at once."""
+"""Computes the sum over all candidates in a contrastive loss without storing all similarities at once."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ CPU_BLOCK, GPU_BLOCK = 2**22, 2**26
 
 
 def log_sum_exp(queries: Tensor, keys: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """ln Σ_j exp(query · key_j) of each query, differentiable.
+    """Returns ln Σ_j exp(query · key_j) of each query, differentiable.
 
     Softmax and cross-entropy over the whole matrix keep three copies of it; here a block of it lives at a time, and is
     made again in backward where there are several and ``keys`` want a gradient. Keys that want none may change

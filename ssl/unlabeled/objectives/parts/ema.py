@@ -1,4 +1,4 @@
-"""A second network that follows the trained one slowly: the momentum encoder of MoCo, BYOL and their kin."""
+"""Exponential moving averages of networks: the momentum encoders of MoCo, BYOL and similar methods."""
 
 import copy
 import math
@@ -11,13 +11,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M) -> M:
-    """A copy with its own parameters and buffers, none of which an optimizer trains."""
+    """Returns a copy with its own parameters and buffers, none of which an optimizer trains."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """θ_target ← m·θ_target + (1 − m)·θ_online, in place.
+    """Updates θ_target ← m·θ_target + (1 − m)·θ_online, in place.
 
     Parameters only: the BatchNorm statistics of the target are of its own batches and are never averaged with the
     online ones (facebookresearch/moco, issue 70).
@@ -34,7 +34,7 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 
 def momentum_at(fraction: float, start: float) -> float:
-    """Momentum that rises from ``start`` to 1 by half a cosine, at ``fraction`` in [0, 1] of the run.
+    """Returns the momentum at ``fraction`` in [0, 1] of the run: it rises from ``start`` to 1 by half a cosine.
 
     1 − (1 − m₀)·(1 + cos πf)/2, as BYOL (arXiv:2006.07733, section 3.2) and MoCo v3 (``adjust_moco_momentum``).
     """

@@ -8,7 +8,7 @@ from unlabeled.errors import UserError
 
 
 def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
-    """The non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
+    """Builds the non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
 
     Every layer is Linear without bias and BatchNorm; hidden layers keep the input width and end in ReLU; the last
     BatchNorm has a scale and no bias. Linear weights are drawn from N(0, 0.01).
@@ -31,7 +31,7 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
 def swav_projector(
     in_features: int, hidden_features: Sequence[int], out_features: int, batch_norm: bool
 ) -> nn.Sequential:
-    """The projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
+    """Builds the projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
 
     Hidden layers are Linear, BatchNorm and ReLU, the last layer is Linear alone; every Linear has a bias and torch's
     initial weights. With one hidden layer its tensors have the official names ``0``, ``1`` and ``3``.
@@ -50,7 +50,7 @@ def swav_projector(
 
 
 def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Projector and predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
+    """Builds projector or predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
 
     Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
     1 / inputs, cut off at two deviations.
@@ -64,7 +64,7 @@ def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Se
 
 
 def paws_predictor(width: int) -> nn.Sequential:
-    """The prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, a quarter as wide inside.
+    """Builds the prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, hidden width / 4.
 
     Args:
         width: of the embeddings that go in and come out, a multiple of 4.

@@ -1,4 +1,4 @@
-"""Signs of failure that several methods share."""
+"""Defines metric bounds that several methods share."""
 
 from unlabeled.objective import MetricBound
 

@@ -1,4 +1,4 @@
-"""Colour operations on batches in [0, 1], each image with its own factor, equal to torchvision's functional ones."""
+"""Colour operations on batches in [0, 1], each image with its own factor; equal to torchvision's functions."""
 
 import itertools
 
@@ -10,13 +10,13 @@ _HUGE = 1e30  # any difference of two values of an image, times this, is beyond 
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Grey value of each pixel, [B, 3, h, w] → [B, 1, h, w]."""
+    """Returns the grey value of each pixel, [B, 3, h, w] → [B, 1, h, w]."""
     red, green, blue = images.chunk(3, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it; in place.
+    """Shifts the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as in torchvision; in place.
 
     Hue, chroma and value (largest channel) as in HSV, and back by value − chroma · clamp(2 − d, 0, 1), where d is the
     distance of the hue in sixths of a turn from 3, 5 and 1 for red, green and blue, around the circle: at most 3.
@@ -32,7 +32,7 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue in sixths of a turn, in [0, 6]; chroma; value.
+    """Returns hue in sixths of a turn, in [0, 6]; chroma; value.
 
     The channels are sorted by minimum and maximum, and where they change places the hue is counted from another corner
     (after S. Hocevar's form without branches). ``where`` takes thirty times as long as a product on a CPU.
@@ -48,7 +48,7 @@ def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
-    """Change brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
+    """Changes brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
     Before each turn the images are sorted by what is to be done to them, so that it is done to neighbours in place.
     Compiled, everything is done to all of them and what was not meant is dropped: shapes stay, and it is one kernel.
@@ -81,7 +81,7 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
 
 
 def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
-    """One operation on all of ``images``, in place.
+    """Applies one operation to all of ``images``, in place.
 
     Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves, which is
     black, the mean grey value of the image, or its grey picture.
@@ -96,13 +96,13 @@ def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness:
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Turn bright values over: v → 1 − v where v ≥ ``threshold`` [B] in [0, 1]; [B, C, h, w], in place."""
+    """Inverts bright values: v → 1 − v where v ≥ ``threshold`` [B] in [0, 1]; [B, C, h, w], in place."""
     bright = (images - threshold[:, None, None, None]).mul_(_HUGE).add_(1).clamp_(0, 1)
     return images.addcmul_(bright, 1 - 2 * images)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spread the values of each channel so that their histogram is as even as PIL's ``ImageOps.equalize`` makes it.
+    """Equalises the histogram of each channel as PIL's ``ImageOps.equalize`` does.
 
     Args:
         images: float [B, C, h, w] in [0, 1]; rounded to 256 levels first.

@@ -1,4 +1,4 @@
-"""What operations draw, in words and numbers: named columns of their parameters, beside what is configured."""
+"""Describes the draws of operations: named columns of their parameters, beside the configured values."""
 
 import itertools
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class RecordedStep:
 
 @dataclass(frozen=True)
 class Quantity:
-    """Numbers [n] as drawn for the images that got the operation, and the range that the configuration gives."""
+    """Numbers [n] as drawn for the images that got the operation, and the configured range."""
 
     name: str
     values: Tensor
@@ -48,7 +48,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class MeasuredRate:
-    """How often something was drawn, bool [n], and its configured probability."""
+    """Compares how often something was drawn, bool [n], with its configured probability."""
 
     name: str
     drawn: Tensor
@@ -56,12 +56,12 @@ class MeasuredRate:
 
     @property
     def measured(self) -> float:
-        """Share of the draws."""
+        """Returns the share of the draws."""
         return float(self.drawn.double().mean())
 
     @property
     def errors(self) -> float:
-        """Binomial standard errors between measured and configured; 0 where nothing is configured."""
+        """Returns the deviation from the configured rate in binomial standard errors; 0 if none is configured."""
         if self.configured is None or self.measured == self.configured:
             return 0.0
         variance = self.configured * (1 - self.configured) / len(self.drawn)
@@ -69,13 +69,13 @@ class MeasuredRate:
 
     @property
     def flagged(self) -> bool:
-        """Whether that is more than chance explains."""
+        """Returns whether the deviation is more than chance explains."""
         return self.errors > FLAGGED
 
 
 @dataclass(frozen=True)
 class GroupDraws:
-    """What was measured of views that are drawn alike."""
+    """The measured draws of views with the same distribution."""
 
     numbers: range  # which views, from 0
     size: int  # their height and width, pixels
@@ -83,7 +83,7 @@ class GroupDraws:
 
 
 def resolve_boxes(operation: Operation, drawn: Parameters, sizes: Tensor) -> Parameters:
-    """What was drawn for images of ``sizes`` [B, 2], and of crops the boxes that it comes to."""
+    """Returns the draws for images of ``sizes`` [B, 2], those of crops as boxes."""
     if isinstance(operation, RandomResizedCrop):
         return drawn | {"box": operation.boxes(drawn, sizes.cpu())}
     return drawn
@@ -92,7 +92,7 @@ def resolve_boxes(operation: Operation, drawn: Parameters, sizes: Tensor) -> Par
 def draw_parameters(
     steps: Sequence[RecordedStep], numbers: Sequence[int], seed: int, batch_size: int
 ) -> list[Parameters]:
-    """The first ``DRAWS`` parameters that a run draws for some views, one dict per operation.
+    """Draws the first ``DRAWS`` parameters of a run for some views, one dict per operation.
 
     Args:
         steps: of one of these views, for the operations and the sizes of images, which take turns.
@@ -114,12 +114,12 @@ def draw_parameters(
 
 
 def repeat_sizes(sizes: Tensor) -> Tensor:
-    """Sizes [B, 2] of some images for ``DRAWS`` draws."""
+    """Repeats the sizes [B, 2] of some images for ``DRAWS`` draws."""
     return sizes[torch.arange(DRAWS) % len(sizes)]
 
 
 def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quantity | MeasuredRate]:
-    """Every number and every yes or no that was drawn for images of ``sizes`` [n, 2], beside what is configured."""
+    """Returns all drawn numbers and rates for images of ``sizes`` [n, 2], beside the configured values."""
     title, ranges, named = operation_title(operation), _ranges(operation), parameter_columns(operation, drawn, sizes)
     applied = named.get("applied")
     measured: list[Quantity | MeasuredRate] = []
@@ -134,7 +134,7 @@ def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quan
 
 
 def parameter_columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str, Tensor]:
-    """Parameters as named columns [n]: those of our operations in words, any other's by its own names."""
+    """Returns parameters as named columns [n]: readable names for our operations, the own names of any other."""
     found: dict[str, Tensor] = {}
     if isinstance(operation, RandomResizedCrop):
         height, width = drawn["box"][:, 2].double(), drawn["box"][:, 3].double()
@@ -152,7 +152,7 @@ def parameter_columns(operation: Operation, drawn: Parameters, sizes: Tensor) ->
 
 
 def operation_title(operation: Operation) -> str:
-    """What the page calls an operation."""
+    """Returns the page's name for an operation."""
     name = type(operation).__name__
     return TITLES.get(name, name)
 
@@ -168,6 +168,6 @@ def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
 
 
 def _probability(operation: Operation, name: str) -> float | None:
-    """Configured probability of ``applied`` or of ``flip``; any operation may keep one in ``probability``."""
+    """Returns the configured probability of ``applied`` or ``flip``; any operation may have ``probability``."""
     found = getattr(operation, {"applied": "probability"}.get(name, name), None)
     return float(found) if isinstance(found, float | int) else None

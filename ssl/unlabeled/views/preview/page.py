@@ -1,4 +1,4 @@
-"""The page of a preview: one HTML file with its pictures inside; no other file, no script, no network."""
+"""Builds the page of a preview: one HTML file with its pictures inside; no other file, script or network access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ svg text { font-size: 9px; fill: #666; }
 
 @dataclass(frozen=True)
 class PreviewImage:
-    """One view of some images, and how it came about."""
+    """One view of some images, with the operations that made it."""
 
     pixels: Tensor  # float [B, 3, h, w] in [0, 1]
     steps: list[RecordedStep]
@@ -52,7 +52,7 @@ def page(
     shown: Sequence[PreviewImage],
     groups: Sequence[GroupDraws],
 ) -> str:
-    """The HTML text.
+    """Returns the HTML text.
 
     Args:
         title: of the page.
@@ -110,7 +110,7 @@ def _cell(pixels: Tensor, over: str, below: str) -> str:
 
 
 def _box(view: PreviewImage, row: int, colour: str) -> str:
-    """Where a view was cut out, if its first operation that is not of the whole image is a crop."""
+    """Draws the box of a view, if its first operation that changes the frame is a crop."""
     for step in view.steps:
         if isinstance(step.operation, RandomResizedCrop):
             top, left, height, width = step.drawn["box"][row].tolist()
@@ -122,7 +122,7 @@ def _box(view: PreviewImage, row: int, colour: str) -> str:
 
 
 def _captions(steps: Sequence[RecordedStep], row: int) -> str:
-    """What was done to an image, a line per operation, and what was not."""
+    """Lists the operations on an image, one per line, and those that were not applied."""
     done, left_out = [], []
     for step in steps:
         values = {
@@ -140,7 +140,9 @@ def _captions(steps: Sequence[RecordedStep], row: int) -> str:
 
 
 def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
-    """One operation on one image, e.g. ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
+    """Describes one operation on one image, e.g.
+
+    ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
         step: with the rows of all images.
@@ -160,7 +162,7 @@ def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
 
 
 def _together(words: str) -> str:
-    """No line ends within."""
+    """Joins words so that no line breaks inside."""
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
