@@ -24,9 +24,9 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [B, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [B], position of each image in its source
-    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
+    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that is said to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
-    support: Support | None = None  # labelled images, for an objective that asks for them (NeedsSupport), no other
+    support: Support | None = None  # labelled images, only for an objective that needs them (NeedsSupport)
     sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
 
 
@@ -87,8 +87,8 @@ class Check:
 
     name: str
     passed: bool
-    found: str  # in words, with the keys and their numbers
-    remedy: str  # what to give instead
+    found: str  # a sentence with the keys and their values
+    remedy: str  # the setting to use instead
 
 
 @dataclass
@@ -96,10 +96,10 @@ class Output:
     """Holds what an objective returns for one batch."""
 
     loss: Tensor  # float32 scalar
-    features: Tensor  # [B, backbone.num_features], detached: what online probes read
+    features: Tensor  # [B, backbone.num_features], detached, for online probes
     metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars, logged as train/<name>
-    # For the health monitor alone: [n, D], what the loss sets to length 1, with its graph; and what a teacher made of
-    # other views, which must have none.
+    # For the health monitor only, [n, D]: the vectors that the loss normalises, with their graph; and the teacher's
+    # vectors of other views, which must have no graph.
     embeddings: Tensor | None = None
     targets: Tensor | None = None
 
@@ -107,23 +107,23 @@ class Output:
 class MetricBound(NamedTuple):
     """Gives the healthy range of one metric. The health monitor warns while the metric is outside of it."""
 
-    name: str  # of the failure: codes-not-balanced
+    name: str  # of the failure, e.g. codes-not-balanced
     metric: str  # in Output.metrics
     at_least: float
     at_most: float
-    meaning: str  # in words: what such a value usually means
+    meaning: str  # what such a value usually means, a sentence
     remedy: str  # what to try
-    lasting: bool = False  # whether a healthy run may be out of bounds for as long as its loss may stand at collapse
+    lasting: bool = False  # True: a healthy run may be out of bounds while its loss may still be at collapse
 
 
 class Backbone(nn.Module):
     """A network that maps images [B, channels, h, w] to features [B, num_features]. It is what a run produces."""
 
     num_features: int
-    channels: int = 3  # of its images
+    channels: int = 3  # of the images
     image_size: int | None = None  # height and width of the images that it is built for, pixels; None: any
-    size_multiple: int | None = None  # such sizes are taken too, positions interpolated; None: ``image_size`` alone
-    kinds: tuple[str, ...] = ("last",)  # of features that it can give
+    size_multiple: int | None = None  # its multiples work too, by interpolation; None: only ``image_size``
+    kinds: tuple[str, ...] = ("last",)  # of features that it can return
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         """Returns the features that probes use, in one forward pass.

@@ -32,7 +32,7 @@ def is_recomputed(module: nn.Module) -> bool:
 def _forward(block: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(block, x)
-    # A compiled graph holds what a block writes to its buffers once, however often it computes the rest.
+    # A compiled graph writes to a block's buffers only once, however often it computes the rest.
     contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
     recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)
     return recomputed

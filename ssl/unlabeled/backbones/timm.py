@@ -10,7 +10,7 @@ from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
-TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules whose models can interpolate theirs
+TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules with models that can interpolate positions
 
 
 class TimmBackbone(Backbone):

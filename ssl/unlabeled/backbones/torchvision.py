@@ -52,7 +52,7 @@ class TorchvisionBackbone(Backbone):
 
 def constructor_arguments(model: str, image_size: int | None) -> dict[str, object]:
     """Returns the arguments of ``torchvision.models.get_model`` beside the name, as plain values."""
-    if model in ("googlenet", "inception_v3"):  # a second output while training would be a tuple
+    if model in ("googlenet", "inception_v3"):  # in training, an auxiliary output would make a tuple
         return {"aux_logits": False, "init_weights": True, "dropout": 0.0}
     return {} if image_size is None else {"image_size": image_size}
 
@@ -60,7 +60,7 @@ def constructor_arguments(model: str, image_size: int | None) -> dict[str, objec
 def _remove_classifier(network: nn.Module, name: str) -> int:
     """Replaces the last linear layer, and dropout in its part, by identities; returns the layer's input width."""
     paths = dict(network.named_modules())
-    head = list(paths)[-1].partition(".")[0]  # the outermost part that comes last
+    head = list(paths)[-1].partition(".")[0]  # the last of the top-level parts
     linears = [path for path, module in paths.items() if isinstance(module, nn.Linear) and _inside(path, head)]
     if not linears:
         raise UserError(f"backbone.model={name}: does not end in a linear layer that could be taken off")

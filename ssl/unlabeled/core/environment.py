@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"torch": str(torch.__version__)}  # with its +cpu or +cu128
+    return found | {"torch": str(torch.__version__)}  # includes +cpu or +cu128
 
 
 def machine() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
 
 
 def _git(folder: Path, *command: str) -> str:
-    # optional locks off: asking must not disturb a commit that is being made
+    # no optional locks: this must not disturb a commit in progress
     asked = ["git", "--no-optional-locks", "-C", str(folder), *command]
     return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 

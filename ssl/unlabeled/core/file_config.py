@@ -23,11 +23,11 @@ LONGEST = 200  # characters of a value that a message shows
 class Kind(NamedTuple):
     """A kind of object that a target may name."""
 
-    room: str  # module; of ours also all below it
-    base: str  # class that it must be or inherit from, or return where it is a function
+    room: str  # module; for our own, also its submodules
+    base: str  # class that the target must be, inherit from, or (a function) return
 
 
-# What may be built from a file, by its part: the first kind at its top, any of them below. What is not here never is.
+# Kinds that may be built from a file, by part: the first kind at its top, any of them below; nothing else.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "data": (Kind("unlabeled.data", "unlabeled.data.source.Splits"),),
     "views": (
@@ -49,12 +49,12 @@ KINDS: dict[str, tuple[Kind, ...]] = {
         Kind("torch.optim", "torch.optim.Optimizer"),
     ),
 }
-PARTIAL = ("optimizer",)  # parts in which _partial_ may stand
+PARTIAL = ("optimizer",)  # parts in which _partial_ is allowed
 CONVERSIONS = ("none", "partial", "object", "all")
-# Transforms that load a network from wherever their argument says, or call what they are given
+# Transforms that load a network from any place, or call any function that they are given
 REFUSED = {"kornia.augmentation.RandomDissolving", "torchvision.transforms.v2.Lambda"}
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
-RUN_FOLDERS = ("checkpoints", "faults")  # of a run's folder: where its files of tensors are
+RUN_FOLDERS = ("checkpoints", "faults")  # subfolders of a run with tensor files
 
 
 def as_data(value: Any, where: str) -> Any:
@@ -162,7 +162,7 @@ def _is(target: str, kind: Kind) -> bool:
     except ImportError:
         return False
     if ours and not str(getattr(found, "__module__", "")).startswith("unlabeled."):
-        return False  # what one of our modules has imported from elsewhere
+        return False  # imported into our module from elsewhere
     base = _base(kind.base)
     if inspect.isfunction(found):
         return _returns(found) is base
@@ -172,7 +172,7 @@ def _is(target: str, kind: Kind) -> bool:
 def _returns(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(function).get("return")
-    except NameError:  # a type that is imported for type checkers alone
+    except NameError:  # a type that is imported only for type checkers
         return None
 
 

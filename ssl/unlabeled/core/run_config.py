@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from unlabeled.core.writing import write_atomic
 from unlabeled.core.yaml_text import parse_yaml
 
-# What may differ between the start of a run and its continuation: it changes no number that the run computes.
+# Keys that may differ when a run is resumed: they change no number that the run computes.
 FREE_KEYS = (
     "backbone.gradient_checkpointing",
     "cache",
@@ -37,7 +37,7 @@ FREE_KEYS = (
     "trainer",
 )
 
-# Where a run and its images lie may differ too: the images are compared as files, see unlabeled.training.same_data.
+# Paths of the run and its images may differ too: the files are compared, see unlabeled.training.same_data.
 MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
 
 

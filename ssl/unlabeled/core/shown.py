@@ -6,8 +6,8 @@ terminal's cursor, be read as HTML, fetch a picture, count as a formula, or fail
 
 import re
 
-# Control characters, line and paragraph separators, marks that turn the direction of writing, and single surrogates:
-# what Python makes of bytes in a file name that are no UTF-8.
+# Control characters, line and paragraph separators, marks of writing direction, and lone surrogates, which is
+# how Python represents bytes in a file name that are not UTF-8.
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

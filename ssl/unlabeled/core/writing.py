@@ -60,7 +60,7 @@ def save_tensors(path: Path, content: Any) -> None:
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's word for a disk that is full
+        except RuntimeError as error:  # torch's error for a full disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
@@ -185,7 +185,7 @@ def _obstacle(folder: Path) -> str | None:
         nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"\0")
-        # the parts that are still to be made may have impossible names
+        # folders that do not exist yet may have invalid names
         os.stat(folder)
     except FileNotFoundError as error:
         return None if error.filename is not None and Path(error.filename) == folder else reason(error)

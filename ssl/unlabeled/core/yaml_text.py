@@ -6,14 +6,14 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 MOST_BYTES = 4 << 20
-MOST_DEPTH, MOST_VALUES = 40, 100_000  # of a configuration: ours have 7 levels and some 300 values
-_FLOAT = re.compile(  # 1e-3 too, as OmegaConf reads it; PyYAML takes that for text
+MOST_DEPTH, MOST_VALUES = 40, 100_000  # limits of a configuration: ours have 7 levels and some 300 values
+_FLOAT = re.compile(  # accepts 1e-3 as OmegaConf does; PyYAML reads it as text
     r"[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"
     r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C five times as fast
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C is five times as fast
     """A loader that builds no objects and no dates."""
 
 

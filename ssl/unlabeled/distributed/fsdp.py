@@ -34,14 +34,14 @@ class FullySharded(ModelParallelStrategy):
 
     def cut(self, module: nn.Module) -> None:
         """Shards ``module`` over the processes, in place; must be called in ``configure_model``."""
-        if self._layer_sync is not None:  # Trainer(sync_batchnorm=true), which Lightning forgets with this strategy
+        if self._layer_sync is not None:  # Trainer(sync_batchnorm=true); Lightning ignores it with this strategy
             self._layer_sync.apply(module)
         shard(module, self.device_mesh["data_parallel"])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Returns whole tensors on the first process, numbered as the optimizer does; Lightning changes the numbers."""
         state = optimizer.state_dict()
-        keep = self.global_rank == 0  # every process must join in, but one alone has the memory for all of it
+        keep = self.global_rank == 0  # a collective, but only one process needs the result in memory
         whole = {
             i: {name: full_tensor(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()
         }
@@ -64,8 +64,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for backbone in [each for each in module.modules() if isinstance(each, Backbone)]:
         for block in backbone.shards():
             fully_shard(block, mesh=mesh)
-        fully_shard(backbone, mesh=mesh)  # probes call it by itself
-        if hasattr(backbone, "tokens"):  # by which MAE enters a ViT; FSDP watches forward alone
+        fully_shard(backbone, mesh=mesh)  # probes call the backbone directly
+        if hasattr(backbone, "tokens"):  # MAE calls a ViT by it; FSDP hooks only forward
             register_fsdp_forward_method(backbone, "tokens")
     fully_shard(module, mesh=mesh)
 

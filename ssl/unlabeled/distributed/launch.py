@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-DAY = timedelta(days=1)  # the first process fits probes while the others wait for the next pass over the images
+DAY = timedelta(days=1)  # timeout: the first process fits probes while the others wait
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from unlabeled.errors import UserError
 
 ELEMENTS = 3_000_000  # 12 MB as float32: the gradient of a small network
 NETWORK = "try GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME with the right network interface, and NCCL_DEBUG=INFO"
-MAY_DIFFER = ("num_workers",)  # of the configuration: changes nothing that processes must agree about
+MAY_DIFFER = ("num_workers",)  # keys that processes need not agree on
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
@@ -88,7 +88,7 @@ def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str
         "bytes of checkpoints/last": checkpoint.stat().st_size if checkpoint.exists() else None,
         "training images": images,
     }
-    return dict(json.loads(json.dumps(facts)))  # as it comes out of a message
+    return dict(json.loads(json.dumps(facts)))  # as JSON, like the facts that are received
 
 
 def code_hash(package: Path) -> str:
@@ -117,7 +117,7 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     """
     strategy = trainer.strategy
     if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
-        return  # the last is a notebook's
+        return  # _MultiProcessingLauncher is that of notebooks
     assert isinstance(strategy, DDPStrategy | ModelParallelStrategy)
     environment = strategy.cluster_environment
     assert environment is not None
@@ -142,7 +142,7 @@ def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subpr
     """Starts the other processes of this machine, none if they were started from outside. They end with this one."""
     if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
         return []
-    launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
+    launcher._call_children_scripts()  # launcher.launch would kill this process silently if a child ends
     end_children_at_exit(launcher.procs)
     return launcher.procs
 

@@ -29,7 +29,7 @@ class RendezvousInfo(NamedTuple):
 def open_store(place: RendezvousInfo, patience: float) -> Store:
     """Opens the store on the first process that all processes write to; torchrun's, if it has one."""
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ for each attempt
+    if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ traces
         raise UserError(
             f"process {place.rank} on {socket.gethostname()}: the first process does not answer at"
             f" {place.address}:{place.port} within {patience:.0f} s"
@@ -100,7 +100,7 @@ def wait_and_compare(
     wrong = _missing(said, place.processes, patience) or _different(said)
     store.set("verdict", wrong)
     if wrong:
-        time.sleep(0.5)  # the others read it, from this process
+        time.sleep(0.5)  # the others still read the store, which this process holds
         raise UserError(wrong)
     return [said[rank]["host"] for rank in range(place.processes)]
 

@@ -61,7 +61,7 @@ class AverageBatchNormStats(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.strategy.model, DistributedDataParallel):
-            trainer.strategy.model.broadcast_buffers = False  # here: it is done once, when all are wrapped
+            trainer.strategy.model.broadcast_buffers = False  # set here, once all modules are wrapped
         if trainer.world_size > 1:
             self._buffers = batchnorm_statistics(pl_module)
 

@@ -23,8 +23,8 @@ STOPPED = (
     128 + signal.SIGTERM,
     128 + signal.SIGUSR1,
 )  # exit codes of processes that end on request
-GRACE = 3.0  # seconds for a process to end by its own error, before it is ended
-SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as planned, as this one will
+GRACE = 3.0  # seconds for a process to end by its own error before it is killed
+SILENCE = 10.0  # seconds without an answer of process 0, which may be ending normally
 
 
 class Watchdog:
@@ -78,7 +78,7 @@ class Watchdog:
         while not self._leaving.wait(1):
             now = dist.group.WORLD if dist.is_initialized() else None
             world = world or now
-            if now is not world:  # what was to be done together is done
+            if now is not world:  # the common work is done
                 return
             if self.answers():
                 heard = time.monotonic()
@@ -104,11 +104,11 @@ class Watchdog:
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Reports an uncaught exception; Python calls this as its last act."""
         what = traceback.format_exception_only(error)[-1].strip().splitlines()[0][:200]
-        lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's, of a connection
+        lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's message for a lost connection
         how = f"lost another one ({what})" if lost else f"failed with {what}"
         own = f"process {self.rank} on {socket.gethostname()} {how}"
         if lost or not self._claim(own):
-            time.sleep(1)  # until the other has said what happened, or is seen dead
+            time.sleep(1)  # until the other process has reported its error or is known to be dead
         cause = self._cause() or own
         try:
             if cause == own:
@@ -126,9 +126,9 @@ class Watchdog:
         return True
 
     def _end(self, cause: str) -> None:
-        with self._ending:  # never given back
+        with self._ending:  # never released
             try:
-                if self.children:  # nobody else may know
+                if self.children:  # only this process may know it
                     self._claim(cause)
                 end_children(self.children, GRACE)
                 how = (
@@ -137,8 +137,8 @@ class Watchdog:
                 print(f"process {self.rank} of {self.processes} ends: {cause}. The same command {how}", file=sys.stderr)
                 sys.stdout.flush()
                 sys.stderr.flush()
-            finally:  # also where nobody reads what is printed
-                os._exit(1)  # an ordinary exit may wait for messages that never come
+            finally:  # also if the output is closed
+                os._exit(1)  # a normal exit may wait for messages that never come
 
 
 def end_children_at_exit(children: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -20,9 +20,9 @@ class Finding(NamedTuple):
     name: str
     severity: Severity
     since: int  # step of the first unhealthy value
-    last: int  # and of the last in a row
-    holds: bool  # still, at the last value there is
-    collapse: bool  # whether it means that the run has collapsed
+    last: int  # step of the last unhealthy value in a row
+    holds: bool  # whether the newest value is still unhealthy
+    collapse: bool  # whether the finding means that the run has collapsed
     sentence: str
 
 
@@ -50,8 +50,8 @@ class Diagnosis:
         self._before: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._most: dict[str, float] = {}
-        self._now: dict[tuple[str, str], _Stretch] = {}  # by rule and what it is of; too short ones as well
-        self._found: dict[str, tuple[str, _Stretch]] = {}  # the last that was long enough, by rule
+        self._now: dict[tuple[str, str], _Stretch] = {}  # by rule and part of the network; also too short ones
+        self._found: dict[str, tuple[str, _Stretch]] = {}  # the last long enough, by rule
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one set of metrics as the loggers get it; values that are not finite count as missing."""

@@ -12,10 +12,10 @@ from unlabeled.objective import HasMetricBounds, MetricBound, Objective, Plan
 class RunFacts:
     """The facts that the metrics of a run are compared with."""
 
-    objective: str  # its class
+    objective: str  # its class name
     collapsed_at: float | None  # loss of a network whose embeddings are all equal
     total_steps: int
-    features: int  # width of the backbone's
+    features: int  # of the backbone
     signs: tuple[MetricBound, ...] = ()  # of the method
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.pretraining import Pretraining
 
-EVERY = 2.0  # seconds between two files; our choice: a reader sees the run move, a step pays a comparison
-RECENT = 15  # files that the speed is taken over: half a minute
+EVERY = 2.0  # seconds between two writes (our choice): often enough for readers, cheap for steps
+RECENT = 15  # writes over which the speed is measured: half a minute
 
 
 class Heartbeat(pl.Callback):
@@ -37,7 +37,7 @@ class Heartbeat(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sessions, self._started = 1, time.time()
-        self._written = 0.0  # monotonic, as all that follow
+        self._written = 0.0  # monotonic time, like those below
         self._first: tuple[int, float] | None = None  # step and time after the first step, which may have compiled
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
@@ -83,7 +83,7 @@ class Heartbeat(pl.Callback):
             return
         assert isinstance(module, Pretraining)
         content = {"state": state, "error": error and _first_line(error), **self._progress(module), **self._process()}
-        with suppress(OSError):  # who looks on must not end a run; a full disk is said where a checkpoint is written
+        with suppress(OSError):  # must not stop the run; writing a checkpoint reports a full disk
             write_atomic(self.path, json.dumps(content, indent=1) + "\n", sync=False)
 
     def _progress(self, module: Pretraining) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
 def _sessions_before(path: Path) -> int:
     try:
         return int(parse_json(path.read_text())["sessions"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not whole: of a version that had no such file
+    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete: of a version without this file
         return 1
 
 

@@ -47,12 +47,12 @@ class HealthMonitor(pl.Callback):
             )
         self.every_n_steps, self.probe_every_n_steps, self.stop = every_n_steps, probe_every_n_steps, stop
         self.probe = ProbeSet(images)
-        self._asked = self._since = self._waited = 0.0  # seconds: since when, and how long, batches are waited for
-        self._step: StepHealth | None = None  # while one is looked at
-        self._diagnosis: Diagnosis | None = None  # from the first metrics on
-        self._news = False  # whether metrics came since it was last asked
-        self._told: set[str] = set()  # findings that were printed
-        self._unwritable = False  # whether it was said that they cannot be kept
+        self._asked = self._since = self._waited = 0.0  # seconds, to measure the wait for batches
+        self._step: StepHealth | None = None  # the step that is being measured
+        self._diagnosis: Diagnosis | None = None  # set with the first metrics
+        self._news = False  # whether there are new metrics since the last diagnosis
+        self._told: set[str] = set()  # findings already printed
+        self._unwritable = False  # whether the warning that they cannot be written was printed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listens to the metrics that the run logs; reads those of earlier sessions from its folder."""
@@ -142,7 +142,7 @@ class HealthMonitor(pl.Callback):
     def _keep(self, diagnosis: Diagnosis, run_dir: Path) -> None:
         try:
             write_findings(diagnosis, run_dir)
-        except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+        except Unwritable as error:  # must not stop the run; writing a checkpoint reports a full disk
             if not self._unwritable:
                 print(f"warning: {error}; the findings are only printed", flush=True)
             self._unwritable = True
@@ -157,7 +157,7 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
         if path.read_text(encoding="utf-8") == text:
             return
     except (OSError, ValueError):
-        pass  # there is none, or it is damaged: it is written anew
+        pass  # the file is missing or damaged: it is written anew
     write_atomic(path, text)
 
 

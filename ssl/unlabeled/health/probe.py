@@ -19,9 +19,9 @@ from unlabeled.training.pretraining import Pretraining
 from unlabeled.views.key import ViewKey
 
 BATCH = 256  # images per forward pass
-PER_DIMENSION = 4  # images for each feature: RankMe of fewer is lower
-COMPARED = 2  # batches whose views, and whose features of teacher and student, are compared
-_VIEWS = 0x4EA1  # keeps the draws of these views apart from those of the run
+PER_DIMENSION = 4  # images for each feature: with fewer, RankMe is lower
+COMPARED = 2  # batches for the comparison of views, and of teacher and student
+_VIEWS = 0x4EA1  # gives these views other random draws than the run
 
 
 class ProbeSet:
@@ -46,7 +46,7 @@ class ProbeSet:
         found |= _spread("feature", x) | self._teacher(module, x)
         projector = dict(objective.named_children()).get("projector")
         if projector is None or isinstance(module.trainer.strategy, FullySharded):
-            return found  # fsdp makes a projector's weights whole only while the objective is called
+            return found  # FSDP gathers a projector's weights only while the objective is called
         nothing = torch.zeros(len(x), dtype=torch.long)
         z = apply_head(projector, Features(x, nothing, nothing)).x
         if not z.isfinite().all():

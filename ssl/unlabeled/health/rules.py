@@ -25,11 +25,11 @@ from unlabeled.health.signals import (
 
 Severity = Literal["alarm", "warning", "note"]
 
-PINNED = 0.005  # of the loss's value at collapse; healthy SwAV, the nearest, is 1.8 % below it after 60 steps
+PINNED = 0.005  # share of the loss at collapse; the closest healthy method, SwAV, is 1.8 % below it after 60 steps
 PINNED_STEPS = 100
-PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves nothing for a long time
-# Steps in which a network that was just drawn may look collapsed (SimCLR's embeddings spread by 3 %), and small weights
-# change by much of their length (those of its projector).
+PINNED_SHARE = 0.02  # share of the run, if that is more steps: a long warm-up changes little for a long time
+# Steps in which a new network may look collapsed (SimCLR's embeddings spread by 3 %), and in which small weights
+# (those of its projector) change by a large share of their norm.
 AFTER = 25
 
 
@@ -112,7 +112,7 @@ RULES = (
         "embeddings-not-normalised",
         "alarm",
         metric_reader("health/radial_gradient"),
-        lambda v, facts: v > 0.02,  # 0.0001 where they are, from bfloat16
+        lambda v, facts: v > 0.02,  # 0.0001 for unit rows, from bfloat16
         "the loss depends on the length of the embeddings (cosine of an embedding and its gradient {value:.3f})",
         "they are not set to length 1, so that the loss can fall by making them longer",
         "normalise the embeddings before they are compared",

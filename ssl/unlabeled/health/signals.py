@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from unlabeled.health.facts import RunFacts
 
-NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
+NEARLY_ONE = 1 - 1e-4  # above it, the teacher may move by less than float32 can show
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class MetricRecord:
     """The metrics logged at a step, with values from before."""
 
     metrics: Mapping[str, float]
-    before: Mapping[str, float]  # the last value of every metric until then
-    first: Mapping[str, float]  # its first, this record's where there was none
-    most: Mapping[str, float]  # and its largest, this record's among them
+    before: Mapping[str, float]  # the last value of every metric before this step
+    first: Mapping[str, float]  # the first value, this record's if it is the first
+    most: Mapping[str, float]  # the largest value, this record's included
     facts: RunFacts
 
 

@@ -11,7 +11,7 @@ from unlabeled.distributed.dtensor import local_shard
 from unlabeled.objective import Batch, HasTeacher, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 
-PIXEL = 255  # the largest value of one
+PIXEL = 255  # the largest value of a pixel
 
 
 class StepHealth:

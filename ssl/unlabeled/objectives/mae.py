@@ -27,7 +27,7 @@ from unlabeled.objectives.parts.arguments import check_count, check_shapes
 from unlabeled.objectives.parts.precision import full_precision
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
-MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small number at this place
+MASKING = 0x6D61736B  # "mask" in ASCII; the seeds of views have the small number of a view here
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -89,7 +89,7 @@ class KeyQueue(nn.Module):
     """
 
     keys: Tensor  # [K, D], unit rows
-    pointer: Tensor  # int64 [], the row that is written next, which holds the oldest key
+    pointer: Tensor  # int64 [], the row to write next; it holds the oldest key
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class MoCo(Objective):
         ]
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
-        """Returns ``queue_fill``, the share of keys that come from images (the rest is random), and ``queue_age`` in
+        """Returns ``queue_fill``, the share of keys that come from images (others are random), and ``queue_age`` in
         steps.
         """
         size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + self.symmetric)

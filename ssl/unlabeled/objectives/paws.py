@@ -20,7 +20,7 @@ from unlabeled.objectives.parts.heads import paws_predictor, swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
-LARGE = 2  # the first views, which give targets to each other
+LARGE = 2  # large views: the first ones, which are targets for each other
 
 
 @full_precision
@@ -48,7 +48,7 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
 
 def sharpen_probabilities(probabilities: Tensor, sharpen: float) -> Tensor:
     """Returns ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
-    largest = probabilities.detach().amax(1, keepdim=True)  # ρ does not feel it; without it 1000 classes underflow
+    largest = probabilities.detach().amax(1, keepdim=True)  # does not change ρ; without it 1000 classes underflow
     powers = (probabilities / largest) ** (1 / sharpen)
     return powers / powers.sum(1, keepdim=True)
 
@@ -188,9 +188,7 @@ class PAWS(Objective):
         return Output(parts[0] + parts[1], seen, _metrics(*parts, wanted), anchors, wanted)
 
     def _small(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Returns anchors of the small views; each size has a forward and BatchNorm statistics of its own, heads
-        included.
-        """
+        """Returns anchors of small views; each size has its own forward and BatchNorm statistics, heads included."""
         groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
         return [self.predictor(self.projector(self.backbone(torch.cat(list(group))))) for _, group in groups]
 
@@ -229,9 +227,7 @@ class PAWS(Objective):
         )
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Returns 0: with equal embeddings cross-entropy is ln K and me-max −ln K; one class for all gives nearly 0
-        too.
-        """
+        """Returns 0: with equal embeddings cross-entropy is ln K and me-max −ln K. One class for all gives nearly 0."""
         return 0.0
 
 

@@ -120,13 +120,13 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
     Returns:
         int64 [images, count], on the CPU.
     """
-    chosen = torch.arange(count).repeat(images, 1)  # all that there are, if they are no more than count
+    chosen = torch.arange(count).repeat(images, 1)  # all other rows, if there are no more than count
     for turn in range(count if count < images - 1 else 0):
-        last = images - 1 - count + turn  # of the others, numbered 0 … images − 2
+        last = images - 1 - count + turn  # an index among the other rows, 0 … images − 2
         drawn = torch.randint(0, last + 1, (images, 1), generator=generator)
         taken = (chosen[:, :turn] == drawn).any(1, keepdim=True)
         chosen[:, turn : turn + 1] = torch.where(taken, last, drawn)
-    return chosen + (chosen >= torch.arange(images)[:, None])  # steps over the row itself
+    return chosen + (chosen >= torch.arange(images)[:, None])  # skips the row itself
 
 
 class ReLIC(Objective):

@@ -210,7 +210,7 @@ class SwAV(Objective):
         self.assigned, self.temperature = list(assigned), temperature
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
-        self.was_full = False  # the queue, when a step of this process began
+        self.was_full = False  # whether the queue was full when a step of this process began
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self._normalise_prototypes()
 

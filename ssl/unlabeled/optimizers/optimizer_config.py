@@ -69,5 +69,5 @@ def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm
 
 def _as_configured(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Takes momenta from a checkpoint, but decay, betas and kernels from the configuration, which may be newer."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)  # torch refuses another number of groups
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)  # torch checks the number of groups itself
     return {**state, "param_groups": [{**now, "params": saved["params"]} for saved, now in pairs]}

@@ -25,8 +25,8 @@ from unlabeled.representation.spectrum import eigenspectrum
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
-ATTENTION_IMAGES = 64  # that distances are averaged over
-ROLLOUTS = 6  # pictures
+ATTENTION_IMAGES = 64  # over which distances are averaged
+ROLLOUTS = 6  # number of pictures
 
 Log = Callable[[str], None]
 
@@ -67,7 +67,7 @@ class Analysis:
     distances: Tensor | None  # pixels [blocks, heads]
     even_distance: float | None  # pixels
     rollouts: dict[str, Tensor]  # columns of pictures
-    notes: list[str] = field(default_factory=list)  # what to doubt
+    notes: list[str] = field(default_factory=list)  # warnings for the reader
 
 
 def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:

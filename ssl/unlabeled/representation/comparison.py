@@ -23,8 +23,8 @@ class ComparedNetwork:
     name: str
     backbone: Backbone
     views: Views
-    checkpoint: Checkpoint | None  # None: at its random start
-    seed: int  # of that
+    checkpoint: Checkpoint | None  # None: randomly initialised
+    seed: int  # of the random initialisation
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_TICKS = 14  # names of layers along a side
-LONGEST = 12  # letters of such a name: its end tells layers apart
-MOST_VALUES = 9  # layers whose numbers are written into the cells
-PANEL = 3.7  # inches: of one matrix of layers
+MOST_TICKS = 14  # names of layers along an axis
+LONGEST = 12  # letters of a layer's name: its end is what differs
+MOST_VALUES = 9  # largest number of layers for which the cells show values
+PANEL = 3.7  # inches, width of one matrix
 
 
 def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
@@ -23,7 +23,7 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(spectra.items()):
-        values = values[values > 1e-12 * values[0]]  # rounding of what has no spread
+        values = values[values > 1e-12 * values[0]]  # smaller ones are rounding errors
         relative = (values / values[0]).tolist()
         axes.loglog(range(1, len(values) + 1), relative, color=PALETTE[number], label=name)
         if spaces[name]["alpha"] is not None:
@@ -37,7 +37,7 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
 def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any]) -> None:
     first, last = space["alpha_window"]
     log_ranks = torch.arange(first, min(last, len(relative)) + 1, dtype=torch.float64).log()
-    weights = (-log_ranks).softmax(0)  # 1 / rank, as in the fit
+    weights = (-log_ranks).softmax(0)  # weights 1 / rank, as in the fit
     offset = weights @ (
         torch.tensor(relative, dtype=torch.float64)[first - 1 : last].log() + space["alpha"] * log_ranks
     )

@@ -68,7 +68,7 @@ def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
 
 def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, NORMS):  # timm's hold their activation
+        if isinstance(child, NORMS):  # timm's norms contain their activation
             continue
         member = type(module) in LISTS or (whole and kinds[type(child)] > 1)
         if member and type(child) not in LISTS and any(child.children()):

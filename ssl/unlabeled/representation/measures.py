@@ -9,9 +9,9 @@ from unlabeled.representation.lidar import lidar
 from unlabeled.representation.similarity import alignment, uniformity
 from unlabeled.representation.spectrum import alpha_req, normalised_std, ranks
 
-PER_DIMENSION = 4  # images: with fewer, ranks are too low by more than a few per cent
-UNIFORMITY_IMAGES = 4096  # its pairs grow with the square
-SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
+PER_DIMENSION = 4  # images per feature: with fewer, ranks are too low by more than a few per cent
+UNIFORMITY_IMAGES = 4096  # images: the number of pairs grows with the square
+SHORTEST_WINDOW = 10  # eigenvalues needed to fit a line
 
 
 def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PAIRS = 2**22  # at a time: 32 MiB of float64
+PAIRS = 2**22  # computed at a time: 32 MiB of float64
 
 
 def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:

@@ -113,7 +113,7 @@ def _grams(features: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(0)
     rows = rows - mean
     if float(rows.norm()) <= torch.finfo(features.dtype).eps * float(features.double().norm()):
-        rows = torch.zeros_like(rows)  # what is left is rounding
+        rows = torch.zeros_like(rows)  # the rest is rounding errors
     if len(rows) >= rows.shape[1]:
         centred = rows.T @ rows
         return centred + len(rows) * torch.outer(mean, mean), centred

@@ -15,7 +15,7 @@ from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.loggers import JsonLines, TensorBoard, WeightsAndBiases
 from unlabeled.training.pretraining import Pretraining
 
-# Ctrl-C; the end of a job's time or its pre-emption; what Slurm's --signal=USR1@120 sends before that
+# Ctrl-C; end of a job's time or pre-emption; Slurm's --signal=USR1@120, which comes before
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -87,7 +87,7 @@ class Checkpointing(pl.Callback):
         stop = _anywhere(trainer, self._signal != 0)
         if stop or self._due(pl_module) or self._late(trainer):
             self._save(trainer)
-            stop = _anywhere(trainer, self._signal != 0)  # it may have come while the state was written
+            stop = _anywhere(trainer, self._signal != 0)  # a signal may have come while the state was written
         if stop:
             raise Interrupted(self._signal)
 
@@ -122,7 +122,7 @@ class Checkpointing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in trainer.loggers:
-            logger.save()  # what a kill would take from TensorBoard's queue, no later session writes again
+            logger.save()  # a kill would lose TensorBoard's queue, and no later session writes it again
         checkpoint["metrics_bytes"] = self.metrics.sync() if trainer.is_global_zero else 0
 
     def on_load_checkpoint(

@@ -11,7 +11,7 @@ import torch
 from unlabeled.core.archive import damage_of
 from unlabeled.errors import UserError
 
-STATE = ("state_dict", "optimizer_states", "loops", "global_step")  # what Lightning goes on from
+STATE = ("state_dict", "optimizer_states", "loops", "global_step")  # the keys that Lightning needs to resume
 NEWEST, PARTIAL = "last.ckpt", "last.partial"
 
 
@@ -103,7 +103,7 @@ def _foreign(path: Path) -> str | None:
     """Returns why an undamaged file is not the state of a run, or None; reads no tensor."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         return f"it cannot be read as tensors and plain values: {type(error).__name__}"
     missing = [key for key in STATE if not isinstance(content, dict) or key not in content]
     return f"no state of a run: it has no {missing[0]}" if missing else None

@@ -10,7 +10,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective, Progress
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
-GRAPHS = 64  # of one part of the network; beyond it torch goes on uncompiled, and 8, its default, are few for crops
+GRAPHS = 64  # per module; above it torch runs uncompiled, and its default of 8 is too low for many crops
 
 
 def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:

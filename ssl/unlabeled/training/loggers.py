@@ -26,7 +26,7 @@ from unlabeled.core.ranges import FilePath
 from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic
 from unlabeled.errors import UserError
 
-UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
+UNWRITTEN = 65536  # bytes of lines that a killed wandb may have lost: it writes its file in blocks of 32 KiB
 
 
 def load_or_create_id(path: Path) -> str:
@@ -153,7 +153,7 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, run_dir: FilePath) -> None:
         _require("tensorboard", 'pip install -e ".[tensorboard]"')
-        # without the name hp_metric, which would be a metric that is in no other logger
+        # without hp_metric, a metric that no other logger has
         super().__init__(run_dir, name="tensorboard", version="", default_hp_metric=False)
 
     @rank_zero_only
@@ -204,7 +204,7 @@ class WeightsAndBiases(WandbLogger):
             entity=entity,
             group=group,
             tags=list(tags),
-            mode="offline" if offline else None,  # Lightning's own offline=true stays on for all later runs
+            mode="offline" if offline else None,  # Lightning's offline=true would stay on for all later runs
         )
         self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
 
@@ -226,7 +226,7 @@ class WeightsAndBiases(WandbLogger):
         if step and self.unfinished.exists():
             for row in _rows(self.lines.read_bytes()[-UNWRITTEN:]):
                 self.log_metrics(row, row.pop("step"))
-        self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes none
+        self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes no folder
         self.unfinished.touch()
 
     @rank_zero_only

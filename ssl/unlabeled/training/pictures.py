@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST_TILE = 160  # pixels of the longer side, in the pictures of a run
-MAPPED = 500  # images in the map; more hide each other
-NEAREST, PIXELS = 10, 128  # images of a prototype, and of each the most pixels of the longer side that are kept
+MAPPED = 500  # images in the map; more would hide each other
+NEAREST, PIXELS = 10, 128  # images of each prototype; longest side of a stored image, pixels
 BATCH = 100  # images in a forward pass
 
 
@@ -84,7 +84,7 @@ class Pictures(pl.Callback):
         count = self.pool if isinstance(objective, HasPrototypes) else MAPPED
         pixels, features = self.look(pl_module, data, device, count)
         if not features.x.isfinite().all():
-            return  # a picture is no reason to stop; whoever is asked for numbers will say it
+            return  # a picture must not stop a run; code that computes numbers reports the error
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
         save_and_log(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
         prototypes = nearest_images(objective, features.x.to(device), pixels, self.num_images)
@@ -94,7 +94,7 @@ class Pictures(pl.Callback):
     def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
         """Returns columns [N, 3, h, w] in [0, 1]: images of the next batch, and their views."""
         made = copy.copy(module.views)
-        made.compiles = False  # it would be compiled again for so few
+        made.compiles = False  # a few images would be compiled for anew
         rows = slice(self.num_images)
         images, sizes = batch.images[rows], None if batch.sizes is None else batch.sizes[rows]
         views = made(images, batch.ids[rows], module.view_key(batch), sizes=sizes)
@@ -179,7 +179,7 @@ def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
     path = Path(trainer.default_root_dir) / "pictures" / f"{name}-step-{trainer.global_step:08d}.png"
     try:
         save_picture(path, picture)
-    except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+    except Unwritable as error:  # must not stop the run; writing a checkpoint reports a full disk
         print(f"warning: {error}")
     log_picture(trainer.loggers, name, picture, trainer.global_step)
 

@@ -18,14 +18,14 @@ from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
-_SUPPORT = 0x5099  # keeps the draws of labelled images apart from those of the batch
+_SUPPORT = 0x5099  # gives labelled images other random draws than the batch
 
 
 class StepGuard(Protocol):
     """Decides which steps are taken. ``training.faults.guard.NonFiniteGuard`` implements it and imports this module."""
 
     skipped: int  # steps not taken so far
-    folder: Path  # of the records of such steps
+    folder: Path  # for the records of skipped steps
 
     def begin(self, module: "Pretraining", batch: Batch) -> None: ...
     def note(self, loss: Tensor) -> None: ...
@@ -76,10 +76,10 @@ class Pretraining(pl.LightningModule):
         self.batch_size = plan.batch_size  # over all processes
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
-        # callbacks that look at each output, with its graph
+        # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
-        self.data_identity: dict[str, Any] | None = None  # of what is trained on, where the first process knows it
+        self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.steps_taken = 0  # by this process, since it was started
 
     @property
@@ -134,8 +134,8 @@ class Pretraining(pl.LightningModule):
     def output_of(self, batch: Batch) -> Output:
         """Returns the objective's output for the next batch. Repeated calls give the same result."""
         progress = self.progress
-        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
-        # run draws the same, and to the process, so that two do not drop the same units.
+        # Dropout and stochastic depth use the global random state. Seed it by the step, so that a resumed
+        # run draws the same, and by the process, so that two do not drop the same units.
         torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
         views = self.views_of(batch, self.view_key(batch))
         support = None if batch.support is None else self._support_with_views(batch.support)

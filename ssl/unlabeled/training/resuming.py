@@ -9,7 +9,7 @@ import torch
 from unlabeled.errors import UserError
 from unlabeled.training.pretraining import Pretraining
 
-NAMED = 3  # of the tensors that do not fit
+NAMED = 3  # how many tensors that do not fit are named
 
 
 def check_fits(path: Path, module: Pretraining) -> None:

@@ -58,7 +58,7 @@ class Run:
             if begun is None or override or not written.exists() or has_moved(written, resolved):
                 write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
-            if begun is None:  # drop what a run left that never reached its first checkpoint
+            if begun is None:  # drop the metrics of a run that never wrote a checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
@@ -108,5 +108,5 @@ class Run:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         try:
             write_atomic(path, json.dumps(summary, indent=2) + "\n")
-        except Unwritable as error:  # the state is written, and is what a report is about
+        except Unwritable as error:  # the state, which a report needs most, is already written
             print(f"warning: {error}")

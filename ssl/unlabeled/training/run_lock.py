@@ -23,11 +23,11 @@ from unlabeled.core.writing import make_folder, one_line
 from unlabeled.errors import UserError
 
 NAME = "lock"
-BEAT = 5.0  # seconds between two signs of life (our choice)
-PATIENCE = 60.0  # seconds without one after which an owner elsewhere is gone: twelve of them (our choice)
-MOMENT = 10.0  # seconds: longer than what takes a moment
+BEAT = 5.0  # seconds between two heartbeats (our choice)
+PATIENCE = 60.0  # seconds without a heartbeat until an owner on another machine is gone: 12 beats (our choice)
+MOMENT = 10.0  # seconds: longer than making a lock takes
 
-_held: dict[Path, "RunLock"] = {}  # of this process
+_held: dict[Path, "RunLock"] = {}  # locks of this process
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Owner:
     """Names the process that holds a lock."""
 
     host: str
-    machine: str  # equal where processes see each other by their numbers
+    machine: str  # equal for processes that can check each other's pid
     pid: int
-    started: str  # what tells it from a later process of the same number; empty where the system does not say
-    job: str  # of Slurm, empty without
+    started: str  # start time, tells it from a later process with the same pid; empty if unknown
+    job: str  # of Slurm; empty without Slurm
     restarts: int  # of that job
-    folder: int  # number of the folder's inode: a copy of a folder is another one
+    folder: int  # inode of the folder: a copy of the folder has another one
     token: str  # of this lock
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class RunLock:
                 os.link(unfinished, self.path)
             except FileExistsError:
                 return False
-            except OSError:  # a file system without such links
+            except OSError:  # a file system without hard links
                 return self._make_without_links()
             return True
         finally:
@@ -147,7 +147,7 @@ class RunLock:
             breaking.mkdir()
         except FileExistsError:
             since = _touched(breaking)
-            if since is not None and _now(self.path) - since > MOMENT:  # it was killed within
+            if since is not None and _now(self.path) - since > MOMENT:  # its owner was killed while making it
                 with suppress(OSError):
                     breaking.rmdir()
             time.sleep(0.02)
@@ -190,7 +190,7 @@ def _refusal(path: Path, owner: Owner) -> str:
 def _read(path: Path) -> Owner | None:
     """Reads the owner of a lock; None if there is no lock or a damaged one."""
     try:
-        with path.open(encoding="utf-8") as file:  # NFS looks at a file anew when it is opened
+        with path.open(encoding="utf-8") as file:  # NFS refreshes a file when it is opened
             found = Owner(**json.loads(file.read(10_000)))
     except (OSError, ValueError, TypeError):
         return None
@@ -237,8 +237,7 @@ def _is_here(owner: Owner) -> bool:
 
 
 def _is_gone(owner: Owner, folder: Path) -> bool:
-    """Returns whether the owner is certainly gone: an earlier start of this Slurm job, no such process, or a copied
-    lock.
+    """Returns whether the owner is certainly gone: an earlier start of this Slurm job, a dead process, a copied lock.
     """
     me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
@@ -268,7 +267,7 @@ def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return socket.gethostname()
 
 
@@ -278,9 +277,9 @@ def _start_of(pid: int) -> str | None:
         return None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no Linux, or one that hides the processes of others
+    except OSError:  # not Linux, or other users' processes are hidden
         return ""
-    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold anything
+    fields = stat.rpartition(")")[2].split()  # the name in brackets may contain anything
     return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
 
 
@@ -289,6 +288,6 @@ def _is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # another user's process
         pass
     return True

@@ -10,7 +10,7 @@ from unlabeled.data.identity import Identity, changes, identity_of, read_identit
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 
-DATA_FILES = "data_files.arrow"  # in run_dir: what each file was, to say what has become of it
+DATA_FILES = "data_files.arrow"  # in run_dir: the identity of each file, to name changes
 
 
 def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict[str, Any]) -> Identity | None:
@@ -57,7 +57,7 @@ def _problem(
     known: Any, before: Identity | None, now: Identity | None, was: dict[str, Any], config: dict[str, Any]
 ) -> str | None:
     """Returns the difference in words, or None."""
-    if not isinstance(known, dict) or now is None:  # of an earlier version, or a source that nothing is known of
+    if not isinstance(known, dict) or now is None:  # an earlier version's checkpoint, or a source without identity
         old, new = (_where(values.get("data")) for values in (was, config))
         return f"they were in {old}, now {new}, and nothing tells whether they are the same" if old != new else None
     if known.get("digest") == now.digest:

@@ -14,7 +14,7 @@ from unlabeled.views.masks import Masks, open_masks, unpack
 from unlabeled.views.operations import Parameters, apply_to_some
 
 Fill = Literal["black", "mean_gray", "random_gray", "gaussian_noise"]
-NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: hardly a value has to be clamped
+NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: few values have to be clamped
 
 
 class RemoveBackground:
@@ -59,7 +59,7 @@ class RemoveBackground:
         coverage = masks.coverage[ids]
         applied = drawn & (coverage >= self.min_coverage) & (coverage <= self.max_coverage)
         packed = masks.packed.new_zeros(len(ids), masks.packed.shape[1])
-        packed[applied] = masks.packed[ids[applied]]  # no other is read from the disk
+        packed[applied] = masks.packed[ids[applied]]  # reads only these from the disk
 
         def paint(some: Tensor, packed: Tensor, grey: Tensor, seed: Tensor, *sizes: Tensor) -> Tensor:
             return paint_background(some, unpack(packed, masks.size), self.fill, grey, seed, *sizes)
@@ -90,7 +90,7 @@ def paint_background(
 
 def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
     """Resizes bool [n, h, w] to [n, 1, H, W] over the ``sizes`` [n, 2] of ``images``; repeats the last pixel beyond."""
-    rows, columns = (  # (i + 0.5) · side / length in whole numbers
+    rows, columns = (  # (i + 0.5) · side / length in integers
         ((2 * torch.arange(pixels, device=sizes.device) + 1) * side // (2 * length[:, None])).clamp(max=side - 1)
         for pixels, side, length in zip(images.shape[2:], masks.shape[1:], sizes.unbind(1), strict=True)
     )
@@ -106,7 +106,7 @@ def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tenso
         return grey[:, None, None, None]
     if fill == "gaussian_noise":
         channel, row, column = (torch.arange(length, device=images.device) for length in images.shape[1:])
-        place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # the same in a canvas of any size
+        place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # independent of the canvas size
         noise = seeded_normal(seed.to(images.device), place)
         return (NOISE_MEAN + NOISE_DEVIATION * noise).clamp(0, 1).to(images.dtype)
     return images.new_zeros(())

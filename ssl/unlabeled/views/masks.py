@@ -24,8 +24,8 @@ class Masks:
     packed: Tensor  # uint8 [N, ceil(size²/8)], see pack
     coverage: Tensor  # float32 [N], share of foreground
     size: int  # height and width, pixels
-    samples: str  # SHA-256 of what the images are called
-    classes: list[str]  # of the source, where it knows them
+    samples: str  # SHA-256 of the images' names, see samples_hash
+    classes: list[str]  # of the source, if it has class names
     data: str  # the data set in words
     settings: dict[str, Any]  # how the masks were made
 
@@ -39,13 +39,13 @@ class Masks:
 
     def require(self, source: Source, path: str) -> None:
         """Raises UserError unless these are the masks of ``source``; ``path`` is for the message."""
-        both_named = self.classes and source.classes  # rows of parquet files are called alike in all data sets
+        both_named = self.classes and source.classes  # names of parquet rows are the same in all data sets
         if self.samples != samples_hash(source) or (both_named and self.classes != source.classes):
             raise UserError(
                 f"views.masks={path} was made for other data ({self.data}), not for the {len(source):,} training "
                 f"images of this run; make their own: {MAKE} out=…, or give views.masks=null"
             )
-        square = self.settings.get("square", True)  # as all were before there were whole images
+        square = self.settings.get("square", True)  # all were square before whole images were supported
         if square != source.square:
             given, wanted = str(square).lower(), str(source.square).lower()
             raise UserError(
@@ -65,7 +65,7 @@ def open_masks(path: str) -> Masks:
         raise UserError(f"views.masks={path}: no such file; make it: {MAKE} out={path}, or give views.masks=null")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         raise UserError(f"views.masks={path}: not a file of masks, or cut short; make it again: {MAKE}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"views.masks={path}: not a file of masks; {MAKE} out=… makes one")

@@ -18,7 +18,7 @@ from unlabeled.views.kernels.colour import color_jitter, equalize, luminance, so
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.kernels.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
 
-Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
+Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" and "sizes" come from the batch
 
 
 @runtime_checkable
@@ -84,9 +84,7 @@ class RandomResizedCrop:
         }
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """Checks that crops are at most twice as large as the images, and boxes at least 4 × 4 pixels (both our
-        choice).
-        """
+        """Checks that crops are at most twice as large as images, and boxes at least 4 × 4 pixels (both our choice)."""
         smallest = math.sqrt(self.scale[0]) * pixels
         return [
             Check(
@@ -111,7 +109,7 @@ class RandomResizedCrop:
         area = area * sizes.prod(1, keepdim=True)
         tries = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round()  # [B, 10, 2]
         fits = ((tries > 0) & (tries <= sizes[:, None])).all(2)
-        first = fits.long().argmax(1)  # of equal values, the first
+        first = fits.long().argmax(1)  # argmax returns the first of equal values
         found = fits.any(1)[:, None]
         box = torch.where(found, tries[torch.arange(len(tries), device=first.device), first], self._central(sizes))
         corner = torch.where(found, where * (sizes - box + 1), (sizes - box) / 2)

@@ -47,7 +47,7 @@ class PerImageTransform:
         changed = []
         with preserve_random_state(images.device):
             for row, seed in enumerate(parameters["seed"].tolist()):
-                image = images[row : row + 1].clone()  # some transforms write into it, and other views are made of it
+                image = images[row : row + 1].clone()  # some transforms overwrite it, and other views need it
                 seed_all(seed, images.device)
                 changed.append(self._checked(self.transform(image), image))
         if len({each.shape for each in changed}) > 1:

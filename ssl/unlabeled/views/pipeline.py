@@ -26,8 +26,8 @@ from unlabeled.views.per_image import PerImageTransform
 Finish = Callable[[Tensor, Sequence[Parameters]], Tensor]
 
 
-# Pixels of one view of the images that go through the operations together. On a CPU so few that they stay in its caches
-# and their memory is used again: two views of 32 photographs took 146 ms on one core at once, and 103 ms in blocks of
+# Pixels of one view that the operations process together. On a CPU few enough to stay in its caches,
+# so that their memory is reused: two views of 32 photographs took 146 ms on one core at once, and 103 ms in blocks of
 # 4; of 256 images of 32 pixels 20 ms, and 15 ms in blocks of 128. On a GPU it bounds the memory.
 CPU_BLOCK, GPU_BLOCK = 250_000, 8_000_000
 
@@ -42,7 +42,7 @@ class ViewGroup:
 
     count: Annotated[int, Interval(ge=1, le=1024)]
     operations: Sequence[Operation]
-    after_crop: int = field(init=False)  # number of the first operation behind a crop: from there on all sizes are one
+    after_crop: int = field(init=False)  # index of the first operation after a crop, where images get one size
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", [_as_operation(step) for step in self.operations])
@@ -91,7 +91,7 @@ class Views(nn.Module):
         self._check_masks()
         if compile:
             self._check_compiles()
-        self.block: int | None = None  # images that go through the operations together; None: as many as pays
+        self.block: int | None = None  # images that the operations process together; None: chosen by speed
         normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
         self._normal = None if normal is None else normal[:, :, None, None]  # [2, C, 1, 1], mean and deviation
         self._compiled: dict[int, Finish] = {}
@@ -142,7 +142,7 @@ class Views(nn.Module):
     def sizes(self, image_size: int) -> list[int]:
         """Returns height and width of each view of a square image, in pixels, by trying a black image."""
         tried = copy.copy(self)
-        tried.compiles = False  # it would be compiled for a batch of one
+        tried.compiles = False  # compiling for a batch of one is useless
         black = torch.zeros(1, self.channels, image_size, image_size, dtype=torch.uint8)
         return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
 
@@ -182,7 +182,7 @@ class Views(nn.Module):
         for number, group in enumerate(groups):
             generator = key.generator(number)
             drawn.append([operation.sample(key.total, generator) for operation in group.operations])
-        ids = ids if self.masks is None else ids.cpu()  # as the masks: wait for a GPU once, not per view
+        ids = ids if self.masks is None else ids.cpu()  # on the CPU like the masks: waits for a GPU once, not per view
         parts: list[list[Tensor]] = [[] for _ in groups]  # of each view
         for rows, some in self._blocks(images):
             own = slice(key.first + rows.start, key.first + rows.stop)
@@ -196,7 +196,7 @@ class Views(nn.Module):
         """Makes one view of some images, float [n, C, H, W]; keeps them unchanged, as other views use them too."""
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
-            images = images.clone()  # other operations may write to it
+            images = images.clone()  # other operations may overwrite it
         for operation, parameters in zip(group.operations[:cut], drawn[:cut], strict=True):
             images = operation.apply(images, parameters | batch)
         if not self.compiles:
@@ -241,7 +241,7 @@ class Views(nn.Module):
         step = self.block or 1 << max(0, int(limit / pixels).bit_length() - 1)
         for start in range(0, len(images), step):
             rows = slice(start, min(start + step, len(images)))
-            # In memory column after column: a crop on a CPU begins with these (resample.add_up).
+            # Stored column after column: a crop on a CPU starts with columns (resample.resize_sparse).
             yield rows, images[rows].mT.contiguous().float().div_(255).mT
 
     @torch.no_grad()

@@ -12,8 +12,8 @@ from typing import Any
 Point = tuple[int, float | None]  # step and value; None: not finite
 
 BLOCK = 1 << 24  # bytes read at once
-KEPT = 20_000  # points of a curve in memory; a longer one is thinned to half of it
-LARGEST = 1 << 53  # steps that a number of JavaScript can count
+KEPT = 20_000  # points of a curve in memory; a longer one is reduced to half of that
+LARGEST = 1 << 53  # the largest step that JavaScript can represent
 LOSS, PROBE = "train/loss", "probe/"
 # A line as JsonLines writes it, with its step and its loss, if it has one: four times as fast as json
 _LINE = re.compile(
@@ -73,14 +73,14 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.version = 0  # another one after every change
+        self.version = 0  # changes with every change of the content
         self._start_again()
 
     def _start_again(self) -> None:
         self.version += 1
         self.half = False  # whether the file ends in the middle of a line
         self.damaged = 0  # lines that cannot be read
-        self._position, self._before = 0, b""  # how far it was read, and the last bytes of that
+        self._position, self._before = 0, b""  # end of what was read, and its last bytes
         self.forget()
 
     def update(self) -> None:

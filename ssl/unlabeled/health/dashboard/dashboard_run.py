@@ -16,13 +16,13 @@ MARKS = (
     "state.json",
     "plan.json",
     "checkpoints",
-)  # one of them makes a folder that of a run
-SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on its own
+)  # a folder with one of these files is a run
+SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on the run's page
 ALIVE = ("running", "silent", "starting")
 GOING = ("running", "starting", "planned")
 SEVERITIES = ("alarm", "warning", "note")
 SHOWN = 12  # findings of a run, the worst first
-PICTURES = 12  # the newest
+PICTURES = 12  # how many are shown, the newest
 
 
 class DashboardRun:
@@ -39,7 +39,7 @@ class DashboardRun:
         names = ("state", "plan", "health", "training")
         self.state, self.plan, self.health, self.training = (Document(folder / f"{n}.json", root) for n in names)
         self.summary, self.series = CurveSummary(folder / "metrics.jsonl"), RunCurves(folder / "metrics.jsonl")
-        self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, and its curves for the list
+        self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, with its curves for the list
 
     def overview(self, now: float) -> dict[str, Any]:
         """Returns what the list of runs shows, as plain values without NaN."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LARGEST = 4 << 20  # bytes: what is larger was not written by a run
+LARGEST = 4 << 20  # bytes: a run writes no larger file
 
 
 def is_outside(path: Path, root: Path) -> bool:
@@ -26,7 +26,7 @@ class Document:
 
     def __init__(self, path: Path, root: Path, parse: Callable[[bytes], Any] = json.loads) -> None:
         self.path, self.root, self.parse = path, root, parse
-        self.content: dict[str, Any] | None = None  # None: there is no such file, or it cannot be read
+        self.content: dict[str, Any] | None = None  # None: the file is missing or cannot be read
         self.problem: str | None = None
         self.changed: float | None = None  # Unix time
         self._seen: tuple[int, ...] | None = None
@@ -76,7 +76,7 @@ def flatten(values: Any, limit: int = 5_000) -> dict[str, str]:
     """Returns the values of a tree as text by their dotted names, at most ``limit`` of them."""
     found: dict[str, str] = {}
     stack = [("", values)]
-    for _ in range(10 * limit):  # a tree may hold itself, and then has no end
+    for _ in range(10 * limit):  # a tree that contains itself has no end
         if not stack or len(found) == limit:
             break
         name, value = stack.pop()

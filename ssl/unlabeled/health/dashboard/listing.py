@@ -11,10 +11,10 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from unlabeled.health.dashboard.dashboard_run import MARKS, DashboardRun
 from unlabeled.health.dashboard.documents import is_outside
 
-# Of a run, and never runs themselves; wandb's own folders hold a config.yaml each
+# Folders inside a run that are not searched; wandb's hold a config.yaml each
 BELOW_RUNS = {"checkpoints", "faults", "pictures", "preview", "report", "wandb"}
-MOST_FOLDERS = 20_000  # looked into: enough for any outputs/, and an end for who gives / by mistake
-SPARE = 20  # times as long as a search took pass until the next: a slow disk is searched a twentieth of the time
+MOST_FOLDERS = 20_000  # folders that are searched: enough for any outputs/, and a limit if / is given by mistake
+SPARE = 20  # pause after a search, in times its duration: a slow disk is searched 1/20 of the time
 SERVED = {".html", ".png", ".jpg", ".svg"}  # files of a run that a browser may ask for
 
 
@@ -67,7 +67,7 @@ class RunListing:
         self.root = root.resolve()
         self.runs: dict[str, DashboardRun] = {}  # by address: the path below the root, quoted
         self.notes: list[str] = []
-        self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were handed out last
+        self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were returned last
         self._version, self._session = 0, secrets.token_hex(4)
         self._next_search = 0.0
         self._lock = threading.Lock()

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from unlabeled.health.dashboard.documents import finite_or_none
 
 ENDED = ("finished", "interrupted", "failed")
-# Our choice: a heart beats every two seconds, or once a step where steps are longer
-GONE_AFTER = 8.0  # seconds without a beat until a process that cannot be seen is gone: it may be in another container
-SILENT_AFTER = 60.0  # seconds without a beat until it is said that there is none
-STEPS = 5  # so many steps without a beat, where that is longer
-FRESH = 120.0  # seconds for which a run of an earlier version is taken to live after it wrote something
+# Our choice: heartbeats come every two seconds, or once a step if steps are longer
+GONE_AFTER = 8.0  # seconds without heartbeat until a process that is not visible (another container) is gone
+SILENT_AFTER = 60.0  # seconds without heartbeat until the page says so
+STEPS = 5  # the same in steps, if that is longer
+FRESH = 120.0  # seconds for which a run of an earlier version counts as alive after its last write
 
 GOES_ON = "The same command goes on from the last checkpoint."
 
@@ -86,9 +86,9 @@ def process_is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] not in ("Z", "X")
-    except OSError:  # no such folder on a Mac
+    except OSError:  # macOS has no such folder
         return True

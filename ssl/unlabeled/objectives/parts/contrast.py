@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Similarities that are there at once: 16 MiB of float32; on a GPU, which needs more to be busy, 256 MiB (not measured).
+# Similarities in memory at once: 16 MiB of float32; on a GPU, which needs larger blocks, 256 MiB (not measured).
 CPU_BLOCK, GPU_BLOCK = 2**22, 2**26
 
 
@@ -38,7 +38,7 @@ class _LogSumExp(torch.autograd.Function):
         for rows in blocks:
             similarity = _similarity(queries, keys, left_out, rows)
             largest = similarity.amax(1, keepdim=True)
-            shares = similarity.sub_(largest).exp_()  # of the total: one exponential, and no copy of the block
+            shares = similarity.sub_(largest).exp_()  # shares of the total: one exponential, no copy of the block
             total = shares.sum(1, keepdim=True)
             sums[rows] = (largest + total.log())[:, 0]
             expected[rows] = shares @ keys / total

@@ -29,7 +29,7 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """
     pairs = list(zip(target.parameters(), online.parameters(), strict=True))
     if pairs:
-        # lerp leaves equal weights bit for bit equal, m·θ + (1 − m)·θ does not; foreach is one kernel for all tensors
+        # lerp keeps equal weights equal bit for bit, m·θ + (1 − m)·θ does not; foreach: one kernel for all tensors
         torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - momentum)
 
 

@@ -24,7 +24,7 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
     for _ in range(layers - 1):
         modules += [_linear(in_features, in_features), nn.BatchNorm1d(in_features), nn.ReLU(inplace=True)]
     last = nn.BatchNorm1d(out_features)
-    last.register_parameter("bias", None)  # batch_norm takes None: a scale alone
+    last.register_parameter("bias", None)  # a scale only: batch_norm accepts None as bias
     return nn.Sequential(*modules, _linear(in_features, out_features), last)
 
 

@@ -20,8 +20,8 @@ WEIGHTS, VIEWS, OUTPUTS, GRADIENTS, NOWHERE = 0, 1, 2, 10**9, 10**9 + 1
 class NonFiniteFinding(NamedTuple):
     """Describes the first bad tensor of a step."""
 
-    place: int  # how early in the step, from WEIGHTS to NOWHERE; an OUTPUTS + n is of the n-th module called
-    name: str  # of it, and how much of it is bad, in words
+    place: int  # order in the step, from WEIGHTS to NOWHERE; OUTPUTS + n: the n-th module called
+    name: str  # of the tensor, and how much of it is bad
     loss: float  # of the step, on this process
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ def find_non_finite(module: "Pretraining", batch: Batch, context: AbstractContex
         context: of the forward, e.g. autocast.
     """
     weights = _in_weights(module.objective)
-    with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code has no outputs within to look at
+    with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code hides the modules' outputs
         loss = module.output_of(batch).loss
     module.objective.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from unlabeled.training.faults.snapshot import Snapshot
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
 
-KEPT = 3  # files of a run, besides that of the step that stops it: each holds the whole state and a batch
+KEPT = 3  # records per run, beside that of the step that stops it: each holds the whole state and a batch
 HOPELESS = "weights are not finite, an update was too large and none can mend them"
 
 
@@ -49,8 +49,8 @@ class NonFiniteGuard:
             raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1, which stops at the first")
         self.folder, self.max_in_a_row = folder, max_in_a_row
         self.skipped = self.in_a_row = self.saved = 0
-        self._batches: list[Batch] = []  # of the step that is taken, without views
-        self._loss: Tensor | float = 0.0  # their sum
+        self._batches: list[Batch] = []  # of the present step, without views
+        self._loss: Tensor | float = 0.0  # sum of the losses of these batches
         self._before: Snapshot | None = None
 
     def state_dict(self) -> dict[str, int]:
@@ -118,8 +118,8 @@ class NonFiniteGuard:
         found = self._compute_again(module, len(self._batches))
         self._before.restore()
         bad = distributed.maximum(torch.tensor([each.place != NOWHERE for each in found], device=module.device).float())
-        part = int(bad.argmax())  # the first that is bad on any process
-        self._compute_again(module, part)  # to the state that the bad batch found
+        part = int(bad.argmax())  # the first batch that is bad on any process
+        self._compute_again(module, part)  # up to the state before the bad batch
         finding, module.part = found[part], part
         first = _earliest(finding, module.device)
         path = self.folder / f"step_{module.global_step + 1:06d}.pt"

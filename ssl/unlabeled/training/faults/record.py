@@ -17,7 +17,7 @@ from unlabeled.views.key import ViewKey
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
 
-# What a record must hold; numbers are whole ones, and of numbers alone where a tuple names them.
+# The fields of a record with their types. A number is an integer; a tuple names fields that are all numbers.
 KINDS: dict[str, Any] = {
     "config": dict,
     "progress": Progress._fields,
@@ -63,7 +63,7 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
     }
     try:
         save_tensors(path, record)
-    except Unwritable as error:  # the step is not taken all the same, and the run goes on
+    except Unwritable as error:  # the step is skipped anyway, and the run continues
         print(f"warning: {error}; this step cannot be replayed")
 
 
@@ -77,7 +77,7 @@ def read_record(path: str) -> dict[str, Any]:
         raise UserError(f"replay={path}: no such file; a run writes them to its folder faults/")
     try:
         record: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         raise UserError(f"replay={path}: cannot be read as tensors and plain values") from error
     if not isinstance(record, dict) or not {"key", "batch", "named"} <= record.keys():
         raise UserError(f"replay={path}: holds no step; give a file of a run's folder faults/")

@@ -59,10 +59,10 @@ class Replay:
         if self.precision not in AUTOCAST:
             raise UserError(f"replay: the run had trainer.precision={self.precision}; known are {', '.join(AUTOCAST)}")
         _load(objective, record["state_dict"])
-        views.compiles = False  # it would take minutes, for one step
+        views.compiles = False  # compiling takes minutes, too long for one step
         key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
         steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
-        plan = Plan(key["total"], record["world_size"], 0, ())  # a step needs no more of it
+        plan = Plan(key["total"], record["world_size"], 0, ())  # the other fields are not used in a step
         self.module = PretrainingAtStep(objective, views, optimizer, plan, *steps, key["seed"], 1, {}, nothing)
         self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
         self.module.part = progress["part"]

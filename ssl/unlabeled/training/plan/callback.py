@@ -18,7 +18,7 @@ from unlabeled.training.plan.text import format_plan
 from unlabeled.training.plan.trial import TrialResult, network_bytes, run_trial
 from unlabeled.training.pretraining import Pretraining
 
-LARGE = 0.1  # of a GPU: with a larger copy a step might not fit that does without (our choice)
+LARGE = 0.1  # share of a GPU: with a larger copy, a step may no longer fit (our choice)
 DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size", "accumulate", "compile", "trainer")
 
 
@@ -40,7 +40,7 @@ class PlanCallback(pl.Callback):
         if trial_steps == 1 or trial_steps < 0:
             raise UserError(f"plan.trial_steps={trial_steps}: the first one warms up; give at least 2, or 0 for none")
         self.trial_steps, self.trial_from, self.only = trial_steps, trial_from, only
-        self.step: int | None = None  # that the run goes on from; None: where the trainer is
+        self.step: int | None = None  # from which the run continues; None: the trainer's
         self.passed = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

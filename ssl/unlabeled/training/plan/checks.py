@@ -8,7 +8,7 @@ mistakes in a method or in views are checked by their own ``plan_warnings``.
 from unlabeled.objective import Check
 from unlabeled.optimizers import OptimizerConfig
 
-WARMUP, FINAL = 1 / 5, 1 / 10  # of the run; of the peak
+WARMUP, FINAL = 1 / 5, 1 / 10  # largest share of the run; largest share of the peak
 
 
 def check_schedule(

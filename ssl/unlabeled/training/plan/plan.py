@@ -18,7 +18,7 @@ from unlabeled.training.plan.checks import check_schedule
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
 
-SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step that is taken
+SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; 1.0 is its last step
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class RunPlan:
     steps_per_epoch: int
     epochs: float
     images: int  # in the training split
-    data: list[str]  # what it was taken for, a line for each split
-    left_out: LeftOut  # what lies beside the images, and corrupt ones
-    data_warnings: list[str]  # what looks like a mistake in the data, a sentence each
+    data: list[str]  # the kind of source that was found, a line for each split
+    left_out: LeftOut  # files that are no images, and corrupt images
+    data_warnings: list[str]  # probable mistakes in the data, a sentence each
     device: str
     precision: str
     schedule: dict[str, list[float]]
     parameters: list[PlanPart]
     checks: list[Check]
-    step: int  # that the run goes on from
+    step: int  # from which the run continues
     trial: TrialResult | None
     not_tried: str | None  # why there is no trial
     seconds_left: float | None  # without waiting for data, probes and checkpoints
@@ -154,4 +154,4 @@ def read_trial(path: Path, of: str) -> TrialResult | None:
         kept: dict[str, Any] | None = parse_json(path.read_text())["trial"]
         return None if kept is None or kept["of"] != of else TrialResult(**kept)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no plan, or that of another version
+        return None  # no plan, or one of another version

@@ -28,10 +28,10 @@ class TrialResult:
     """Holds the measurements."""
 
     steps: int
-    first_step_seconds: float  # warms up
-    seconds_per_step: float  # mean of the others, of the slowest process
-    peak_memory_bytes: int | None  # of the largest process: on a GPU what torch had allocated, on a CPU all of it
-    of: str  # what it is true of: changes with configuration, device and number of processes
+    first_step_seconds: float  # includes warm-up
+    seconds_per_step: float  # mean of the other steps on the slowest process
+    peak_memory_bytes: int | None  # of the largest process: allocated by torch on a GPU, all memory on a CPU
+    of: str  # fingerprint of configuration, device and number of processes
 
 
 class PretrainingOnCopy(PretrainingAtStep):
@@ -72,7 +72,7 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
         raise UserError(_too_large(module, device, trainer.world_size)) from error
     if devices:
         del tried
-        torch.cuda.reset_peak_memory_stats(device)  # from here on they are the run's
+        torch.cuda.reset_peak_memory_stats(device)  # from here on, the peak is the run's
     worst = distributed.maximum(torch.tensor([seconds[0], sum(seconds[1:]) / (steps - 1), memory or 0.0]).to(device))
     first, others, memory = worst.tolist()
     return TrialResult(steps, round(first, 4), round(others, 4), int(memory) or None, of)
@@ -134,7 +134,7 @@ class _Steps:
 def _copy(objective: Objective) -> Objective:
     try:
         return copy.deepcopy(objective)
-    except TypeError as error:  # of something that is no tensor
+    except TypeError as error:  # raised for state that is no tensor
         name = type(objective).__name__
         raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
 
@@ -147,7 +147,7 @@ def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy
     devices = trainer.strategy.determine_ddp_device_ids()
     joined = DistributedDataParallel(module, device_ids=devices)
     joined.broadcast_buffers = (
-        False  # as AverageBatchNormStats has it in the run; the argument has another name in torch 2.15
+        False  # as AverageBatchNormStats sets it in the run; torch 2.15 renames the argument
     )
     return joined
 

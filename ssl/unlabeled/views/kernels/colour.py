@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
-_HUGE = 1e30  # any difference of two values of an image, times this, is beyond every bound
+_HUGE = 1e30  # times this, any nonzero difference of two values exceeds the clamps below
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
             changed = _change(images.clone(), operation, factors[:, operation], additive_brightness)
             images = torch.where((order[:, turn] == operation)[:, None, None, None], changed, images)
         return images
-    place = torch.arange(len(images))  # which image stands where
+    place = torch.arange(len(images))  # the image in each row
     for turn in range(4):
         kinds, by_kind = order[place, turn].sort(stable=True)
         images, place = images.index_select(0, by_kind.to(images.device, non_blocking=True)), place[by_kind]

@@ -36,7 +36,7 @@ def resize_sparse(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
         float32 [B, C, S, T].
     """
     images = images.float()
-    return _new_rows(_new_rows(images.mT, columns).mT, rows)  # columns first, so that what comes out is contiguous
+    return _new_rows(_new_rows(images.mT, columns).mT, rows)  # columns first, so that the result is contiguous
 
 
 def resize_dense(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

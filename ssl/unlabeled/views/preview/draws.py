@@ -10,8 +10,8 @@ from torch import Tensor
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
 
-DRAWS = 2000  # that are measured, per group of views
-FLAGGED = 4.0  # standard errors: one honest rate in 16,000 lies further off
+DRAWS = 2000  # measured draws per group of views
+FLAGGED = 4.0  # standard errors: one correct rate in 16,000 is further off
 JITTER = ("brightness", "contrast", "saturation", "hue")
 TITLES = {
     "RandomResizedCrop": "crop",
@@ -22,8 +22,8 @@ TITLES = {
     "Equalize": "equalize",
     "RemoveBackground": "background",
 }
-HIDDEN = ("ids", "seed", "order")  # parameters that say nothing as numbers
-MOST_COLUMNS = 8  # of a parameter that are shown; a larger one is a picture, not a number
+HIDDEN = ("ids", "seed", "order")  # parameters that mean nothing as numbers
+MOST_COLUMNS = 8  # per parameter; a larger one is a picture, not a number
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class RecordedStep:
     """One operation on one view of some images."""
 
     operation: Operation
-    sizes: Tensor  # int64 [B, 2], height and width of what it was given
-    drawn: Parameters  # one row per image, see settled
-    changed: Tensor | None  # bool [B], whether a pixel became another; None where the shape did
+    sizes: Tensor  # int64 [B, 2], height and width of its input
+    drawn: Parameters  # one row per image, see resolve_boxes
+    changed: Tensor | None  # bool [B], whether a pixel changed; None if the shape changed
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Quantity:
 
     name: str
     values: Tensor
-    configured: tuple[float, float] | None  # None: an operation that the preview does not know
-    logarithmic: bool = False  # its logarithm is uniform, not itself
+    configured: tuple[float, float] | None  # None: unknown to the preview
+    logarithmic: bool = False  # its logarithm has a uniform distribution
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewI
 
 
 def _cell(pixels: Tensor, over: str, below: str) -> str:
-    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # a browser smooths what it enlarges
+    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # else a browser smooths them
     picture = f'<img alt=""{enlarged} src="{inline_png(pixels)}">'
     return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
 

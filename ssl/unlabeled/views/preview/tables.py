@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unlabeled.views.preview.draws import FLAGGED, GroupDraws, MeasuredRate, Quantity
 
-BINS, AROUND, MOST_BINS = 24, 2, 60  # within the configured range, to each side of it, in all
-WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a picture and of the text below it, pixels
+BINS, AROUND, MOST_BINS = 24, 2, 60  # bins in the configured range, on each side of it, at most
+WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a plot, and height of the text below it, pixels
 INK, PALE, LINE = "#0072B2", "#e3edf4", "#D55E00"  # measured, configured range, configured density
 
 

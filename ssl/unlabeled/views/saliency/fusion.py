@@ -8,10 +8,10 @@ from torch import Tensor
 
 from unlabeled.views.saliency.maps import MAPS, blur, scale_to_unit
 
-SMOOTHING = 0.03  # of the fused map, share of the side: about a pixel of CIFAR. Ours, by eye
-GENEROSITY = 0.8  # of Otsu's threshold: rather some ground kept than half an animal lost. Ours, by eye
+SMOOTHING = 0.03  # sigma as a share of the side: about a pixel of CIFAR. Our choice, by eye
+GENEROSITY = 0.8  # factor on Otsu's threshold: rather keeps background than loses half an animal. Our choice
 FILLING_ROUNDS = 2
-BINS = 64  # of the histogram whose two classes Otsu's threshold parts
+BINS = 64  # of the histogram for Otsu's threshold
 
 
 def fuse(images: Tensor, maps: Sequence[str], centre_sigma: float | None) -> Tensor:
@@ -71,4 +71,4 @@ def otsu(maps: Tensor) -> Tensor:
     centres = (torch.arange(BINS, device=maps.device) + 0.5) / BINS
     below, moment = share.cumsum(1), (share * centres).cumsum(1)
     between = (moment[:, -1:] * below - moment).square() / (below * (1 - below)).clamp(min=1e-6)
-    return (between[:, :-1].argmax(1) + 1) / BINS  # the last bin parts nothing from nothing
+    return (between[:, :-1].argmax(1) + 1) / BINS  # a threshold after the last bin separates nothing

@@ -17,7 +17,7 @@ Map = Callable[[Tensor], Tensor]
 
 BORDER = 0.1  # width of the border band, share of the side; Zhang et al. 2015, section 4
 LEVELS = 12  # per RGB channel; Cheng et al. 2011, section 3
-BARRIER_ROUNDS = 2  # our choice; theirs: three passes over the image
+BARRIER_ROUNDS = 2  # our choice; the paper has three passes over the image
 
 
 def spectral_residual(images: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def spectral_residual(images: Tensor) -> Tensor:
     around = F.avg_pool2d(F.pad(log_amplitude[:, None], (1, 1, 1, 1), "circular"), 3, 1)[:, 0]
     residual = torch.polar((log_amplitude - around).exp(), spectrum.angle())
     energy = torch.fft.ifft2(residual).abs().square()
-    flat = images.flatten(1).amax(1) - images.flatten(1).amin(1) < 1e-6  # a spectrum of rounding errors
+    flat = images.flatten(1).amax(1) - images.flatten(1).amin(1) < 1e-6  # constant images: only rounding errors
     return scale_to_unit(blur(energy, energy.shape[-1] / 25)).where(~flat[:, None, None], 0.0)
 
 
@@ -38,8 +38,8 @@ def frequency_tuned(images: Tensor) -> Tensor:
     """Returns the distance of the slightly blurred colour from the mean colour (Achanta et al. 2009, equation 4)."""
     lab = _lab(images)
     taps = lab.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    padded = F.pad(lab, (2, 2, 2, 2), "replicate").flatten(0, 1)[:, None]  # without groups, which are slow on a CPU
-    smooth = F.conv2d(padded, (taps[:, None] * taps)[None, None]).view_as(lab)  # their 5 × 5 binomial kernel
+    padded = F.pad(lab, (2, 2, 2, 2), "replicate").flatten(0, 1)[:, None]  # no grouped convolution: it is slow on a CPU
+    smooth = F.conv2d(padded, (taps[:, None] * taps)[None, None]).view_as(lab)  # the paper's 5 × 5 binomial kernel
     return scale_to_unit((lab.mean((2, 3), keepdim=True) - smooth).square().sum(1).sqrt())
 
 
@@ -94,7 +94,7 @@ def minimum_barrier(images: Tensor) -> Tensor:
 
     Theirs scans pixel after pixel; here whole lines go down, up, right and left, twice.
     """
-    values = _lab(images).permute(2, 3, 0, 1).flatten(2).contiguous()  # [H, W, 3B]: lines of both kinds are slices
+    values = _lab(images).permute(2, 3, 0, 1).flatten(2).contiguous()  # [H, W, 3B]: rows and columns are both slices
     distance = torch.full_like(values, torch.inf)
     distance[0] = distance[-1] = distance[:, 0] = distance[:, -1] = 0
     highest, lowest = values.clone(), values.clone()

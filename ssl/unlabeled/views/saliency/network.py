@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from unlabeled.core.seeding import derive_seed
 
-WIDTH = 32  # channels; ours
-DILATIONS = (1, 2, 4, 8, 4, 2, 1)  # of the 3 × 3 convolutions: 45 pixels are seen; ours
-LEARNING_RATE = 3e-3  # of AdamW, falling to 0 as a cosine; ours
-BATCH = 50  # images a step; ours
+WIDTH = 32  # channels; our choice
+DILATIONS = (1, 2, 4, 8, 4, 2, 1)  # of the 3 × 3 convolutions: receptive field of 45 pixels; our choice
+LEARNING_RATE = 3e-3  # of AdamW, with a cosine to 0; our choice
+BATCH = 50  # images per step; our choice
 
 
 class SaliencyNetwork(nn.Module):
