@@ -146,9 +146,7 @@ def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy
     assert isinstance(trainer.strategy, DDPStrategy)
     devices = trainer.strategy.determine_ddp_device_ids()
     joined = DistributedDataParallel(module, device_ids=devices)
-    joined.broadcast_buffers = (
-        False  # as AverageBatchNormStats sets it in the run; torch 2.15 renames the argument
-    )
+    joined.broadcast_buffers = False  # as AverageBatchNormStats sets it in the run; torch 2.15 renames the argument
     return joined
 
 
