@@ -130,12 +130,13 @@ class Backbone(nn.Module):
 
         Args:
             images: [B, 3, h, w].
-            kinds: among :attr:`kinds`. ``last`` is what forward gives, [B, num_features]; ``tokens`` [B, n, D] is what
-                was there before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
-                four blocks or stages, joined; ``cls`` and ``patches`` [B, D] are a class token and the others' mean.
+            kinds: among :attr:`kinds`. ``last`` is the output of forward, [B, num_features]; ``tokens`` [B, n, D] are
+                the tokens before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
+                four blocks or stages, concatenated; ``cls`` and ``patches`` [B, D] are the class token and the mean of
+                the others.
 
         Raises:
-            UserError: a kind that this architecture has not.
+            UserError: a kind that this architecture does not have.
         """
         self.check_kinds(kinds)
         return {"last": self(images)}
@@ -176,8 +177,8 @@ class Backbone(nn.Module):
 class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers.
 
-    What only some methods have is no part of it: the protocols below name each, a method has one by defining what it
-    lists, and those who use it ask with ``isinstance``.
+    Features that only some methods have are not part of this class. Each is a protocol below: a method has it by
+    defining its members, and callers test for it with ``isinstance``.
     """
 
     backbone: Backbone
@@ -188,8 +189,8 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Returns the loss of one batch.
 
-        Must not change state that a later step reads, except, in training, its own buffers and the parameters that no
-        optimizer trains: these are put back where the loss turns out not to be finite, and the step is not taken.
+        Must not change state that a later step reads. Exceptions, in training: its own buffers, and parameters that no
+        optimizer trains. If the loss is not finite, these are restored and the step is skipped.
         """
         raise NotImplementedError
 
@@ -217,8 +218,8 @@ class HasSchedules(Protocol):
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
         """Returns the values that the method uses at a step, by name, computed by the code that the step itself uses.
 
-        Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
-        that holds what was seen when the step begins, in [0, 1].
+        Standard names, for methods that have such a value: ``momentum`` of a teacher, ``temperature``, ``queue_fill``:
+        the share of a queue that holds embeddings of images when the step begins, in [0, 1].
         """
         ...
 
@@ -267,11 +268,12 @@ class HasVisualization(Protocol):
         """Returns pictures that the method makes of some images.
 
         Args:
-            batch: with one view, as evaluation sees it.
+            batch: has one view, the one of evaluation.
             seed: of every random draw.
 
         Returns:
-            By name, in the order of columns, [B, 3, h, w] each with the values of views. Called without gradients, in
+            Pictures by name, in the order of columns, each [B, 3, h, w] with values like those of views. It is called
+                without gradients, in eval mode, and on one process only: it must not use collectives.
             eval mode, and by one process alone: nothing in here may wait for another.
         """
         ...

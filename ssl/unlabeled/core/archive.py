@@ -7,7 +7,7 @@ from pathlib import Path
 def damage_of(path: Path) -> str | None:
     """Returns what is wrong with a file of torch.save, or None; compares every byte with its checksum.
 
-    ``torch.load`` does not look at the checksums: a flipped bit would be taken for a weight. 400 MB take 0.1 s.
+    ``torch.load`` does not check them: a flipped bit would become part of a weight. 400 MB take 0.1 s.
     """
     try:
         with zipfile.ZipFile(path) as file:

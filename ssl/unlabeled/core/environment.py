@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
     """Returns the commit of the code in ``folder`` and whether it has uncommitted changes; None if unknown.
 
-    An installed copy has no commit, even where it lies inside somebody's repository: git must know the files.
+    An installed copy has no commit, even inside of another repository: git must track these files.
     """
     try:
         if not _git(folder, "ls-files", "."):

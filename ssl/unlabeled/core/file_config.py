@@ -1,7 +1,7 @@
 """Treats a configuration from a file as data: reading it imports, resolves and opens nothing.
 
-A checkpoint, a fault record, a report or a ``config.yaml`` may be anybody's. What is built from one must pass
-:func:`check_part` before: an allow-list of targets, part by part, at any depth.
+A checkpoint, a fault record, a report or a ``config.yaml`` may come from anybody. Before anything is built from one, it
+must pass :func:`check_part`: an allow-list of targets for each part, at any depth.
 """
 
 import importlib
@@ -61,12 +61,12 @@ def as_data(value: Any, where: str) -> Any:
     """Returns a copy of plain values, with the targets of earlier versions replaced by current ones.
 
     Args:
-        value: what a file held.
+        value: the content of a file.
         where: the file, for messages.
 
     Raises:
-        UserError: something else than dicts with text as keys, lists, text, numbers, booleans and None is in it, it is
-            deeper than 40 levels (it may hold itself) or has more than 100,000 values.
+        UserError: it contains other values than dicts with text as keys, lists, text, numbers, booleans and None, is
+            deeper than 40 levels (it may contain itself) or has more than 100,000 values.
     """
     try:
         return with_current_targets(_plain(tree(value)))
@@ -89,14 +89,14 @@ def _plain(value: Any) -> Any:
 def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] = lambda target: False) -> None:
     """Raises UserError unless one part of a file's configuration may be built.
 
-    Every target in it, at any depth, must be of one of the ``KINDS`` of that part, or among those that the user's own
-    configuration names. Interpolations are refused: a run writes its values resolved.
+    Every target in it, at any depth, must be one of the ``KINDS`` of that part, or be named by the user's own
+    configuration. Interpolations are refused: a run writes resolved values.
 
     Args:
         part: ``data``, ``views``, ``backbone``, ``objective`` or ``optimizer``.
         values: plain, see :func:`as_data`.
         where: the file, for messages.
-        named: whether the user's own yamls name a target for this part; asked where it is none of ours.
+        named: returns whether the user's own yamls name a target for this part; called if the target is not ours.
     """
     if part not in KINDS:
         raise UserError(f"{where}: {part} is never built from a file")
@@ -192,8 +192,8 @@ def short(value: Any) -> str:
 def is_own_run(file: Path) -> bool:
     """Returns whether a file is in checkpoints/ or faults/ of a run folder with config.yaml, both owned by this user.
 
-    What such a file names may be opened without being named again. One that was unpacked or downloaded elsewhere is
-    anybody's.
+    Files that it names may be opened without the user naming them again. A file that was unpacked or downloaded
+    elsewhere may come from anybody.
     """
     file = file.resolve()
     config = file.parent.parent / "config.yaml"
@@ -211,7 +211,7 @@ def check_opened(part: str, values: Mapping[str, Any], file: Path, keys: Collect
         part: of its configuration.
         values: of that part.
         file: the checkpoint or record.
-        keys: names of the values that name files; None: any text may.
+        keys: names of the values that are file paths; None: any text may be one.
     """
     texts = {path: text for path, text in _nodes(dict(values), part) if _names_file(path, text, keys)}
     if not texts:

@@ -38,7 +38,7 @@ def with_current_targets(config: Any) -> Any:
     """Returns a file's configuration with each ``_target_`` of an earlier version replaced by its current path.
 
     Args:
-        config: plain values at any depth; anything but a dict or a list is given back as it is.
+        config: plain values at any depth; a value that is no dict or list is returned as it is.
     """
     if isinstance(config, list):
         return [with_current_targets(value) for value in config]

@@ -1,7 +1,7 @@
 """Defines types that say which values a key may have: ``temperature: Positive`` in a signature. Imports no torch.
 
-Beside what a type names, each number is finite and below ``LARGEST``, and each text has a letter, unless the type says
-otherwise: see :mod:`unlabeled.commands.checks.values`, which holds values against them.
+In addition to its type, each number must be finite and below ``LARGEST``, and each text must have a letter, unless the
+type says otherwise: see :mod:`unlabeled.commands.checks.values`, which checks values.
 """
 
 from collections.abc import Sequence

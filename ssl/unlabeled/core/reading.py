@@ -29,7 +29,7 @@ def require_regular(path: str | Path) -> os.stat_result:
 
     Raises:
         NotRegular: it is a folder, a FIFO, a socket or a device.
-        OSError: it is not there, or cannot be asked.
+        OSError: it does not exist, or its status cannot be read.
     """
     status = os.stat(path)
     kind = kind_of(status.st_mode)
@@ -58,11 +58,11 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
 
     Args:
         path: of the file.
-        given: the key and value that name it, which the error begins with.
-        most: bytes that it may have.
+        given: the key and value that name it; the error begins with them.
+        most: largest allowed size, bytes.
 
     Raises:
-        UserError: it is missing, no regular file, larger, or no UTF-8.
+        UserError: it is missing, not a regular file, too large, or not UTF-8.
     """
     try:
         with open_regular(path) as file:
@@ -87,7 +87,7 @@ def name_inside(name: Any, given: str) -> str:
     """Returns the name of a file that another file contains, if it is below the folder of that file.
 
     Raises:
-        UserError: it is no text, absolute, or leads out of the folder; ``given`` is the file that holds it.
+        UserError: it is not text, is absolute, or leads out of the folder; ``given`` is the file that contains it.
     """
     parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
     if not all(parts) or ".." in parts or "\0" in parts[-1] or "::" in name or "://" in name:

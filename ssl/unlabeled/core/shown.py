@@ -1,7 +1,7 @@
 """Escapes text from files, so that it is safe in a terminal, on a Markdown page or in a spreadsheet.
 
-File names, class names and what a report or checkpoint says of itself may hold any bytes. None of them may move a
-terminal's cursor, be read as HTML, fetch a picture, count as a formula, or fail to be encoded.
+File names, class names and texts in a report or checkpoint may contain any bytes. None of them may move a terminal's
+cursor, be read as HTML, load a picture, act as a formula, or fail to be encoded.
 """
 
 import re

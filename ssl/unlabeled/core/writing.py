@@ -1,7 +1,7 @@
 """Opens all files that are written: checks them before the work, writes them whole or not at all.
 
-Whatever cannot be written is one line with its path (:class:`Unwritable`), and what was computed by then is put into a
-temporary folder (:func:`kept_anyway`).
+If something cannot be written, the error is one line with its path (:class:`Unwritable`), and the results so far are
+written to a temporary folder (:func:`kept_anyway`).
 """
 
 import os
@@ -30,9 +30,9 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Writes a file; if writing is killed or fails, the old file stays.
 
     Args:
-        path: its folder is made where it is missing; a link is followed.
-        content: text is written as UTF-8, with escapes for what is none, as names of files may be.
-        sync: whether to wait until it is on the disk, so that a loss of power leaves the old or the new file.
+        path: its folder is made if it is missing; a link is followed.
+        content: text is written as UTF-8, with escapes for what is not, e.g. in file names.
+        sync: whether to wait until it is on the disk, so that after a power loss the old or the new file is there.
 
     Raises:
         Unwritable: it cannot be written.
@@ -83,7 +83,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Gives an empty file beside ``path`` to fill; it replaces ``path`` at the end, or is deleted after an error.
 
     Raises:
-        Unwritable: the system refuses any of it.
+        Unwritable: the system refuses one of these steps.
     """
     with one_line(path):
         target = _target(path)
@@ -135,13 +135,13 @@ def check_folder(key: str, folder: Path, names: Iterable[str] = ()) -> None:
     """Checks before the work that its results can be written; leaves nothing behind and makes no folder.
 
     Args:
-        key: that gives the folder, for the message.
-        folder: may be new.
+        key: the key that gives the folder, for the message.
+        folder: may not exist yet.
         names: of files that will be written there.
 
     Raises:
-        Unwritable: a file stands where a folder should be or the other way round, a link leads nowhere, or no file can
-            be made there.
+        Unwritable: a file is in the place of a folder or the other way round, a link has no target, or no file can be
+            made there.
     """
     obstacle = _obstacle(folder) or next(filter(None, (_obstacle_to_file(folder / name) for name in names)), None)
     if obstacle:
@@ -159,11 +159,11 @@ def kept_anyway(folder: Path, write: Callable[[Path], T]) -> T:
     """Writes results into a folder, or if that fails into a temporary one, so that they are not lost.
 
     Args:
-        folder: where they belong.
-        write: fills the folder that it is given, by the functions above.
+        folder: for the results.
+        write: fills the folder that it gets, by the functions above.
 
     Raises:
-        Unwritable: ``folder`` cannot be written; the message says where everything is instead.
+        Unwritable: ``folder`` cannot be written; the message names the folder that has the results instead.
     """
     try:
         return write(folder)

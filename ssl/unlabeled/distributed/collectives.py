@@ -36,9 +36,9 @@ def local_only() -> Iterator[None]:
 class _Gather(torch.autograd.Function):
     """All-gather whose backward sums the gradients of all processes and returns to each its own rows.
 
-    With a loss that is the mean over the local rows and a gradient averaged over processes (as DDP does), this gives
-    exactly the gradient of one process that holds the joined batch. Keeping only the local part of the gradient, or
-    averaging it, does not.
+    If the loss is the mean over local rows and gradients are averaged over processes (as by DDP), this gives exactly
+    the gradient of one process with the joined batch. Keeping only the local part of the gradient, or averaging it,
+    does not.
     """
 
     @staticmethod
@@ -73,8 +73,8 @@ def gather(rows: Tensor) -> Tensor:
 class _Mean(torch.autograd.Function):
     """Mean over processes whose backward is the identity.
 
-    A loss that every process computes from the same mean, with a gradient averaged over processes (as DDP does), then
-    has exactly the gradient of one process; a backward that sums too gives a gradient larger by their number.
+    If every process computes the loss from the same mean and gradients are averaged over processes (as by DDP), this
+    gives exactly the gradient of one process; summing in the backward would multiply it by the number of processes.
     """
 
     @staticmethod
@@ -116,7 +116,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Returns the rows of all processes in rank order, without a gradient; their numbers may differ or be 0.
 
     Args:
-        rows: [n, ...], of the same dtype and shape but for n on every process.
+        rows: [n, ...]; n may differ between processes, dtype and the other sizes may not.
 
     Returns:
         [sum of n, ...]; ``rows`` itself on one process.

@@ -18,10 +18,10 @@ from unlabeled.objective import Backbone
 class FullySharded(ModelParallelStrategy):
     """Data parallel training that shards every parameter over all processes along its first dimension.
 
-    FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a tensor of its own, as LARS and prototypes of
-    length 1 need; the older FSDP joins them into flat pieces. A checkpoint is one file of whole tensors, the same as
-    without sharding: a run may go on with or without it. Each process builds the whole network on the CPU before it is
-    cut, so that a machine needs memory for as many copies as it has GPUs.
+    FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a separate tensor, as LARS and normalised
+    prototypes need; the older FSDP joins them into flat tensors. A checkpoint is one file of whole tensors, the same as
+    without sharding: a run can resume with or without it. Each process builds the whole network on the CPU before it is
+    sharded, so a machine needs memory for one copy per GPU.
     """
 
     def __init__(self) -> None:

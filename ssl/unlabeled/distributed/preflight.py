@@ -33,10 +33,10 @@ MAY_DIFFER = ("num_workers",)  # keys that processes need not agree on
 def cluster_environment() -> list[ClusterEnvironment]:
     """Returns the Slurm environment if srun started this process; empty where Lightning detects it itself.
 
-    Lightning's own way with Slurm would put the job back into the queue from a checkpoint that is not ours.
+    Lightning's own Slurm support would requeue the job from a checkpoint that is not ours.
 
     Raises:
-        UserError: for what Lightning refuses with another error and the same advice.
+        UserError: a setup that Lightning refuses too; the advice is the same.
     """
     if dist.is_torchelastic_launched() or not SLURMEnvironment.detect():
         return []
@@ -76,7 +76,7 @@ def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str
 
     Args:
         config: resolved, plain values.
-        checkpoint: that the run goes on from, if it exists.
+        checkpoint: from which the run continues, if it exists.
         images: in the training split, as this process sees it.
     """
     facts = {
@@ -102,18 +102,18 @@ def code_hash(package: Path) -> str:
 def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout: float, checkpoint: Path) -> None:
     """Starts the other processes if needed, waits for them, compares and connects them. Does nothing for one process.
 
-    With ``trainer.devices`` alone Lightning starts them by running this command again; each comes to this line by
-    itself. From here on the end of one is the end of all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
+    With ``trainer.devices`` alone, Lightning starts them by running this command again; each reaches this call by
+    itself. From here on, one process that ends stops all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
 
     Args:
-        trainer: knows how many there are.
-        facts: of :func:`run_facts`.
-        patience: for each to come here, and for the first message, seconds.
-        timeout: of whatever they wait for each other for during the run, seconds.
-        checkpoint: what a message about the end points to.
+        trainer: knows the number of processes.
+        facts: from :func:`run_facts`.
+        patience: seconds to wait for each process, and for the first message.
+        timeout: of all communication during the run, seconds.
+        checkpoint: named in the message when a process ends.
 
     Raises:
-        UserError: see :func:`unlabeled.distributed.rendezvous.wait_and_compare`; or no message gets through.
+        UserError: see :func:`unlabeled.distributed.rendezvous.wait_and_compare`; or no message arrives.
     """
     strategy = trainer.strategy
     if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
@@ -172,7 +172,7 @@ def time_all_reduce(device: torch.device, patience: float) -> float:
     """Times the second of two sums over all processes, in seconds; both must be right.
 
     Raises:
-        UserError: they found each other, and do not get messages through.
+        UserError: the processes found each other, but messages do not arrive.
     """
     seconds = 0.0
     for _ in range(2):

@@ -76,18 +76,18 @@ def wait_and_compare(
     """Waits for all processes and compares their facts with those of the first.
 
     Args:
-        store: of :func:`open_store`.
-        place: which process this is.
-        facts: a tree of plain values that must be equal on all.
+        store: from :func:`open_store`.
+        place: says which process this is.
+        facts: a tree of plain values that must be equal on all processes.
         patience: seconds.
-        hopeless: whether somebody will never come.
+        hopeless: returns whether a process will never come.
 
     Returns:
-        The host of each, on the first process; nothing on the others.
+        The hosts of all processes, on the first one; an empty list on the others.
 
     Raises:
-        UserError: on the first process, naming which are missing or differ, in what, and their hosts; the others then
-            exit with code 2.
+        UserError: on the first process, naming the processes that are missing or differ, the differences and the hosts;
+            the others then exit with code 2.
     """
     if place.rank > 0:
         _answer(store, place.rank, facts, patience)

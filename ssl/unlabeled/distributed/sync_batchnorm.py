@@ -17,7 +17,7 @@ from unlabeled.errors import UserError
 class SyncBatchNorms(TorchSyncBatchNorm):
     """Implements ``trainer.sync_batchnorm=true`` for several processes: torch's layer on GPUs, ours on CPUs.
 
-    In place; SplitBatchNorm stays. What Lightning does by itself takes away the activation inside timm's layers.
+    Works in place; SplitBatchNorm stays. Lightning's own conversion would drop the activation inside timm's layers.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -48,12 +48,13 @@ def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
 class AverageBatchNormStats(pl.Callback):
     """After every step, averages the running statistics over all processes, so that their buffers are equal.
 
-    DDP's broadcast of them in every forward, a queue of 65,536 keys (32 MiB) included, then changes nothing and is left
-    out: two CPU processes of MoCo v2 with a thin ResNet took 68 ms a step without it and 96 with it.
+    DDP's broadcast of buffers in every forward, a queue of 65,536 keys (32 MiB) included, is then unnecessary and
+    turned off: two CPU processes of MoCo v2 with a thin ResNet took 68 ms a step without it and 96 with it.
 
-    Averaged are layers that normalise one process's images by themselves: SplitBatchNorm, and any BatchNorm where
-    trainer.sync_batchnorm=false. Running statistics are sums of those of batches, so that their mean over the processes
-    is what one process with all parts has. Without it a checkpoint holds those of the first process.
+    The averaged layers are those that normalise one process's images by themselves: SplitBatchNorm, and any BatchNorm
+    if trainer.sync_batchnorm=false. Running statistics are weighted sums of batch statistics, so their mean over the
+    processes equals those of one process with all parts. Without averaging, a checkpoint would hold those of the first
+    process.
     """
 
     def __init__(self) -> None:

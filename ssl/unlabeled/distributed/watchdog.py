@@ -30,15 +30,15 @@ SILENCE = 10.0  # seconds without an answer of process 0, which may be ending no
 class Watchdog:
     """Watches the other processes from a thread, and the last exception of this one.
 
-    Who fails first writes its error into the store that all can read, and prints its traceback; the others print why
-    they end, and no traceback of what follows from it. One that is killed says nothing: who started it sees it end.
-    Without this a GPU would wait for the others until the timeout.
+    The process that fails first writes its error into the shared store and prints its traceback; the others print why
+    they end, without a traceback of consequent errors. A killed process writes nothing: its parent sees it end. Without
+    the watchdog, GPUs would wait for the others until the timeout.
 
     Args:
-        rank, processes: which process this is, of how many.
-        children: that this one has started, of the next ranks on this machine.
-        store: another one than the main thread may be waiting with.
-        answers: whether process 0 can be reached; torch prints pages where it cannot.
+        rank, processes: index of this process, and their number.
+        children: processes that this one has started, of the next ranks on this machine.
+        store: a separate connection, not the one on which the main thread may be waiting.
+        answers: returns whether process 0 can be reached; torch prints long traces if it cannot.
         checkpoint: of the run.
     """
 

@@ -16,7 +16,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
     """Returns the diagnosis of ``run_dir``; without a health monitor in the run, it uses the loss alone.
 
     Raises:
-        UserError: it holds no metrics, or a file cannot be read.
+        UserError: the folder holds no metrics, or a file cannot be read.
     """
     if not (run_dir / METRICS).is_file():
         raise UserError(f"run={run_dir}: there is no {METRICS} in it; give the folder of a run")

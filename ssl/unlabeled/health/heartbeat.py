@@ -24,11 +24,11 @@ RECENT = 15  # writes over which the speed is measured: half a minute
 class Heartbeat(pl.Callback):
     """Lets the first process write ``state.json``: at the start, every two seconds at most, and at the end.
 
-    It holds ``state`` (running, finished, interrupted, failed), ``error`` (the first line of what failed, or null),
+    The file has ``state`` (running, finished, interrupted, failed), ``error`` (the first line of the error, or null),
     ``step``, ``total_steps``, ``steps_per_epoch``, ``images_per_second`` and ``seconds_per_step`` of the last half
-    minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``,
-    ``started`` (of this session) and ``updated`` (Unix time), and ``sessions``, how often the run was started. A file
-    is replaced whole, never half. After ``kill -9`` it says running, of a process that is not there any more.
+    minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``, ``started``
+    (of this session) and ``updated`` (Unix time), and ``sessions``, the number of times the run was started. It is
+    replaced atomically. After ``kill -9`` it still says running, with the pid of a process that no longer exists.
 
     Args:
         path: of the file.

@@ -29,12 +29,13 @@ from unlabeled.training.pretraining import Pretraining
 class HealthMonitor(pl.Callback):
     """Measures the health of a run, prints a sentence for each finding and keeps them in ``run_dir/health.json``.
 
-    The numbers go to the loggers as ``health/…``. They change nothing in the run. Every process comes to the same
-    findings, from the means over all of them.
+    The numbers are logged as ``health/…``. They do not change the run. Every process gets the same findings, from means
+    over all processes.
 
     Args:
-        every_n_steps: how often a step is looked at, besides the first.
-        probe_every_n_steps: how often the probe set is looked at; early on at 1, 2, 4, … times ``every_n_steps`` too.
+        every_n_steps: how often a step is measured, besides the first.
+        probe_every_n_steps: how often the probe set is measured; early in the run also at 1, 2, 4, … times
+            ``every_n_steps``.
         images: of the probe set, see :class:`ProbeSet`.
         stop: end a run that has collapsed.
     """

@@ -28,7 +28,7 @@ class ProbeSet:
     """The same training images in every measurement; each process holds its share of them, decoded, in memory.
 
     Args:
-        images: at least so many; four for each feature where that is more, and all there are where they are fewer.
+        images: the least number; raised to four for each feature, and limited to all images there are.
     """
 
     def __init__(self, images: int) -> None:

@@ -1,7 +1,7 @@
 """Defines what is unhealthy: one rule for each failure, with its bound, its usual meaning and what to try.
 
-The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they lie between what healthy runs of every
-method show there and what spoilt ones do, mostly with a factor of ten to both.
+The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they are between the values of healthy runs
+of every method and those of failed runs, mostly a factor of ten from both.
 """
 
 import math
@@ -47,15 +47,15 @@ class Rule:
 
     Args:
         name: of the finding.
-        severity: ``alarm``: the run is spoilt; ``warning``: it may go on; ``note``: good to know.
-        values: the numbers in a record, by what they are of; none where the record has nothing to do with it.
+        severity: ``alarm``: the run has failed; ``warning``: it may continue; ``note``: for information.
+        values: returns the numbers in a record, by the part of the network; none if the record has no such number.
         holds: whether such a number is unhealthy.
-        what: says so; ``{value}`` and ``{of}`` are filled in.
+        what: the sentence of the finding; ``{value}`` and ``{of}`` are filled in.
         meaning: what it usually means.
         remedy: what to try.
-        turns: so many values in a row, and steps from the first to the last of them.
-        after: steps of the run's start that do not count.
-        collapse: whether the run has collapsed, so that ``health=stop`` ends it.
+        turns: so many consecutive values must be unhealthy, over at least so many steps from the first to the last.
+        after: steps at the start of the run that are ignored.
+        collapse: whether the finding means collapse, at which ``health=stop`` ends the run.
     """
 
     name: str

@@ -17,12 +17,12 @@ PIXEL = 255  # the largest value of a pixel
 class StepHealth:
     """Measures one optimizer step, from its last batch to its update, without changing anything.
 
-    To be called in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step,
-    :meth:`update` after it.
+    Call in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step, :meth:`update`
+    after it.
 
     Args:
         objective: the method that is trained.
-        sharded: whether each process holds a piece of every weight (FSDP).
+        sharded: whether each process holds a shard of every weight (FSDP).
     """
 
     def __init__(self, objective: Objective, sharded: bool = False) -> None:
@@ -49,7 +49,7 @@ class StepHealth:
     def gradients(self) -> None:
         """Measures the gradient norm of each part and saves the weights, to compare them after the update.
 
-        Parameters are looked up here: while fsdp computes, others stand in their place, whose memory is freed.
+        Parameters are looked up here: during the forward, FSDP replaces them by others whose memory is freed.
         """
         self._parts = trained_parts(self.objective)
         for part, weights in self._parts.items():
@@ -109,9 +109,9 @@ def local_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
 def image_metrics(batch: Batch) -> dict[str, Tensor]:
     """Measures how much the images of a batch differ and vary, and whether they come in the order of their source.
 
-    ``image_difference`` is the mean over pixels of the standard deviation over images, ``pixel_variation`` the mean
-    over images of that over pixels, both in shares of white; ``neighbours`` the share of rows whose successor is the
-    next image of the source.
+    ``image_difference`` is the standard deviation over images, mean over pixels; ``pixel_variation`` the standard
+    deviation over pixels, mean over images, both as shares of white; ``neighbours`` the share of rows whose successor
+    is the next image of the source.
     """
     images = batch.images.flatten(1).float() / PIXEL
     step = batch.ids[1:] - batch.ids[:-1]

@@ -73,10 +73,10 @@ class Analysis:
 def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
     """Analyses a network in three passes: many images, several views of some, single augmentations of some.
 
-    The network stays as it was: eval mode inside, float32, no gradient.
+    The network is not changed; it runs in eval mode, in float32, without gradients.
 
     Raises:
-        UserError: too few images or views for any of it.
+        UserError: too few images or views for one of the measures.
     """
     check_settings(subject, settings)
     notes: list[str] = []

@@ -13,14 +13,14 @@ from torch import Tensor
 class CKA:
     """Accumulates batches and returns the matrix of all layers of one network against all of another.
 
-    Numerator and both denominators are summed apart and divided at the end. Invariant to rotation and scale of each
-    layer.
+    Numerator and both denominators are summed separately and divided at the end. CKA is invariant to rotation and scale
+    of each layer.
 
     Args:
-        batch_size: of all batches, at least 4; a smaller one, such as the last of an epoch, is left out.
+        batch_size: of all batches, at least 4; a smaller batch, such as the last of an epoch, is ignored.
 
     Attributes:
-        images: how many were counted.
+        images: number of images so far.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -71,7 +71,8 @@ def cka(x: Tensor, y: Tensor) -> float:
 def _grams(layers: Sequence[Tensor]) -> Tensor:
     """Returns XXᵀ of each layer with zeros on the diagonal: float64 [layers, n, n].
 
-    A common mean of the rows does not change HSIC₁; it is taken away because its squares would drown what does.
+    A common mean of the rows does not change HSIC₁. It is subtracted, because its squares would hide the rest by
+    rounding.
     """
     rows = (layer.flatten(1).double() for layer in layers)
     centred = (x - x.mean(0) for x in rows)

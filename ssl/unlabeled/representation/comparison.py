@@ -54,13 +54,13 @@ def compare(
         first, second: the networks.
         data: serves ``source``.
         source: the split.
-        images: how many of its images, or all where there are fewer; at least 4.
+        images: how many images of the split to use, at most all; at least 4.
         batch_size: at least 4.
-        seed: of their choice.
-        device: where it is done.
+        seed: of the choice of images.
+        device: for the computation.
 
     Raises:
-        UserError: a backbone without layers, or one that takes images of another size.
+        UserError: a backbone has no layers, or takes images of another size.
     """
     layers = [Layers(side.backbone) for side in (first, second)]
     for side in (first, second):

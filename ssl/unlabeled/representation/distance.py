@@ -16,11 +16,11 @@ def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
     Dosovitskiy et al. 2020, arXiv:2010.11929, figure 11; Raghu et al. 2021, arXiv:2108.08810, section 4.
 
     Args:
-        backbone: in any mode; left as it was found.
+        backbone: in any mode; it is not changed.
         images: [B, 3, h, w], as the network takes them, on its device.
 
     Returns:
-        Pixels, float64 [blocks, heads] on the CPU; None where there is no such attention (see ``rollout``).
+        Pixels, float64 [blocks, heads] on the CPU; None if the backbone has no such attention (see ``rollout``).
     """
     transformer = find_transformer(backbone)
     if transformer is None:

@@ -90,7 +90,7 @@ def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str
     """Plots the CKA of layers: one matrix, or several side by side with one scale.
 
     Args:
-        panels: [rows, columns] each, with the title and the layers of its rows, and those of its columns.
+        panels: matrices [rows, columns], each with its title, the layers of its rows and those of its columns.
     """
     figure = new_figure(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 1.2))
     every = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.06})[0]

@@ -21,7 +21,7 @@ class Layers:
     """The blocks of a backbone from input to output, with their outputs in the last forward pass.
 
     Attributes:
-        names: of the blocks, as ``named_modules`` has them.
+        names: of the blocks, as in ``named_modules``.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -54,10 +54,10 @@ class Layers:
 def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
     """Returns the blocks of a backbone: those that it names itself, or else a sequence found inside of it.
 
-    These are the members of its outermost lists, and those of its own parts whose kind comes again.
+    A sequence is the members of its outermost lists, and its own parts whose type occurs more than once.
 
     Raises:
-        UserError: it has no two of them.
+        UserError: fewer than two blocks are found.
     """
     kinds = Counter(type(module) for module in backbone.modules())
     blocks = backbone.shards() or list(_in_a_row(getattr(backbone, "model", backbone), kinds, True))

@@ -20,7 +20,7 @@ def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dic
     Args:
         features: [N, D].
         views: [n, q, D].
-        window: of α-ReQ; its end moves where there are fewer eigenvalues, and there is no α where too few are left.
+        window: of α-ReQ; it ends earlier if there are fewer eigenvalues, and α is left out if too few remain.
     """
     (n, dim), (lidar_n, q, _) = features.shape, views.shape
     rank = ranks(features)

@@ -23,7 +23,7 @@ NAME = "representation"
 def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]) -> None:
     """Writes all files into ``folder``, which is made if it is missing.
 
-    In the json numbers are not rounded, and one that is not finite is null.
+    In the JSON, numbers are not rounded, and a number that is not finite is null.
     """
     pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in _plots(analysis)}
     for name, (figure, _) in pictures.items():

@@ -22,8 +22,8 @@ def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
 def uniformity(x: Tensor, t: float = 2) -> float:
     """Returns log of the mean over pairs i < j of exp(−t·|x_i − x_j|²): 0 if all are equal, −4 + 8 / D if isotropic.
 
-    The log of the mean, not the mean of logs over batches, so that values of different N compare. In memory are some
-    millions of pairs at a time, whatever N.
+    It is the log of the mean, not the mean of logs over batches, so that values of different N can be compared. Some
+    millions of pairs are in memory at a time, for any N.
 
     Args:
         x: [N, D], L2-normalised here; N²/2 distances are computed.

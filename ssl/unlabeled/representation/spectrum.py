@@ -1,8 +1,8 @@
 """Measures how many dimensions features use, from their singular values, in float64 on the features' device.
 
-Every number depends on N and on D, and says nothing about how well classes part: values compare between features of
-equally many images under the same transform, with equally many dimensions. N ≥ 4·D, better 10·D: fewer images give
-lower ranks (an isotropic cloud of 768 dimensions has a RankMe of 244 at N = 256, of 749 at N = 4,096).
+Every number depends on N and on D, and says nothing about how well classes separate. Compare only features of equally
+many images under the same transform, with equally many dimensions. Use N ≥ 4·D, better 10·D: fewer images give lower
+ranks (an isotropic cloud of 768 dimensions has a RankMe of 244 at N = 256, of 749 at N = 4,096).
 """
 
 from typing import NamedTuple
@@ -23,17 +23,17 @@ class Ranks(NamedTuple):
 def rankme(features: Tensor, centred: bool = False, epsilon: float = 1e-7) -> float:
     """Returns RankMe, between 1 and about min(N, D): the exponential of the singular values' entropy.
 
-    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885. It is of
-    singular values, not of their squares, and of features as they are: a mean far from zero is one large singular
-    value, and lowers it (261.6 where 508.0 is centred).
+    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885. It uses
+    singular values, not their squares, and uncentred features: a mean far from zero is one large singular value, and
+    lowers RankMe (261.6 instead of 508.0 when centred).
 
     Args:
         features: [N, D], of any floating-point dtype.
-        centred: take the mean of each dimension away first.
+        centred: subtract the mean of each dimension first.
         epsilon: the paper's, for float32.
 
     Returns:
-        0 where there is nothing but zeros, or, centred, nothing but the same row.
+        0 if all features are zero or, centred, if all rows are equal.
     """
     return _rankme(_singular_values(_grams(features)[1 if centred else 0]), epsilon)
 
@@ -45,7 +45,7 @@ def effective_rank(features: Tensor, centred: bool = True) -> float:
 
     Args:
         features: [N, D].
-        centred: take the mean of each dimension away first.
+        centred: subtract the mean of each dimension first.
     """
     return _rankme(_singular_values(_grams(features)[1 if centred else 0]), 0.0)
 
@@ -70,8 +70,8 @@ def eigenspectrum(features: Tensor) -> Tensor:
 def alpha_req(features: Tensor, window: tuple[int, int] = (11, 100)) -> tuple[float, float]:
     """Returns α-ReQ, the decay λ_i ∝ i^−α of the covariance's eigenvalues; near 1: healthy, far above: collapsed.
 
-    A line through log λ_i over log i, each rank with weight 1 / i: Agrawal et al. 2022, arXiv:2202.05808, with the code
-    of Stringer et al. 2019 that it uses. The window belongs to the number.
+    α is the slope of a line through log λ_i over log i, each rank with weight 1 / i: Agrawal et al. 2022,
+    arXiv:2202.05808, with the code of Stringer et al. 2019 that it uses. Report the window with the number.
 
     Args:
         features: [N, D].
@@ -79,7 +79,7 @@ def alpha_req(features: Tensor, window: tuple[int, int] = (11, 100)) -> tuple[fl
             ``arange(10, 100)``; the paper's training script has ``arange(3, 100)``, which is (4, 100).
 
     Returns:
-        α, and R² of the fit under the same weights; both NaN where all rows are equal.
+        α, and R² of the fit under the same weights; both NaN if all rows are equal.
 
     Raises:
         ValueError: there are fewer eigenvalues than the window asks for.

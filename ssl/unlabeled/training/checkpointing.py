@@ -23,7 +23,7 @@ class Interrupted(BaseException):
     """Raised when training was stopped from outside, after its state was written; not an error.
 
     Args:
-        number: of the signal, 0 where another process got it.
+        number: of the signal; 0 if another process received it.
     """
 
     def __init__(self, number: int) -> None:
@@ -33,15 +33,15 @@ class Interrupted(BaseException):
 class Checkpointing(pl.Callback):
     """Writes the state of a run.
 
-    A signal lets the step finish, so that weights, optimizer and counters belong to one step; then the state is
+    After a signal the step is finished, so that weights, optimizer and counters belong to one step; then the state is
     written and :class:`Interrupted` raised. A second Ctrl-C stops at once.
 
     Args:
-        folder: where.
-        metrics: whose length goes into each state, so that a run that goes on repeats no line and misses none.
-        every_n_epochs: how often, besides the end of the run.
-        every_n_steps: as well; None: not by steps.
-        every_n_minutes: as well, at the end of the step that is going on then; None: not by the clock.
+        folder: for the states.
+        metrics: the length of this file is saved in each state, so that a resumed run repeats and misses no line.
+        every_n_epochs: how often; also at the end of the run.
+        every_n_steps: additionally by steps; None: not by steps.
+        every_n_minutes: additionally by time, at the end of the current step; None: not by time.
     """
 
     def __init__(

@@ -19,11 +19,11 @@ class CheckpointFolder:
     """A folder of states: ``last.ckpt`` is the newest, older ones are named by their step.
 
     Args:
-        folder: where they are; made when the first is written.
-        keep: how many states stay, the newest among them.
+        folder: where the states are; made when the first is written.
+        keep: how many states are kept, the newest included.
 
     Raises:
-        UserError: none would stay.
+        UserError: ``keep`` is less than 1.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -39,8 +39,8 @@ class CheckpointFolder:
     def find(self) -> Path | None:
         """Returns the newest undamaged file, or None if there is no file at all.
 
-        A damaged one is renamed, so that nothing takes it for a state, and said on standard output. Every process of a
-        run comes to the same answer.
+        A damaged file is renamed, so that it is not used as a state, and a warning is printed. Every process of a run
+        gets the same result.
 
         Raises:
             UserError: there are files, and all are damaged.
@@ -66,11 +66,11 @@ class CheckpointFolder:
 
         Args:
             save: writes the state to the path that it is given; called on every process.
-            step_before: of the state that ``last.ckpt`` holds, where it holds one.
+            step_before: step of the state in ``last.ckpt``, if there is one.
             first: whether this process is the one that renames files.
 
         Raises:
-            OSError: it cannot be written; what was there stays as it was.
+            OSError: the state cannot be written; the earlier files stay as they were.
         """
         partial = self.folder / PARTIAL
         try:

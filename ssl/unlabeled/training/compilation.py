@@ -16,19 +16,19 @@ GRAPHS = 64  # per module; above it torch runs uncompiled, and its default of 8 
 def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
     """Marks backbone, heads and teachers for compilation at their first call, with one graph for each input shape.
 
-    ``nn.Module.compile`` leaves modules what they were: names in the state dict, copies and hooks around a part.
-    Random draws of dropout and stochastic depth are those without compiling. torch's SyncBatchNorm, of several GPUs,
-    parts a graph in two (pytorch/pytorch, issue 161302); ours, of CPUs, does not. Nothing is measured on a GPU yet.
+    ``nn.Module.compile`` keeps the modules themselves: names in the state dict, copies and hooks stay valid. Dropout
+    and stochastic depth draw the same numbers as without compiling. torch's SyncBatchNorm (several GPUs) splits a graph
+    in two (pytorch/pytorch, issue 161302); ours, for CPUs, does not. Nothing is measured on a GPU yet.
 
     Args:
         objective: its children that have parameters are compiled.
         mode: of ``torch.compile``.
         device: where it will compute.
         processes: of the run.
-        sharded: whether weights will be cut over them.
+        sharded: whether weights will be sharded over them.
 
     Raises:
-        UserError: what cannot be compiled, or not this way.
+        UserError: the objective cannot be compiled, or not with these settings.
     """
     _check(objective, mode, device, processes, sharded)
     import torch._dynamo.config

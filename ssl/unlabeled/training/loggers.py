@@ -1,8 +1,9 @@
 """Writes metrics to ``metrics.jsonl``, one object a line, and mirrors them to CSV, TensorBoard, Weights & Biases.
 
-A run that goes on from a checkpoint takes steps again that a killed session had written. ``metrics.jsonl`` is cut back
-to the checkpoint, the table is written again from it, TensorBoard is told to forget, and Weights & Biases, which can
-take nothing back and loses what it had not yet written, keeps both and is told the last part again.
+A resumed run repeats the steps that a killed session had logged after its last checkpoint. ``metrics.jsonl`` is
+truncated to the checkpoint, the CSV table is written again from it, and TensorBoard is told to ignore later values.
+Weights & Biases cannot delete values and loses those not yet written: it keeps both sessions' values and gets the last
+part again.
 """
 
 import csv
@@ -99,10 +100,10 @@ class JsonLines(Logger):
 class Csv(Logger):
     """Writes ``metrics.jsonl`` as a table with a column for each name. A new name rewrites the table.
 
-    So it is at the start of a session, which drops the rows that a killed one left.
+    The table is also rewritten at the start of a session, without the rows of steps that a killed session logged.
 
     Args:
-        run_dir: has ``metrics.jsonl``, to whose logger each row goes first, and gets ``metrics.csv``.
+        run_dir: contains ``metrics.jsonl``, whose logger gets each row first; ``metrics.csv`` is written there.
     """
 
     def __init__(self, run_dir: FilePath) -> None:
@@ -172,17 +173,17 @@ class TensorBoard(TensorBoardLogger):
 class WeightsAndBiases(WandbLogger):
     """Logs all sessions to one run: its id is in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
-    Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
-    ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
-    the later with what ``metrics.jsonl`` holds. Offline each session has a folder; ``wandb sync`` joins them by the id.
+    wandb numbers the rows itself, as it drops rows that are out of order; plots use the metric ``trainer/global_step``.
+    So nothing is dropped, and steps that were repeated or sent again after a kill may appear twice, the later time with
+    the values of ``metrics.jsonl``. Offline, each session has a folder; ``wandb sync`` joins them by the id.
 
     Args:
         run_dir: of the run.
         project, name, entity, group, tags: as in ``wandb.init``.
-        offline: no account and no network; so too with ``WANDB_MODE=offline``.
+        offline: use no account and no network; the same as ``WANDB_MODE=offline``.
 
     Raises:
-        UserError: wandb is not installed; later, where it cannot reach its server or has no account there.
+        UserError: wandb is not installed; later, if it cannot reach its server or has no account.
     """
 
     def __init__(

@@ -35,21 +35,21 @@ BATCH = 100  # images in a forward pass
 class Pictures(pl.Callback):
     """Writes four pictures to ``run_dir/pictures/NAME-step-N.png`` and hands each to the loggers that take pictures.
 
-    ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
-    same training images all along, seen as evaluation sees them, so that those of different epochs compare:
-    ``feature_map``; ``reconstructions``, where a method paints (``HasVisualization``); ``prototypes``, where it has
-    some (``HasPrototypes``), those that are nearest to most images with the images nearest to each.
+    ``views`` shows images of the first batch and their views, as in the first step. The others are made every n epochs
+    from the same training images, seen as in evaluation, so that epochs can be compared: ``feature_map``;
+    ``reconstructions`` if the method has them (``HasVisualization``); ``prototypes`` if the method has some
+    (``HasPrototypes``): those nearest to most images, with the images nearest to each.
 
-    The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
+    Only the first process makes them; with FSDP it lacks the weights, and makes only the views. The network, its mode
     and the random state stay as they are.
 
     Args:
-        every_n_epochs: how often; after the last epoch too. None: the views alone.
-        images: rows of all but the map, which has 500.
+        every_n_epochs: how often; also after the last epoch. None: only the views.
+        images: rows of each picture, except the map, which has 500 images.
         pool: images among which the nearest to a prototype are found.
 
     Raises:
-        UserError: one of them is less than 1.
+        UserError: a number is less than 1.
     """
 
     def __init__(self, every_n_epochs: Count | None, images: Count, pool: Count) -> None:
@@ -149,7 +149,7 @@ def nearest_images(
         rows: how many prototypes, at most.
 
     Returns:
-        Columns [rows, 3, h, w], from the nearest on, and a caption for each row; None where there are no prototypes.
+        Columns [rows, 3, h, w], the nearest first, and a caption for each row; None if there are no prototypes.
     """
     if not isinstance(objective, HasPrototypes):
         return None

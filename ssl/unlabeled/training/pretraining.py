@@ -38,19 +38,19 @@ class StepGuard(Protocol):
 class Pretraining(pl.LightningModule):
     """Trains an objective: makes views on the device, computes the loss, takes the step, updates the objective.
 
-    To Lightning one optimizer step is a call of :meth:`optimizer_step`, and the last batch of the step is computed in
-    there: views, loss and gradients by :meth:`training_step`, then the verdict, then the optimizer.
+    For Lightning one optimizer step is a call of :meth:`optimizer_step`. The last batch of the step is computed inside
+    it: views, loss and gradients by :meth:`training_step`, then the check of the guard, then the optimizer.
 
     Args:
         objective: the method, with its backbone.
         views: makes the views of a batch.
-        optimizer: how it is optimised.
-        plan: what the run gives its objective.
+        optimizer: optimizer, learning rate schedule and weight decay.
+        plan: the data that the run gives its objective.
         accumulate: batches whose gradients are averaged in a step.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
         log_every_n_steps: how often metrics are read from the device and written.
-        config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
+        config: the run's resolved configuration as a plain dict; it is saved in each checkpoint.
         faults: decides which steps are taken.
     """
 
@@ -90,7 +90,7 @@ class Pretraining(pl.LightningModule):
     def is_due(self, every_n_epochs: int) -> bool:
         """Returns whether the last step ended a multiple of so many epochs, or the run; for callbacks after a batch.
 
-        To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
+        For Lightning a run is one long epoch, so that it stops and resumes in the same way after any step.
         """
         step = self.global_step
         return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
@@ -181,7 +181,7 @@ class Pretraining(pl.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Takes one step at the scheduled learning rate, then calls the objective's own update for that step.
 
-        Neither where the loss or a gradient is not finite: the step then counts, and changes nothing.
+        If the loss or a gradient is not finite, neither is done: the step counts, but changes nothing.
         """
         loss = optimizer_closure()  # training_step and backward of the step's last batch
         good, self.part = self.faults.allows_step(self), 0

@@ -16,8 +16,8 @@ def check_fits(path: Path, module: Pretraining) -> None:
     """Raises UserError for the state of another network or another optimizer.
 
     Args:
-        path: of a checkpoint of a run.
-        module: of the run that would go on from it.
+        path: of the run's checkpoint.
+        module: of the run that would resume from it.
     """
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     problems = _of_network(state.get("state_dict", {}), module.state_dict()) or _of_optimizer(state, module)

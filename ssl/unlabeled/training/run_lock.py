@@ -1,8 +1,9 @@
 """Locks a run's folder with ``run_dir/lock``, so that two processes never train the same run.
 
-A run that was killed leaves its lock. It is broken when its owner is gone: on the same machine when there is no such
-process any more, at once; anywhere else when the file has not been touched for a while, as a living owner does every
-few seconds. It works on NFS: a lock is made under another name and linked to its own, which only one can.
+A killed run leaves its lock, which is removed when the owner is gone: at once if the owner ran on this machine and its
+process does not exist; otherwise if the file has not been touched for some time, as a living owner touches it every few
+seconds. It works on NFS: a lock is written under another name and then hard-linked to its own name, which succeeds for
+one process only.
 """
 
 import atexit
@@ -25,7 +26,7 @@ from unlabeled.errors import UserError
 NAME = "lock"
 BEAT = 5.0  # seconds between two heartbeats (our choice)
 PATIENCE = 60.0  # seconds without a heartbeat until an owner on another machine is gone: 12 beats (our choice)
-MOMENT = 10.0  # seconds: longer than making a lock takes
+MOMENT = 10.0  # seconds: longer than a process takes to make or remove a lock
 
 _held: dict[Path, "RunLock"] = {}  # locks of this process
 
@@ -51,7 +52,7 @@ class RunLock:
     """The lock of a run's folder, held from construction to :meth:`release` or the end of the process.
 
     Args:
-        run_dir: made where it is missing. A process trains one run after the other: what it held before is released.
+        run_dir: made if it is missing. A process trains one run at a time: its earlier lock is released.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -140,14 +141,14 @@ class RunLock:
     def _break(self, found: Owner | None) -> None:
         """Removes a lock that is damaged or whose owner is gone, but not a new one that replaced it meanwhile.
 
-        One process at a time, which has made a folder.
+        Only one process at a time can do this: the one that could make a marker folder.
         """
         breaking = self.path.with_name(f".{NAME}.breaking")
         try:
             breaking.mkdir()
         except FileExistsError:
             since = _touched(breaking)
-            if since is not None and _now(self.path) - since > MOMENT:  # its owner was killed while making it
+            if since is not None and _now(self.path) - since > MOMENT:  # the process that made the marker was killed
                 with suppress(OSError):
                     breaking.rmdir()
             time.sleep(0.02)
@@ -237,8 +238,7 @@ def _is_here(owner: Owner) -> bool:
 
 
 def _is_gone(owner: Owner, folder: Path) -> bool:
-    """Returns whether the owner is certainly gone: an earlier start of this Slurm job, a dead process, a copied lock.
-    """
+    """Returns whether the owner is surely gone: an earlier start of this Slurm job, a dead process, a copied lock."""
     me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
         return True

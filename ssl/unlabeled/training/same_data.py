@@ -18,9 +18,9 @@ def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict
 
     Args:
         train: the split.
-        kept: what an earlier session wrote, if there is one.
-        checkpoint: that the run goes on from; None for a new run.
-        resolved: the configuration; with ``resume`` override other images are taken, and it is said what differs.
+        kept: the identity that an earlier session wrote, if there is one.
+        checkpoint: from which the run continues; None for a new run.
+        resolved: the configuration; with ``resume=override`` other images are accepted, and the difference is printed.
 
     Raises:
         UserError: the images are not those of the checkpoint.

@@ -30,7 +30,7 @@ class DashboardRun:
 
     Args:
         folder: of the run.
-        root: resolved folder that no link may lead out of.
+        root: resolved folder; links out of it are not followed.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:

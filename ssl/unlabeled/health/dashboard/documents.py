@@ -19,9 +19,9 @@ class Document:
     """A file that holds one mapping.
 
     Args:
-        path: which need not exist.
-        root: resolved folder that no link may lead out of.
-        parse: its bytes to plain values; raises ValueError.
+        path: of the file, which need not exist.
+        root: resolved folder; links out of it are not followed.
+        parse: converts its bytes to plain values; raises ValueError.
     """
 
     def __init__(self, path: Path, root: Path, parse: Callable[[bytes], Any] = json.loads) -> None:

@@ -60,7 +60,7 @@ class RunListing:
     """The data that the server sends; may be used from several threads.
 
     Args:
-        root: the folder below which runs are looked for.
+        root: the folder in which runs are searched, at any depth.
     """
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +76,7 @@ class RunListing:
         """Returns all runs by address, and the content of those that changed.
 
         Args:
-            since: ``token`` of an earlier answer; anything else gets the content of all runs.
+            since: ``token`` of an earlier answer; any other value gets the content of all runs.
         """
         with self._lock:
             self._search()

@@ -1,7 +1,7 @@
 """Serves the page over HTTP to browsers on this machine; writes nothing and reads only one folder.
 
-A page of the web can make a browser ask 127.0.0.1, but not read the answers: no header lets it, and names that somebody
-points at 127.0.0.1 (DNS rebinding) are refused by the Host header.
+A web page can make a browser send requests to 127.0.0.1, but not read the answers: no header allows it, and other host
+names that point to 127.0.0.1 (DNS rebinding) are refused by the Host header.
 """
 
 import json
@@ -27,8 +27,8 @@ class Server(ThreadingHTTPServer):
     """Serves one listing.
 
     Args:
-        listing: what is served.
-        port: to listen at; None: the first free one of a few; 0: any free one.
+        listing: the runs that are served.
+        port: to listen on; None: the first free one of a few; 0: any free one.
 
     Raises:
         UserError: the port is taken.

@@ -66,9 +66,9 @@ def classify_run_without_state(ended: bool, begun: float | None, written: float 
     """Classifies a run that left no ``state.json``.
 
     Args:
-        ended: whether it wrote its summary, or its last step.
-        begun: Unix time of its ``config.yaml``; None: there is none.
-        written: Unix time of its metrics; None: there are none.
+        ended: whether the run wrote its summary, or its last step.
+        begun: Unix time of its ``config.yaml``; None if it has none.
+        written: Unix time of its metrics; None if it has none.
         now: Unix time.
     """
     if ended:

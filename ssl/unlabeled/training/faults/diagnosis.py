@@ -31,13 +31,13 @@ class NonFiniteFinding(NamedTuple):
 def find_non_finite(module: "Pretraining", batch: Batch, context: AbstractContextManager[Any]) -> NonFiniteFinding:
     """Computes a step again, forward and backward, and returns the first bad tensor.
 
-    Buffers are written to as in any forward, and gradients are left behind: it is the caller's to restore them. Every
-    process must come here, and goes through all of it: none may leave collectives to the others.
+    Buffers are changed as in any forward, and gradients remain: the caller must restore them. Collective: every process
+    must call it and run all of it.
 
     Args:
         module: as it was before the step.
         batch: of the step, without views.
-        context: of the forward, e.g. autocast.
+        context: for the forward, e.g. autocast.
     """
     weights = _in_weights(module.objective)
     with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code hides the modules' outputs

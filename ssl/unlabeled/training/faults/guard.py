@@ -29,19 +29,19 @@ class NonFiniteGuard:
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
     The run goes on with the next step, whose samples, views and learning rate are functions of its number as always.
 
-    The verdict is read from the device in each step, one wait for two numbers. The device cannot tell an optimizer by
-    itself that a step is void, and taking a step back afterwards would need copies of all weights and of the optimizer.
-    A GPU then idles until the host has launched the optimizer's first kernel, as it does for the gradient scaler of
-    16-mixed, which reads as much; not measured on one. On a CPU core verdict and :class:`Snapshot` take 0.7 of the 130
-    ms of a step of ``experiment=digits``, and its steps with and without them, in turns, differ by 1 ± 1 %.
+    The result is read from the device in each step: one wait for two numbers. The device cannot tell an optimizer to
+    skip a step, and undoing a step afterwards would need copies of all weights and of the optimizer state. A GPU then
+    idles until the host has launched the optimizer's first kernel, as with the gradient scaler of 16-mixed, which reads
+    as much; not measured on one. On a CPU core the check and :class:`Snapshot` take 0.7 of the 130 ms of a step of
+    ``experiment=digits``; steps with and without them, taken in turns, differ by 1 ± 1 %.
 
-    With 16-mixed, gradients that overflow are the scaler's to skip, unless they would at a scale of 1 too. Several
-    processes decide alike, where weights are cut over them (fsdp) too, and the one whose bad tensor comes first in the
-    step writes the file.
+    With 16-mixed, the scaler skips steps whose gradients overflow, unless they would overflow at a scale of 1 too. All
+    processes decide alike, also with sharded weights (FSDP), and the process whose bad tensor comes first in the step
+    writes the file.
 
     Args:
-        folder: where files go, ``run_dir/faults``.
-        max_in_a_row: bad steps one after another that stop the run.
+        folder: for the records, ``run_dir/faults``.
+        max_in_a_row: number of consecutive bad steps that stops the run.
     """
 
     def __init__(self, folder: Path, max_in_a_row: int) -> None:
@@ -76,7 +76,7 @@ class NonFiniteGuard:
         """Returns whether the step may be taken; a step that may not is undone and counted.
 
         Raises:
-            UserError: too many in a row, or weights that are not finite, which no later step can mend.
+            UserError: too many consecutive bad steps, or weights that are not finite, which no later step can repair.
         """
         assert self._before is not None
         if not self._is_bad(torch.as_tensor(self._loss), self._before.parameters, module.trainer):
@@ -150,8 +150,8 @@ def any_not_finite(tensors: Iterable[Tensor]) -> bool:
 def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """Returns float [2] on the device: 1 if the loss is not finite, 1 if it or a gradient may not be.
 
-    Lengths are quick, 4 ms of a ResNet-50 on a CPU core where isfinite takes 46; those of large finite gradients may
-    overflow, so that what is bad here has to be looked at again.
+    Norms are fast, 4 ms for a ResNet-50 on a CPU core where isfinite takes 46. Norms of large finite gradients may
+    overflow, so a bad result must be checked again.
     """
     lengths = torch.stack(torch._foreach_norm([loss, *map(local_shard, gradients)]))
     bad = ~lengths.isfinite()

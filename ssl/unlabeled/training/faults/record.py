@@ -35,16 +35,16 @@ KINDS: dict[str, Any] = {
 def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFiniteFinding, keep: bool) -> None:
     """Writes the inputs of the next step on one process; the file is written atomically.
 
-    Every process must come here, since weights may be cut over all of them. Readable by
-    ``torch.load(weights_only=True)``; steps within are counted from 0 as in every key, the file's name from 1 as in
-    ``metrics.jsonl``.
+    Collective: every process must call it, since weights may be sharded. The file can be read by
+    ``torch.load(weights_only=True)``. Steps in it are counted from 0, as in every key; the file's name counts from 1,
+    as ``metrics.jsonl``.
 
     Args:
         path: of the file; its folder is made.
         module: with the state before the step.
         batch: of this process, without views.
         finding: what was bad.
-        keep: whether this process writes.
+        keep: whether this process writes the file.
     """
     state = {name: full_tensor(value, keep) for name, value in module.objective.state_dict().items()}
     if not keep:

@@ -48,10 +48,10 @@ class Replay:
 
     Args:
         record: see :func:`unlabeled.training.faults.record.write_record`.
-        views, objective, optimizer: as the run's; the objective is loaded here.
+        views, objective, optimizer: those of the run; the state is loaded into the objective here.
 
     Raises:
-        UserError: a precision that a CPU has not.
+        UserError: a precision that CPUs do not support.
     """
 
     def __init__(self, record: dict[str, Any], views: Views, objective: Objective, optimizer: OptimizerConfig) -> None:

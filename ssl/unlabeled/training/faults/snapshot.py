@@ -11,11 +11,11 @@ from unlabeled.distributed.dtensor import local_shard
 class Snapshot:
     """Copies a network's buffers and the parameters that no optimizer trains.
 
-    These are BatchNorm statistics, queues and momentum encoders: all that a forward may write to. Trained parameters
-    change in the optimizer's step alone, so that they need no copy. Memory for one copy is taken once and written to in
-    each step: none can know beforehand that it is the bad one. Measured on one CPU core: 0.2 ms for the network of
-    ``experiment=digits``; 9 ms for the 146 MB of a ResNet-50 as momentum encoder and a queue of 65,536 keys. A GPU of
-    2 TB/s reads and writes those in 0.15 ms (computed, not measured).
+    These are BatchNorm statistics, queues and momentum encoders: all that a forward may change. Trained parameters
+    change only in the optimizer's step and need no copy. The memory for one copy is allocated once and written in each
+    step, since no step is known to be bad beforehand. Measured on one CPU core: 0.2 ms for the network of
+    ``experiment=digits``; 9 ms for the 146 MB of a ResNet-50 as momentum encoder and a queue of 65,536 keys. A GPU of 2
+    TB/s reads and writes those in 0.15 ms (computed, not measured).
 
     Args:
         network: its modules must stay the same; buffers may be written to, or replaced by other tensors.

@@ -25,15 +25,15 @@ DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size",
 class PlanCallback(pl.Callback):
     """Prints the plan and writes ``run_dir/plan.json``; see :class:`unlabeled.training.plan.plan.RunPlan`.
 
-    A run that goes on takes over what an earlier plan of the same configuration measured on such a device.
+    A resumed run reuses the measurements of an earlier plan of the same configuration on the same kind of device.
 
     Args:
-        trial_steps: on a copy, see :func:`unlabeled.training.plan.trial.run_trial`; 0 for none.
-        trial_from: steps left from which on they are taken.
-        only: the plan and no step; it is then measured anew, whatever is left.
+        trial_steps: steps on a copy, see :func:`unlabeled.training.plan.trial.run_trial`; 0 for none.
+        trial_from: trial steps are only taken if at least so many steps are left.
+        only: make only the plan and take no step; then it is measured anew, however many steps are left.
 
     Raises:
-        UserError: a single trial step, which would only warm up.
+        UserError: a single trial step, which would only be warm-up.
     """
 
     def __init__(self, trial_steps: NoneOrMore, trial_from: NoneOrMore, only: bool = False) -> None:

@@ -20,7 +20,7 @@ def check_schedule(
         optimizer_config: of the optimizer.
         epochs: of the whole run.
         images_per_step: over all processes and batches.
-        schedule: of the plan; the last values are those of the last step.
+        schedule: of the plan; its last values belong to the last step.
     """
     looks = [
         _warmup(optimizer_config.warmup_epochs, epochs),

@@ -34,8 +34,8 @@ class PlanPart:
 class RunPlan:
     """Describes what a run will do.
 
-    ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
-    ``weight_decay`` and what ``HasSchedules`` names, with an entry for each of :data:`SHARES`.
+    ``schedule`` has a list for each of ``share``, ``step`` (the number of steps before it), ``learning_rate``,
+    ``weight_decay`` and the names of ``HasSchedules``, with an entry for each of :data:`SHARES`.
     """
 
     batch_size: int  # over all processes
@@ -83,9 +83,9 @@ def make_plan(
 
     Args:
         module, data: of the run; the length of the run is known.
-        processes, device, precision: that it is computed with.
-        step: that it goes on from.
-        tried: what was measured, or why nothing was.
+        processes, device, precision: used by the run.
+        step: from which the run continues.
+        tried: the measurements, or the reason why there are none.
     """
     train = data.splits.train
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch

@@ -45,13 +45,13 @@ class PretrainingOnCopy(PretrainingAtStep):
 def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> TrialResult:
     """Runs views, forward, backward and optimizer step several times with one batch, on all processes together.
 
-    Nothing of the run changes by it: weights, buffers, optimizer, random state, the order of samples.
+    The run itself does not change: weights, buffers, optimizer, random state, order of samples.
 
     Args:
         trainer, module: of the run, on its device.
         batch: a real one, without views.
-        step: that the run goes on from.
-        steps: how many, at least 2.
+        step: from which the run continues.
+        steps: number of trial steps, at least 2.
         of: see :class:`TrialResult`.
 
     Raises:

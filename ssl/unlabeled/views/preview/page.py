@@ -56,11 +56,11 @@ def page(
 
     Args:
         title: of the page.
-        facts: what stands at the top, by its title.
+        facts: the values at the top of the page, by their titles.
         names: of the images, one or more lines each.
         images: uint8 [3, h, w] each, as decoded.
         shown: their views.
-        groups: what was measured.
+        groups: the measured draws.
     """
     tile = WIDE if len(shown) <= 5 else NARROW
     top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
@@ -140,14 +140,14 @@ def _captions(steps: Sequence[RecordedStep], row: int) -> str:
 
 
 def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
-    """Describes one operation on one image, e.g.
+    """Describes one operation on one image in a line.
 
-    ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
+    For example ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
         step: with the rows of all images.
         values: the columns of this image.
-        row: which it is.
+        row: the row of this image.
     """
     if isinstance(step.operation, RandomResizedCrop):
         top, left, height, width = step.drawn["box"][row].tolist()
