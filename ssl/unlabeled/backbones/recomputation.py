@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 def recompute(blocks: Iterable[nn.Module]) -> None:
     """Makes each block store only its input and compute its forward again in the backward pass; in place.
 
-    Loss, gradients, buffers and random draws are bit for bit what they are without. A copy of a block, as a momentum
-    encoder is, does the same; without gradients nothing is computed twice.
+    Loss, gradients, buffers and random draws are bit for bit the same as without. Copies of a block, such as a momentum
+    encoder, are recomputed too; without gradients nothing is computed twice.
 
     Args:
         blocks: [B, …] → [B, …] each.

@@ -1,7 +1,7 @@
 """ResNets of any depth and width, for large and for small images.
 
-He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 convolution) and with torchvision's names
-for every tensor, so that a checkpoint of the one loads in the other.
+He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 convolution) and with torchvision's names for
+every tensor, so that checkpoints load in either direction.
 """
 
 from collections.abc import Callable, Sequence

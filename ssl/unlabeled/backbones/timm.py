@@ -18,9 +18,9 @@ class TimmBackbone(Backbone):
 
     Args:
         model: a name that ``timm.list_models()`` knows, e.g. ``vit_tiny_patch16_224`` or ``convnext_tiny``.
-        image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None where they
-            do not (ConvNets). A ViT takes images of other sizes too, positions interpolated by timm.
-        gradient_checkpointing: keep the input of each block, or of what timm calls one, and compute it again in the
+        image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None for others
+            (ConvNets). A ViT takes images of other sizes too, with positions interpolated by timm.
+        gradient_checkpointing: store the input of each block (as timm defines them), and compute the block again in the
             backward pass; less memory, more time, the same numbers.
         channels: of the images.
 

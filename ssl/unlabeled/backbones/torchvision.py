@@ -14,12 +14,12 @@ from unlabeled.objective import Backbone
 class TorchvisionBackbone(Backbone):
     """A randomly initialised torchvision model without its last linear layer and the dropout before it.
 
-    ``backbone=resnet18`` and the like are better for ResNets: they know the stem for small images.
+    For ResNets prefer ``backbone=resnet18`` and the like: they have a stem for small images.
 
     Args:
         model: a name that ``torchvision.models.list_models(torchvision.models)`` knows, e.g. ``convnext_tiny``.
-        image_size: height and width of the views, for a ViT, whose weights depend on it; None leaves it at 224 there.
-        channels: of the images; where they are not 3 the first convolution is another, drawn anew.
+        image_size: height and width of the views, for a ViT, whose weights depend on it; None keeps its 224.
+        channels: of the images; if not 3, the first convolution is replaced by a random one.
 
     Shape: images [B, channels, h, w] → features [B, num_features].
 

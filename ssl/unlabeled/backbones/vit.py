@@ -1,7 +1,7 @@
 """Vision transformers whose encoder can run on a subset of the patches, as masked pretraining needs.
 
-Dosovitskiy et al. 2020, arXiv:2010.11929, with the names that timm's vision_transformer and the official MAE and
-MoCo v3 code give to every tensor, so that a checkpoint of the one loads in the other.
+Dosovitskiy et al. 2020, arXiv:2010.11929. All tensors have the names of timm's vision_transformer and the official MAE
+and MoCo v3 code, so that checkpoints load in either direction.
 """
 
 import math
@@ -115,8 +115,8 @@ class ViT(Backbone):
 
         Args:
             images: [B, channels, image_size, image_size].
-            keep: int64 [B, k], the patches that the blocks may see, in this order; None for all L of them. Patches
-                count row by row and have got their position before any is left out.
+            keep: int64 [B, k], the patches that the blocks see, in this order; None for all L of them. Patches count
+                row by row; positions are added before any is left out.
 
         Returns:
             [B, 1 + k, width], or [B, 1 + L, width]; the class token comes first.
@@ -134,9 +134,9 @@ class ViT(Backbone):
     def _positions(self, images: Tensor) -> Tensor:
         """Returns the patches' positions, [1, L, width], interpolated for images of another size.
 
-        Bicubic without antialiasing, for small crops and evaluation at another resolution, as DINO's code has it
-        (facebookresearch/dino, interpolate_pos_encoding; its factor is a little more than the ratio of the sizes, by
-        which it avoids a rounding error). Nothing is computed for images of ``image_size``.
+        Interpolation is bicubic without antialiasing, for small crops and evaluation at another resolution, as in
+        DINO's code (facebookresearch/dino, interpolate_pos_encoding; its factor is slightly more than the ratio of the
+        sizes, to avoid a rounding error). Nothing is computed for images of ``image_size``.
         """
         height, width = images.shape[2:]
         table = self.pos_embed[:, 1:]
@@ -163,9 +163,9 @@ class ViT(Backbone):
     def _initialise(self, scheme: Initialisation) -> None:
         """Initialises as the official code of MAE (models_mae.py) or MoCo v3 (vits.py).
 
-        Both draw linear layers by Xavier with biases of 0, and the patch projection as the linear layer that it is.
-        ``mae`` has a class token of N(0, 0.02²) and leaves the projection's bias as convolutions have it; ``moco_v3``
-        has N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers of their own.
+        Both use Xavier for linear layers, with biases of 0, and treat the patch projection as a linear layer. ``mae``
+        draws the class token from N(0, 0.02²) and keeps the projection's bias as convolutions have it; ``moco_v3`` uses
+        N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers.
         """
         if scheme not in ("mae", "moco_v3"):
             raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
@@ -250,9 +250,9 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
     """Returns fixed positions on a square grid, zero for the class token: [1, 1 + grid², width].
 
-    A quarter of the channels each: sine and cosine of the patch's column, then of its row, at the angles
-    index · 10000^(−4i/width). MAE's code (util/pos_embed.py) calls that first half ``emb_h``. MoCo v3 (vits.py) means
-    the same and, by the order of its meshgrid, has the row first: ``rows_first``.
+    The channels are four quarters: sine and cosine of the patch's column, then of its row, at the angles index ·
+    10000^(−4i/width). MAE's code (util/pos_embed.py) calls the first half ``emb_h``. MoCo v3 (vits.py) intends the same
+    but, by the order of its meshgrid, has the row first: ``rows_first``.
     """
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies

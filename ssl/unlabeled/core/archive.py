@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def damage_of(path: Path) -> str | None:
-    """Returns what is wrong with a file of torch.save, or None; compares every byte with its checksum.
+    """Returns what is wrong with a file of torch.save, or None; checks all bytes against the checksums.
 
     ``torch.load`` does not check them: a flipped bit would become part of a weight. 400 MB take 0.1 s.
     """

@@ -53,7 +53,8 @@ class Rule:
         what: the sentence of the finding; ``{value}`` and ``{of}`` are filled in.
         meaning: what it usually means.
         remedy: what to try.
-        turns: so many consecutive values must be unhealthy, over at least so many steps from the first to the last.
+        turns, steps: the finding needs so many consecutive unhealthy values, and so many steps from the first to the
+            last.
         after: steps at the start of the run that are ignored.
         collapse: whether the finding means collapse, at which ``health=stop`` ends the run.
     """

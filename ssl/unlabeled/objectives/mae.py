@@ -60,8 +60,8 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
     """Returns the number of patches that the encoder sees: L·(1 − ratio) rounded down, at least 1.
 
-    As the official ``int(L * (1 - mask_ratio))`` but for its rounding errors: that keeps 9 of 100 at a ratio of 0.9,
-    and 0 of 10.
+    It equals the official ``int(L * (1 - mask_ratio))`` without its rounding errors: that keeps 9 of 100 at a ratio of
+    0.9, and 0 of 10.
     """
     return max(1, math.floor(num_patches * (1 - mask_ratio) + 1e-6))
 
@@ -74,11 +74,12 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
         mask_ratio: share of the patches that is removed.
 
     Returns:
-        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64
+        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64 [B,
+            L], the rank of each patch in the order of noise.
         [B, L], the place of each patch in the order of noise.
 
     Raises:
-        UserError: a ratio that is not at least 0 and below 1, or noise that is no matrix.
+        UserError: a ratio outside of [0, 1), or noise that is no matrix.
     """
     check_shapes("random_masking", {"noise": (noise, "BL")})
     if not 0 <= mask_ratio < 1:
@@ -105,8 +106,8 @@ def masked_patch_loss(
 ) -> Tensor:
     """Returns the mean squared error per patch, over the removed patches (arXiv:2111.06377, section 3).
 
-    Averaged over those of all processes: where they hold unequal numbers, the local values are weighted such that
-    their mean over the processes is the value of one process with the joined batch.
+    The mean is over all processes: if they hold unequal numbers of patches, local values are weighted such that their
+    mean over the processes is the value of one process with the joined batch.
 
     Args:
         prediction: [B, L, p·p·3].
@@ -175,7 +176,7 @@ def reconstruct(
     Args:
         images: [B, 3, H, W].
         noise: [B, L].
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: share of the patches that is hidden from the encoder.
 
     Returns:
         prediction [B, L, p·p·3], mask [B, L] and the encoder's tokens [B, 1 + k, width].
@@ -236,14 +237,14 @@ def _from_official(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
 class MAE(Objective):
     """A ViT, and a decoder that is only used in pretraining, trained with :func:`masked_patch_loss`.
 
-    ``Output.features`` are the pooled tokens of the patches that were kept: features of the whole image would cost
-    four times the encoder's work once more. Each is a function of its image alone.
+    ``Output.features`` are the pooled tokens of the kept patches; features of the whole image would cost four times as
+    much encoder work again. The features of an image depend on that image alone.
 
     Args:
         backbone: what is pretrained; must be one of the project's own ViTs.
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: share of the patches that is hidden from the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        normalize_targets: paint patches of mean 0 and variance 1.
+        normalize_targets: predict patches of mean 0 and variance 1.
 
     Raises:
         UserError: another backbone, or a ratio that removes nothing or everything.
@@ -296,7 +297,7 @@ class MAE(Objective):
         """Returns the loss of a decoder that always predicts each patch's mean; None without normalisation.
 
         Targets then have mean 0 and unbiased variance 1, so that the mean of their squares is 1 − 1/(p·p·3), a little
-        less where the image is flat. The loss falls from there.
+        less for flat images. The loss falls from that value.
         """
         values = self.backbone.patch_size**2 * 3
         return 1 - 1 / values if self.normalize_targets else None
@@ -304,7 +305,7 @@ class MAE(Objective):
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Returns the masked image, the image with reconstructed patches, and the image.
 
-        Normalised targets say nothing of a patch's mean and deviation: these two are taken from the image itself.
+        Normalised targets have no mean and deviation: these two are taken from the image itself.
         """
         images, p = batch.views[0], self.backbone.patch_size
         noise = masking_noise(Progress(0, 1, 1, seed), len(images), self.backbone.num_patches).to(images.device)

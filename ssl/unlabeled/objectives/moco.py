@@ -34,7 +34,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
     Args:
         q: [B, D], queries, unnormalised.
         k: [B, D], the key of each query, unnormalised; gets no gradient.
-        queue: [K, D], unit rows, as they are before ``k`` is enqueued; gets no gradient and may change afterwards.
+        queue: [K, D], unit rows, before ``k`` is enqueued; gets no gradient and may change afterwards.
         temperature: above 0.
 
     Returns:
@@ -104,7 +104,7 @@ class KeyQueue(nn.Module):
         """Replaces the oldest keys by ``k`` of all processes, in rank order.
 
         Args:
-            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue the last K stay.
+            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue, the last K are kept.
 
         Raises:
             UserError: keys of another width than the queue's.
@@ -122,11 +122,11 @@ class KeyQueue(nn.Module):
 def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
     """Encodes another share of the global batch and returns this one's rows: ShuffleBN (arXiv:1911.05722, section 3.3).
 
-    BatchNorm statistics then are of other images than the query's, and do not give the positive away.
+    BatchNorm statistics then come from other images than the query's, and do not reveal the positive.
 
     Args:
         encode: [B, ...] → [B, D]; gets no gradient.
-        images: [B, ...], this process's.
+        images: [B, ...], of this process.
         seed: of the permutation of the global batch, the same on every process.
 
     Returns:
@@ -144,11 +144,11 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: in
 class MoCo(Objective):
     """MoCo v1 and v2: :func:`queue_contrast` against a queue of keys.
 
-    Both encoders take BatchNorm statistics over ``bn_splits`` parts of the global batch, keys over shuffled parts, as
-    on that many GPUs with ShuffleBN; one process and several then compute the same.
+    Both encoders compute BatchNorm statistics over ``bn_splits`` parts of the global batch, for keys over shuffled
+    parts, as on that many GPUs with ShuffleBN. So the result is the same for one process and several.
 
     Args:
-        backbone: what is pretrained; its BatchNorms are replaced by split ones where ``bn_splits`` is above 1.
+        backbone: the network to pretrain; its BatchNorms are replaced by split ones if ``bn_splits`` is above 1.
         projection_layers: depth of the projector, 1 (linear) in v1 and 2 in v2.
         projection_dim: width of the embeddings, D.
         temperature: of the softmax.
@@ -256,17 +256,17 @@ class MoCo(Objective):
 class MoCoV3(Objective):
     """MoCo v3: :func:`batch_contrast` between predictions and the keys of a momentum encoder, without a queue.
 
-    BatchNorm is over the global batch in the official code: trainer.sync_batchnorm=true.
+    The official code uses BatchNorm over the global batch: trainer.sync_batchnorm=true.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_layers: depth of the projector, 2 with a ResNet and 3 with a ViT.
         hidden_dim: width inside projector and predictor.
         projection_dim: width of the embeddings.
-        predictor_norm: a BatchNorm without scale and bias at the predictor's end; not with a ResNet, with a ViT.
+        predictor_norm: end the predictor in a BatchNorm without scale and bias; false for a ResNet, true for a ViT.
         temperature: of the softmax.
         momentum: of the momentum encoder at the start; rises to 1 by half a cosine.
-        freeze_patch_projection: leave a ViT's patch projection at its random start, which is steadier (section 4).
+        freeze_patch_projection: keep a ViT's patch projection random, for stability (section 4).
 
     Raises:
         UserError: an argument that cannot work, with this backbone or at all.

@@ -67,12 +67,14 @@ def paws_loss(
     """Returns the cross-entropy of views with their targets, and me-max (arXiv:2104.13963, eq. 3 and 4).
 
     The target of a small view is the mean of the two sharpened targets. Supports and labels are gathered from all
-    processes; the cross-entropy is the mean over the local anchors, me-max is of the mean over those of all processes.
+    processes. The cross-entropy is the mean over the local anchors; me-max is that of the mean over all processes'
+    anchors.
 
     Args:
-        anchors: [(2+M)·B, D], view by view, the two large views first; unnormalised, as all embeddings here.
+        anchors: [(2+M)·B, D], view by view, the two large views first; unnormalised, like all embeddings here.
         supports: [S, D], of the same head as ``anchors``; S is the same on every process.
-        targets: [2·B, D], swapped: the first B rows are of the second view and belong to the first. No gradient.
+        targets: [2·B, D], swapped: the first B rows are from the second view and are the targets of the first. No
+            gradient.
         target_supports: [S, D], of the same head as ``targets``. No gradient.
         labels: [S, C], rows sum to 1.
         small_views: M.
@@ -129,10 +131,10 @@ class PAWS(Objective):
     The first two views are the large ones, all others are small.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_hidden: width of each hidden layer of the projector.
         projection_dim: width of the embeddings.
-        prediction_head: whether anchors and their supports go through one more head; targets never do.
+        prediction_head: whether anchors and their supports pass through a further head; targets never do.
         label_smoothing: share of a support's label that is spread over all classes of the step.
         temperature: of the soft nearest neighbours.
         sharpen: T, in (0, 1]; small makes targets hard.

@@ -1,7 +1,8 @@
 """ReLIC: each view finds its image among a few, and all pairs of views must give equal similarities to them.
 
-v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. The pretraining code
-of neither was published (github.com/google-deepmind/relicv2 evaluates): what no public text gives is an argument.
+v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. Neither's
+pretraining code was published (github.com/google-deepmind/relicv2 only evaluates): values that no public text gives are
+arguments.
 """
 
 import math
@@ -47,7 +48,7 @@ def relic_loss(
     Args:
         online_a, online_b: [B, D], online embeddings of two views, unnormalised, the same B on every process.
         target_a, target_b: [B, D], the target network's, unnormalised; get no gradient.
-        negatives: int64 [B, n], rows of the joined batch of all processes, none of them the row's own.
+        negatives: int64 [B, n], rows of the joined batch of all processes, never the row itself.
         temperature: above 0.
         alpha, beta: weights of contrast and invariance.
         stop_gradient: see :func:`kl_divergence`.
@@ -102,8 +103,8 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
 
     Args:
         log_p, log_q: log-probabilities.
-        stop_gradient: ``entropy`` holds Σ p ln p alone, and p still learns through Σ p ln q, as in SemPPL's formula;
-            ``first_argument`` holds p everywhere.
+        stop_gradient: ``entropy`` stops the gradient only in Σ p ln p, and p still learns through Σ p ln q, as in
+            SemPPL's formula; ``first_argument`` stops it for p everywhere.
     """
     held = log_p.detach()
     entropy = (held.exp() * held).sum(1)
@@ -114,8 +115,8 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
 def sample_negatives(images: int, count: int, generator: torch.Generator) -> Tensor:
     """Draws ``count`` other rows for each of ``images`` rows: every subset equally likely, no row twice.
 
-    Floyd's algorithm, all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): ``count`` short draws, and
-    never a matrix of images × images.
+    Floyd's algorithm for all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): it needs ``count`` short
+    draws, and never a matrix of images × images.
 
     Returns:
         int64 [images, count], on the CPU.
@@ -132,21 +133,21 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
 class ReLIC(Objective):
     """Online and target network: ReLICv2 with more than two large views or with small ones, else ReLIC.
 
-    The views of the first one's size are large: all of them are seen by both networks. The others are small and seen by
-    the online network alone. The target network follows after each optimizer step, with the new weights.
+    Views of the first view's size are large: both networks see all of them. The others are small: only the online
+    network sees them. The target network is updated after each optimizer step, with the new weights.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         hidden_dim: width inside projector and predictor.
         projection_dim: width of the embeddings, D.
         predictor: a second MLP on the online side, as BYOL.
         temperature: of the softmax.
         alpha, beta: weights of contrast and invariance.
-        negatives: other images that each is told from, n, of all processes' batch; None takes all of them.
+        negatives: number n of other images, from all processes' batch, that each is compared with; None: all of them.
         stop_gradient: see :func:`kl_divergence`.
-        include_same_view: also contrast a large view with itself as the target network sees it.
-        small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) with p(l→j) held, where the large
-            view l is the one after j.
+        include_same_view: also contrast a large view with the target network's embedding of the same view.
+        small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) without a gradient to p(l→j),
+            where the large view l is the one after j.
         momentum: of the target network at the start; rises to 1 by half a cosine.
 
     Raises:
@@ -221,7 +222,8 @@ class ReLIC(Objective):
     def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean over pairs of an online and a target view (Algorithm 1), also those without invariance term.
 
-        A view has none with itself: the divergence is 0, and ``entropy`` would leave a gradient of that zero.
+        A view has no invariance term with itself: the divergence is 0, and ``entropy`` would leave a gradient of that
+        zero.
         """
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
         contrasts = torch.stack([contrastive_loss(log_p[i][j]) for i, j in pairs]).mean()

@@ -24,8 +24,8 @@ from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Returns the NT-Xent loss, a normalised cross-entropy (arXiv:2002.05709, eq. 1), mean over the 2B local anchors.
 
-    Each anchor is compared with the 2N−1 other embeddings of all processes; only its similarity with itself is left
-    out. The official code adds the means of the two views instead, which is twice this value.
+    Each anchor is compared with the 2N−1 other embeddings of all processes; only its similarity with itself is masked.
+    The official code adds the means of the two views, which is twice this value.
 
     Args:
         z1, z2: [B, D], the two views of B images, unnormalised, the same B on every process.
@@ -52,7 +52,7 @@ class SimCLR(Objective):
     """Backbone and projector, trained with :func:`nt_xent`.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_layers: depth of the projector, 2 in v1 and 3 in v2.
         projection_dim: width of the embeddings that the loss compares.
         temperature: of the softmax.

@@ -28,9 +28,10 @@ from unlabeled.objectives.parts.precision import full_precision
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assigns samples to prototypes softly, using all prototypes equally (arXiv:2006.09882, eq. 3 and 5).
 
-    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to 1; what
-    ends on the samples leaves the prototypes' totals near B/K, not at it: a smaller ``epsilon`` wants more iterations.
-    The official ``distributed_sinkhorn`` divides exp(scores/ε), infinite in 16 bits; this subtracts logarithms.
+    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to total 1.
+    As the last scaling is of the samples, the prototypes' totals are near B/K, not exact: a smaller ``epsilon`` needs
+    more iterations. The official ``distributed_sinkhorn`` divides exp(scores/ε), which overflows in 16 bits; this
+    subtracts logarithms.
 
     Args:
         scores: [B, K], cosines, not divided by a temperature. B may differ between processes.
@@ -69,22 +70,23 @@ def swapped_prediction(
 ) -> Tensor:
     """Returns the cross-entropy between the codes of each assigned crop and the predictions of every other crop.
 
-    arXiv:2006.09882, eq. 2 and 6: the mean over assigned crops, over the crops that are not the assigned one, and over
-    the B local images. A crop never predicts its own code.
+    arXiv:2006.09882, eq. 2 and 6: the mean over assigned crops, over the other crops, and over the B local images. A
+    crop never predicts its own code.
 
     Args:
         scores: [B, K] for each crop, cosines with the prototypes.
         assigned: positions of the crops that give codes.
         temperature: of the predictions.
         epsilon, iterations: of :func:`sinkhorn`.
-        queue_scores: [Q, K] for each assigned crop, earlier samples that are assigned along with the batch and then
-            dropped. On several processes each gives its part of the queue; only the whole matters.
+        queue_scores: [Q, K] for each assigned crop: earlier samples that are assigned together with the batch and then
+            dropped. On several processes each gives its part of the queue; only the joined queue matters.
 
     Returns:
         Scalar; ln K when all scores are equal.
 
     Raises:
-        UserError: crops of different shapes, crops that are not there, or a queue for others than those assigned.
+        UserError: crops of different shapes, indices of crops that do not exist, or a queue for other crops than those
+            assigned.
     """
     _check_crops(scores, assigned, queue_scores)
     check_range("swapped_prediction", temperature=temperature)
@@ -123,8 +125,8 @@ def code_prediction_loss(
 class FeatureQueue(nn.Module):
     """Holds the newest embeddings of all processes, the latest first.
 
-    Every process holds the whole queue and scores its part of it: the queue is the same for any number of processes,
-    a checkpoint of the first process has all of it, and DDP's broadcast of buffers changes nothing.
+    Every process holds the whole queue and scores its part of it: the queue is the same for any number of processes, a
+    checkpoint of the first process has all of it, and DDP's broadcast of buffers does not change it.
 
     Args:
         crops: how many crops of an image give codes; each has its own rows.
@@ -170,17 +172,17 @@ class SwAV(Objective):
     """Backbone, projector and prototypes, trained with :func:`swapped_prediction`.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_hidden: width of each hidden layer of the projector.
         projection_dim: width of the embeddings.
         projection_batch_norm: whether the projector has BatchNorm; its statistics are over all crops together.
-        prototypes: how many; about ten times the number of classes that one expects (swav issue 37).
+        prototypes: their number; about ten times the expected number of classes (swav issue 37).
         assigned: positions of the views that give codes, the large ones.
         temperature: of the predictions.
         epsilon, iterations: of :func:`sinkhorn`.
-        freeze_prototypes_epochs: prototypes stay as they were drawn until then; may be a part of an epoch.
-        queue_length: embeddings per assigned view that are kept, over all processes; 0 for no queue.
-        queue_from_epoch: filled from then on, and used as soon as it is full.
+        freeze_prototypes_epochs: prototypes keep their initial values until then; may be a fraction of an epoch.
+        queue_length: stored embeddings per assigned view, over all processes; 0 for no queue.
+        queue_from_epoch: the queue is filled from then on, and used as soon as it is full.
 
     Raises:
         UserError: values that cannot work.
@@ -326,7 +328,7 @@ class SwAV(Objective):
     def _normalise_prototypes(self) -> None:
         """Sets the prototypes to length 1 after the update; the official code does so before the next forward.
 
-        There it would be lost under FSDP, where a forward sees a joined copy of the pieces that are optimised.
+        Under FSDP that would have no effect, as a forward sees a gathered copy of the shards that are optimised.
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 

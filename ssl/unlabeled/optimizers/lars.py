@@ -19,10 +19,10 @@ from unlabeled.errors import UserError
 class LARS(Optimizer):
     """SGD with momentum that scales the step of each weight w with gradient g by trust · ‖w‖ / ‖g + λw‖.
 
-    d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate stays outside the momentum buffer
+    d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate is outside of the momentum buffer
     (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
-    Parameters may be cut over all processes (FSDP2); norms are of the whole.
+    Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LARS(Optimizer):
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """Yields parameters that share kernels: all, or one by one on a CPU, where each stays in the cache for its update.
 
-    On two cores a ResNet-50 took 30 ms one by one, 43 ms all together, and 57 ms by the formula as it is written.
+    On two cores a ResNet-50 took 30 ms one by one, 43 ms all together, and 57 ms by the plain formula.
     """
     if parameters and (parameters[0].device.type != "cpu" or isinstance(parameters[0], DTensor)):
         yield parameters

@@ -19,13 +19,14 @@ class OptimizerConfig:
     """Holds everything that determines the optimizer of a run.
 
     Args:
-        optimizer: takes parameter groups with their own ``weight_decay`` and ``lr``; a ``_partial_`` in the yaml.
+        optimizer: a constructor that takes parameter groups with their own ``weight_decay`` and ``lr``; a ``_partial_``
+            in the yaml.
         lr: base learning rate.
         lr_scaling: peak rate for a global batch of B images: ``linear`` lr·B/256, ``square_root`` lr·√B, ``none`` lr.
         warmup_epochs: linear rise from 0.
-        weight_decay: of every parameter that is decayed.
+        weight_decay: for every parameter that is decayed.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
-        milestones: epochs after which the rate is a tenth of what it was; None lets it fall to 0 by half a cosine.
+        milestones: epochs after which the rate is divided by ten; None: it falls to 0 by half a cosine.
     """
 
     optimizer: Callable[..., Optimizer]

@@ -20,7 +20,7 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
 def warmup_tenths(epoch: float, warmup_epochs: float, milestones: Sequence[float]) -> float:
     """Returns a factor on the peak value: linear from 0 in the warm-up, then a tenth after each milestone, in epochs.
 
-    As facebookresearch/moco (``adjust_learning_rate`` without ``--cos``), whose epochs are whole ones.
+    As facebookresearch/moco (``adjust_learning_rate`` without ``--cos``), which counts whole epochs.
     """
     if epoch < warmup_epochs:
         return epoch / warmup_epochs

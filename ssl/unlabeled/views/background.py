@@ -21,14 +21,14 @@ class RemoveBackground:
     """Replaces what is outside of an image's mask in a random share of the images; first in a group, before the crop.
 
     x_m = m · x + (1 − m) · c (Tomasev et al. 2022, arXiv:2201.05119; c after Ryali et al. 2021, arXiv:2103.12719). The
-    masks stay in their file, which is opened when the first image is changed: evaluation does not need it.
+    masks stay in their file, which is opened for the first image that is changed: evaluation does not need it.
 
     Args:
         masks: file of ``python -m unlabeled.commands.saliency``; None changes no image.
         probability: share of the images that are changed.
-        fill: c is ``black``; ``mean_gray``, the mean luminance of the image; ``random_gray``, uniform in [0, 1], one
-            value per image; ``gaussian_noise``, one value per pixel and channel.
-        min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
+        fill: c is ``black``; ``mean_gray``: the mean luminance of the image; ``random_gray``: uniform in [0, 1], one
+            value per image; ``gaussian_noise``: one value per pixel and channel.
+        min_coverage, max_coverage: an image whose mask has a smaller or larger share of foreground is not changed.
     """
 
     framed = coloured = True
@@ -75,11 +75,11 @@ def paint_background(
 
     Args:
         images: float [n, 3, H, W] in [0, 1].
-        masks: bool [n, h, w], True on the foreground; resized (nearest) to the image, whatever its shape.
+        masks: bool [n, h, w], True on the foreground; resized (nearest) to the image, for any shape.
         fill: as in :class:`RemoveBackground`.
-        grey: [n] in [0, 1], read by ``random_gray``.
-        seed: int64 [n], read by ``gaussian_noise``.
-        sizes: int64 [n, 2], height and width of each image in the upper left corner of black; None: H and W.
+        grey: [n] in [0, 1], used by ``random_gray``.
+        seed: int64 [n], used by ``gaussian_noise``.
+        sizes: int64 [n, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
 
     Returns:
         [n, 3, H, W].
@@ -115,8 +115,8 @@ def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tenso
 def seeded_normal(seed: Tensor, place: Tensor) -> Tensor:
     """Returns standard normal numbers float32 [n, …], functions of ``seed`` int64 [n] and ``place`` int64 […] alone.
 
-    SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: no state, so rows may be drawn on
-    any process and on the device itself.
+    SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: it has no state, so rows can be
+    drawn on any process and on the device itself.
     """
     seed = seed.view(-1, *[1] * place.dim())
     bits = _scramble(seed + (place + 1) * -0x61C8864680B583EB)

@@ -10,8 +10,8 @@ from unlabeled.core.seeding import derive_seed
 class ViewKey(NamedTuple):
     """Identifies the random draws of one step.
 
-    Parameters are drawn for the whole global batch and each process takes its rows, so that the views of an image are
-    the same on one process and on many, with any number of workers, before and after a resume.
+    Parameters are drawn for the whole global batch and each process takes its rows. So the views of an image are the
+    same for any number of processes and workers, before and after a resume.
     """
 
     seed: int

@@ -58,7 +58,7 @@ def open_masks(path: str) -> Masks:
     """Opens the masks in a file, memory-mapped.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: the file does not exist, or holds something else.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -102,7 +102,8 @@ def unpack(packed: Tensor, size: int) -> Tensor:
 def samples_hash(source: Source) -> str:
     """Returns the SHA-256 of the number of images and their names in order, relative to their common folder.
 
-    Data may be moved, as to a cluster's local disk, without making masks again. Some seconds for a million images.
+    The data may be moved, e.g. to a cluster's local disk, without making masks again. Takes some seconds for a million
+    images.
     """
     folder = common_folder(source)
     digest = hashlib.sha256(f"{len(source)}\n".encode())

@@ -25,9 +25,9 @@ Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" 
 class Operation(Protocol):
     """A random operation on a batch of images [B, 3, h, w] in [0, 1], float32 or bfloat16.
 
-    One with an attribute ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
-    ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes them all of one
-    size, and leaves what it was given as it is. One with ``coloured = True`` knows RGB alone; others take any channels.
+    An operation with ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
+    ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes all images one
+    size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels.
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -138,9 +138,9 @@ class ColorJitter:
     Args:
         brightness, contrast, saturation: factors are uniform in [max(0, 1 − value), 1 + value].
         hue: shifts are uniform in [−value, value] turns, at most 0.5.
-        probability: share of the images that are changed at all.
-        additive_brightness: what is uniform in [−brightness, brightness] is added to all values instead, as TensorFlow
-            has it: SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
+        probability: share of the images that are changed.
+        additive_brightness: adds a value, uniform in [−brightness, brightness], to all pixels, as TensorFlow does:
+            SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
     coloured = True
@@ -190,7 +190,7 @@ class Solarize:
     """Inverts the bright values in a random share of the images: v → 1 − v where v ≥ threshold.
 
     Args:
-        threshold: in [0, 1], 128/255 is PIL's 128; or the smallest and the largest, uniform for each image.
+        threshold: in [0, 1], 128/255 is PIL's 128; or a smallest and a largest one, then uniform for each image.
         probability: share of the images that are changed.
     """
 
@@ -291,13 +291,14 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """Applies ``change`` to some images, in float32; ``images`` are overwritten.
 
-    Compiled, all are changed and what was not meant is dropped, so that shapes do not depend on ``applied``.
+    Compiled, all images are changed and unwanted results dropped, so that shapes do not depend on ``applied``.
 
     Args:
         images: [B, 3, h, w].
-        applied: bool [B], which. On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
-        change: float32 [n, 3, h, w] and the rows of ``parameters`` → [n, 3, h, w]; may write to the images.
-        parameters: [B] each, where ``applied`` is.
+        applied: bool [B], which images. On the CPU, so that nothing waits for a GPU; in compiled code on the images'
+            device.
+        change: maps float32 [n, 3, h, w] and rows of ``parameters`` to [n, 3, h, w]; may overwrite the images.
+        parameters: [B] each, on the device of ``applied``.
 
     Returns:
         [B, 3, h, w].

@@ -15,12 +15,12 @@ from unlabeled.views.operations import Parameters
 class PerImageTransform:
     """Applies ``transform`` to one image after the other, with global random state seeded for each, then restored.
 
-    Such transforms draw from the global random state, so a whole batch at once would depend on which images a process
-    holds. Here each image has a seed, drawn for the global batch: its result is a function of the key and of its
-    position, whatever the number of processes. The price is a Python loop, slow on a GPU and for small images: 0.15 ms
-    for 32 × 32 pixels on one core, where Solarize takes 0.02; at 224 × 224 both take 1 ms.
+    Such transforms use the global random state, so that the result of a whole batch would depend on which images a
+    process holds. Here each image has a seed, drawn for the global batch: its result depends only on the key and its
+    position, for any number of processes. The price is a Python loop, slow on a GPU and for small images: 0.15 ms for
+    32 × 32 pixels on one core, where Solarize takes 0.02; at 224 × 224 both take 1 ms.
 
-    In a yaml, below ``operations:``, a transform stands as any operation::
+    In a yaml, a transform is written below ``operations:`` like any operation::
 
         - _target_: torchvision.transforms.v2.RandomAdjustSharpness # or kornia.augmentation.RandomPosterize, …
           sharpness_factor: 2.0
@@ -32,7 +32,7 @@ class PerImageTransform:
         transform: float [1, 3, h, w] in [0, 1] → float [1, 3, h', w'], of the same size for all images.
 
     Raises:
-        UserError: it normalises, which the clamp would spoil; or, at the first batch, returns something else.
+        UserError: it normalises, which the clamp would break; or, at the first batch, its result has another form.
     """
 
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:

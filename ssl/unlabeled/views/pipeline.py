@@ -37,7 +37,7 @@ class ViewGroup:
     """Describes views with the same distribution: their number, and the operations (or kornia, torchvision) in order.
 
     Raises:
-        UserError: among the operations is something else.
+        UserError: one of the operations is something else.
     """
 
     count: Annotated[int, Interval(ge=1, le=1024)]
@@ -55,19 +55,19 @@ class Views(nn.Module):
 
     Args:
         size: height and width of the image that evaluation sees, pixels.
-        groups: what is drawn, in order; a later group may make smaller crops.
-        mean, std: per channel, subtracted and divided at the very end; None leaves values in [0, 1].
+        groups: the groups of views, in order; a later group may make smaller crops.
+        mean, std: per channel, subtracted and divided at the end; None leaves values in [0, 1].
         evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
         evaluation_interpolation: ``bilinear`` or ``bicubic``.
         masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
-        compile: what follows the crop by ``torch.compile``, for a GPU; the first step then takes longer. On a CPU each
-            step does: 213 ms in place of 104 for two views of 32 photographs on one core.
-        channels: of the images. Others than 3 have no colours: crops, flips, blur and what else treats each channel
-            alike are for all, operations on colours are refused.
+        compile: compiles what follows the crop with ``torch.compile``, for a GPU; the first step then takes longer. On
+            a CPU each step does: 213 ms instead of 104 for two views of 32 photographs on one core.
+        channels: of the images. With other than 3 there are no colours: crops, flips, blur and other operations on
+            single channels work, operations on colours are refused.
 
     Raises:
-        UserError: mean or std of another length, or operations on colours where there are none; the groups read another
-            file of masks, or none, or after the crop; they cannot be compiled.
+        UserError: mean or std has another length; operations on colours without colours; the groups read another file
+            of masks, or none, or after the crop; they cannot be compiled.
     """
 
     def __init__(
@@ -165,15 +165,15 @@ class Views(nn.Module):
         Args:
             images: uint8 [B, C, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
             ids: int64 [B], of the images in their source.
-            key: names the draws.
-            first: how many of the first views are made; all where None.
+            key: of the draws.
+            first: how many of the views to make; None: all.
             sizes: int64 [B, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
 
         Returns:
             One float32 [B, C, h, w] per view.
 
         Raises:
-            UserError: images of another type or shape, or of different sizes where a group does not begin by cropping.
+            UserError: images of another type or shape, or of different sizes if a group does not begin with a crop.
         """
         groups = [group for group in self.groups for _ in range(group.count)][:first]
         if sizes is not None:
@@ -225,10 +225,10 @@ class Views(nn.Module):
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
 
-        So many that the images as floats are no larger than four times one view of the whole batch.
+        A block is as large as possible while its floats are at most four times one view of the whole batch.
 
         Raises:
-            UserError: images of another type or shape, which would give wrong views without a word.
+            UserError: images of another type or shape, which would silently give wrong views.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
             given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
@@ -248,7 +248,7 @@ class Views(nn.Module):
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Makes the view for evaluation, without randomness: uint8 [B, C, H, W] → float32 [B, C, size, size].
 
-        ``sizes`` as in forward: each image's own centre is seen.
+        ``sizes`` as in forward: each image is cropped at its own centre.
         """
         frames = image_sizes(images, sizes)
         sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)

@@ -12,14 +12,15 @@ CPU_BLOCK, GPU_BLOCK = 2**22, 2**26
 def log_sum_exp(queries: Tensor, keys: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Returns ln Σ_j exp(query · key_j) of each query, differentiable.
 
-    Softmax and cross-entropy over the whole matrix keep three copies of it; here a block of it lives at a time, and is
-    made again in backward where there are several and ``keys`` want a gradient. Keys that want none may change
-    afterwards. 8192 anchors among as many took 459 ms and 0.2 GiB on two cores, and the whole matrix 406 ms and 2.6.
+    Softmax and cross-entropy over the whole matrix store three copies of it. Here one block is in memory at a time; in
+    the backward it is computed again if there are several blocks and ``keys`` need a gradient. Keys that need none may
+    change afterwards. 8192 anchors among as many took 459 ms and 0.2 GiB on two cores, and the whole matrix 406 ms and
+    2.6.
 
     Args:
         queries: [B, D], already divided by the temperature.
         keys: [K, D].
-        excluded: int64 [B], for each query one key that does not count; None: all count.
+        excluded: int64 [B], for each query one key that is left out; None: no key is left out.
 
     Returns:
         [B].

@@ -19,8 +19,8 @@ def frozen_copy(module: M) -> M:
 def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """Updates θ_target ← m·θ_target + (1 − m)·θ_online, in place.
 
-    Parameters only: the BatchNorm statistics of the target are of its own batches and are never averaged with the
-    online ones (facebookresearch/moco, issue 70).
+    Only parameters are updated: the BatchNorm statistics of the target come from its own batches and are never averaged
+    with the online ones (facebookresearch/moco, issue 70).
 
     Args:
         target: a :func:`frozen_copy` of ``online``.

@@ -33,7 +33,7 @@ def swav_projector(
 ) -> nn.Sequential:
     """Builds the projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
 
-    Hidden layers are Linear, BatchNorm and ReLU, the last layer is Linear alone; every Linear has a bias and torch's
+    Hidden layers are Linear, BatchNorm and ReLU; the last layer is a single Linear; every Linear has a bias and torch's
     initial weights. With one hidden layer its tensors have the official names ``0``, ``1`` and ``3``.
 
     Args:
@@ -52,8 +52,8 @@ def swav_projector(
 def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
     """Builds projector or predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
 
-    Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
-    1 / inputs, cut off at two deviations.
+    Linear with bias, BatchNorm, ReLU, Linear without bias; weights are drawn as Haiku does: normal with a variance of 1
+    / inputs, truncated at two deviations.
     """
     first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
     nn.init.zeros_(first.bias)
@@ -67,7 +67,7 @@ def paws_predictor(width: int) -> nn.Sequential:
     """Builds the prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, hidden width / 4.
 
     Args:
-        width: of the embeddings that go in and come out, a multiple of 4.
+        width: of input and output, a multiple of 4.
     """
     if width % 4:
         raise UserError(

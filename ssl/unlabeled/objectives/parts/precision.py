@@ -15,7 +15,7 @@ R = TypeVar("R")
 def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Runs a loss with autocast off and its 16-bit tensors converted to float32; float64 stays float64.
 
-    Tensors are lifted where they are arguments, or stand in a list that is one.
+    Tensors are converted if they are arguments, or are in a list that is an argument.
     """
 
     @wraps(loss)

@@ -34,8 +34,8 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns hue in sixths of a turn, in [0, 6]; chroma; value.
 
-    The channels are sorted by minimum and maximum, and where they change places the hue is counted from another corner
-    (after S. Hocevar's form without branches). ``where`` takes thirty times as long as a product on a CPU.
+    The channels are sorted by minimum and maximum; where two are swapped, hue counts from another corner (after S.
+    Hocevar's branchless form). ``where`` takes thirty times as long as a product on a CPU.
     """
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
     corner = (green - blue).mul_(_HUGE).clamp_(-6, 0)  # −6 where blue is larger than green
@@ -50,19 +50,20 @@ def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
     """Changes brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
-    Before each turn the images are sorted by what is to be done to them, so that it is done to neighbours in place.
-    Compiled, everything is done to all of them and what was not meant is dropped: shapes stay, and it is one kernel.
+    Before each of the four operations the images are sorted by the operation that they get, so that it runs in place on
+    adjacent rows. Compiled, every operation runs on all images and unwanted results are dropped: shapes stay fixed, and
+    it is one kernel.
 
     Args:
         images: float [B, 3, h, w] in [0, 1].
         factors: [B, 4], multiplicative for brightness, contrast and saturation (1 changes nothing), a shift in turns
-            for hue (0 changes nothing). With ``additive_brightness`` the first is what is added (0 changes nothing).
-        order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is nothing.
-            On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
-        additive_brightness: brightness as TensorFlow's ``random_brightness`` instead of torchvision's.
+            for hue (0 changes nothing). With ``additive_brightness`` the first is added (0 changes nothing).
+        order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is no
+            operation. On the CPU, so that nothing waits for a GPU; in compiled code on the images' device.
+        additive_brightness: as TensorFlow's ``random_brightness`` instead of torchvision's.
 
     Returns:
-        [B, 3, h, w], of its own memory.
+        [B, 3, h, w], in new memory.
     """
     if torch.compiler.is_compiling():
         for turn, operation in itertools.product(range(4), range(4)):
@@ -83,8 +84,8 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
 def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
     """Applies one operation to all of ``images``, in place.
 
-    Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves, which is
-    black, the mean grey value of the image, or its grey picture.
+    Brightness, contrast and saturation share one formula: factor · image + (1 − factor) · base, where base is black,
+    the mean grey value of the image, or its grey picture.
     """
     if operation == 3:
         return shift_hue(images, factor)
@@ -108,7 +109,7 @@ def equalize(images: Tensor) -> Tensor:
         images: float [B, C, h, w] in [0, 1]; rounded to 256 levels first.
 
     Returns:
-        [B, C, h, w]; a channel with one value, or nearly so, stays as it is.
+        [B, C, h, w]; a channel with one value, or almost, stays as it is.
     """
     levels = (images * 255).round().long().flatten(2)  # [B, C, pixels]
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))

@@ -1,8 +1,8 @@
 """Crops, resizes and flips a whole batch, each image with its own box.
 
-Resizing is linear and separable: out = R · image · Cᵀ, where row i of R holds the weights of the pixels that output
-row i is made of. Weights are those of PIL and of torchvision with ``antialias=True``; the box and the flip are folded
-into them. kornia's crop has no antialias.
+Resizing is linear and separable: out = R · image · Cᵀ, where row i of R holds the weights of the source pixels of
+output row i. Weights are those of PIL and of torchvision with ``antialias=True``; they include the box and the flip.
+kornia's crop has no antialias.
 """
 
 import math
@@ -88,7 +88,7 @@ def _triangle(distance: Tensor) -> Tensor:
 def _cubic(distance: Tensor) -> Tensor:
     """Keys' kernel with a = −0.5, as PIL has it: u² (u − 1) / 2 + v² (1 − 2v), u = 2 − |x| and v = 1 − |x| or 0.
 
-    Without a choice between two polynomials: ``where`` took thirty times as long as a product on a CPU.
+    It avoids ``where`` between two polynomials, which took thirty times as long as a product on a CPU.
     """
     far, near = (2 - distance).clamp_(min=0), (1 - distance).clamp_(min=0)
     return (far * far).mul_(far.sub_(1)).mul_(0.5).addcmul_(near * near, near.mul_(-2).add_(1))

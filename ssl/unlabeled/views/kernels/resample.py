@@ -1,8 +1,8 @@
 """Resamples a batch separably and linearly, with weights for each image; crop, resize and blur are all made of this.
 
-On a GPU the weights are dense matrices: two batched products are what it is quickest at. On a CPU only the few pixels
-that count are added up. On one core, 400 → 224 pixels took 278 ms for 32 images as products and 57 ms so; blurring 16
-images of 224 pixels 11 to 39 ms by kornia's ``gaussian_blur2d`` and 5 to 8 ms so.
+On a GPU the weights are dense matrices, as two batched products are fastest there. On a CPU only the few pixels with
+weight are added up. On one core, 400 → 224 pixels took 278 ms for 32 images by products and 57 ms by sums; blurring 16
+images of 224 pixels 11 to 39 ms by kornia's ``gaussian_blur2d`` and 5 to 8 ms by sums.
 """
 
 from typing import NamedTuple
@@ -29,8 +29,8 @@ def resize_sparse(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
     Args:
         images: float [B, C, H, W].
-        rows: with numbers below H, S of them.
-        columns: with numbers below W, T of them.
+        rows: S rows, with indices below H.
+        columns: T columns, with indices below W.
 
     Returns:
         float32 [B, C, S, T].

@@ -95,8 +95,8 @@ def draw_parameters(
     """Draws the first ``DRAWS`` parameters of a run for some views, one dict per operation.
 
     Args:
-        steps: of one of these views, for the operations and the sizes of images, which take turns.
-        numbers: of the views, from 0, which are drawn alike.
+        steps: of one of these views; gives the operations and the image sizes, which are used in turn.
+        numbers: the views' numbers, from 0; they have the same distribution.
         seed, batch_size: of the run.
     """
     rounds: list[list[Parameters]] = []

@@ -1,7 +1,7 @@
 """Shows a run's views before training: the pictures of its first step, and the distributions of all draws.
 
-Nothing is drawn anew for the page. The run's own ``Views`` make the pictures while each operation writes down what it
-was given; the distributions are those of the first draws of this very run. On a GPU the pixels differ by rounding.
+The page shows the run's own draws. The run's ``Views`` make the pictures while each operation records its input; the
+distributions are those of the first draws of this run. On a GPU the pixels differ by rounding.
 """
 
 import copy
@@ -83,12 +83,12 @@ class Preview:
 
     Args:
         views: of the run.
-        splits: its data.
+        splits: the run's data.
         seed, batch_size: of the run.
         images: how many of the first batch are shown.
 
     Raises:
-        UserError: the batch has not so many.
+        UserError: the batch has fewer images.
     """
 
     views: Views
@@ -148,8 +148,9 @@ class Preview:
 def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batch:
     """Returns the first ``count`` images of a run's first batch, decoded here: uint8 [count, 3, H, W].
 
-    A corrupt one is replaced by its successor, as in training from a source that does not fit into memory. One that
-    fits is decoded as a whole there and its corrupt images are left out: with such, training begins with other images.
+    A corrupt image is replaced by its successor, as in training from a source that does not fit into memory. A source
+    that fits is decoded as a whole and its corrupt images are left out: then training begins with other images than
+    shown here.
     """
     blocks = getattr(source, "blocks", None)
     order = GlobalOrder(len(source), batch_size, 1, seed, 0, 1, next_step=lambda: 0, blocks=blocks)

@@ -20,7 +20,8 @@ def fuse(images: Tensor, maps: Sequence[str], centre_sigma: float | None) -> Ten
     Args:
         images: float [B, 3, H, W] in [0, 1].
         maps: names in ``MAPS``, at least one.
-        centre_sigma: of a Gaussian prior, share of the side; None for none. It assumes that photographers centre.
+        centre_sigma: of a Gaussian prior, as a share of the side; None for no prior. It assumes that photographers
+            centre objects.
 
     Returns:
         [B, H, W] in [0, 1].
@@ -41,7 +42,7 @@ def _centre_prior(maps: Tensor, sigma: float) -> Tensor:
 def fill_holes(maps: Tensor) -> Tensor:
     """Raises each pixel [B, H, W] to the lowest maximum on any path from it to the border.
 
-    Grey-level reconstruction (Vincent 1993), by the sweeps of ``saliency_maps.minimum_barrier``: a window amid a car
+    Grey-level reconstruction (Vincent 1993), by the sweeps of ``saliency_maps.minimum_barrier``: a window inside a car
     becomes as salient as the car.
     """
     values = maps.permute(1, 2, 0).contiguous()

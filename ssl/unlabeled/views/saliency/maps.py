@@ -1,7 +1,7 @@
 """Estimates where the object is from pixels alone, by handcrafted saliency maps of a whole batch.
 
-Each map is a function float [B, 3, H, W] in [0, 1] → [B, H, W] in [0, 1], 0 for an image of one colour; nothing was
-trained and nothing is random. Colours are compared in CIE Lab. No Python per image: the same code runs on a GPU.
+Each map is a function float [B, 3, H, W] in [0, 1] → [B, H, W] in [0, 1], 0 for an image of one colour; nothing is
+trained or random. Colours are compared in CIE Lab. All of it is batched: the same code runs on a GPU.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ BARRIER_ROUNDS = 2  # our choice; the paper has three passes over the image
 def spectral_residual(images: Tensor) -> Tensor:
     """Returns the unexpected part of the grey image's log spectrum (Hou and Zhang 2007).
 
-    Their images are 64 pixels wide, and so is the usual working resolution here.
+    The paper's images are 64 pixels wide, and so is the usual working resolution here.
     """
     spectrum = torch.fft.fft2(images.mean(1))
     log_amplitude = (spectrum.abs() + 1e-6).log()
@@ -46,7 +46,7 @@ def frequency_tuned(images: Tensor) -> Tensor:
 def boundary_distance(images: Tensor) -> Tensor:
     """Returns the Mahalanobis distance from the border colours (MB+; Zhang et al. 2015, equations 7 and 8).
 
-    The four distances are added without the largest, so that an object may touch one side.
+    The four distances are added without the largest one, so that an object may touch one side.
     """
     lab = _lab(images)
     band = max(1, round(BORDER * images.shape[-1]))
@@ -69,7 +69,7 @@ def _colour_distance(lab: Tensor, reference: Tensor) -> Tensor:
 def global_contrast(images: Tensor) -> Tensor:
     """Returns the Lab distance of a pixel from all colours, weighted by their frequency (Cheng et al. 2011, HC).
 
-    Colours are quantised to 12³; they also drop rare colours and smooth among similar ones, which is left out.
+    Colours are quantised to 12³. The paper also drops rare colours and smooths among similar ones; this does not.
     """
     levels = (images * LEVELS).long().clamp(max=LEVELS - 1)
     colour = (levels[:, 0] * LEVELS + levels[:, 1]) * LEVELS + levels[:, 2]
@@ -92,7 +92,7 @@ def _palette_distance(device: torch.device) -> Tensor:
 def minimum_barrier(images: Tensor) -> Tensor:
     """Returns the least change of a channel on a path to the border, over Lab's channels (Zhang et al. 2015, FastMBD).
 
-    Theirs scans pixel after pixel; here whole lines go down, up, right and left, twice.
+    The paper scans pixel by pixel; here whole lines are swept down, up, right and left, twice.
     """
     values = _lab(images).permute(2, 3, 0, 1).flatten(2).contiguous()  # [H, W, 3B]: rows and columns are both slices
     distance = torch.full_like(values, torch.inf)

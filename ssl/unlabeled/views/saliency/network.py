@@ -1,7 +1,7 @@
 """A small network that learns what handcrafted maps have in common, and so averages out their random errors.
 
-In the manner of DeepUSPS (Nguyen et al. 2019, arXiv:1909.13055), much shortened: one network instead of one per map and
-a fusion, one round of training, no conditional random field, cross entropy instead of an F-measure.
+A much shorter form of DeepUSPS (Nguyen et al. 2019, arXiv:1909.13055): one network instead of one per map and a fusion,
+one round of training, no conditional random field, cross entropy instead of an F-measure.
 """
 
 from collections.abc import Callable
