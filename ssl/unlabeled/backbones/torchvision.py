@@ -41,7 +41,7 @@ class TorchvisionBackbone(Backbone):
         )
         self.channels = channels
         if channels != 3:
-            _take(self.model, model, channels)
+            _replace_first_convolution(self.model, model, channels)
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 
@@ -72,7 +72,7 @@ def _remove_classifier(network: nn.Module, name: str) -> int:
     return classifier.in_features
 
 
-def _take(network: nn.Module, name: str, channels: int) -> None:
+def _replace_first_convolution(network: nn.Module, name: str, channels: int) -> None:
     """Replaces the first convolution for other than RGB images; its outputs keep their variance."""
     path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3 or getattr(network, "transform_input", False):

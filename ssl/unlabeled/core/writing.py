@@ -179,7 +179,7 @@ def kept_anyway(folder: Path, write: Callable[[Path], T]) -> T:
 def _obstacle(folder: Path) -> str | None:
     """Returns why no file can be put into a folder, which may not exist yet; None if one can."""
     try:
-        blocked = _in_the_way(folder)
+        blocked = _why_not_a_folder(folder)
         if blocked:
             return blocked
         nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
@@ -201,7 +201,7 @@ def _obstacle_to_file(path: Path) -> str | None:
         return reason(error)
 
 
-def _in_the_way(folder: Path) -> str | None:
+def _why_not_a_folder(folder: Path) -> str | None:
     for each in (folder, *folder.parents):
         if each.is_symlink() and not each.exists():
             return f"{each} is a link to {os.readlink(each)}, which is not there"
@@ -229,7 +229,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise OSError(_in_the_way(folder) or reason(error)) from error
+        raise OSError(_why_not_a_folder(folder) or reason(error)) from error
 
 
 def _sync(path: Path) -> None:

@@ -125,12 +125,12 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     place = RendezvousInfo(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
     store = open_store(place, patience)
     hosts = wait_and_compare(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
-    together = Watchdog(
+    watchdog = Watchdog(
         place.rank, place.processes, children, open_store(place, patience), lambda: is_reachable(place), checkpoint
     )
-    together.watch()
+    watchdog.watch()
     _open(store, place, strategy.root_device, timeout)
-    together.catch()
+    watchdog.catch()
     seconds = time_all_reduce(strategy.root_device, patience)
     if place.rank == 0:
         machines = f"{len(set(hosts))} machine{'s' if len(set(hosts)) > 1 else ''}"

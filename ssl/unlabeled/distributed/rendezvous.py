@@ -90,7 +90,7 @@ def wait_and_compare(
             the others then exit with code 2.
     """
     if place.rank > 0:
-        _answer(store, place.rank, facts, patience)
+        _wait_for_answer(store, place.rank, facts, patience)
         return []
     others = range(1, place.processes)
     store.set("facts", json.dumps(facts))
@@ -105,7 +105,7 @@ def wait_and_compare(
     return [said[rank]["host"] for rank in range(place.processes)]
 
 
-def _answer(store: Store, rank: int, facts: dict[str, Any], patience: float) -> None:
+def _wait_for_answer(store: Store, rank: int, facts: dict[str, Any], patience: float) -> None:
     """Waits for the first process's answer. It may start as late as this one, and must then hear from all others."""
     me = f"process {rank} on {socket.gethostname()}"
     try:

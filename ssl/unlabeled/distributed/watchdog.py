@@ -59,9 +59,9 @@ class Watchdog:
     def watch(self) -> None:
         """Watches the other processes from now on until Python ends."""
         self._watcher.start()
-        atexit.register(self._leave)
+        atexit.register(self._stop_thread)
 
-    def _leave(self) -> None:
+    def _stop_thread(self) -> None:
         """Ends the thread before Python ends: a thread stopped inside of torch would abort the process."""
         self._leaving.set()
         self._watcher.join(SILENCE)
@@ -107,7 +107,7 @@ class Watchdog:
         lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's message for a lost connection
         how = f"lost another one ({what})" if lost else f"failed with {what}"
         own = f"process {self.rank} on {socket.gethostname()} {how}"
-        if lost or not self._claim(own):
+        if lost or not self._report_first(own):
             time.sleep(1)  # until the other process has reported its error or is known to be dead
         cause = self._cause() or own
         try:
@@ -116,7 +116,7 @@ class Watchdog:
         finally:
             self._end(cause)
 
-    def _claim(self, cause: str) -> bool:
+    def _report_first(self, cause: str) -> bool:
         """Reports the cause, if this is the first failure."""
         if self.answers():
             with contextlib.suppress(dist.DistError):
@@ -129,7 +129,7 @@ class Watchdog:
         with self._ending:  # never released
             try:
                 if self.children:  # only this process may know it
-                    self._claim(cause)
+                    self._report_first(cause)
                 end_children(self.children, GRACE)
                 how = (
                     f"goes on from {self.checkpoint}" if self.checkpoint.exists() else "starts anew: no checkpoint yet"

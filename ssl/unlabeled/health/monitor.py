@@ -97,7 +97,7 @@ class HealthMonitor(pl.Callback):
             self._write(pl_module, looked, trainer)
         if pl_module.part == 0 and self._news and self._diagnosis is not None:
             self._news = False
-            self._tell(self._diagnosis, trainer)
+            self._report(self._diagnosis, trainer)
         self._asked = time.perf_counter()
 
     def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
@@ -124,7 +124,7 @@ class HealthMonitor(pl.Callback):
         early = step < self.probe_every_n_steps and looks & (looks - 1) == 0
         return rest == 0 and (early or step % self.probe_every_n_steps == 0)
 
-    def _tell(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
+    def _report(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
         """Prints new findings, writes all of them, and ends the run if it has collapsed and ``stop`` is set."""
         findings = [finding for finding in diagnosis.findings if finding.holds]
         new = [finding for finding in findings if finding.name not in self._told]

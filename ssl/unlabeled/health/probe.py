@@ -86,7 +86,7 @@ class ProbeSet:
         views = [self._two_views(batch, module) for batch in self._batches[:COMPARED]]
         if len(views[0]) < 2:
             return {}
-        first, second = (self._features(network, seen, _as_they_are, module) for seen in zip(*views, strict=True))
+        first, second = (self._features(network, seen, _unchanged, module) for seen in zip(*views, strict=True))
         return {"alignment": alignment(first, second)}
 
     def _two_views(self, batch: Batch, module: Pretraining) -> list[Batch]:
@@ -97,7 +97,7 @@ class ProbeSet:
         return [batch._replace(images=view, sizes=None) for view in views]
 
 
-def _as_they_are(images: Tensor, sizes: Tensor | None) -> Tensor:
+def _unchanged(images: Tensor, sizes: Tensor | None) -> Tensor:
     return images
 
 

@@ -54,7 +54,7 @@ class StepHealth:
         self._parts = trained_parts(self.objective)
         for part, weights in self._parts.items():
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            self.found[f"gradient_norm/{part}"] = self._length(gradients, local_shard(weights[0]))
+            self.found[f"gradient_norm/{part}"] = self._norm(gradients, local_shard(weights[0]))
         self._before = {part: [each.clone() for each in local_matrices(self._parts[part])] for part in self._parts}
 
     @torch.no_grad()
@@ -63,8 +63,8 @@ class StepHealth:
         for part, before in self._before.items():
             now, like = local_matrices(self._parts[part]), local_shard(self._parts[part][0])
             if any(weight.ndim > 1 for weight in self._parts[part]):
-                change = self._length(torch._foreach_sub(now, before) if now else [], like)
-                self.found[f"update_ratio/{part}"] = change / self._length(before, like).clamp_min(1e-12)
+                change = self._norm(torch._foreach_sub(now, before) if now else [], like)
+                self.found[f"update_ratio/{part}"] = change / self._norm(before, like).clamp_min(1e-12)
         self.found |= self._teacher()
 
     def _teacher(self) -> dict[str, Tensor]:
@@ -74,11 +74,11 @@ class StepHealth:
         pairs = self.objective.teacher_student_pairs()
         slow, fast = (local_pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
         like = local_shard(next(pairs[0][0].parameters()))
-        apart = self._length(torch._foreach_sub(slow, fast) if slow else [], like)
-        distance = apart / self._length(fast, like).clamp_min(1e-12)
-        return {"teacher_distance": distance, "teacher_length": self._length(slow, like)}
+        apart = self._norm(torch._foreach_sub(slow, fast) if slow else [], like)
+        distance = apart / self._norm(fast, like).clamp_min(1e-12)
+        return {"teacher_distance": distance, "teacher_length": self._norm(slow, like)}
 
-    def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    def _norm(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         """Returns the norm of all tensors together, float64 []; over all processes if each holds a shard."""
         here = local_pieces(tensors)
         squares = torch.zeros((), dtype=torch.float64, device=like.device)

@@ -104,9 +104,9 @@ def compute_codes(
 ) -> list[Tensor]:
     """Returns codes [B, K] of each assigned crop: the first half of :func:`swapped_prediction`, same arguments."""
     queued = [[] for _ in assigned] if queue_scores is None else [[rows] for rows in queue_scores]
-    together = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
+    all_scores = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
     images = len(scores[assigned[0]])
-    return [sinkhorn(rows, epsilon, iterations)[-images:] for rows in together]
+    return [sinkhorn(rows, epsilon, iterations)[-images:] for rows in all_scores]
 
 
 @full_precision
@@ -213,7 +213,7 @@ class SwAV(Objective):
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
         self.was_full = False  # whether the queue was full when a step of this process began
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_reset_was_full)  # type: ignore[no-untyped-call]
         self._normalise_prototypes()
 
     def check(self, plan: Plan) -> None:
@@ -281,7 +281,7 @@ class SwAV(Objective):
         loss = code_prediction_loss(scores, self.assigned, codes, self.temperature)
         self._enqueue(embeddings.chunk(len(batch.views)), progress)
         metrics = self._metrics(scores, codes, queue_scores)
-        return Output(loss, self._first(features, batch), metrics, projected, codes[0])
+        return Output(loss, self._first_crop_features(features, batch), metrics, projected, codes[0])
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
         """Returns cosines of this process's part of the queue with the present prototypes; None if not used yet."""
@@ -300,7 +300,7 @@ class SwAV(Objective):
         if self.queue is not None and self.training and self._queues(progress):
             self.queue.enqueue(torch.stack([embeddings[crop] for crop in self.assigned]))
 
-    def _first(self, features: Tensor, batch: Batch) -> Tensor:
+    def _first_crop_features(self, features: Tensor, batch: Batch) -> Tensor:
         """Returns the features of the first large crop, for probes."""
         return features.detach().chunk(len(batch.views))[self.assigned[0]]
 
@@ -360,7 +360,7 @@ def _spread(probabilities: Tensor) -> Tensor:
     return spread
 
 
-def _forget(objective: nn.Module, keys: object) -> None:
+def _reset_was_full(objective: nn.Module, keys: object) -> None:
     """Forgets that the queue was full: a loaded one may be empty."""
     objective.was_full = False  # type: ignore[assignment]
 

@@ -81,7 +81,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
     check_settings(subject, settings)
     notes: list[str] = []
     with full_float32(subject.device):
-        plain, layers, cka = _plainly(subject, settings, notes)
+        plain, layers, cka = _evaluation_features(subject, settings, notes)
         log(f"{len(plain.x):,} images through the network")
         views = _in_views(subject, settings)
         log(f"{settings.lidar_views} views of each of {len(views):,} images")
@@ -91,7 +91,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
         heads |= {} if subject.projector is None else {"projector": subject.projector}
         spaces, spectra = {}, {}
         for name, head in heads.items():
-            project = partial(_through, head, subject.device)
+            project = partial(_apply_head, head, subject.device)
             features = project(plain.x)
             spaces[name] = measure_space(features, project(views), settings.alpha_window)
             spaces[name]["invariance"] = {key: invariance(project(a), project(b)) for key, (a, b) in pairs.items()}
@@ -139,7 +139,9 @@ def _features(subject: AnalysisSubject, batch: Batch, transform: Callable[[Tenso
     return extract(subject.backbone, [batch], transform, subject.device)
 
 
-def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> tuple[Features, list[str], CKA | None]:
+def _evaluation_features(
+    subject: AnalysisSubject, settings: Settings, notes: list[str]
+) -> tuple[Features, list[str], CKA | None]:
     """Returns features as in evaluation and, if the backbone has layers, the CKA between them."""
     try:
         layers = Layers(subject.backbone)
@@ -185,14 +187,14 @@ def _under_augmentations(subject: AnalysisSubject, settings: Settings) -> dict[s
     for batch in _batches(subject, settings.lidar_images, settings):
         key = ViewKey(settings.seed, 0, sum(map(len, plain)), total)
         images = subject.views.evaluation_view(*batch_to_device(batch, subject.device))
-        plain.append(_features(subject, batch, partial(_made_already, images)).x)
+        plain.append(_features(subject, batch, partial(_precomputed, images)).x)
         for name, changed in augment_each(subject.views, images, key):
-            rows = _features(subject, batch, partial(_made_already, changed)).x
+            rows = _features(subject, batch, partial(_precomputed, changed)).x
             found.setdefault(name, []).append(rows)
     return {name: (torch.cat(plain), torch.cat(rows)) for name, rows in found.items()}
 
 
-def _made_already(made: Tensor, images: Tensor, sizes: Tensor | None) -> Tensor:
+def _precomputed(made: Tensor, images: Tensor, sizes: Tensor | None) -> Tensor:
     return made
 
 
@@ -207,7 +209,7 @@ def _attention(subject: AnalysisSubject, settings: Settings) -> tuple[Tensor | N
     return distances, uniform_attention_distance(transformer, images.shape[2]), pictures
 
 
-def _through(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
+def _apply_head(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
     """Passes features [..., D] through a head, on the device: [..., D']."""
     rows = features.flatten(0, -2).to(device)
     labels = torch.zeros(len(rows), dtype=torch.long)

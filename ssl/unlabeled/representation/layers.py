@@ -60,13 +60,13 @@ def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
         UserError: fewer than two blocks are found.
     """
     kinds = Counter(type(module) for module in backbone.modules())
-    blocks = backbone.shards() or list(_in_a_row(getattr(backbone, "model", backbone), kinds, True))
+    blocks = backbone.shards() or list(_repeated_modules(getattr(backbone, "model", backbone), kinds, True))
     if len(blocks) < 2:
         raise UserError(f"backbone: {type(backbone).__name__} has no blocks that could be compared as its layers")
     return blocks
 
 
-def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
+def _repeated_modules(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, NORMS):  # timm's norms contain their activation
             continue
@@ -74,7 +74,7 @@ def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool)
         if member and type(child) not in LISTS and any(child.children()):
             yield child
         else:
-            yield from _in_a_row(child, kinds, False)
+            yield from _repeated_modules(child, kinds, False)
 
 
 def pool_positions(output: Tensor, prefix: int) -> Tensor:

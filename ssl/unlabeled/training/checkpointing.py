@@ -84,10 +84,10 @@ class Checkpointing(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if pl_module.part:  # gradients are being accumulated
             return
-        stop = _anywhere(trainer, self._signal != 0)
-        if stop or self._due(pl_module) or self._late(trainer):
+        stop = _on_any_process(trainer, self._signal != 0)
+        if stop or self._due(pl_module) or self._time_is_up(trainer):
             self._save(trainer)
-            stop = _anywhere(trainer, self._signal != 0)  # a signal may have come while the state was written
+            stop = _on_any_process(trainer, self._signal != 0)  # a signal may have come while the state was written
         if stop:
             raise Interrupted(self._signal)
 
@@ -95,10 +95,10 @@ class Checkpointing(pl.Callback):
         by_steps = self.every_n_steps is not None and module.global_step % self.every_n_steps == 0
         return by_steps or module.is_due(self.every_n_epochs)
 
-    def _late(self, trainer: pl.Trainer) -> bool:
+    def _time_is_up(self, trainer: pl.Trainer) -> bool:
         if self.every_n_minutes is None:
             return False
-        return _anywhere(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
+        return _on_any_process(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
 
     def _save(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
@@ -137,7 +137,7 @@ class Checkpointing(pl.Callback):
             self.metrics.truncate(checkpoint["metrics_bytes"])
 
 
-def _anywhere(trainer: pl.Trainer, here: bool) -> bool:
+def _on_any_process(trainer: pl.Trainer, here: bool) -> bool:
     """Returns whether it holds on any process: all must write a state, or stop, after the same step."""
     if trainer.world_size == 1:
         return here

@@ -47,7 +47,7 @@ class CheckpointFolder:
         """
         found = [path for path in [self.newest, *self._older()] if path.exists()]
         for path in found:
-            damage = damage_of(path) or _foreign(path)
+            damage = damage_of(path) or _why_no_state(path)
             if damage is None:
                 return path
             _rename_if_there(path, path.with_name(path.name + ".damaged"))
@@ -83,9 +83,9 @@ class CheckpointFolder:
                 partial.unlink(missing_ok=True)
             raise
         if first:
-            self._turn(partial, step_before)
+            self._replace_newest(partial, step_before)
 
-    def _turn(self, partial: Path, step_before: int | None) -> None:
+    def _replace_newest(self, partial: Path, step_before: int | None) -> None:
         """Puts the new state in place. At every moment a whole state has a name that :meth:`find` looks for."""
         if step_before is not None and self.keep > 1 and self.newest.exists():
             _link(self.newest, self.folder / f"step_{step_before:09d}.ckpt")
@@ -99,7 +99,7 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step_*.ckpt"), reverse=True)
 
 
-def _foreign(path: Path) -> str | None:
+def _why_no_state(path: Path) -> str | None:
     """Returns why an undamaged file is not the state of a run, or None; reads no tensor."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -82,7 +82,7 @@ class Pictures(pl.Callback):
             save_and_log(trainer, "reconstructions", draw_columns(reconstructions))
         objective = pl_module.objective
         count = self.pool if isinstance(objective, HasPrototypes) else MAPPED
-        pixels, features = self.look(pl_module, data, device, count)
+        pixels, features = self.pixels_and_features(pl_module, data, device, count)
         if not features.x.isfinite().all():
             return  # a picture must not stop a run; code that computes numbers reports the error
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
@@ -118,7 +118,9 @@ class Pictures(pl.Callback):
             return {name: shrink_images(module.views.shown(column), LARGEST_TILE) for name, column in columns.items()}
         return {}
 
-    def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
+    def pixels_and_features(
+        self, module: Pretraining, data: DataModule, device: torch.device, count: int
+    ) -> tuple[Tensor, Features]:
         """Returns up to ``count`` small images, uint8 [N, 3, h, w], and their features, on the CPU."""
         pixels = []
 

@@ -94,10 +94,10 @@ class RunLock:
         while not self._make():
             found = _read_whole(self.path)
             if found is not None and not _is_gone(found, self.path.parent):
-                if _is_here(found) or self._lives(found, say=not waited):
+                if _is_on_this_machine(found) or self._is_alive(found, say=not waited):
                     raise UserError(_refusal(self.path, found))
                 waited = True
-            self._break(found)
+            self._remove_stale(found)
 
     def _make(self) -> bool:
         """Creates the lock with its content in one atomic operation; returns whether that worked."""
@@ -123,9 +123,9 @@ class RunLock:
             file.write(json.dumps(asdict(self.owner)) + "\n")
         return True
 
-    def _lives(self, found: Owner, say: bool) -> bool:
+    def _is_alive(self, found: Owner, say: bool) -> bool:
         """Returns whether an owner that cannot be checked from this machine gives a sign of life."""
-        first = _touched(self.path)
+        first = _modified_at(self.path)
         if first is None or _now(self.path) - first > PATIENCE:
             return False
         if say:
@@ -133,12 +133,12 @@ class RunLock:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             time.sleep(min(BEAT, PATIENCE) / 4)
-            now = _touched(self.path)
+            now = _modified_at(self.path)
             if now != first:
                 return now is not None
         return False
 
-    def _break(self, found: Owner | None) -> None:
+    def _remove_stale(self, found: Owner | None) -> None:
         """Removes a lock that is damaged or whose owner is gone, but not a new one that replaced it meanwhile.
 
         Only one process at a time can do this: the one that could make a marker folder.
@@ -147,7 +147,7 @@ class RunLock:
         try:
             breaking.mkdir()
         except FileExistsError:
-            since = _touched(breaking)
+            since = _modified_at(breaking)
             if since is not None and _now(self.path) - since > MOMENT:  # the process that made the marker was killed
                 with suppress(OSError):
                     breaking.rmdir()
@@ -203,14 +203,14 @@ def _read(path: Path) -> Owner | None:
 def _read_whole(path: Path) -> Owner | None:
     """Reads a lock, waiting a moment for its content: without hard links a new lock is empty at first."""
     while (found := _read(path)) is None:
-        since = _touched(path)
+        since = _modified_at(path)
         if since is None or _now(path) - since > MOMENT:
             return None
         time.sleep(0.05)
     return found
 
 
-def _touched(path: Path) -> float | None:
+def _modified_at(path: Path) -> float | None:
     """Returns the modification time, by the clock of the file system."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -232,7 +232,7 @@ def _now(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _is_here(owner: Owner) -> bool:
+def _is_on_this_machine(owner: Owner) -> bool:
     """Returns whether this machine can check if the owner is alive."""
     return owner.machine == _machine()
 
@@ -242,7 +242,7 @@ def _is_gone(owner: Owner, folder: Path) -> bool:
     me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
         return True
-    if not _is_here(owner):
+    if not _is_on_this_machine(owner):
         return False
     start = _start_of(owner.pid)
     another = start is None or bool(start and owner.started and start != owner.started)

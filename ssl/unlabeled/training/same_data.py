@@ -58,7 +58,7 @@ def _problem(
 ) -> str | None:
     """Returns the difference in words, or None."""
     if not isinstance(known, dict) or now is None:  # an earlier version's checkpoint, or a source without identity
-        old, new = (_where(values.get("data")) for values in (was, config))
+        old, new = (_paths_of(values.get("data")) for values in (was, config))
         return f"they were in {old}, now {new}, and nothing tells whether they are the same" if old != new else None
     if known.get("digest") == now.digest:
         return None
@@ -67,5 +67,5 @@ def _problem(
     return f"{known.get('images')} images in {known.get('files')} files then, {now.images} in {len(now.names)} now"
 
 
-def _where(data: Any) -> Any:
+def _paths_of(data: Any) -> Any:
     return (data.get("path"), data.get("root")) if isinstance(data, dict) else None

@@ -36,7 +36,7 @@ class PerImageTransform:
     """
 
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
-        if any(type(part).__name__ == "Normalize" for part in _parts(transform)):
+        if any(type(part).__name__ == "Normalize" for part in _nested_transforms(transform)):
             raise UserError("Foreign: no Normalize within views; give views.mean and views.std, which come last")
         self.transform = transform
 
@@ -69,12 +69,12 @@ class PerImageTransform:
         return f"Foreign: {type(self.transform).__name__}"
 
 
-def _parts(transform: object) -> Iterator[object]:
+def _nested_transforms(transform: object) -> Iterator[object]:
     """Yields the transform and all inside it; torchvision's containers list ``transforms`` that are no submodules."""
     yield transform
     children = list(transform.children()) if isinstance(transform, nn.Module) else []
     for part in (*children, *getattr(transform, "transforms", ())):
-        yield from _parts(part)
+        yield from _nested_transforms(part)
 
 
 @contextmanager

@@ -74,9 +74,9 @@ class GrowingFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = 0  # changes with every change of the content
-        self._start_again()
+        self._reset()
 
-    def _start_again(self) -> None:
+    def _reset(self) -> None:
         self.version += 1
         self.half = False  # whether the file ends in the middle of a line
         self.damaged = 0  # lines that cannot be read
@@ -86,16 +86,16 @@ class GrowingFile:
     def update(self) -> None:
         """Reads new lines. Raises OSError."""
         if not self.path.exists():
-            self._start_again()
+            self._reset()
             return
         with self.path.open("rb") as file:
-            if self._is_another(file):
-                self._start_again()
+            if self._was_replaced(file):
+                self._reset()
             while block := self._whole_lines(file):
                 self.version += 1
                 self.take(block)
 
-    def _is_another(self, file: BufferedReader) -> bool:
+    def _was_replaced(self, file: BufferedReader) -> bool:
         file.seek(self._position - len(self._before))
         return file.read(len(self._before)) != self._before
 
@@ -145,7 +145,7 @@ class CurveSummary(GrowingFile):
                 if (loss := _number(read.get(LOSS))) is not None:
                     self.loss.extend([read["step"]], [loss])
                 self._take_probes(read)
-                self._take_place(read)
+                self._take_position(read)
 
     def _take_quickly(self, block: bytes) -> bool:
         """Takes lines by a fast path. Returns False and takes nothing if a line has another format or is damaged."""
@@ -157,7 +157,7 @@ class CurveSummary(GrowingFile):
         for read in self.objects(_lines_with(PROBE, block)):
             self._take_probes(read)
         for read in self.objects(block[block.rfind(b"\n", 0, -1) + 1 :]):
-            self._take_place(read)
+            self._take_position(read)
         return True
 
     def _take_probes(self, read: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class CurveSummary(GrowingFile):
             if name.startswith(PROBE) and (value := _number(given)) is not None:
                 self.probes.setdefault(name, Curve()).extend([read["step"]], [value])
 
-    def _take_place(self, read: dict[str, Any]) -> None:
+    def _take_position(self, read: dict[str, Any]) -> None:
         self.step, epoch = read["step"], _number(read.get("epoch"))
         if epoch and isfinite(epoch):
             self.steps_per_epoch = max(1, round(self.step / epoch))

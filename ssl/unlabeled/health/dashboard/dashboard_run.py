@@ -55,7 +55,7 @@ class DashboardRun:
             "state": verdict.state,
             "sentence": verdict.sentence,
             "problems": problems,
-            "about": _about(self.config.content or {}),
+            "about": _summary_of(self.config.content or {}),
             **place,
             **self._curves(),
             **self._times(place, verdict, written),
@@ -189,7 +189,7 @@ def _small(curve: Curve) -> dict[str, Any]:
     return {"points": curve.downsample(SMALL), "last": curve.last, "any": len(curve.values) > 0}
 
 
-def _about(config: Mapping[str, Any]) -> str:
+def _summary_of(config: Mapping[str, Any]) -> str:
     """Names objective, backbone and data, as far as the configuration gives them."""
     parts = [config.get(group) for group in ("objective", "backbone", "data")]
     targets = [part.get("model") or part.get("_target_") for part in parts if isinstance(part, dict)]

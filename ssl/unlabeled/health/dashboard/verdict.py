@@ -41,10 +41,10 @@ def classify_run(state: Mapping[str, Any], now: float) -> Verdict:
         return Verdict("finished")
     if said != "running":
         return Verdict("unknown", f"state.json says {str(said)[:80]!r}, which is no state of a run.")
-    return _of_running(state, now, f"after step {step:,.0f}")
+    return _classify_running(state, now, f"after step {step:,.0f}")
 
 
-def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
+def _classify_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
     pid, host = finite_or_none(state.get("pid")), str(state.get("host"))
     silence = now - (finite_or_none(state.get("updated")) or 0)
     patience = STEPS * (finite_or_none(state.get("seconds_per_step")) or 0)

@@ -69,7 +69,7 @@ class _Watch:
     def _views(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         batch: Batch = inputs[0]
         for number, view in enumerate(batch.views):
-            self._note(VIEWS, f"view {number}{_whose(view, batch.ids)}", view)
+            self._note(VIEWS, f"view {number}{_bad_images(view, batch.ids)}", view)
         for number, view in enumerate(batch.support.views if batch.support is not None else ()):
             self._note(VIEWS, f"view {number} of the labelled images", view)
 
@@ -118,7 +118,7 @@ def _share(tensor: Tensor) -> str:
     return f"has {int((~tensor.isfinite()).sum()):,} non-finite of {tensor.numel():,} values"
 
 
-def _whose(view: Tensor, ids: Tensor) -> str:
+def _bad_images(view: Tensor, ids: Tensor) -> str:
     """Names the first few bad images of a view [B, 3, h, w]."""
     bad = ids[~view.isfinite().flatten(1).all(1)].tolist()
     return f" of image {', '.join(map(str, bad[:3]))}{', …' if len(bad) > 3 else ''}" if bad else ""

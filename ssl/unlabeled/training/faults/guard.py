@@ -103,7 +103,7 @@ class NonFiniteGuard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         hopeless = any_not_finite(module.objective.parameters())
         stops = hopeless or self.in_a_row >= self.max_in_a_row
-        named = self._look(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
+        named = self._diagnose(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
         step = module.global_step + 1
         module.write({"train/skipped_steps": torch.tensor(float(self.skipped))}, step)
         if stops:
@@ -112,7 +112,7 @@ class NonFiniteGuard:
         if module.trainer.is_global_zero:
             print(f"step {step} is skipped, {self.skipped} so far: {named}")
 
-    def _look(self, module: "Pretraining") -> str:
+    def _diagnose(self, module: "Pretraining") -> str:
         """Names the first bad tensor and lets the process that has it write the file."""
         assert self._before is not None
         found = self._compute_again(module, len(self._batches))

@@ -35,7 +35,7 @@ class Snapshot:
         held = [buffer for buffer in self._buffers if buffer is not None]
         frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
         self._tensors = [local_shard(tensor) for tensor in (*held, *frozen)]
-        if not _alike(self._copies, self._tensors):
+        if not _same_layout(self._copies, self._tensors):
             self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
         _copy(self._copies, self._tensors)
 
@@ -47,7 +47,7 @@ class Snapshot:
         _copy(self._tensors, self._copies)
 
 
-def _alike(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+def _same_layout(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
     return len(copies) == len(tensors) and all(
         copy.shape == tensor.shape and copy.dtype == tensor.dtype and copy.device == tensor.device
         for copy, tensor in zip(copies, tensors, strict=True)

@@ -48,7 +48,7 @@ class PlanCallback(pl.Callback):
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         step = trainer.global_step if self.step is None else self.step
         path = Path(trainer.default_root_dir) / "plan.json"
-        tried = self._tried(trainer, pl_module, step, path)
+        tried = self._trial_result(trainer, pl_module, step, path)
         device = _device_name(trainer.strategy.root_device)
         plan = make_plan(pl_module, data, trainer.world_size, device, str(trainer.precision), step, tried)
         self.passed = plan.passed
@@ -65,7 +65,7 @@ class PlanCallback(pl.Callback):
         if trainer.is_global_zero:
             print(f"nothing is trained; the plan is in {path}", flush=True)
 
-    def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
+    def _trial_result(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
         """Returns the measurements, new or earlier, or the reason why there are none; the same on every process."""
         left = module.total_steps - step
         if not self.trial_steps:

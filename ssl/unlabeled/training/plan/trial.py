@@ -101,7 +101,7 @@ class _Steps:
             group["lr"] = self.module.learning_rate
         self.before = Snapshot(self.module.objective)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
-        self.network = _joined(self.module, trainer)
+        self.network = _with_ddp(self.module, trainer)
 
     def take(self, batch: Batch) -> float:
         """Takes one step with ``batch`` as each of its parts; returns the seconds."""
@@ -109,7 +109,7 @@ class _Steps:
         self.before.keep()
         for part in range(self.module.accumulate):
             self.module.part = part
-            with self._exchanging():
+            with self._gradient_exchange():
                 with self.precision.train_step_context():
                     loss = self.network(batch) / self.module.accumulate
                 loss.backward()
@@ -123,7 +123,7 @@ class _Steps:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
-    def _exchanging(self) -> AbstractContextManager[None]:
+    def _gradient_exchange(self) -> AbstractContextManager[None]:
         """Lets gradients be exchanged between processes only with the last part."""
         last = self.module.part == self.module.accumulate - 1
         return (
@@ -139,7 +139,7 @@ def _copy(objective: Objective) -> Objective:
         raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
 
 
-def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
+def _with_ddp(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
     """Wraps the module in DDP if there are several processes, so that gradients are averaged as in the run."""
     if trainer.world_size == 1:
         return module

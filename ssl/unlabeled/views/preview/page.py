@@ -152,16 +152,16 @@ def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
     if isinstance(step.operation, RandomResizedCrop):
         top, left, height, width = step.drawn["box"][row].tolist()
         parts = [f"crop {width} × {height}", f"at {left}, {top}:", f"area {float(values['area']):.0%}"]
-        return " ".join(_together(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
+        return " ".join(_without_breaks(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
     if isinstance(step.operation, ColorJitter):
         order = [JITTER[which] for which in step.drawn["order"][row].tolist()]
         parts = [f"{name} {_number(name, values[name])}" for name in order]
-        return "jitter: " + " ".join(_together(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
-    words = ", ".join(_together(f"{name} {_number(name, value)}") for name, value in values.items())
+        return "jitter: " + " ".join(_without_breaks(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
+    words = ", ".join(_without_breaks(f"{name} {_number(name, value)}") for name, value in values.items())
     return operation_title(step.operation) + (f": {words}" if words else "")
 
 
-def _together(words: str) -> str:
+def _without_breaks(words: str) -> str:
     """Joins words so that no line breaks inside."""
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
