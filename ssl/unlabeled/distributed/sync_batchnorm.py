@@ -41,7 +41,7 @@ class SyncBatchNorms(TorchSyncBatchNorm):
 def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         kind = type(norm).__name__
-        raise UserError(f"trainer.sync_batchnorm=true: with several CPU processes it cannot be {kind}; set it to false")
+        raise UserError(f"trainer.sync_batchnorm=true: several CPU processes cannot synchronise {kind}; set false")
     return SyncedBatchNorm(norm)
 
 

@@ -58,7 +58,7 @@ def _facts(run_dir: Path) -> RunFacts:
             return facts_from_dict(_read(path)["facts"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
+                f"{path}: is of another version or damaged ({error}); remove it to diagnose the run by its loss alone"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
     if not isinstance(training, dict):

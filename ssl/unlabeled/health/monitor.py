@@ -137,7 +137,7 @@ class HealthMonitor(pl.Callback):
         if self.stop and collapsed:
             raise UserError(
                 f"stopped at step {trainer.global_step}, health=stop: {collapsed[0].sentence} "
-                "health=watch goes on from the last checkpoint, or anew where there is none"
+                "health=watch continues from the last checkpoint, or starts again if there is none"
             )
 
     def _keep(self, diagnosis: Diagnosis, run_dir: Path) -> None:

@@ -384,7 +384,7 @@ def _dot_products(rows: Tensor, others: Tensor) -> Tensor:
 def _check_crops(scores: Sequence[Tensor], assigned: Sequence[int], queue_scores: Sequence[Tensor] | None) -> None:
     caller, crops = "swapped_prediction", len(scores)
     if crops < 2 or not assigned or len({*assigned}) < len(assigned) or not {*assigned} <= {*range(crops)}:
-        raise UserError(f"{caller}: assigned={list(assigned)} of {crops} crops: of 2 or more crops give some")
+        raise UserError(f"{caller}: assigned={list(assigned)} of {crops} crops: give some of at least 2 crops")
     check_shapes(caller, {f"scores[{number}]": (crop, "BK") for number, crop in enumerate(scores)})
     if queue_scores is None:
         return

@@ -25,7 +25,7 @@ class CKA:
 
     def __init__(self, batch_size: int) -> None:
         if batch_size < 4:
-            raise ValueError(f"batch_size={batch_size}: the estimator is of tuples of four images")
+            raise ValueError(f"batch_size={batch_size}: the estimator needs at least four images")
         self.batch_size, self.images = batch_size, 0
         self._sums: list[Tensor] = []
 

@@ -33,7 +33,7 @@ def uniformity(x: Tensor, t: float = 2) -> float:
         ValueError: fewer than two rows.
     """
     if len(x) < 2:
-        raise ValueError("uniformity is of pairs: give at least two rows")
+        raise ValueError("uniformity needs pairs: give at least two rows")
     x = F.normalize(x.double(), dim=1)
     height = max(1, PAIRS // len(x))
     sums = [_log_sum(x[first : first + height], x[first:], t) for first in range(0, len(x), height)]

@@ -65,7 +65,7 @@ class Checkpointing(pl.Callback):
             if isinstance(logger, TensorBoard | WeightsAndBiases):
                 logger.begin(trainer.global_step)
         self._since = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # Python takes them nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -28,7 +28,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 1:
-            raise UserError(f"checkpoints_kept={keep}: one at least must stay, or nothing could go on")
+            raise UserError(f"checkpoints_kept={keep}: must be at least 1, or no run could be resumed")
         self.folder, self.keep = folder, keep
 
     @property

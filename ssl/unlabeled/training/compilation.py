@@ -66,5 +66,6 @@ def _check(objective: Objective, mode: Mode, device: torch.device, processes: in
         raise UserError(f"compile={mode}: torch makes no CUDA graphs of BatchNorm under ddp, give compile=default")
     if any(is_recomputed(module) and any(True for _ in module.buffers()) for module in objective.modules()):
         raise UserError(
-            f"compile={mode}: BatchNorm cannot be recomputed in it, give backbone.gradient_checkpointing=false"
+            f"compile={mode}: does not go with gradient checkpointing of BatchNorm, "
+            "give backbone.gradient_checkpointing=false"
         )

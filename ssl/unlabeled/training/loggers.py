@@ -130,7 +130,9 @@ class Csv(Logger):
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_again(self, row: dict[str, Any]) -> None:
-        """From ``metrics.jsonl``, whose last line is this row, or the part of it that is the same in every session."""
+        """Writes the table anew from ``metrics.jsonl``, whose last line is this row (or those values that every session
+        has).
+        """
         rows = _rows(self.lines.read_bytes()) if self.lines.exists() else []
         if rows and rows[-1].items() <= row.items():
             rows.pop()
@@ -213,7 +215,7 @@ class WeightsAndBiases(WandbLogger):
             mode="offline" if offline else None,  # Lightning's offline=true would stay on for all later runs
         )
         self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
-        self.ends_later = False  # scores are to come, when the run has been judged
+        self.ends_later = False  # True: scores follow after training
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -245,21 +247,21 @@ class WeightsAndBiases(WandbLogger):
 
 
 class MLflow(MLFlowLogger):
-    """One run, whichever session writes to it: its id in ``run_dir/mlflow_run_id``.
+    """Logs all sessions to one run, whose id is in ``run_dir/mlflow_run_id``.
 
     Args:
         run_dir: of the run.
-        experiment: under which MLflow puts runs together.
+        experiment: name under which MLflow groups runs.
         name: of the run.
         tracking_uri: a server, or ``file:FOLDER``.
 
     Raises:
-        UserError: mlflow is not installed; later, where it cannot reach its server.
+        UserError: mlflow is not installed; later, if it cannot reach its server.
     """
 
     def __init__(self, run_dir: str, experiment: str, name: str, tracking_uri: str) -> None:
         _require("mlflow", "pip install 'unlabeled[mlflow]'", "mlflow-skinny")
-        if tracking_uri.startswith("file:"):  # since version 3.5 it has to be told that files are meant
+        if tracking_uri.startswith("file:"):  # since version 3.5, file stores must be allowed
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.id_file, self.tracking_uri = Path(run_dir) / "mlflow_run_id", tracking_uri
         known = self.id_file.read_text().strip() if self.id_file.exists() else None
@@ -267,7 +269,7 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """The first that is written, so that what is wrong is known before a step is taken."""
+        """Logs the configuration. It is the first call to MLflow, so errors show before a step is taken."""
         import mlflow
 
         try:
@@ -281,18 +283,18 @@ class MLflow(MLFlowLogger):
 
 
 def wait_for_scores(loggers: Sequence[Logger]) -> None:
-    """Before a run that will be judged: what ends a session when training has ended waits for :func:`log_end`."""
+    """Keeps sessions open after training until :func:`log_end`, for a run that will be evaluated."""
     for logger in loggers:
         if isinstance(logger, WeightsAndBiases):
             logger.ends_later = True
 
 
 def log_end(loggers: Sequence[Logger], scores: Mapping[str, float], speed: Mapping[str, float], at: Progress) -> None:
-    """What a run has come to, to every logger; ``metrics.jsonl`` has no speed, which is another in every session.
+    """Logs the results of a run to every logger; ``metrics.jsonl`` gets no speed, which differs between sessions.
 
     Args:
         loggers: of the run.
-        scores: by name; none where nothing was judged.
+        scores: by name; none if nothing was evaluated.
         speed: by name.
         at: the end of the run.
     """

@@ -65,7 +65,7 @@ class Pictures(pl.Callback):
             batch = trainer.strategy.batch_to_device(loader.peek())
             save_and_log(trainer, "views", draw_columns(self.views(pl_module, batch)))
             if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
-                print("pictures: those of the views alone, with fsdp no process has the weights for the others")
+                print("pictures: only those of the views; the others need all weights, which with fsdp no process has")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -46,7 +46,7 @@ class NonFiniteGuard:
 
     def __init__(self, folder: Path, max_in_a_row: int) -> None:
         if max_in_a_row < 1:
-            raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1, which stops at the first")
+            raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1 (stop at the first)")
         self.folder, self.max_in_a_row = folder, max_in_a_row
         self.skipped = self.in_a_row = self.saved = 0
         self._batches: list[Batch] = []  # of the present step, without views

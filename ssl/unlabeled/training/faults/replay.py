@@ -78,7 +78,7 @@ class Replay:
         print(f"then: {self.record['named']}")
         print(f"now:  {found}")
         if found.place == NOWHERE:
-            print("not reproduced: the fault lies in the GPU, in other processes' images, or was of that moment")
+            print("not reproduced: the cause was the GPU, the images of another process, or a fault that happened once")
         return found.place != NOWHERE
 
     def _heading(self) -> str:
