@@ -117,7 +117,7 @@ class Watchdog:
             self._end(cause)
 
     def _report_first(self, cause: str) -> bool:
-        """Reports the cause, if this is the first failure."""
+        """Reports the cause to the other processes; returns False if another failure was reported before."""
         if self.answers():
             with contextlib.suppress(dist.DistError):
                 if self.store.add("failures", 1) > 1:

@@ -225,7 +225,8 @@ class Views(nn.Module):
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
 
-        A block is as large as possible while its floats are at most four times one view of the whole batch.
+        A block has at most so many rows that its floats are no larger than four times one view of the whole batch, and
+        on a CPU fewer, so that they stay in its caches.
 
         Raises:
             UserError: images of another type or shape, which would silently give wrong views.
