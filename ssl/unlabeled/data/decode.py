@@ -1,4 +1,4 @@
-"""Any image file that Pillow can read → a uint8 tensor, the same pixels on every machine and in every worker."""
+"""Decodes any image file that Pillow can read to a uint8 tensor: the same pixels on every machine, in every worker."""
 
 import io
 import warnings
@@ -40,7 +40,7 @@ Region = tuple[float, float, float, float]  # left, top, width and height, in pi
 def to_rgb(
     image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None, bits: Bits = 8
 ) -> Tensor:
-    """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
+    """Converts the image to upright RGB: uint8 [3, size, size], or [3, h, w] where ``square`` is false.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
     Deep grey images, which ``convert`` clips at 255, keep their brightness instead:
@@ -75,7 +75,7 @@ def to_rgb(
 
 
 def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, decoding: Decoding = RGB) -> Tensor:
-    """One encoded image, given as its bytes or its file, as :func:`to_rgb` makes it; with other channels likewise.
+    """Decodes one encoded image, given as bytes or as a file, as :func:`to_rgb` does; other channel counts likewise.
 
     A TIFF that Pillow cannot read, of floats or of many bands, is read by tifffile, where that is installed.
 
@@ -110,7 +110,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
 
 
 class Header(NamedTuple):
-    """What an encoded image says of itself before it is decoded."""
+    """What the file header of an encoded image states before the image is decoded."""
 
     format: str  # Pillow's name: JPEG, PNG, …
     mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
@@ -119,13 +119,13 @@ class Header(NamedTuple):
 
 
 def _allow(pixels: int) -> None:
-    """Pillow refuses twice of its own limit, which stays as it is until another is asked for."""
+    """Sets Pillow's pixel limit; Pillow itself refuses an image only at twice its limit."""
     if pixels != _allowed["pixels"]:
         Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
 
 
 def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
-    """Band by band what :func:`to_rgb` does with colours."""
+    """Resizes and crops each band separately, as :func:`to_rgb` does with colours."""
     values, orientation = read_bands(data, decoding)
     pictures = [Image.fromarray(band) for band in np.ascontiguousarray(as_bytes(values, decoding.bits))]
     if orientation in _UPRIGHT:
@@ -136,7 +136,7 @@ def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Te
 
 
 def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None:
-    """One line on the first file that loses something for which there is a key."""
+    """Warns once, at the first file that loses information which a key could keep."""
     if bands := extra_bands(image):
         said = f"{name}: {3 + bands} bands are cut to three; data.channels={3 + bands} keeps them"
         say_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
@@ -149,7 +149,7 @@ def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None
 
 
 def read_header(data: bytes | Path) -> Header:
-    """Of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    """Reads the header of an image that :func:`decode_bytes` has decoded; reads no pixels."""
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
         # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
@@ -158,7 +158,7 @@ def read_header(data: bytes | Path) -> Header:
 
 
 def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
-    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`to_rgb`.
+    """Lets the JPEG decoder skip detail that the resize would drop; returns ``shown`` for :func:`to_rgb`.
 
     Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
     """
@@ -177,7 +177,7 @@ def check_image_size(size: int) -> None:
 
 
 def describe_size(size: int, square: bool) -> str:
-    """What :func:`to_rgb` leaves of an image, for reports."""
+    """Describes, for reports, the image size that :func:`to_rgb` returns."""
     return f"squares of {size} pixels" if square else f"whole images within {size} × {2 * size} pixels"
 
 
@@ -211,7 +211,7 @@ def _eight_bits(image: Image.Image, bits: Bits) -> Image.Image:
 
 
 def _value_range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
-    """What black and white are in an image of this mode with these extreme values."""
+    """Returns the values of black and white for an image of this mode with these extreme values."""
     usual = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(mode, (65535.0,))
     for white in usual:
         if lowest >= 0 and highest <= white:
@@ -243,7 +243,7 @@ def _whole(image: Image.Image, size: int, region: Region) -> Image.Image:
 
 
 def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
-    """``box`` (left, top, right, bottom) of the image as ``width`` × ``height`` pixels."""
+    """Resizes ``box`` (left, top, right, bottom) of the image to ``width`` × ``height`` pixels."""
     # One axis after the other: Pillow 13 picks their order by the box, and the order shows in the last bits.
     left, top, right, bottom = box
     image = image.resize((width, image.height), Image.Resampling.BICUBIC, box=(left, 0, right, image.height))

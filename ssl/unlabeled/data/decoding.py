@@ -1,4 +1,4 @@
-"""What an image is made into besides its size: how many channels, what white is, and how large it may be."""
+"""Settings of decoding besides the image size: number of channels, value of white, largest file allowed."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ _said: set[str] = set()  # kinds of lines that this process has told
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images become uint8 tensors.
+    """Settings that say how encoded images become uint8 tensors.
 
     Args:
         channels: of every image. 3 is RGB, made of whatever Pillow decodes; any other number takes the bands of a file
@@ -47,7 +47,7 @@ class Decoding:
             raise UserError(f"data.max_pixels={self.max_pixels}: must be a whole number of at least 1")
 
     def of(self, splits: Splits) -> Splits:
-        """Let the sources of a data set decode like this."""
+        """Sets these settings on all sources of a data set."""
         for source in (splits.train, splits.test, *splits.others.values()):
             if source is not None:
                 source.decoding = self  # type: ignore[attr-defined]
@@ -58,12 +58,12 @@ RGB = Decoding()  # 8 bits, and no image larger than Pillow takes
 
 
 def channels_of(source: object) -> int:
-    """Of the images of a source: 3 where it says nothing."""
+    """Returns the number of channels of a source's images: 3 where the source does not say."""
     return getattr(source, "decoding", RGB).channels
 
 
 def in_colour(pixels: Tensor) -> Tensor:
-    """Pixels [B, C, h, w] in [0, 1] as [B, 3, h, w] to look at: one channel as grey, of more the first three."""
+    """Converts pixels [B, C, h, w] in [0, 1] to [B, 3, h, w] for display: one channel as grey, else the first three."""
     channels = pixels.shape[1]
     if channels < 3:
         return pixels[:, :1].expand(-1, 3, -1, -1)
@@ -71,7 +71,7 @@ def in_colour(pixels: Tensor) -> Tensor:
 
 
 def say_once(kind: str, line: str) -> None:
-    """Tell on stderr what is true of many files by the first of them: once a run, by no worker, by one process."""
+    """Prints a line on stderr once per run, from one process and no worker, though it holds for many files."""
     worker = multiprocessing.parent_process() is not None
     if kind in _said or worker or os.environ.get("LOCAL_RANK", "0") != "0":
         return

@@ -1,4 +1,4 @@
-"""Which images a run is trained on: noticed when files change, recognised when the whole has moved.
+"""Identity of the training images: detects changed files, and recognises a data set that was moved as a whole.
 
 Names from the common folder on, sizes, contents by samples, labels and order make the identity. Where a file lies and
 when it was written do not: a copy is the same data. Its times (of change too, ctime, which nobody can set) are only a
@@ -33,7 +33,7 @@ _Facts = tuple[int, int, int]  # size, time of writing, time of change; ns, or w
 
 @dataclass
 class Identity:
-    """F files of a training split."""
+    """Identity of a training split with F files."""
 
     digest: str  # of all but where and when
     images: int
@@ -42,11 +42,11 @@ class Identity:
     contents: np.ndarray  # int64 [F], a hash
 
     def brief(self) -> dict[str, Any]:
-        """What travels in a checkpoint."""
+        """Returns the short form of the identity that a checkpoint stores."""
         return {"digest": self.digest, "images": self.images, "files": len(self.names)}
 
     def write(self, path: Path) -> None:
-        """Whole or not at all; 50,000 files are 3 MB. Raises Unwritable."""
+        """Writes the identity atomically; 50,000 files take 3 MB. Raises Unwritable."""
         import pyarrow as pa
 
         columns = {"name": pa.array(self.names, pa.large_binary()), "content": self.contents}
@@ -64,7 +64,7 @@ _COLUMNS = ("size", "written", "changed")
 
 
 def read_identity(path: Path) -> Identity | None:
-    """What :meth:`Identity.write` wrote; None where it is not there or damaged: files are then read again."""
+    """Reads what :meth:`Identity.write` wrote; None if it is missing or damaged: the files are then read again."""
     import pyarrow as pa
 
     try:
@@ -80,7 +80,7 @@ def read_identity(path: Path) -> Identity | None:
 
 
 def identity_of(source: Source, before: Identity | None = None) -> Identity | None:
-    """Of a training split as it is now; None where nothing tells: a source of somebody else's.
+    """Computes the identity of a training split as it is now; None for a custom source that does not list its files.
 
     Args:
         source: the split; no image is decoded.
@@ -107,7 +107,7 @@ def identity_of(source: Source, before: Identity | None = None) -> Identity | No
 
 
 def changes(before: Identity, now: Identity) -> str:
-    """What has become of the files, in words: how many were added, removed, renamed, edited or exchanged."""
+    """Describes how the files have changed: how many were added, removed, renamed, edited or exchanged."""
     old = {name: place for place, name in enumerate(before.names)}
     new = {name: place for place, name in enumerate(now.names)}
     gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
@@ -137,7 +137,7 @@ def _content(identity: Identity, place: int) -> tuple[int, int]:
 
 
 def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: Identity | None) -> np.ndarray:
-    """Hashes, those of unchanged files from ``before``."""
+    """Returns the content hashes of all files; those of unchanged files are taken from ``before``."""
     contents, unknown = np.zeros(len(paths), np.int64), np.ones(len(paths), bool)
     if before is not None:
         places = {name: place for place, name in enumerate(before.names)}
@@ -150,7 +150,7 @@ def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: I
 
 
 def _many(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
-    """The function of each, by threads: it waits for files."""
+    """Calls the function for each value, in threads, because it waits for files."""
     parts = [values[first : first + _CHUNK] for first in range(0, len(values), _CHUNK)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return [found for part in pool.map(lambda part: [function(value) for value in part], parts) for found in part]
@@ -168,7 +168,7 @@ def _facts(path: str) -> _Facts:
 
 
 def _hash(file: tuple[str, int]) -> int:
-    """Of what a file holds at some places, all of it where it is small; 0 where it cannot be read."""
+    """Hashes a file's contents at some places, or all of a small file; 0 where it cannot be read."""
     path, size = file
     digest = hashlib.blake2b(digest_size=8)
     try:

@@ -1,4 +1,4 @@
-"""Where batches come from: gathered from memory, or decoded by worker processes."""
+"""Loaders of batches: gathered from memory, or decoded by worker processes."""
 
 import itertools
 import multiprocessing
@@ -24,14 +24,14 @@ from unlabeled.objective import Batch, Support
 
 
 class Resumable:
-    """Tells Lightning that a loader goes on where a run was stopped. It has no state: its order knows the next step."""
+    """Tells Lightning that the loader resumes where a run stopped. It has no state: its order knows the next step."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """From the next step on."""
+        """Yields batches from the next step on."""
         raise NotImplementedError
 
     def peek(self) -> Batch:
-        """The first batch of the iteration that comes next, which gives it again."""
+        """Returns the first batch of the next iteration, without consuming it."""
         return next(iter(self))
 
     def state_dict(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Resumable:
 
 
 class ArrayLoader(Resumable):
-    """Batches gathered from images in memory: that of the GPU where there is room for them."""
+    """Loads batches from images in memory: in GPU memory if they fit there."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ArrayLoader(Resumable):
 
 
 class LazyLoader(Resumable):
-    """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed.
+    """Loads batches that worker processes decode; a corrupt image is replaced by the next one, counted and listed.
 
     Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label. The
     place of a labelled image beside a batch is taken by another one of its class.
@@ -106,7 +106,7 @@ class LazyLoader(Resumable):
         yield from begun or self._batches()
 
     def peek(self) -> Batch:
-        """As of every loader, without decoding its images twice."""
+        """Returns the first batch of the next iteration, without decoding its images twice."""
         batches = self._begun or self._batches()
         first = next(batches)
         self._begun = itertools.chain([first], batches)
@@ -123,7 +123,7 @@ class LazyLoader(Resumable):
                 yield batch
 
     def _from_workers(self) -> Iterator[Batch]:
-        """One that is killed while it hands a batch over is else told as a broken connection, without a reason."""
+        """Yields batches from the workers; names the reason if a worker is killed, as torch reports no reason."""
         try:
             yield from self.loader
         except (ConnectionError, EOFError) as error:
@@ -144,7 +144,7 @@ class LazyLoader(Resumable):
 
 
 class _Joined(Sampler[list[int]]):
-    """Positions of a batch with those of its support behind them: one list is what a worker is given."""
+    """Appends the positions of the support to those of a batch: a worker is given a single list."""
 
     def __init__(self, batches: GlobalOrder | list[list[int]], support: SupportOrder) -> None:
         self.batches, self.support = batches, support
@@ -177,7 +177,7 @@ class _LazyImages(Dataset[Batch]):
 
 
 class IgnoreSignals:
-    """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
+    """Makes workers ignore signals that a terminal or cluster sends to all, until the training process has stopped.
 
     That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
     """
@@ -199,7 +199,7 @@ class IgnoreSignals:
 
 
 def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, ids and sizes of a batch."""
+    """Returns images, ids and sizes of a batch."""
     images, ids = zip(*decoded, strict=True)
     together, sizes = pad_to_largest(list(images))
     return together, torch.tensor(ids), sizes
@@ -210,14 +210,14 @@ def _as_is(batch: Any) -> Any:
 
 
 def _intact(batch: Batch, asked: list[int]) -> Batch:
-    """Without the rows whose image was replaced by a successor."""
+    """Drops the rows whose image was replaced by the next one."""
     keep = batch.ids == torch.tensor(asked)
     sizes = None if batch.sizes is None else batch.sizes[keep]
     return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
 
 
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
-    """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
+    """Takes rows of the images in memory, on ``device`` or in pinned memory for a copy that overlaps computing."""
     held, own, sizes = source.images, source.ids.device, None
     rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")  # or the host would wait for a GPU
     rows = rows.to(own, non_blocking=True)
@@ -238,7 +238,7 @@ def _on(source: DecodedSource, device: torch.device) -> DecodedSource:
 
 
 def _has_room(images: Tensor | list[Tensor], device: torch.device) -> bool:
-    """Whether a GPU can hold the images and still have three quarters of its free memory for training."""
+    """Checks whether the images fit into a quarter of the free GPU memory, so that the rest is left for training."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""Images held in memory as uint8: sources that are born so, and any source decoded once."""
+"""Images held in memory as uint8: sources that are arrays, and any source decoded once."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # all bytes of some images,
 
 
 class ArraySource:
-    """A source whose images are an array already: uint8 [N, 3, S, S], with int64 labels [N]."""
+    """A source whose images are already an array: uint8 [N, 3, S, S], with int64 labels [N]."""
 
     square = True
 
@@ -50,7 +50,7 @@ class ArraySource:
 
 @dataclass
 class DecodedSource:
-    """All images of a source that can be decoded, in its order. M is their number."""
+    """The M images of a source that could be decoded, in its order."""
 
     images: Tensor | list[Tensor]  # uint8 [M, C, S, S]; of whole images M tensors, uint8 [C, h, w]
     ids: Tensor  # int64 [M], positions in the source
@@ -77,7 +77,7 @@ def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSo
 
 
 def bytes_needed(source: Source) -> int:
-    """Memory that ``decode_all`` would allocate, in bytes: 0 for an ArraySource, which is in memory already.
+    """Returns the bytes that ``decode_all`` would allocate: 0 for an ArraySource, which is in memory already.
 
     For whole images a guess: 64 of them, evenly spaced, are decoded, and the corrupt ones left out of the mean.
     """
@@ -87,7 +87,7 @@ def bytes_needed(source: Source) -> int:
 
 
 def look_at_some(source: Source) -> None:
-    """Decode a few images in this process, so that it says what workers would say, each for itself, or not at all."""
+    """Decodes a few images in this process, so that warnings appear once and not from each worker, or never."""
     if isinstance(source, HasEncodedImages):
         for number in range(min(_LOOKED_AT, len(source))):
             with suppress(CorruptImage):
@@ -95,7 +95,7 @@ def look_at_some(source: Source) -> None:
 
 
 def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
-    """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, h, w] and the index it came from.
+    """Decodes image ``index``, or the next intact one (cyclically): uint8 [3, h, w], and the index it came from.
 
     A pure function of the index, so a batch keeps its shape and a resumed run its samples. Raises UserError when no
     image can be decoded.
@@ -111,7 +111,7 @@ def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """Images uint8 [N, 3, S, S] resized to [N, 3, size, size] as ``decode.to_rgb`` does; the same object if equal."""
+    """Resizes images uint8 [N, 3, S, S] to [N, 3, size, size] as ``decode.to_rgb`` does; the same object if equal."""
     if images.shape[-1] == size:
         return images
     pictures = (Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images)
@@ -119,12 +119,12 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 
 def _most_bytes(source: Source) -> int:
-    """Of one image."""
+    """Returns the largest number of bytes that one image can take."""
     return channels_of(source) * source.image_size**2 * (1 if source.square else 2)
 
 
 def _mean_bytes(source: Source) -> float:
-    """Of one image, by a sample; the most if none of the sample can be decoded."""
+    """Returns the mean bytes of one image, from a sample; the largest possible if none of the sample can be decoded."""
     count, found = min(_SAMPLE, len(source)), []
     for number in range(count):
         with suppress(CorruptImage):
@@ -133,7 +133,7 @@ def _mean_bytes(source: Source) -> float:
 
 
 class _Chunks(Dataset[Any]):
-    """Runs of images, decoded together: all their bytes, their shapes, and name and reason of the corrupt by index."""
+    """Decodes chunks of images: returns their bytes, shapes, and name and reason of each corrupt one by index."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -154,7 +154,7 @@ class _Chunks(Dataset[Any]):
 
 
 def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, str]) -> Decoded:
-    """The images in order; name and reason of those left out go into ``corrupt``."""
+    """Yields the images in order; adds name and reason of the corrupt ones to ``corrupt``."""
     chunks = _Chunks(source)
     workers = workers if len(chunks) > 1 else 0
     # Processes, not threads: of a 32 pixel image most is Python, and two threads took longer than one (GIL).
@@ -167,7 +167,7 @@ def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, st
 
 
 def _as_array(decoded: Decoded, source: Source) -> Tensor:
-    """Square images in one tensor; what corrupt ones leave free at its end is never touched."""
+    """Puts square images into one tensor; the memory at its end that corrupt ones leave free is never touched."""
     array = torch.empty(len(source), channels_of(source), source.image_size, source.image_size, dtype=torch.uint8)
     count = 0
     for pixels, shapes in decoded:
@@ -177,7 +177,7 @@ def _as_array(decoded: Decoded, source: Source) -> Tensor:
 
 
 def _as_list(decoded: Decoded) -> list[Tensor]:
-    """Each in memory of its own: that of a worker is scarce, and all images of a message would keep it together."""
+    """Copies each image out of the worker's memory, which is scarce: one image would keep a whole message there."""
     images: list[Tensor] = []
     for pixels, shapes in decoded:
         parts = torch.split(pixels, [math.prod(shape) for shape in shapes])

@@ -1,4 +1,4 @@
-"""One decoding and one copy of the images for all processes of a machine."""
+"""Decodes the images once per machine and shares one copy between all its processes."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ from unlabeled.errors import UserError
 
 
 def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
-    """What ``decode`` returns, called by the first process of each machine; the others map the same memory.
+    """Calls ``decode`` in the first process of each machine; the other processes map the same memory.
 
     That is a Linux memfd: a file without a name and outside of /dev/shm, that ends with the last process that has it,
     whatever ended them. To be called by all processes; where this is no Linux each decodes by itself.
@@ -49,7 +49,7 @@ def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torc
 
 
 def _wait(path: str, first: int) -> None:
-    """Until the lock is given up, by the process that holds it or by its end."""
+    """Waits until the process that holds the lock releases it or ends."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -61,6 +61,6 @@ def _wait(path: str, first: int) -> None:
 
 
 def _machine() -> int:
-    """Equal on processes that see each other's open files: of one machine, and of one container on it."""
+    """Returns a number that is equal on processes that see each other's open files: same machine and same container."""
     seen = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     return int.from_bytes(hashlib.sha256(seen.encode()).digest()[:7])

@@ -1,4 +1,4 @@
-"""What every data source is: images that can be decoded one by one, and the splits made of them."""
+"""Protocols of data sources: a source decodes images one by one, and splits are made of sources."""
 
 import os
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class CorruptImage(Exception):
 
 
 class Source(Protocol):
-    """One split of a data set. Cheap to create: it reads lists and labels, and no pixels."""
+    """One split of a data set. It is cheap to create: it reads lists and labels, and no pixels."""
 
     classes: list[str]  # class names in label order; [] where nothing is labelled
     labels: Tensor  # int64 [N], -1 where there is no label
@@ -25,29 +25,29 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def decode(self, index: int) -> Tensor:
-        """Image ``index`` as uint8 [C, h, w], C = 3 unless ``data.channels`` is another.
+        """Decodes image ``index`` to uint8 [C, h, w], C = 3 unless ``data.channels`` is another number.
 
         Raises CorruptImage. Safe in threads and in workers.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What a user would call this image: its path, or file and row."""
+        """Returns the name that a user knows this image by: its path, or file and row."""
         ...
 
 
 @runtime_checkable
 class HasEncodedImages(Protocol):
-    """What a source of encoded images has besides, for ``unlabeled.commands.inspect``; one of arrays goes without."""
+    """Protocol of a source of encoded images, used by ``unlabeled.commands.inspect``; array sources do not have it."""
 
     def encoded(self, index: int) -> bytes | Path:
-        """Image ``index`` as it is stored: its bytes, or its file. Raises CorruptImage where there is none."""
+        """Returns image ``index`` as it is stored: its bytes, or its file. Raises CorruptImage where there is none."""
         ...
 
 
 @dataclass
 class Splits:
-    """A data set: what is pretrained on, and what is only ever evaluated on."""
+    """A data set: one split to pretrain on, and others that are only evaluated on."""
 
     train: Source
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
@@ -59,10 +59,10 @@ class Splits:
 
 
 def common_folder(source: Source) -> str:
-    """The folder of all images with its final separator, "" where names are no paths: what differs between machines."""
+    """Returns the folder of all images with its final separator: it may differ between machines. "" without paths."""
     return shared_folder([source.name(index) for index in range(len(source))])
 
 
 def shared_folder(paths: list[str]) -> str:
-    """The folder that all paths lie in, with its final separator."""
+    """Returns the folder that contains all paths, with its final separator."""
     return os.path.join(os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]), "")

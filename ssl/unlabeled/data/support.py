@@ -1,4 +1,4 @@
-"""Labelled images beside each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
+"""Adds labelled images to each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
 
 The official sampler keeps iterators (facebookresearch/suncet, data_manager.py ``ClassStratifiedSampler``); here the
 support of a step is a function of (seed, step), so that nothing has to be saved and every process sees the same one.
@@ -23,7 +23,7 @@ _CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and f
 
 @dataclass(frozen=True)
 class ClassBalanced:
-    """Which labelled images a method may use, and how many of them lie beside each batch; all numbers are global.
+    """Settings of the support: which labelled images, and how many of them per batch; all numbers are global.
 
     Args:
         labels_file, fraction, per_class, seed: which images, see :class:`unlabeled.data.labels.LabelSelection`.
@@ -51,11 +51,11 @@ class ClassBalanced:
 
     @property
     def images_per_step(self) -> int:
-        """Over all processes."""
+        """Returns the labelled images of one step over all processes."""
         return self.classes_per_batch * self.images_per_class
 
     def choose(self, source: Source, processes: int) -> LabelList:
-        """The list that the support is drawn from; reads labels and names, no image.
+        """Returns the list that the support is drawn from; reads labels and names, no image.
 
         Raises:
             UserError: these labels cannot serve, or a step cannot be shared out among the processes.
@@ -70,7 +70,7 @@ class ClassBalanced:
         return labels
 
     def check(self, labels: Tensor, names: list[str]) -> None:
-        """Raise UserError unless ``labels`` [n] hold enough classes, and enough images of each."""
+        """Raises UserError unless ``labels`` [n] hold enough classes, and enough images of each."""
         counts = labels.bincount()
         classes = counts.nonzero().flatten()
         if len(classes) < self.classes_per_batch:
@@ -89,19 +89,19 @@ class ClassBalanced:
 
     @property
     def choice(self) -> LabelSelection:
-        """Which images may be used."""
+        """Returns the selection of the images that may be used."""
         return LabelSelection(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
 
 
 @runtime_checkable
 class NeedsSupport(Protocol):
-    """An objective that wants labelled images beside each batch (PAWS); every other one needs no label."""
+    """Protocol of an objective that needs labelled images in each batch (PAWS); no other objective needs labels."""
 
     support: ClassBalanced  # which
 
 
 class SupportOrder:
-    """Positions of the labelled images that this process sees, step by step.
+    """Yields the positions of the labelled images of this process, step by step.
 
     Round r of the classes is a permutation drawn from (seed, r), cut into steps of ``classes_per_batch`` classes;
     classes that do not fill a last step are left out of that round. A class goes through its images in permutations
@@ -142,7 +142,7 @@ class SupportOrder:
             step += 1
 
     def rows(self, step: int) -> Tensor:
-        """The whole support of one step, over all processes: positions, int64 [images per step]."""
+        """Returns the whole support of one step, over all processes: positions, int64 [images per step]."""
         number = self.settings.classes_per_batch
         turn, block = divmod(step, len(self._members) // number)
         order = _permutation(len(self._members), self.seed, _CLASSES, turn)
@@ -150,7 +150,7 @@ class SupportOrder:
         return torch.stack([self._images(which, turn) for which in classes], 1).flatten()
 
     def _images(self, which: int, turn: int) -> Tensor:
-        """Images of a class in one round, [images per class]."""
+        """Returns the images of a class in one round, [images per class]."""
         number = self.settings.images_per_class
         epoch, place = divmod(turn, len(self._members[which]) // number)
         return self._shuffled(which, epoch)[place * number : (place + 1) * number]
@@ -165,7 +165,7 @@ def _permutation(size: int, *seeds: int) -> Tensor:
 
 
 def decode_labelled(source: Source, index: int, listed: Tensor) -> tuple[Tensor, int]:
-    """Image ``index``, or the next listed one of its class (cyclically) that is not corrupt: uint8 [3, S, S] and index.
+    """Decodes image ``index``, or the next intact listed one of its class (cyclically): uint8 [3, S, S], and its index.
 
     A neighbour of another class, or one that the list leaves out, must not stand under this label.
 

@@ -1,4 +1,4 @@
-"""What a data set was taken for, in sentences: its splits, their classes, and the images of each."""
+"""Describes how a data set was read: its splits, their classes, and the images of each."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from unlabeled.data.source import Source, Splits
 
 
 def understood(splits: Splits) -> list[str]:
-    """A line for each split: "train: 1,347 images, 10 classes of 131 to 140 images"."""
+    """Returns a line for each split: "train: 1,347 images, 10 classes of 131 to 140 images"."""
     tests = {} if splits.test is None else {"test": splits.test}
     named = {"train": splits.train} | tests | {f"test {name}": other for name, other in splits.others.items()}
     lines = [f"{name}: {_counts(source)}" for name, source in named.items()]
@@ -15,7 +15,7 @@ def understood(splits: Splits) -> list[str]:
 
 
 def all_left_out(splits: Splits, corrupt: Sequence[str]) -> LeftOut:
-    """What lies beside the images, and the images that could not be decoded so far, by their names."""
+    """Counts the files that are not images, and the images that could not be decoded so far, by their names."""
     return merged([splits.left_out, of_corrupt(list(corrupt))])
 
 

@@ -1,4 +1,4 @@
-"""How fast one process decodes, and how many of them feed a training."""
+"""Measures how many images one process decodes per second, and how many processes a training needs."""
 
 import math
 import time
@@ -14,7 +14,7 @@ TIMED, SECONDS = 512, 5.0  # images that are timed, until so much time is gone
 
 
 def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:
-    """What this process decodes in a second, and how many like it ``wanted`` images a second need.
+    """Measures images per second of this process, and how many such processes ``wanted`` images per second need.
 
     ``ids`` [M] are positions of images that can be decoded; some, evenly spaced, are, until some seconds are gone. They
     were just read: a disk that is slower than its cache does not show.

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: with equal pixels, and nearly so; within train, within test, and in both."""
+"""Finds duplicate images, with equal pixels or nearly so: within train, within test, and across both."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PLACES = ("train", "train and test", "test")  # by the number of a pair's images
 
 @dataclass
 class ImageHashes:
-    """Both splits behind one another, of each image what duplicates are found by. N is their number."""
+    """Hashes of the images of both splits, train first, by which duplicates are found. N is the number of images."""
 
     digests: NDArray[np.uint64]  # [N, 2]
     hashes: NDArray[np.uint16]  # [N, 4]
@@ -25,7 +25,7 @@ class ImageHashes:
 
 @dataclass
 class ExactDuplicates:
-    """Images with equal pixels."""
+    """Groups of images with equal pixels."""
 
     first: Ints  # [N], the first image with the same pixels, which may be the image itself
     groups: list[Ints]  # images of each picture that is there more than once, ascending
@@ -35,7 +35,7 @@ class ExactDuplicates:
 
 @dataclass
 class NearDuplicates:
-    """Images that look alike, and have not the same pixels; of equal ones only the first is compared."""
+    """Pairs of images that look alike without equal pixels; of a group with equal pixels only the first is compared."""
 
     pairs: Ints  # [P, 3]: two images and the number of bits, the nearest first
     count: dict[str, int]  # of pairs by place, those beyond MOST_PAIRS too
@@ -44,7 +44,7 @@ class NearDuplicates:
 
 
 def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
-    """Of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
+    """Collects the hashes of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
     return ImageHashes(
         np.concatenate([each.digests for each in surveys]),
         np.concatenate([each.hashes for each in surveys]),
@@ -55,7 +55,7 @@ def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
 
 
 def find_equal(images: ImageHashes) -> ExactDuplicates:
-    """Group images by their digests."""
+    """Groups images that have equal digests."""
     first = first_of_equal(images.digests)
     repeats = np.flatnonzero(first != np.arange(len(first)))
     members = np.isin(first, first[repeats])  # of a group
@@ -71,7 +71,7 @@ def find_equal(images: ImageHashes) -> ExactDuplicates:
 
 
 def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
-    """For each row of [N, 2] the first row that equals it, [N]."""
+    """Returns for each row of [N, 2] the index of the first row that equals it, [N]."""
     order = np.lexsort(digests.T)
     ordered = digests[order]
     begins = np.ones(len(order), bool)
@@ -82,7 +82,7 @@ def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
 
 
 def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> NearDuplicates:
-    """All pairs whose hashes differ in at most ``distance`` bits, plain images left out."""
+    """Finds all pairs whose hashes differ in at most ``distance`` bits; plain images are left out."""
     chosen = np.flatnonzero((exact.first == np.arange(len(exact.first))) & ~images.plain)
     like_train, count, conflicts = np.zeros(len(images.test), bool), np.zeros(3, np.int64), 0
     kept = np.empty((0, 3), np.int64)

@@ -1,4 +1,4 @@
-"""A hash that pictures of one motif share, and all pairs of hashes that differ in few bits.
+"""Perceptual hash, equal or nearly so for similar images, and a search for all pairs that differ in few bits.
 
 The hash is the signs of the 64 lowest frequencies of the brightness (pHash, Zauner 2010, with signs in place of its
 comparison with the median). Measured on CIFAR-10 (60,000 images, 1.8 billion pairs, 100 of each kind judged by eye): of
@@ -32,7 +32,7 @@ Pairs = tuple[Ints, Ints, Ints]  # first, second > first, and in how many bits t
 
 
 def brightness(image: Tensor) -> Tensor:
-    """uint8 [C, h, w] → float32 [32, 32] in 0..255, antialiased; smaller images are enlarged; not RGB: the mean."""
+    """Converts uint8 [C, h, w] to grey float32 [32, 32] in 0..255, antialiased; if not RGB, by the mean of channels."""
     weights = torch.tensor(_LUMINANCE if len(image) == 3 else [1 / len(image)] * len(image))
     grey = (image.float() * weights[:, None, None]).sum(0)
     fitted = F.interpolate(grey[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -40,7 +40,7 @@ def brightness(image: Tensor) -> Tensor:
 
 
 def perceptual_hash(grey: Tensor) -> tuple[Hashes, NDArray[np.bool_]]:
-    """Hashes of pictures [N, 32, 32] as :func:`brightness` gives them, and which are too plain for theirs to count.
+    """Hashes pictures [N, 32, 32] as :func:`brightness` returns them, and marks those too plain for a useful hash.
 
     Unchanged by brightness and contrast. Flat pictures all have the hash 0: they must be left out of comparisons.
     """
@@ -52,21 +52,21 @@ def perceptual_hash(grey: Tensor) -> tuple[Hashes, NDArray[np.bool_]]:
 
 
 def _cosines() -> Tensor:
-    """The first 16 rows of the orthonormal DCT-II, float64 [16, 32]."""
+    """Returns the first 16 rows of the orthonormal DCT-II, float64 [16, 32]."""
     k, i = torch.arange(16, dtype=torch.float64)[:, None], torch.arange(SIDE, dtype=torch.float64)
     scale = torch.where(k == 0, 1.0, 2.0).div(SIDE).sqrt()
     return scale * torch.cos(torch.pi * (2 * i + 1) * k / (2 * SIDE))
 
 
 def _order() -> Tensor:
-    """Where the 64 lowest of the 16 × 16 frequencies lie, but for the mean; every fourth goes into the same band."""
+    """Returns the places of the 64 lowest of 16 × 16 frequencies, mean excluded; every fourth goes to the same band."""
     vertical, horizontal = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
     lowest = ((vertical + horizontal) * 16 + vertical).flatten().argsort()[1 : BITS + 1]
     return lowest.view(-1, BANDS).T.flatten()
 
 
 def near_pairs(hashes: Hashes, distance: int) -> Iterator[Pairs]:
-    """Every pair of ``hashes`` that differs in at most ``distance`` bits, once, in pieces: no approximation.
+    """Yields every pair of ``hashes`` that differs in at most ``distance`` bits, once, in pieces; exact.
 
     Of two that do, one of the four bands differs in at most a fourth of ``distance`` bits (multi-index hashing, Norouzi
     et al. 2012). So only pairs that share a band but for so few bits are compared: of a million random hashes and
@@ -82,7 +82,7 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[Pairs]:
 
 
 def _sharing(keys: NDArray[np.uint16], radius: int) -> Iterator[tuple[Ints, Ints]]:
-    """Pairs of keys that differ in at most ``radius`` bits, each once."""
+    """Yields the pairs of keys that differ in at most ``radius`` bits, each once."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(np.bincount(ordered, minlength=2**16))])
@@ -99,13 +99,13 @@ def _sharing(keys: NDArray[np.uint16], radius: int) -> Iterator[tuple[Ints, Ints
 
 
 def _masks(radius: int) -> list[int]:
-    """Numbers of 16 bits of which at most ``radius`` are set."""
+    """Returns the 16-bit numbers with at most ``radius`` bits set."""
     chosen = (bits for count in range(radius + 1) for bits in itertools.combinations(range(16), count))
     return [sum(1 << bit for bit in bits) for bits in chosen]
 
 
 def _ranges(rows: Ints, begin: Ints, end: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Each row beside each number of its range begin..end - 1, in pieces."""
+    """Yields each row beside each number of its range begin..end - 1, in pieces."""
     counts = end - begin
     total = np.cumsum(counts)
     at = 0

@@ -1,4 +1,4 @@
-"""One look at every image of a split, by worker processes: of each a few dozen bytes are kept, of all some sums."""
+"""Reads every image of a split once, in worker processes; keeps a few dozen bytes per image, and sums over all."""
 
 import hashlib
 import sys
@@ -24,7 +24,7 @@ _CHUNK = 128  # images in a message of a worker; their order and the sums do not
 
 @dataclass
 class Survey:
-    """What is known of the M images that could be decoded, in the order of the source."""
+    """Measurements of the M images that could be decoded, in the order of the source."""
 
     ids: Ints  # [M], positions in the source
     sizes: NDArray[np.int32]  # [M, 2], height and width before they are reduced
@@ -40,7 +40,7 @@ class Survey:
     corrupt: dict[int, str] = field(default_factory=dict)  # name and reason by position
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of each channel over all pixels, in units where white is 1; divided by the number of pixels, not one less.
+        """Returns mean and standard deviation of each channel over all pixels; 1 is white, the divisor is N, not N − 1.
 
         From integer sums: exact but for the last rounding. NaN without an image.
         """
@@ -53,7 +53,7 @@ class Survey:
 
 
 def survey(source: Source, positions: Ints, workers: int, title: str) -> Survey:
-    """Look at the images at ``positions`` [n] of a source, once, with ``workers`` processes (0: in this one).
+    """Reads the images at ``positions`` [n] of a source, once, with ``workers`` processes (0: in this one).
 
     ``title`` stands beside a progress bar, on a terminal only.
     """
@@ -89,7 +89,7 @@ class _Chunks(Dataset[Survey]):
 
 
 class _Look:
-    """What is kept of one image; raises CorruptImage."""
+    """Measures one image; raises CorruptImage."""
 
     def __init__(self, source: Source, index: int) -> None:
         image = source.decode(index)
@@ -103,7 +103,7 @@ class _Look:
 
 
 def _stored(source: Source, index: int, image: Tensor) -> tuple[Header, int]:
-    """Header and length of its file; of the pixels where there is none."""
+    """Returns the header and the length of the image's file; of the pixels where there is no file."""
     if not isinstance(source, HasEncodedImages):
         return Header("pixels in memory", "", *image.shape[1:]), image.nbytes
     data = source.encoded(index)
@@ -111,7 +111,7 @@ def _stored(source: Source, index: int, image: Tensor) -> tuple[Header, int]:
 
 
 def stored_bytes(data: bytes | Path) -> int:
-    """Length of an encoded image or its file."""
+    """Returns the length in bytes of an encoded image or its file."""
     return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 

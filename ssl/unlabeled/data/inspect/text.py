@@ -1,4 +1,4 @@
-"""The report of ``unlabeled.commands.inspect`` for people: the same markdown in the terminal and in the file."""
+"""Formats the report of ``unlabeled.commands.inspect``: the same markdown in the terminal and in the file."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from unlabeled.data.lists.left_out import lines
 
 
 def format_report(report: dict[str, Any], most: int) -> str:
-    """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
+    """Formats the contents of ``inspect.json`` as markdown; shows the first ``most`` entries of each list."""
     parts = [f"# {in_markdown(report['data'])}"]
     parts += _whole(report)
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
@@ -20,7 +20,7 @@ def format_report(report: dict[str, Any], most: int) -> str:
 
 
 def _whole(report: dict[str, Any]) -> list[str]:
-    """What the data set was taken for, and what of it is not used."""
+    """Describes how the data set was read, and which parts of it are not used."""
     rows = [f"- {each}" for each in report["understood"]]
     rows += [f"- left out: {each}" for each in lines(report["left_out"])]
     rows += [f"- damaged: {each}" for each in report["damaged"]]

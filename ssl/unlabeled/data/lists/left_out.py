@@ -1,4 +1,4 @@
-"""What a data set holds that is not used: how many of each kind, with examples, so that nothing is lost in silence."""
+"""Counts the files of a data set that are not used, by reason and with examples, so that all of them are reported."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ LeftOut = dict[str, dict[str, Any]]  # reason → {"count": n, "examples": names
 
 
 def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
-    """Count one file or member under a reason, which reads well behind a number: "broken links"."""
+    """Counts one file or member under a reason, which reads well after a number: "broken links"."""
     found = left.setdefault(reason, {"count": 0, "examples": []})
     found["count"] += 1
     if len(found["examples"]) < EXAMPLES:
@@ -19,7 +19,7 @@ def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
 
 
 def merged(parts: Iterable[LeftOut]) -> LeftOut:
-    """The sums of several, with the first examples."""
+    """Adds up several counts and keeps the first examples."""
     total: LeftOut = {}
     for part in parts:
         for reason, found in part.items():
@@ -30,7 +30,7 @@ def merged(parts: Iterable[LeftOut]) -> LeftOut:
 
 
 def of_corrupt(names: list[str]) -> LeftOut:
-    """Images that could not be decoded, by their names or by name and reason."""
+    """Counts images that could not be decoded, given by their names or by name and reason."""
     left: LeftOut = {}
     for name in names:
         leave_out(left, "corrupt images or damaged files", name)
@@ -38,7 +38,7 @@ def of_corrupt(names: list[str]) -> LeftOut:
 
 
 def lines(left: LeftOut) -> list[str]:
-    """One for each reason: "3 broken links (a.png, b.png, c.png)"."""
+    """Returns one line for each reason: "3 broken links (a.png, b.png, c.png)"."""
     return [
         f"{found['count']:,} {reason} ({', '.join(found['examples'])}"
         f"{', …' if found['count'] > len(found['examples']) else ''})"

@@ -1,4 +1,4 @@
-"""Lists of image files with the class of each: of a folder, and of several lists together."""
+"""Lists of image files with the class of each: of one folder, or of several lists joined."""
 
 import os
 import time
@@ -18,7 +18,7 @@ _NO_IMAGE = "files that are no images by their names"
 
 @dataclass
 class Listing:
-    """N image files of one split."""
+    """A list of N image files of one split."""
 
     root: Path  # of the paths
     index: Index  # column ``path``: relative to ``root``, or absolute
@@ -29,25 +29,27 @@ class Listing:
     of_folder: bool = True  # classes are sub-folders; False: labels that a file gives
 
     def path(self, row: int) -> str:
-        """Of one image, relative to ``root`` where it lies under it."""
+        """Returns the path of one image, relative to ``root`` where it lies under it."""
         return os.fsdecode(self.index.text("path", row))
 
     def first(self, chosen: np.ndarray) -> str | None:
-        """Path of the first of some rows."""
+        """Returns the path of the first of the chosen rows."""
         rows = np.flatnonzero(chosen)
         return self.path(int(rows[0])) if len(rows) else None
 
 
 def of_folder(root: Path, place: str | None) -> Listing:
-    """All images under a folder, owned by its sub-folders; kept in ``place``, see "
-    ":func:`unlabeled.data.lists.index.load_or_build`."""
+    """Lists all images under a folder, with the sub-folder that each belongs to.
+    
+    The list is stored in ``place``, see :func:`unlabeled.data.lists.index.load_or_build`.
+    """
     wanted: IndexNote = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}
     index = load_or_build(wanted, place, lambda note: _unchanged(root, note["folders"]), lambda: _scan(root))
     return Listing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
 
 
 def together(parts: list[Listing]) -> Listing:
-    """The images of several lists, one after the other, with the classes of all by their names."""
+    """Joins several lists into one, one after the other; classes with the same name become one."""
     if len(parts) == 1:
         return parts[0]
     classes = sorted({name for part in parts for name in part.classes})
@@ -64,7 +66,7 @@ def together(parts: list[Listing]) -> Listing:
 
 
 def first_image(root: Path, skip: list[str]) -> str | None:
-    """Some image under a folder, relative to it, that is not in the top folders ``skip``; None where there is none."""
+    """Returns some image under a folder (relative path), not in the top folders ``skip``; None if there is none."""
     extensions = readable_extensions()
     for folder in walk(root, {}, skip):
         names = _images(root, folder, extensions, {})
@@ -89,7 +91,7 @@ def _scan(root: Path) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
 
 
 def _unchanged(root: Path, folders: list[tuple[str, int]]) -> bool:
-    """Whether no file has come or gone: no file is looked at."""
+    """Checks by the folders' times alone whether no file was added or removed."""
     try:
         return all(os.stat(root / inside).st_mtime_ns == changed for inside, changed in folders)
     except OSError:
@@ -97,7 +99,7 @@ def _unchanged(root: Path, folders: list[tuple[str, int]]) -> bool:
 
 
 def _images(root: Path, folder: Folder, extensions: set[str], left_out: LeftOut) -> list[str]:
-    """Names of the images in a folder; one without an extension is one if its first bytes say so."""
+    """Returns the names of the images in a folder; a file without an extension is recognised by its first bytes."""
     found = []
     for name in folder.names:
         extension = extension_of(name)

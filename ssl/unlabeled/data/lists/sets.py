@@ -1,4 +1,4 @@
-"""What ``data.path``, ``data.train`` and ``data.test`` name: folders and lists, as train and test splits."""
+"""Reads ``data.path``, ``data.train`` and ``data.test``: folders and lists become train and test splits."""
 
 import os
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 
 
 class Reader:
-    """Lists what a folder or a list file holds.
+    """Lists the images of a folder or of a list file.
 
     Args:
         place: ``data.index``.
@@ -42,7 +42,7 @@ class Reader:
 
 @dataclass
 class Sets:
-    """The splits of a data set; the first of ``tests`` is the one that reports tell of."""
+    """The splits of a data set; the report shows the first of ``tests``."""
 
     train: Listing
     tests: list[Listing]
@@ -50,7 +50,7 @@ class Sets:
 
 
 def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool, reader: Reader) -> Sets:
-    """The splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
+    """Finds the splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
 
     Raises:
         UserError: one is not there, holds no image, or may be meant in two ways.
@@ -71,7 +71,7 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
 
 
 def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
-    """The test images under the numbers that their classes have in train.
+    """Gives the test images the class numbers of train, matched by the names of the classes.
 
     Raises:
         UserError: train lacks one of their classes. What test lacks is told, a sentence in ``told``.
@@ -91,12 +91,12 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
 
 
 def short_name(listed: Listing) -> str:
-    """The last part of where it lies, of each where there are several."""
+    """Returns the last part of the listing's path, or of each path where it has several."""
     return "+".join(os.path.basename(os.path.abspath(part)) for part in listed.where.split(", "))
 
 
 def distinct_names(tests: list[Listing]) -> list[str]:
-    """A name for each that a folder can have: the last part of where it lies, or all of it where these are alike."""
+    """Returns a distinct folder name for each test set: the last part of its path, or the whole path if equal."""
     names = [short_name(listed) for listed in tests]
     if len(set(names)) == len(names):
         return names
@@ -113,7 +113,7 @@ def _several(given: Paths, key: str) -> list[str]:
 
 
 def _places(base: Path, given: str, train: str | None, tests: list[str | None]) -> tuple[Path, dict[str | None, Path]]:
-    """Folder or list to train on, and those to test on by what names them."""
+    """Returns the folder or list to train on, and those to test on, keyed by the value that names them."""
     if base.is_dir():
         named = [name for name in tests if name not in (None, "none")]
         own = base / train if train is not None and is_list(train) else train_root(base, train, named)
@@ -132,7 +132,7 @@ def _places(base: Path, given: str, train: str | None, tests: list[str | None]) 
 
 
 def _joined(parts: list[Listing]) -> Listing:
-    """Raises UserError where there is no image, or an image is there twice."""
+    """Joins lists. Raises UserError where there is no image, or an image is listed twice."""
     for part in parts:
         if not len(part.index):
             left = "; ".join(lines(part.left_out))

@@ -1,4 +1,4 @@
-"""All folders under one, each once, with their regular files, each once: links are followed, loops are not."""
+"""Walks through all folders under a root and lists every regular file once: follows links, but never in a loop."""
 
 import os
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Folder:
 
 
 def walk(root: Path, left_out: LeftOut, skip: Iterable[str] = ()) -> list[Folder]:
-    """Each folder under ``root`` once, in the order of ``os.walk`` with sorted names.
+    """Lists each folder under ``root`` once, in the order of ``os.walk`` with sorted names.
 
     Of a folder or file that several names lead to, the one that is no link stays, else the first. What is not listed,
     but for the top folders ``skip``, goes into ``left_out``.
@@ -55,7 +55,7 @@ class _Walk:
         self.seen: set[_Identity] = set()
 
     def down(self, inside: str, by_link: bool) -> None:
-        """List a folder and those below it; below a link none that has been listed."""
+        """Lists a folder and those below it; below a link, only folders that were not listed before."""
         waiting = [inside]
         while waiting:
             inside = waiting.pop()
@@ -80,7 +80,7 @@ class _Walk:
             self.down(inside, True)
 
     def _list(self, folder: Folder) -> list[str]:
-        """The folders in it that are no links."""
+        """Lists one folder; returns the folders in it that are not links."""
         below: list[str] = []
         try:
             entries = sorted(os.scandir(self.root / folder.inside), key=lambda entry: entry.name)
@@ -121,7 +121,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> None:
-    """Drop further names of a file. Where inodes repeat files are asked: there are file systems that make them up."""
+    """Drops further names of the same file. Repeated inodes are checked, as some file systems make them up."""
     every = np.array([inode for folder in folders for inode in folder.inodes], np.uint64)
     values, counts = np.unique(every, return_counts=True)
     repeated = set(values[counts > 1].tolist())

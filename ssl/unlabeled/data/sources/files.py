@@ -1,4 +1,4 @@
-"""Local files, and those of object stores (``s3://``, ``gs://``, ``https://`` through fsspec), read by byte ranges."""
+"""Reads local files and files in object stores (``s3://``, ``gs://``, ``https://`` through fsspec) by byte ranges."""
 
 import fnmatch
 import glob
@@ -31,7 +31,7 @@ def is_url(path: str) -> bool:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """``size`` bytes from ``offset`` on, fewer where the file ends. Raises OSError. Safe in threads and in workers."""
+    """Reads ``size`` bytes from ``offset`` on, fewer where the file ends; safe in threads and workers. Raises OSError."""
     if not is_url(path):
         file = _open_file(path)  # held here, so that no other thread's opening can close it
         return os.pread(file.fileno(), size, offset)
@@ -40,7 +40,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """The file, to be read from its beginning to its end."""
+    """Opens a file to be read from its beginning to its end."""
     if not is_url(path):
         return open_regular(path)
     file: IO[bytes] = _ask_filesystem(
@@ -50,12 +50,12 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def file_stamps(paths: list[str]) -> list[list[Any]]:
-    """Path, size and time (or version) of each: what changes with a file. Raises OSError."""
+    """Returns path, size and time (or version) of each file: these change when the file changes. Raises OSError."""
     return map_paths(_stamp, paths)
 
 
 def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
-    """The function of each path, many at once where they are far away."""
+    """Calls the function for each path, many in parallel where the files are remote."""
     if not any(map(is_url, paths)):
         return [function(path) for path in paths]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -63,7 +63,7 @@ def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Res
 
 
 def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
-    """The files that ``pattern`` names in ``path``, a folder or the beginning that their paths share, sorted.
+    """Returns the files that ``pattern`` matches in ``path``, a folder or a shared beginning of paths, sorted.
 
     ``{000..146}`` and ``{a,b}`` name each of these files, which must be there; ``*``, ``?`` and ``**`` those that are.
 
@@ -94,7 +94,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
+    """Expands ``a-{00..02}.{x,y}`` to a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
 
     Raises UserError, before a name is made, where there would be none, or more than :data:`MOST_NAMES`.
     """
@@ -109,7 +109,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _options(braces: str) -> Sequence[Any]:
-    """As many elements as the braces stand for: counted, and not made."""
+    """Returns a sequence of the alternatives in the braces; a range is counted without being made."""
     span = _RANGE.fullmatch(braces)
     if span is None:
         return braces.split(",")
@@ -146,7 +146,7 @@ def is_file(path: str) -> bool:
 
 
 def _each_once(paths: list[str]) -> list[str]:
-    """Of each file the first name, whatever links lead to it; what is dropped is said."""
+    """Keeps the first name of each file, whatever links lead to it; prints what is dropped."""
     if any(map(is_url, paths)):
         return paths
     kept: dict[tuple[int, int], str] = {}
@@ -175,7 +175,7 @@ def _found(prefix: str, pattern: str) -> list[str]:
 
 
 def _globbed(prefix: str, pattern: str) -> list[str]:
-    """As ``glob.glob``, but that ``**`` enters each folder once: glob goes round a link to a folder above 40 times."""
+    """Matches like ``glob.glob``, but ``**`` enters each folder once: glob follows a link to a parent 40 times."""
     if "**" not in pattern:
         return glob.glob(glob.escape(prefix) + pattern)
     base = os.path.dirname(prefix) or "."
@@ -191,7 +191,7 @@ def _globbed(prefix: str, pattern: str) -> list[str]:
 
 
 def _fits(name: list[str], pattern: list[str]) -> bool:
-    """Whether folders and file name are those of a pattern, in which ``**`` is any number of folders."""
+    """Checks whether a path matches a pattern, in which ``**`` stands for any number of folders."""
     if not pattern:
         return not name
     if pattern[0] == "**":
@@ -201,7 +201,7 @@ def _fits(name: list[str], pattern: list[str]) -> bool:
 
 
 def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Result:
-    """What a store says; raises FileNotFoundError, and UserError for whatever else it raises instead."""
+    """Asks a store; raises FileNotFoundError, and UserError in place of any other error."""
     system, inside = _system(url)
     try:
         return question(system, inside)
@@ -213,7 +213,7 @@ def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Resul
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path inside it; fsspec keeps one of each kind in every process."""
+    """Returns the file system of a URL and the path inside it; fsspec keeps one file system per kind and process."""
     try:
         from fsspec.core import url_to_fs
 

@@ -1,4 +1,4 @@
-"""Image files in folders, one sub-folder per class or just images, or named by a list."""
+"""Reads image files from folders, with a sub-folder per class or just images, or from a list."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ from unlabeled.errors import UserError
 
 
 class FolderSource:
-    """A list of image files with their labels; files are opened when they are decoded and not before."""
+    """A source of listed image files with labels; a file is opened only when it is decoded."""
 
     decoding = RGB
 
@@ -65,7 +65,7 @@ def folder(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
+    """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
     ``path`` is a folder, a file that lists images (see :func:`unlabeled.data.lists.list_files.of_list`), or several of
     both, whose images are then one data set with the classes of all.

@@ -1,4 +1,4 @@
-"""Which members of a tar shard are images, and where the label of each stands."""
+"""Finds the members of a tar shard that are images, and the label of each."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Read = Callable[[int], bytes]  # the content of a member, at most so many bytes
 
 @dataclass(slots=True)
 class _Record:
-    """Members of one key."""
+    """The members that share one key."""
 
     key: bytes
     seen: set[bytes] = field(default_factory=set)  # extensions
@@ -34,7 +34,7 @@ class _Record:
 
 @dataclass(slots=True)
 class _Dotted:
-    """An image with a dot within its name, which is told from another kind of picture (x.seg.png) at the end."""
+    """An image with a dot in its name; whether it is another kind of picture (x.seg.png) is decided at the end."""
 
     row: int
     record: _Record
@@ -66,7 +66,7 @@ class Records:
         self._labels: dict[bytes, int] = {}  # of names with dots, without the extension
 
     def add(self, member: TarMember, read: Read) -> None:
-        """Take the next member. Raises UserError for a label that is no class number."""
+        """Takes the next member. Raises UserError for a label that is no class number."""
         folder, _, name = member.name.rpartition(b"/")
         if name.startswith(b"."):
             leave_out(self.left_out, "hidden members", member.name)
@@ -88,7 +88,7 @@ class Records:
             leave_out(self.left_out, _OTHER, member.name)
 
     def found(self) -> tuple[np.ndarray, list[bytes]]:
-        """Offset, size and label (-1: none) of each image, int64 [n, 3], and their names, in the shard's order."""
+        """Returns offset, size and label (-1: none) of each image, int64 [n, 3], and the names, in the shard's order."""
         kinds = {dotted.middle for dotted in self._dotted if dotted.record.has_image}
         further = {each.row: each for each in self._dotted if each.record.has_image or each.middle in kinds}
         own = {each.row: each.member.name.rpartition(b".")[0] for each in self._dotted}
@@ -133,7 +133,7 @@ class Records:
 
 
 def _label(content: bytes, labels: str, name: str) -> int:
-    """The class number in a member; -1 where its field is not there, or null."""
+    """Returns the class number in a member; -1 where its field is missing or null."""
     try:
         value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
         label = -1 if value is None else int(value)

@@ -1,4 +1,4 @@
-"""Encoded images in parquet files, as Hugging Face data sets store them."""
+"""Reads encoded images from parquet files, as Hugging Face data sets store them."""
 
 from typing import Any
 
@@ -30,8 +30,11 @@ MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
 
 
 class ParquetSource:
-    """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
-    are read by row groups; then an epoch's order goes by these ``blocks``."""
+    """A source of the rows of one or more parquet files, in order.
+    
+    The encoded bytes stay in memory, as arrow arrays that workers share, or are read by row groups; then an epoch's
+    order goes by these ``blocks``.
+    """
 
     decoding = RGB
 
@@ -49,7 +52,7 @@ class ParquetSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
-        """The image as its row holds it; raises CorruptImage."""
+        """Returns the image as its row holds it; raises CorruptImage."""
         try:
             found = self._table.encoded[index]
         except CorruptImage as error:
@@ -82,7 +85,7 @@ def parquet(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
+    """Reads images from the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
     ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
@@ -118,7 +121,7 @@ def parquet(
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
-    """One split's files; the columns of all are checked before the first image is read."""
+    """Reads one split's files; the columns of all are checked before the first image is read."""
     names = match_files(path, pattern, key, "parquet")
     files = [_open(name, key) for name in names]
     for name, file in zip(names, files, strict=True):
@@ -134,7 +137,7 @@ def _read(path: str, pattern: str, key: str, image_column: str, label_column: st
 
 
 def _encoded(names: list[str], files: list[Any], column: str) -> Any:
-    """The encoded images of all files: in memory, or to be read by row groups."""
+    """Returns the encoded images of all files: in memory, or to be read by row groups."""
     import pyarrow as pa
     import pyarrow.types as kinds
 

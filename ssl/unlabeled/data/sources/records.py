@@ -1,4 +1,4 @@
-"""Encoded images that are byte ranges of larger files: members of tar shards, values of arrow files, and such."""
+"""Reads encoded images that are byte ranges of larger files: members of tar shards, values of arrow files, and such."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from unlabeled.data.sources.files import read_range
 
 
 class RecordSource:
-    """The images of an index in its order; one read for each, from where it lies, and nothing is kept in memory.
+    """A source of the images of an index, in its order; each is read when asked for, and nothing is kept in memory.
 
     Args:
         index: int64 columns ``file`` (number in ``note["files"]``, whose elements begin with a path), ``offset`` and
@@ -55,7 +55,7 @@ class RecordSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of one image. Raises CorruptImage, with the reason."""
+        """Returns the bytes of one image. Raises CorruptImage, with the reason."""
         size = int(self._size[index])
         if size < 0:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
@@ -89,5 +89,5 @@ class RecordSource:
 
 
 def labels_of(index: Index) -> Tensor:
-    """The column ``label`` as int64 [N], a copy: torch warns of memory that must not be written to."""
+    """Returns the column ``label`` as int64 [N], copied because torch warns of read-only memory."""
     return torch.from_numpy(index.numbers("label").copy())

@@ -1,4 +1,4 @@
-"""Encoded images of parquet files that are too large for memory: a row group at a time, in an order that suits it."""
+"""Reads images of parquet files larger than memory, one row group at a time, in an order that reads each group once."""
 
 from functools import lru_cache
 from typing import Any
@@ -25,7 +25,7 @@ class Blocks:
         self.starts, self.window = starts, window
 
     def permutation(self, generator: torch.Generator) -> Tensor:
-        """All rows, int64 [N]: blocks in random order, and within each ``window`` of them rows in random order."""
+        """Returns all rows, int64 [N]: blocks in random order, and rows in random order within each ``window``."""
         order = torch.randperm(len(self.starts) - 1, generator=generator)
         sizes = self.starts.diff()[order]
         ends = sizes.cumsum(0)
@@ -35,7 +35,7 @@ class Blocks:
 
 
 class RowGroups:
-    """Row i of some parquet files as bytes; the row groups that were read last are kept, in each process its own.
+    """Reads row i of some parquet files as bytes; each process keeps the row groups that it read last.
 
     Args:
         names, metadata: of the files, ``pyarrow.parquet.FileMetaData``.
@@ -56,7 +56,7 @@ class RowGroups:
         return RowGroups, self._given  # without the row groups that this process keeps
 
     def __getitem__(self, index: int) -> bytes | None:
-        """Raises CorruptImage where the row group cannot be read; the message is the reason alone."""
+        """Returns one row. Raises CorruptImage where the row group cannot be read; the message is the reason alone."""
         group = int(np.searchsorted(self._starts, index, "right")) - 1
         value: bytes | None = self._group(group)[index - int(self._starts[group])].as_py()
         return value
@@ -78,11 +78,11 @@ class RowGroups:
 
 
 def encoded_bytes(metadata: list[Any], column: str) -> int:
-    """Of a column in all files, without compression."""
+    """Returns the uncompressed bytes of a column in all files."""
     return sum(_size(each, number, column) for each in metadata for number in range(each.num_row_groups))
 
 
 def _size(metadata: Any, group: int, column: str) -> int:
-    """Of a column, or what lies in it, in one row group."""
+    """Returns the uncompressed bytes of a column, or of its fields, in one row group."""
     parts = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
     return sum(part.total_uncompressed_size for part in parts if f"{part.path_in_schema}.".startswith(f"{column}."))

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: read by index, in any order."""
+"""Reads tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: by index, in any order."""
 
 import os
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from unlabeled.errors import UserError
 
 @dataclass
 class _Scanned:
-    """What one shard holds: a row an image."""
+    """Contents of one shard: one row an image."""
 
     rows: np.ndarray  # int64 [n, 3]: offset, size, label
     names: list[bytes]
@@ -45,7 +45,7 @@ def shards(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
+    """Reads images from the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, URL or prefix.
 
     A record is the members of one KEY (the name up to its file name's first dot), wherever they stand in the shard; its
     image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
@@ -125,7 +125,7 @@ def _listed(paths: list[str], labels: str, place: str | None, key: str) -> Index
 
 
 def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
-    """All shards once from beginning to end, of local ones the headers alone."""
+    """Scans all shards once from beginning to end; of local ones the headers alone."""
     paths = [file[0] for file in files]
     if len(paths) > 1 or is_url(paths[0]):
         print(f"listing the images of {len(paths):,} shards, once: {shorten_list(paths[:1])} …")
@@ -143,7 +143,7 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
 
 
 def _scan_shard(path: str, labels: str) -> _Scanned:
-    """The image of each record, in the shard's order, with the label that stands anywhere in the shard."""
+    """Finds the image of each record, in the shard's order, with the label, which may stand anywhere in the shard."""
     scan, problems = Records(labels, path), list[str]()
     try:
         for member, file in _members(path, problems):
@@ -155,7 +155,7 @@ def _scan_shard(path: str, labels: str) -> _Scanned:
 
 
 def _members(path: str, problems: list[str]) -> Iterator[tuple[TarMember, IO[bytes]]]:
-    """Whole members, with the file that they are in; what ends them too early is a problem."""
+    """Yields whole members with the file that holds them; a damaged or cut end is added to ``problems``."""
     with open_file(path) as file:
         length, count = file.seek(0, os.SEEK_END), 0
         try:

@@ -1,4 +1,4 @@
-"""The members of a tar file from its headers alone, and where it is damaged: ``tarfile`` takes that for its end."""
+"""Lists the members of a tar file by reading only headers, and finds damage, which ``tarfile`` takes for the end."""
 
 import struct
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _FILES, _LONG_NAME, _NEXT, _ALL = (b"0", b"\0", b"7"), b"L", b"x", b"g"  # kinds
 
 
 class DamagedTar(Exception):
-    """Where the members end too early, and why."""
+    """Error of a tar file that is damaged or cut short; says where and why."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class TarMember:
 
 
 def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
-    """Whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
+    """Yields whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
 
     Args:
         file: at any place.
@@ -75,7 +75,7 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
 
 
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
-    """Name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
+    """Returns name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\n``.
 
     Raises ValueError for what is none.
     """
