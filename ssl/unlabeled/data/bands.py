@@ -45,7 +45,7 @@ def hidden_bands(image: Image.Image) -> bool:
 
 
 def deep_colours(image: Image.Image) -> bool:
-    """Checks whether Pillow drops the lower bits of deep colour images such as RGB; call it before loading the image."""
+    """Checks whether Pillow drops the lower bits of deep colour images, e.g. RGB; call it before loading the image."""
     tiles: Any = getattr(image, "tile", ())
     modes = [part for tile in tiles for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
     return image.mode in ("RGB", "RGBA", "LA") and any(isinstance(mode, str) and ";16" in mode for mode in modes)

@@ -97,7 +97,7 @@ def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: in
 
 
 def plan_steps(max_epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
-    """Returns the optimizer steps of a run by the limit that comes first; None: no limit. UserError if both are None."""
+    """Returns a run's optimizer steps by the limit that comes first; None: no limit. UserError if both are None."""
     limits = [] if max_epochs is None else [max_epochs * steps_per_epoch]
     limits += [] if max_steps is None else [max_steps]
     if not limits or min(limits) < 1:

@@ -1,4 +1,4 @@
-"""How every plot of the report looks, and how it leaves: a PNG for Markdown, an inline SVG for the page."""
+"""Style of all plots of the report, and their output: a PNG for Markdown, an inline SVG for the page."""
 
 import io
 import re
@@ -25,7 +25,7 @@ THEMED = {INK: "--ink", GRID: "--line"} | {colour: f"--colour-{number}" for numb
 
 
 def new_figure(height: float, width: float = WIDTH) -> "Figure":
-    """An empty figure, inches."""
+    """Makes an empty figure; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a display
 
@@ -35,7 +35,7 @@ def new_figure(height: float, width: float = WIDTH) -> "Figure":
 
 
 def style_axes(axes: "Axes", title: str) -> None:
-    """Title on the left, no frame, pale horizontal lines."""
+    """Styles the axes: title on the left, no frame, pale horizontal lines."""
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,7 +44,7 @@ def style_axes(axes: "Axes", title: str) -> None:
 
 
 def save_figure(figure: "Figure", path: Path, label: str) -> str:
-    """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
+    """Writes the PNG ``path`` on white and returns the plot as inline SVG; ``label`` is its text for screen readers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
         save_plot(path, figure)
@@ -52,7 +52,7 @@ def save_figure(figure: "Figure", path: Path, label: str) -> str:
 
 
 def figure_as_svg(figure: "Figure", label: str) -> str:
-    """A figure as an SVG element on transparent ground, in the colours of the page it stands in."""
+    """Converts a figure to an SVG element on transparent ground, in the colours of the page that contains it."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -62,13 +62,13 @@ def figure_as_svg(figure: "Figure", label: str) -> str:
 
 
 def plain_text(text: str, longest: int = 18) -> str:
-    """A name as a plot may show it: not read as a formula, and cut where it is long."""
+    """Makes a name safe for a plot: it is not read as a formula, and is cut where it is long."""
     cut = text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
     return cut.replace("$", r"\$")
 
 
 def _bare(text: str, label: str) -> str:
-    """Without what matplotlib says for a file of its own: declaration, metadata, global style, ids nobody refers to."""
+    """Removes what matplotlib writes for a file of its own: declaration, metadata, global style, unused ids."""
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
@@ -97,7 +97,7 @@ def _themed(text: str) -> str:
 
 
 def class_colour(label: int, num_classes: int) -> Any:
-    """One for each class; beyond ten along a rainbow, whose ends are too dark for one ground or the other."""
+    """Returns one colour per class; beyond ten along a rainbow, without ends too dark for either background."""
     if num_classes <= len(PALETTE):
         return PALETTE[label % len(PALETTE)]
     import matplotlib

@@ -1,4 +1,4 @@
-"""How the page of a report looks: on a screen, on a phone, by day and in the dark."""
+"""CSS of a report's page: for screens and phones, in light and dark mode."""
 
 from unlabeled.pages.plots import PALETTE
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds."""
+"""The contents of a checkpoint file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file says of itself, and, once :func:`load_backbone` has been through, what was taken."""
+    """Contents of a checkpoint file; after :func:`load_backbone` also a record of what was loaded from it."""
 
     path: Path
     sha256: str

@@ -1,4 +1,4 @@
-"""What a network is beyond its weights: a checkpoint that loads into another stem or grid gives other features."""
+"""Checks what weights do not show: a checkpoint can load into another stem or grid and then give other features."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ NO_CHANGE = ("_convert_", "gradient_checkpointing", "initialisation", "zero_init
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
-    """Raise UserError where a configuration ``backbone`` is not the one that this project's run was made with."""
+    """Raises UserError where the configuration ``backbone`` is not the one that this project's run was made with."""
     own = (checkpoint.config or {}).get("backbone")
     if not isinstance(own, dict):
         return
@@ -33,7 +33,9 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
 
 
 def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone) -> None:
-    """Raise UserError where the weights fit ``backbone`` but mean another network; adds to ``checkpoint.notes``.
+    """Raises UserError where the weights fit ``backbone`` but belong to another network.
+
+    Adds to ``checkpoint.notes``.
 
     Args:
         checkpoint: with its layout.
@@ -59,7 +61,7 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
 
 
 def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
-    """What to do about tensors that do not fit, where they say it; begins with a semicolon."""
+    """Suggests what to do about tensors that do not fit, if they show it; the text begins with a semicolon."""
     advice = []
     grids = [_grid(state.get("pos_embed")) for state in (found, wanted)]
     kernel = found["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in found else 0
@@ -84,7 +86,7 @@ def _grid(table: Tensor | None) -> int | None:
 
 
 def _shown(backbone: Backbone) -> dict[str, Any]:
-    """What a network shows of its configuration, where two of them can have tensors of the same shapes."""
+    """Returns the settings of a network that the shapes of its tensors do not show."""
     shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
     if isinstance(backbone, ViT):
         shown["heads"] = _heads(backbone)
@@ -99,7 +101,7 @@ def _heads(backbone: ViT) -> int:
 
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """A fixed table is part of the architecture: it must be the file's."""
+    """Checks that a fixed position table equals the file's, as it is part of the architecture."""
     if backbone.pos_embed.requires_grad or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
@@ -120,7 +122,7 @@ def _close(table: Tensor, other: Tensor) -> bool:
 
 
 def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """The number of heads changes no shape: it is held against that of the published networks."""
+    """Checks the number of heads, which changes no shape, against that of the published networks."""
     moco_v3 = checkpoint.layout == "MoCo v3" or _kind_of(table, backbone) == "sincos_rows_first"
     published = (MOCO_V3_HEADS if moco_v3 else HEADS).get(backbone.num_features)
     heads = _heads(backbone)

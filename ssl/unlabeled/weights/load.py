@@ -1,4 +1,4 @@
-"""Backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
+"""Loads backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from unlabeled.weights.safe_load import read_tensors
 
 @dataclass
 class _Division:
-    """The tensors of a file, by what they are to a backbone."""
+    """The tensors of a file, divided by their relation to a backbone."""
 
     found: dict[str, Tensor] = field(default_factory=dict)  # by the backbone's names
     paths: dict[str, str] = field(default_factory=dict)  # the same names: where each was found
@@ -31,19 +31,19 @@ class _Division:
 
 
 def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    """The file that a command names: the last state of a run, or any checkpoint. Raises UserError for both or none."""
+    """Returns the file that a command names: a run's last state, or a checkpoint. Raises UserError for both or none."""
     if (run is None) == (checkpoint is None):
         raise UserError("give either run=outputs/NAME or checkpoint=FILE")
     return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of, or the one in which a checkpoint from elsewhere lies."""
+    """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
+    """Reads a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, a pickle that would have to run code, or a checkpoint of a
@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _config(config: Any, path: Path) -> dict[str, Any] | None:
-    """What stands in the file, as data; the targets in it are those of today."""
+    """Returns the file's configuration as data, with today's names of its targets."""
     if config is None:
         return None
     found: Any = as_data(config, f"checkpoint={path}")
@@ -88,7 +88,7 @@ def _progress(progress: Any, path: Path) -> dict[str, int]:
 
 
 def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
-    """Load every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.official`.
+    """Loads every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.layouts`.
 
     Args:
         source: a file, or what :func:`read_checkpoint` made of it; its ``left_out`` and ``notes`` are filled.
@@ -121,7 +121,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
 
 
 def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
-    """Load every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
+    """Loads every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
 
     Raises:
         UserError: as :func:`load_backbone`.
@@ -137,7 +137,7 @@ def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
 
 
 def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, with the keys and positions that lead to it."""
+    """Yields every tensor with the keys and positions that lead to it."""
     if isinstance(content, Tensor):
         yield path, content
     elif isinstance(content, Mapping | list | tuple):
@@ -167,7 +167,7 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
 
 
 def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """BatchNorm's counters of batches, in files older than they are or of apex: nothing reads them at evaluation."""
+    """Fills BatchNorm's batch counters, missing in old files and those of apex: evaluation does not read them."""
     counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
     if not counters or any(name in found for name in counters):
         return []
@@ -190,7 +190,7 @@ def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], paths: 
 
 
 def _fits(found: Tensor, wanted: Tensor) -> bool:
-    """Whether numbers go over as they are: a cast would cut them, and a tensor without values be passed over."""
+    """Checks that a tensor can be copied without loss: a cast would cut numbers, an empty tensor would be skipped."""
     stored = found.layout == torch.strided and not found.is_meta and not found.is_quantized
     return stored and (found.is_floating_point() or not wanted.is_floating_point()) and not found.is_complex()
 

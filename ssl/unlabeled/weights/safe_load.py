@@ -1,4 +1,4 @@
-"""Reading files that others wrote, without running anything that stands in them."""
+"""Reads files from others without running any code in them."""
 
 import pickletools
 import re
@@ -53,31 +53,31 @@ ARRAYS = ("numpy", "jax", "jaxlib", "haiku")  # packages whose arrays a pickle o
 
 
 class SkippedObject:
-    """Stands where a value of a class in ``UNREAD`` was."""
+    """Placeholder for a value of a class in ``UNREAD``."""
 
     def __new__(cls, *arguments: object) -> "SkippedObject":
         return super().__new__(cls)
 
     def __init__(self, *arguments: object) -> None:
-        """Nothing is taken over."""
+        """Ignores all arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Nothing is taken over."""
+        """Ignores the state."""
 
 
 def _default_dictionary(*arguments: object) -> dict[Any, Any]:
-    """A ``collections.defaultdict`` without its default."""
+    """Returns a plain dict in place of a ``collections.defaultdict``, without its default."""
     return {}
 
 
 def _stand_ins() -> list[Any]:
-    """What torch is to take for each name instead of importing it."""
+    """Returns the objects that torch uses for each name instead of importing it."""
     unread = [(SkippedObject, name) for name in UNREAD]
     return [*unread, *((OrderedDict, name) for name in DICTIONARIES), (_default_dictionary, "collections.defaultdict")]
 
 
 def read_tensors(path: Path) -> Any:
-    """What a file of ``torch.save`` (either format) or safetensors holds, on the CPU.
+    """Reads a file of ``torch.save`` (either format) or safetensors to the CPU.
 
     Read with ``weights_only=True``: tensors, plain values and containers of them; ``UNREAD`` is passed over.
 
@@ -105,7 +105,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Eight bytes say how long the description is that follows, and it is JSON."""
+    """Checks whether the file has the header of safetensors: eight bytes with the length of the JSON that follows."""
     with path.open("rb") as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and length < path.stat().st_size
@@ -130,7 +130,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _globals_of(path: Path) -> list[str]:
-    """What a bare pickle asks for; found by reading its instructions, none of which is followed.
+    """Lists the globals that a bare pickle asks for, by reading its instructions; none of them is executed.
 
     Empty for a file of ``torch.save``: a zip file, or in the old format one that begins with a number by itself.
     """

@@ -21,7 +21,7 @@ IndexNote = dict[str, Any]  # plain values that JSON holds
 
 class Index:
     """Table of N rows with columns of integers (int64) and of bytes, and a note.
-    
+
     It lies in memory, or in a mapped file that forked and spawned workers share.
     """
 

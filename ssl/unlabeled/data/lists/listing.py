@@ -40,7 +40,7 @@ class Listing:
 
 def of_folder(root: Path, place: str | None) -> Listing:
     """Lists all images under a folder, with the sub-folder that each belongs to.
-    
+
     The list is stored in ``place``, see :func:`unlabeled.data.lists.index.load_or_build`.
     """
     wanted: IndexNote = {"of": str(root.resolve()), "extensions": sorted(readable_extensions())}

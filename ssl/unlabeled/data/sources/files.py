@@ -31,7 +31,7 @@ def is_url(path: str) -> bool:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """Reads ``size`` bytes from ``offset`` on, fewer where the file ends; safe in threads and workers. Raises OSError."""
+    """Reads ``size`` bytes from ``offset`` on, fewer at the end of the file; safe in threads and workers; OSError."""
     if not is_url(path):
         file = _open_file(path)  # held here, so that no other thread's opening can close it
         return os.pread(file.fileno(), size, offset)

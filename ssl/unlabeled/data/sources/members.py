@@ -88,7 +88,7 @@ class Records:
             leave_out(self.left_out, _OTHER, member.name)
 
     def found(self) -> tuple[np.ndarray, list[bytes]]:
-        """Returns offset, size and label (-1: none) of each image, int64 [n, 3], and the names, in the shard's order."""
+        """Returns offset, size and label (-1: none) of each image, int64 [n, 3], and the names, in shard order."""
         kinds = {dotted.middle for dotted in self._dotted if dotted.record.has_image}
         further = {each.row: each for each in self._dotted if each.record.has_image or each.middle in kinds}
         own = {each.row: each.member.name.rpartition(b".")[0] for each in self._dotted}

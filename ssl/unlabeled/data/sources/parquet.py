@@ -31,7 +31,7 @@ MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
 
 class ParquetSource:
     """A source of the rows of one or more parquet files, in order.
-    
+
     The encoded bytes stay in memory, as arrow arrays that workers share, or are read by row groups; then an epoch's
     order goes by these ``blocks``.
     """
