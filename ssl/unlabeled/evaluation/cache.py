@@ -1,4 +1,4 @@
-"""Features that were extracted once and kept, so that a second evaluation of the same weights reads no image."""
+"""Cache of extracted features, so that a second evaluation of the same weights reads no image."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ CODE = ("backbones", "views", "data", "evaluation/features.py")  # what makes fe
 
 
 class TensorCache:
-    """Named tensors by key, one safetensors file each, in a folder that never grows beyond a size.
+    """Stores named tensors by key, one safetensors file each, in a folder of limited size.
 
     Args:
         folder: made at first use; ``~`` is the home folder.
@@ -36,7 +36,7 @@ class TensorCache:
         self.folder, self.bytes = Path(folder).expanduser(), int(gib * 2**30)
 
     def get(self, key: Key) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Tensors and notes that were put under ``key``, or None; a damaged file is removed and counts as none."""
+        """Returns tensors and notes stored under ``key``, or None; a damaged file is removed and counts as none."""
         file = self._file(key)
         if not self.bytes or not os.path.isfile(file):  # Path's would raise where the folder may not be looked into
             return None
@@ -58,7 +58,7 @@ class TensorCache:
         return tensors, notes
 
     def put(self, key: Key, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> None:
-        """Keep tensors; a folder that cannot be written to is said and done without."""
+        """Stores tensors under ``key``; prints a warning and goes on if the folder cannot be written to."""
         size = sum(values.numel() * values.element_size() for values in tensors.values())
         if size > self.bytes:
             return
@@ -84,13 +84,13 @@ class TensorCache:
 
 
 def cache_folder(given: str | None) -> str:
-    """The folder of the key ``cache``; None: ``features`` in the user's cache."""
+    """Returns the folder of the key ``cache``; None: ``features`` in the user's cache."""
     return given or str(user_cache() / "features")
 
 
 @cache
 def code_hash() -> str:
-    """SHA-256 of the source files that decide what features are."""
+    """Returns the SHA-256 of the source files that decide the values of features."""
     digest = hashlib.sha256()
     for place in CODE:
         path = PACKAGE / place

@@ -1,4 +1,4 @@
-"""One checkpoint, one report: features, probes and baselines, with everything needed to believe the numbers."""
+"""Evaluates one checkpoint and writes one report: features, probes, baselines, and the settings behind each number."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", 
 
 @dataclass
 class Evaluation:
-    """How to look at a checkpoint: the parts that ``build`` made for it.
+    """Settings and parts of an evaluation, made by ``build``.
 
     ``backbone`` and ``random_backbone`` are freshly initialised alike; the weights go into the first.
     """
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
-    """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
+    """Evaluates the backbone in ``checkpoint`` and writes ``results.json`` and the report.
 
     With several processes each returns rows, the first one all of them, and that one writes. Of several test sets each
     is judged; the further ones have their reports in ``report_dir/tests/NAME``.
@@ -74,7 +74,7 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
 
 
 def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
-    """On one test set."""
+    """Evaluates on one test set."""
     started, clock = datetime.now(UTC), time.perf_counter()
     extractor = evaluation.extractor
     test = extractor.data.splits.test
@@ -146,7 +146,7 @@ def _write(
 
 
 def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Extractor) -> None:
-    """What to label next, by the row whose probabilities the report shows."""
+    """Writes which images to label next, by the row whose probabilities the report shows."""
     row = best_row(rows, lambda row: row.log_probabilities is not None)
     source = extractor.data.splits.test
     if row is None or row.log_probabilities is None or source is None or len(row.log_probabilities) != len(test.ids):
@@ -157,7 +157,7 @@ def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Ext
 
 
 def _last(features: Features) -> Features:
-    """Without the further kinds, which may be large."""
+    """Drops the further kinds of features, which may be large."""
     return Features(features.x, features.labels, features.ids)
 
 
@@ -168,7 +168,7 @@ def _silent(line: str) -> None:
 def _exhibits(
     evaluation: Evaluation, checkpoint: Checkpoint, decode: ReportImageCache, train: Features, test: Features
 ) -> ReportImages:
-    """What is shown of the judged network, with about ninety images."""
+    """Collects the pictures of the evaluated network, about ninety images."""
     splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
     visualized_objective = (
         None if evaluation.visualized_objective is None else load_objective(checkpoint, evaluation.visualized_objective)
@@ -179,7 +179,7 @@ def _exhibits(
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
-    """For each probe behind the head: the trained one for pretrained features, a random one for random features."""
+    """Returns heads for each probe that needs one: trained for pretrained features, random for random features."""
     objective, untrained = evaluation.objective, evaluation.random_objective
     if objective is None or untrained is None:
         return {}

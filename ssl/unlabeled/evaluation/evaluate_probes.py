@@ -1,4 +1,4 @@
-"""Judges a frozen backbone against what it has to beat: itself before training, raw pixels, and chance."""
+"""Runs all probes on a frozen backbone and on its baselines: itself before training, raw pixels, and chance."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ SPLITS = ("train", "test")
 
 @dataclass
 class Row:
-    """One number: which features, which protocol, and what a reader must know to believe it."""
+    """One number of the report: its features, its protocol, and the facts needed to trust it."""
 
     features: str  # "pretrained", "random init", "raw pixels" or "chance"
     protocol: str
@@ -49,7 +49,7 @@ class Row:
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; neither
 
     def as_dict(self) -> dict[str, Any]:
-        """What results.json holds of it."""
+        """Returns the row as results.json stores it."""
         return {name: value for name, value in vars(self).items() if name not in TENSORS}
 
 
@@ -66,7 +66,7 @@ def evaluate_probes(
     task: Callable[[nn.Module], Task] | None = None,
     on_features: Callable[[str, Features, Features], None] | None = None,
 ) -> list[Row]:
-    """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
+    """Runs every probe on features of ``backbone``, of ``random_backbone`` and on pixels; adds two rows of chance.
 
     Args:
         extract: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the
@@ -112,7 +112,7 @@ def evaluate_probes(
 
 
 def chance_rows(labels: Tensor, num_classes: int) -> list[Row]:
-    """Two rows: always the largest class of the test labels, and a uniform guess. No features, so any protocol."""
+    """Returns two rows without features: always the largest class of the test labels, and a uniform guess."""
     counts = labels.bincount()
     majority, uniform = 100 * int(counts.max()) / len(labels), 100 / num_classes
     per_class = 100 / int((counts > 0).sum()), uniform
@@ -211,12 +211,12 @@ def _run_on_images(
 
 
 def _runs_here(probe: object) -> bool:
-    """Whether this process runs it: the first runs all, the others those that share their work out."""
+    """Checks whether this process runs the probe: the first runs all, the others those that share work."""
     return rank() == 0 or bool(getattr(probe, "shared", False))
 
 
 def make_row(features: str, score: Score, n_train: int, n_test: int) -> Row:
-    """A score as a row of the report."""
+    """Makes a row of the report from a score."""
     return Row(
         features,
         score.protocol,

@@ -1,4 +1,4 @@
-"""Features of whole splits: extracted in one pass, by all processes together, or taken from where they were kept."""
+"""Extracts features of whole splits in one pass, by all processes together, or takes them from the cache."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass
 class Extractor:
-    """Looks at the labelled images of a split through a network.
+    """Extracts features of the labelled images of a split with a network.
 
     Features come in dataset order, on the CPU, whatever the number of processes: each looks at every so-many-th batch.
     Corrupt images are left out.
@@ -42,7 +42,7 @@ class Extractor:
     _prints: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:
-        """Features of ``train`` or ``test``; ``last`` is always among the kinds."""
+        """Returns features of ``train`` or ``test``; ``last`` is always among the kinds."""
         kinds = list(dict.fromkeys(["last", *kinds]))
         keys = self._keys(network, split, kinds)
         if keys is None or self.cache is None:
@@ -57,12 +57,12 @@ class Extractor:
         return _together({kind: features for kind, features in found.items() if features is not None})
 
     def with_test(self, test: Source) -> "Extractor":
-        """The same on another test split; what is known of train stays."""
+        """Returns an extractor for another test split; features of train are shared."""
         prints = {split: found for split, found in self._prints.items() if split == "train"}
         return replace(self, data=self.data.with_test(test), passes=[], _prints=prints)
 
     def fingerprint(self, split: str) -> str | None:
-        """Of ``train`` or ``test``, taken once: it asks for the size and time of every file."""
+        """Returns the fingerprint of ``train`` or ``test``, computed once: it asks for the stamps of every file."""
         if split not in self._prints:
             source = self.data.splits.train if split == "train" else self.data.splits.test
             assert source is not None
@@ -86,7 +86,7 @@ class Extractor:
         return features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
-        """The share of this process: alone, from memory where the images fit; else decoded once over all processes."""
+        """Returns this process's share: alone, from memory if the images fit; else decoded once over all processes."""
         if world_size() == 1:
             loader = self.data.labelled(split, self.batch_size)
             return loader, list(range(len(loader)))
@@ -97,7 +97,7 @@ class Extractor:
         return self.data.batches(source, mine, self.batch_size), mine.tolist()
 
     def _gathered(self, parts: list[Features]) -> Features:
-        """The rows of all processes; one may have none, and then does not know how wide the others' are."""
+        """Gathers the rows of all processes; a process without rows does not know the others' width."""
         shapes: list[Any] = [None] * world_size()
         own = None if not parts else {k: tuple(v.shape[1:]) for k, v in _columns(parts[0]).items()}
         torch.distributed.all_gather_object(shapes, own)
@@ -107,11 +107,11 @@ class Extractor:
         return _of_columns(every)
 
     def _meeting(self) -> torch.device:
-        """Where processes exchange tensors: NCCL knows GPUs alone."""
+        """Returns the device on which processes exchange tensors: NCCL supports only GPUs."""
         return self.device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
 
     def _keys(self, network: nn.Module, split: str, kinds: Sequence[str]) -> dict[str, Key] | None:
-        """All that decides the numbers; None where that cannot be known."""
+        """Returns cache keys of everything that decides the numbers; None where that is not known."""
         if self.cache is None or (data := self.fingerprint(split)) is None:
             return None
         shared = {
@@ -143,7 +143,7 @@ class Extractor:
 
 
 def _by_any_process(missing: list[str]) -> list[str]:
-    """What any process misses: all must go through the images together, and caches may lie on several machines."""
+    """Lists what any process misses: all must run the images together, and caches may lie on several machines."""
     if world_size() == 1:
         return missing
     every: list[Any] = [None] * world_size()
@@ -152,7 +152,7 @@ def _by_any_process(missing: list[str]) -> list[str]:
 
 
 def _geometry(network: nn.Module) -> Iterator[str]:
-    """What weights do not show: types of all parts, strides, paddings, heads of attention, pooling, …"""
+    """Yields settings that weights do not show: types of all parts, strides, paddings, attention heads, pooling, …"""
     for name, module in network.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
         yield f"{name} {type(module).__qualname__} {sorted(plain.items())} {module.extra_repr()}"

@@ -1,4 +1,4 @@
-"""Whether an evaluation can be believed on this machine: a stored checkpoint must reach its stored accuracies.
+"""Self-test of the evaluation on this machine: a stored checkpoint must reach its stored accuracies.
 
 The checkpoint is a small network that was pretrained on scikit-learn's digits; ``benchmarks/self_test.py`` makes it. It
 goes the whole way of any other: read, loaded, features, probes, report. With its weights shuffled within each tensor it
@@ -25,7 +25,7 @@ WORSE_BY = 5.0  # points that shuffled weights must lose: over three standard er
 
 
 def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
-    """Print what was stored and what was found, and whether all is well.
+    """Prints the stored and the measured accuracies; returns whether they agree.
 
     Args:
         build: the parts of an evaluation of a checkpoint with the settings that it carries, keeping no features.
@@ -51,7 +51,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
 
 
 def shuffle_weights(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
-    """The same values in the same tensors, in random order within each."""
+    """Shuffles the values of every tensor at random within the tensor."""
     generator = torch.Generator().manual_seed(seed)
     mixed = {
         path: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)

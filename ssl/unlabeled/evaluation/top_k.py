@@ -1,4 +1,4 @@
-"""The k largest of each row, exactly and in a fixed order among equal ones, for little more than reading them once."""
+"""Exact top-k of each row, with a fixed order among equal values, at little more than the cost of reading them once."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ TIED_ROWS = 64  # at a time; each needs masks and counts as long as the row
 
 
 def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values [Q, k] and columns [Q, k] of the largest of each row of [Q, n], in descending order; k ≤ n.
+    """Returns values [Q, k] and columns [Q, k] of the largest of each row of [Q, n], in descending order; k ≤ n.
 
     Of equal values the first columns are taken, and they stay in that order.
     """
@@ -25,21 +25,21 @@ def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sort_with_ties(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of ``values`` [Q, n], descending and equal ones by their ``columns`` [Q, n], with those."""
+    """Returns the k largest of ``values`` [Q, n], descending, equal ones by ``columns`` [Q, n], and their columns."""
     columns, order = columns.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values[:, :k], columns.gather(1, order[:, :k])
 
 
 def _plain(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values [Q, k], descending, their columns, and which rows have more values [Q] that equal the smallest of them."""
+    """Returns values [Q, k], descending, columns, and which rows [Q] have more values equal to the smallest of them."""
     values, columns = similarity.topk(min(k + 1, similarity.shape[1]))
     tied = (values[:, k:] == values[:, k - 1 : k]).any(dim=1)
     return values[:, :k], columns[:, :k], tied
 
 
 def _grouped(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by groups of columns: whatever is above the k-th value lies in one of the k groups of largest maximum.
+    """Does the same by groups of columns: all values above the k-th lie in the k groups with the largest maxima.
 
     A row is called tied too where a group that was not looked into has that value.
     """

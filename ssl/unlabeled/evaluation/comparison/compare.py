@@ -1,4 +1,4 @@
-"""Two runs on the same test images: ``python eval_linear.py compare=[RUN_A,RUN_B]``; nothing of the runs is changed."""
+"""Compares two runs on the same test images: ``python eval_linear.py compare=[RUN_A,RUN_B]``; reads the runs only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B
 
 
 def compare(given: Any, folder: str | None = None) -> str:
-    """Compare two runs, or two sets of seeds, and write ``compare.md`` into ``folder``; returns its text.
+    """Compares two runs, or two sets of seeds, writes ``compare.md`` into ``folder``, and returns its text.
 
     Args:
         given: two folders of runs or reports, or two lists of them.
@@ -44,7 +44,7 @@ def compare(given: Any, folder: str | None = None) -> str:
 
 
 def _two(given: Any) -> list[list[str]]:
-    """The two sides as lists of folders."""
+    """Returns the two sides as lists of folders."""
     sides = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     lists = [[side] if isinstance(side, str) else list(side) for side in sides if isinstance(side, str | Sequence)]
     if len(lists) != 2 or not all(lists) or not all(isinstance(name, str) for names in lists for name in names):

@@ -1,4 +1,4 @@
-"""Two sides of a comparison, what was found, and how it is told."""
+"""The two sides of a comparison, its results, and its text as Markdown."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -17,18 +17,18 @@ NAMED = 12  # keys in which the configurations differ
 
 @dataclass
 class RunGroup:
-    """One of the two: a run, or several that differ in their seed."""
+    """One side of the comparison: a run, or several that differ only in their seed."""
 
     runs: list[EvaluatedRun]
     predictions: list[Predictions]
 
     def protocols(self) -> list[str]:
-        """Those that all its runs were judged by, in the order of the first's report."""
+        """Returns the protocols that all its runs have, in the order of the first report."""
         each = [[row.protocol for row in _measured(run)] for run in self.runs]
         return [protocol for protocol in dict.fromkeys(each[0]) if all(protocol in others for others in each)]
 
     def rows(self, protocol: str) -> list[Row]:
-        """Of pretrained features, one of each run."""
+        """Returns the rows of pretrained features, one of each run."""
         return [next(row for row in _measured(run) if row.protocol == protocol) for run in self.runs]
 
 
@@ -38,7 +38,7 @@ def _measured(run: EvaluatedRun) -> list[Row]:
 
 @dataclass
 class ProtocolComparison:
-    """What one protocol says of the two."""
+    """Result of the comparison by one protocol."""
 
     protocol: str
     a: str  # accuracy and interval, or mean and deviation
@@ -49,7 +49,7 @@ class ProtocolComparison:
 
 
 def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison]) -> str:
-    """A page of Markdown: each protocol in words, the table, what stands in one report alone, what the tests say."""
+    """Formats a page of Markdown: a sentence per protocol, the table, rows of only one report, the tests used."""
     parts = [
         f"# A: {_names(a)}, B: {_names(b)}",
         f"{len(a.predictions[0].labels):,} test images: {in_markdown(a.runs[0].data()['description'])}.",
@@ -62,7 +62,7 @@ def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison
 
 
 def describe_difference(found: ProtocolComparison) -> str:
-    """Which of the two is better and by how much, or that nothing was shown."""
+    """Says which of the two is better and by how much, or that the test shows no difference."""
     points, (low, high) = found.difference.points, found.difference.interval
     if found.p is None:
         return f"A − B is {points:+.1f} points; no test, as the seeds of each gave one and the same number"

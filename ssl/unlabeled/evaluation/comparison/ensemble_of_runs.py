@@ -1,4 +1,4 @@
-"""Several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; nothing of the runs is changed."""
+"""Evaluates several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; reads the runs only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ SHOWN = ("nll", "brier", "ece", "auroc_mutual_information")
 
 
 def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
-    """Average the probabilities of separate runs, protocol by protocol, and write ``ensemble.md``; returns its text.
+    """Averages the probabilities of separate runs by protocol, writes ``ensemble.md``, and returns its text.
 
     Args:
         runs: two or more folders of runs or reports, judged on the same test images.

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: those for a run's objective, backbone and data, and all that is not the same."""
+"""Finds published numbers for a run's objective, backbone and data, and lists how the run differs from them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ OF_CROPS = "unlabeled.views.operations.RandomResizedCrop"
 
 
 def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float | None = None) -> list[dict[str, Any]]:
-    """The published numbers for a run, one of each source and protocol: of the nearest number of epochs.
+    """Returns the published numbers for a run, one per source and protocol: those of the nearest number of epochs.
 
     Args:
         config: resolved, of the training run; {} where it is unknown, for which nothing is found.
@@ -55,7 +55,7 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
 
 
 def objective_names(config: Mapping[str, Any]) -> list[str]:
-    """As references.yaml names it, with and without its version."""
+    """Returns the objective's names in references.yaml, with and without its version."""
     objective = config.get("objective") or {}
     kind, layers = str(objective.get("_target_", "")).rpartition(".")[2], objective.get("projection_layers")
     if kind == "SimCLR":
@@ -68,7 +68,7 @@ def objective_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def backbone_name(config: Mapping[str, Any]) -> str | None:
-    """``resnet50/imagenet`` with its stem, ``vit_base/16`` with its patches; None where references.yaml names none."""
+    """Returns ``resnet50/imagenet`` (stem) or ``vit_base/16`` (patches); None if references.yaml has no such name."""
     backbone = config.get("backbone") or {}
     kind = str(backbone.get("_target_", "")).rpartition(".")[2]
     if kind == "ResNet" and backbone.get("width") == 1:
@@ -81,7 +81,7 @@ def backbone_name(config: Mapping[str, Any]) -> str | None:
 
 
 def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | None, list[str]]:
-    """What was judged on, and what is doubtful about it: files are known by their counts alone."""
+    """Returns the data set's name and doubts about it: files are recognised by their counts alone."""
     target = str((config.get("data") or {}).get("_target_", "")).rpartition(".")[2]
     if target in COUNTS:
         return target, []
@@ -95,7 +95,7 @@ def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | Non
 
 
 def _distance(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> tuple[float, int]:
-    """First the number of epochs, then in how much else it differs."""
+    """Returns the difference in epochs first, then the number of other differences."""
     far = abs(log(value["epochs"] / epochs)) if value.get("epochs") and epochs else 0.0
     return far, len(_recipe_differs(value, config, epochs))
 
@@ -121,7 +121,7 @@ def _beside(
 
 
 def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> list[str]:
-    """How the run differs from the published one, as far as the source's settings are recorded."""
+    """Lists how the run differs from the published one, in the settings that the source gives."""
     crops, size = describe_crops(config), config_value(config, "views.size")
     settings = [
         ("epochs", epochs and round(epochs, 2), value.get("epochs")),
@@ -137,7 +137,7 @@ def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs:
 
 
 def describe_crops(config: Mapping[str, Any]) -> str | None:
-    """How many crops of which size training makes of an image: ``2x224+6x96``."""
+    """Describes how many crops of which size training makes of an image: ``2x224+6x96``."""
     counts: dict[int, int] = {}
     for group in (config.get("views") or {}).get("groups") or []:
         size = next((each["size"] for each in group["operations"] if each.get("_target_") == OF_CROPS), None)
@@ -148,7 +148,7 @@ def describe_crops(config: Mapping[str, Any]) -> str | None:
 
 
 def _ours(value: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
-    """The row of the same kind that comes nearest to the published protocol."""
+    """Returns the row of the same kind whose protocol is nearest to the published one."""
     kind = [row for row in rows if row.features == "pretrained" and _same_kind(value, row.protocol)]
     return min(kind, key=lambda row: _rank(value["protocol"], row.protocol), default=None)
 
@@ -166,7 +166,7 @@ def _same_kind(value: Mapping[str, Any], ours: str) -> bool:
 
 
 def _rank(published: Mapping[str, Any], ours: str) -> tuple[bool, bool, float]:
-    """Smaller is nearer: the same protocol, then one with augmentation, then the nearest k."""
+    """Ranks a row; smaller is nearer: the same protocol, then one with augmentation, then the nearest k."""
     k = _number("k", ours)
     return not _is_same(published, ours), "-online/" not in ours, abs(log(k / published["k"])) if k else 0.0
 

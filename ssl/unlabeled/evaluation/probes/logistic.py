@@ -1,4 +1,4 @@
-"""Exact multinomial logistic regression of cached features, by L-BFGS in coordinates where the problem is round."""
+"""Exact multinomial logistic regression of cached features, by preconditioned L-BFGS."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class _Choice(NamedTuple):
 
 
 class LogisticRegressionProbe:
-    """Multinomial logistic regression solved exactly, with C chosen on a part of train and refitted on all of it.
+    """Multinomial logistic regression solved exactly; C is chosen on a part of train, then all of it is used.
 
     Minimises mean cross entropy + |W|²/(2·C·N), bias free: the scaling of scikit-learn and of DINOv2's cuML probe. No
     learning rate and no noise, because the problem is convex. ``c``: the values to try; ``holdout``: share of each
@@ -55,11 +55,11 @@ class LogisticRegressionProbe:
 
     @property
     def protocol(self) -> str:
-        """The name under which the score is reported. C is not in it: it is chosen."""
+        """Returns the name under which the score is reported. C is not in it: it is chosen."""
         return "linear/cached-lbfgs-v1" + ("" if self.kinds == ("last",) else f"/features={self.kinds[0]}")
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score. Classes without a train image are never predicted."""
+        """Returns one Score. Classes without a train image are never predicted."""
         train, test = train.of(self.kinds[0]), test.of(self.kinds[0])
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
@@ -96,7 +96,7 @@ class LogisticRegressionProbe:
 def fit_logistic(
     x: Tensor, labels: Tensor, c: float, num_classes: int, max_iter: int, start: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Minimum of the logistic loss over ``x`` [N, D + 1] from ``start`` (zero) → weight [C, D + 1] float64, iterations.
+    """Minimises the logistic loss over ``x`` [N, D + 1] from ``start`` (zero): weight [C, D + 1] float64, iterations.
 
     L-BFGS with W = V·A, where A makes the curvature by V about 1 in every direction: a third of the iterations, and its
     tolerance bounds the loss. It stops where no part of the gradient by V is above 1e-6 (1e-8 for float64 ``x``) or a
@@ -134,7 +134,7 @@ def fit_logistic(
 
 
 def logistic_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> tuple[float, Tensor]:
-    """Mean cross entropy + |W|²/(2·c·N) without the bias column, and its gradient [C, D + 1] float64.
+    """Returns mean cross entropy + |W|²/(2·c·N) without the bias column, and its gradient [C, D + 1] float64.
 
     Products with ``x`` are made in its dtype and a chunk of rows at a time; all sums over chunks are float64.
     """
@@ -152,7 +152,7 @@ def logistic_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> tuple[
 
 
 def _row_space(x: Tensor) -> Tensor:
-    """Orthonormal columns [D + 1, N + 1] that span the rows of ``x`` [N, D + 1]; the last is the bias alone."""
+    """Returns orthonormal columns [D + 1, N + 1] that span the rows of ``x`` [N, D + 1]; the last is the bias alone."""
     across = torch.linalg.qr(x[:, :-1].double().T).Q
     basis: Tensor = across.new_zeros(x.shape[1], across.shape[1] + 1)
     basis[:-1, :-1] = across
@@ -161,7 +161,7 @@ def _row_space(x: Tensor) -> Tensor:
 
 
 def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
-    """Lower L [D + 1, D + 1] float64 with L·Lᵀ about the mean over classes of the blocks of the Hessian at ``weight``.
+    """Returns lower L [D + 1, D + 1] float64; L·Lᵀ is about the mean over classes of Hessian blocks at ``weight``.
 
     The block of class k is the mean of p_k(1 − p_k)·x·xᵀ over the images, + 1/(c·N) but for the bias.
     """

@@ -1,4 +1,4 @@
-"""Soft nearest neighbours among labelled images: the evaluation of PAWS (arXiv:2104.13963, section 5.1).
+"""Soft nearest-neighbour classification by labelled images: the evaluation of PAWS (arXiv:2104.13963, section 5.1).
 
 Official code: facebookresearch/suncet, snn_eval.py. It compares embeddings behind projector and prediction head, with
 all labelled images as supports, their labels not smoothed.
@@ -23,7 +23,7 @@ CHUNK_BYTES = 256 * 2**20  # similarities held at a time
 
 
 class SoftNearestNeighbours:
-    """The probe: softmax of cosines over the listed training images, times their labels. Nothing is fitted.
+    """Softmax of cosines over the listed training images, times their labels. Nothing is fitted.
 
     Args:
         temperature: of the softmax, above 0.
@@ -52,7 +52,7 @@ class SoftNearestNeighbours:
         self.needs = 1
 
     def prepare(self, source: Source, run_labels: LabelSelection | None, after: str) -> None:
-        """Settle what is compared, before any feature is there.
+        """Settles which images are compared, before features are extracted.
 
         Args:
             source: the training split.
@@ -73,13 +73,13 @@ class SoftNearestNeighbours:
         self._labels, self._behind = choice.of(source), after
 
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         assert self._labels is not None
         protocol = f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}"
         return with_kind(protocol, self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score; of ``train`` only the listed images are looked at."""
+        """Returns one Score; uses only the listed images of ``train``."""
         assert self._labels is not None
         listed = torch.isin(train.ids, self._labels.ids.to(train.ids.device))
         if not bool(listed.any()):
@@ -95,7 +95,7 @@ class SoftNearestNeighbours:
 
 
 class AllSupports:
-    """The probe: the same among all labelled train images that it is given, for ``probe.few_labels.classifier``."""
+    """The same rule over all labelled train images that it is given, for ``probe.few_labels.classifier``."""
 
     needs = 1
 
@@ -105,7 +105,7 @@ class AllSupports:
         self.temperature, self.kinds = temperature, (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score. Classes without a train image are never predicted."""
+        """Returns one Score. Classes without a train image are never predicted."""
         kind = self.kinds[0]
         log_p = soft_votes(test.of(kind).x, train.of(kind), self.temperature, num_classes)
         predictions, protocol = log_p.argmax(dim=1), with_kind(f"soft_nn/T={self.temperature:g}", kind)
@@ -113,7 +113,7 @@ class AllSupports:
 
 
 def soft_votes(queries: Tensor, supports: Features, temperature: float, num_classes: int) -> Tensor:
-    """Log of the supports' labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without one.
+    """Returns log of labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without support.
 
     A bounded number of similarities exists at a time. Raises UserError on features that are not finite.
     """

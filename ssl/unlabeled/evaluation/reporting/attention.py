@@ -1,4 +1,4 @@
-"""Where a vision transformer's features come from: attention rollout over images.
+"""Shows which patches a vision transformer's features come from, by attention rollout.
 
 Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and the residual connections alone, not the
 values, the perceptrons and the norms: a picture to think with, not a measurement.
@@ -24,7 +24,7 @@ OUTLIERS = 0.05  # share of the patches above and below what is told apart: one 
 
 @dataclass(frozen=True)
 class _Layer:
-    """How the attention of one block is made of what its ``qkv`` layer gives."""
+    """Settings that compute one block's attention from the output of its ``qkv`` layer."""
 
     qkv: nn.Module
     heads: int
@@ -34,7 +34,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Transformer:
-    """Where the attention of a plain vision transformer is found."""
+    """The attention layers of a plain vision transformer."""
 
     layers: Sequence[_Layer]
     prefix: int  # tokens before the patches: class token, registers
@@ -44,7 +44,7 @@ class Transformer:
 
 @torch.no_grad()
 def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
-    """Attention rollout, image by image.
+    """Computes the attention rollout of each image.
 
     With A the mean over the heads of a block's attention, each block passes on Ā = (A + I) / 2, whose rows sum to 1,
     and the rollout is Ā_L … Ā_1. What is returned is its row of the class token, or where the features are the mean of
@@ -67,7 +67,7 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
 
 
 def rollout_of_attention(attentions: Sequence[Tensor]) -> Tensor:
-    """Attention [B, n, n] of each block, its rows summing to 1, from the first to the last → rollout [B, n, n]."""
+    """Multiplies attention [B, n, n] of each block, rows sum to 1, first to last, into the rollout [B, n, n]."""
     eye = torch.eye(attentions[0].shape[-1], dtype=attentions[0].dtype, device=attentions[0].device)
     result = eye.expand_as(attentions[0])
     for attention in attentions:
@@ -76,7 +76,7 @@ def rollout_of_attention(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict[str, Tensor]:
-    """Images beside the same ones under their rollout.
+    """Returns images, and the same images under their rollout.
 
     Args:
         backbone: see :func:`rollout`.
@@ -94,7 +94,7 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
 
 
 def overlay_heatmap(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Images [B, 3, h, w] in [0, 1] in grey, below the colours of weights [B, rows, columns]: dark low, yellow high.
+    """Overlays grey images [B, 3, h, w] in [0, 1] with weights [B, rows, columns]: dark is low, yellow high.
 
     Each image's weights are brought to [0, 1] on their own: colours compare within an image.
     """
@@ -121,7 +121,7 @@ def _patches(rolled: Tensor, transformer: Transformer) -> Tensor:
 def attentions(
     backbone: Backbone, transformer: Transformer, images: Tensor, kept: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """What is ``kept`` of the attention of each block, from the first to the last.
+    """Returns ``kept`` of each block's attention, from the first block to the last.
 
     Fused attention keeps its weights to itself, so that they are computed once more, of queries and keys.
 
@@ -153,7 +153,7 @@ def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
 
 
 def find_transformer(backbone: Backbone) -> Transformer | None:
-    """Its attention, or None where it is no plain vision transformer of this project or of timm."""
+    """Returns the backbone's attention, or None if it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
         layers = [_own(block.attn) for block in backbone.blocks]
         return Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
@@ -166,7 +166,7 @@ def _own(attention: Any) -> _Layer:
 
 
 def _of_timm(model: Any) -> Transformer | None:
-    """Its plain transformers alone: a block of another kind may mix tokens in another way."""
+    """Returns the attention of timm's plain transformers; a block of another kind may mix tokens in another way."""
     from timm.layers import Attention
     from timm.models.vision_transformer import VisionTransformer
 

@@ -1,4 +1,4 @@
-"""How far a probe's probabilities can be trusted, and the test images that it is most and least sure of."""
+"""Plots the calibration of a probe's probabilities, and shows test images with the highest and lowest confidence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class ReliabilityBin(NamedTuple):
 
 
 def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
-    """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
+    """Returns confidence and accuracy per interval (low, high] of the largest probability, ascending, no empty ones.
 
     :func:`unlabeled.evaluation.uncertainty.calibration.ece` is the sum of share · |accuracy − confidence|.
 
@@ -50,7 +50,7 @@ def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> 
 
 
 def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str, folder: Path) -> Section:
-    """Reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
+    """Plots reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
     log_probabilities, labels = log_probabilities.cpu(), labels.cpu()
     bins = reliability(log_probabilities, labels)
     confidence, predicted = log_probabilities.double().max(1)
@@ -78,7 +78,7 @@ def certainty_section(
     image: ImagesOf,
     folder: Path,
 ) -> Section:
-    """The eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
+    """Shows the eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
 
     All of N test images: predictions int64 [N], log_probabilities [N, C], labels and ids int64 [N].
     """
@@ -123,7 +123,7 @@ def _tile(pixels: Tensor, predicted: str, label: str, confidence: float, id: int
 
 
 def _save(kinds: dict[str, list[Tensor]], path: Path) -> None:
-    """Each kind is a row: columns are numbered, and what is missing is white."""
+    """Saves each kind as a row: columns are numbered, and missing images are white."""
     rows = [images for images in kinds.values() if images]
     white = torch.ones_like(rows[0][0])
     save_columns({str(n + 1): [row[n] if n < len(row) else white for row in rows] for n in range(len(rows[0]))}, path)

@@ -1,4 +1,4 @@
-"""Which classes a probe takes for each other: a matrix of few classes, a list of the worst pairs of many."""
+"""Shows which classes a probe confuses: a matrix of few classes, a list of the worst pairs of many."""
 
 from collections.abc import Sequence
 from html import escape
@@ -23,7 +23,7 @@ DARK = 0.85  # share from which white reads better than ink on a cell, by day an
 
 
 class ConfusedClasses(NamedTuple):
-    """Test images of one class that were taken for another."""
+    """Test images of one class that were classified as another."""
 
     label: int
     predicted: int
@@ -32,12 +32,12 @@ class ConfusedClasses(NamedTuple):
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [C, C]: the row is the true class, the column the predicted one."""
+    """Returns counts int64 [C, C]: the row is the true class, the column the predicted one."""
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, -1)
 
 
 def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[ConfusedClasses]:
-    """The pairs with most images, the lower classes first among equals; needs no matrix, whatever the classes."""
+    """Returns the pairs with most images, of equals the lower classes first, without making the whole matrix."""
     wrong = predictions != labels
     pairs, counts = torch.unique(torch.stack([labels[wrong], predictions[wrong]], 1), dim=0, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
@@ -51,7 +51,7 @@ def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> lis
 def confusion_section(
     predictions: Tensor, labels: Tensor, classes: Sequence[str], protocol: str, folder: Path
 ) -> Section:
-    """A picture up to 20 classes, written to ``folder``/confusion.png; else a table of the most confused pairs."""
+    """Draws up to 20 classes as a picture in ``folder``/confusion.png; else lists the most confused pairs."""
     title, predictions, labels = "Confusion matrix", predictions.cpu(), labels.cpu()
     if len(classes) <= MOST_CLASSES:
         words = f"Per cent of the test images of each true class (a row) by predicted class (a column); {protocol}."

@@ -1,4 +1,4 @@
-"""Two plots of a run: the loss over time, and a map of the test features. Drawn without a display."""
+"""Two plots of a run, drawn without a display: the loss over time, and a 2-D map of the test features."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ LEGEND_WIDTH = 62  # letters of a line of it
 
 
 def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0) -> "Figure":
-    """A 2-D map of test features [N, D], coloured by class; its title names the method.
+    """Draws a 2-D map of test features [N, D], coloured by class; its title names the method.
 
     UMAP (McInnes et al. 2018) where umap-learn is installed, else t-SNE (van der Maaten and Hinton 2008), of at most
     2,000 random rows, scaled to length 1 so that distance means cosine; t-SNE of fewer than 1,000; PCA of fewer than
@@ -50,7 +50,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
 
 
 def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
-    """Training loss and, where it was measured, online k-NN accuracy by epoch from a metrics.jsonl.
+    """Plots training loss and, where measured, online k-NN accuracy by epoch from a metrics.jsonl.
 
     ``collapsed_at``: the loss of a network whose embeddings are all equal, drawn as a dashed line.
     """
@@ -83,7 +83,7 @@ def _mark_collapse(axes: "Axes", loss: float) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl merged by step, in order of steps; a later line wins.
+    """Reads the lines of a metrics.jsonl, merged by step, in order of steps; a later line wins.
 
     A resumed run writes the steps after its checkpoint again, and a kill tears the line being written: lines that are
     not JSON objects with a step are left out.

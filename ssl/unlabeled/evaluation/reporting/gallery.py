@@ -1,4 +1,4 @@
-"""What the features hold for alike: test images, each with the training images nearest to it."""
+"""Gallery of nearest neighbours: test images, each with the training images nearest to it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class NeighbourQuery:
 
     @property
     def majority(self) -> int:
-        """The class most neighbours have; the one that comes first among equals."""
+        """Returns the class that most neighbours have; the first among equals."""
         return max(dict.fromkeys(self.labels), key=self.labels.count)
 
     @property
@@ -40,7 +40,7 @@ class NeighbourQuery:
 
 
 def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[NeighbourQuery]:
-    """Random test images, up to ``of_each`` whose neighbours vote for their class and as many where they do not.
+    """Draws test images, up to ``of_each`` that their neighbours classify right and as many that they do not.
 
     The same for the same ``seed``; right ones first. Cosine similarity, as k-NN has it.
     """
@@ -59,7 +59,7 @@ def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF
 def neighbour_section(
     train: Features, test: Features, classes: Sequence[str], image: ImagesOf, folder: Path, seed: int = 0
 ) -> Section:
-    """The gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
+    """Makes the gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
     found = choose_queries(train, test, seed)
     beside = image("train", [id for query in found for id in query.ids]).cpu()
     near = list(torch.split(beside, len(found[0].ids)))

@@ -1,4 +1,4 @@
-"""The few decoded images that a report shows, kept: a second evaluation of the same checkpoint reads none."""
+"""Cache of the few decoded images in a report: a second evaluation of the same checkpoint reads none."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,11 +29,11 @@ class ReportImageCache:
         self._new = False
 
     def __call__(self, split: str, ids: Sequence[int]) -> list[Tensor]:
-        """Images in the order of ``ids``."""
+        """Returns images in the order of ``ids``."""
         return [self._one(split, id) for id in ids]
 
     def keep(self) -> None:
-        """Write what was decoded, for the next report."""
+        """Writes the decoded images, for the next report."""
         if self._new and self._cache is not None:
             self._cache.put(self._key, dict(list(self._images.items())[-MOST:]))
 

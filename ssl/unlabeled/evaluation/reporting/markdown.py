@@ -1,4 +1,4 @@
-"""The report as Markdown."""
+"""Writes the report as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def markdown(
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
 ) -> str:
-    """The text of report.md; its pictures lie beside it."""
+    """Returns the text of report.md; its pictures lie beside it."""
     doubts = run_summary.report_warnings(rows, provenance, references)
     parts = [
         f"# {TITLE}",

@@ -1,4 +1,4 @@
-"""The report as one HTML file: pictures inside, no script, nothing that is fetched."""
+"""Writes the report as one HTML file: pictures inside, no script, nothing that is fetched."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def page(
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
 ) -> str:
-    """The text of report.html."""
+    """Returns the text of report.html."""
     parts = [
         *_results(rows),
         *_doubts(run_summary.report_warnings(rows, provenance, references)),
@@ -139,7 +139,7 @@ def _facts(provenance: Mapping[str, Any]) -> _Part:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """``lines``: HTML of the cells."""
+    """Formats a table; ``lines`` hold the HTML of the cells."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="scroll" tabindex="0"><table class="texts"><tr>{titles}</tr>{rows}</table></div>'
@@ -151,6 +151,6 @@ def _folded(key: str, value: Any) -> str:
 
 
 def _breakable(text: str) -> str:
-    """A line may end after a slash, and within a long key: protocols, paths and keys have no spaces."""
+    """Allows line breaks after a slash and within a long key: protocols, paths and keys have no spaces."""
     whole = escape(text).replace("/", "/<wbr>")
     return whole if " " in text else whole.replace("_", "_<wbr>").replace(".", ".<wbr>")

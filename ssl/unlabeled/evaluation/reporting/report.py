@@ -1,4 +1,4 @@
-"""Writes what was measured, every number with its protocol: results.json for programs, a page for people."""
+"""Writes the results, every number with its protocol: results.json for programs, a page for people."""
 
 import json
 from collections.abc import Mapping, Sequence

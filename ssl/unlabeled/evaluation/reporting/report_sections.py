@@ -1,4 +1,4 @@
-"""What the report shows besides numbers: images and plots, each a section of the page and of Markdown."""
+"""Makes the sections of the report besides numbers: images and plots, for the page and for Markdown."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PICTURES = 6  # images that attention and reconstructions are shown of
 
 @dataclass
 class ReportImages:
-    """What sections are made of; about 90 images are asked for."""
+    """Inputs of the sections with images; about 90 images are asked for."""
 
     classes: Sequence[str]
     train: Features  # of the judged network, labelled images
@@ -36,7 +36,7 @@ class ReportImages:
 
 
 def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
-    """How images are looked at again: decoded, as evaluation sees them."""
+    """Returns a function that decodes images and transforms them as evaluation does."""
 
     def image(split: str, ids: Sequence[int]) -> Tensor:
         images, sizes = pad_to_largest(decode(split, ids))
@@ -48,7 +48,7 @@ def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
 def network_pictures(
     backbone: Backbone, objective: Objective | None, decode: Decode, views: Views, test: Features, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Attention and reconstructions of six random labelled test images, for Exhibits; empty where there are none.
+    """Returns attention and reconstructions of six random labelled test images; empty where there are none.
 
     Args:
         backbone: with the judged weights.
@@ -68,7 +68,7 @@ def network_pictures(
 
 @torch.no_grad()
 def reconstructions(objective: Objective, views: Views, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """What the method makes of images, see :class:`HasVisualization`; left in the mode in which it was found.
+    """Returns the method's pictures of images, see :class:`HasVisualization`; keeps the objective's mode.
 
     Args:
         objective: on the device of ``images``.
@@ -95,7 +95,7 @@ def make_sections(
     collapsed_at: float | None,
     report_images: ReportImages | None,
 ) -> list[Section]:
-    """All that can be shown, in the order of the report; pictures for Markdown are written to ``folder``."""
+    """Makes all sections, in the order of the report; pictures for Markdown are written to ``folder``."""
     made = []
     if metrics is not None and metrics.exists():
         words = "Training loss of every logged step and, where it was measured, accuracy of the online k-NN probe."
@@ -109,7 +109,7 @@ def make_sections(
 
 
 def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
-    """The pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
+    """Returns the pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
 
     Of several linear ones the first, of k-NN likewise: never the best on the test set. Means over draws come last.
     """
@@ -168,7 +168,7 @@ def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
 
 
 def image_columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: str, words: str) -> Section:
-    """Columns of images side by side, also written to ``folder``/name.png."""
+    """Shows columns of images side by side, also written to ``folder``/name.png."""
     save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
     groups = zip(*columns.values(), strict=True)
     html = "".join(_group(dict(zip(columns, images, strict=True))) for images in groups)

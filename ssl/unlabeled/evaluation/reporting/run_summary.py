@@ -1,4 +1,4 @@
-"""What a report says in words of its numbers, the same on the page and in Markdown: plain text and flat tables."""
+"""Text of a report about its numbers, the same on the page and in Markdown: sentences and flat tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Reference = Mapping[str, Any]  # as references_for gives it
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The result in one sentence, of the best-known protocol."""
+    """States the result in one sentence, of the best-known protocol."""
     row = best_row(rows, lambda row: True)
     if row is None:
         return "No pretrained features were judged."
@@ -29,7 +29,7 @@ def headline(rows: Sequence[Row]) -> str:
 def report_warnings(
     rows: Sequence[Row], provenance: Mapping[str, Any], references: Sequence[Reference] = ()
 ) -> list[str]:
-    """Whatever a reader should doubt, each once, with the rows that it concerns."""
+    """Returns every warning about the numbers once, with the rows that it concerns."""
     concerned: dict[str, list[str]] = {}
     for row in rows:
         for note in row.notes:
@@ -57,7 +57,7 @@ def _of_references(references: Sequence[Reference]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Lists the first few names, and how many more there are."""
     more = len(names) - MOST_LISTED
     return "; ".join(names[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
@@ -82,7 +82,7 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def measurement_notes(rows: Sequence[Row]) -> str:
-    """On which images, how sure the numbers are, and how they compare."""
+    """Says on which images the numbers were measured, how sure they are, and how they compare."""
     measured = [row for row in rows if row.features != "chance"]
     if not measured:
         return ""
@@ -100,7 +100,7 @@ def measurement_notes(rows: Sequence[Row]) -> str:
 
 
 def _choices(row: Row) -> list[Mapping[str, Any]]:
-    """What was chosen for a row, and in each of its draws."""
+    """Returns the values chosen for a row, and in each of its draws."""
     of_draws = [each for value in row.chosen.values() if _is_list_of_mappings(value) for each in value]
     return [row.chosen, *of_draws]
 
@@ -114,7 +114,7 @@ def _signs(rows: Sequence[Row]) -> str:
 
 
 class ChosenSettings(NamedTuple):
-    """The hyper-parameters of one number, with what they were chosen on."""
+    """The hyper-parameters of one number, with the images that they were chosen on."""
 
     features: str
     protocol: str
@@ -123,7 +123,7 @@ class ChosenSettings(NamedTuple):
 
 
 def chosen_settings(rows: Sequence[Row]) -> list[ChosenSettings]:
-    """One for each row but those of chance."""
+    """Returns one entry for each row but those of chance."""
     found = []
     for row in rows:
         if row.features != "chance":
@@ -142,7 +142,7 @@ def _is_list_of_mappings(value: Any) -> bool:
 
 
 def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run, flat, the most important first; without what is folded."""
+    """Returns the provenance as flat pairs, the most important first; without the folded parts."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
     said = {key: provenance[key] for key in order if key not in FOLDED}
     if said.get("images_per_second", 0) is None:
@@ -151,7 +151,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as lines ``a.b``, text."""
+    """Flattens nested values to pairs of ``a.b`` and text."""
     lines: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -162,7 +162,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def format_reference(each: Reference) -> list[str]:
-    """What stands below REFERENCE_HEAD."""
+    """Formats the cells of a published number below REFERENCE_HEAD."""
     numbers = [_number(each.get(key)) for key in ("published", "ours")]
     difference = each.get("difference")
     points = "–" if difference is None else format_signed(difference)
@@ -175,7 +175,7 @@ REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "dif
 
 
 def format_value(value: Any) -> str:
-    """A value as a reader wants it: six digits, lists without brackets."""
+    """Formats a value for a reader: six digits, lists without brackets."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The test images that a classifier is least sure of, as a table: what to look at, or to label, next."""
+"""Writes the test images with the least certain predictions as a table: those to inspect, or to label, next."""
 
 import csv
 import io
