@@ -75,7 +75,7 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
 
 
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
-    """Returns name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\n``.
+    """Returns name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
 
     Raises ValueError for what is none.
     """
