@@ -17,11 +17,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from eval_linear import judge
 from tests.small import CONF, members, small_run
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.run import build_objective, build_replay
 from unlabeled.commands.compare_representations import compare_command
+from unlabeled.commands.evaluate.evaluate import evaluate_checkpoint
 from unlabeled.commands.export import export
 from unlabeled.commands.from_file import part_of
 from unlabeled.commands.represent import represent
@@ -187,11 +187,11 @@ def _composed(primary: str, overrides: tuple[str, ...]) -> Any:
 COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], Any]]] = {
     "eval_linear checkpoint": (
         ("data", "views", "backbone", "objective"),
-        lambda file, out: judge(side("eval_linear", "probe=knn", checkpoint=file, report_dir=out)[0], ""),
+        lambda file, out: evaluate_checkpoint(side("eval_linear", "probe=knn", checkpoint=file, report_dir=out)[0], ""),
     ),
     "eval_linear run": (
         ("data", "views", "backbone", "objective"),
-        lambda file, out: judge(side("eval_linear", "probe=knn", run=file.parent.parent)[0], ""),
+        lambda file, out: evaluate_checkpoint(side("eval_linear", "probe=knn", run=file.parent.parent)[0], ""),
     ),
     "export": (
         ("data", "views", "backbone"),

@@ -59,7 +59,7 @@ def bits(a: np.ndarray, b: np.ndarray) -> int:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``python -m unlabeled.commands.inspect`` in an empty folder, in this process; returns what it printed.
+    """Runs ``unlabeled inspect`` in an empty folder, in this process; returns what it printed.
 
     Refused commands must have exit code 2 and one line.
     """

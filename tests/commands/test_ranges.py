@@ -197,9 +197,7 @@ def test_no_yaml_has_a_value_that_the_signature_which_takes_it_refuses() -> None
 
 
 def test_the_reference_of_all_keys_is_up_to_date() -> None:
-    assert (CONF.parent / "docs" / "keys.md").read_text() == reference(CONF), (
-        "python -m unlabeled.commands.reference > docs/keys.md"
-    )
+    assert (CONF.parent / "docs" / "keys.md").read_text() == reference(CONF), "unlabeled reference > docs/keys.md"
 
 
 def test_every_key_at_the_top_of_a_primary_yaml_has_a_type() -> None:

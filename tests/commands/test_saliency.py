@@ -255,7 +255,7 @@ def test_packed_masks_come_back_bit_for_bit_and_are_numpys_little_endian_bits(si
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs ``python -m unlabeled.commands.saliency`` in an empty folder, in this process; returns what it printed.
+    """Runs ``unlabeled saliency`` in an empty folder, in this process; returns what it printed.
 
     Refused commands must have exit code 2 and one line.
     """
@@ -393,15 +393,6 @@ def test_a_mistake_in_the_command_costs_one_line(command: Command, overrides: li
     assert words in command(*overrides, refused=True)
 
 
-def test_without_conf_the_command_says_where_to_run_it(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("unlabeled.commands.config.__file__", str(tmp_path / "a" / "b" / "config.py"))
-    line = command("out=x.pt", refused=True)
-    assert "conf/saliency.yaml" in line
-    assert "repository's root" in line
-
-
 def made_for(path: Path, image_size: int = 24) -> Masks:
     source = folder(str(path), image_size=image_size, square=True).train
     ones = pack(torch.ones(len(source), 4, 4, dtype=torch.bool))
@@ -442,7 +433,7 @@ def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: 
             masks.require(other, "m.pt")
         assert str(caught.value) == (
             f"views.masks=m.pt was made with data.square={given}, this run has data.square={wanted} and so other"
-            f" frames; give data.square={given}, or make new masks: python -m unlabeled.commands.saliency data=…"
+            f" frames; give data.square={given}, or make new masks: unlabeled saliency data=…"
             f" data.square={wanted} out=…"
         )
 
@@ -450,7 +441,7 @@ def test_masks_of_square_images_do_not_fit_whole_ones_nor_the_reverse(tmp_path: 
 def test_a_file_that_is_missing_or_cut_short_or_something_else_costs_one_line(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     path = tmp_path / "masks.pt"
-    with pytest.raises(UserError, match=r"no such file; make it: python -m unlabeled\.commands\.saliency"):
+    with pytest.raises(UserError, match=r"no such file; make it: unlabeled saliency"):
         open_masks(str(path))
     made_for(tmp_path / "photos").save(path)
     assert open_masks(str(path)).coverage.tolist() == [1.0] * 5

@@ -243,5 +243,5 @@ def test_a_run_refuses_missing_or_foreign_masks_in_one_line_before_an_image_is_r
         line = capfd.readouterr().err.strip()
         assert f"views.masks={name}" in line
         assert words in line
-        assert "python -m unlabeled.commands.saliency" in line
+        assert "unlabeled saliency" in line
         assert "\n" not in line

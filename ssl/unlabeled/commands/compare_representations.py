@@ -1,6 +1,6 @@
 """CKA of all layers of two networks.
 
-``python -m unlabeled.commands.compare_representations first=A second=B out=cka.png``
+``unlabeled compare first=A second=B out=cka.png``
 """
 
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.commands.build.representation import build_compared_networks
-from unlabeled.commands.command_line import as_typed
 from unlabeled.commands.config import run_module
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, plain_values, versions
 from unlabeled.core.writing import check_file, kept_anyway, save_plot, write_atomic
 from unlabeled.data.fingerprint import fingerprint
@@ -39,7 +39,7 @@ def compare_command(config: Any, resolved: dict[str, Any]) -> None:
     first, second, data, source, device = build_compared_networks(config)
     found = compare(first, second, data, source, resolved["images"], resolved["batch_size"], resolved["seed"], device)
     values = {
-        "command": as_typed("python", "-m", "unlabeled.commands.compare_representations"),
+        "command": typed_command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "estimator": "linear CKA, unbiased HSIC₁ over mini-batches",
         "pooling": POOLING,

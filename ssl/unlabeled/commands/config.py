@@ -4,11 +4,12 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import unlabeled
 from unlabeled.commands.aliases import meant, nearest
 from unlabeled.commands.checks.machine import check_machine
 from unlabeled.commands.checks.signatures import parameters_of
@@ -34,9 +36,11 @@ from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
 
+EXTRAS = ("kornia",)  # packages that a command may need and a training does not
+
 
 @contextmanager
-def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
+def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
     _take_moved_data(config_dir / f"{config_name}.yaml")
     for stream in (sys.stdout, sys.stderr):
@@ -44,26 +48,47 @@ def one_line_errors(config_dir: Path, config_name: str) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them and exiting with 1
     try:
-        _check_typed_place(sys.argv[1:])
+        with user_errors(config_dir, config_name, arguments):
+            yield
+    except UserError as error:
+        print(f"error: {shown(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextmanager
+def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
+    """Turn whatever a mistake in the command raises into a UserError of one line.
+
+    Args:
+        config_dir: where the primary yaml ``config_name`` is.
+        arguments: ``key=value`` each, as given; None: what was typed.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _check_typed_place(given)
         yield
     except UserError as error:
-        _stop(str(error))
+        raise UserError(_one_line(str(error))) from error
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
-            _stop(str(error.__cause__))
+            raise UserError(_one_line(str(error.__cause__))) from error
         if not isinstance(error.__cause__, OSError) or not _of_the_disk(error.__cause__):
             raise
-        _stop(_of_the_disk(error.__cause__))
+        raise UserError(_one_line(_of_the_disk(error.__cause__))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(_explain(error, config_dir, config_name, sys.argv[1:]))
+        raise UserError(_one_line(_explain(error, config_dir, config_name, given))) from error
     except OSError as error:  # of a library that reads or writes by itself, as Hydra makes folders
         if not _of_the_disk(error):
             raise
-        _stop(_of_the_disk(error))
+        raise UserError(_one_line(_of_the_disk(error))) from error
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        _stop("a group cannot be null on the command line: leave it out with ~group")
+        raise UserError("a group cannot be null on the command line: leave it out with ~group") from error
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def _take_moved_data(primary: Path) -> None:
@@ -87,29 +112,58 @@ def _of_the_disk(error: OSError) -> str:
     return ""
 
 
-def run_module(config_name: str, command: str | Callable[[Any, dict[str, Any]], None]) -> None:
-    """What the scripts do, for a command within the package: ``python -m unlabeled.… key=value``.
+def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequence[str] | None = None) -> None:
+    """Compose a configuration and do the job with it: once, or with ``--multirun`` once for each combination.
+
+    Args:
+        config_name: of the primary yaml in ``conf/``.
+        job: gets the composed configuration; what it returns is what a sweeper compares.
+        arguments: of the command, for Hydra; None: all that was typed.
+    """
+    conf, typed = conf_folder(), sys.argv
+
+    def whole(config: DictConfig) -> Any:
+        # Lightning starts further processes by the command as it was typed, its name within ``unlabeled`` and all
+        sys.argv = typed
+        with one_line_errors(conf, config_name):
+            return job(config)
+
+    import_from_beside(own_folders(sys.argv[1:] if arguments is None else arguments))
+    whole.__module__ = config_name  # what Hydra calls the job, on a cluster too
+    try:
+        with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
+            sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
+            read_command_line(conf, config_name)
+            hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
+    finally:
+        sys.argv = typed
+
+
+def run_module(
+    config_name: str,
+    command: str | Callable[[Any, dict[str, Any]], object],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """What the scripts do, for a command that takes plain values: ``unlabeled NAME key=value``.
 
     Args:
         config_name: of the primary yaml in ``conf/``.
         command: gets the composed configuration, and the same as plain values. By its dotted name it is imported after
             the keys are checked, so that a mistake in them is answered before torch is imported.
+        arguments: as :func:`launch`.
     """
-    with one_line_errors(conf := find_conf(config_name), config_name):
-        read_command_line(conf, config_name)
 
-        def checked(config: DictConfig) -> None:
-            with one_line_errors(conf, config_name):
-                check_command(config, conf / f"{config_name}.yaml")
-                resolved: Any = OmegaConf.to_container(config, resolve=True)
-                if isinstance(command, str):
-                    with heavy_imports():
-                        called: Callable[[Any, dict[str, Any]], None] = resolve_name(command)
-                    called(config, resolved)
-                else:
-                    command(config, resolved)
+    def checked(config: DictConfig) -> None:
+        check_command(config, conf_folder() / f"{config_name}.yaml")
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        if isinstance(command, str):
+            with heavy_imports():
+                called: Callable[[Any, dict[str, Any]], object] = _resolved(command)
+            called(config, resolved)
+        else:
+            command(config, resolved)
 
-        hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
+    launch(config_name, checked, arguments)
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -122,7 +176,7 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: one of them is wrong.
     """
-    conf = find_conf(config_name)
+    conf = conf_folder()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
@@ -133,18 +187,33 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def find_conf(config_name: str) -> Path:
-    """``conf/`` of the checkout that this file is part of; an installed wheel has none, and looks where it is run."""
-    folders = [Path(__file__).parents[3] / "conf", Path.cwd() / "conf"]
-    found = [folder for folder in folders if (folder / f"{config_name}.yaml").is_file()]
-    if not found:
-        _stop(f"conf/{config_name}.yaml: not in {folders[1].parent}; run this in the repository's root")
-    return found[0]
+def _resolved(name: str) -> Any:
+    try:
+        return resolve_name(name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise UserError(f"{package} is not installed: pip install 'unlabeled[{package}]'") from error
 
 
-def _stop(message: str) -> NoReturn:
-    print("error: " + shown(" ".join(message.split())), file=sys.stderr)
-    raise SystemExit(2)
+def own_folders(arguments: Sequence[str]) -> list[Path]:
+    """What ``--config-dir FOLDER`` or ``--config-dir=FOLDER`` names."""
+    after = [value for option, value in pairwise(arguments) if option in ("--config-dir", "-cd")]
+    joined = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+    return [Path(each).expanduser().absolute() for each in after + joined]
+
+
+def import_from_beside(folders: Iterable[Path]) -> None:
+    """Let an own ``conf/objective/mine.yaml`` name ``mine.Mine`` of ``mine.py`` beside ``conf/``, from any folder."""
+    sys.path += [beside for folder in folders if (beside := str(folder.parent)) not in sys.path]
+
+
+def conf_folder() -> Path:
+    """``conf/``: inside the installed package, or at the top of the checkout that it is part of."""
+    assert unlabeled.__file__ is not None
+    package = Path(unlabeled.__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
 def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
@@ -164,9 +233,11 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
     GlobalHydra.instance().clear()
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-        choices = [each for each in parsed if (config_dir / each.key_or_group).is_dir()]
+        folders = [config_dir, *own_folders(arguments)]
+        choices = [each for each in parsed if any((folder / each.key_or_group).is_dir() for folder in folders)]
         with initialize_config_dir(str(config_dir), version_base="1.3"):
-            known = compose(config_name, [str(each.input_line) for each in choices])
+            own = [f"hydra.searchpath=['file://{folder}']" for folder in own_folders(arguments)[:1]]
+            known = compose(config_name, [*(str(each.input_line) for each in choices), *own])
     except HydraException:
         return None  # another mistake, which the first error names
     for override in parsed:

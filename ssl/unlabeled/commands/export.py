@@ -1,4 +1,4 @@
-"""Weights for other libraries: ``python -m unlabeled.commands.export run=outputs/NAME to=timm``.
+"""Weights for other libraries: ``unlabeled export run=outputs/NAME to=timm``.
 
 What is written is loaded again in the target library, by the very lines that the model card shows, and stays only if
 its features are ours.
@@ -24,7 +24,7 @@ from unlabeled.core.writing import check_folder, make_folder, one_line, write_at
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import read_json
-from unlabeled.weights.card import MARK, CardFacts, class_name, write_card
+from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
 from unlabeled.weights.load import checkpoint_path, folder_of, read_checkpoint
@@ -41,25 +41,26 @@ from unlabeled.weights.targets import (
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
 
 
-def export(config: Any, resolved: dict[str, Any]) -> None:
-    """Write, load again, compare, and only then put the folder in its place.
+def export(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Path:
+    """Write, load again, compare, and only then put the folder in its place, which is returned.
 
     Args:
         config: as composed from ``conf/export.yaml``.
         resolved: the same as plain values.
+        say: what was written, line by line.
 
     Raises:
         UserError: the target cannot have this backbone, or its features differ; nothing is left behind.
     """
     _check(resolved["to"], resolved["data_images"])
     try:
-        _export(config, resolved, resolved["to"])
+        return _export(config, resolved, resolved["to"], log)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
+def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str], None]) -> Path:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
     out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser()
     check_folder("out", out)
@@ -75,10 +76,11 @@ def _export(config: Any, resolved: dict[str, Any], to: str) -> None:
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
         write_atomic(folder / "README.md", write_card(facts))
     worst = max(measured.values())
-    print(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
-    print(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
+    log(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
+    log(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
     if exported.why_no_data:
-        print(f"not compared on images of the data: {exported.why_no_data}")
+        log(f"not compared on images of the data: {exported.why_no_data}")
+    return out
 
 
 def _check(to: str, data_images: int) -> None:
@@ -166,10 +168,14 @@ def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
     held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
     readme = out / "README.md"
-    ours = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
+    ours = readme.is_file() and _is_card(readme.read_text(encoding="utf-8", errors="replace"))
     foreign = [name for name in held if not ours or name not in FILES]
     if foreign:
         raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")
+
+
+def _is_card(text: str) -> bool:
+    return MARK in text or EARLIER_MARK in text
 
 
 @contextmanager

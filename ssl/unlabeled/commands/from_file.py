@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.config import check_node, find_conf
+from unlabeled.commands.config import check_node, conf_folder
 from unlabeled.core.file_config import check_opened, check_part
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
@@ -84,7 +84,7 @@ def is_named(part: str, target: str) -> bool:
 def _folders() -> list[Path]:
     """Where this command looks for yamls."""
     if not HydraConfig.initialized():
-        return [find_conf("train")]
+        return [conf_folder()]
     sources = HydraConfig.get().runtime.config_sources
     return [Path(source.path) for source in sources if source.schema == "file"]
 

@@ -1,4 +1,4 @@
-"""What a run's numbers say of its health: ``python -m unlabeled.commands.health run=outputs/digits``."""
+"""What a run's numbers say of its health: ``unlabeled health run=outputs/digits``."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def health_command(config: Any, resolved: dict[str, Any]) -> None:
         resolved: the same as plain values.
     """
     if resolved["run"] is None:
-        raise UserError("run=null: give the folder of a run: python -m unlabeled.commands.health run=outputs/digits")
+        raise UserError("run=null: give the folder of a run: unlabeled health run=outputs/digits")
     diagnosis = diagnose_run(Path(resolved["run"]).expanduser())
     print(diagnosis.describe())
     if any(finding.severity == "alarm" and finding.holds for finding in diagnosis.findings):

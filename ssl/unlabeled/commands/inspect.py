@@ -1,4 +1,4 @@
-"""Inspects a data set: ``python -m unlabeled.commands.inspect data=…`` prints and writes inspect.json, .md, a picture.
+"""Inspects a data set: ``unlabeled inspect data=…`` prints and writes inspect.json, .md, a picture.
 
 Every image of both splits is decoded once, as training would decode it. But for the speed the report is a function of
 the data and of ``limit`` and ``near_distance``; the number of workers does not show in it.

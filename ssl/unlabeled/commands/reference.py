@@ -1,4 +1,4 @@
-"""Every key, what it may be, its value in the yamls: ``python -m unlabeled.commands.reference > docs/keys.md``."""
+"""Every key, what it may be, its value in the yamls: ``unlabeled reference > docs/keys.md``."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[3] / "conf"
 SHOWN = 4  # values of a key that yamls differ in
 HEAD = """# Keys
 
-Written by `python -m unlabeled.commands.reference`: what a key may be is read from the signature that takes it, its
+Written by `unlabeled reference`: what a key may be is read from the signature that takes it, its
 value from the yamls. Besides what is said, every number is finite, whole numbers lie within ±2147483647 and others
 within ±1e+12, and no text is empty. A value outside is refused in one line, before anything is read or written.
 
@@ -25,14 +25,14 @@ a path may be a URL where the data source reads one; lists are `[a,b]`; `key=nul
 COMMANDS = {
     "train": "train.py",
     "eval_linear": "eval_linear.py",
-    "export": "python -m unlabeled.commands.export",
-    "inspect": "python -m unlabeled.commands.inspect",
-    "representation": "python -m unlabeled.commands.represent",
-    "representation_compare": "python -m unlabeled.commands.compare_representations",
+    "export": "unlabeled export",
+    "inspect": "unlabeled inspect",
+    "representation": "unlabeled represent",
+    "representation_compare": "unlabeled compare",
     "representation_side": "first={…} and second={…} of it",
-    "saliency": "python -m unlabeled.commands.saliency",
-    "table": "python -m unlabeled.commands.table",
-    "health": "python -m unlabeled.commands.health",
+    "saliency": "unlabeled saliency",
+    "table": "unlabeled table",
+    "health": "unlabeled health",
 }
 GROUPS = ("objective", "backbone", "views", "data", "optimizer", "trainer", "probe", "health", "logger")
 

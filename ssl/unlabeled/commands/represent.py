@@ -1,4 +1,4 @@
-"""What a network's features are like, without labels: ``python -m unlabeled.commands.represent run=outputs/NAME``."""
+"""What a network's features are like, without labels: ``unlabeled represent run=outputs/NAME``."""
 
 import time
 from datetime import UTC, datetime
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.commands.build.representation import build_analysis_subject
-from unlabeled.commands.command_line import as_typed
 from unlabeled.commands.config import run_module
+from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.data.fingerprint import fingerprint
@@ -40,7 +40,7 @@ def represent(config: Any, resolved: dict[str, Any]) -> None:
     )
     analysis = analyse(subject, settings, print)
     asked = {
-        "command": as_typed("python", "-m", "unlabeled.commands.represent"),
+        "command": typed_command(),
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
     }

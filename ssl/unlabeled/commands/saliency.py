@@ -1,4 +1,4 @@
-"""Foreground masks of a training split, without labels: ``python -m unlabeled.commands.saliency data=… out=masks.pt``.
+"""Foreground masks of a training split, without labels: ``unlabeled saliency data=… out=masks.pt``.
 
 Handcrafted saliency maps at a working resolution (or a small network trained to give them) → 0.5 is the border between
 foreground and background → one bit per pixel. The masks are what ``RemoveBackground`` reads. All are square: that of a

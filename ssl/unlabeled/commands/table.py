@@ -1,4 +1,4 @@
-"""One table of many judged runs: ``python -m unlabeled.commands.table outputs/* [format=latex] [out=FILE]``.
+"""One table of many judged runs: ``unlabeled table outputs/* [format=latex] [out=FILE]``.
 
 A line is a configuration, its seeds together; a column is a protocol on some data under some transform, never two.
 """
@@ -43,7 +43,7 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
     given, out = resolved["runs"], resolved["out"]
     runs = [Path(str(run)).expanduser() for run in (given if isinstance(given, list) else [given])]
     if not runs:
-        raise UserError("runs=[]: give folders of runs: python -m unlabeled.commands.table outputs/*")
+        raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
     path = Path(out).expanduser()
     if out != "-":
         check_file("out", path)

@@ -1,7 +1,8 @@
-"""A page of all runs, for a browser on this machine: ``python -m unlabeled.commands.watch outputs/ [--port N]``."""
+"""A page of all runs, for a browser on this machine: ``unlabeled watch outputs/ [--port N]``."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,17 +32,17 @@ def make_listing(folder: str) -> RunListing:
     return RunListing(path)
 
 
-def main() -> None:
-    """Serve until Ctrl-C."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until Ctrl-C; ``arguments`` are those that were typed unless others are given."""
     parser = OneLineParser(
-        prog="python -m unlabeled.commands.watch",
+        prog="unlabeled watch",
         description="Serves a page of all runs below a folder, to browsers of this machine alone.",
         epilog=REMOTE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", help="where runs are, at any depth: outputs/")
     parser.add_argument("--port", type=int, help=f"to listen at; without it the first free one from {PORT} on")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.port is not None and not 0 <= given.port < 1 << 16:
         parser.error(f"--port {given.port}: must be between 0, which takes a free one, and 65535")
     try:

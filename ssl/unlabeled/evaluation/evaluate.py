@@ -14,7 +14,7 @@ from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.distributed import local_only, rank, world_size
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.references import references_for
-from unlabeled.evaluation.evaluate_probes import Row, evaluate_probes
+from unlabeled.evaluation.evaluate_probes import Log, Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
@@ -52,11 +52,14 @@ class Evaluation:
     visualized_objective: Objective | None = None
 
 
-def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
+def evaluate(
+    evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log = print
+) -> list[Row]:
     """Evaluates the backbone in ``checkpoint`` and writes ``results.json`` and the report.
 
-    With several processes each returns rows, the first one all of them, and that one writes. Of several test sets each
-    is judged; the further ones have their reports in ``report_dir/tests/NAME``.
+    ``log`` is given each number as it is found, and the table. With several processes each returns rows, the first one
+    all of them, and that one writes. Of several test sets each is evaluated; the further ones have their reports in
+    ``report_dir/tests/NAME``.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
@@ -64,16 +67,16 @@ def evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, c
     if rank() == 0:
         check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
-    rows = _evaluate(evaluation, checkpoint, report_dir, command)
+    rows = _evaluate(evaluation, checkpoint, report_dir, command, log)
     for name, other in evaluation.extractor.data.splits.others.items():
         if rank() == 0:
-            print(f"\ntest set {name}:")
+            log(f"\ntest set {name}:")
         on_other = replace(evaluation, extractor=evaluation.extractor.with_test(other))
-        _evaluate(on_other, checkpoint, report_dir / "tests" / name, command)
+        _evaluate(on_other, checkpoint, report_dir / "tests" / name, command, log)
     return rows
 
 
-def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str) -> list[Row]:
+def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log) -> list[Row]:
     """Evaluates on one test set."""
     started, clock = datetime.now(UTC), time.perf_counter()
     extractor = evaluation.extractor
@@ -96,7 +99,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        log=print if rank() == 0 else _silent,
+        log=log if rank() == 0 else _silent,
         on_features=keep,
     )
     if rank():
@@ -108,12 +111,12 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         "machine": machine() | {"processes": world_size()},
     }
     add_intervals(rows, looked["pretrained"][1].labels)
-    print(f"\n{accuracy_table(rows)}\n")
+    log(f"\n{accuracy_table(rows)}\n")
     with local_only():
         report = kept_anyway(
             report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
         )
-    print(f"the whole report is in {report}")
+    log(f"the whole report is in {report}")
     return rows
 
 

@@ -79,7 +79,7 @@ RULES = (
         lambda v, facts: v < 0.008,  # two of 255 grey values; CIFAR-10 has 0.24
         "all images of a batch are the same (they differ by {value:.4f} of white)",
         "the data set or its decoding gives one image over and over",
-        "look at the images with preview=8 and at the source with python -m unlabeled.commands.inspect",
+        "look at the images with preview=8 and at the source with unlabeled inspect",
     ),
     Rule(
         "images-are-flat",
@@ -88,7 +88,7 @@ RULES = (
         lambda v, facts: v < 0.008,
         "images have one colour and nothing on them (pixels vary by {value:.4f} of white)",
         "files are blank, or values were scaled to 0…1 before they were stored as whole numbers",
-        "look at the images with preview=8 and at the source with python -m unlabeled.commands.inspect",
+        "look at the images with preview=8 and at the source with unlabeled inspect",
     ),
     Rule(
         "not-shuffled",
@@ -270,7 +270,7 @@ RULES = (
         lambda v, facts: v > 0.3,
         "{value:.0%} of the time is spent waiting for data",
         "reading or decoding is slower than the network",
-        "more num_workers, more memory_gib, or python -m unlabeled.commands.inspect for its speed",
+        "more num_workers, more memory_gib, or unlabeled inspect for its speed",
         turns=2,
         after=AFTER,
     ),

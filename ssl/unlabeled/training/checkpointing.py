@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -64,7 +65,8 @@ class Checkpointing(pl.Callback):
             if isinstance(logger, TensorBoard | WeightsAndBiases):
                 logger.begin(trainer.global_step)
         self._since = time.monotonic()
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python takes them nowhere else
+            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._before.items():

@@ -12,19 +12,20 @@ import os
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from unlabeled.core.ranges import FilePath
 from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic
 from unlabeled.errors import UserError
+from unlabeled.objective import Progress
 
 UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
 
@@ -122,13 +123,17 @@ class Csv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         if not set(row) <= set(self.columns):
-            self._write_again()
+            self._write_again(row)
             return
         with one_line(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _write_again(self) -> None:
-        rows = _rows(self.lines.read_bytes())
+    def _write_again(self, row: dict[str, Any]) -> None:
+        """From ``metrics.jsonl``, whose last line is this row, or the part of it that is the same in every session."""
+        rows = _rows(self.lines.read_bytes()) if self.lines.exists() else []
+        if rows and rows[-1].items() <= row.items():
+            rows.pop()
+        rows.append(row)
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns)
@@ -204,6 +209,7 @@ class WeightsAndBiases(WandbLogger):
             mode="offline" if offline else None,  # Lightning's own offline=true stays on for all later runs
         )
         self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
+        self.ends_later = False  # scores are to come, when the run has been judged
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -229,9 +235,70 @@ class WeightsAndBiases(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Ends the session here: another run of this process, in a sweep, would go on in this one."""
-        if self._experiment is not None:
+        if self._experiment is not None and not (self.ends_later and status == "success"):
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self.unfinished.unlink(missing_ok=True)
+
+
+class MLflow(MLFlowLogger):
+    """One run, whichever session writes to it: its id in ``run_dir/mlflow_run_id``.
+
+    Args:
+        run_dir: of the run.
+        experiment: under which MLflow puts runs together.
+        name: of the run.
+        tracking_uri: a server, or ``file:FOLDER``.
+
+    Raises:
+        UserError: mlflow is not installed; later, where it cannot reach its server.
+    """
+
+    def __init__(self, run_dir: str, experiment: str, name: str, tracking_uri: str) -> None:
+        _require("mlflow", "pip install 'unlabeled[mlflow]'", "mlflow-skinny")
+        if tracking_uri.startswith("file:"):  # since version 3.5 it has to be told that files are meant
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self.id_file, self.tracking_uri = Path(run_dir) / "mlflow_run_id", tracking_uri
+        known = self.id_file.read_text().strip() if self.id_file.exists() else None
+        super().__init__(experiment, name, tracking_uri, run_id=known)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """The first that is written, so that what is wrong is known before a step is taken."""
+        import mlflow
+
+        try:
+            super().log_hyperparams(params)
+        except mlflow.exceptions.MlflowException as error:
+            if not self.id_file.exists():
+                raise UserError(f"logger.mlflow.tracking_uri={self.tracking_uri}: {error}") from error
+            print("MLflow keeps the values that the run was started with; config.yaml has those of this session")
+        if self.run_id is not None:
+            write_atomic(self.id_file, f"{self.run_id}\n")
+
+
+def wait_for_scores(loggers: Sequence[Logger]) -> None:
+    """Before a run that will be judged: what ends a session when training has ended waits for :func:`log_end`."""
+    for logger in loggers:
+        if isinstance(logger, WeightsAndBiases):
+            logger.ends_later = True
+
+
+def log_end(loggers: Sequence[Logger], scores: Mapping[str, float], speed: Mapping[str, float], at: Progress) -> None:
+    """What a run has come to, to every logger; ``metrics.jsonl`` has no speed, which is another in every session.
+
+    Args:
+        loggers: of the run.
+        scores: by name; none where nothing was judged.
+        speed: by name.
+        at: the end of the run.
+    """
+    for logger in loggers:
+        values = {**scores} if isinstance(logger, JsonLines) else {**scores, **speed}
+        if values:
+            logger.log_metrics({"epoch": at.epoch, **values}, at.step)
+        if isinstance(logger, WeightsAndBiases):
+            logger.ends_later = False
+        logger.finalize("success")
 
 
 def _rows(lines: bytes) -> list[dict[str, Any]]:
@@ -245,7 +312,11 @@ def _rows(lines: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _require(package: str, remedy: str) -> None:
+def _require(package: str, remedy: str, *or_else: str) -> None:
+    for name in or_else:
+        with suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            return
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError as error:

@@ -12,7 +12,7 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class RunProgress(pl.callbacks.ProgressBar):
-    """A live bar on a terminal; a line per epoch where output goes to a file."""
+    """A live bar on a terminal, one line in a notebook; a line per epoch where output goes to a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RunProgress(pl.callbacks.ProgressBar):
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_jupyter:
             self._bar = Progress(*columns, console=self.console)
             self._bar.add_task("pretraining", total=pl_module.total_steps, completed=trainer.global_step)
             self._bar.start()
@@ -52,7 +52,11 @@ class RunProgress(pl.callbacks.ProgressBar):
         step = trainer.global_step
         if pl_module.part:  # gradients are being accumulated
             return
-        if self._bar is not None:
+        if self.console.is_jupyter:
+            if pl_module.is_written(step) or step == pl_module.total_steps:
+                end = "\n" if step == pl_module.total_steps else ""
+                print(f"\r{self._epoch_line(pl_module, float(outputs['loss']), step)}", end=end, flush=True)
+        elif self._bar is not None:
             if pl_module.is_written(step):
                 self._line = f"step {step}  {self._numbers(pl_module, float(outputs['loss']), step)}"
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line)

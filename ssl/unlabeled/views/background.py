@@ -24,7 +24,7 @@ class RemoveBackground:
     masks stay in their file, which is opened when the first image is changed: evaluation does not need it.
 
     Args:
-        masks: file of ``python -m unlabeled.commands.saliency``; None changes no image.
+        masks: file of ``unlabeled saliency``; None changes no image.
         probability: share of the images that are changed.
         fill: c is ``black``; ``mean_gray``, the mean luminance of the image; ``random_gray``, uniform in [0, 1], one
             value per image; ``gaussian_noise``, one value per pixel and channel.

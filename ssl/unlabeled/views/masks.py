@@ -14,7 +14,7 @@ from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
 FORMAT = "unlabeled masks 1"
-MAKE = "python -m unlabeled.commands.saliency data=…"
+MAKE = "unlabeled saliency data=…"
 
 
 @dataclass

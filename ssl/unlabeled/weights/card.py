@@ -15,7 +15,7 @@ from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
 
-MARK = "Written by `python -m unlabeled.commands.export`"  # by this an earlier export is known
+MARK, EARLIER_MARK = "Written by `unlabeled export`", "Written by `python -m unlabeled."  # of an export, now and before
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
 # Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
 _PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from unlabeled.core.environment import git_state, hash_labels, machine, versions
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.evaluation.reporting.figures import feature_map, loss_curve, read_metrics
+from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve, read_metrics
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.results_table import accuracy_table, other_metrics
 from unlabeled.evaluation.reporting.run_summary import chosen_settings, format_reference, headline, report_warnings
@@ -42,6 +42,7 @@ def test_each_protocol_has_a_column_and_what_was_not_measured_stays_empty() -> N
         ["random init", "30.00", "–"],
         ["pretrained − random init", "+51.25", "–"],
         ["raw pixels", "–", "40.00"],
+        ["pretrained − raw pixels", "–", "+26.67"],
         ["chance: largest class of test", "12.00", "12.00"],
         ["chance: uniform guess", "10.00", "10.00"],
     ]
@@ -285,3 +286,27 @@ def test_importing_the_evaluation_loads_neither_sklearn_nor_matplotlib() -> None
     source = str(Path(__file__).parents[3] / "ssl")
     result = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_accuracy_by_labels_has_a_point_for_each_number_of_labels_and_the_range_of_its_draws() -> None:
+    rows = [
+        Row("pretrained", "linear/cached-lbfgs-v1/1 per class/3 draws", 60.0, n_train=10, draws=[50.0, 60.0, 70.0]),
+        Row("pretrained", "linear/cached-lbfgs-v1/5 per class/3 draws", 80.0, n_train=50, draws=[79.0, 80.0, 81.0]),
+        Row("pretrained", "linear/cached-lbfgs-v1", 90.0, n_train=1000),
+        Row("raw pixels", "linear/cached-lbfgs-v1/1 per class/3 draws", 40.0, n_train=10),
+    ]
+    figure = label_curve(rows)
+    assert figure is not None
+    axes: Any = figure.axes[0]
+    ours, pixels = [bars.lines[0] for bars in axes.containers]
+    assert ours.get_xydata().tolist() == [[10, 60], [50, 80], [1000, 90]]
+    assert pixels.get_xydata().tolist() == [[10, 40]]
+    (bars,) = axes.containers[0].lines[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[50, 70], [79, 81], [90, 90]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["pretrained", "raw pixels"]
+    assert label_curve(rows[2:]) is None
+
+
+def test_features_that_do_not_beat_raw_pixels_are_doubted() -> None:
+    rows = [Row("pretrained", "knn", 80.0, n_test=100), Row("raw pixels", "knn", 95.0, n_test=100)]
+    assert report_warnings(rows, {}) == ["Pretrained features are no better than raw pixels (knn)."]

@@ -1,6 +1,7 @@
-"""Two plots of a run, drawn without a display: the loss over time, and a 2-D map of the test features."""
+"""Plots of a run, drawn without a display: loss over time, map of the test features, accuracy by number of labels."""
 
 import math
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unlabeled.core.json_text import parse_json
+from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FEW = re.compile(r"/[\d.]+( per class|%)")  # what protocols of few labels have in them
 MOST_POINTS = 2000  # t-SNE takes about 10 s for them on two cores, and more points hide each other
 FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours than that leaves
 FEWEST_FOR_UMAP = 1000  # compiling it takes 10 to 15 s in every process; t-SNE of fewer points takes 2
@@ -65,6 +68,31 @@ def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
     if accuracies:
         _line(axes[1], accuracies, "online k-NN, top-1 in %", PALETTE[2], marker="o")
     axes[-1].set_xlabel("epoch" if _has_epochs(lines) else "step", color=INK)
+    return figure
+
+
+def label_curve(rows: Sequence[Row]) -> "Figure | None":
+    """Top-1 by the number of labelled images, a line for each kind of features; None where few were not tried.
+
+    Bars are from the worst to the best draw. All labels of the linear probe are the last point where it was run.
+    """
+    few = [row for row in rows if _FEW.search(row.protocol) and row.n_train]
+    if len({row.n_train for row in few}) < 2:
+        return None
+    linear = [row for row in rows if row.protocol.startswith("linear/cached") and row not in few and row.n_train]
+    figure = new_figure(3.2)
+    axes = figure.add_subplot()
+    for number, name in enumerate(dict.fromkeys(row.features for row in few)):
+        points = sorted((row for row in [*few, *linear] if row.features == name), key=lambda row: row.n_train)
+        low = [row.top1 - min(row.draws or [row.top1]) for row in points]
+        high = [max(row.draws or [row.top1]) - row.top1 for row in points]
+        places, heights = [row.n_train for row in points], [row.top1 for row in points]
+        colour = PALETTE[number % len(PALETTE)]
+        axes.errorbar(places, heights, [low, high], color=colour, marker="o", markersize=4, linewidth=1.2, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("labelled images", color=INK)
+    style_axes(axes, "top-1 of the test images in %")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 

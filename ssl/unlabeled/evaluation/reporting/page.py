@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.markdown import TITLE
-from unlabeled.evaluation.reporting.results_table import GAIN, ResultLine, accuracy_grid, other_metrics
+from unlabeled.evaluation.reporting.results_table import GAINS, ResultLine, accuracy_grid, other_metrics
 from unlabeled.pages.html import html_page
 from unlabeled.pages.section import Section
 from unlabeled.pages.style import STYLE
@@ -84,7 +84,7 @@ def _numbers(corner: str, protocols: Sequence[str], lines: Sequence[ResultLine])
 
 
 def _line(line: ResultLine) -> str:
-    kind = {"pretrained": ' class="ours"', GAIN: ' class="gain"'}.get(line.name, "")
+    kind = {"pretrained": ' class="ours"', **dict.fromkeys(GAINS.values(), ' class="gain"')}.get(line.name, "")
     cells = "".join(
         f'<td class="number">{cell.number}{"".join(f"<small>{escape(more)}</small>" for more in cell.more)}</td>'
         for cell in line.cells

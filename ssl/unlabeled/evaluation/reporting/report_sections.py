@@ -13,7 +13,7 @@ from unlabeled.evaluation.features import Features, eval_mode
 from unlabeled.evaluation.reporting.attention import attention_pictures
 from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
 from unlabeled.evaluation.reporting.confusion import confusion_section
-from unlabeled.evaluation.reporting.figures import feature_map, loss_curve
+from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
 from unlabeled.evaluation.reporting.image_cache import Decode
 from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
@@ -101,6 +101,10 @@ def make_sections(
         words = "Training loss of every logged step and, where it was measured, accuracy of the online k-NN probe."
         curve = loss_curve(metrics, collapsed_at)
         made.append(plot_section(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
+    by_labels = label_curve(rows)
+    if by_labels is not None:
+        words = "What pretraining is for: accuracy with few labelled images, mean of the draws and their range."
+        made.append(plot_section(by_labels, folder, "labels", "Accuracy by labels", words))
     return (
         made
         if report_images is None

@@ -9,7 +9,7 @@ from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.probe import MEAN_PER_CLASS
 
 ORDER = ["pretrained", "random init", "raw pixels"]
-GAIN = "pretrained − random init"
+GAINS = {name: f"pretrained − {name}" for name in ("random init", "raw pixels")}  # over what it has to beat
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
 DEFAULT_METRICS = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
@@ -47,9 +47,10 @@ def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
     protocols = list(dict.fromkeys(row.protocol for row in measured))
     found = {(row.features, row.protocol): row for row in measured}
     lines = [ResultLine(name, [_cell(found.get((name, p))) for p in protocols]) for name in feature_kinds(measured)]
-    if {"pretrained", "random init"} <= {row.features for row in measured}:
-        gains = [_gain(found.get(("pretrained", p)), found.get(("random init", p))) for p in protocols]
-        lines.insert(feature_kinds(measured).index("random init") + 1, ResultLine(GAIN, gains))
+    for name, title in GAINS.items():
+        if {"pretrained", name} <= {row.features for row in measured}:
+            gains = [_gain(found.get(("pretrained", p)), found.get((name, p))) for p in protocols]
+            lines.insert([line.name for line in lines].index(name) + 1, ResultLine(title, gains))
     chance = [row for row in rows if row.features == "chance"]
     lines += [ResultLine(CHANCE.get(row.protocol, row.protocol), [_cell(row)] * len(protocols)) for row in chance]
     for name in feature_kinds(measured):

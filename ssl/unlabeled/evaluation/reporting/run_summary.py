@@ -39,13 +39,16 @@ def report_warnings(
 
 
 def _no_gain(rows: Sequence[Row]) -> list[str]:
-    random = {row.protocol: row.top1 for row in rows if row.features == "random init"}
-    worse = [
-        row.protocol
-        for row in rows
-        if row.features == "pretrained" and row.protocol in random and row.top1 <= random[row.protocol]
-    ]
-    return [f"Pretrained features are no better than those of random weights ({_listed(worse)})."] if worse else []
+    found = []
+    for features, name in {"random init": "those of random weights", "raw pixels": "raw pixels"}.items():
+        beside = {row.protocol: row.top1 for row in rows if row.features == features}
+        worse = [
+            row.protocol
+            for row in rows
+            if row.features == "pretrained" and row.protocol in beside and row.top1 <= beside[row.protocol]
+        ]
+        found += [f"Pretrained features are no better than {name} ({_listed(worse)})."] if worse else []
+    return found
 
 
 def _of_references(references: Sequence[Reference]) -> list[str]:

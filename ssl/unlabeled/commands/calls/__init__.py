@@ -1,0 +1,1 @@
+"""The commands as a shell calls them, and as Python does."""

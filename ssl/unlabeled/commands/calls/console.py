@@ -1,0 +1,192 @@
+"""``unlabeled COMMAND key=value …``: a sentence for each. What a command needs is imported when it is called."""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+from unlabeled import __version__
+
+Main = Callable[[list[str]], None]  # gets what was typed behind the name of the command
+HELP = {"--help", "-h"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the words behind ``unlabeled``."""
+
+    sentence: str
+    home: str  # module:function; the function gets the arguments, or what run_module gives it
+    primary: str | None = None  # the yaml in conf/ by which run_module composes its configuration
+    folder: str | None = None  # the key of what is typed without one: unlabeled evaluate outputs/digits
+    called: str = ""  # how its help calls it, where that is for the checkout's script too
+
+
+COMMANDS = {
+    "train": Command(
+        "Pretrains a backbone on images without labels, then judges it.",
+        "unlabeled.commands.train.train:main",
+        called="python train.py",
+    ),
+    "evaluate": Command(
+        "Judges a frozen backbone by k-NN and linear probes beside a random one, raw pixels and chance.",
+        "unlabeled.commands.evaluate.evaluate:main",
+        folder="run",
+        called="python eval_linear.py",
+    ),
+    "export": Command(
+        "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
+        "unlabeled.commands.export:export",
+        "export",
+        "run",
+    ),
+    "inspect": Command(
+        "Tells what is in a data set: sizes, classes, corrupt files, duplicates, speed of decoding.",
+        "unlabeled.commands.inspect:inspect_data",
+        "inspect",
+    ),
+    "saliency": Command(
+        "Makes foreground masks without labels, for the views of ReLICv2.",
+        "unlabeled.commands.saliency:make_masks",
+        "saliency",
+    ),
+    "plan": Command(
+        "Shows what a training would do, its rates, time and memory, and what looks wrong; trains nothing.",
+        "unlabeled.commands.train.train:plan",
+        called="python train.py",
+    ),
+    "preview": Command(
+        "Shows the views that a training would draw; trains nothing.",
+        "unlabeled.commands.train.train:preview",
+        called="python train.py",
+    ),
+    "health": Command(
+        "Says whether a run learns or has collapsed.",
+        "unlabeled.commands.health:health_command",
+        "health",
+        "run",
+    ),
+    "watch": Command("Serves a page of all runs, while they train.", "unlabeled.commands.watch:main"),
+    "represent": Command(
+        "Measures features without labels: rank, spectrum, invariances, attention.",
+        "unlabeled.commands.represent:represent",
+        "representation",
+        "run",
+    ),
+    "compare": Command(
+        "Compares two judged runs image by image, or by first=… second=… the layers of two networks.",
+        "unlabeled.commands.evaluate.compare:main",
+        folder="compare",
+    ),
+    "table": Command(
+        "Puts many judged runs into one table.",
+        "unlabeled.commands.table:table_command",
+        "table",
+        "runs",
+    ),
+    "new": Command(
+        "Writes a working skeleton of an objective, view, source or probe, with its test.",
+        "unlabeled.commands.setup.new:main",
+    ),
+    "doctor": Command(
+        "Prints versions, devices, precision, speed and what is missing for which feature.",
+        "unlabeled.commands.setup.doctor:main",
+    ),
+}
+LISTS = ("compare", "runs")  # keys that take several folders
+
+
+def main() -> None:
+    """The console command."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in HELP:
+        print(overview())
+    elif name == "--version":
+        print(__version__)
+    elif name not in COMMANDS:
+        _refuse(name)
+    else:
+        run(name, arguments)
+
+
+def overview() -> str:
+    """What ``unlabeled --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Self-supervised pretraining of image backbones, with numbers that can be believed.",
+            "",
+            *lines,
+            "",
+            "  unlabeled train experiment=digits     a first run, minutes on two cores",
+            "  unlabeled train data=PATH             your own images: what suits them is picked, and said",
+            "  unlabeled COMMAND --help              keys, choices and examples of a command",
+        ]
+    )
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Do a command."""
+    command = COMMANDS[name]
+    given = list(arguments) if command.folder is None else folders_as(command.folder, arguments)
+    shown = command.called and any(argument in HELP for argument in given)
+    if not shown:
+        _start(command, given)
+        return
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            _start(command, given)  # Hydra ends Python when it has printed its help
+    finally:
+        print(printed.getvalue().replace(command.called, f"unlabeled {name}"), end="")
+
+
+def _start(command: Command, arguments: list[str]) -> None:
+    if command.primary is None:
+        module, function = command.home.split(":")
+        getattr(import_module(module), function)(arguments)
+        return
+    from unlabeled.commands.config import run_module
+    from unlabeled.commands.given.data_path import with_data_source
+
+    run_module(command.primary, command.home.replace(":", "."), with_data_source(arguments))
+
+
+def folders_as(key: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments with a key before each folder or file that was typed without one: Hydra takes nothing else.
+
+    What exists is a folder, whatever is in its name; so is what is neither ``key=value`` nor belongs to an option.
+    """
+    folders: list[str] = []
+    others: list[str] = []
+    for before, argument in pairwise(["", *arguments]):
+        is_option = argument.startswith("-") or before in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i")
+        (others if is_option or ("=" in argument and not Path(argument).exists()) else folders).append(argument)
+    if not folders:
+        return others
+    if any(other.startswith(f"{key}=") for other in others):
+        _stop(f"{key}=… and {folders[0]} without a key: give one of the two")
+    if key not in LISTS and len(folders) > 1:
+        _stop(f"{' '.join(folders)}: this command takes one of them; {key}={folders[0]}, or several runs of it")
+    quoted = ['"' + folder.replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders]
+    return [*others, f"{key}=[{','.join(quoted)}]" if key in LISTS else f"{key}={quoted[0]}"]
+
+
+def _refuse(name: str) -> NoReturn:
+    if "=" in name:
+        _stop(f"{name}: give a command first: unlabeled train {name}")
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    suggestion = f"did you mean {close[0]}? " if close else ""
+    _stop(f"{name}: no such command; {suggestion}(allowed: {', '.join(COMMANDS)})")
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,196 @@
+"""The commands from Python: their keys are keywords, their mistakes :class:`UserError`, what they write is returned.
+
+The same configuration gives the same folder and the same bits as on the command line.
+"""
+
+import json
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.commands.given.compose import composed, overrides_of
+from unlabeled.commands.given.data_path import with_data_source
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from unlabeled.evaluation.reporting.results import Results
+    from unlabeled.health.diagnosis import Finding
+    from unlabeled.weights.pretrained import Pretrained
+
+NO_TRAINING = {"preview": "unlabeled preview", "plan_only": "unlabeled plan", "replay": "unlabeled train replay=FILE"}
+NO_JUDGING = {
+    "compare": "unlabeled compare A B",
+    "ensemble": "unlabeled evaluate ensemble=[A,B]",
+    "self_test": "unlabeled evaluate self_test=true",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been trained to its end, in its folder."""
+
+    folder: Path
+    results: "Results | None"  # None: no probe, or no labelled test images
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What ``metrics.jsonl`` holds: a dict a line, with ``step``, ``epoch`` and values by name."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def findings(self) -> "list[Finding]":
+        """What is unhealthy, most serious first; ``finding.sentence`` says it."""
+        from unlabeled.health.folder import diagnose_run
+
+        return diagnose_run(self.folder).findings
+
+    @property
+    def report(self) -> Path | None:
+        """The page, or None where nothing was judged."""
+        return None if self.results is None else self.results.report
+
+    @cached_property
+    def backbone(self) -> "Pretrained":
+        """The trained backbone, as :func:`load` gives it."""
+        return load(self.folder)
+
+
+Weights = str | os.PathLike[str] | Run
+
+
+def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[str] = (), **keys: Any) -> Run:
+    """Pretrain a backbone and judge it: ``unlabeled train``.
+
+    Args:
+        out: the run's folder, ``run_dir``; a run that is there already goes on.
+        overrides: ``key=value`` each, as on the command line.
+        keys: the same as keywords; ``optimizer={"lr": 0.1}`` is ``optimizer.lr=0.1``. ``data`` may be a folder.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+        KeyboardInterrupt: Ctrl-C; the state is written, and the same call goes on.
+    """
+    from unlabeled.commands.train.picks import completed
+    from unlabeled.commands.train.train import train as pretrain
+    from unlabeled.evaluation.reporting.results import Results
+
+    given = overrides_of(({} if out is None else {"run_dir": out}) | keys) + list(overrides)
+    _refuse(given, NO_TRAINING)
+    config = composed("train", given := completed(given, log=_silent))
+    with _as_found(), user_errors(conf_folder(), "train", given):
+        try:
+            trained = pretrain(config, shlex.join(["unlabeled", "train", *given]), _silent)
+        except SystemExit:  # stopped by a signal; what it said is printed
+            raise KeyboardInterrupt from None
+    report = trained.run_dir / "report" / "report.html"
+    return Run(trained.run_dir, Results(trained.rows, report) if trained.rows else None)
+
+
+def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Results":
+    """Judge a frozen backbone: ``unlabeled evaluate``.
+
+    Args:
+        run: its folder or a file of weights.
+        overrides, keys: as in :func:`train`; ``data`` may be a folder of labelled images.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    from unlabeled.commands.evaluate.evaluate import evaluate_checkpoint
+
+    given = overrides_of({_kind(run): _path(run)} | keys) + list(overrides)
+    _refuse(given, NO_JUDGING)
+    config = composed("eval_linear", given := with_data_source(given))
+    with _as_found(), user_errors(conf_folder(), "eval_linear", given):
+        results = evaluate_checkpoint(config, shlex.join(["unlabeled", "evaluate", *given]), _silent)
+    assert results is not None
+    return results
+
+
+def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretrained":
+    """A backbone with its weights, in eval mode: an ``nn.Module`` with ``transform``, ``num_features``, ``image_size``.
+
+    Args:
+        run: its folder or a file of weights, of this project or official.
+        overrides, keys: ``backbone=…`` and ``views=…`` for files that do not say what they are.
+
+    Raises:
+        UserError: not every tensor finds its place, or the file does not say what it is.
+    """
+    given = overrides_of({_kind(run): _path(run)} | keys) + list(overrides)
+    config = composed("export", [*given, "to=safetensors", "data_images=0"])
+    with user_errors(conf_folder(), "export", given):
+        from unlabeled.commands.build.export import build_export_inputs
+        from unlabeled.commands.export import open_source
+        from unlabeled.weights import checkpoint_path, read_checkpoint
+        from unlabeled.weights.pretrained import Pretrained
+
+        checkpoint = read_checkpoint(checkpoint_path(config.run, config.checkpoint))
+        source = open_source(build_export_inputs(config, checkpoint))
+        return Pretrained(source.backbone, source.preprocess)
+
+
+def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any) -> Path:
+    """Write a backbone for another library and make sure that it gives the same features there: ``unlabeled export``.
+
+    Args:
+        run: its folder or a file of weights.
+        to: timm, torchvision, safetensors, huggingface or onnx.
+        overrides, keys: as in :func:`train`; ``out`` is the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    given = overrides_of({_kind(run): _path(run), "to": to} | keys) + list(overrides)
+    config = composed("export", given := with_data_source(given))
+    with user_errors(conf_folder(), "export", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.export import export as write
+
+        plain: Any = OmegaConf.to_container(config)
+        return write(config, plain, _silent)
+
+
+def _path(run: Any) -> str:
+    return os.fspath(run.folder if isinstance(run, Run) else run)
+
+
+def _kind(run: Any) -> str:
+    return "checkpoint" if Path(_path(run)).expanduser().is_file() else "run"
+
+
+def _refuse(overrides: Sequence[str], elsewhere: dict[str, str]) -> None:
+    for key, command in elsewhere.items():
+        if any(each.lstrip("+").split("=")[0] == key for each in overrides):
+            raise UserError(f"{key}: gives nothing back to Python; call {command} in a shell")
+
+
+def _silent(line: str) -> None:
+    """What is returned is not printed."""
+
+
+@contextmanager
+def _as_found() -> Iterator[None]:
+    """What a run sets for the whole process is put back: random states, a log level, filters of warnings."""
+    import torch
+
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            yield
+    finally:
+        lightning.setLevel(level)

@@ -1,0 +1,1 @@
+"""``unlabeled evaluate`` and ``unlabeled compare``."""

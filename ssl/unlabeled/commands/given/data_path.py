@@ -1,0 +1,48 @@
+"""``data=PATH`` in place of ``data=folder data.path=PATH``: which source it is, the files say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlabeled.commands.config import conf_folder, own_folders
+
+SIGNS = (  # what lies in a folder, and whose it is
+    ("shards", ("*.tar",)),
+    ("parquet", ("train.parquet",)),
+    ("huggingface", ("dataset_dict.json",)),
+    ("litdata", ("train/index.json",)),
+)
+
+
+def with_data_source(arguments: Sequence[str]) -> list[str]:
+    """The arguments, where ``data`` names no choice of ``conf/data`` but a place, with the source of that place.
+
+    What is neither is left for Hydra, which knows the nearest choice.
+    """
+    given = data_path(arguments)
+    if given is None:
+        return list(arguments)
+    path, source = given, _source_of(Path(given).expanduser())
+    named = [f"data={source}", f"data.path={path}"]
+    has_test = (Path(path).expanduser() / "test").is_dir() and not any(a.startswith("data.test=") for a in arguments)
+    if source in ("huggingface", "litdata") and has_test:
+        named.append("data.test=test")
+    return [each for argument in arguments for each in (named if argument.startswith("data=") else [argument])]
+
+
+def data_path(arguments: Sequence[str]) -> str | None:
+    """The place that ``data=`` gives; None where it gives a choice, or nothing."""
+    given = [argument.removeprefix("data=") for argument in arguments if argument.startswith("data=")]
+    if len(given) != 1:
+        return None
+    value = given[0].strip("'\"") if given[0][:1] in "'\"" else given[0]
+    folders = [conf_folder(), *own_folders(arguments)]
+    known = {path.stem for folder in folders for path in (folder / "data").glob("*.yaml")}
+    is_place = value not in known and bool(value) and ("/" in value or Path(value).expanduser().exists())
+    return value if is_place else None
+
+
+def _source_of(path: Path) -> str:
+    for source, patterns in SIGNS:
+        if any(next(path.glob(pattern), None) for pattern in patterns if path.is_dir()):
+            return source
+    return "folder"

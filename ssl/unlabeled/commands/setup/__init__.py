@@ -1,0 +1,1 @@
+"""``unlabeled doctor`` and ``unlabeled new``: a machine and own code made ready."""

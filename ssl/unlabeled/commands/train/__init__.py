@@ -1,0 +1,1 @@
+"""``unlabeled train``, and what it picks before and says at the end."""

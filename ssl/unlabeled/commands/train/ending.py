@@ -1,0 +1,120 @@
+"""What a training says at its end: the results that count and what to do next; and what every logger gets of it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlabeled.commands.given.typed import typed_command, without_name
+from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.health.folder import diagnose_run
+
+FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
+FEW = " per class/"  # in protocols with few labels
+BASELINES = {"random init": "random network", "raw pixels": "raw pixels"}
+
+
+def scores(rows: Sequence[Row]) -> dict[str, float]:
+    """``score/PROTOCOL`` → top-1 of the pretrained features, per cent; names that all loggers can have."""
+    return {f"score/{row.protocol.replace('=', '')}": row.top1 for row in _pretrained(rows)}
+
+
+def score(rows: Sequence[Row]) -> float | None:
+    """What a sweep maximises: the linear probe's top-1, of other probes the first; None where nothing was judged."""
+    row = _first(rows)
+    return None if row is None else row.top1
+
+
+def training_of(run_dir: Path) -> dict[str, Any]:
+    """``training.json``; empty where no step was taken, or nobody wrote one."""
+    path = run_dir / "training.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_many: bool = False) -> None:
+    """Three results, and what to do next.
+
+    Args:
+        run_dir: of the run that has ended.
+        rows: of its report; none where nothing was judged.
+        say: gets it line by line.
+        one_of_many: a job of a sweep, after which the next one comes.
+    """
+    log("")
+    for line in (_quality(rows), _doubt(rows), _health(run_dir), _speed(run_dir)):
+        if line:
+            log(line)
+    if one_of_many:
+        return
+    log("next:")
+    for what, command in _next(run_dir, rows):
+        log(f"  {what:<26}  {command}")
+
+
+def _quality(rows: Sequence[Row]) -> str:
+    best = _first(rows)
+    if best is None:
+        return "nothing was judged: no probe, or no labelled test images"
+    lines = [f"{best.top1:.1f} % of {best.n_test:,} test images by {best.protocol.split('/')[0]}{_beside(best, rows)}"]
+    few = [row for row in _pretrained(rows) if FEW in row.protocol]
+    if few:
+        least = min(few, key=lambda row: row.n_train)
+        number = least.protocol.partition(FEW)[0].rpartition("/")[2]
+        labels = "label" if number == "1" else "labels"
+        lines.insert(0, f"with {number} {labels} a class {least.top1:.1f} %{_beside(least, rows)}")
+    return "\n".join(lines)
+
+
+def _beside(row: Row, rows: Sequence[Row]) -> str:
+    others = {each.features: each.top1 for each in rows if each.protocol == row.protocol}
+    found = [f"{name} {others[features]:.1f}" for features, name in BASELINES.items() if features in others]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _doubt(rows: Sequence[Row]) -> str:
+    best = _first(rows)
+    pixels = [row.top1 for row in rows if best and row.features == "raw pixels" and row.protocol == best.protocol]
+    if best is None or not pixels or best.top1 > pixels[0]:
+        return ""
+    return "no better than raw pixels: train for longer, or look at the views (unlabeled preview)"
+
+
+def _health(run_dir: Path) -> str:
+    try:
+        findings = diagnose_run(run_dir).findings
+    except UserError:  # a run of no step has written no metrics
+        return ""
+    serious = [finding for finding in findings if finding.severity != "note"]
+    if not serious:
+        return "healthy: nothing to warn of"
+    more = f" (and {len(serious) - 1} more: unlabeled health {run_dir})" if len(serious) > 1 else ""
+    return f"{serious[0].severity}: {serious[0].sentence}{more}"
+
+
+def _speed(run_dir: Path) -> str:
+    training = training_of(run_dir)
+    if not training:
+        return ""
+    seconds, steps = training["seconds_of_last_session"], training["steps_of_last_session"]
+    return f"{training['images_per_second']:,.0f} images/s, {steps:,} steps in {seconds:,.0f} s"
+
+
+def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    lines = [("look at the report", f"open {run_dir / 'report' / 'report.html'}")] if rows else []
+    lines.append(("judge it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+    lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=timm"))
+    longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
+    lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))
+    return lines
+
+
+def _pretrained(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.features == "pretrained"]
+
+
+def _first(rows: Sequence[Row]) -> Row | None:
+    known = _pretrained(rows)
+    whole = [row for row in known if FEW not in row.protocol and not row.draws] or known
+    linear = [row for row in whole if row.protocol.split("/")[0].startswith(FIRST)]
+    return next(iter([*linear, *whole]), None)

@@ -1,0 +1,214 @@
+"""``unlabeled train data=PATH`` and nothing else: what suits these images is picked, and said with its reason.
+
+A key that is given is never picked. What is picked depends on the files and on whether there is a GPU, and on nothing
+else, so that the same command goes on with its run.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from unlabeled.commands.given.compose import composed
+from unlabeled.commands.given.data_path import data_path, with_data_source
+from unlabeled.errors import UserError
+
+LOOKED_AT = 200  # images whose headers are read, evenly spaced
+SMALL = (32, 64, 96)  # pixels of views below ImageNet's 224
+LARGE = 224
+# Images that a thin ResNet sees in a quarter of an hour on two cores at 32 pixels, as experiment=cifar10_cpu goes.
+CPU_IMAGES, MINUTES = 1_200_000, 15
+GPU_IMAGES = 20_000_000  # 400 epochs of CIFAR-10, a sixth of SimCLR's 100 epochs of ImageNet
+LEAST = 16  # images; fewer are no data set
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of the images."""
+
+    path: str
+    images: int
+    side: int  # median of the shorter sides, pixels
+    classes: int
+    labelled: int
+    tested: int  # images of the test split
+    gpu: bool
+
+    def __str__(self) -> str:
+        classes = f"{self.classes} classes" if self.classes else "no labels"
+        tested = f"{self.tested:,} test images" if self.tested else "no test split"
+        return f"{self.path}: {self.images:,} images, shorter side {self.side} pixels (median), {classes}, {tested}"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Keys that were picked together, and why."""
+
+    values: dict[str, Any]
+    why: str
+
+
+def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> list[str]:
+    """The arguments of a training, with the source of ``data=PATH`` and what suits its images where that is left open.
+
+    Raises:
+        UserError: there are no images, or too few.
+    """
+    path = data_path(arguments)
+    named = with_data_source(arguments)
+    asked = {argument.lstrip("+").split("=")[0] for argument in arguments}
+    if path is None or asked & {"experiment", "replay", "--help", "-h", "--cfg", "-c"}:
+        return named
+    seen = look(path, [each for each in named if each.startswith(("data", "--config-dir"))])
+    picks = [_open(pick, asked) for pick in pick_for(seen, dict(each.split("=", 1) for each in named if "=" in each))]
+    picks = [pick for pick in picks if pick.values]
+    log(str(seen))
+    lines = [" ".join(f"{key}={value}" for key, value in pick.values.items()) for pick in picks]
+    width = min(60, max(map(len, lines), default=0))
+    for line, pick in zip(lines, picks, strict=True):
+        log(f"  {line:<{width}}  {pick.why}")
+    return named + [f"{key}={value}" for pick in picks for key, value in pick.values.items()]
+
+
+def _open(pick: Pick, asked: set[str]) -> Pick:
+    """Without what was given, and without keys below a group that was: they may not be in the other choice."""
+    groups = asked & {"views", "optimizer", "backbone"}
+    return Pick({k: v for k, v in pick.values.items() if k not in asked and k.split(".")[0] not in groups}, pick.why)
+
+
+def look(path: str, overrides: Sequence[str]) -> Look:
+    """Lists the files and reads some headers; decodes nothing where there are any.
+
+    Args:
+        path: as it was given.
+        overrides: of ``data``.
+    """
+    import torch
+
+    from unlabeled.commands.build.run import build_splits
+    from unlabeled.commands.config import conf_folder, user_errors
+    from unlabeled.data.decode import read_header
+    from unlabeled.data.source import HasEncodedImages
+
+    with user_errors(conf_folder(), "inspect", overrides):
+        splits = build_splits(composed("inspect", overrides))
+    train, sides = splits.train, list[int]()
+    for position in range(0, len(train), max(1, len(train) // LOOKED_AT)):
+        try:
+            if isinstance(train, HasEncodedImages):
+                header = read_header(train.encoded(position))
+                sides.append(min(header.height, header.width))
+            else:
+                sides.append(min(train.decode(position).shape[1:]))
+        except Exception:  # damaged: the run counts and names them
+            continue
+    if len(train) < LEAST or not sides:
+        raise UserError(f"data={path}: {len(train)} images, {len(sides)} that can be read: give {LEAST} at least")
+    return Look(
+        path,
+        len(train),
+        int(median(sides)),
+        len(train.classes),
+        int((train.labels >= 0).sum()),
+        len(splits.test) if splits.test is not None else 0,
+        torch.cuda.is_available(),
+    )
+
+
+def pick_for(seen: Look, given: dict[str, str]) -> list[Pick]:
+    """What suits images like these.
+
+    Args:
+        seen: of them.
+        given: keys and values of the command, which the others must go with.
+    """
+    gpu = seen.gpu and given.get("trainer.accelerator") != "cpu"
+    size = int(_number(given.get("views.size"), view_size(seen.side, gpu)))
+    batch = int(_number(given.get("batch_size"), batch_size(seen.images)))
+    epochs = int(_number(given.get("max_epochs"), epochs_for(seen.images, size, gpu)))
+    objective = given.get("objective", "simclr")
+    picks = [
+        Pick({"name": _name(seen.path)}, "the folder's name; the same command goes on with the same run"),
+        Pick(*_views(objective, size, seen.side, gpu)),
+        Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
+        Pick(*_backbone(size, seen.images, gpu)),
+        Pick({"batch_size": batch}, "many negatives" if batch >= 256 else "at least four steps in an epoch"),
+        Pick({"max_epochs": epochs}, _how_long(seen.images * epochs, size, gpu)),
+        Pick(*_optimizer(objective, epochs)),
+    ]
+    if objective == "simclr":
+        picks.append(Pick({"objective.temperature": 0.2}, "between ImageNet's 0.1 and CIFAR-10's 0.5: a short run"))
+    if objective == "moco_v2":
+        queue = max(batch, min(65536, seen.images // 2) // batch * batch)
+        picks.append(Pick({"objective.queue_size": queue}, "half of the images: a key must not meet itself"))
+    if seen.tested and seen.labelled < 200:
+        neighbours = max(1, min(20, seen.labelled // 2))
+        picks.append(Pick({"probe.knn.k": f"[{neighbours}]"}, f"{seen.labelled} labelled training images"))
+    return picks
+
+
+def view_size(side: int, gpu: bool) -> int:
+    """Pixels: what the images have, in steps; a CPU takes a twelfth of the time at 64 instead of 224."""
+    sizes = (*SMALL, LARGE) if gpu else SMALL[:2]
+    return next((size for size in sizes if side <= size * 1.25), sizes[-1])
+
+
+def batch_size(images: int) -> int:
+    """256, or the power of two that leaves at least four steps in an epoch."""
+    return min(256, max(8, 1 << (images // 4).bit_length() - 1))
+
+
+def epochs_for(images: int, size: int, gpu: bool) -> int:
+    """So that a run is long enough for few images and ends for many."""
+    seen = GPU_IMAGES if gpu else CPU_IMAGES * 32**2 / size**2
+    return round(min(800 if gpu else 200, max(100 if gpu else 10, seen / images)))
+
+
+def _how_long(seen: int, size: int, gpu: bool) -> str:
+    minutes = MINUTES * seen / (CPU_IMAGES * 32**2 / size**2)
+    return f"{seen:,} images seen" + ("" if gpu else f", about {max(1, round(minutes))} minutes on two cores")
+
+
+def _views(objective: str, size: int, side: int, gpu: bool) -> tuple[dict[str, Any], str]:
+    known = {"simclr": ("simclr", "simclr_small"), "moco_v2": ("moco_v2", "moco_small")}
+    why = f"images of {side} pixels" if gpu or side <= 80 else f"images of {side} pixels, and no GPU"
+    if objective not in known:
+        return {}, why
+    return {"views": known[objective][size != LARGE], "views.size": size}, why
+
+
+def _kept(size: int, side: int) -> int:
+    """256 for 224, as the papers; twice the view's size where the images have it, so that small crops stay sharp."""
+    return 256 if size == LARGE else max(size, min(side, 2 * size))
+
+
+def _backbone(size: int, images: int, gpu: bool) -> tuple[dict[str, Any], str]:
+    if not gpu:
+        return {"backbone": "resnet_thin"}, "no GPU: 0.3 million parameters"
+    if size <= 64:
+        return {"backbone": "resnet18", "backbone.stem": "cifar"}, "small images keep their resolution (SimCLR, B.9)"
+    name = "resnet50" if images >= 100_000 else "resnet18"
+    return {"backbone": name}, f"{images:,} images"
+
+
+def _optimizer(objective: str, epochs: int) -> tuple[dict[str, Any], str]:
+    lr = {"simclr": 0.12, "moco_v2": 0.06}.get(objective)
+    if lr is None:
+        return {}, ""
+    values: dict[str, Any] = {"optimizer": "sgd", "optimizer.lr": lr, "optimizer.weight_decay": 5e-4}
+    values["optimizer.warmup_epochs"] = epochs // 20 or round(epochs / 20, 2)
+    return values, "batches of 256 or fewer need no LARS"
+
+
+def _name(path: str) -> str:
+    """Of the run: the folder's, in letters that a folder can have anywhere."""
+    return re.sub(r"[^\w.-]+", "-", Path(path).expanduser().resolve().name).strip("-.") or "run"
+
+
+def _number(text: str | None, otherwise: int) -> float:
+    try:
+        return otherwise if text is None else float(text)
+    except ValueError:  # Hydra says what is wrong with it
+        return otherwise

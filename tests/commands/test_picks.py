@@ -1,0 +1,95 @@
+"""``unlabeled train data=PATH``: what suits the images is picked, and nothing that was given is changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.small import composed
+from unlabeled.commands.given.data_path import with_data_source
+from unlabeled.commands.train.picks import Look, completed, pick_for
+from unlabeled.errors import UserError
+
+
+def pictures(folder: Path, count: int, height: int, width: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((height, width, 3), number, np.uint8)).save(folder / f"{number}.png")
+
+
+def picked(seen: Look, **given: str) -> dict[str, object]:
+    return {key: value for pick in pick_for(seen, given) for key, value in pick.values.items()}
+
+
+def seen(images: int, side: int, gpu: bool, labelled: int = 0, tested: int = 0) -> Look:
+    return Look("photos", images, side, 2 if labelled else 0, labelled, tested, gpu)
+
+
+def test_size_batch_epochs_and_backbone_follow_from_the_images_and_the_device() -> None:
+    large = picked(seen(1_000_000, 400, gpu=True))
+    assert (large["views"], large["views.size"], large["data.image_size"]) == ("simclr", 224, 256)
+    assert (large["backbone"], large["batch_size"], large["max_epochs"]) == ("resnet50", 256, 100)
+    few = picked(seen(1000, 33, gpu=False))
+    assert (few["views"], few["views.size"], few["data.image_size"]) == ("simclr_small", 32, 33)
+    assert (few["backbone"], few["batch_size"], few["max_epochs"]) == ("resnet_thin", 128, 200)
+    assert picked(seen(50_000, 400, gpu=False))["views.size"] == 64  # no GPU: 224 pixels would be twelve times the work
+    assert picked(seen(20, 400, gpu=False))["batch_size"] == 8
+
+
+def test_a_moco_queue_is_shorter_than_the_data_and_a_knn_has_as_many_neighbours_as_there_are_labels() -> None:
+    found = picked(seen(1000, 32, gpu=False, labelled=50, tested=10), objective="moco_v2")
+    assert (found["views"], found["objective.queue_size"]) == ("moco_small", 384)
+    assert found["probe.knn.k"] == "[20]"
+    assert "probe.knn.k" not in picked(seen(1000, 32, gpu=False, labelled=1000, tested=10))
+    assert "objective.temperature" not in found
+
+
+def test_a_folder_gets_all_that_is_left_open_and_the_whole_command_composes(tmp_path: Path) -> None:
+    pictures(tmp_path / "my photos" / "train" / "a", 30, 40, 60)
+    pictures(tmp_path / "my photos" / "train" / "b", 30, 40, 60)
+    pictures(tmp_path / "my photos" / "test" / "a", 3, 40, 60)
+    pictures(tmp_path / "my photos" / "test" / "b", 3, 40, 60)
+    said: list[str] = []
+    whole = completed([f"data={tmp_path / 'my photos'}", "max_epochs=7", "optimizer=lars"], said.append)
+    assert said[0].endswith("my photos: 60 images, shorter side 40 pixels (median), 2 classes, 6 test images")
+    config = composed(*whole)
+    assert (config.max_epochs, config.views.size, config.batch_size, config.name) == (7, 32, 8, "my-photos")
+    assert config.data.path == str(tmp_path / "my photos")
+    assert config.optimizer.optimizer._target_ == "unlabeled.optimizers.LARS"  # as given
+    assert config.optimizer.lr == 0.3  # and so are its own values
+    assert not [each for each in whole if each.startswith("optimizer.")]
+    assert completed(whole, said.append) == whole  # the whole command is what it says
+
+
+def test_an_experiment_is_left_as_it_is_and_so_is_a_choice(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", 20, 8, 8)
+    given = [f"data={tmp_path / 'x'}", "experiment=cifar10_cpu"]
+    assert completed(given) == ["data=folder", f"data.path={tmp_path / 'x'}", "experiment=cifar10_cpu"]
+    assert completed(["data=digits"]) == ["data=digits"]
+    assert completed(["data=digts"]) == ["data=digts"]  # Hydra knows the nearest
+
+
+def test_too_few_images_are_refused_in_words(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", 3, 8, 8)
+    with pytest.raises(UserError, match="3 images, 3 that can be read: give 16 at least"):
+        completed([f"data={tmp_path / 'x'}"])
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("train-0.tar", "shards"),
+        ("train.parquet", "parquet"),
+        ("dataset_dict.json", "huggingface"),
+        ("train/index.json", "litdata"),
+        ("a.png", "folder"),
+    ],
+)
+def test_the_files_say_which_source_reads_them(tmp_path: Path, file: str, source: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert with_data_source(["seed=1", f"data={tmp_path}"]) == ["seed=1", f"data={source}", f"data.path={tmp_path}"]
+    (tmp_path / "test").mkdir()
+    last = with_data_source([f"data={tmp_path}"])[-1]
+    assert (last == "data.test=test") == (source in ("huggingface", "litdata"))
