@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlabeled.core.reading import NotRegular, require_regular
 from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
-from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, warn_once
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -85,12 +85,12 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
     Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data; UserError where
     other channels are wanted and tifffile is not installed.
     """
-    _allow(decoding.max_pixels)
+    _set_pixel_limit(decoding.max_pixels)
     try:
         if not isinstance(data, bytes):
             require_regular(data)  # opening a FIFO waits for ever
         if decoding.channels != 3:
-            return _many(data, size, square, decoding)
+            return _decode_bands(data, size, square, decoding)
         try:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
                 deep = deep_colours(image)
@@ -100,7 +100,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         except UnidentifiedImageError:
             if not is_tiff(data):
                 raise
-        return _many(data, size, square, decoding)
+        return _decode_bands(data, size, square, decoding)
     except UserError as error:
         if decoding.channels != 3:
             raise
@@ -118,13 +118,13 @@ class Header(NamedTuple):
     width: int
 
 
-def _allow(pixels: int) -> None:
+def _set_pixel_limit(pixels: int) -> None:
     """Sets Pillow's pixel limit; Pillow itself refuses an image only at twice its limit."""
     if pixels != _allowed["pixels"]:
         Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
 
 
-def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
+def _decode_bands(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
     """Resizes and crops each band separately, as :func:`to_rgb` does with colours."""
     values, orientation = read_bands(data, decoding)
     pictures = [Image.fromarray(band) for band in np.ascontiguousarray(as_bytes(values, decoding.bits))]
@@ -139,13 +139,13 @@ def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None
     """Warns once, at the first file that loses information which a key could keep."""
     if bands := extra_bands(image):
         said = f"{name}: {3 + bands} bands are cut to three; data.channels={3 + bands} keeps them"
-        say_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
+        warn_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
     if decoding.bits == 8 and (deep or image.mode.startswith("I;16")):
         image.load()
         highest = int(np.asarray(image).max())
         if 0 < highest < (16 if deep else 4096):
             said = f"{name}: of 16 bits at most 12 are used, so it comes out nearly black"
-            say_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
+            warn_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
 
 
 def read_header(data: bytes | Path) -> Header:

@@ -70,7 +70,7 @@ def in_colour(pixels: Tensor) -> Tensor:
     return pixels if channels == 3 else pixels[:, :3]
 
 
-def say_once(kind: str, line: str) -> None:
+def warn_once(kind: str, line: str) -> None:
     """Prints a line on stderr once per run, from one process and no worker, though it holds for many files."""
     worker = multiprocessing.parent_process() is not None
     if kind in _said or worker or os.environ.get("LOCAL_RANK", "0") != "0":

@@ -96,7 +96,7 @@ def identity_of(source: Source, before: Identity | None = None) -> Identity | No
         paths = source.files()
         shared = shared_folder(paths)
         names = [os.fsencode(path.removeprefix(shared)) for path in paths]
-        facts = np.array(_many(_facts, paths), np.int64).reshape(-1, 3)
+        facts = np.array(_map_threads(_facts, paths), np.int64).reshape(-1, 3)
         contents = _contents(paths, names, facts, before)
         digest.update(source.within().encode())
     else:
@@ -145,11 +145,11 @@ def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: I
         same = (old >= 0) & (before.facts[old] == facts).all(1) if len(before.names) else old >= 0
         contents[same], unknown = before.contents[old[same]], ~same
     rows = np.flatnonzero(unknown).tolist()
-    contents[rows] = _many(_hash, [(paths[row], int(facts[row, 0])) for row in rows])
+    contents[rows] = _map_threads(_hash, [(paths[row], int(facts[row, 0])) for row in rows])
     return contents
 
 
-def _many(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
+def _map_threads(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
     """Calls the function for each value, in threads, because it waits for files."""
     parts = [values[first : first + _CHUNK] for first in range(0, len(values), _CHUNK)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -52,7 +52,7 @@ class ArrayLoader(Resumable):
         support: SupportOrder | None = None,
     ) -> None:
         self.batches, self.support, self.device = batches, support, device
-        self.source = _on(source, device) if _has_room(source.images, device) else source
+        self.source = _on(source, device) if _fits_on_gpu(source.images, device) else source
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -167,12 +167,12 @@ class _LazyImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         first = len(indices) - len(self.slots)  # of the support
-        images, ids, sizes = _on_a_canvas(decode_or_next(self.source, index) for index in indices[:first])
+        images, ids, sizes = _pad(decode_or_next(self.source, index) for index in indices[:first])
         batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
         if not len(self.slots):
             return batch
         labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
-        images, ids, sizes = _on_a_canvas(labelled)
+        images, ids, sizes = _pad(labelled)
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
@@ -191,14 +191,14 @@ class IgnoreSignals:
 
     def __call__(self, worker: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remain)
+            signal.signal(number, self._ignore)
 
-    def _remain(self, number: int, frame: FrameType | None) -> None:
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM and self.leaving.value:
             os._exit(0)
 
 
-def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _pad(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns images, ids and sizes of a batch."""
     images, ids = zip(*decoded, strict=True)
     together, sizes = pad_to_largest(list(images))
@@ -237,7 +237,7 @@ def _on(source: DecodedSource, device: torch.device) -> DecodedSource:
     return replace(source, images=moved, ids=ids, labels=labels)
 
 
-def _has_room(images: Tensor | list[Tensor], device: torch.device) -> bool:
+def _fits_on_gpu(images: Tensor | list[Tensor], device: torch.device) -> bool:
     """Checks whether the images fit into a quarter of the free GPU memory, so that the rest is left for training."""
     if device.type != "cuda":
         return False

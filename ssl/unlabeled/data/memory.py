@@ -86,7 +86,7 @@ def bytes_needed(source: Source) -> int:
     return int(len(source) * (_most_bytes(source) if source.square else _mean_bytes(source)))
 
 
-def look_at_some(source: Source) -> None:
+def decode_some(source: Source) -> None:
     """Decodes a few images in this process, so that warnings appear once and not from each worker, or never."""
     if isinstance(source, HasEncodedImages):
         for number in range(min(_LOOKED_AT, len(source))):

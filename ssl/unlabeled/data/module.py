@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
-from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, look_at_some
+from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, decode_some
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
@@ -149,7 +149,7 @@ class DataModule(pl.LightningDataModule):
 
     def _fit_into_memory(self, source: Source, together: torch.device | None = None) -> DecodedSource | Source:
         if self.num_workers:
-            look_at_some(source)
+            decode_some(source)
         if bytes_needed(source) > self.memory_bytes:
             return source
         if together is None or isinstance(source, ArraySource):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from unlabeled.data.lists.left_out import LeftOut, merged, of_corrupt
+from unlabeled.data.lists.left_out import LeftOut, of_corrupt, sum_counts
 from unlabeled.data.source import Source, Splits
 
 
@@ -16,7 +16,7 @@ def understood(splits: Splits) -> list[str]:
 
 def all_left_out(splits: Splits, corrupt: Sequence[str]) -> LeftOut:
     """Counts the files that are not images, and the images that could not be decoded so far, by their names."""
-    return merged([splits.left_out, of_corrupt(list(corrupt))])
+    return sum_counts([splits.left_out, of_corrupt(list(corrupt))])
 
 
 def _counts(source: Source) -> str:

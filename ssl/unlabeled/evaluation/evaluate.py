@@ -99,7 +99,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        log=log if rank() == 0 else _silent,
+        log=log if rank() == 0 else _print_nothing,
         on_features=keep,
     )
     if rank():
@@ -139,7 +139,7 @@ def _write(
         asked | told | {"settings": evaluation.settings, "config": evaluation.config},
         metrics=folder_of(checkpoint.path) / "metrics.jsonl",
         collapsed_at=told["training"].get("collapsed_at"),
-        report_images=_exhibits(evaluation, checkpoint, decode, *looked),
+        report_images=_collect_images(evaluation, checkpoint, decode, *looked),
         references=references_for(checkpoint.config or {}, rows, trained_epochs(checkpoint)),
     )
     decode.keep()
@@ -164,11 +164,11 @@ def _last(features: Features) -> Features:
     return Features(features.x, features.labels, features.ids)
 
 
-def _silent(line: str) -> None:
+def _print_nothing(line: str) -> None:
     pass
 
 
-def _exhibits(
+def _collect_images(
     evaluation: Evaluation, checkpoint: Checkpoint, decode: ReportImageCache, train: Features, test: Features
 ) -> ReportImages:
     """Collects the pictures of the evaluated network, about ninety images."""

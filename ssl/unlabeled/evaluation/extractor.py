@@ -54,7 +54,7 @@ class Extractor:
             if rank() == 0:
                 self._keep(made, {kind: keys[kind] for kind in missing}, self.cache)
             found |= {kind: _only(made, kind) for kind in missing}
-        return _together({kind: features for kind, features in found.items() if features is not None})
+        return _join_kinds({kind: features for kind, features in found.items() if features is not None})
 
     def with_test(self, test: Source) -> "Extractor":
         """Returns an extractor for another test split; features of train are shared."""
@@ -102,11 +102,11 @@ class Extractor:
         own = None if not parts else {k: tuple(v.shape[1:]) for k, v in _columns(parts[0]).items()}
         torch.distributed.all_gather_object(shapes, own)
         wide = next(shape for shape in shapes if shape is not None)
-        mine = _columns(parts[0]) if parts else {name: _nothing(name, shape) for name, shape in wide.items()}
-        every = {name: gather_rows(mine[name].to(self._meeting())).cpu() for name in sorted(wide)}
+        mine = _columns(parts[0]) if parts else {name: _empty_column(name, shape) for name, shape in wide.items()}
+        every = {name: gather_rows(mine[name].to(self._exchange_device())).cpu() for name in sorted(wide)}
         return _of_columns(every)
 
-    def _meeting(self) -> torch.device:
+    def _exchange_device(self) -> torch.device:
         """Returns the device on which processes exchange tensors: NCCL supports only GPUs."""
         return self.device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
 
@@ -119,7 +119,7 @@ class Extractor:
             "weights": state_hash(network),
             "views": self.views.evaluation(),
             "precision": "32-true" if isinstance(network, PixelNetwork) else self.precision,
-            "device": _described(self.device),
+            "device": _device_name(self.device),
             "data": data,
             "versions": versions(),
             "code": code_hash(),
@@ -162,7 +162,7 @@ def _only(features: Features, kind: str) -> Features:
     return Features(features.x if kind == "last" else features.others[kind], features.labels, features.ids)
 
 
-def _together(found: dict[str, Features]) -> Features:
+def _join_kinds(found: dict[str, Features]) -> Features:
     last = found["last"]
     return Features(last.x, last.labels, last.ids, {kind: each.x for kind, each in found.items() if kind != "last"})
 
@@ -177,11 +177,11 @@ def _of_columns(columns: dict[str, Tensor]) -> Features:
     return Features(columns["x"], columns["labels"], columns["ids"], others)
 
 
-def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
+def _empty_column(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(0, *shape, dtype=torch.long if name in ("labels", "ids") else torch.float32)
 
 
-def _described(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}"

@@ -58,7 +58,7 @@ def figure_as_svg(figure: "Figure", label: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids repeat
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _themed(_bare(buffer.getvalue(), label))
+    return _themed(_strip_metadata(buffer.getvalue(), label))
 
 
 def plain_text(text: str, longest: int = 18) -> str:
@@ -67,7 +67,7 @@ def plain_text(text: str, longest: int = 18) -> str:
     return cut.replace("$", r"\$")
 
 
-def _bare(text: str, label: str) -> str:
+def _strip_metadata(text: str, label: str) -> str:
     """Removes what matplotlib writes for a file of its own: declaration, metadata, global style, unused ids."""
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)

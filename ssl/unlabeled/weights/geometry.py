@@ -42,7 +42,7 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
         found: tensors by the backbone's names.
         backbone: not loaded yet.
     """
-    shown = _shown(backbone)
+    shown = _visible_settings(backbone)
     own = (checkpoint.config or {}).get("backbone") or {}
     for key in shown.keys() & own.keys():
         if own[key] is not None and shown[key] != own[key]:
@@ -85,7 +85,7 @@ def _grid(table: Tensor | None) -> int | None:
     return None if table is None or table.ndim != 3 else round((table.shape[1] - 1) ** 0.5)
 
 
-def _shown(backbone: Backbone) -> dict[str, Any]:
+def _visible_settings(backbone: Backbone) -> dict[str, Any]:
     """Returns the settings of a network that the shapes of its tensors do not show."""
     shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
     if isinstance(backbone, ViT):

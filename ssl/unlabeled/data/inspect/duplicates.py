@@ -67,7 +67,7 @@ def find_equal(images: ImageHashes) -> ExactDuplicates:
         "train and test": int((images.test & train_first).sum()),
         "test": int(images.test.sum() - len(np.unique(first[images.test]))),
     }
-    return ExactDuplicates(first, groups, repeated, [_differ(images.labels[group]) for group in groups])
+    return ExactDuplicates(first, groups, repeated, [_labels_differ(images.labels[group]) for group in groups])
 
 
 def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
@@ -102,5 +102,5 @@ def _nearest(pairs: Ints) -> Ints:
     return pairs[order[:MOST_PAIRS]]
 
 
-def _differ(labels: Ints) -> bool:
+def _labels_differ(labels: Ints) -> bool:
     return len(np.unique(labels[labels >= 0])) > 1

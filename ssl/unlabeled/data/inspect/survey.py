@@ -82,13 +82,13 @@ class _Chunks(Dataset[Survey]):
         found, corrupt = [], {}
         for index in self._positions[chunk * _CHUNK : (chunk + 1) * _CHUNK].tolist():
             try:
-                found.append((index, _Look(self._source, index)))
+                found.append((index, _Measure(self._source, index)))
             except CorruptImage as error:
                 corrupt[index] = str(error)
         return _gathered(found, corrupt)
 
 
-class _Look:
+class _Measure:
     """Measures one image; raises CorruptImage."""
 
     def __init__(self, source: Source, index: int) -> None:
@@ -115,7 +115,7 @@ def stored_bytes(data: bytes | Path) -> int:
     return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
-def _gathered(found: list[tuple[int, _Look]], corrupt: dict[int, str]) -> Survey:
+def _gathered(found: list[tuple[int, _Measure]], corrupt: dict[int, str]) -> Survey:
     looks = [look for _, look in found]
     hashes, plain = perceptual_hash(torch.cat([torch.empty(0, SIDE, SIDE), *(look.grey[None] for look in looks)]))
     return Survey(
@@ -128,13 +128,13 @@ def _gathered(found: list[tuple[int, _Look]], corrupt: dict[int, str]) -> Survey
         sum(look.stored_bytes for look in looks),
         sum(look.decoded_bytes for look in looks),
         sum(look.pixels for look in looks),
-        _added([look.sums for look in looks]),
-        _added([look.squares for look in looks]),
+        _sum_arrays([look.sums for look in looks]),
+        _sum_arrays([look.squares for look in looks]),
         corrupt,
     )
 
 
-def _added(sums: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _sum_arrays(sums: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     total: NDArray[np.int64] = sum(sums[1:], sums[0]) if sums else np.zeros(3, np.int64)
     return total
 
@@ -154,8 +154,8 @@ def _merged(parts: list[Survey]) -> Survey:
         sum(part.stored_bytes for part in parts),
         sum(part.decoded_bytes for part in parts),
         sum(part.pixels for part in parts),
-        _added([part.sums for part in parts if part.pixels]),
-        _added([part.squares for part in parts if part.pixels]),
+        _sum_arrays([part.sums for part in parts if part.pixels]),
+        _sum_arrays([part.squares for part in parts if part.pixels]),
         {index: reason for part in parts for index, reason in part.corrupt.items()},
     )
 

@@ -11,15 +11,15 @@ from unlabeled.data.lists.left_out import lines
 def format_report(report: dict[str, Any], most: int) -> str:
     """Formats the contents of ``inspect.json`` as markdown; shows the first ``most`` entries of each list."""
     parts = [f"# {in_markdown(report['data'])}"]
-    parts += _whole(report)
+    parts += _description(report)
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
     parts += _exact(report["duplicates"]["exact"], "test" in report["splits"], most)
-    parts += _near(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
+    parts += _near_duplicates(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
     parts += [_normalisation(report["normalisation"]), _speed(report["speed"], report["splits"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _whole(report: dict[str, Any]) -> list[str]:
+def _description(report: dict[str, Any]) -> list[str]:
     """Describes how the data set was read, and which parts of it are not used."""
     rows = [f"- {each}" for each in report["understood"]]
     rows += [f"- left out: {each}" for each in lines(report["left_out"])]
@@ -39,7 +39,7 @@ def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
     if split["plain"]["count"]:
         lines.append(f"- {split['plain']['count']:,} images are too plain to be compared for near duplicates")
     lines.append(f"- corrupt: {len(split['corrupt']):,}")
-    lines += _some((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
+    lines += _shorten((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
     return [f"## {name}: {split['images']:,} images{looked}", "\n".join(lines)]
 
 
@@ -80,10 +80,10 @@ def _exact(exact: dict[str, Any], test: bool, most: int) -> list[str]:
         f" {len(groups):,} pictures are there more than once, {exact['conflicts']:,} of them under two labels."
     )
     rows = (f"- {_flag(group)}{' = '.join(map(_image, group['images'][:10]))}" for group in groups)
-    return ["## Exact duplicates", line, "\n".join(_some(rows, len(groups), most))]
+    return ["## Exact duplicates", line, "\n".join(_shorten(rows, len(groups), most))]
 
 
-def _near(near: dict[str, Any] | None, distance: int | None, splits: dict[str, Any], most: int) -> list[str]:
+def _near_duplicates(near: dict[str, Any] | None, distance: int | None, splits: dict[str, Any], most: int) -> list[str]:
     if near is None:
         return []
     counts, listed = near["pairs"], near["listed"]
@@ -99,7 +99,7 @@ def _near(near: dict[str, Any] | None, distance: int | None, splits: dict[str, A
         line += f" Of images smaller than {SIDE} pixels the hash says little: look at the picture."
     ordered = sorted(listed, key=lambda pair: pair["images"][0]["split"] == pair["images"][1]["split"])
     rows = (f"- {_flag(pair)}{' ~ '.join(map(_image, pair['images']))}, {pair['bits']} bits" for pair in ordered)
-    return ["## Near duplicates", line, "\n".join(_some(rows, sum(counts.values()), most))]
+    return ["## Near duplicates", line, "\n".join(_shorten(rows, sum(counts.values()), most))]
 
 
 def _image(image: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _flag(found: dict[str, Any]) -> str:
     return "**two labels**: " if found["conflict"] else ""
 
 
-def _some(rows: Iterable[str], total: int, most: int) -> list[str]:
+def _shorten(rows: Iterable[str], total: int, most: int) -> list[str]:
     shown = [row for _, row in zip(range(most), rows, strict=False)]
     return shown + ([f"- … {total - len(shown):,} more"] if total > len(shown) else [])
 

@@ -18,7 +18,7 @@ def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
         found["examples"].append(shown_path(name))
 
 
-def merged(parts: Iterable[LeftOut]) -> LeftOut:
+def sum_counts(parts: Iterable[LeftOut]) -> LeftOut:
     """Adds up several counts and keeps the first examples."""
     total: LeftOut = {}
     for part in parts:

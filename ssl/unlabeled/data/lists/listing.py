@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build, make_index
-from unlabeled.data.lists.left_out import LeftOut, leave_out, merged
+from unlabeled.data.lists.left_out import LeftOut, leave_out, sum_counts
 from unlabeled.data.lists.pictures import extension_of, looks_like_image, readable_extensions
 from unlabeled.data.lists.walk import Folder, walk
 
@@ -48,7 +48,7 @@ def of_folder(root: Path, place: str | None) -> Listing:
     return Listing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
 
 
-def together(parts: list[Listing]) -> Listing:
+def join_listings(parts: list[Listing]) -> Listing:
     """Joins several lists into one, one after the other; classes with the same name become one."""
     if len(parts) == 1:
         return parts[0]
@@ -58,7 +58,7 @@ def together(parts: list[Listing]) -> Listing:
         paths += [os.fsencode(os.path.abspath(part.root / part.path(row))) for row in range(len(part.index))]
         own = np.array([*(number[name] for name in part.classes), -1])  # the last is that of -1
         owners.append(own[part.owners])
-    every, where = merged(part.left_out for part in parts), ", ".join(part.where for part in parts)
+    every, where = sum_counts(part.left_out for part in parts), ", ".join(part.where for part in parts)
     folders = all(part.of_folder for part in parts)
     return Listing(
         Path(os.sep), make_index({"path": paths}, {}), np.concatenate(owners), classes, where, every, folders

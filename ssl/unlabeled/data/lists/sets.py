@@ -11,7 +11,7 @@ from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
-from unlabeled.data.lists.listing import Listing, of_folder, together
+from unlabeled.data.lists.listing import Listing, join_listings, of_folder
 from unlabeled.errors import UserError
 
 
@@ -145,4 +145,4 @@ def _joined(parts: list[Listing]) -> Listing:
         inner = [other for place, other in enumerate(roots) if place != number and other.is_relative_to(root)]
         if inner:
             raise UserError(f"data.path: {inner[0]} lies in {root}, whose images it would give twice; leave one out")
-    return together(parts)
+    return join_listings(parts)

@@ -104,7 +104,7 @@ def expand_braces(pattern: str) -> list[str]:
     if not 0 < count <= MOST_NAMES:
         many = "no name: a range counts up, {0..9}" if not count else f"{count:,} names, more than {MOST_NAMES:,}"
         raise UserError(f"the pattern {pattern} stands for {many}; give fewer, or a pattern with *")
-    made = ([part] if place % 2 == 0 else _spelled(part) for place, part in enumerate(parts))
+    made = ([part] if place % 2 == 0 else _alternatives(part) for place, part in enumerate(parts))
     return ["".join(chosen) for chosen in itertools.product(*made)]
 
 
@@ -117,7 +117,7 @@ def _options(braces: str) -> Sequence[Any]:
     return range(first, last + 1)
 
 
-def _spelled(braces: str) -> list[str]:
+def _alternatives(braces: str) -> list[str]:
     options = _options(braces)
     if isinstance(options, range):
         width = braces.index(".")

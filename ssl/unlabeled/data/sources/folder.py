@@ -12,7 +12,7 @@ from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
-from unlabeled.data.lists.left_out import merged
+from unlabeled.data.lists.left_out import sum_counts
 from unlabeled.data.lists.listing import Listing
 from unlabeled.data.lists.sets import Reader, by_name, distinct_names, find_sets, short_name
 from unlabeled.data.source import Splits
@@ -107,7 +107,7 @@ def folder(
         source,
         others[0] if others else None,
         f"{_counts(source, found.train, others, tests)}, {kept}",
-        left_out=merged([found.train.left_out, *(listed.left_out for listed in tests)]),
+        left_out=sum_counts([found.train.left_out, *(listed.left_out for listed in tests)]),
         warnings=found.warnings,
         others=dict(zip(distinct_names(tests)[1:], others[1:], strict=True)),
     )

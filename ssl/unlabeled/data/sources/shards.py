@@ -12,7 +12,7 @@ from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
-from unlabeled.data.lists.left_out import LeftOut, lines, merged
+from unlabeled.data.lists.left_out import LeftOut, lines, sum_counts
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, open_file
@@ -83,7 +83,7 @@ def shards(
         f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
     )
     tests = _source(other, classes, image_size, square)
-    left_out = merged([listed.note["left_out"], other.note["left_out"]])
+    left_out = sum_counts([listed.note["left_out"], other.note["left_out"]])
     return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
 
 
@@ -139,7 +139,7 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
         "name": [name for part in parts for name in part.names],
     }
     problems = [problem for part in parts for problem in part.problems]
-    return columns, {"files": files, "problems": problems, "left_out": merged(part.left_out for part in parts)}
+    return columns, {"files": files, "problems": problems, "left_out": sum_counts(part.left_out for part in parts)}
 
 
 def _scan_shard(path: str, labels: str) -> _Scanned:

@@ -56,7 +56,7 @@ def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison
         "\n".join(f"- {in_markdown(each.protocol)}: {describe_difference(each)}" for each in found),
         _table(found),
         "\n".join(_only_in_one(a, b) + _how_runs_differ(a, b)),
-        " ".join(_what_it_says(a, found)),
+        " ".join(_notes(a, found)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -67,13 +67,13 @@ def describe_difference(found: ProtocolComparison) -> str:
     if found.p is None:
         return f"A − B is {points:+.1f} points; no test, as the seeds of each gave one and the same number"
     if found.p >= SIGNIFICANT:
-        return f"no difference shown, A − B is {points:+.1f} points ({low:+.1f} to {high:+.1f}), {_p(found.p)}"
+        return f"no difference shown, A − B is {points:+.1f} points ({low:+.1f} to {high:+.1f}), {_format_p(found.p)}"
     better, sign = ("A", 1) if points > 0 else ("B", -1)
     low, high = sorted((sign * low, sign * high))
-    return f"{better} is better by {abs(points):.1f} points ({low:.1f} to {high:.1f}), {_p(found.p)}"
+    return f"{better} is better by {abs(points):.1f} points ({low:.1f} to {high:.1f}), {_format_p(found.p)}"
 
 
-def _p(p: float) -> str:
+def _format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
@@ -131,7 +131,7 @@ def _but_seeds(a: RunGroup, b: RunGroup) -> str:
     return "" if len(a.runs) > 1 or ours == theirs else f" but for the seed, {ours} and {theirs}"
 
 
-def _what_it_says(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
+def _notes(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
     corrected = f"p is corrected for {len(found)} protocols (Holm)." if len(found) > 1 else ""
     if len(a.runs) > 1:
         return ["Means ± deviations over seeds, all judged on the same test images; intervals are of 95 %.", corrected]

@@ -50,7 +50,7 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
         values = [{**group, **value} for value in group["values"] if value["objective"] in objectives]
         if values:
             nearest = min(values, key=lambda value: _distance(value, config, trained))
-            found.append(_beside(nearest, config, rows, trained, doubt))
+            found.append(_compare_with_reference(nearest, config, rows, trained, doubt))
     return found
 
 
@@ -100,7 +100,7 @@ def _distance(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float
     return far, len(_recipe_differs(value, config, epochs))
 
 
-def _beside(
+def _compare_with_reference(
     value: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[Row], epochs: float | None, doubt: list[str]
 ) -> dict[str, Any]:
     protocol = value["protocol"]

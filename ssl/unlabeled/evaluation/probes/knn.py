@@ -34,8 +34,8 @@ class KNN:
     ) -> None:
         if not k or min(k) < 1:
             raise UserError(f"probe.knn.k is {k}; it needs one or more whole numbers of at least 1")
-        _one_of("distance", distance, DISTANCES)
-        _one_of("weights", weights, WEIGHTS)
+        _check_choice("distance", distance, DISTANCES)
+        _check_choice("weights", weights, WEIGHTS)
         check_temperature(temperature, weights)
         self.k, self.temperature = sorted(set(k)), temperature
         self.distance, self.weights = distance, weights
@@ -105,6 +105,6 @@ DISTANCES = ("cosine", "euclidean")
 WEIGHTS = ("exp", "uniform")
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"probe.knn.{key} is {value!r}; allowed: {', '.join(allowed)}")

@@ -72,7 +72,7 @@ class LogisticRegressionProbe:
             )
         assert score.log_probabilities is not None
         score.metrics = calibration_metrics(score.log_probabilities, test.labels, *(choice.held or ()))
-        score.notes = choice.notes + _unfinished(iterations, self.max_iter) + score.notes
+        score.notes = choice.notes + _convergence_note(iterations, self.max_iter) + score.notes
         return [score]
 
     def _choose(self, x: Tensor, labels: Tensor, num_classes: int) -> _Choice:
@@ -182,6 +182,6 @@ def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
     return factor
 
 
-def _unfinished(iterations: int, max_iter: int) -> list[str]:
+def _convergence_note(iterations: int, max_iter: int) -> list[str]:
     note = f"L-BFGS stopped at max_iter = {max_iter}, before the optimum: raise probe.linear.max_iter."
     return [note] if iterations >= max_iter else []

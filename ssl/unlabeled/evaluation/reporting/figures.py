@@ -72,7 +72,7 @@ def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
 
 
 def label_curve(rows: Sequence[Row]) -> "Figure | None":
-    """Top-1 by the number of labelled images, a line for each kind of features; None where few were not tried.
+    """Plots top-1 by the number of labelled images, a line per kind of features; None where few were not tried.
 
     Bars are from the worst to the best draw. All labels of the linear probe are the last point where it was run.
     """

@@ -23,7 +23,7 @@ def page(
     """Returns the text of report.html."""
     parts = [
         *_results(rows),
-        *_doubts(run_summary.report_warnings(rows, provenance, references)),
+        *_warnings(run_summary.report_warnings(rows, provenance, references)),
         *_further(rows),
         *_references(references),
         *(_Part(each.title, _shown(each), "shown wide" if each.wide else "shown") for each in sections),
@@ -92,7 +92,7 @@ def _line(line: ResultLine) -> str:
     return f'<tr{kind}><th scope="row">{escape(line.name)}</th>{cells}</tr>'
 
 
-def _doubts(found: Sequence[str]) -> list[_Part]:
+def _warnings(found: Sequence[str]) -> list[_Part]:
     items = "".join(f"<li>{_breakable(each)}</li>" for each in found)
     return [_Part("What to doubt", f"<ul>{items}</ul>", "doubts")] if found else []
 

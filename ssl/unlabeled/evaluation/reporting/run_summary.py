@@ -97,7 +97,7 @@ def measurement_notes(rows: Sequence[Row]) -> str:
     return (
         f"The last epoch was judged, not the best one. {chosen}The test set was used once, for these numbers. "
         f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
-        f"of test images alone a score has a standard error of up to {error:.2f} points. {_signs(measured)}"
+        f"of test images alone a score has a standard error of up to {error:.2f} points. {_plus_minus_note(measured)}"
         "Columns are different protocols: compare within a column."
     )
 
@@ -108,7 +108,7 @@ def _choices(row: Row) -> list[Mapping[str, Any]]:
     return [row.chosen, *of_draws]
 
 
-def _signs(rows: Sequence[Row]) -> str:
+def _plus_minus_note(rows: Sequence[Row]) -> str:
     draws = max((len(row.draws) for row in rows), default=0)
     of_draws = ", or of the mean over draws and test images" if draws > 1 else ""
     interval = f"Brackets: 95 % intervals, by resampling test images{of_draws}. "
