@@ -133,7 +133,7 @@ def value_range(values: Values, bits: int | str) -> tuple[float, float]:
     if bits == "auto":
         bits = next((depth for depth in DEPTHS if highest < 2**depth), values.dtype.itemsize * 8)
     elif bits == 8:
-        bits = 8 * values.dtype.itemsize  # as it was before anybody chose
+        bits = 8 * values.dtype.itemsize  # the default: white is the largest value of the type
     white = 2.0 ** int(bits) - 1
     if highest > white:
         raise ValueError(f"a value of {highest:.0f} is above {white:.0f}, which is white by data.bits={bits}")

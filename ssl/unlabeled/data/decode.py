@@ -28,11 +28,11 @@ _UPRIGHT = {
 }
 
 
-_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn the left, or upper, edge over there
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF: first column right, first row at the bottom
 
-# Pillow warns at half of what it refuses; here the limit is data.max_pixels, which says so in one line.
+# Pillow warns at half the number of pixels that it refuses; data.max_pixels is the only limit here, with its own error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-_allowed = {"pixels": MOST_PIXELS}  # in this process
+_allowed = {"pixels": MOST_PIXELS}  # Pillow's limit as set in this process
 
 Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
 
@@ -59,7 +59,7 @@ def to_rgb(
     ``shown`` is the width and height that the picture fills, in pixels of an image that was reduced while it was
     decoded: fractions, as its last column and row may go beyond the picture. None: all of it.
     """
-    image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
+    image.load()  # must come before reading the orientation: Pillow rotates TIFF files upright while it loads them
     (width, height), orientation = shown or image.size, _orientation(image)
     image = _colours(image, bits)
     if orientation in _UPRIGHT:
@@ -69,9 +69,7 @@ def to_rgb(
     top = image.height - height if orientation in _FROM_BOTTOM else 0
     image = (_square if square else _whole)(image, size, (left, top, width, height))
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
-    return torch.from_numpy(
-        pixels.transpose(2, 0, 1).copy()
-    )  # by numpy: half the time of the same in torch at 32 pixels
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # numpy takes half the time of torch at 32 pixels
 
 
 def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, decoding: Decoding = RGB) -> Tensor:
@@ -88,7 +86,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
     _set_pixel_limit(decoding.max_pixels)
     try:
         if not isinstance(data, bytes):
-            require_regular(data)  # opening a FIFO waits for ever
+            require_regular(data)  # opening a FIFO would wait for ever
         if decoding.channels != 3:
             return _decode_bands(data, size, square, decoding)
         try:
@@ -114,7 +112,7 @@ class Header(NamedTuple):
 
     format: str  # Pillow's name: JPEG, PNG, …
     mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
-    height: int  # pixels, as it is shown: turned upright where EXIF asks for it
+    height: int  # pixels, after the rotation that EXIF asks for
     width: int
 
 
@@ -151,7 +149,7 @@ def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None
 def read_header(data: bytes | Path) -> Header:
     """Reads the header of an image that :func:`decode_bytes` has decoded; reads no pixels."""
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
+        # Pillow searches the EXIF of a PNG after its pixels, and would decode them all
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
         width, height = reversed(image.size) if turned else image.size
         return Header(image.format or "unknown", image.mode, height, width)
@@ -184,7 +182,7 @@ def describe_size(size: int, square: bool) -> str:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels, which are fine
+    except Exception:  # damaged EXIF does not mean damaged pixels
         return 1
 
 
@@ -193,10 +191,10 @@ def _colours(image: Image.Image, bits: Bits) -> Image.Image:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image, bits)
-    elif image.mode in ("RGBa", "La"):  # premultiplied: Pillow only divides by alpha on the way to RGBA / LA
+    elif image.mode in ("RGBa", "La"):  # premultiplied: Pillow divides by alpha only for RGBA / LA
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as at once to RGB, without Pillow's warning
+        image = image.convert("RGBA")  # gives the colours of a direct conversion to RGB, without Pillow's warning
     return image.convert("RGB")
 
 
@@ -226,7 +224,7 @@ def _square(image: Image.Image, size: int, region: Region) -> Image.Image:
     short = min(width, height)
     resized = (int(size * width / short), int(size * height / short))
     left, top = (round((side - size) / 2) for side in resized)
-    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut.
+    # Only the crop is computed: otherwise a 1 × 60000 scan would be enlarged to gigabytes before the crop.
     x, y = width / resized[0], height / resized[1]  # source pixels per resized pixel
     right, bottom = min((left + size) * x, width), min((top + size) * y, height)
     return _resized(image, size, size, (first + left * x, above + top * y, first + right, above + bottom))
@@ -244,7 +242,7 @@ def _whole(image: Image.Image, size: int, region: Region) -> Image.Image:
 
 def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
     """Resizes ``box`` (left, top, right, bottom) of the image to ``width`` × ``height`` pixels."""
-    # One axis after the other: Pillow 13 picks their order by the box, and the order shows in the last bits.
+    # One axis at a time: Pillow 13 chooses their order by the box, and the order changes the last bits.
     left, top, right, bottom = box
     image = image.resize((width, image.height), Image.Resampling.BICUBIC, box=(left, 0, right, image.height))
     return image.resize((width, height), Image.Resampling.BICUBIC, box=(0, top, width, bottom))

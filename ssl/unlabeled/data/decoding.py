@@ -12,10 +12,10 @@ from torch import Tensor
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
-MOST_PIXELS = 178_956_970  # of an image: where Pillow itself raises DecompressionBombError
+MOST_PIXELS = 178_956_970  # per image: the number at which Pillow raises DecompressionBombError
 MOST_CHANNELS = 1024
 Bits = Annotated[int, Interval(ge=8, le=16)] | Literal["auto"]
-_said: set[str] = set()  # kinds of lines that this process has told
+_said: set[str] = set()  # kinds of warnings that this process has printed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Decoding:
         return splits
 
 
-RGB = Decoding()  # 8 bits, and no image larger than Pillow takes
+RGB = Decoding()  # 8 bits, and Pillow's own limit of pixels
 
 
 def channels_of(source: object) -> int:

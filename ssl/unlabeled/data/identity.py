@@ -23,22 +23,22 @@ from unlabeled.data.source import Source, shared_folder
 from unlabeled.data.sources.files import file_stamps, is_url, read_range
 from unlabeled.errors import UserError
 
-WHOLE = 2**14  # bytes: a file of no more is read whole
-_BLOCK = 2**12  # bytes: of a larger one so many at each of 4 places, of 64 MiB and more at 64 places
-_AT_ONCE, _CHUNK = 8, 512  # threads: a network's answers take long; files that one of them is given
-_NAMED = 3  # files in a message
+WHOLE = 2**14  # bytes: smaller files are hashed whole
+_BLOCK = 2**12  # bytes hashed at each of 4 places of larger files, at 64 places from 64 MiB on
+_AT_ONCE, _CHUNK = 8, 512  # threads, as network storage answers slowly; files per call of a thread
+_NAMED = 3  # files named in a message
 _Result = TypeVar("_Result")
-_Facts = tuple[int, int, int]  # size, time of writing, time of change; ns, or what a store says instead
+_Facts = tuple[int, int, int]  # size, mtime, ctime in ns; or an object store's own stamps
 
 
 @dataclass
 class Identity:
     """Identity of a training split with F files."""
 
-    digest: str  # of all but where and when
+    digest: str  # SHA-256 of everything except paths and times
     images: int
-    names: list[bytes]  # [F], from the folder on that all share
-    facts: np.ndarray  # int64 [F, 3], see _Facts; size -1: gone
+    names: list[bytes]  # [F], paths relative to the common folder
+    facts: np.ndarray  # int64 [F, 3], see _Facts; size -1: the file is missing
     contents: np.ndarray  # int64 [F], a hash
 
     def brief(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _facts(path: str) -> _Facts:
             return size, int.from_bytes(hashlib.sha256(str(version).encode()).digest()[:7]), 0
         status = require_regular(path)
     except (OSError, UserError):
-        return -1, 0, 0  # gone: an image that cannot be decoded
+        return -1, 0, 0  # missing file: its image cannot be decoded
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -174,7 +174,7 @@ def _hash(file: tuple[str, int]) -> int:
     try:
         for part in _parts(path, size):
             digest.update(part)
-    except Exception:  # each store has errors of its own
+    except Exception:  # every store raises its own errors
         return 0
     return int.from_bytes(digest.digest(), signed=True)
 

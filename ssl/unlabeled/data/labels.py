@@ -16,7 +16,7 @@ from unlabeled.core.shown import shown
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
-_SHOWN = 5  # names in an error
+_SHOWN = 5  # names listed in an error
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LabelList:
 
     ids: Tensor  # int64 [n], positions in the source, ascending
     labels: Tensor  # int64 [n]
-    names: list[str]  # one for each; where names are paths, from the folder on that all images of the source share
+    names: list[str]  # [n]; paths are relative to the common folder of the source
 
     @cached_property
     def text(self) -> str:

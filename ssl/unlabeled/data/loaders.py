@@ -57,7 +57,7 @@ class ArrayLoader(Resumable):
 
     def __iter__(self) -> Iterator[Batch]:
         labelled = itertools.repeat(None) if self.support is None else self.support
-        # Both begin at the trainer's next step; only the batches end.
+        # Both start at the trainer's next step; the support never ends.
         for positions, beside in zip(self.batches, labelled, strict=False):
             batch = _take(self.source, positions, self.device)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
@@ -88,7 +88,7 @@ class LazyLoader(Resumable):
         support: SupportOrder | None = None,
     ) -> None:
         self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
-        self._begun: Iterator[Batch] | None = None  # by peek: an iteration that nobody has asked for yet
+        self._begun: Iterator[Batch] | None = None  # iteration started by peek, not handed out yet
         self.batches = batches if support is None else _Joined(batches, support)
         self.loader: DataLoader[Any] = DataLoader(
             _LazyImages(source, support),
@@ -102,7 +102,7 @@ class LazyLoader(Resumable):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        begun, self._begun = self._begun, None  # asked for with the first batch: Lightning makes iterators beforehand
+        begun, self._begun = self._begun, None  # at the first batch: Lightning makes iterators earlier
         yield from begun or self._batches()
 
     def peek(self) -> Batch:
@@ -166,7 +166,7 @@ class _LazyImages(Dataset[Batch]):
         return len(self.source)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        first = len(indices) - len(self.slots)  # of the support
+        first = len(indices) - len(self.slots)  # index of the first image of the support
         images, ids, sizes = _pad(decode_or_next(self.source, index) for index in indices[:first])
         batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
         if not len(self.slots):
@@ -184,7 +184,7 @@ class IgnoreSignals:
 
     def __init__(self) -> None:
         self.leaving = multiprocessing.Value("b", 0, lock=False)
-        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # before workers are sent SIGTERM
+        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # runs before the workers get SIGTERM
 
     def _leave(self) -> None:
         self.leaving.value = 1
@@ -219,7 +219,9 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
     """Takes rows of the images in memory, on ``device`` or in pinned memory for a copy that overlaps computing."""
     held, own, sizes = source.images, source.ids.device, None
-    rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")  # or the host would wait for a GPU
+    rows = torch.tensor(
+        positions, dtype=torch.long, pin_memory=own.type == "cuda"
+    )  # or the host would wait for the GPU
     rows = rows.to(own, non_blocking=True)
     if isinstance(held, Tensor):
         pinned = device.type == "cuda" and own.type == "cpu"

@@ -17,11 +17,11 @@ from unlabeled.data.decoding import channels_of
 from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 from unlabeled.errors import UserError
 
-_CHUNK_BYTES = 2**21  # decoded per message of a worker: hides its cost, and fits a container's 64 MB of /dev/shm
-_LOOKED_AT = 8  # images that are decoded for what they lose
-_SAMPLE = 64  # whole images that are decoded to guess how much memory all need
+_CHUNK_BYTES = 2**21  # decoded bytes per message of a worker: few messages, within a container's 64 MB of /dev/shm
+_LOOKED_AT = 8  # images decoded in advance to print warnings once
+_SAMPLE = 64  # whole images decoded to estimate the memory of all
 
-Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # all bytes of some images, uint8, and the shape of each
+Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # the bytes of a chunk of images, uint8, and the shape of each
 
 
 class ArraySource:
@@ -42,7 +42,7 @@ class ArraySource:
         return len(self.images)
 
     def decode(self, index: int) -> Tensor:
-        return self.images[index].clone()  # whoever writes to it must not write to the data
+        return self.images[index].clone()  # a copy, so that writing to it does not change the data
 
     def name(self, index: int) -> str:
         return f"{self._prefix} image {index}"
@@ -56,7 +56,7 @@ class DecodedSource:
     ids: Tensor  # int64 [M], positions in the source
     labels: Tensor  # int64 [M], -1 where there is none
     classes: list[str]
-    corrupt: list[str] = field(default_factory=list)  # what was left out: name and reason of each
+    corrupt: list[str] = field(default_factory=list)  # name and reason of each image that was left out
 
 
 def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSource:
@@ -149,7 +149,7 @@ class _Chunks(Dataset[Any]):
                 images.append(self._source.decode(row))
             except CorruptImage as error:
                 corrupt[row] = str(error)
-        # One tensor: each in a message takes a file descriptor, and a process may open few.
+        # One tensor: each tensor in a message takes a file descriptor, and their number is limited.
         return torch.cat([image.flatten() for image in images]), [image.shape for image in images[1:]], corrupt
 
 
@@ -157,7 +157,7 @@ def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, st
     """Yields the images in order; adds name and reason of the corrupt ones to ``corrupt``."""
     chunks = _Chunks(source)
     workers = workers if len(chunks) > 1 else 0
-    # Processes, not threads: of a 32 pixel image most is Python, and two threads took longer than one (GIL).
+    # Processes, not threads: small images are mostly Python code, and two threads took longer than one (GIL).
     forked = "fork" if workers and sys.platform == "linux" else None  # the source is shared, not pickled
     own = torch.Generator()  # without it a DataLoader draws its workers' seeds from the global random state
     loader = DataLoader(chunks, None, num_workers=workers, multiprocessing_context=forked, generator=own)

@@ -36,10 +36,10 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.splits, self.batch_size, self.num_workers = splits, batch_size, num_workers
         self.memory_bytes, self.seed, self.accumulate = memory_gib * 2**30, seed, accumulate
-        self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
+        self.steps_per_epoch = self.total_steps = 0  # set when the training split is loaded
         self.corrupt = list(splits.corrupt)
         self.support: ClassBalanced | None = None
-        self.labels: LabelList | None = None  # what the support is drawn from
+        self.labels: LabelList | None = None  # labelled images that the support is drawn from
         self._train: DecodedSource | Source | None = None
         self._held_out: DecodedSource | Source | None = None
 

@@ -30,7 +30,7 @@ def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torc
     if world_size() == 1 or not hasattr(os, "memfd_create"):
         return decode(1)
     file = os.memfd_create("unlabeled")
-    fcntl.flock(file, fcntl.LOCK_EX)  # before the others hear of it
+    fcntl.flock(file, fcntl.LOCK_EX)  # locked before the others get its path
     everyone = gather_rows(torch.tensor([[_machine(), os.getpid(), file]], device=device)).tolist()
     here = [(number, *row[1:]) for number, row in enumerate(everyone) if row[0] == _machine()]
     first, owner, file_of_first = here[0]
@@ -44,7 +44,7 @@ def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torc
     else:
         decoded = decode(len(here))
         torch.save({each.name: getattr(decoded, each.name) for each in fields(decoded)}, path)
-        fcntl.flock(file, fcntl.LOCK_UN)  # never closed: somebody may still have to open it
+        fcntl.flock(file, fcntl.LOCK_UN)  # never closed: another process may still have to open it
     return DecodedSource(**torch.load(path, mmap=True, weights_only=True))
 
 

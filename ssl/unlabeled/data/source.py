@@ -19,7 +19,7 @@ class Source(Protocol):
 
     classes: list[str]  # class names in label order; [] where nothing is labelled
     labels: Tensor  # int64 [N], -1 where there is no label
-    image_size: int  # pixels: height and width of the images if they are square, else the most of the shorter side
+    image_size: int  # pixels: height and width of square images, else the largest shorter side
     square: bool  # false: whole images, each with its own height and width, the longer side at most 2 · image_size
 
     def __len__(self) -> int: ...
@@ -51,10 +51,10 @@ class Splits:
 
     train: Source
     test: Source | None  # None: nothing to evaluate on (a flat, unlabelled folder)
-    description: str  # one line for reports: what it is, where it came from
+    description: str  # one line for reports: the data set and its source
     corrupt: list[str] = field(default_factory=list)  # files known to be damaged, each with what is wrong with it
-    left_out: LeftOut = field(default_factory=dict)  # what lies beside the images and is not used
-    warnings: list[str] = field(default_factory=list)  # what looks like a mistake, a sentence each
+    left_out: LeftOut = field(default_factory=dict)  # files that are not used, by reason
+    warnings: list[str] = field(default_factory=list)  # possible mistakes, one sentence each
     others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
 
 

@@ -18,7 +18,7 @@ from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
 
-_CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and from the order of the batches
+_CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keys that make these draws independent of each other and of the order of batches
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ClassBalanced:
         for name in ("classes_per_batch", "images_per_class", "views"):
             if getattr(self, name) < 1:
                 raise UserError(f"objective.support.{name}={getattr(self, name)}: must be at least 1")
-        assert self.choice  # made now, so that what it refuses is refused now
+        assert self.choice  # built here, so that its errors are raised here
 
     @property
     def images_per_step(self) -> int:
@@ -97,7 +97,7 @@ class ClassBalanced:
 class NeedsSupport(Protocol):
     """Protocol of an objective that needs labelled images in each batch (PAWS); no other objective needs labels."""
 
-    support: ClassBalanced  # which
+    support: ClassBalanced  # settings of the labelled images
 
 
 class SupportOrder:
@@ -133,7 +133,7 @@ class SupportOrder:
         share = settings.images_per_step // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
         self.slots = torch.arange(settings.images_per_step)[self._mine] % settings.classes_per_batch
-        self._shuffled = lru_cache(maxsize=len(self._members))(self._shuffle)  # one draw serves many rounds
+        self._shuffled = lru_cache(maxsize=len(self._members))(self._shuffle)  # one permutation serves many rounds
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.next_step()

@@ -10,7 +10,7 @@ from unlabeled.data.inspect.perceptual import Ints
 from unlabeled.data.inspect.survey import stored_bytes
 from unlabeled.data.source import HasEncodedImages, Source
 
-TIMED, SECONDS = 512, 5.0  # images that are timed, until so much time is gone
+TIMED, SECONDS = 512, 5.0  # most images to time, and most seconds
 
 
 def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from unlabeled.data.inspect.perceptual import Ints, near_pairs
 from unlabeled.data.inspect.survey import Survey
 
-MOST_PAIRS = 100_000  # kept, the nearest ones: a video's frames make billions; all are counted
-PLACES = ("train", "train and test", "test")  # by the number of a pair's images that are of test
+MOST_PAIRS = 100_000  # pairs that are kept, the nearest ones: frames of a video make billions; all are counted
+PLACES = ("train", "train and test", "test")  # index: how many images of a pair are in test
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ImageHashes:
     digests: NDArray[np.uint64]  # [N, 2]
     hashes: NDArray[np.uint16]  # [N, 4]
     plain: NDArray[np.bool_]  # [N]
-    test: NDArray[np.bool_]  # [N], which are of the test split
+    test: NDArray[np.bool_]  # [N], images of the test split
     labels: Ints  # [N], -1 where there is none
 
 
@@ -28,9 +28,9 @@ class ExactDuplicates:
     """Groups of images with equal pixels."""
 
     first: Ints  # [N], the first image with the same pixels, which may be the image itself
-    groups: list[Ints]  # images of each picture that is there more than once, ascending
-    repeated: dict[str, int]  # in train, in test: images whose pixels an earlier one of the split has; in both: of test
-    conflicts: list[bool]  # whether a group has more than one label
+    groups: list[Ints]  # images with equal pixels, per group, ascending
+    repeated: dict[str, int]  # images equal to an earlier one in train, in test; both: test ones equal to one of train
+    conflicts: list[bool]  # per group: its images have more than one label
 
 
 @dataclass
@@ -38,9 +38,9 @@ class NearDuplicates:
     """Pairs of images that look alike without equal pixels; of a group with equal pixels only the first is compared."""
 
     pairs: Ints  # [P, 3]: two images and the number of bits, the nearest first
-    count: dict[str, int]  # of pairs by place, those beyond MOST_PAIRS too
+    count: dict[str, int]  # pairs by place, including those beyond MOST_PAIRS
     conflicts: int  # pairs with two labels
-    test_images: int  # that look like one of train and equal none
+    test_images: int  # test images similar to one of train and equal to none
 
 
 def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
@@ -58,10 +58,10 @@ def find_equal(images: ImageHashes) -> ExactDuplicates:
     """Groups images that have equal digests."""
     first = first_of_equal(images.digests)
     repeats = np.flatnonzero(first != np.arange(len(first)))
-    members = np.isin(first, first[repeats])  # of a group
+    members = np.isin(first, first[repeats])  # images of a group
     order = np.flatnonzero(members)[np.argsort(first[members], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(first[order])) + 1) if len(order) else []
-    train_first = ~images.test[first]  # train stands before test
+    train_first = ~images.test[first]  # train comes before test
     repeated = {
         "train": int((~images.test[repeats]).sum()),
         "train and test": int((images.test & train_first).sum()),
@@ -91,9 +91,9 @@ def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> Nea
         count += np.bincount(images.test[a].astype(np.int64) + images.test[b], minlength=3)
         labels = images.labels[[a, b]]
         conflicts += int(((labels[0] != labels[1]) & (labels >= 0).all(0)).sum())
-        like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
+        like_train[b[~images.test[a]]] = True  # a < b, and train comes before test
         kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
-    found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
+    found = (images.test & like_train)[exact.first]  # an image equal to one of train has its first copy in train
     return NearDuplicates(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-SIDE = 32  # pixels of the brightness that is hashed
-BITS, BANDS = 64, 4  # the hash is four bands of 16 bits, so that a table with a row for each value of a band is small
+SIDE = 32  # pixels per side of the hashed brightness
+BITS, BANDS = 64, 4  # four bands of 16 bits: a table with a row per value of a band stays small
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
-_ZERO = 0.01  # grey levels: a frequency that is absent but for rounding is "not positive" on every machine
-_NOISE = 1.0  # grey levels: below it a sign says more about the compression than about the picture
-_PLAIN = 32  # with fewer frequencies than this above the noise a picture is too plain to be told from another
-_CANDIDATES = 2**20  # pairs looked at together, about 50 MB
+_ZERO = 0.01  # grey levels: a smaller frequency counts as zero, or rounding would decide its sign on each machine
+_NOISE = 1.0  # grey levels: below it a sign comes from compression noise
+_PLAIN = 32  # an image with fewer frequencies above the noise is too plain to compare
+_CANDIDATES = 2**20  # pairs compared at a time, about 50 MB
 _ONES = np.array([value.bit_count() for value in range(2**16)], np.uint8)
 
 Hashes = NDArray[np.uint16]  # [N, 4]
@@ -77,7 +77,7 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[Pairs]:
         for first, second in _sharing(hashes[:, band], radius):
             bits = _ONES[hashes[first] ^ hashes[second]]  # [pairs, bands]
             total = bits.sum(1, dtype=np.int64)
-            found = (total <= distance) & ~(bits[:, :band] <= radius).any(1)  # not yet found by an earlier band
+            found = (total <= distance) & ~(bits[:, :band] <= radius).any(1)  # not found by an earlier band
             yield first[found], second[found], total[found]
 
 
@@ -87,7 +87,7 @@ def _sharing(keys: NDArray[np.uint16], radius: int) -> Iterator[tuple[Ints, Ints
     ordered = keys[order].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(np.bincount(ordered, minlength=2**16))])
     for mask in _masks(radius):
-        if mask:  # of the two that differ by this mask the one without its lowest bit looks for the other
+        if mask:  # only the key without the mask's lowest bit searches, so that each pair comes once
             rows = np.flatnonzero(ordered & (mask & -mask) == 0)
             begin = starts[ordered[rows] ^ mask]
         else:

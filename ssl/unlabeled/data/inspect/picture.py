@@ -12,7 +12,7 @@ from unlabeled.pages.draw import draw_columns
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROWS, SIDE = 8, 192  # pairs below each other, and the most pixels of one
+ROWS, SIDE = 8, 192  # pairs per column, and most pixels per side of an image
 
 
 def draw_pairs(pairs: list[list[Tensor]]) -> "Image":

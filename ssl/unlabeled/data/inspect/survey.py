@@ -19,7 +19,7 @@ from unlabeled.data.inspect.perceptual import SIDE, Hashes, Ints, brightness, pe
 from unlabeled.data.loaders import IgnoreSignals
 from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 
-_CHUNK = 128  # images in a message of a worker; their order and the sums do not depend on who looked
+_CHUNK = 128  # images per message of a worker; order and sums do not depend on the worker
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Survey:
     """Measurements of the M images that could be decoded, in the order of the source."""
 
     ids: Ints  # [M], positions in the source
-    sizes: NDArray[np.int32]  # [M, 2], height and width before they are reduced
+    sizes: NDArray[np.int32]  # [M, 2], original height and width
     digests: NDArray[np.uint64]  # [M, 2], equal for equal decoded pixels
-    hashes: Hashes  # [M, 4], near for pictures that look alike
-    plain: NDArray[np.bool_]  # [M], too plain for the hash to count
+    hashes: Hashes  # [M, 4], similar for similar images
+    plain: NDArray[np.bool_]  # [M], too plain for a useful hash
     kinds: Counter[str] = field(default_factory=Counter)  # "JPEG RGB" → how many
     stored_bytes: int = 0  # of all files
     decoded_bytes: int = 0  # of all images as uint8
@@ -48,7 +48,7 @@ class Survey:
             return [float("nan")] * len(self.sums), [float("nan")] * len(self.sums)
         n = self.pixels
         pairs = [(int(total), int(square)) for total, square in zip(self.sums, self.squares, strict=True)]
-        variances = [(n * square - total * total) / (255 * n) ** 2 for total, square in pairs]  # Python's own integers
+        variances = [(n * square - total * total) / (255 * n) ** 2 for total, square in pairs]  # Python integers
         return [total / (255 * n) for total, _ in pairs], [variance**0.5 for variance in variances]
 
 

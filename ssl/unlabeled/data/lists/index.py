@@ -13,8 +13,8 @@ from unlabeled.core.reading import require_regular
 from unlabeled.core.writing import Unwritable, check_folder, replacing
 from unlabeled.errors import UserError
 
-MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
-_FORMAT = 2  # of the kept files; another number makes them stale
+MANY = 10_000  # rows: shorter lists are quick to make, and are stored only if data.index is given
+_FORMAT = 2  # version of stored files; files of another version are not used
 
 IndexNote = dict[str, Any]  # plain values that JSON holds
 

@@ -17,7 +17,7 @@ def splits_in(base: Path) -> dict[str, list[str]]:
     """Returns the folders that are splits by their names: of ``train``, and of ``test`` in order of preference."""
     try:
         names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
-    except OSError:  # a list, or a folder that may be entered and not listed
+    except OSError:  # a list file, or a folder without permission to list it
         names = []
     found = {
         key: [name for name in names if name.lower() in known] for key, known in (("train", TRAIN), ("test", TEST))

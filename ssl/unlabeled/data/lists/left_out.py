@@ -5,7 +5,7 @@ from typing import Any
 
 from unlabeled.core.reading import shown_path
 
-EXAMPLES = 3  # names of each kind
+EXAMPLES = 3  # example names per reason
 
 LeftOut = dict[str, dict[str, Any]]  # reason → {"count": n, "examples": names}: plain values that JSON holds
 

@@ -12,7 +12,7 @@ from unlabeled.data.lists.left_out import LeftOut, leave_out, sum_counts
 from unlabeled.data.lists.pictures import extension_of, looks_like_image, readable_extensions
 from unlabeled.data.lists.walk import Folder, walk
 
-_SETTLED = 2 * 10**9  # ns: a folder changed so shortly before its scan may change again within one tick of its clock
+_SETTLED = 2 * 10**9  # ns: a folder changed this recently may change again without a new time stamp
 _NO_IMAGE = "files that are no images by their names"
 
 
@@ -24,9 +24,9 @@ class Listing:
     index: Index  # column ``path``: relative to ``root``, or absolute
     owners: np.ndarray  # int64 [N], number of the class, -1 for none
     classes: list[str]
-    where: str  # folder or file that it is of, for errors
+    where: str  # folder or list file, for errors
     left_out: LeftOut = field(default_factory=dict)
-    of_folder: bool = True  # classes are sub-folders; False: labels that a file gives
+    of_folder: bool = True  # True: classes are sub-folders; False: labels come from a list file
 
     def path(self, row: int) -> str:
         """Returns the path of one image, relative to ``root`` where it lies under it."""
@@ -56,7 +56,7 @@ def join_listings(parts: list[Listing]) -> Listing:
     number, paths, owners = {name: place for place, name in enumerate(classes)}, list[bytes](), list[np.ndarray]()
     for part in parts:
         paths += [os.fsencode(os.path.abspath(part.root / part.path(row))) for row in range(len(part.index))]
-        own = np.array([*(number[name] for name in part.classes), -1])  # the last is that of -1
+        own = np.array([*(number[name] for name in part.classes), -1])  # the last entry maps -1 to -1
         owners.append(own[part.owners])
     every, where = sum_counts(part.left_out for part in parts), ", ".join(part.where for part in parts)
     folders = all(part.of_folder for part in parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow opens them, but cannot decode them by itself
+_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow opens but cannot decode alone
 
 
 def readable_extensions() -> set[str]:
@@ -25,5 +25,5 @@ def looks_like_image(data: bytes | Path) -> bool:
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return image.format not in _NOT_PICTURES
-    except Exception:  # of damaged data Pillow's plugins raise nearly anything
+    except Exception:  # Pillow's plugins raise many kinds of errors on damaged data
         return False

@@ -86,7 +86,7 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     if missing:
         few = ", ".join(map(shown_path, missing[:3])) + (", …" if len(missing) > 3 else "")
         told.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
-    own = np.array([*(number[name] for name in test.classes), -1])  # the last is that of -1
+    own = np.array([*(number[name] for name in test.classes), -1])  # the last entry maps -1 to -1
     return replace(test, owners=own[test.owners], classes=train.classes)
 
 

@@ -24,8 +24,8 @@ _Identity = tuple[int, int]  # device and inode
 class Folder:
     """A folder with the names of its regular files, sorted; hidden ones are left out."""
 
-    inside: str  # relative to the first one; "." is that itself
-    changed: int  # ns, when a file came or went last
+    inside: str  # path relative to the root; "." is the root
+    changed: int  # ns, time when a file was last added or removed
     names: list[str] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)
     links: set[str] = field(default_factory=set)  # names that are symbolic links
@@ -39,7 +39,7 @@ def walk(root: Path, left_out: LeftOut, skip: Iterable[str] = ()) -> list[Folder
     """
     walked = _Walk(root, left_out, set(skip))
     walked.down(".", False)
-    while walked.links:  # after all that is no link: a link must not take the place of what it leads to
+    while walked.links:  # links come last: a link must not replace its target
         walked.links.sort()
         walked.follow(walked.links.pop(0))
     found = sorted(walked.found, key=lambda folder: () if folder.inside == "." else tuple(folder.inside.split(os.sep)))
@@ -51,7 +51,7 @@ class _Walk:
     def __init__(self, root: Path, left_out: LeftOut, skip: set[str]) -> None:
         self.root, self.left_out, self.skip = root, left_out, skip
         self.found: list[Folder] = []
-        self.links: list[str] = []  # to folders, not followed yet
+        self.links: list[str] = []  # links to folders, not followed yet
         self.seen: set[_Identity] = set()
 
     def down(self, inside: str, by_link: bool) -> None:
@@ -135,7 +135,7 @@ def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> Non
                 is_link = name in folder.links
                 if is_link or status.st_nlink > 1:
                     groups[status.st_dev, status.st_ino].append((is_link, number, name))
-                else:  # it has no other name but links
+                else:  # all names of the file are links
                     groups[status.st_dev, status.st_ino].insert(0, (False, -1, name))
     further = {(n, name) for group in groups.values() for _, n, name in sorted(group)[1:] if n >= 0}
     for number, folder in enumerate(folders):

@@ -14,9 +14,9 @@ from unlabeled.core.shown import shown
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (
-    100_000  # a greater label, where nothing says how many there are, is taken for an id (ImageNet-21k: 21,841)
+    100_000  # a greater label is taken for an id if the number of classes is unknown (ImageNet-21k has 21,841)
 )
-_BINARY = ("binary", "large_binary")  # how arrow's names of the types that hold encoded images begin
+_BINARY = ("binary", "large_binary")  # beginnings of arrow's type names for encoded images
 
 
 @dataclass
@@ -127,5 +127,5 @@ def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
     try:
         feature = parse_json(metadata)["info"]["features"][label_column]
         return [shown(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
-    except (ValueError, KeyError, TypeError):  # no such feature, or anybody's text
+    except (ValueError, KeyError, TypeError):  # no ClassLabel feature, or metadata of another kind
         return None

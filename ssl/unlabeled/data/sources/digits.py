@@ -8,7 +8,7 @@ from unlabeled.data.decode import check_image_size
 from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
 
-TEST_SIZE = 450  # a quarter; the file is in order of its writers, so its end holds other writers than its beginning
+TEST_SIZE = 450  # a quarter; the file is sorted by writer, so its end has other writers than its beginning
 WHITE = 16  # the brightest value in the file
 
 

@@ -18,11 +18,11 @@ from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.lists.walk import walk
 from unlabeled.errors import UserError
 
-_AT_ONCE = 16  # requests to an object store, whose answers take long and whose lines are broad
-_OPEN_FILES = 64  # kept open by a process
-_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # what the stores call it
+_AT_ONCE = 16  # parallel requests to an object store, which has long latency and high bandwidth
+_OPEN_FILES = 64  # files that a process keeps open
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # the stores' names for a file's version
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-MOST_NAMES = 1_000_000  # that one pattern may stand for
+MOST_NAMES = 1_000_000  # most names that one pattern may stand for
 _Result = TypeVar("_Result")
 
 
@@ -33,7 +33,7 @@ def is_url(path: str) -> bool:
 def read_range(path: str, offset: int, size: int) -> bytes:
     """Reads ``size`` bytes from ``offset`` on, fewer at the end of the file; safe in threads and workers; OSError."""
     if not is_url(path):
-        file = _open_file(path)  # held here, so that no other thread's opening can close it
+        file = _open_file(path)  # kept in a variable, so that another thread cannot close it by opening more files
         return os.pread(file.fileno(), size, offset)
     system, inside = _system(path)
     return bytes(system.cat_file(inside, start=offset, end=offset + size))
@@ -73,7 +73,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
     if os.path.isfile(base):
         raise UserError(f"data.path={path} is a file: give its folder as data.path and its name as data.train")
     prefix = os.path.join(base, "") if is_url(base) or os.path.isdir(base) else base
-    if is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
+    if is_file(prefix + pattern):  # tested before it is read as a pattern: a file name may contain brackets
         return [prefix + pattern]
     each = [_found(prefix, one) for one in expand_braces(pattern)]
     missing = [one for one, found in zip(expand_braces(pattern), each, strict=True) if not found]
@@ -98,7 +98,7 @@ def expand_braces(pattern: str) -> list[str]:
 
     Raises UserError, before a name is made, where there would be none, or more than :data:`MOST_NAMES`.
     """
-    parts = re.split(r"\{([^{}]*)\}", pattern)  # between braces, and what is in them, in turn
+    parts = re.split(r"\{([^{}]*)\}", pattern)  # alternating: text between braces, text in braces
     options = [_options(part) if place % 2 else range(1) for place, part in enumerate(parts)]
     count = math.prod(map(len, options))
     if not 0 < count <= MOST_NAMES:
@@ -122,7 +122,7 @@ def _alternatives(braces: str) -> list[str]:
     if isinstance(options, range):
         width = braces.index(".")
         return [f"{number:0{width}}" for number in options]
-    return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # nothing to choose from: they are part of a name
+    return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # a single option: the braces are part of a name
 
 
 @lru_cache(_OPEN_FILES)
@@ -207,7 +207,7 @@ def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Resul
         return question(system, inside)
     except FileNotFoundError:
         raise
-    except Exception as error:  # each store has errors of its own: no network, no credentials, no such bucket
+    except Exception as error:  # every store raises its own errors: no network, no credentials, no such bucket
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{url} cannot be reached ({reason}): mend the address, or what the store asks for") from error
 
@@ -218,7 +218,7 @@ def _system(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         system, inside = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # not installed, nor the package of this store; no such kind of store
+    except (ImportError, ValueError) as error:  # a package is not installed, or there is no such store
         raise UserError(
             f"{url} cannot be read ({one_line(error)}): pip install 'unlabeled[remote]', or copy it"
         ) from error

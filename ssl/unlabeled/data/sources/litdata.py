@@ -30,7 +30,7 @@ from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.errors import UserError
 
-_ENCODED = ("jpeg", "bytes", "image", "file")  # leaves that hold what Pillow reads, by how their format's name begins
+_ENCODED = ("jpeg", "bytes", "image", "file")  # beginnings of format names of leaves with encoded images
 
 
 @dataclass

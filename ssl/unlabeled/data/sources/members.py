@@ -14,8 +14,8 @@ from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.tar import TarMember
 from unlabeled.errors import UserError
 
-_LONGEST = 2**24  # bytes of a label's member; json beside images has captions and boxes
-_BEGINNING = 2**20  # bytes that a member without an extension is told by
+_LONGEST = 2**24  # most bytes of a member with a label; json files hold captions and boxes too
+_BEGINNING = 2**20  # bytes read to recognise a member without an extension
 _OTHER = "members that are no image and no label"
 _FURTHER = "further images of a record"
 
@@ -63,7 +63,7 @@ class Records:
         self._records: dict[bytes, _Record] = {}
         self._rows: list[tuple[TarMember, _Record]] = []
         self._dotted: list[_Dotted] = []
-        self._labels: dict[bytes, int] = {}  # of names with dots, without the extension
+        self._labels: dict[bytes, int] = {}  # labels by dotted names, without the extension
 
     def add(self, member: TarMember, read: Read) -> None:
         """Takes the next member. Raises UserError for a label that is no class number."""

@@ -26,7 +26,7 @@ from unlabeled.data.sources.files import match_files
 from unlabeled.data.sources.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.errors import UserError
 
-MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
+MEMORY = 2**31  # most bytes of a split's encoded images that stay in memory
 
 
 class ParquetSource:

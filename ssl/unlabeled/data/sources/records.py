@@ -63,7 +63,7 @@ class RecordSource:
             data = read_range(self._path(index), int(self._offset[index]), size)
         except FileNotFoundError as error:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} is gone") from error
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # every store raises its own errors
             raise CorruptImage(f"{self.name(index)}: {type(error).__name__}: {one_line(error)}") from error
         if len(data) < size:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} has been cut short since it was listed")

@@ -10,7 +10,7 @@ from torch import Tensor
 from unlabeled.core.phrases import one_line
 from unlabeled.data.source import CorruptImage
 
-WINDOW_BYTES = 2**28  # of encoded images, that a process keeps and an epoch's order mixes at a time
+WINDOW_BYTES = 2**28  # bytes of encoded images that a process keeps and that an epoch's order mixes at a time
 
 
 class Blocks:
@@ -53,7 +53,7 @@ class RowGroups:
         self._group = lru_cache(self.blocks.window)(self._read)
 
     def __reduce__(self) -> Any:
-        return RowGroups, self._given  # without the row groups that this process keeps
+        return RowGroups, self._given  # pickled without the row groups that this process keeps
 
     def __getitem__(self, index: int) -> bytes | None:
         """Returns one row. Raises CorruptImage where the row group cannot be read; the message is the reason alone."""
@@ -67,7 +67,7 @@ class RowGroups:
 
         names, metadata, columns, extract = self._given
         file, number = self._groups[group]
-        try:  # opened anew: workers that are forked would share one file's position
+        try:  # opened again: forked workers would share one file position
             with pq.ParquetFile(names[file], metadata=metadata[file]) as opened:
                 table = opened.read_row_group(number, columns=[columns[file]], use_threads=False)
         except FileNotFoundError as error:

@@ -19,7 +19,7 @@ class TarMember:
     """A file in a tar file."""
 
     name: bytes
-    offset: int  # of its first byte
+    offset: int  # position of its first byte
     size: int
 
 
@@ -68,7 +68,7 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
         number = int.from_bytes(size[1:], "big") if size[0] == 0x80 else int(size.split(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         expected, number = -1, 0
-    if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is made with spaces in its own place
+    if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is computed with spaces in its own field
         raise DamagedTar(f"damaged from byte {place:,} on" if place else "no tar file")
     name, prefix = name.split(b"\0")[0], prefix.split(b"\0")[0] if magic == b"ustar\0" else b""
     return TarMember(prefix + b"/" + name if prefix else name, place + _BLOCK, number), kind
