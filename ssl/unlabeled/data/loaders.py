@@ -219,9 +219,8 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
     """Takes rows of the images in memory, on ``device`` or in pinned memory for a copy that overlaps computing."""
     held, own, sizes = source.images, source.ids.device, None
-    rows = torch.tensor(
-        positions, dtype=torch.long, pin_memory=own.type == "cuda"
-    )  # or the host would wait for the GPU
+    # pinned, or the host would wait for the GPU
+    rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")
     rows = rows.to(own, non_blocking=True)
     if isinstance(held, Tensor):
         pinned = device.type == "cuda" and own.type == "cpu"

@@ -17,9 +17,9 @@ from unlabeled.core.writing import save_safetensors
 from unlabeled.data.lists.index import user_cache
 from unlabeled.errors import UserError
 
-Key = dict[str, Any]  # plain values that JSON holds: all that decides the numbers
+Key = dict[str, Any]  # plain JSON values: everything that decides the features
 PACKAGE = Path(__file__).parents[1]
-CODE = ("backbones", "views", "data", "evaluation/features.py")  # what makes features: another version is another key
+CODE = ("backbones", "views", "data", "evaluation/features.py")  # code that features depend on: its hash is in the key
 
 
 class TensorCache:
@@ -38,7 +38,7 @@ class TensorCache:
     def get(self, key: Key) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """Returns tensors and notes stored under ``key``, or None; a damaged file is removed and counts as none."""
         file = self._file(key)
-        if not self.bytes or not os.path.isfile(file):  # Path's would raise where the folder may not be looked into
+        if not self.bytes or not os.path.isfile(file):  # Path.is_file would raise in a folder without permission
             return None
         try:
             require_regular(file)

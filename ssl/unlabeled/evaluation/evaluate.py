@@ -40,15 +40,15 @@ class Evaluation:
     """
 
     backbone: Backbone
-    random_backbone: Backbone | None  # None: the checkpoint is judged alone, without baselines
+    random_backbone: Backbone | None  # None: no baselines
     extractor: Extractor  # of the data set, on the device
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
     config: dict[str, Any]  # resolved, for the report
-    probes_on_embeddings: Sequence[str] = ()  # names of probes that look at embeddings instead of features
-    objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
-    random_objective: Objective | None = None  # the same, left as it is
-    # of the run, initialised alike, where it makes pictures for the report
+    probes_on_embeddings: Sequence[str] = ()  # names of probes that use embeddings instead of features
+    objective: Objective | None = None  # objective with the head that makes embeddings; loaded from the checkpoint
+    random_objective: Objective | None = None  # the same with random weights
+    # the run's objective, if it makes pictures for the report
     visualized_objective: Objective | None = None
 
 

@@ -26,7 +26,7 @@ from unlabeled.evaluation.probe import (
 
 Log = Callable[[str], None]
 Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
-TENSORS = ("predictions", "log_probabilities", "uncertainty")  # of a row; not in results.json
+TENSORS = ("predictions", "log_probabilities", "uncertainty")  # tensors of a row, which results.json does not hold
 SPLITS = ("train", "test")
 
 
@@ -41,12 +41,12 @@ class Row:
     notes: list[str] = field(default_factory=list)
     n_train: int = 0  # labelled images
     n_test: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)  # further numbers of the probe, as in Score
+    metrics: dict[str, float] = field(default_factory=dict)  # further metrics, as in Score
     draws: list[float] = field(default_factory=list)  # top-1 of each draw, where top1 is their mean
     interval: tuple[float, float] | None = None  # of top1, 95 %, by resampling test images
     predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
-    log_probabilities: Tensor | None = None  # float32 [n_test, C]; neither
-    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; neither
+    log_probabilities: Tensor | None = None  # float32 [n_test, C]; not part of results.json
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; not part of results.json
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the row as results.json stores it."""

@@ -38,7 +38,7 @@ class Extractor:
     precision: str  # of the networks; raw pixels are always float32
     batch_size: int
     cache: TensorCache | None = None
-    passes: list[dict[str, Any]] = field(default_factory=list)  # what was done, for the report
+    passes: list[dict[str, Any]] = field(default_factory=list)  # passes over images, for the report
     _prints: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:

@@ -25,7 +25,7 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 class Features:
     """Features of N images, in the order of the images."""
 
-    x: Tensor  # float32 [N, D], as the network gave them: neither normalised nor standardised
+    x: Tensor  # float32 [N, D], the network's output, not normalised
     labels: Tensor  # int64 [N], -1 where there is none
     ids: Tensor  # int64 [N]
     others: dict[str, Tensor] = field(default_factory=dict)  # further kinds (Backbone.kinds), float32 [N, …]
@@ -119,7 +119,7 @@ class PixelNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        # as many numbers as features have, 768: all 3,072 of CIFAR took probes ten times the time of 512 features
+        # 768 numbers, like features: all 3,072 of CIFAR made probes ten times slower than 512 features
         size = min(height, PIXELS), min(width, PIXELS)
         return nn.functional.adaptive_avg_pool2d(images, size).flatten(1)
 
@@ -129,7 +129,7 @@ def state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        # reshape first: a scalar cannot be viewed as bytes; uint8, because numpy has no bfloat16
+        # reshape: a scalar cannot be viewed as bytes; uint8: numpy has no bfloat16
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -151,7 +151,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def all_finite(x: Tensor) -> bool:
     """Checks that every number of ``x`` is finite; their sum need not be."""
-    # not a mask of the elements at once, which would take as long as all else beside the products of k-NN
+    # a mask of all elements would take as long as everything in k-NN except its products
     total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(total.isfinite()) or bool(x.isfinite().all())
 
@@ -172,7 +172,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, training in modes:
-            module.training = training  # not .train(), which would recurse
+            module.training = training  # .train() would change the submodules too
 
 
 @contextmanager

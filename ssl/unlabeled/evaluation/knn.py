@@ -9,12 +9,12 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import all_finite, full_float32, unit_rows
 from unlabeled.evaluation.top_k import sort_with_ties, top_k
 
-CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
+CHUNK_BYTES = 128 * 2**20  # bytes of converted bank rows, and of similarities, held at a time
 SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflows float64 below about 0.0015
-# A matrix product has the same bits however it is cut where both sides are multiples of this: the kernels of MKL work
+# A matrix product has the same bits however it is divided if both sides are multiples of this: MKL's kernels work
 # on tiles of up to 48 rows or columns and add up those at an edge in another order.
 TILE = 48
-CENTRE_OF = 1000  # queries whose median is the origin of Euclidean distances
+CENTRE_OF = 1000  # queries whose median becomes the origin for Euclidean distances
 
 
 def knn_scores(
@@ -78,11 +78,11 @@ def sharded_neighbours(
     device = _device_of_group(queries.device)
     _check_k(k, int(distributed.total(torch.tensor(len(rows), device=device))))
     broken = torch.tensor(not (all_finite(queries) and all_finite(rows)), dtype=torch.float32, device=device)
-    _check_finite(not bool(distributed.maximum(broken)))  # everywhere, or the others would wait for this process
+    _check_finite(not bool(distributed.maximum(broken)))  # raised on all processes, or the others would wait
     similarity, index = _search(queries, rows, min(k, len(rows)), chunk_bytes, distance)
     room = (0, k - similarity.shape[1])
     similarity = pad(similarity, room, value=-torch.inf)
-    index = pad(index + first_row, room)  # never taken: there are k finite similarities among all processes
+    index = pad(index + first_row, room)  # padding is never chosen: all processes together have k finite similarities
     parts = max(1, chunk_bytes // (k * distributed.world_size() * 32))
     pairs = zip(torch.split(similarity, parts), torch.split(index, parts), strict=True)
     found = [_merged(*pair, k, device) for pair in pairs]
@@ -102,12 +102,12 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
     dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
     centre = None
     if distance == "euclidean":
-        # Of two squared lengths little is left where they are large beside the distance: float64, from near the queries
+        # Squared lengths much larger than the distance cancel: hence float64, and an origin near the queries
         dtype, centre = torch.float64, _centre(queries)
-    width = max(bank.shape[1], 512)  # so that there is room for the similarities of 512 queries
+    width = max(bank.shape[1], 512)  # room for the similarities of 512 queries
     most = _tiles(min(chunk_bytes // (width * dtype.itemsize), len(bank) + TILE - 1))
     rows = _tiles(min(chunk_bytes // (most * dtype.itemsize), len(queries) + TILE - 1))
-    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory for each would cost a tenth of the time
+    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory per block would cost a tenth of the time
     similarity, index = product.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
     with full_float32(queries.device):
         for first in range(0, len(bank), most):
@@ -136,7 +136,7 @@ def _nearest(
     left = _factor(queries, distance, centre, bank=False)
     similarity = product[: len(left) * len(factor)].view(len(left), len(factor))
     torch.mm(left, factor.T, out=similarity)
-    similarity[:, len(block) :] = -torch.inf  # rows that are none
+    similarity[:, len(block) :] = -torch.inf  # rows of padding
     return top_k(similarity[: len(queries)], min(k, len(block)))
 
 
@@ -151,7 +151,7 @@ def _factor(x: Tensor, distance: str, centre: Tensor | None, bank: bool) -> Tens
         one = torch.ones_like(length)
         x = torch.cat([x, one, -length] if bank else [2 * x, -length, one], dim=1)
     left = -len(x) % TILE
-    return pad(x, (0, 0, 0, left)) if left else x  # a pad of nothing copies
+    return pad(x, (0, 0, 0, left)) if left else x  # pad copies even by nothing
 
 
 def _tiles(rows: int) -> int:

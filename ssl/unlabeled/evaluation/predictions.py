@@ -19,7 +19,7 @@ from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_i
 
 NAME = "predictions.safetensors"
 LOG_PROBABILITIES = "log_probabilities"
-MOST_BYTES = 64 * 2**20  # of all log-probabilities: ten rows of 10,000 images and 300 classes, none of ImageNet's
+MOST_BYTES = 64 * 2**20  # bytes of all log-probabilities: ten rows of 10,000 images and 300 classes, not ImageNet's
 WHOLE = (torch.int32, torch.int64)
 Key = tuple[str, str]  # features, protocol
 

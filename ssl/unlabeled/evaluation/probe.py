@@ -11,9 +11,9 @@ from unlabeled.evaluation.features import Features
 from unlabeled.objective import Backbone, Batch
 from unlabeled.views.pipeline import Views
 
-MOST_IMBALANCE = 2  # times the images of the smallest class, beyond which the mean over classes stands beside top-1
+MOST_IMBALANCE = 2  # ratio of largest to smallest class above which the mean over classes is reported too
 MEAN_PER_CLASS = "mean_per_class_top1"
-CLASSES_SHOWN = 5  # classes without images, by their names
+CLASSES_SHOWN = 5  # most classes without images that are named
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Score:
 
     protocol: str  # e.g. "knn/cosine-exp/k=200/T=0.1"; numbers of different protocols are not comparable
     top1: float  # per cent of test images; the mean over ``draws`` where there are some
-    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and what they were chosen on; plain JSON
-    notes: list[str] = field(default_factory=list)  # whatever a reader should doubt, in sentences
+    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and the data for their choice; plain JSON
+    notes: list[str] = field(default_factory=list)  # warnings for the reader, in sentences
     predictions: Tensor | None = None  # int64 [N], class of each test image; of the first draw where there are some
     log_probabilities: Tensor | None = None  # float32 [N, C], where the probe has any
     metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
@@ -63,8 +63,8 @@ class Task:
     network: Backbone  # a copy, so that it may be trained; in eval mode, on ``device``
     train_labels: Tensor  # int64 [N], all in [0, num_classes); positions below count in here
     test_labels: Tensor  # int64 [M]
-    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # of "train" or "test", at positions [n], so many at a time
-    views: Views  # of the run: size, mean and std; ``views.evaluation_view`` is what evaluation sees
+    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # ("train" or "test", positions [n], batch size) → batches
+    views: Views  # the run's size, mean and std; evaluation uses ``views.evaluation_view``
     num_classes: int
     device: torch.device
     precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes
@@ -78,7 +78,7 @@ class ImageProbe(Protocol):
     Its features come from ``task.network`` in eval mode unless it trains the network itself.
     """
 
-    baselines: bool  # whether the random network goes through the same: it costs as much again
+    baselines: bool  # True: also run on the random network, at the same cost
 
     @property
     def needs(self) -> int: ...

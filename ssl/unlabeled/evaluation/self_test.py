@@ -31,7 +31,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
         build: the parts of an evaluation of a checkpoint with the settings that it carries, keeping no features.
     """
     started = time.perf_counter()
-    torch.set_num_threads(1)  # sums in one order, and no waiting for each other on a busy machine
+    torch.set_num_threads(1)  # one order of sums, and no waiting for threads on a busy machine
     stored: dict[str, float] = json.loads(STORED.read_text())
     checkpoint = read_checkpoint(FILE)
     found = _accuracies(build(checkpoint), checkpoint)

@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 Right = NDArray[np.bool_]  # [N], whether each test image was classified rightly
 
 TAILS = (0.025, 0.975)
-RESAMPLES = 10_000  # of the paired bootstrap: the ends of an interval are then known to about 1 % of its width
+RESAMPLES = 10_000  # of the paired bootstrap: they fix the ends of an interval to about 1 % of its width
 
 
 @dataclass

@@ -12,10 +12,10 @@ from unlabeled.pages.draw import font, shrink_images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDTH, LOWEST, MARGIN = 1000, 300, 12  # pixels of the map, its height at least, and around the outermost images
+WIDTH, LOWEST, MARGIN = 1000, 300, 12  # pixels: width of the map, its least height, margin around the images
 THUMBNAIL, FRAME = 36, 3  # pixels of the longer side of an image, and of the frame in the colour of its class
 TITLE, LEGEND = 26, 24  # pixels in height
-MOST_IN_LEGEND = 20  # classes; colours of more are not told apart
+MOST_IN_LEGEND = 20  # classes; colours of more could not be distinguished
 
 
 def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _tiles(pixels: Tensor) -> list[Any]:
 def _corners(position: Tensor) -> tuple[list[list[int]], int]:
     """Returns the upper left corner of each image and the total height, in pixels; both axes have one scale."""
     border = 2 * MARGIN + THUMBNAIL + 2 * FRAME
-    position = position * torch.tensor([1.0, -1.0])  # upwards on the page
+    position = position * torch.tensor([1.0, -1.0])  # y grows upwards
     lowest, extent = position.amin(0), position.amax(0) - position.amin(0)
     scale = (WIDTH - border) / float(extent.amax().clamp(min=1e-9))
     height = max(LOWEST, border + round(scale * float(extent[1])))

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 # Okabe and Ito's eight colours, safe for colour-blind readers, and grey and wine to make ten
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F", "#882255"]
 INK, GRID = "#333333", "#DDDDDD"
-WIDTH = 5.2  # inches: on a phone the letters are still three quarters of their size
+WIDTH = 5.2  # inches: on a phone the letters keep three quarters of their size
 DPI = 150  # of the PNG
 CSS_PIXELS = 96 / 72  # of a browser in a point of matplotlib
 
-# What a page replaces, so that its dark scheme may have its own: the name of each colour there
+# Colours that a page replaces in dark mode, with their CSS variables
 THEMED = {INK: "--ink", GRID: "--line"} | {colour: f"--colour-{number}" for number, colour in enumerate(PALETTE)}
 
 
 def new_figure(height: float, width: float = WIDTH) -> "Figure":
     """Makes an empty figure; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a display
+    from matplotlib.figure import Figure  # pyplot would keep every figure and open a display
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,7 +46,7 @@ def style_axes(axes: "Axes", title: str) -> None:
 def save_figure(figure: "Figure", path: Path, label: str) -> str:
     """Writes the PNG ``path`` on white and returns the plot as inline SVG; ``label`` is its text for screen readers."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # e.g. Chinese names: only the PNG lacks them
         save_plot(path, figure)
         return figure_as_svg(figure, label)
 
@@ -56,7 +56,7 @@ def figure_as_svg(figure: "Figure", label: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids repeat
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids reproducible
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _themed(_strip_metadata(buffer.getvalue(), label))
 

@@ -51,7 +51,7 @@ def tile_html(shown: Tile) -> str:
     kind = {True: " right", False: " wrong", None: ""}[shown.right]
     sign = {True: "✓ ", False: "✗ ", None: ""}[shown.right]
     pixels = thumbnail(shown.pixels, THUMBNAIL)
-    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # a browser smooths what it enlarges
+    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # or a browser would smooth the pixels
     lines = "".join(f"<span>{escape(line)}</span>" for line in [sign + shown.lines[0], *shown.lines[1:]])
     picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_thumbnail(to_uint8(pixels))}">'
     return f'<figure class="tile{kind}">{picture}<figcaption>{lines}</figcaption></figure>'

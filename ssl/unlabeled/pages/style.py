@@ -2,7 +2,7 @@
 
 from unlabeled.pages.plots import PALETTE
 
-# Colours of plots on a dark ground: black would be gone, blue and wine too dark
+# Colours of plots in dark mode: black would be invisible, blue and wine too dark
 DARK_PLOTS = {0: "#4aa8e0", 3: "#f58742", 7: "#e6e8ea", 8: "#9a9a9a", 9: "#d2518a"}
 LIGHT = {
     "ground": "#ffffff",

@@ -17,7 +17,7 @@ from unlabeled.weights.targets import ExportedModel
 
 MARK, EARLIER_MARK = "Written by `unlabeled export`", "Written by `python -m unlabeled."  # of an export, now and before
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
-# Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
+# Paths and addresses may contain names of people and machines, and keys: only their last part is shown.
 _PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")
 
 
@@ -36,7 +36,7 @@ class CardFacts:
     measured: Mapping[str, float]  # largest relative difference by kind of images
     tolerance: float
     rows: Sequence[Mapping[str, Any]]  # of results.json
-    results_note: str  # why there are none, or what they are
+    results_note: str  # explains the results, or why there are none
     training: Mapping[str, Any]  # training.json
     versions: Mapping[str, str]
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-ROOTS = ("state_dict.", "model_state_dict.", "model.", "")  # what a state dict lies under
+ROOTS = ("state_dict.", "model_state_dict.", "model.", "")  # prefixes of a state dict in a file
 
-# First words of a path below which nothing is a network that features could be taken from.
+# First words of paths that hold no network for features.
 TRAINING = {
     "optimizer": "optimizer",
     "optimizer_states": "optimizer",
@@ -38,7 +38,7 @@ TRAINING = {
     "state_dict_ema": "momentum copy",
 }
 CLASSIFIER = {"fc.": "classifier", "head.": "classifier", "heads.": "classifier", "classifier.": "classifier"}
-AROUND = CLASSIFIER | {  # a backbone, in solo-learn, lightly and many others
+AROUND = CLASSIFIER | {  # parts beside a backbone, in solo-learn, lightly and many others
     "projector": "projector",
     "projection_head": "projector",
     "predictor": "predictor",
@@ -63,12 +63,12 @@ class CheckpointLayout:
 
     name: str
     part: str  # which of several encoders is the backbone
-    backbone: str  # where its names begin
-    others: Mapping[str, str] = field(default_factory=dict)  # how names begin: what that is; "" is called by its name
-    marks: tuple[str, ...] = ()  # how some names must begin, or it is another layout
+    backbone: str  # prefix of its names
+    others: Mapping[str, str] = field(default_factory=dict)  # prefix → name of the part; "" uses the prefix itself
+    marks: tuple[str, ...] = ()  # prefixes that must exist in this layout
     roots: tuple[str, ...] = ("",)
-    views: str = ""  # whose mean and std its images had, where that is not ImageNet's
-    exclusive: bool = False  # everything must be either in ``backbone`` or known
+    views: str = ""  # views whose mean and std it was trained with, if not ImageNet's
+    exclusive: bool = False  # True: every tensor must be of ``backbone`` or of a known part
 
     def at(self, root: str) -> "CheckpointLayout":
         """Returns the layout with whole paths, for a state dict that lies under ``root``."""

@@ -24,7 +24,7 @@ class _Division:
     """The tensors of a file, divided by their relation to a backbone."""
 
     found: dict[str, Tensor] = field(default_factory=dict)  # by the backbone's names
-    paths: dict[str, str] = field(default_factory=dict)  # the same names: where each was found
+    paths: dict[str, str] = field(default_factory=dict)  # the same names → paths in the file
     unknown: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -148,7 +148,7 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Mapping[str, Tensor]) -> _Division:
     division = _Division()
-    names = {strip_wrappers(name): name for name in wanted}  # a backbone may have a part called module itself
+    names = {strip_wrappers(name): name for name in wanted}  # a backbone may have a part named module
     for path, tensor in tensors.items():
         name = strip_wrappers(path)
         inside = name.startswith(layout.backbone)

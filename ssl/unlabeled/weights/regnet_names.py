@@ -31,8 +31,8 @@ _OURS_STEM = re.compile(r"stem\.(?P<part>[01])\.(?P<tensor>\w+)")
 _OURS = re.compile(r"trunk_output\.block(?P<stage>\d+)\.block(?P=stage)-(?P<block>\d+)\.(?P<part>.+)\.(?P<tensor>\w+)")
 _TIMM_STEM = re.compile(r"stem\.(?P<part>conv|bn)\.(?P<tensor>\w+)")
 _TIMM = re.compile(r"s(?P<stage>\d+)\.b(?P<block>\d+)\.(?P<part>.+)\.(?P<tensor>\w+)")
-# VISSL counts the stem as the first stage (res2 is stage 1), and its second RegNet groups blocks into parts that are
-# recomputed together (block3-part1).
+# VISSL counts the stem as the first stage (res2 is stage 1). Its second RegNet groups blocks for gradient
+# checkpointing (block3-part1).
 _CLASSY_STEM = re.compile(r"(?:_feature_blocks\.conv1|stem)\.stem\.(?P<part>[01])\.(?P<tensor>\w+)")
 _CLASSY = re.compile(
     r"(?:_feature_blocks\.res\d+|trunk_output\.block\d+)\.(?:block\d+-part\d+\.)?"

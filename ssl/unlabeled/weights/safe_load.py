@@ -14,8 +14,8 @@ import torch
 from unlabeled.core.archive import damage_of
 from unlabeled.errors import UserError
 
-# What official checkpoints hold beside tensors: settings and figures that nobody reads here. Each name is given to an
-# SkippedObject below and is itself never imported, called or looked at: whatever the class can do, it does not do it.
+# Classes in official checkpoints, of settings and metrics that are not needed. Each is replaced by SkippedObject; the
+# class itself is never imported or called, so that its code cannot run.
 UNREAD = (
     "argparse.Namespace",  # args of MAE, DINO and DeiT
     "numpy.core.multiarray.scalar",  # best accuracies and losses, of numpy below 2
@@ -41,7 +41,7 @@ UNREAD = (
     "omegaconf.nodes.AnyNode",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key of callbacks before Lightning 1.5
 )
-# Dictionaries by another name, which could hold tensors: each becomes a plain one with the same items.
+# Other dictionary classes, which may hold tensors: each becomes a plain dict with the same items.
 DICTIONARIES = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
@@ -91,7 +91,7 @@ def read_tensors(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
+        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip files, some official ones among them
         damage = damage_of(path) if mmap else None
         if damage:
             raise UserError(f"checkpoint={path}: damaged ({damage}); copy it again, or give another file")

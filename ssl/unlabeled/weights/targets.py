@@ -21,7 +21,7 @@ from unlabeled.weights.architecture import LibraryModel, to_timm, to_torchvision
 from unlabeled.weights.preprocess import Preprocess
 
 OPSET = 18  # the oldest that torch's exporter writes without converting; onnxruntime reads it since 1.14 (2023)
-ONE_ONNX_FILE = 1_900_000_000  # bytes of weights: protobuf ends at 2 GiB
+ONE_ONNX_FILE = 1_900_000_000  # bytes of weights in one file: protobuf's limit is 2 GiB
 WRAPPERS = ("_orig_mod.", "module.", "backbone.")  # of torch.compile, DDP and objectives
 PLAIN_USE = "with torch.inference_mode():\n    features = model(images)"
 
@@ -134,7 +134,7 @@ def write_onnx(source: ExportSource, folder: Path) -> ExportedModel:
     big = sum(value.numel() * value.element_size() for value in source.backbone.state_dict().values()) > ONE_ONNX_FILE
     torch.onnx.export(
         source.backbone,
-        (torch.zeros(2, 3, size, size),),  # 2: one image would be taken for a constant
+        (torch.zeros(2, 3, size, size),),  # two images: the exporter would take a batch of 1 for a constant
         file,
         dynamo=True,
         opset_version=OPSET,
@@ -170,7 +170,7 @@ WRITERS: dict[str, Writer] = {
     "huggingface": write_huggingface,
     "onnx": write_onnx,
 }
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # beside what the project needs anyway
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # packages besides the project's own requirements
 
 
 def require_packages(to: str) -> None:

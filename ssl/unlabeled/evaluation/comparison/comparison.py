@@ -10,9 +10,9 @@ from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import Predictions
 from unlabeled.evaluation.statistics import Difference
 
-PRETRAINED = "pretrained"  # the baselines of two runs are not what is compared
+PRETRAINED = "pretrained"  # only pretrained features are compared, not the baselines
 SIGNIFICANT = 0.05
-NAMED = 12  # keys in which the configurations differ
+NAMED = 12  # most differing keys that are listed
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ProtocolComparison:
     b: str
     difference: Difference
     test: str
-    p: float | None = None  # of the difference, corrected for the number of protocols
+    p: float | None = None  # p of the difference, corrected for the number of protocols
 
 
 def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison]) -> str:

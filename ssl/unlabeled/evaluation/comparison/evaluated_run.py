@@ -16,7 +16,7 @@ STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
 KINDS = {"features": str, "protocol": str, "chosen": dict, "notes": list, "n_train": int, "n_test": int}
 KINDS |= {"metrics": dict, "draws": list}
 DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
-# What a report says of the transform, and where it stands in the configuration of a run.
+# Keys of the transform in a report, and their places in a run's configuration.
 TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}
 TRANSFORM |= {"mean": "mean", "std": "std"}
 
@@ -27,7 +27,7 @@ class EvaluatedRun:
 
     folder: Path  # as it was given
     report: Path  # folder of results.json
-    config: dict[str, Any] = field(default_factory=dict)  # resolved, of the training run; empty where it is unknown
+    config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the training run; empty if unknown
     rows: list[Row] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None

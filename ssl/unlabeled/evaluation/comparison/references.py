@@ -11,14 +11,14 @@ from unlabeled.evaluation.comparison.evaluated_run import config_value
 from unlabeled.evaluation.evaluate_probes import Row
 
 PUBLISHED = Path(__file__).with_name("references.yaml")
-# What is published, and by which counts a folder or table of files is taken for it: train and test images, classes.
+# Data sets with published numbers, recognised by their counts: train images, test images, classes.
 COUNTS = {
     "imagenet": (1_281_167, 50_000, 1000),
     "imagenet100": (126_689, 5000, 100),
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
 }
-SIZES = {"imagenet": 224, "imagenet100": 224, "cifar10": 32, "cifar100": 32}  # pixels that evaluation sees
+SIZES = {"imagenet": 224, "imagenet100": 224, "cifar10": 32, "cifar100": 32}  # image size in evaluation, pixels
 VITS: dict[Any, str] = {(384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large", (1280, 32): "vit_huge"}
 OBJECTIVES = {"MoCoV3": "moco_v3", "SwAV": "swav", "PAWS": "paws", "MAE": "mae"}
 EPOCH = {
@@ -155,7 +155,7 @@ def _ours(value: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
 
 def _same_kind(value: Mapping[str, Any], ours: str) -> bool:
     family = value["protocol"]["family"]
-    if family == "linear":  # a classifier on a part of the labels has a longer name
+    if family == "linear":  # protocols on a part of the labels have longer names
         return re.fullmatch(r"linear/([^/]+(/features=[^/]+)?|[^/]+-online/.*)", ours) is not None
     if family == "paws_nn":
         labels = re.match(r"paws_nn/[^/]+/(\d+) labels/", ours)

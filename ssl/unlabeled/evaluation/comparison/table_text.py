@@ -23,7 +23,7 @@ class TableColumn:
     """Settings that numbers must share to stand in one column; all but the protocol as JSON."""
 
     protocol: str
-    data: str  # what tells it from others
+    data: str  # identity of the data set
     transform: str
     described: str = field(compare=False)  # the data, for people
 
@@ -35,7 +35,7 @@ class TableCell:
     mean: float | None
     deviation: float | None = None  # over seeds, of the sample
     n: int = 1  # seeds
-    interval: Interval | None = None  # of 95 %: one run's over test images, several seeds' over seeds
+    interval: Interval | None = None  # 95 %: of one run over test images, of several seeds over seeds
 
 
 @dataclass
@@ -45,7 +45,7 @@ class TableLine:
     name: str
     seeds: int
     cells: dict[TableColumn, TableCell] = field(default_factory=dict)
-    broken: int = 0  # further runs of it, of which nothing can be read
+    broken: int = 0  # further runs of this line that cannot be read
     baseline: bool = False
 
 

@@ -90,7 +90,7 @@ class KMeans:
         x, queries = (part.float().cpu().numpy() for part in self._scaled(train, test))
         model = Lloyd(k, n_init=self.restarts, max_iter=self.max_iter, random_state=self.seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # said in a note instead
+            warnings.simplefilter("ignore", ConvergenceWarning)  # reported in a note instead
             of_train = model.fit_predict(x)
         used, notes = len(np.unique(of_train)), []
         if used < k:

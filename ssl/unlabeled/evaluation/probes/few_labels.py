@@ -25,7 +25,7 @@ class LabelDraw:
     """One list of labelled train images."""
 
     ids: Tensor  # int64 [n]
-    smallest_class: int  # images of the class that has fewest
+    smallest_class: int  # number of images of the smallest class
     summary: dict[str, Any]  # images, classes, sha256 of their names, share of train, and the seed or the file
 
 

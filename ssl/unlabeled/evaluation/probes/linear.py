@@ -13,7 +13,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, require_finite, top1
 from unlabeled.evaluation.probe import Score
 
-FLOAT64_UP_TO = 20_000_000  # numbers in the train features; float64 above it costs more time than it buys digits
+FLOAT64_UP_TO = 20_000_000  # numbers in the train features; above it float64 takes too long for the digits it gains
 CHUNK_BYTES = 32 * 2**20  # logits held at a time
 
 
@@ -26,7 +26,7 @@ def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None
     require_finite("the probe", train, *others)
     dtype = dtype or (torch.float64 if train.numel() <= FLOAT64_UP_TO else torch.float32)
     std, mean = torch.std_mean(train.to(dtype), dim=0, correction=0)
-    constant = std <= 1e-6 * mean.abs()  # what is left of a constant float32 column is rounding; also 0 <= 0
+    constant = std <= 1e-6 * mean.abs()  # a constant float32 column leaves only rounding; <= includes 0 <= 0
     scale = torch.where(constant, 1.0, std)
     return [torch.cat([(x - mean) / scale, x.new_ones(len(x), 1, dtype=dtype)], dim=1) for x in (train, *others)]
 

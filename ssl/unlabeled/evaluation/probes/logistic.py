@@ -22,7 +22,7 @@ from unlabeled.evaluation.probes.linear import (
 )
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
 
-HESSIAN_ROWS = 4  # per feature, on which the curvature is measured: more changed no count of iterations
+HESSIAN_ROWS = 4  # rows per feature to measure the curvature on: more did not change the iterations
 
 
 class _Choice(NamedTuple):
@@ -81,7 +81,7 @@ class LogisticRegressionProbe:
         fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         weights, scores, weight = [], [], None
-        for c in self.c:  # from small to large, each from the last: half the work of starting at zero
+        for c in self.c:  # ascending, each from the last solution: half the work of starting at zero
             weight, _ = fit_logistic(fit_x, labels[fit], c, num_classes, self.max_iter, weight)
             weights.append(weight)
             scores.append(top1(predict(weight.to(held_x.dtype), held_x), labels[held]))
@@ -170,7 +170,7 @@ def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
     size = chunk_rows(weight, x)
     for part in torch.split(rows, size):
         p = (part @ weight.to(x.dtype).T).softmax(dim=1)
-        # images that are already right weigh nearly nothing, but all of them may be
+        # images classified right have weights near zero, and that may be all of them
         scale = (p * (1 - p)).mean(dim=1).clamp(min=1e-4 / len(weight))
         curvature += ((part * scale[:, None]).T @ part).double()
     curvature /= len(rows)

@@ -140,7 +140,7 @@ class MCDropout:
         return masks
 
     def _pool(self, head: Tensor, x: Tensor) -> Pool:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1))  # others than in training
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1))  # other masks than in training
         masks = self._masks((self.samples, x.shape[1]), generator).to(x)
         return pool_heads(head * masks[:, None], x)
 

@@ -122,7 +122,7 @@ def soft_votes(queries: Tensor, supports: Features, temperature: float, num_clas
     rows = max(1, CHUNK_BYTES // (len(supports.x) * supports.x.dtype.itemsize))
     with full_float32(supports.x.device):
         parts = [soft_nearest_neighbours(part, supports.x, labels, temperature) for part in torch.split(queries, rows)]
-    # a class whose supports are all far has a probability that underflows, not one of zero
+    # a class whose supports are all far has a tiny probability that underflows, but not zero
     smallest = torch.finfo(torch.float32).tiny
     p = torch.cat(parts).float().clamp(min=smallest)
     return p.log().masked_fill(~labels.bool().any(dim=0), -math.inf)

@@ -89,7 +89,7 @@ class SGDGrid:
 
     def fit(self, x: Tensor, labels: Tensor, num_classes: int, heads: list[Head]) -> Tensor:
         """Returns weights [H, C, D + 1] of heads on ``x`` [N, D + 1], all from zero and over the same batches."""
-        # classes before heads before images: a softmax over whole rows of memory, a third of the time of one within
+        # classes first: a softmax over the outer dimension takes a third of the time
         weight = x.new_zeros(num_classes * len(heads), x.shape[1])
         velocity = torch.zeros_like(weight)
         rates, decays = (

@@ -19,7 +19,7 @@ from unlabeled.views.operations import Operation, Parameters, RandomResizedCrop
 from unlabeled.views.per_image import PerImageTransform, preserve_random_state, seed_all
 from unlabeled.views.pipeline import ViewGroup, Views
 
-ERASING, MIXING = 1, 2  # what random draws of a step are for
+ERASING, MIXING = 1, 2  # keys of a step's random draws
 
 
 @dataclass(frozen=True)

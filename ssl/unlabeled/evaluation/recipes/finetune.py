@@ -127,7 +127,7 @@ class FineTune:
 
     def _model(self, task: Task) -> "Classifier":
         seed_all(derive_seed(self.training.seed, HEAD), task.device)
-        network = copy.deepcopy(task.network).requires_grad_(True)  # positions and a fixed patch projection too
+        network = copy.deepcopy(task.network).requires_grad_(True)  # also positions and a fixed patch projection
         if self.drop_path:
             add_drop_path(network, self.drop_path)
         return Classifier(network, task.num_classes, self.pooling, self.head_init_std).to(task.device)

@@ -21,7 +21,7 @@ from unlabeled.evaluation.recipes.training import Training
 from unlabeled.optimizers import parameter_groups
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
-HEAD = 3  # what a random draw is for
+HEAD = 3  # key of the random draw of the heads
 
 
 class FrozenRecipe:

@@ -18,8 +18,8 @@ from unlabeled.evaluation.features import eval_mode, full_float32
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 
-HEAT = 0.55  # share of the colour that stands for attention; the rest is the image in grey
-OUTLIERS = 0.05  # share of the patches above and below what is told apart: one alone often has most of all
+HEAT = 0.55  # weight of the attention's colour; the rest is the image in grey
+OUTLIERS = 0.05  # share of patches clipped at each end: a single patch often has most of the weight
 
 
 @dataclass(frozen=True)

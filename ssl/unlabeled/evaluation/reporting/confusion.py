@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 20  # of a matrix that can be read
-MOST_BESIDE = 12  # of one that can be read on half a screen
+MOST_CLASSES = 20  # most classes of a readable matrix
+MOST_BESIDE = 12  # most classes of a matrix readable on half a screen
 PAIRS = 20
-DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
+DARK = 0.85  # share from which white text is more readable on a cell, in light and dark mode
 
 
 class ConfusedClasses(NamedTuple):
@@ -71,7 +71,7 @@ def _matrix(counts: Tensor, classes: Sequence[str]) -> "Figure":
     figure = new_figure(side, side + 0.3)
     axes, blue = figure.add_subplot(), to_rgb(PALETTE[0])
     from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, 1.0)])
-    # no picture but cells, so that the ground of the page shows through where a share is small
+    # cells, not an image, so that the page's background shows where a share is small
     axes.pcolormesh(shares.numpy(), cmap=from_nothing, vmin=0.0, vmax=1.0, linewidth=0)
     _name_axes(axes, classes)
     for row, column in (counts > 0).nonzero().tolist():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FEW = re.compile(r"/[\d.]+( per class|%)")  # what protocols of few labels have in them
 MOST_POINTS = 2000  # t-SNE takes about 10 s for them on two cores, and more points hide each other
-FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours than that leaves
+FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours
 FEWEST_FOR_UMAP = 1000  # compiling it takes 10 to 15 s in every process; t-SNE of fewer points takes 2
 MOST_IN_LEGEND = 20  # classes
 LEGEND_WIDTH = 62  # letters of a line of it
@@ -40,11 +40,11 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
     method, position = _embed(x, seed)
     figure = new_figure(5.0)
     axes = figure.add_subplot()
-    # all at once in random order: drawn class by class, the last would lie on top and look purer than it is
+    # in random order: drawn class by class, the last class would lie on top and look purer than it is
     colours = [class_colour(label, len(classes)) for label in labels.tolist()]
     axes.scatter(position[:, 0], position[:, 1], s=6 if len(x) > 200 else 20, c=colours, linewidths=0)
     axes.set_title(f"{method} of {len(x):,} test features", loc="left", color=INK, fontsize=11)
-    axes.set_xticks([])  # the axes of such a map mean nothing
+    axes.set_xticks([])  # the axes of a map have no unit
     axes.set_yticks([])
     axes.spines[:].set_color(GRID)
     if len(classes) <= MOST_IN_LEGEND:
@@ -129,7 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _embed(x: Tensor, seed: int) -> tuple[str, Any]:
     centred = x - x.mean(dim=0)
-    # t-SNE starts at two principal components and divides by their spread, which a collapsed network has not
+    # t-SNE divides by the spread of two principal components, which is 0 for a collapsed network
     if len(x) < FEWEST_FOR_TSNE or x.shape[1] < 2 or float(centred.abs().max()) < 1e-6:
         return "PCA", _principal_plane(centred)
     if len(x) >= FEWEST_FOR_UMAP and find_spec("umap"):
@@ -143,7 +143,7 @@ def _umap(x: Tensor, seed: int) -> Any:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that a seed costs it its threads, and speaks of TensorFlow
+        warnings.simplefilter("ignore")  # it warns that a seed disables threads, and about TensorFlow
         from umap import UMAP
 
         return UMAP(random_state=seed, n_jobs=1).fit_transform(x.numpy())

@@ -15,8 +15,8 @@ from unlabeled.pages.section import Section, Tile, save_columns, tile_html
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 
 NEIGHBOURS = 8
-OF_EACH = 3  # queries that are right and queries that are wrong: 54 images are loaded
-CANDIDATES = 256  # test images that queries are chosen from: all of a large test set would take minutes
+OF_EACH = 3  # queries of each kind, right and wrong: 54 images are loaded
+CANDIDATES = 256  # test images to choose queries from: a whole large test set would take minutes
 
 
 @dataclass(frozen=True)

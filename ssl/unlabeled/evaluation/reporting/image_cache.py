@@ -8,7 +8,7 @@ from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache, code_hash
 
 Decode = Callable[[str, Sequence[int]], list[Tensor]]  # "train" or "test" and ids in it → uint8 [3, h, w] each
-MOST = 500  # images that are kept of one data set, about five reports' worth
+MOST = 500  # images kept per data set, enough for about five reports
 
 
 class ReportImageCache:

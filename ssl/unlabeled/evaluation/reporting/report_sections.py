@@ -20,7 +20,7 @@ from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.views.pipeline import Views
 
-PICTURES = 6  # images that attention and reconstructions are shown of
+PICTURES = 6  # images with attention and reconstructions
 
 
 @dataclass

@@ -10,8 +10,8 @@ from unlabeled.evaluation.reporting.results_table import format_signed, format_u
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
-CORRUPT_LISTED = 3  # names in a doubt
-MOST_LISTED = 4  # rows that a doubt names
+CORRUPT_LISTED = 3  # names listed in a warning
+MOST_LISTED = 4  # rows listed in a warning
 Reference = Mapping[str, Any]  # as references_for gives it
 
 
@@ -122,7 +122,7 @@ class ChosenSettings(NamedTuple):
     features: str
     protocol: str
     values: str
-    lists: dict[str, Any]  # what is too long for a line: one entry for each draw
+    lists: dict[str, Any]  # values too long for a line: one entry per draw
 
 
 def chosen_settings(rows: Sequence[Row]) -> list[ChosenSettings]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures looked for; where nothing is wrong the best would be 0
+COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures; without any error the best would be 0
 
 
 def calibration_metrics(

@@ -37,7 +37,7 @@ def write_least_certain(
     likely, predicted = log_probabilities.double().exp().max(dim=1)
     columns = {"probability": likely, "entropy": doubt} | {k: v for k, v in scores.items() if k != "entropy"}
     numbers = torch.stack([column.double().cpu() for column in columns.values()], dim=1).tolist()
-    called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last, at -1, for no label
+    called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last name, at -1, is for no label
     order = doubt.argsort(descending=True, stable=True).tolist()
     label_of, predicted_of = labels.tolist(), predicted.tolist()
     text = io.StringIO()
