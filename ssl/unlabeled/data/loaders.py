@@ -128,7 +128,7 @@ class LazyLoader(Resumable):
             yield from self.loader
         except (ConnectionError, EOFError) as error:
             raise UserError(
-                "a worker process was killed, it may be by the kernel for want of memory: give fewer num_workers; the "
+                "a worker process was killed, perhaps by the kernel for lack of memory: give fewer num_workers; the "
                 "same command goes on from the last checkpoint"
             ) from error
 

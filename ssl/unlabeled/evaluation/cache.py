@@ -49,7 +49,7 @@ class TensorCache:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             intact = False
         if not intact:
-            print(f"{file} is damaged: it is removed, and made again")
+            print(f"{file} is damaged: it is removed and computed again")
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             return None

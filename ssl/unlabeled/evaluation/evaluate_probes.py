@@ -152,7 +152,7 @@ def _labelled(
     log(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
     labelled = features.labelled()
     if not len(labelled.labels):
-        raise UserError(f"none of the {n} {split} images has a label: there is nothing to judge the features by")
+        raise UserError(f"none of the {n} {split} images has a label: there is nothing to evaluate the features with")
     if int(labelled.labels.max()) >= num_classes:
         raise UserError(
             f"{split} label {int(labelled.labels.max())}; with {num_classes} classes, 0 to {num_classes - 1}"

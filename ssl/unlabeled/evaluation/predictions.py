@@ -71,13 +71,13 @@ def read_predictions(folder: Path) -> Predictions:
 
     path = folder / NAME
     if not path.is_file():
-        raise UserError(f"{path}: no such file; judge that run again with eval_linear.py, which writes it")
+        raise UserError(f"{path}: no such file; evaluate that run again with eval_linear.py, which writes it")
     try:
         tensors = load_file(path)
         labels, ids = tensors.pop("labels"), tensors.pop("ids")
         _check(labels, ids, tensors)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); judge that run again with eval_linear.py") from error
+        raise UserError(f"{path}: damaged ({error}); evaluate that run again with eval_linear.py") from error
     names = [name for name in tensors if not name.startswith(f"{LOG_PROBABILITIES}|")]
     found = {_key(name): tensors[name].long() for name in names}
     logs = {_key(name): tensors.get(f"{LOG_PROBABILITIES}|{name}") for name in names}

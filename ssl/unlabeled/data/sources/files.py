@@ -81,7 +81,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
         raise UserError(
             f"{key}={pattern}: {len(missing)} of {len(each)} files are not in data.path={path} "
             f"({shorten_list(missing)});"
-            " fetch them, or give a pattern with *, which takes those that are there"
+            " fetch them, or give a pattern with *, which takes existing files"
         )
     if not missing:
         return _each_once(sorted(set(itertools.chain.from_iterable(each))))

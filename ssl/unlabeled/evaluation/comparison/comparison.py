@@ -134,7 +134,7 @@ def _but_seeds(a: RunGroup, b: RunGroup) -> str:
 def _notes(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
     corrected = f"p is corrected for {len(found)} protocols (Holm)." if len(found) > 1 else ""
     if len(a.runs) > 1:
-        return ["Means ± deviations over seeds, all judged on the same test images; intervals are of 95 %.", corrected]
+        return ["Means ± deviations over seeds, on the same test images; intervals are of 95 %.", corrected]
     return [
         "Intervals are of 95 %, from a bootstrap of the test images; that of the difference is paired.",
         corrected,

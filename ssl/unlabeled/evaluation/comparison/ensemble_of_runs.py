@@ -18,7 +18,7 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
     """Averages the probabilities of separate runs by protocol, writes ``ensemble.md``, and returns its text.
 
     Args:
-        runs: two or more folders of runs or reports, judged on the same test images.
+        runs: two or more folders of runs or reports, evaluated on the same test images.
         folder: made where it does not exist; None: ``outputs/ensemble-RUN-RUN…``.
 
     Raises:

@@ -119,7 +119,7 @@ def _missing(folder: Path) -> str:
     if not folder.exists():
         return "no such folder"
     if (folder / "checkpoints" / "last.ckpt").exists():
-        return f"not judged yet; {_command(folder)}"
+        return f"not evaluated yet; {_command(folder)}"
     return "no report and no checkpoint: the run has not come to one"
 
 

@@ -198,5 +198,5 @@ def _reading(table: ComparisonTable) -> list[str]:
     if MISSING in texts:
         sentences.append(f"{MISSING}: not measured.")
     if FAILED in texts or any(line.broken for line in table.lines):
-        sentences.append(f"{FAILED}: failed, damaged or not judged; why stands below.")
+        sentences.append(f"{FAILED}: failed, damaged or not evaluated; the reason is below.")
     return sentences

@@ -111,11 +111,11 @@ def ensemble_of_reports(folders: Sequence[Path]) -> list[Score]:
     runs = [read_predictions(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         if not (torch.equal(run.ids, runs[0].ids) and torch.equal(run.labels, runs[0].labels)):
-            raise UserError(f"{folder} was judged on other test images than {folders[0]}: judge both on the same data")
+            raise UserError(f"{folder} was evaluated on other test images than {folders[0]}: use the same data")
     shared = [key for key in runs[0].log_probabilities if all(key in run.log_probabilities for run in runs)]
     protocols = [protocol for features, protocol in shared if features == "pretrained"]
     if not protocols:
-        raise UserError("the runs have no protocol with log-probabilities in common: judge all with probe=linear")
+        raise UserError("the runs have no protocol with log-probabilities in common: evaluate all with probe=linear")
     return [
         deep_ensemble([run.log_probabilities["pretrained", protocol] for run in runs], runs[0].labels, protocol)
         for protocol in protocols

@@ -57,7 +57,7 @@ def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str
     coverage, risk = risk_coverage(predicted != labels, -confidence)
     error = ece(log_probabilities, labels)
     words = (
-        f"Below the diagonal the probe is surer than it should be: expected calibration error {error:.3f} in {BINS} "
+        f"Below the diagonal the probe is overconfident: expected calibration error {error:.3f} in {BINS} "
         f"bins. Right: the error if only the surest images are answered; area {float(risk.mean()):.3f}. {protocol}, "
         "probabilities as they came."
     )
@@ -94,7 +94,7 @@ def certainty_section(
         markdown.append(f"- {title}: {in_markdown('; '.join(', '.join(each.lines) for each in tiles) or 'none')}")
         pictures[title] = [each.pixels for each in tiles]
     _save(pictures, folder / "certain.png")
-    words = f"By the largest probability of {protocol}; the least sure ones are what to label next."
+    words = f"By the largest probability of {protocol}; the least sure ones are the best to label next."
     text = "\n".join(["![Most and least certain test images](certain.png)", "", *markdown])
     return Section("Most and least certain test images", words, html, text, wide=True)
 

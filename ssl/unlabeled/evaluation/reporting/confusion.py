@@ -58,7 +58,7 @@ def confusion_section(
         counts = confusion_matrix(predictions, labels, len(classes))
         wide = len(classes) > MOST_BESIDE
         return plot_section(_matrix(counts, classes), folder, "confusion", title, words, wide)
-    words = f"What is most often taken for something else, of {len(classes):,} classes; {protocol}."
+    words = f"The most frequent confusions of {len(classes):,} classes; {protocol}."
     pairs = most_confused(predictions, labels)
     return Section("Most confused classes", words, _html(pairs, classes), _markdown(pairs, classes))
 

@@ -72,7 +72,7 @@ def neighbour_section(
         "Nearest training images",
         f"Test images drawn at random, each with the {len(near[0])} training images nearest to it by cosine: up to "
         f"{OF_EACH} whose neighbours vote for the right class, then up to {OF_EACH} where they vote for another. "
-        "The shares of right and wrong here say nothing.",
+        "Their shares here are not an accuracy.",
         rows,
         "\n".join(["![Nearest training images](neighbours.png)", "", *lines]),
         wide=True,

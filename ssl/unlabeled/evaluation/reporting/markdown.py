@@ -27,11 +27,11 @@ def markdown(
         accuracy_table(rows),
         _lines(run_summary.measurement_notes(rows)),
     ]
-    parts += ["## What to doubt", "\n".join(f"- {in_markdown(doubt)}" for doubt in doubts)] if doubts else []
+    parts += ["## Warnings", "\n".join(f"- {in_markdown(doubt)}" for doubt in doubts)] if doubts else []
     parts += _further(rows)
     parts += ["## Published numbers", _references(references)] if references else []
     parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
-    parts += ["## What was chosen", _chosen(rows), "## Where the numbers come from"]
+    parts += ["## Chosen hyper-parameters", _chosen(rows), "## Provenance"]
     parts += [_table(["what", "value"], run_summary.provenance_facts(provenance))]
     parts += [_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -94,7 +94,7 @@ def _line(line: ResultLine) -> str:
 
 def _warnings(found: Sequence[str]) -> list[_Part]:
     items = "".join(f"<li>{_breakable(each)}</li>" for each in found)
-    return [_Part("What to doubt", f"<ul>{items}</ul>", "doubts")] if found else []
+    return [_Part("Warnings", f"<ul>{items}</ul>", "doubts")] if found else []
 
 
 def _further(rows: Sequence[Row]) -> list[_Part]:
@@ -123,7 +123,7 @@ def _chosen(rows: Sequence[Row]) -> list[_Part]:
         for each in run_summary.chosen_settings(rows)
     ]
     head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
-    return [_Part("What was chosen", _table(head, lines))] if lines else []
+    return [_Part("Chosen hyper-parameters", _table(head, lines))] if lines else []
 
 
 def _lists(lists: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def _facts(provenance: Mapping[str, Any]) -> _Part:
         ["what", "value"], [list(map(_breakable, fact)) for fact in run_summary.provenance_facts(provenance)]
     )
     folded = "".join(_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
-    return _Part("Where the numbers come from", table + folded)
+    return _Part("Provenance", table + folded)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

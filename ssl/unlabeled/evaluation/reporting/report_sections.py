@@ -103,7 +103,7 @@ def make_sections(
         made.append(plot_section(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
     by_labels = label_curve(rows)
     if by_labels is not None:
-        words = "What pretraining is for: accuracy with few labelled images, mean of the draws and their range."
+        words = "Accuracy with few labelled images, mean of the draws and their range."
         made.append(plot_section(by_labels, folder, "labels", "Accuracy by labels", words))
     return (
         made
@@ -129,7 +129,7 @@ def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
 def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path) -> list[Section]:
     train, test, classes = report_images.train, report_images.test, report_images.classes
     words = (
-        "Each dot is a test image; what lies together looks alike to the network. Axes and distances between groups "
+        "Each dot is a test image; dots that lie together have similar features. Axes and distances between groups "
         "mean nothing."
     )
     picture = feature_map(test.x, test.labels, classes)
@@ -160,7 +160,7 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
 def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
     words = (
         "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: yellow where the features look, "
-        "dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
+        "dark where they do not. It leaves values and perceptrons out: an illustration, not a measurement."
     )
     made = []
     if report_images.attention:

@@ -19,7 +19,7 @@ def headline(rows: Sequence[Row]) -> str:
     """States the result in one sentence, of the best-known protocol."""
     row = best_row(rows, lambda row: True)
     if row is None:
-        return "No pretrained features were judged."
+        return "No pretrained features were evaluated."
     random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
     sure = " ".join(format_uncertainty(row))
     gain = f"; {format_signed(row.top1 - random[0].top1)} points against random weights" if random else ""
@@ -95,7 +95,7 @@ def measurement_notes(rows: Sequence[Row]) -> str:
     n_test = measured[0].n_test
     error = max(math.sqrt(row.top1 * (100 - row.top1) / n_test) for row in measured)  # binomial
     return (
-        f"The last epoch was judged, not the best one. {chosen}The test set was used once, for these numbers. "
+        f"The last epoch was evaluated, not the best one. {chosen}The test set was used once, for these numbers. "
         f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
         f"of test images alone a score has a standard error of up to {error:.2f} points. {_plus_minus_note(measured)}"
         "Columns are different protocols: compare within a column."
@@ -149,7 +149,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
     said = {key: provenance[key] for key in order if key not in FOLDED}
     if said.get("images_per_second", 0) is None:
-        said["images_per_second"] = "no image was read, all features had been kept"
+        said["images_per_second"] = "no image was read, all features came from the cache"
     return flatten(said)
 
 
