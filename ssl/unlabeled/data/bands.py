@@ -55,8 +55,8 @@ def read_bands(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
     """Returns the bands [C, H, W] of a file as it holds them, C = ``decoding.channels``, and its EXIF orientation.
 
     Raises:
-        UserError: it needs tifffile, which is not installed.
-        ValueError: it has another number of bands, or more pixels than allowed.
+        UserError: the file needs tifffile, which is not installed.
+        ValueError: the file has another number of bands, or more pixels than allowed.
     """
     values, orientation = _of_tiff(data, decoding) if is_tiff(data) else _of_pillow(data, decoding.channels)
     if len(values) != decoding.channels:
@@ -108,7 +108,7 @@ def as_bytes(values: Values, bits: int | str) -> Values:
     """Scales whole numbers or floats to uint8 of the same shape, black to white; uint8 input is returned unchanged.
 
     Whole numbers: 0 … 2^bits − 1. Floats, and signed numbers below 0: the first of 0..1 (floats alone), 0..255 and
-    0..65535 that holds all values, else their own minimum..maximum, of all bands together; what is not finite is 0.
+    0..65535 that holds all values, else their own minimum..maximum over all bands; values that are not finite become 0.
 
     Raises:
         ValueError: a value above 2^bits − 1.

@@ -51,13 +51,13 @@ def to_rgb(
     - ``F``: the first of 0..1, 0..255 and 0..65535 that holds all values, else its own minimum..maximum;
       values that are not finite count as 0.
 
-    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in
-    the centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` keeps every bit.
-    Whole: it is reduced alike, until its shorter side is at most ``size`` and its longer one at most twice that; one
-    that is so already keeps every bit, and none is enlarged.
+    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size``, then cropped
+    in the centre, like torchvision's ``Resize`` and ``CenterCrop``; an image of ``size`` × ``size`` keeps every bit.
+    Whole: the image is reduced in the same way, until its shorter side is at most ``size`` and its longer side at most
+    twice that. A smaller image keeps every bit; no image is enlarged.
 
-    ``shown`` is the width and height that the picture fills, in pixels of an image that was reduced while it was
-    decoded: fractions, as its last column and row may go beyond the picture. None: all of it.
+    ``shown`` is the width and height of the original picture in pixels of an image that was reduced during decoding.
+    They are fractions, as the last column and row may extend beyond the picture. None: the whole image.
     """
     image.load()  # must come before reading the orientation: Pillow rotates TIFF files upright while it loads them
     (width, height), orientation = shown or image.size, _orientation(image)
@@ -77,11 +77,11 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
 
     A TIFF that Pillow cannot read, of floats or of many bands, is read by tifffile, where that is installed.
 
-    A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
-    below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
+    A JPEG with at least four times the needed pixels along each side is decoded at 1/2, 1/4 or 1/8, but never below
+    twice the needed size: ``benchmarks/results/scaled_decode.md`` shows the time saved and the differences.
 
-    Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data; UserError where
-    other channels are wanted and tifffile is not installed.
+    Raises CorruptImage, in one line with ``name`` and the reason, for damaged data; UserError where other channels are
+    asked for and tifffile is not installed.
     """
     _set_pixel_limit(decoding.max_pixels)
     try:
@@ -158,7 +158,7 @@ def read_header(data: bytes | Path) -> Header:
 def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
     """Lets the JPEG decoder skip detail that the resize would drop; returns ``shown`` for :func:`to_rgb`.
 
-    Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
+    At least twice the size is kept for the antialiased resize, as in Pillow's ``thumbnail`` (``reducing_gap=2.0``).
     """
     factor = next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * factor * size), 1)
     if factor == 1:

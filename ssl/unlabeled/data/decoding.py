@@ -23,15 +23,15 @@ class Decoding:
     """Settings that say how encoded images become uint8 tensors.
 
     Args:
-        channels: of every image. 3 is RGB, made of whatever Pillow decodes; any other number takes the bands of a file
-            as they are, and a file with another number of them is refused as corrupt.
-        bits: of whole numbers deeper than 8 bits, what white is: 2^bits − 1. ``auto`` is the fewest of 8, 10, 12, 14
-            and 16 bits that hold all values of an image. 8, the default, is what there was before anybody chose: 65,535
-            for 16-bit files (see :func:`unlabeled.data.decode.to_rgb`), with a line on those that come out dark.
-        max_pixels: of a file that is decoded; beyond it lies what may be made to fill the memory.
+        channels: of every image. 3 is RGB, converted from any image that Pillow decodes; another number keeps the bands
+            of a file unchanged, and a file with another number of bands is refused as corrupt.
+        bits: sets the value of white in integers deeper than 8 bits, 2^bits − 1. ``auto`` is the fewest of 8, 10, 12,
+            14 and 16 bits that hold all values of an image. With the default of 8 white is 65,535 in 16-bit files (see
+            :func:`unlabeled.data.decode.to_rgb`), and a warning names files that come out dark.
+        max_pixels: most pixels of a file that is decoded; larger files may be made to fill the memory.
 
     Raises:
-        UserError: a value that is none of these.
+        UserError: a value outside these ranges.
     """
 
     channels: int = 3

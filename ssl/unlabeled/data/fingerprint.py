@@ -30,11 +30,11 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
 
     Args:
         source: the split.
-        moved: takes a copy in another folder for the same: of files their paths from the folder on that all share, and
-            their sizes. Without it, where they lie and when they were written: what kept features are found by.
+        moved: True: a copy in another folder has the same fingerprint, which uses sizes and paths relative to the
+            common folder. False: it also uses location and time of writing; stored features are found by this one.
 
     Returns:
-        None where nothing tells whether images have changed: a source of somebody else's, or a file that is gone.
+        None where changes cannot be detected: a custom source that does not list its files, or a missing file.
     """
     digest = hashlib.sha256(f"{len(source)} {source.image_size} {source.square} {source.classes}\n".encode())
     digest.update(_bytes(source.labels))

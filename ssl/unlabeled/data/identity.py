@@ -1,8 +1,8 @@
 """Identity of the training images: detects changed files, and recognises a data set that was moved as a whole.
 
-Names from the common folder on, sizes, contents by samples, labels and order make the identity. Where a file lies and
-when it was written do not: a copy is the same data. Its times (of change too, ctime, which nobody can set) are only a
-hint: a file whose name, size and times are those of last time is not read again.
+The identity consists of file names relative to the common folder, sizes, sampled contents, labels and order. Location
+and times are not part of it: a copy is the same data. Times (mtime, and ctime, which a user cannot set) only save work:
+a file with unchanged name, size and times is not read again.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def identity_of(source: Source, before: Identity | None = None) -> Identity | No
 
     Args:
         source: the split; no image is decoded.
-        before: an earlier one, whose files are read again only where size or times differ.
+        before: an earlier identity; its files are read again only if size or times differ.
     """
     digest = hashlib.sha256(f"{len(source)} {source.classes}\n".encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels.numpy()).data)

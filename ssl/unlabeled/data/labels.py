@@ -61,7 +61,7 @@ class LabelSelection:
         labels_file: text file with one image a line: its name, the end of its path, or its number in the source.
         fraction: share of the labelled images of each class, above 0 and at most 1; at least one image a class.
         per_class: images of each class.
-        seed: which ones are drawn; a smaller draw with the same seed is part of a larger one. Not used with a file.
+        seed: of the random draw; a smaller draw with the same seed is part of a larger one. Not used with a file.
         key: of the configuration, for errors.
     """
 

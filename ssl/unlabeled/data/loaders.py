@@ -74,8 +74,8 @@ class ArrayLoader(Resumable):
 class LazyLoader(Resumable):
     """Loads batches that worker processes decode; a corrupt image is replaced by the next one, counted and listed.
 
-    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label. The
-    place of a labelled image beside a batch is taken by another one of its class.
+    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, or one without a label. A
+    corrupt labelled image of the support is replaced by another one of its class.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class _LazyImages(Dataset[Batch]):
 class IgnoreSignals:
     """Makes workers ignore signals that a terminal or cluster sends to all, until the training process has stopped.
 
-    That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
+    The training process also ends its workers by SIGTERM when it exits; it tells them before.
     """
 
     def __init__(self) -> None:

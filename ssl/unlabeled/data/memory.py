@@ -62,7 +62,7 @@ class DecodedSource:
 def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSource:
     """Decodes every image once, with ``workers`` processes (0: in this one): square ones into one array.
 
-    An ArraySource is passed on without a copy. Corrupt images are left out and listed. The progress bar shows on a
+    An ArraySource is used without a copy. Corrupt images are left out and listed. The progress bar shows on a
     terminal only. Raises UserError when no image can be decoded.
     """
     if isinstance(source, ArraySource):
@@ -79,7 +79,7 @@ def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSo
 def bytes_needed(source: Source) -> int:
     """Returns the bytes that ``decode_all`` would allocate: 0 for an ArraySource, which is in memory already.
 
-    For whole images a guess: 64 of them, evenly spaced, are decoded, and the corrupt ones left out of the mean.
+    For whole images this is an estimate from 64 evenly spaced ones; corrupt ones do not count in the mean.
     """
     if isinstance(source, ArraySource):
         return 0
@@ -97,8 +97,8 @@ def decode_some(source: Source) -> None:
 def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
     """Decodes image ``index``, or the next intact one (cyclically): uint8 [3, h, w], and the index it came from.
 
-    A pure function of the index, so a batch keeps its shape and a resumed run its samples. Raises UserError when no
-    image can be decoded.
+    It depends only on the index, so that a batch keeps its shape and a resumed run its samples. Raises UserError when
+    no image can be decoded.
     """
     reason = "there is none"
     for step in range(len(source)):

@@ -72,7 +72,7 @@ class DataModule(pl.LightningDataModule):
     def plan(self, max_epochs: int | None, max_steps: int | None, device: torch.device | None = None) -> None:
         """Loads the training split, and sets ``steps_per_epoch`` and ``total_steps``.
 
-        Where processes work together, all call this, with the ``device`` over which they exchange a few numbers.
+        With several processes all must call this; they exchange a few numbers over ``device``.
         """
         if self._train is None:
             self._train = self._fit_into_memory(self.splits.train, device)

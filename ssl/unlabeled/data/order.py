@@ -23,14 +23,14 @@ class GlobalOrder(Sampler[list[int]]):
     Args:
         size: images in the source.
         batch_size: over all processes.
-        total_steps: of the whole run, also when it goes on in the middle.
+        total_steps: of the whole run, also for a resumed one.
         seed: of the run.
-        rank, world_size: which process this is, of how many.
-        next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
-            skips nothing by reading it.
+        rank, world_size: number of this process, and number of processes.
+        next_step: returns the next step; called at the start of each iteration. A resumed run starts there without
+            reading the earlier images.
         accumulate: batches in a step.
-        blocks: of rows that lie together, where reading them in any order would read the same bytes over and over:
-            the permutation is then one by blocks.
+        blocks: runs of neighbouring rows, for files where a random order would read the same bytes many times; the
+            permutation is then one by blocks.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class GlobalOrder(Sampler[list[int]]):
 def batch_size_for(given: int, size: int) -> int:
     """Returns the batch size of a run on ``size`` images: ``given``, or a smaller one if the default exceeds the data.
 
-    Less is the largest power of two that there are images for: most numbers of processes share it out evenly, and there
-    is room for an image that turns out to be corrupt. What somebody chose is theirs to change.
+    The smaller size is the largest power of two that the images allow: most numbers of processes divide it, and some
+    images remain in case one is corrupt. A size that the user chose is not changed.
     """
     if given != DEFAULT_BATCH_SIZE or given <= size:
         return given

@@ -14,7 +14,7 @@ def pad_to_largest(images: list[Tensor]) -> tuple[Tensor, Tensor | None]:
 
     Returns:
         uint8 [B, C, largest h, largest w], 0 beside and below an image, and the height and width of each, int64 [B, 2];
-        None in place of these where all are of one size.
+        None instead of sizes where all images have one size.
     """
     sizes = [tuple(image.shape[1:]) for image in images]
     if len(set(sizes)) == 1:

@@ -17,15 +17,15 @@ from unlabeled.errors import UserError
 def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
     """Calls ``decode`` in the first process of each machine; the other processes map the same memory.
 
-    That is a Linux memfd: a file without a name and outside of /dev/shm, that ends with the last process that has it,
-    whatever ended them. To be called by all processes; where this is no Linux each decodes by itself.
+    The memory is a Linux memfd: a file without a name, outside of /dev/shm, which is freed with the last process that
+    uses it, even if that is killed. All processes must call this; on other systems each process decodes by itself.
 
     Args:
-        decode: makes the images; is given the number of processes that get them, to work for all.
-        device: over which processes exchange a few numbers.
+        decode: decodes the images; its argument is the number of processes that share them.
+        device: used by processes to exchange a few numbers.
 
     Raises:
-        UserError: the process that decodes has ended before it was done.
+        UserError: the process that decodes has ended before it finished.
     """
     if world_size() == 1 or not hasattr(os, "memfd_create"):
         return decode(1)

@@ -32,7 +32,7 @@ class ClassBalanced:
         views: how many of a batch's first views are made of each image; the support has K · images · views rows.
 
     Raises:
-        UserError: values that cannot work.
+        UserError: values that cannot work together.
     """
 
     labels_file: FilePath | None
@@ -58,7 +58,7 @@ class ClassBalanced:
         """Returns the list that the support is drawn from; reads labels and names, no image.
 
         Raises:
-            UserError: these labels cannot serve, or a step cannot be shared out among the processes.
+            UserError: there are too few labels, or a step cannot be divided among the processes.
         """
         if self.images_per_step % processes:
             raise UserError(
@@ -104,18 +104,18 @@ class SupportOrder:
     """Yields the positions of the labelled images of this process, step by step.
 
     Round r of the classes is a permutation drawn from (seed, r), cut into steps of ``classes_per_batch`` classes;
-    classes that do not fill a last step are left out of that round. A class goes through its images in permutations
-    too, ``images_per_class`` a round: none comes again before the others were there, but for a rest smaller than
-    ``images_per_class`` that is left out of that permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
+    classes that do not fill a last step are left out of that round. The images of a class are permuted too, and each
+    round takes the next ``images_per_class`` of them: no image repeats before the others were used, except that a rest
+    smaller than ``images_per_class`` is left out of a permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
     support is of the class in slot i mod ``classes_per_batch``, in every step.
 
     Args:
-        settings: how many of what.
+        settings: numbers of classes and images.
         labels: int64 [n], of the listed images.
-        positions: int64 [n], where they lie in what is trained on.
+        positions: int64 [n], their positions in the training split.
         seed: of the run.
-        rank, world_size: which process this is, of how many; process r has the r-th part of the rows.
-        next_step: asked at the start of each iteration for the step that comes next.
+        rank, world_size: number of this process, and of all processes; process r has the r-th part of the rows.
+        next_step: returns the next step; called at the start of each iteration.
     """
 
     def __init__(
@@ -167,15 +167,15 @@ def _permutation(size: int, *seeds: int) -> Tensor:
 def decode_labelled(source: Source, index: int, listed: Tensor) -> tuple[Tensor, int]:
     """Decodes image ``index``, or the next intact listed one of its class (cyclically): uint8 [3, S, S], and its index.
 
-    A neighbour of another class, or one that the list leaves out, must not stand under this label.
+    An image of another class, or one that is not listed, must not get this label.
 
     Args:
-        source: where the images are.
+        source: of the images.
         index: of a listed image.
         listed: int64 [n], all of them, ascending.
 
     Raises:
-        UserError: none of the class can be decoded.
+        UserError: no listed image of the class can be decoded.
     """
     try:
         return source.decode(index), index

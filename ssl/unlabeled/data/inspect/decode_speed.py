@@ -16,8 +16,8 @@ TIMED, SECONDS = 512, 5.0  # most images to time, and most seconds
 def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:
     """Measures images per second of this process, and how many such processes ``wanted`` images per second need.
 
-    ``ids`` [M] are positions of images that can be decoded; some, evenly spaced, are, until some seconds are gone. They
-    were just read: a disk that is slower than its cache does not show.
+    ``ids`` [M] are positions of images that can be decoded. Evenly spaced ones of them are decoded for some seconds.
+    They were read shortly before, so that the file cache hides a slow disk.
     """
     if not len(ids):
         return {"images": 0}

@@ -1,6 +1,6 @@
 """Perceptual hash, equal or nearly so for similar images, and a search for all pairs that differ in few bits.
 
-The hash is the signs of the 64 lowest frequencies of the brightness (pHash, Zauner 2010, with signs in place of its
+The hash holds the signs of the 64 lowest frequencies of the brightness (pHash, Zauner 2010, with signs instead of the
 comparison with the median). Measured on CIFAR-10 (60,000 images, 1.8 billion pairs, 100 of each kind judged by eye): of
 the 707 pairs within 6 bits about 4 % are not of one photograph, of the 637 at 7 or 8 bits about 28 %. Differences of
 neighbouring pixels (dHash) put 1,433 pairs at 5 bits, of which most look nothing alike. Within 6 bits of an image are
@@ -42,7 +42,8 @@ def brightness(image: Tensor) -> Tensor:
 def perceptual_hash(grey: Tensor) -> tuple[Hashes, NDArray[np.bool_]]:
     """Hashes pictures [N, 32, 32] as :func:`brightness` returns them, and marks those too plain for a useful hash.
 
-    Unchanged by brightness and contrast. Flat pictures all have the hash 0: they must be left out of comparisons.
+    The hash does not change with brightness and contrast. All flat pictures have the hash 0: leave them out of
+    comparisons.
     """
     cosines, order = _cosines(), _order()
     strengths = (cosines @ grey.double() @ cosines.T).flatten(1)[:, order]
@@ -68,9 +69,9 @@ def _order() -> Tensor:
 def near_pairs(hashes: Hashes, distance: int) -> Iterator[Pairs]:
     """Yields every pair of ``hashes`` that differs in at most ``distance`` bits, once, in pieces; exact.
 
-    Of two that do, one of the four bands differs in at most a fourth of ``distance`` bits (multi-index hashing, Norouzi
-    et al. 2012). So only pairs that share a band but for so few bits are compared: of a million random hashes and
-    ``distance`` 6 about 500 million, not 500,000 million. Memory: some bytes for each hash, besides one piece.
+    In each such pair one of the four bands differs in at most a fourth of ``distance`` bits (multi-index hashing,
+    Norouzi et al. 2012). So only pairs with such a band are compared: for a million random hashes and ``distance`` 6
+    about 500 million, not 500,000 million. Memory: some bytes per hash, and one piece.
     """
     radius = distance // BANDS
     for band in range(BANDS):

@@ -42,7 +42,7 @@ class Survey:
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Returns mean and standard deviation of each channel over all pixels; 1 is white, the divisor is N, not N − 1.
 
-        From integer sums: exact but for the last rounding. NaN without an image.
+        Computed from integer sums: exact except for the last rounding. NaN without an image.
         """
         if not self.pixels:
             return [float("nan")] * len(self.sums), [float("nan")] * len(self.sums)
@@ -55,7 +55,7 @@ class Survey:
 def survey(source: Source, positions: Ints, workers: int, title: str) -> Survey:
     """Reads the images at ``positions`` [n] of a source, once, with ``workers`` processes (0: in this one).
 
-    ``title`` stands beside a progress bar, on a terminal only.
+    ``title`` labels the progress bar, which is shown on a terminal only.
     """
     chunks = _Chunks(source, positions)
     workers = workers if len(chunks) > 1 else 0

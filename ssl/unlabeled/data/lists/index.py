@@ -70,14 +70,14 @@ def load_or_build(
     """Returns the stored index for ``wanted``, or builds a new one, which is stored if it is long.
 
     Args:
-        wanted: what the index is of; another one has another file.
-        place: folder for the file, ``data.index``; None: ``~/.cache/unlabeled``, for :data:`MANY` rows and more only.
-        is_fresh: whether a kept note still describes what is there.
-        make: scans: the columns and the note.
-        always: keep a short one too, its scan is slow.
+        wanted: describes the data to index; its hash names the file.
+        place: folder for the file, ``data.index``; None: ``~/.cache/unlabeled``, from :data:`MANY` rows on only.
+        is_fresh: returns whether a stored note still describes the present files.
+        make: scans the data; returns the columns and the note.
+        always: stores short lists too, for data whose scan is slow.
 
     Raises:
-        UserError: ``place`` cannot be written to. A cache that cannot be written to is done without.
+        UserError: ``place`` cannot be written to. If the default cache cannot be written to, nothing is stored.
     """
     file = _folder(place) / f"{_digest(wanted)}.arrow"
     before = _read(file)

@@ -30,7 +30,7 @@ def train_root(base: Path, train: str | None, tests: Sequence[str] = ()) -> Path
     """Returns the folder to train on: ``train``, else a folder named like it, else ``base``; ``tests`` are no classes.
 
     Raises:
-        UserError: it is not there; or it is not clear whether a folder is a split or a class.
+        UserError: the folder does not exist; or it is not clear whether a folder is a split or a class.
     """
     if train is not None:
         require_folder(base / train, f"data.train={train}")
@@ -59,7 +59,7 @@ def test_root(base: Path, own: Path, test: str | None) -> Path | None:
     """Returns the folder to test on: ``test``, else the first named like a test split beside ``own``, the train folder.
 
     Raises:
-        UserError: it is not there, or lies in what is trained on.
+        UserError: the folder does not exist, or lies in the folder to train on.
     """
     if test == "none":
         return None

@@ -33,13 +33,13 @@ def of_list(file: Path, given: str, path_column: str | None, label_column: str |
     """Reads the images that a file lists, in its order; labels are names of classes, or whole numbers.
 
     Args:
-        file: ``.txt``: a path a line; ``.csv``, ``.tsv`` and ``.parquet``: columns of paths and of labels. Paths are
-            relative to its folder, or absolute, and never patterns.
+        file: ``.txt``: one path per line; ``.csv``, ``.tsv`` and ``.parquet``: columns of paths and of labels. Paths
+            are relative to its folder, or absolute, and never patterns.
         given: key and value that name the file, for errors.
-        path_column, label_column: names of the columns; None: the one of a usual name.
+        path_column, label_column: names of the columns; None: a column with a usual name.
 
     Raises:
-        UserError: it cannot be read, has no such columns, or none of its files is there.
+        UserError: it cannot be read, has no such columns, or none of its files exists.
     """
     end = os.path.splitext(file)[1].lower()
     if end == ".txt":

@@ -53,7 +53,7 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
     """Finds the splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
 
     Raises:
-        UserError: one is not there, holds no image, or may be meant in two ways.
+        UserError: a split does not exist, holds no image, or is ambiguous.
     """
     asked: list[str | None] = [None] if test is None else [*_several(test, "data.test")]
     trains, tests, told = list[Listing](), dict[str | None, list[Listing]](), list[str]()
@@ -74,7 +74,7 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     """Gives the test images the class numbers of train, matched by the names of the classes.
 
     Raises:
-        UserError: train lacks one of their classes. What test lacks is told, a sentence in ``told``.
+        UserError: train lacks one of their classes. Classes that test lacks are named by a sentence added to ``told``.
     """
     number = {name: place for place, name in enumerate(train.classes)}
     if odd := [name for name in test.classes if name not in number]:

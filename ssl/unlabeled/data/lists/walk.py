@@ -34,8 +34,8 @@ class Folder:
 def walk(root: Path, left_out: LeftOut, skip: Iterable[str] = ()) -> list[Folder]:
     """Lists each folder under ``root`` once, in the order of ``os.walk`` with sorted names.
 
-    Of a folder or file that several names lead to, the one that is no link stays, else the first. What is not listed,
-    but for the top folders ``skip``, goes into ``left_out``.
+    Of several names of a folder or file the one that is not a link is kept, else the first. Everything that is not
+    listed, except the top folders ``skip``, is counted in ``left_out``.
     """
     walked = _Walk(root, left_out, set(skip))
     walked.down(".", False)

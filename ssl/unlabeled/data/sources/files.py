@@ -65,9 +65,9 @@ def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Res
 def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
     """Returns the files that ``pattern`` matches in ``path``, a folder or a shared beginning of paths, sorted.
 
-    ``{000..146}`` and ``{a,b}`` name each of these files, which must be there; ``*``, ``?`` and ``**`` those that are.
+    ``{000..146}`` and ``{a,b}`` name files that must all exist; ``*``, ``?`` and ``**`` match existing files.
 
-    Raises UserError, with ``key`` of the configuration and ``kind`` of file, where there is none, or one is missing.
+    Raises UserError, with ``key`` of the configuration and ``kind`` of file, if there is none, or one is missing.
     """
     base = os.path.expanduser(path)
     if os.path.isfile(base):
@@ -96,7 +96,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
 def expand_braces(pattern: str) -> list[str]:
     """Expands ``a-{00..02}.{x,y}`` to a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
 
-    Raises UserError, before a name is made, where there would be none, or more than :data:`MOST_NAMES`.
+    Raises UserError, before making any name, if there would be none, or more than :data:`MOST_NAMES`.
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)  # alternating: text between braces, text in braces
     options = [_options(part) if place % 2 else range(1) for place, part in enumerate(parts)]

@@ -68,28 +68,28 @@ def folder(
     """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
     ``path`` is a folder, a file that lists images (see :func:`unlabeled.data.lists.list_files.of_list`), or several of
-    both, whose images are then one data set with the classes of all.
+    both, which are joined to one data set.
 
     Splits. ``train`` and ``test`` are folders or lists under ``path``. Without ``train`` it is ``path/train`` (or
-    training, in any letter case) if that exists and nothing but test and val stands beside it, else ``path`` itself.
+    training, in any letter case) if that exists and only test and val folders are beside it, else ``path`` itself.
     Without ``test`` it is ``path/test``, else testing, val, valid or validation, else there is none; ``test="none"``
-    says that there is none. Of several ``test`` each is tested on; the first is that of the report.
+    sets none. Of several ``test`` each is evaluated; the report shows the first.
 
     Labels. ``folders``: each sub-folder that holds images, at any depth, is a class; an image beside them is an error.
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
-    sub-folders, ``none`` if all lie directly in the folder, and an error if both occur. Tests go by the classes' names:
-    a test split may lack some of train, and have no others. Lists give their own labels.
+    sub-folders, ``none`` if all lie directly in the folder, and an error if both occur. Classes of test are matched by
+    name: a test split may lack classes of train, but must not have others. Lists give their own labels.
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
     ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead
-    to it; a link to a folder above it is not followed. What is left out is counted in ``Splits.left_out``, what looks
-    like a mistake is said in ``Splits.warnings``.
+    to it; a link to a parent folder is not followed. ``Splits.left_out`` counts the files that are not used, and
+    ``Splits.warnings`` names possible mistakes.
 
-    Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
-    :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time of change says that a file
-    has come or gone.
+    Files and classes are in sorted order. A long list of them is stored in the folder ``index``, see
+    :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time shows that a file was added or
+    removed.
 
-    Raises UserError where the layout does not say what is meant.
+    Raises UserError for an ambiguous layout.
     """
     check_image_size(image_size)
     decoding = Decoding(channels, bits, max_pixels)

@@ -44,7 +44,7 @@ def huggingface(
 
     ``train`` and ``test`` are splits in it, "." is ``path`` itself. Columns, labels and classes are as in
     :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see
-    :func:`unlabeled.data.decode.to_rgb`. Labels and the places of the images are read now, the images when they are
+    :func:`unlabeled.data.decode.to_rgb`. Labels and positions of the images are read now, the images when they are
     decoded.
 
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.

@@ -1,7 +1,7 @@
 """Reads chunks that Lightning's ``litdata.optimize`` wrote, by index, in any order; litdata is not needed.
 
-A chunk is: number of items n, n + 1 offsets, the items; an item: the sizes of its leaves, the leaves. All numbers are
-uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
+A chunk holds the number of items n, n + 1 offsets, and the items; an item holds the sizes of its leaves, and the
+leaves. Numbers are uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
 """
 
 import json
@@ -58,13 +58,13 @@ def litdata(
 ) -> Splits:
     """Reads images from the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 
-    An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the place from 0, of what holds
-    the encoded image and the class number. None: the only one of its kind; ``label_field="none"`` reads no labels.
-    Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
-    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
+    An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the position from 0, of the field
+    with the encoded image and with the class number. None: the only field of its kind; ``label_field="none"``: no
+    labels. Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of
+    train or ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Chunks that are cut short give
-    the items before the cut, and are named in ``Splits.corrupt``.
+    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Of truncated chunks the items
+    before the cut are used; ``Splits.corrupt`` names the chunks.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """

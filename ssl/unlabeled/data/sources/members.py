@@ -46,10 +46,10 @@ class Records:
     """Sorts the members of one shard, which may come in any order.
 
     The key of a member is its name up to the first dot, as in WebDataset. A record is the members of one key; a second
-    ``KEY.jpg`` begins another one. Its image is the first member that has nothing but an extension of Pillow's behind
-    the key, in any letter case, or no extension and the content of an image. Where a record has none, its images are
-    those with more dots in their names (``frame.1.5.jpg``, label in ``frame.1.5.cls`` or ``frame.cls``), but for kinds
-    of pictures that stand beside the images of other records (``x.seg.png``).
+    ``KEY.jpg`` begins another one. Its image is the first member whose name is the key and an extension of Pillow, in
+    any letter case, or has no extension and the content of an image. Where a record has none, its images are those with
+    more dots in their names (``frame.1.5.jpg``, label in ``frame.1.5.cls`` or ``frame.cls``), except kinds of pictures
+    that other records have in addition to their image (``x.seg.png``).
 
     Args:
         labels: ``cls``, ``json:FIELD`` or ``none``, see :func:`unlabeled.data.sources.shards.shards`.

@@ -87,14 +87,14 @@ def parquet(
 ) -> Splits:
     """Reads images from the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
-    ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
+    ``path`` may also be the common beginning of the files' paths. The image column is binary or a struct with a binary
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
     are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
     continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`;
     ``image_size`` is in pixels.
 
     Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
-    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each
+    as many of them at a time as fit into :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES`: each worker reads each
     once.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.

@@ -17,7 +17,7 @@ class Blocks:
     """Runs of rows that lie together, G of them: an epoch takes whole windows of some blocks, in random order.
 
     Args:
-        starts: int64 [G + 1], the first row of each and behind them the number of rows.
+        starts: int64 [G + 1], the first row of each block, then the number of rows.
         window: blocks whose rows are mixed with one another.
     """
 

@@ -47,14 +47,14 @@ def shards(
 ) -> Splits:
     """Reads images from the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, URL or prefix.
 
-    A record is the members of one KEY (the name up to its file name's first dot), wherever they stand in the shard; its
+    A record is the members of one KEY (the name up to its file name's first dot), anywhere in the shard; its
     image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
     are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none``
     nowhere; a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Shards
-    that are cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Of
+    truncated or damaged shards the records before the damage are used; ``Splits.corrupt`` names the shards.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """

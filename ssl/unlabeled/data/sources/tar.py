@@ -27,11 +27,11 @@ def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
     """Yields whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
 
     Args:
-        file: at any place.
+        file: at any position.
         length: of the file in bytes.
 
     Raises:
-        Damaged: after the last whole one before the end of the file, a header that is none, or a missing end mark.
+        DamagedTar: after the last whole member, at a truncated file, an invalid header, or a missing end mark.
     """
     place, name, size = 0, None, None
     while True:
@@ -77,7 +77,7 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
     """Returns name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
 
-    Raises ValueError for what is none.
+    Raises ValueError for an invalid header.
     """
     size = None
     while records:

@@ -130,7 +130,7 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
     train, test, classes = report_images.train, report_images.test, report_images.classes
     words = (
         "Each dot is a test image; dots that lie together have similar features. Axes and distances between groups "
-        "mean nothing."
+        "have no meaning."
     )
     picture = feature_map(test.x, test.labels, classes)
     made = [plot_section(picture, folder, "feature_map", "Map of the test features", words)]
