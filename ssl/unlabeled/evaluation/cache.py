@@ -27,7 +27,7 @@ class TensorCache:
 
     Args:
         folder: made at first use; ``~`` is the home folder.
-        gib: of all files together; what was used longest ago goes first. 0: nothing is kept, and nothing taken.
+        gib: most GiB of all files; the least recently used are deleted first. 0: nothing is stored or read.
     """
 
     def __init__(self, folder: str, gib: float) -> None:

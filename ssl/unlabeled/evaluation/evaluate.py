@@ -36,7 +36,7 @@ FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", 
 class Evaluation:
     """Settings and parts of an evaluation, made by ``build``.
 
-    ``backbone`` and ``random_backbone`` are freshly initialised alike; the weights go into the first.
+    ``backbone`` and ``random_backbone`` have the same initial weights; the checkpoint is loaded into the first.
     """
 
     backbone: Backbone
@@ -57,9 +57,9 @@ def evaluate(
 ) -> list[Row]:
     """Evaluates the backbone in ``checkpoint`` and writes ``results.json`` and the report.
 
-    ``log`` is given each number as it is found, and the table. With several processes each returns rows, the first one
-    all of them, and that one writes. Of several test sets each is evaluated; the further ones have their reports in
-    ``report_dir/tests/NAME``.
+    ``log`` receives each number when it is computed, and the table. With several processes each returns rows; only the
+    first returns all of them and writes the report. Of several test sets each is evaluated; the further ones have their
+    reports in ``report_dir/tests/NAME``.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.

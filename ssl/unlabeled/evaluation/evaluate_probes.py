@@ -71,12 +71,12 @@ def evaluate_probes(
     Args:
         extract: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the
             same; images without a label are left out here.
-        random_backbone, raw_pixels: None and off skip these baselines.
-        heads: by a probe's name and by the kind of features, what the features go through before that probe; kinds
-            without a head are left out of it.
-        task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
-            backbone where it says so.
-        on_features: is given the name of each network and its features of train and of test, e.g. to draw them.
+        random_backbone, raw_pixels: None and False skip these baselines.
+        heads: for a probe's name and a kind of features, the head that is applied before that probe; kinds without a
+            head are not evaluated.
+        task: makes the input of probes that train on images; these never run on raw pixels, and on the random backbone
+            only if they ask for it.
+        on_features: called with the name of each network and its features of train and of test, e.g. to draw them.
 
     Global random states are left as found. Probes run on ``device``.
 

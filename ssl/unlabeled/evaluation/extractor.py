@@ -28,7 +28,7 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 class Extractor:
     """Extracts features of the labelled images of a split with a network.
 
-    Features come in dataset order, on the CPU, whatever the number of processes: each looks at every so-many-th batch.
+    Features are in dataset order, on the CPU, for any number of processes W: each process computes every W-th batch.
     Corrupt images are left out.
     """
 

@@ -142,8 +142,8 @@ def top1(predictions: Tensor, labels: Tensor) -> float:
 def unit_rows(x: Tensor) -> Tensor:
     """Scales rows [N, D] to length 1, whatever their length was; rows of zeros stay.
 
-    A power of two is taken out first, which changes no digit: the squares of 1e20 are infinite in float32, those of
-    1e-20 are 0.
+    Rows are first divided by a power of two, which is exact: in float32 the square of 1e20 is infinite, that of 1e-20
+    is 0.
     """
     exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent.clamp(min=-100)
     return nn.functional.normalize(torch.ldexp(x, -exponent))

@@ -1,8 +1,8 @@
 """Self-test of the evaluation on this machine: a stored checkpoint must reach its stored accuracies.
 
 The checkpoint is a small network that was pretrained on scikit-learn's digits; ``benchmarks/self_test.py`` makes it. It
-goes the whole way of any other: read, loaded, features, probes, report. With its weights shuffled within each tensor it
-must do much worse, or what is measured does not depend on the weights.
+takes the same way as any other: reading, loading, features, probes, report. With its weights shuffled within each
+tensor it must be much worse, or the measurement does not depend on the weights.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
     """Prints the stored and the measured accuracies; returns whether they agree.
 
     Args:
-        build: the parts of an evaluation of a checkpoint with the settings that it carries, keeping no features.
+        build: makes the evaluation of a checkpoint from the settings in it, without storing features.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)  # one order of sums, and no waiting for threads on a busy machine

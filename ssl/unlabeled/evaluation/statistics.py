@@ -1,6 +1,6 @@
 """Statistics of accuracies: intervals, tests of two of them, several seeds, several tests.
 
-All accuracies and differences are in per cent; all intervals are of 95 % and two-sided. Nothing here draws from a
+All accuracies and differences are in per cent; all intervals are of 95 % and two-sided. No function uses a
 global random state, and the same input gives the same output.
 """
 
@@ -45,7 +45,7 @@ def accuracy_interval(correct: int, n: int) -> Interval:
 
     The number of right answers in a resample is binomial, so the limit of infinitely many resamples is exact and costs
     no draws (Efron 1987, Better bootstrap confidence intervals, JASA 82; equation 2.3 with the skewness of 0 and 1).
-    Where all answers are right, or none, a bootstrap sees no spread: then Clopper and Pearson's exact interval.
+    If all answers are right, or none, a bootstrap has no spread: then it is Clopper and Pearson's exact interval.
     """
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} of {n} right answers")
@@ -63,8 +63,8 @@ def accuracy_interval(correct: int, n: int) -> Interval:
 def draws_interval(draws: Sequence[float], n: int) -> Interval:
     """Returns the interval of the mean accuracy over draws (of labels, of seeds), all on the same ``n`` test images.
 
-    Two variances are added: that of the draws' mean, and the binomial one of the test images, as large as if all draws
-    were wrong on the same images, which is the most it can be. Student's t with Welch and Satterthwaite's degrees of
+    It adds two variances: that of the draws' mean, and the binomial one of the test images, as if all draws were wrong
+    on the same images, which is its largest possible value. Student's t with Welch and Satterthwaite's degrees of
     freedom. At most 0 to 100.
     """
     mean = sum(draws) / len(draws)
@@ -82,9 +82,9 @@ def draws_interval(draws: Sequence[float], n: int) -> Interval:
 def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
     """Returns the accuracy of A minus that of B on the same test images.
 
-    The interval is BCa over resamples of images, in which both answers to an image stay together: the numbers of
-    images that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. Where both
-    are right on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
+    The interval is BCa over resamples of images, which keep both answers to an image together: the numbers of images
+    that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. If both are right
+    on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
     """
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"answers to other images: {a.shape} and {b.shape}")

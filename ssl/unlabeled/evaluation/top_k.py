@@ -11,7 +11,7 @@ TIED_ROWS = 64  # rows at a time; each needs masks and counts as long as the row
 def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns values [Q, k] and columns [Q, k] of the largest of each row of [Q, n], in descending order; k ≤ n.
 
-    Of equal values the first columns are taken, and they stay in that order.
+    Among equal values the first columns are taken, in order.
     """
     search = _grouped if similarity.shape[1] >= 4 * GROUP * k else _plain
     values, columns, tied = search(similarity, k)
@@ -41,7 +41,7 @@ def _plain(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def _grouped(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Does the same by groups of columns: all values above the k-th lie in the k groups with the largest maxima.
 
-    A row is called tied too where a group that was not looked into has that value.
+    A row also counts as tied if a group that was not searched has that value.
     """
     # group i has the columns i, i + groups, …, so that maxima run over contiguous memory, which is fastest
     left = -similarity.shape[1] % GROUP

@@ -1,6 +1,6 @@
 """Finds the timm or torchvision network that a backbone is: its name, its arguments, and its tensors' names there.
 
-None of this is believed: whoever writes a file loads it in that library and compares features.
+The result is always checked: an export is loaded in that library, and its features are compared.
 """
 
 from collections.abc import Mapping

@@ -32,13 +32,13 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
     """Returns the published numbers for a run, one per source and protocol: those of the nearest number of epochs.
 
     Args:
-        config: resolved, of the training run; {} where it is unknown, for which nothing is found.
+        config: resolved configuration of the training run; {} if unknown, which gives an empty list.
         rows: of its report.
-        epochs: that were trained; ``max_epochs`` of the configuration where it is None.
+        epochs: number of trained epochs; None: ``max_epochs`` of the configuration.
 
     Returns:
-        Dicts with name, protocol (as published), published, ours, ours_protocol and difference (None where nothing of
-        ours is of that kind), differs (sentences; empty only where nothing is known to differ), source.
+        Dicts with name, protocol (as published), published, ours, ours_protocol and difference (None where we have no
+        number of that kind), differs (sentences; empty only if no difference is known), source.
     """
     objectives, backbone = objective_names(config), backbone_name(config)
     data, doubt = data_name(config, rows)

@@ -77,8 +77,8 @@ class FewLabels:
     def prepare(self, source: Source) -> None:
         """Draws or reads every list from the training split, before features are extracted.
 
-        Drawn settings for which the source has too few images are left out, and those that draw the lists of an earlier
-        one are that one's: a note says so.
+        Drawn settings for which the source has too few images are left out, and settings that draw the same lists as an
+        earlier one are merged with it; notes say so.
 
         Raises:
             UserError: no setting is left, or a list of a file or a fraction of 1 holds all labels; or such a list does

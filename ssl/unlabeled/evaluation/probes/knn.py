@@ -18,9 +18,9 @@ class KNN:
     """Weighted k-NN with one score for each k. It has no parameters.
 
     ``distance``: ``cosine``, the similarity s is that of normalised features; ``euclidean``, s = −|q − b|².
-    ``weights``: ``exp``, of exp(s/temperature), with the squared distance those of neighbourhood component analysis
-    (Goldberger et al. 2004); ``uniform``, where ``temperature`` is None. ``features``: the kind. ``shared``: all
-    processes of torch.distributed make the same call and search a part of the bank each.
+    ``weights``: ``exp``, exp(s/temperature), which for squared distances is that of neighbourhood component analysis
+    (Goldberger et al. 2004); ``uniform``, with ``temperature`` None. ``features``: the kind. ``shared``: all processes
+    of torch.distributed make the same call and each searches a part of the bank.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class KNN:
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """Returns one Score per k; features may have any length. Classes without a train image are never predicted.
 
-        A k above the number of train images becomes that number, under whose name its score goes, with a note.
+        A k above the number of train images is reduced to that number; the score has the reduced k in its name, and a
+        note.
         """
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
         counts, notes = self._counts(len(bank))

@@ -38,8 +38,8 @@ class LogisticRegressionProbe:
 
     Minimises mean cross entropy + |W|²/(2·C·N), bias free: the scaling of scikit-learn and of DINOv2's cuML probe. No
     learning rate and no noise, because the problem is convex. ``c``: the values to try; ``holdout``: share of each
-    class set aside to choose (unused where there is one value); ``seed``: which images
-    those are; ``max_iter``: of L-BFGS, for one value; ``features``: the kind. Features are standardised with the mean
+    class set aside to choose C on (unused with one value); ``seed``: of the choice of these images; ``max_iter``: of
+    L-BFGS, for one value; ``features``: the kind. Features are standardised with the mean
     and deviation of the rows they are fitted on.
     """
 
@@ -98,12 +98,11 @@ def fit_logistic(
 ) -> tuple[Tensor, int]:
     """Minimises the logistic loss over ``x`` [N, D + 1] from ``start`` (zero): weight [C, D + 1] float64, iterations.
 
-    L-BFGS with W = V·A, where A makes the curvature by V about 1 in every direction: a third of the iterations, and its
-    tolerance bounds the loss. It stops where no part of the gradient by V is above 1e-6 (1e-8 for float64 ``x``) or a
-    step changes the loss by less than a thousandth of that. On the data of tests/evaluation/probes/test_logistic.py
-    this left less than 5e-7 (1e-9) of loss above the optimum. Of fewer rows than columns it looks for W in the space of
-    the rows
-    alone: what lies beside it changes no logit and is penalised.
+    L-BFGS with W = V·A, where A makes the curvature with respect to V about 1 in every direction: this needs a third of
+    the iterations, and its tolerance bounds the loss. It stops when no element of the gradient by V is above 1e-6 (1e-8
+    for float64 ``x``) or a step changes the loss by less than a thousandth of that. On the data of
+    tests/evaluation/probes/test_logistic.py this left less than 5e-7 (1e-9) of loss above the optimum. With fewer rows
+    than columns it searches W in the row space only: components outside of it change no logit and are penalised.
     """
     weight = x.new_zeros(num_classes, x.shape[1], dtype=torch.float64) if start is None else start.double()
     if len(x) < x.shape[1] - 1:

@@ -31,8 +31,8 @@ FLAT = 0.001  # nats: the held-out nll hardly depends on the rate over two decad
 class MCDropout:
     """A linear head trained with dropout on cached, standardised features, evaluated under many masks.
 
-    A member is one mask on the features for all images, so it is a head itself and all members are one product; for
-    each image alone that is the same as masks of its own. The learning rate is the smallest that comes within 0.001
+    A member is one mask on the features, shared by all images, so that it is itself a head and all members are one
+    product; for a single image this equals a mask of its own. The learning rate is the smallest that comes within 0.001
     nats of the best held-out nll without dropout; then the head is fitted again on all of train. SGD with momentum,
     cosine schedule per step, no decay.
 

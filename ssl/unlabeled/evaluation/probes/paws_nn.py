@@ -57,7 +57,7 @@ class SoftNearestNeighbours:
         Args:
             source: the training split.
             run_labels: the run's own choice of labelled images, if it made one.
-            after: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
+            after: the module that gives the features, named in the protocol: ``head`` or ``backbone``.
 
         Raises:
             UserError: no choice is given and the run made none, or the choice does not fit the source; or a kind of

@@ -39,9 +39,9 @@ class SGDGrid:
     The best head is chosen on a part of train and refitted on all of it.
 
     The recipe of published linear probes (softmax cross entropy, cosine schedule per step) on features computed once,
-    so without random crops and flips, in float32. All heads of a kind of features are one matrix, with one product
-    forward and one back, and see the same batches; each is what torch.optim.SGD makes of it alone. Weight decay acts
-    on the bias too, as there. DINOv2 fits its grid in this way (facebookresearch/dinov2, eval/linear.py).
+    hence without random crops and flips, in float32. All heads of a kind of features are one matrix, with one product
+    forward and one backward, on the same batches; each equals a head trained alone by torch.optim.SGD. As there, weight
+    decay acts on the bias too. DINOv2 fits its grid in this way (facebookresearch/dinov2, eval/linear.py).
     """
 
     needs = 2

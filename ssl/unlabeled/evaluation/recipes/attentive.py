@@ -1,6 +1,7 @@
 """Attentive probes: classifiers that pool the tokens of a frozen network with learned queries.
 
-For encoders trained by masking, whose class token or mean nobody trained: always report them beside a linear probe.
+They suit encoders trained by masking, whose class token or mean is not trained: always report them beside a linear
+probe.
 """
 
 import math
@@ -93,7 +94,7 @@ class EfficientHead(nn.Module):
     """Efficient probing: each query weighs the raw tokens and reads its own slice of their values.
 
     Psomas et al. 2025, arXiv:2506.10178; official code: billpsomas/efficient-probing, poolings/ep.py and
-    probe_heads.py. Weights: softmax(query · token / √width); what the queries read, side by side, goes through
+    probe_heads.py. Weights: softmax(query · token / √width); the concatenated outputs of the queries go through
     BatchNorm without parameters and a linear layer.
 
     Args:

@@ -102,7 +102,7 @@ def augmentation_policy(
 ) -> Callable[[Tensor], Tensor]:
     """Returns timm's policy, with timm's settings, as a transform of one image [1, 3, h, w] in [0, 1].
 
-    What a rotation or shift uncovers is filled with ``mean``, or with grey where that is None.
+    Empty areas after a rotation or shift are filled with ``mean``, or with grey if that is None.
     Raises UserError for a policy that timm does not know.
     """
     from timm.data.auto_augment import auto_augment_transform, rand_augment_transform

@@ -33,20 +33,21 @@ class FineTune:
 
     Args:
         name: begins the protocol, e.g. ``finetune/mae``; ``finetune_mae`` is the key below ``probe``.
-        training: how long, by which optimizer.
+        training: length, optimizer and schedule of the training.
         augmentation: of the training images.
         mixing: of pairs of images and their labels; None: labels as they are.
         learning_rate: of the network, for 256 images a step; of the classifier too where it has none of its own.
         head_learning_rate: of the classifier; None: that of the network.
-        layer_decay: factor on the rate from one block to the one before; None: all blocks alike.
-        drop_path: share of the images that the last block's branches leave out, rising linearly from 0 at the first.
-        pooling: ``network`` classifies what its forward gives; ``fc_norm`` the mean of a ViT's patches, normalised
+        layer_decay: factor on the rate from a block to the one before it; None: one rate for all blocks.
+        drop_path: probability that the last block's branches are dropped for an image, rising linearly from 0 at the
+            first.
+        pooling: ``network`` classifies the network's output; ``fc_norm`` the mean of a ViT's patches, normalised
             after the mean by a new LayerNorm in place of the last one (facebookresearch/mae, models_vit.py).
         head_init_std: standard deviation of the classifier's initial weights, 0 for zeros; its biases are 0.
         labels_file, fraction, per_class, labels_seed: which training images, see
             :class:`unlabeled.data.labels.LabelSelection`.
-        baselines: whether a random network goes through the same.
-        differs: where this is not what was published, in sentences.
+        baselines: True: also train a random network.
+        differs: differences from the publication, in sentences.
 
     Raises:
         UserError: numbers that cannot work together.
@@ -208,8 +209,8 @@ class Classifier(nn.Module):
 def add_drop_path(network: nn.Module, rate: float) -> None:
     """Makes blocks drop their branches at random in training (Huang et al. 2016, arXiv:1603.09382).
 
-    For each image and each of a block's two branches; at block i of L with probability rate · i / (L − 1), what is kept
-    is scaled up for it (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
+    Each of a block's two branches is dropped per image, at block i of L with probability rate · i / (L − 1); kept
+    branches are scaled up (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
     """
     blocks = transformer_blocks(network)
     for number, block in enumerate(blocks):

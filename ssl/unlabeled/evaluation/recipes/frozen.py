@@ -28,20 +28,20 @@ class FrozenRecipe:
     """Trains one or several heads on one pass of the frozen network over each batch of views.
 
     The network is in eval mode and its state must be bit for bit the same at the end. The heads compute in float32
-    whatever the precision. What is reported is the head after the last epoch; the test images are seen once. Several
-    learning rates train side by side, each as it would alone, on a stratified part of train; the one that is best on
-    the rest is trained anew on all of it.
+    under any precision. The head after the last epoch is reported; the test images are predicted once. Several learning
+    rates train at once, each as it would alone, on a stratified part of train; the best on the rest is trained again on
+    all of train.
 
     Args:
         name: begins the protocol, e.g. ``linear/moco``; ``linear_moco`` is the key below ``probe``.
-        kinds: of features, side by side where there are several; ``tokens`` for attentive heads.
+        kinds: of features, concatenated if there are several; ``tokens`` for attentive heads.
         head: width and number of classes → module; a ``_partial_`` in the yaml.
         learning_rates: for 256 images a step; one or more.
         holdout: share of each class on which the rate is chosen, where there are several.
-        training: how long, by which optimizer.
+        training: length, optimizer and schedule of the training.
         augmentation: of the training images.
-        baselines: whether a random network goes through the same.
-        differs: where this is not what was published, in sentences.
+        baselines: True: also run on a random network.
+        differs: differences from the publication, in sentences.
 
     Raises:
         UserError: numbers that cannot work together.

@@ -25,7 +25,7 @@ def layer_number(name: str, depth: int) -> int:
 def layer_decay_groups(network: nn.Module, head: nn.Module, decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Returns parameter groups with ``lr_scale`` = decay^(depth + 1 − layer) and their ``weight_decay``.
 
-    ``network`` has ``blocks``; ``head`` is all that comes after it, at the full rate. Vectors, the class token and the
+    ``network`` has ``blocks``; ``head`` is everything after it, at the full rate. Vectors, the class token and the
     positions are not decayed.
 
     Raises:

@@ -18,11 +18,11 @@ class LinearHead(nn.Module):
         width: of the features.
         classes: number of logits.
         init_std: standard deviation of the initial weights, 0 for zeros; None: 1/√width, cut off at twice that (haiku).
-        batch_norm: what features go through first: ``none``, BatchNorm without parameters (``parameter_free``, MAE's
+        batch_norm: applied to the features first: ``none``, BatchNorm without parameters (``parameter_free``, MAE's
             linear probe), or with scale and shift (``affine``, VISSL's ``eval_mlp``).
 
     Raises:
-        UserError: another word for ``batch_norm``.
+        UserError: another value of ``batch_norm``.
     """
 
     takes_tokens = False

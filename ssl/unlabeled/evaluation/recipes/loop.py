@@ -34,7 +34,7 @@ def training_steps(
     """Yields number and passes of each step of the training; use up a step's passes before asking for the next.
 
     Order and views are functions of (seed, step, position in the batch): ``images_per_pass`` changes none of them. The
-    global random state is seeded for each step, for networks that draw; whoever calls this puts it back.
+    global random state is seeded for each step, for networks that use it; the caller restores it.
     """
     views, sizes = augmentation.views(task.views), training.batch_sizes(len(positions))
     for epoch in range(training.epochs):
@@ -68,7 +68,7 @@ def _passes(
 def encode(network: Backbone, views: Tensor, kinds: Sequence[str], precision: str) -> Tensor:
     """Returns a frozen network's features of views [B, 3, h, w] in eval mode: float32 [B, D], kinds side by side.
 
-    Of the kind ``tokens`` [B, n, D].
+    For the kind ``tokens`` it returns [B, n, D].
     """
     with autocast(views.device, precision):
         found = network.features(views.contiguous(memory_format=torch.channels_last), kinds)

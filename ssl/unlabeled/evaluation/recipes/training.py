@@ -24,17 +24,17 @@ class Training:
         epochs: passes over the training images.
         batch_size: images of a step.
         images_per_pass: how many go through the network at once; divides ``batch_size``. For a frozen network it
-            changes memory alone; a network in training has the BatchNorm statistics of one pass, as of one GPU.
+            changes only the memory; a network in training uses the BatchNorm statistics of one pass, like one GPU.
         drop_last: whether images that do not fill the last batch of an epoch are left out of it.
         rate_changes: after each ``step``, or after each ``epoch`` only.
         warmup_epochs: linear rise from 0.
-        milestones: epochs after which the rate is multiplied by ``gamma``; None lets it fall by half a cosine.
-        gamma: see there.
-        final_learning_rate: where the cosine ends, whatever the batch size.
+        milestones: epochs after which the rate is multiplied by ``gamma``; None: the rate follows half a cosine.
+        gamma: factor at each milestone.
+        final_learning_rate: end of the cosine, for any batch size.
         weight_decay: of every parameter that is decayed.
-        final_weight_decay: where half a cosine takes it; None: it stays.
+        final_weight_decay: value at the end of half a cosine; None: constant.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
-        clip_norm: largest norm of the whole gradient; None: any.
+        clip_norm: largest norm of the whole gradient; None: no limit.
         seed: of the order of images, the views and the initial weights.
     """
 

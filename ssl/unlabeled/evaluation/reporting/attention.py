@@ -1,7 +1,7 @@
 """Shows which patches a vision transformer's features come from, by attention rollout.
 
-Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and the residual connections alone, not the
-values, the perceptrons and the norms: a picture to think with, not a measurement.
+Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows only attention and residual connections, not the
+values, MLPs and norms: an illustration, not a measurement.
 """
 
 import math
@@ -47,8 +47,8 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
     """Computes the attention rollout of each image.
 
     With A the mean over the heads of a block's attention, each block passes on Ā = (A + I) / 2, whose rows sum to 1,
-    and the rollout is Ā_L … Ā_1. What is returned is its row of the class token, or where the features are the mean of
-    the patches, the mean of their rows; of the columns those of patches, so that their sum is below 1.
+    and the rollout is Ā_L … Ā_1. The function returns its row of the class token, or, if the features are the mean of
+    the patches, the mean of their rows; only columns of patches, so that their sum is below 1.
 
     Args:
         backbone: in any mode; left as it was found.
@@ -56,7 +56,7 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
 
     Returns:
         float64 [B, rows, columns] of patches; None where the backbone is no plain vision transformer (one that has
-        windows, turns queries and keys by their position, or pools by attention).
+        windows, rotary position embeddings, or attention pooling).
     """
     transformer = find_transformer(backbone)
     if transformer is None:
@@ -80,7 +80,7 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
 
     Args:
         backbone: see :func:`rollout`.
-        views: what made ``images``.
+        views: the views that made ``images``.
         images: [B, 3, h, w], as evaluation sees them, on the backbone's device.
 
     Returns:
@@ -96,7 +96,7 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
 def overlay_heatmap(pixels: Tensor, weights: Tensor) -> Tensor:
     """Overlays grey images [B, 3, h, w] in [0, 1] with weights [B, rows, columns]: dark is low, yellow high.
 
-    Each image's weights are brought to [0, 1] on their own: colours compare within an image.
+    The weights of each image are scaled to [0, 1] separately: colours are comparable only within an image.
     """
     import matplotlib
 
@@ -123,13 +123,13 @@ def attentions(
 ) -> list[Tensor]:
     """Returns ``kept`` of each block's attention, from the first block to the last.
 
-    Fused attention keeps its weights to itself, so that they are computed once more, of queries and keys.
+    Fused attention does not return its weights, so that they are computed again from queries and keys.
 
     Args:
         backbone: in any mode; left as it was found.
         transformer: of :func:`find_transformer`.
         images: [B, 3, h, w], on the backbone's device.
-        kept: float64 [B, heads, n, n], rows sum to 1 → what is returned of it; all blocks' would be large.
+        kept: maps float64 [B, heads, n, n], rows sum to 1, to the part that is returned; all of it would be large.
     """
     seen: list[Tensor] = []
 

@@ -74,7 +74,7 @@ def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
 def label_curve(rows: Sequence[Row]) -> "Figure | None":
     """Plots top-1 by the number of labelled images, a line per kind of features; None where few were not tried.
 
-    Bars are from the worst to the best draw. All labels of the linear probe are the last point where it was run.
+    Bars go from the worst to the best draw. If the linear probe was run on all labels, it gives the last point.
     """
     few = [row for row in rows if _FEW.search(row.protocol) and row.n_train]
     if len({row.n_train for row in few}) < 2:
@@ -113,8 +113,8 @@ def _mark_collapse(axes: "Axes", loss: float) -> None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads the lines of a metrics.jsonl, merged by step, in order of steps; a later line wins.
 
-    A resumed run writes the steps after its checkpoint again, and a kill tears the line being written: lines that are
-    not JSON objects with a step are left out.
+    A resumed run writes the steps after its checkpoint again, and a kill may leave a partial line: lines that are not
+    JSON objects with a step are left out.
     """
     steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

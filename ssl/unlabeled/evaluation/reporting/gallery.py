@@ -42,7 +42,7 @@ class NeighbourQuery:
 def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[NeighbourQuery]:
     """Draws test images, up to ``of_each`` that their neighbours classify right and as many that they do not.
 
-    The same for the same ``seed``; right ones first. Cosine similarity, as k-NN has it.
+    The same ``seed`` gives the same images; right ones come first. Cosine similarity, as in k-NN.
     """
     chosen = torch.randperm(len(test.x), generator=torch.Generator().manual_seed(seed))[:CANDIDATES]
     chosen = chosen.to(test.x.device)

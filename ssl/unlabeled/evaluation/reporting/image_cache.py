@@ -15,9 +15,9 @@ class ReportImageCache:
     """Decodes images of a data set, or takes those that an earlier report has shown.
 
     Args:
-        splits: where they come from.
+        splits: the data set.
         prints: the fingerprint of each split, None where it has none.
-        cache: where they are kept; None: nowhere.
+        cache: stores the images; None: they are not stored.
     """
 
     def __init__(self, splits: Splits, prints: Mapping[str, str | None], cache: TensorCache | None) -> None:

@@ -28,7 +28,7 @@ class ReportImages:
     """Inputs of the sections with images; about 90 images are asked for."""
 
     classes: Sequence[str]
-    train: Features  # of the judged network, labelled images
+    train: Features  # of the evaluated network, labelled images
     test: Features
     image: ImagesOf  # "train" or "test" and ids in their source → float [n, 3, h, w] in [0, 1], as evaluation sees them
     attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
@@ -51,12 +51,12 @@ def network_pictures(
     """Returns attention and reconstructions of six random labelled test images; empty where there are none.
 
     Args:
-        backbone: with the judged weights.
-        objective: likewise, or None where the checkpoint has no objective.
+        backbone: with the evaluated weights.
+        objective: likewise, or None if the checkpoint has no objective.
         decode: gives images of the test split.
         views: of the run.
         test: features of the test images.
-        seed: which images, and the masks.
+        seed: of the choice of images, and of the masks.
     """
     chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
     images, sizes = pad_to_largest(decode("test", test.ids.cpu()[chosen].tolist()))
@@ -72,12 +72,12 @@ def reconstructions(objective: Objective, views: Views, images: Tensor, seed: in
 
     Args:
         objective: on the device of ``images``.
-        views: what made ``images``.
+        views: the views that made ``images``.
         images: [B, 3, h, w], as evaluation sees them.
         seed: of every random draw.
 
     Returns:
-        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where the method paints nothing.
+        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none if the method makes no pictures.
     """
     if not isinstance(objective, HasVisualization):
         return {}
@@ -115,7 +115,8 @@ def make_sections(
 def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
     """Returns the pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
 
-    Of several linear ones the first, of k-NN likewise: never the best on the test set. Means over draws come last.
+    Of several linear rows it takes the first, of k-NN likewise: never the best on the test set. Means over draws come
+    last.
     """
     fitting = [row for row in rows if row.features == "pretrained" and fits(row)]
     fitting.sort(key=lambda row: len(row.draws) > 1)

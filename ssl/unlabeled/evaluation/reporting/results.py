@@ -12,7 +12,7 @@ from unlabeled.evaluation.reporting.results_table import accuracy_table
 class Results:
     """Holds the rows of a report. ``results["linear"].top1`` is the number of the pretrained features.
 
-    ``rows`` holds those of the random network, raw pixels and chance too; ``report`` is the page.
+    ``rows`` also holds the random network, raw pixels and chance; ``report`` is the path of the page.
     """
 
     rows: Sequence[Row]
@@ -38,7 +38,7 @@ class Results:
         """Returns the first row of these features for a protocol, given whole or by its first words.
 
         Raises:
-            KeyError: there is none; names those that there are.
+            KeyError: there is none; the message names the existing protocols.
         """
         known = [row for row in self.rows if row.features == features]
         exact = [row for row in known if row.protocol == protocol]

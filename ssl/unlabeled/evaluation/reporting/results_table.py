@@ -40,8 +40,8 @@ class ResultLine:
 def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
     """Returns protocols, and the lines below them: top-1 in per cent of the test images.
 
-    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column. Where the
-    classes of the test images are imbalanced the means over classes follow.
+    "–" means not measured. Chance uses no features, so that its numbers are in every column. For imbalanced classes the
+    means over classes follow.
     """
     measured = [row for row in rows if row.features != "chance"]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -63,7 +63,7 @@ def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
 def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[ResultLine]]:
     """Returns the same for other metrics: a line per metric and kind, under the protocols that have any.
 
-    Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
+    ``usual``: those that most papers give; otherwise all others, with dozens for uncertainty.
     """
     chosen = [
         name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != MEAN_PER_CLASS

@@ -1,6 +1,6 @@
 """Calibration of probabilities: proper scores, calibration error, and temperature scaling.
 
-Everything is computed in float64 from log probabilities [N, C], which may hold -inf for classes that cannot be.
+Everything is computed in float64 from log probabilities [N, C], which may hold -inf for impossible classes.
 """
 
 import math
@@ -23,7 +23,7 @@ def calibration_metrics(
     Args:
         log_probabilities: [N, C] of the test images, ``labels`` int64 [N].
         held_log_probabilities: [M, C] of images set aside from train, by the same recipe fitted without them, and
-            ``held_labels`` int64 [M]: on them the temperature is fitted.
+            ``held_labels`` int64 [M]: the temperature is fitted on them.
 
     Returns:
         Numbers for ``Score.metrics``. With held-out images also ``temperature``, ``nll_after_temperature``,
@@ -54,7 +54,7 @@ def ece(log_probabilities: Tensor, labels: Tensor, bins: int = BINS, equal_mass:
     """Returns the expected calibration error, 0 to 1: mean gap of confidence and accuracy (Guo et al. 2017, eq. 3).
 
     Bins are of equal width in the largest probability, (a, b]; with ``equal_mass`` they hold equally many images
-    (Nguyen and O'Connor 2015), which a few wide bins with nearly all images cannot flatter.
+    (Nguyen and O'Connor 2015), so that a few bins with nearly all images cannot hide errors.
     """
     confidence, predictions = log_probabilities.double().exp().max(dim=1)
     right = (predictions == labels).double().cpu()
@@ -75,7 +75,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     """Returns T that minimises the nll of softmax(log p / T) (Guo et al. 2017, section 4.2), from 0.01 to 100.
 
     Newton's method on 1/T, in which the nll is convex, halving the bracket where a step would leave it. Fit it on
-    images that the classifier has not seen, and not on test images. 1 where T makes no difference.
+    images that the classifier has not seen, and not on test images. It returns 1 if T has no effect.
     """
     low, high, beta = 1 / HOTTEST, 1 / COLDEST, 1.0
     log_p = log_probabilities.double()

@@ -23,8 +23,8 @@ def write_least_certain(
 ) -> None:
     """Writes a CSV with one image a line: name, label, predicted, probability, entropy (nats), then each score.
 
-    The order is by entropy, the largest first and equal ones as they came. No columns depend on the labels but
-    ``label`` itself, which is empty where there is none.
+    Lines are sorted by entropy, largest first, equal ones in their original order. Only the column ``label`` depends on
+    the labels; it is empty where there is none.
 
     Args:
         names: one for each of N images.

@@ -75,7 +75,7 @@ def expected_entropy(members: Tensor) -> Tensor:
 def mutual_information(members: Tensor) -> Tensor:
     """Returns predictive minus expected entropy [N]: epistemic, more labels can reduce it (BALD, 1112.5745).
 
-    Never below 0, where rounding would take it.
+    It is clamped at 0 against rounding.
     """
     return (entropy(log_mean_probabilities(members)) - expected_entropy(members)).clamp(min=0)
 

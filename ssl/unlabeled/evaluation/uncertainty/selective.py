@@ -12,7 +12,7 @@ from torch import Tensor
 def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
     """Returns ``aurc_NAME`` and ``auroc_NAME`` of each score, and ``aurc_best_possible`` for the same errors.
 
-    AUROC is left out where all images are right or all are wrong: nothing is to be found then.
+    AUROC is left out if all images are right or all are wrong: it is not defined then.
     """
     found = {"aurc_best_possible": aurc(wrong, wrong.double())}
     found |= {f"aurc_{name}": aurc(wrong, score) for name, score in scores.items()}
@@ -24,7 +24,7 @@ def risk_coverage(wrong: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor]:
     """Returns coverage [N] = 1/N, …, 1 and the error rate [N] among that many most certain images, float64.
 
     El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017, arXiv 1705.08500. Among equally uncertain images the errors
-    count as spread evenly, which is the mean over all their orders.
+    count as evenly spread, which is the mean over all orders.
     """
     values, group, counts = torch.unique(uncertainty.double(), return_inverse=True, return_counts=True)
     errors = wrong.double().new_zeros(len(values)).index_add_(0, group, wrong.double())
