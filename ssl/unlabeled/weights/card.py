@@ -1,6 +1,6 @@
 """The model card of exported weights: what they are, how good, how to load them, and what was checked.
 
-YAML at the top and the name README.md are what the Hugging Face Hub reads.
+The Hugging Face Hub requires the YAML at the top and the name README.md.
 """
 
 import re

@@ -53,10 +53,10 @@ def feature_differences(
 ) -> dict[str, float]:
     """Returns for each batch the largest absolute difference of features over the root mean square of ours.
 
-    The root mean square and not the largest feature: one large feature would hide the others.
+    The scale is the root mean square, because a single large feature would hide the differences of the others.
 
     Raises:
-        UserError: one is above the tolerance or not a number, or ours are nothing to compare with.
+        UserError: a difference is above the tolerance or not a number, or our features are all 0 or not finite.
     """
     measured = {}
     for name, images in batches.items():

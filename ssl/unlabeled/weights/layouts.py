@@ -1,7 +1,8 @@
 """Checkpoint layouts of other projects: where the backbone lies, and what else the file holds and is left out.
 
-A file is seen as one flat list of tensors, each under its whole path, e.g. ``state_dict.encoder_q.conv1.weight``, less
-the words that wrappers put in (``module``, ``_orig_mod``). Layouts were read off the repositories named beside them.
+A file is read as one flat list of tensors, each with its whole path, e.g. ``state_dict.encoder_q.conv1.weight``,
+without the words that wrappers add (``module``, ``_orig_mod``). Each layout was taken from the repository named beside
+it.
 """
 
 from collections.abc import Collection, Mapping

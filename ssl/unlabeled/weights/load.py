@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, a pickle that would have to run code, or a checkpoint of a
-            run whose ``config`` or ``progress`` is none.
+            run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
@@ -91,12 +91,12 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
     """Loads every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.layouts`.
 
     Args:
-        source: a file, or what :func:`read_checkpoint` made of it; its ``left_out`` and ``notes`` are filled.
+        source: a file, or the result of :func:`read_checkpoint`; its ``left_out`` and ``notes`` are filled.
         backbone: of the same architecture; changed in place and returned.
 
     Raises:
-        UserError: a tensor is missing, of another shape, or neither of the backbone nor of a part that is known not to
-            be; lists every one. Or the weights fit and the network would still be another. Nothing is loaded then.
+        UserError: a tensor is missing, has another shape, or belongs neither to the backbone nor to another known part;
+            the message lists all of them. Or the weights fit but belong to another network. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
     wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])

@@ -61,7 +61,7 @@ def read_preprocess(views: Mapping[str, Any]) -> Preprocess:
     """Reads the part of a views configuration that evaluation uses, as plain values.
 
     Raises:
-        UserError: views of another kind, which do not say it.
+        UserError: views of another kind, without these values.
     """
     keys = ("size", "mean", "std", "evaluation_crop", "evaluation_interpolation")
     missing = [key for key in keys if key not in views]

@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
 
     Args:
         backbone: with its weights.
-        preprocess: of its images.
+        preprocess: its image transform.
     """
 
     def __init__(self, backbone: Backbone, preprocess: Preprocess) -> None:

@@ -1,8 +1,8 @@
 """Translates names of RegNetY's tensors to other libraries and back: the same network has four sets of names.
 
-Ours are torchvision's. timm's and VISSL's were read off rwightman/pytorch-image-models ``regnet.py`` and
+Our names are torchvision's. timm's and VISSL's were taken from rwightman/pytorch-image-models ``regnet.py`` and
 facebookresearch/ClassyVision ``anynet.py`` (whose blocks facebookresearch/vissl ``trunks/regnet.py`` and
-``regnet_fsdp.py`` put into ``_feature_blocks``). Shapes are the same in all four: only names change.
+``regnet_fsdp.py`` put into ``_feature_blocks``). Shapes are equal in all four; only the names differ.
 """
 
 import re
@@ -74,7 +74,7 @@ def renamed_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the whole state dict of our RegNetY under timm's names.
 
     Raises:
-        ValueError: a name that RegNetY does not have; in our own network that is a mistake of ours.
+        ValueError: a name that RegNetY does not have, which is a bug in our network.
     """
     names = {name: to_timm(name) for name in state}
     if unknown := [name for name, theirs in names.items() if theirs is None]:

@@ -79,10 +79,12 @@ def _stand_ins() -> list[Any]:
 def read_tensors(path: Path) -> Any:
     """Reads a file of ``torch.save`` (either format) or safetensors to the CPU.
 
-    Read with ``weights_only=True``: tensors, plain values and containers of them; ``UNREAD`` is passed over.
+    Files are read with ``weights_only=True``: tensors, plain values and containers of them; values of ``UNREAD`` are
+    skipped.
 
     Raises:
-        UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; says which.
+        UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; the message says
+        which.
     """
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file")
@@ -132,7 +134,7 @@ def _reason(path: Path, error: Exception) -> str:
 def _globals_of(path: Path) -> list[str]:
     """Lists the globals that a bare pickle asks for, by reading its instructions; none of them is executed.
 
-    Empty for a file of ``torch.save``: a zip file, or in the old format one that begins with a number by itself.
+    It is empty for files of ``torch.save``: zip files, or in the old format files that begin with a pickled number.
     """
     words, found = [""], []
     with path.open("rb") as file, suppress(ValueError):  # damaged

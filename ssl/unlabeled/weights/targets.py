@@ -1,7 +1,7 @@
 """Writes each export target: files in a folder, and the lines of Python that compute features from them.
 
-The lines are what the model card shows and what is run to compare features, so that the card cannot be wrong. They
-find ``folder`` (text) and ``images`` (float32 [B, 3, size, size]) and leave ``features``, [B, num_features].
+The model card shows the same lines that are run to compare features, so that the card cannot be wrong. Their inputs are
+``folder`` (text) and ``images`` (float32 [B, 3, size, size]), their result is ``features``, [B, num_features].
 """
 
 import json
