@@ -108,7 +108,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
 
 
 class Header(NamedTuple):
-    """What the file header of an encoded image states before the image is decoded."""
+    """Facts in the header of an encoded image, known before it is decoded."""
 
     format: str  # Pillow's name: JPEG, PNG, …
     mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
