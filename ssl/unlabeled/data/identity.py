@@ -117,14 +117,16 @@ def changes(before: Identity, now: Identity) -> str:
     held = {_content(before, old[name]) for name in edited}
     exchanged = [name for name in edited if _content(now, new[name]) in held]
     again = {name for pair in renamed for name in pair}
-    told = {
+    kinds = {
         "removed": [name for name in gone if name not in again],
         "added": [name for name in come if name not in again],
         "renamed": [was + b" is " + name for was, name in renamed],
         "exchanged": exchanged,
         "edited": [name for name in edited if name not in {*exchanged}],
     }
-    return "; ".join(_counted(word, names) for word, names in told.items() if names) or "labels, or their order, differ"
+    return (
+        "; ".join(_counted(word, names) for word, names in kinds.items() if names) or "labels, or their order, differ"
+    )
 
 
 def _counted(word: str, names: list[bytes]) -> str:

@@ -83,11 +83,11 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     test = extractor.data.splits.test
     if test is None:
         raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
-    looked: dict[str, tuple[Features, Features]] = {}
+    extracted: dict[str, tuple[Features, Features]] = {}
 
     def keep(name: str, train: Features, test: Features) -> None:
         if name == "pretrained":
-            looked[name] = _last(train), _last(test)
+            extracted[name] = _last(train), _last(test)
 
     rows = evaluate_probes(
         evaluation.backbone,
@@ -110,11 +110,11 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
-    add_intervals(rows, looked["pretrained"][1].labels)
+    add_intervals(rows, extracted["pretrained"][1].labels)
     log(f"\n{accuracy_table(rows)}\n")
     with local_only():
         report = kept_anyway(
-            report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
+            report_dir, lambda folder: _write(evaluation, rows, extracted["pretrained"], checkpoint, folder, asked)
         )
     log(f"the whole report is in {report}")
     return rows
@@ -123,23 +123,23 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
 def _write(
     evaluation: Evaluation,
     rows: list[Row],
-    looked: tuple[Features, Features],
+    extracted: tuple[Features, Features],
     checkpoint: Checkpoint,
     report_dir: Path,
     asked: dict[str, Any],
 ) -> Path:
     extractor = evaluation.extractor
-    told = provenance(checkpoint, extractor)
+    facts = provenance(checkpoint, extractor)
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
     decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
-    _, test = looked
+    _, test = extracted
     report = write_report(
         report_dir,
         rows,
-        asked | told | {"settings": evaluation.settings, "config": evaluation.config},
+        asked | facts | {"settings": evaluation.settings, "config": evaluation.config},
         metrics=folder_of(checkpoint.path) / "metrics.jsonl",
-        collapsed_at=told["training"].get("collapsed_at"),
-        report_images=_collect_images(evaluation, checkpoint, decode, *looked),
+        collapsed_at=facts["training"].get("collapsed_at"),
+        report_images=_collect_images(evaluation, checkpoint, decode, *extracted),
         references=references_for(checkpoint.config or {}, rows, trained_epochs(checkpoint)),
     )
     decode.keep()

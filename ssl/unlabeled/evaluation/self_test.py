@@ -61,7 +61,7 @@ def shuffle_weights(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
 
 
 def _accuracies(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, float]:
-    alone = dataclasses.replace(evaluation, random_backbone=None)
+    without_baselines = dataclasses.replace(evaluation, random_backbone=None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        rows = evaluate(alone, checkpoint, Path(folder), "self-test")
+        rows = evaluate(without_baselines, checkpoint, Path(folder), "self-test")
     return {row.protocol: row.top1 for row in rows if row.features == "pretrained"}

@@ -128,9 +128,9 @@ def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None
     heads = _heads(backbone)
     if published in (None, heads):
         return
-    say = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
+    differs = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
     if checkpoint.layout in ("MoCo v3", "DINO", "MAE"):
         raise UserError(
-            f"checkpoint={checkpoint.path}: {say}, which weights do not show: give backbone.heads={published}"
+            f"checkpoint={checkpoint.path}: {differs}, which weights do not show: give backbone.heads={published}"
         )
-    checkpoint.notes.append(f"{say}; the file does not say it")
+    checkpoint.notes.append(f"{differs}; the file does not say it")

@@ -24,8 +24,8 @@ _SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(
 
 def map_key(name: str, wanted: Collection[str]) -> str | None:
     """Returns the name in ``wanted``, a backbone's tensors, of the file's tensor ``name``; None where there is none."""
-    for spelling in _candidates(name):
-        for candidate in (spelling, f"model.{spelling}"):  # the networks of backbone=timm and backbone=torchvision
+    for alias in _candidates(name):
+        for candidate in (alias, f"model.{alias}"):  # the networks of backbone=timm and backbone=torchvision
             if candidate in wanted:
                 return candidate
     return None

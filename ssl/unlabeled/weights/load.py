@@ -152,8 +152,8 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
     for path, tensor in tensors.items():
         name = strip_wrappers(path)
         inside = name.startswith(layout.backbone)
-        spelling = map_key(name.removeprefix(layout.backbone), names) if inside else None
-        ours = None if spelling is None else names[spelling]
+        own_name = map_key(name.removeprefix(layout.backbone), names) if inside else None
+        ours = None if own_name is None else names[own_name]
         part = layout.name_part(name)
         if ours is not None and ours in division.found:
             division.doubled.append(path)

@@ -29,7 +29,7 @@ def _description(report: dict[str, Any]) -> list[str]:
 
 
 def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
-    looked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them looked at"
+    checked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them looked at"
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in split["kinds"].items())
     lines = [
         f"- files: {split['stored_bytes'] / 1e6:,.1f} MB; {kinds}",
@@ -40,7 +40,7 @@ def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
         lines.append(f"- {split['plain']['count']:,} images are too plain to be compared for near duplicates")
     lines.append(f"- corrupt: {len(split['corrupt']):,}")
     lines += _shorten((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
-    return [f"## {name}: {split['images']:,} images{looked}", "\n".join(lines)]
+    return [f"## {name}: {split['images']:,} images{checked}", "\n".join(lines)]
 
 
 def _sizes(split: dict[str, Any]) -> list[str]:

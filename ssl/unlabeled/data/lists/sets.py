@@ -56,25 +56,25 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
         UserError: a split does not exist, holds no image, or is ambiguous.
     """
     asked: list[str | None] = [None] if test is None else [*_several(test, "data.test")]
-    trains, tests, told = list[Listing](), dict[str | None, list[Listing]](), list[str]()
+    trains, tests, warnings = list[Listing](), dict[str | None, list[Listing]](), list[str]()
     for each in _several(path, "data.path"):
         own, places = _places(Path(each).expanduser(), f"data.path={each}", train, asked)
         trains.append(reader(own, f"data.path={each}" if train is None else f"data.train={train}"))
         for name, place in places.items():
             tests.setdefault(name, []).append(reader(place, f"data.test={name}"))
-        told += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
-    found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], told)
+        warnings += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
+    found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], warnings)
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")
     found.warnings += class_warnings(found.train, guessed)
     return found
 
 
-def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
+def by_name(test: Listing, train: Listing, warnings: list[str]) -> Listing:
     """Gives the test images the class numbers of train, matched by the names of the classes.
 
     Raises:
-        UserError: train lacks one of their classes. Classes that test lacks are named by a sentence added to ``told``.
+        UserError: train lacks one of their classes. Classes that test lacks are named in ``warnings``.
     """
     number = {name: place for place, name in enumerate(train.classes)}
     if odd := [name for name in test.classes if name not in number]:
@@ -85,7 +85,7 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     missing = [name for name in train.classes if name not in test.classes]
     if missing:
         few = ", ".join(map(shown_path, missing[:3])) + (", …" if len(missing) > 3 else "")
-        told.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
+        warnings.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
     own = np.array([*(number[name] for name in test.classes), -1])  # the last entry maps -1 to -1
     return replace(test, owners=own[test.owners], classes=train.classes)
 

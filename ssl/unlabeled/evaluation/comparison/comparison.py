@@ -92,9 +92,9 @@ def _table(found: list[ProtocolComparison]) -> str:
 
 def _only_in_one(a: RunGroup, b: RunGroup) -> list[str]:
     ours, theirs = a.protocols(), b.protocols()
-    alone = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
+    lacking = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
     return [
-        f"- Only in {name}, so not compared: {in_markdown(', '.join(each))}." for name, each in alone.items() if each
+        f"- Only in {name}, so not compared: {in_markdown(', '.join(each))}." for name, each in lacking.items() if each
     ]
 
 

@@ -30,13 +30,13 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
     check_folder("report_dir", path.parent, [path.name])
     scores = ensemble_of_reports([each.report for each in judged])
     images = len(read_predictions(judged[0].report).labels)
-    told = in_markdown(", ".join(names))
+    joined_names = in_markdown(", ".join(names))
     lines = [_line(score, images) for score in scores]
     notes = dict.fromkeys(note for score in scores for note in score.notes)
     words = in_markdown(" ".join(notes))
     text = "\n".join(
         [
-            f"# Ensemble of {told}",
+            f"# Ensemble of {joined_names}",
             "",
             f"Mean probabilities of {len(names)} runs on the same {images:,} test images. {words}",
             "",

@@ -91,8 +91,8 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
-    told = found.provenance.get("run_config")
-    found.config = _plain(told, report) if isinstance(told, dict) else found.config
+    run_config = found.provenance.get("run_config")
+    found.config = _plain(run_config, report) if isinstance(run_config, dict) else found.config
     return found
 
 

@@ -20,14 +20,14 @@ def markdown(
     references: Sequence[run_summary.Reference],
 ) -> str:
     """Returns the text of report.md; its pictures lie beside it."""
-    doubts = run_summary.report_warnings(rows, provenance, references)
+    warnings = run_summary.report_warnings(rows, provenance, references)
     parts = [
         f"# {TITLE}",
         _lines(run_summary.headline(rows)),
         accuracy_table(rows),
         _lines(run_summary.measurement_notes(rows)),
     ]
-    parts += ["## Warnings", "\n".join(f"- {in_markdown(doubt)}" for doubt in doubts)] if doubts else []
+    parts += ["## Warnings", "\n".join(f"- {in_markdown(warning)}" for warning in warnings)] if warnings else []
     parts += _further(rows)
     parts += ["## Published numbers", _references(references)] if references else []
     parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
