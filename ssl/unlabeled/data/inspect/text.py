@@ -29,7 +29,7 @@ def _description(report: dict[str, Any]) -> list[str]:
 
 
 def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
-    checked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them looked at"
+    checked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them checked"
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in split["kinds"].items())
     lines = [
         f"- files: {split['stored_bytes'] / 1e6:,.1f} MB; {kinds}",
@@ -37,7 +37,7 @@ def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
         *_classes(split["classes"], most),
     ]
     if split["plain"]["count"]:
-        lines.append(f"- {split['plain']['count']:,} images are too plain to be compared for near duplicates")
+        lines.append(f"- {split['plain']['count']:,} images are too plain to be compared as near duplicates")
     lines.append(f"- corrupt: {len(split['corrupt']):,}")
     lines += _shorten((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
     return [f"## {name}: {split['images']:,} images{checked}", "\n".join(lines)]
@@ -76,8 +76,8 @@ def _exact(exact: dict[str, Any], test: bool, most: int) -> list[str]:
     repeated, groups = exact["repeated"], exact["groups"]
     across = f", {repeated['test']:,} in test; {repeated['train and test']:,} test images are in train" if test else ""
     line = (
-        f"Images whose pixels an earlier one of their split has: {repeated['train']:,} in train{across}."
-        f" {len(groups):,} pictures are there more than once, {exact['conflicts']:,} of them under two labels."
+        f"Images with the same pixels as an earlier one of their split: {repeated['train']:,} in train{across}."
+        f" {len(groups):,} pictures occur more than once, {exact['conflicts']:,} of them with two labels."
     )
     rows = (f"- {_flag(group)}{' = '.join(map(_image, group['images'][:10]))}" for group in groups)
     return ["## Exact duplicates", line, "\n".join(_shorten(rows, len(groups), most))]
@@ -89,14 +89,14 @@ def _near_duplicates(near: dict[str, Any] | None, distance: int | None, splits: 
     counts, listed = near["pairs"], near["listed"]
     across = f", {counts['test']:,} within test, {counts['train and test']:,} between them" if "test" in splits else ""
     line = (
-        f"Pairs whose perceptual hashes differ in at most {distance} of 64 bits, and not of equal pixels:"
-        f" {counts['train']:,} within train{across}; {near['conflicts']:,} of all have two labels."
+        f"Pairs with different pixels whose perceptual hashes differ in at most {distance} of 64 bits:"
+        f" {counts['train']:,} within train{across}; {near['conflicts']:,} of all pairs have two labels."
     )
     if "test" in splits and splits["test"]["decoded"]:
         share = near["test_images"] / splits["test"]["decoded"]
-        line += f" {near['test_images']:,} test images ({share:.2%}) look like one of train that they do not equal."
+        line += f" {near['test_images']:,} test images ({share:.2%}) are similar to an image of train, but not equal."
     if max([split["height"]["median"] for split in splits.values() if split["height"]] or [SIDE]) < SIDE:
-        line += f" Of images smaller than {SIDE} pixels the hash says little: look at the picture."
+        line += f" For images smaller than {SIDE} pixels the hash is unreliable: check the picture."
     ordered = sorted(listed, key=lambda pair: pair["images"][0]["split"] == pair["images"][1]["split"])
     rows = (f"- {_flag(pair)}{' ~ '.join(map(_image, pair['images']))}, {pair['bits']} bits" for pair in ordered)
     return ["## Near duplicates", line, "\n".join(_shorten(rows, sum(counts.values()), most))]
@@ -130,7 +130,7 @@ def _speed(speed: dict[str, Any], splits: dict[str, Any]) -> str:
     gib = splits["train"]["decoded_bytes"] / splits["train"]["looked_at"] * splits["train"]["images"] / 2**30
     return (
         f"## Decoding\n\nOne process decodes {speed['images_per_second']:,.0f} images/s,"
-        f" {speed['megabytes_per_second']:,.1f} MB/s {what} ({speed['images']} images of train that were just read)."
-        f" For {speed['wanted']:,g} images/s give num_workers={speed['workers']}. Decoded once and kept, train needs"
+        f" {speed['megabytes_per_second']:,.1f} MB/s {what} ({speed['images']} images of train, read just before)."
+        f" For {speed['wanted']:,g} images/s give num_workers={speed['workers']}. Kept decoded, train needs"
         f" {gib:.3g} GiB of memory (memory_gib). This took {speed['seconds']:.0f} s."
     )
