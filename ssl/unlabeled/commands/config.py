@@ -30,12 +30,13 @@ from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.file_config import as_data
-from unlabeled.core.run_config import FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
+from unlabeled.core.run_config import EARLIER_VALUES, FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
 from unlabeled.core.shown import shown
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
 
+_ABSENT = object()
 EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 
 
@@ -354,11 +355,26 @@ def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
     free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
     differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
+    differing = [key for key in differing if not _is_new_key(key, before, resolved)]
     if differing:
         raise UserError(
             f"{resolved['run_dir']} holds a run with another {', '.join(differing)}; give another name=…, or "
             "resume=override to go on with the new values, or remove that folder"
         )
+
+
+def _is_new_key(key: str, before: dict[str, Any], resolved: dict[str, Any]) -> bool:
+    """Returns whether a run of an earlier version lacks a key, and it has the value that was in effect then."""
+    then, now = (_value_at(values, key) for values in (before, resolved))
+    return key in EARLIER_VALUES and then is _ABSENT and now == EARLIER_VALUES[key]
+
+
+def _value_at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
 
 
 def with_absolute_paths(resolved: Any) -> dict[str, Any]:

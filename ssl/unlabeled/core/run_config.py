@@ -40,6 +40,17 @@ FREE_KEYS = (
 # Paths of the run and its images may differ too: the files are compared, see unlabeled.training.same_data.
 MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
 
+# Keys that runs of version 0.1 do not have, with the values that were in effect: such runs are resumed as they are.
+EARLIER_VALUES = {
+    "backbone.channels": 3,
+    "views.channels": 3,
+    "data.channels": 3,
+    "data.bits": 8,
+    "data.max_pixels": 178_956_970,  # Pillow's own limit
+    "data.path_column": None,
+    "data.label_column": None,
+}
+
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
     """Writes ``run_dir/config.yaml``."""
