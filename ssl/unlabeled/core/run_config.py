@@ -35,6 +35,7 @@ FREE_KEYS = (
     "resume",
     "timeout_minutes",
     "trainer",
+    "weights_sha256",
 )
 
 # Where a run and its images lie may differ too: the images are compared as files, see unlabeled.training.same_data.

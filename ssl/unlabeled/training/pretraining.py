@@ -80,6 +80,7 @@ class Pretraining(pl.LightningModule):
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
         self.data_identity: dict[str, Any] | None = None  # of what is trained on, where the first process knows it
+        self.weights: dict[str, Any] | None = None  # what the run has started from, where not from random ones
         self.steps_taken = 0  # by this process, since it was started
 
     @property
@@ -199,8 +200,11 @@ class Pretraining(pl.LightningModule):
         checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config
         checkpoint["data"] = self.data_identity
+        if self.weights is not None:
+            checkpoint["weights"] = self.weights
         checkpoint["progress"] = self.progress._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.weights = checkpoint.get("weights")
         if "faults" in checkpoint:  # not in those of earlier versions
             self.faults.load_state_dict(checkpoint["faults"])

@@ -22,3 +22,4 @@ class Checkpoint:
     part: str  # which of its encoders the backbone is
     left_out: dict[str, int] = field(default_factory=dict)  # what is not the backbone: number of tensors
     notes: list[str] = field(default_factory=list)  # what a reader of results should know of the loading
+    weights: dict[str, Any] = field(default_factory=dict)  # what our run has started from; empty where from nothing

@@ -32,15 +32,20 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
         raise UserError(f"checkpoint={checkpoint.path} was made with another backbone: {given}; leave backbone out")
 
 
-def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone) -> None:
+def check_geometry(
+    checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone, resized: bool = False
+) -> None:
     """Raise UserError where the weights fit ``backbone`` but mean another network; adds to ``checkpoint.notes``.
 
     Args:
         checkpoint: with its layout.
         found: tensors by the backbone's names.
         backbone: not loaded yet.
+        resized: whether the positions were interpolated to images of the backbone's size.
     """
     shown = _shown(backbone)
+    if resized:
+        shown.pop("image_size", None)
     own = (checkpoint.config or {}).get("backbone") or {}
     for key in shown.keys() & own.keys():
         if own[key] is not None and shown[key] != own[key]:
@@ -53,7 +58,8 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
             "backbone.stem=cifar pads by 1: the weights would load and mean another network"
         )
     if isinstance(backbone, ViT):
-        _check_positions(checkpoint, found["pos_embed"], backbone)
+        if not resized and not checkpoint.weights.get("resized"):
+            _check_positions(checkpoint, found["pos_embed"], backbone)
         if not own:
             _check_heads(checkpoint, found["pos_embed"], backbone)
 
