@@ -364,3 +364,21 @@ def test_the_report_has_a_row_of_the_start_when_the_file_is_gone(first: Path, tm
     page = (tmp_path / "report" / "report.md").read_text()
     assert "pretrained − start" in page
     assert read_checkpoint(first / "checkpoints" / "last.ckpt").sha256 in page
+
+
+def test_the_plan_warns_above_a_tenth_of_the_usual_rate(first: Path, tmp_path: Path) -> None:
+    from unlabeled.training.plan.plan import make_plan
+
+    name = "a lower learning rate from weights that exist"
+    for rate, passed in ((0.03, False), (0.003, True)):
+        config = small_run("moco_v2", tmp_path / "x", "data=digits", f"weights={first}", f"optimizer.lr={rate}")
+        run = build_run(config, open_run(config))
+        plan = make_plan(run.module, run.data, 1, "cpu", "32-true", 0, "for a test")
+        run.close()
+        (check,) = [each for each in plan.checks if each.name == name]
+        assert check.passed == passed
+        assert "give optimizer.lr=0.003" in check.remedy
+    config = small_run("moco_v2", tmp_path / "y", "data=digits")
+    run = build_run(config, open_run(config))
+    run.close()
+    assert name not in [c.name for c in make_plan(run.module, run.data, 1, "cpu", "32-true", 0, "no").checks]

@@ -189,7 +189,7 @@ class Pretraining(pl.LightningModule):
         if good:
             progress, rate = self.progress, self.learning_rate
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)  # of optimizer.layer_decay
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
             self.objective.after_step(progress)
         self.steps_taken += 1

@@ -18,7 +18,13 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 # ViT-S has twice as many (its vits.py).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
-NO_CHANGE = ("_convert_", "gradient_checkpointing", "initialisation", "zero_init_residual")  # to a loaded network
+NO_CHANGE = (
+    "_convert_",
+    "freeze",
+    "gradient_checkpointing",
+    "initialisation",
+    "zero_init_residual",
+)  # to a loaded network
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
@@ -106,7 +112,7 @@ def _heads(backbone: ViT) -> int:
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
     """A fixed table is part of the architecture: it must be the file's."""
-    if backbone.pos_embed.requires_grad or _close(table, backbone.pos_embed):
+    if backbone.position == "learned" or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
     raise UserError(

@@ -232,6 +232,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
+    warnings.filterwarnings("ignore", ".*module.* in eval mode at the start")  # those of backbone.freeze mean to be
     if config.plan_only and config.plan is None:
         raise UserError("plan_only=true: plan=null has none; leave one of them out")
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
