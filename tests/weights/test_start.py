@@ -24,7 +24,7 @@ from unlabeled.objective import Backbone, HasTeacher
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run
 from unlabeled.weights import read_checkpoint
-from unlabeled.weights.start import COPY, read_start, starting_backbone
+from unlabeled.weights.starting.start import COPY, read_start, starting_backbone
 
 VIT: dict[str, Any] = {
     "_target_": "unlabeled.backbones.vit.ViT",
@@ -327,7 +327,7 @@ def test_weights_of_libraries_come_from_their_caches(offline: Path) -> None:
     for origin in ("timm:test_vit", "hf:timm/test_vit.r160_in1k"):
         start = read_start(origin, "backbone", None)
         objective = build_objective(config_with(spec), start)
-        check_features(objective.backbone, source, 160)  # type: ignore[arg-type]
+        check_features(objective.backbone, source, 160)
         assert start.record()["origin"] == origin
         assert start.checkpoint.sha256 == read_checkpoint(place / "snapshots" / "abc" / "model.safetensors").sha256
     network = torchvision.models.resnet18()
@@ -335,8 +335,8 @@ def test_weights_of_libraries_come_from_their_caches(offline: Path) -> None:
     torch.save(network.state_dict(), offline / "torch" / "checkpoints" / "resnet18-f37072fd.pth")
     resnet = RESNET | {"depth": 18, "width": 1.0}
     objective = build_objective(config_with(resnet), read_start("torchvision:resnet18", "backbone", None))
-    network.fc = nn.Identity()  # type: ignore[assignment]
-    check_features(objective.backbone, network)  # type: ignore[arg-type]
+    network.fc = nn.Identity()
+    check_features(objective.backbone, network)
 
 
 def test_the_report_has_a_row_of_the_start_when_the_file_is_gone(first: Path, tmp_path: Path) -> None:

@@ -380,7 +380,7 @@ def with_absolute_paths(resolved: Any) -> dict[str, Any]:
             node[name] = _absolute(node[name])
     weights = made.get("weights")
     if isinstance(weights, str) and not names_library(weights):
-        made["weights"] = _absolute(weights)  # type: ignore[assignment]
+        made["weights"] = _absolute(weights)
     return made
 
 

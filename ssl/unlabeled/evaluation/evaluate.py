@@ -28,7 +28,7 @@ from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.objective import Backbone, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
-from unlabeled.weights.start import starting_backbone
+from unlabeled.weights.starting.start import starting_backbone
 
 FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv")
 

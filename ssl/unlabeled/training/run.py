@@ -19,7 +19,7 @@ from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.resuming import check_fits
 from unlabeled.training.run_lock import RunLock
 from unlabeled.training.same_data import DATA_FILES, has_moved, same_data
-from unlabeled.weights.start import write_start
+from unlabeled.weights.starting.start import write_start
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 

@@ -18,13 +18,8 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 # ViT-S has twice as many (its vits.py).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
-NO_CHANGE = (
-    "_convert_",
-    "freeze",
-    "gradient_checkpointing",
-    "initialisation",
-    "zero_init_residual",
-)  # to a loaded network
+# What changes nothing of a loaded network
+NO_CHANGE = ("_convert_", "freeze", "gradient_checkpointing", "initialisation", "zero_init_residual")
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:

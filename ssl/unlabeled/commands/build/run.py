@@ -42,7 +42,7 @@ from unlabeled.training.run import Run
 from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
-from unlabeled.weights.start import StartingWeights, read_start
+from unlabeled.weights.starting.start import StartingWeights, read_start
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:

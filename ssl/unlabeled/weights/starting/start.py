@@ -14,9 +14,9 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import NO_CHANGE
-from unlabeled.weights.libraries import read_from_library
 from unlabeled.weights.load import folder_of, load_backbone, load_objective, read_checkpoint
 from unlabeled.weights.safe_load import read_tensors
+from unlabeled.weights.starting.libraries import read_from_library
 
 COPY = "start.safetensors"  # in checkpoints/: the backbone before its first step
 
