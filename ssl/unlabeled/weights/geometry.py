@@ -1,4 +1,4 @@
-"""What a network is beyond its weights: a checkpoint that loads into another stem or grid gives other features."""
+"""Checks what weights do not show: a checkpoint can load into another stem or grid and then give other features."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 # ViT-S has twice as many (its vits.py).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
-# What changes nothing of a loaded network
+# Keys that make no difference for loaded weights
 NO_CHANGE = ("_convert_", "freeze", "gradient_checkpointing", "initialisation", "zero_init_residual")
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
-    """Raise UserError where a configuration ``backbone`` is not the one that this project's run was made with."""
+    """Raises UserError where the configuration ``backbone`` is not the one that this project's run was made with."""
     own = (checkpoint.config or {}).get("backbone")
     if not isinstance(own, dict):
         return
@@ -36,7 +36,9 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
 def check_geometry(
     checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone, resized: bool = False
 ) -> None:
-    """Raise UserError where the weights fit ``backbone`` but mean another network; adds to ``checkpoint.notes``.
+    """Raises UserError where the weights fit ``backbone`` but belong to another network.
+
+    Adds to ``checkpoint.notes``.
 
     Args:
         checkpoint: with its layout.
@@ -44,7 +46,7 @@ def check_geometry(
         backbone: not loaded yet.
         resized: whether the positions were interpolated to images of the backbone's size.
     """
-    shown = _shown(backbone)
+    shown = _visible_settings(backbone)
     if resized:
         shown.pop("image_size", None)
     own = (checkpoint.config or {}).get("backbone") or {}
@@ -66,7 +68,7 @@ def check_geometry(
 
 
 def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
-    """What to do about tensors that do not fit, where they say it; begins with a semicolon."""
+    """Suggests what to do about tensors that do not fit, if they show it; the text begins with a semicolon."""
     advice = []
     grids = [_grid(state.get("pos_embed")) for state in (found, wanted)]
     kernel = found["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in found else 0
@@ -90,8 +92,8 @@ def _grid(table: Tensor | None) -> int | None:
     return None if table is None or table.ndim != 3 else round((table.shape[1] - 1) ** 0.5)
 
 
-def _shown(backbone: Backbone) -> dict[str, Any]:
-    """What a network shows of its configuration, where two of them can have tensors of the same shapes."""
+def _visible_settings(backbone: Backbone) -> dict[str, Any]:
+    """Returns the settings of a network that the shapes of its tensors do not show."""
     shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
     if isinstance(backbone, ViT):
         shown["heads"] = _heads(backbone)
@@ -106,7 +108,7 @@ def _heads(backbone: ViT) -> int:
 
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """A fixed table is part of the architecture: it must be the file's."""
+    """Checks that a fixed position table equals the file's, as it is part of the architecture."""
     if backbone.position == "learned" or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
@@ -127,15 +129,15 @@ def _close(table: Tensor, other: Tensor) -> bool:
 
 
 def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """The number of heads changes no shape: it is held against that of the published networks."""
+    """Checks the number of heads, which changes no shape, against that of the published networks."""
     moco_v3 = checkpoint.layout == "MoCo v3" or _kind_of(table, backbone) == "sincos_rows_first"
     published = (MOCO_V3_HEADS if moco_v3 else HEADS).get(backbone.num_features)
     heads = _heads(backbone)
     if published in (None, heads):
         return
-    say = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
+    differs = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
     if checkpoint.layout in ("MoCo v3", "DINO", "MAE"):
         raise UserError(
-            f"checkpoint={checkpoint.path}: {say}, which weights do not show: give backbone.heads={published}"
+            f"checkpoint={checkpoint.path}: {differs}, which weights do not show: give backbone.heads={published}"
         )
-    checkpoint.notes.append(f"{say}; the file does not say it")
+    checkpoint.notes.append(f"{differs}; the file does not say it")

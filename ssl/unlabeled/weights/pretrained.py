@@ -1,4 +1,4 @@
-"""A backbone with its weights, and what an image must go through before it, for use outside of this project."""
+"""A backbone with its weights and its image transform, for use outside of this project."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from unlabeled.weights.preprocess import Preprocess
 
 
 class Transform:
-    """Images → what the backbone takes: the central part, resized, in [0, 1] or normalised, as in the evaluation.
+    """Prepares images for the backbone as the evaluation does: centre crop, resized, in [0, 1] or normalised.
 
     Takes a Pillow image, a uint8 tensor [3, H, W] or array [H, W, 3] and gives float32 [3, size, size]; a tensor
     [B, 3, H, W], an array [B, H, W, 3] or a list of images gives [B, 3, size, size].
@@ -25,7 +25,7 @@ class Transform:
         self.preprocess, self._views = preprocess, preprocess.views()
 
     def __call__(self, images: Any) -> Tensor:
-        """Raises UserError for whatever is no image of these kinds."""
+        """Transforms images. Raises UserError for inputs of any other kind."""
         if isinstance(images, list | tuple):
             return torch.stack([self(image) for image in images])
         pixels = _pixels(images)
@@ -35,11 +35,11 @@ class Transform:
 
 
 class Pretrained(nn.Module):
-    """Images [B, 3, image_size, image_size] as ``transform`` makes them → features [B, num_features]; in eval mode.
+    """Maps images [B, 3, image_size, image_size] made by ``transform`` to features [B, num_features]; in eval mode.
 
     Args:
         backbone: with its weights.
-        preprocess: of its images.
+        preprocess: its image transform.
     """
 
     def __init__(self, backbone: Backbone, preprocess: Preprocess) -> None:
@@ -53,12 +53,12 @@ class Pretrained(nn.Module):
         return features
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """Further kinds of features, see :meth:`Backbone.features`."""
+        """Returns further kinds of features, see :meth:`Backbone.features`."""
         return self.backbone.features(images, kinds)
 
 
 def _pixels(image: Any) -> Tensor:
-    """Uint8 [3, H, W] or [B, 3, H, W]."""
+    """Returns uint8 [3, H, W] or [B, 3, H, W]."""
     if isinstance(image, Image.Image):
         return to_rgb(image, max(image.size), square=False)
     if isinstance(image, np.ndarray):
