@@ -8,7 +8,7 @@ from unlabeled.errors import UserError
 
 
 def freeze_blocks(stem: Sequence[nn.Module], blocks: Sequence[nn.Module], freeze: int | None) -> list[nn.Module]:
-    """Train neither the ``stem`` nor the first ``freeze`` of the ``blocks``; returns these parts.
+    """Freezes the ``stem`` and the first ``freeze`` of the ``blocks``; returns these parts.
 
     Raises:
         UserError: no block would be left to be trained.
@@ -28,6 +28,6 @@ def freeze_blocks(stem: Sequence[nn.Module], blocks: Sequence[nn.Module], freeze
 
 
 def keep_still(parts: Sequence[nn.Module]) -> None:
-    """In evaluation mode BatchNorm uses its statistics and leaves them; call it whenever the mode was set."""
+    """Sets evaluation mode, in which BatchNorm keeps its statistics; call it whenever the mode was set."""
     for part in parts:
         part.eval()

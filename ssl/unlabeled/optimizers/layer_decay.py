@@ -16,7 +16,7 @@ BEFORE = ("cls_token", "pos_embed", "patch_embed", "conv1", "bn1", "stem")  # of
 
 
 def by_layer(groups: Sequence[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters, each divided by layers, with ``lr_scale`` = decay^(blocks + 1 − layer).
+    """Divides groups of parameters by layers, with ``lr_scale`` = decay^(blocks + 1 − layer).
 
     Layer 0 is what comes before the blocks, i + 1 block i, and blocks + 1 the rest: the last norm and the heads.
 

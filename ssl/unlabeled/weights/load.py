@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
-    """Makes a checkpoint of what a file holds and recognises its layout. Raises UserError as :func:`read_checkpoint`."""
+    """Makes a checkpoint of what a file holds. Raises UserError as :func:`read_checkpoint`."""
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
     if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")

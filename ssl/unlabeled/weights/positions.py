@@ -21,7 +21,7 @@ class _Table(NamedTuple):
 
 
 def fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone: Backbone) -> str | None:
-    """Interpolate the table of a file to the patches of ``backbone``, in place; bicubic, over a square of patches.
+    """Interpolates the table of a file to the patches of ``backbone``, in place; bicubic, over a square of patches.
 
     The backbone then gives for its images what the file's network gives for them where that interpolates by itself:
     as :meth:`ViT._positions` does, without antialiasing; as timm does, with it, where the network is timm's.

@@ -108,7 +108,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
 
 
 def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> StartingWeights | None:
-    """What a run starts from, whose hash goes into ``resolved``; None for nothing, and where the run goes on.
+    """Reads what a run starts from, whose hash goes into ``resolved``; None for nothing, and where the run goes on.
 
     A run that goes on has the hash from its own checkpoint: the file may be gone by then.
     """

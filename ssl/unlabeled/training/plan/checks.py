@@ -32,7 +32,7 @@ def check_schedule(
 
 
 def check_continued_rate(optimizer_config: OptimizerConfig, images_per_step: int, origin: str) -> list[Check]:
-    """A look at the peak of a run that starts from weights, as fine-tuning has a lower one than training anew.
+    """Checks the peak of a run that starts from weights, which is lower than for random ones, as in fine-tuning.
 
     Args:
         optimizer_config: of the optimizer; of one that is not in ``CONTINUED`` nothing is known.

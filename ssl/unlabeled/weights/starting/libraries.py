@@ -27,7 +27,7 @@ FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"
 
 
 def read_from_library(origin: str) -> Checkpoint | None:
-    """The weights that ``origin`` names, as a checkpoint with their hash; None where it names no library.
+    """Reads the weights that ``origin`` names, as a checkpoint with their hash; None where it names no library.
 
     Raises:
         UserError: the library has no such weights, or they are not in its cache and cannot be downloaded.
@@ -142,7 +142,7 @@ def _require_online(origin: str, url: str, cache: str, offline: bool = False) ->
 
 
 def is_online(url: str) -> bool:
-    """Whether the server of a URL answers within a second or two, whatever it says; looking its name up included."""
+    """Tells whether the server of a URL answers within a second or two, whatever it says; looking its name up included."""
     answered = threading.Event()
 
     def ask() -> None:

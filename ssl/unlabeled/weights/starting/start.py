@@ -41,7 +41,7 @@ class StartingWeights:
     checkpoint: Checkpoint
 
     def into_backbone(self, backbone: Backbone, spec: Mapping[str, Any]) -> None:
-        """Load every tensor, before an objective is built around it: its teachers are copies then.
+        """Loads every tensor, before an objective is built around it: its teachers are copies then.
 
         Args:
             backbone: changed in place.
@@ -57,7 +57,7 @@ class StartingWeights:
             raise self._named(error) from error
 
     def into_objective(self, objective: Objective) -> None:
-        """Load heads, teachers and queues too, as the file has them, where that is asked for."""
+        """Loads heads, teachers and queues too, as the file has them, where that is asked for."""
         if self.of == "backbone":
             return
         if self.checkpoint.layout != "own run":
@@ -86,12 +86,12 @@ class StartingWeights:
 
     @property
     def resized(self) -> bool:
-        """Whether positions are interpolated ones, now or since the run that the file is of was started."""
+        """Tells whether positions are interpolated ones, now or in the run that the file is of."""
         now = any("were interpolated" in note for note in self.checkpoint.notes)
         return now or bool(self.checkpoint.weights.get("resized"))
 
     def record(self) -> dict[str, Any]:
-        """What the run's checkpoints say of it; call it after loading."""
+        """Returns what the run's checkpoints say of it; call it after loading."""
         return {
             "origin": self.origin,
             "sha256": self.checkpoint.sha256,
@@ -112,7 +112,7 @@ class StartingWeights:
 
 
 def read_start(origin: str, of: WeightsOf, sha256: str | None) -> StartingWeights:
-    """Read what ``weights=`` names: a run's folder, a file of any known layout, or what another library has.
+    """Reads what ``weights=`` names: a run's folder, a file of any known layout, or what another library has.
 
     Raises:
         UserError: there is no such thing, it is no checkpoint, or its hash is not ``sha256``.
@@ -136,14 +136,14 @@ def _read_file(origin: str) -> Checkpoint:
 
 
 def write_start(folder: Path, backbone: Backbone) -> str:
-    """Keep the backbone as it is now beside the checkpoints; returns the SHA-256 of the file."""
+    """Writes the backbone as it is now beside the checkpoints; returns the SHA-256 of the file."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
     save_safetensors(folder / COPY, state, {"format": "pt"})
     return _sha256(folder / COPY)
 
 
 def starting_backbone(checkpoint: Checkpoint, like: Backbone | None) -> Backbone | None:
-    """The backbone that a run of ours has started from weights with, from the copy beside its checkpoints.
+    """Loads the backbone as it was when a run started from weights, from the copy beside its checkpoints.
 
     Args:
         checkpoint: of the run; a note is added where the copy is gone or another.
