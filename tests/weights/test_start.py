@@ -1,6 +1,7 @@
 """A run starts from weights that exist: the same features at step 0, or one line; and goes on without the file."""
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torchvision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from tests.processes import start
 from tests.small import composed, members, small_objective, small_run
+from tests.training.test_kill import Killed
 from tests.training.test_resume import CtrlC
 from tests.weights import test_layouts as official
 from unlabeled.commands.build.run import build_backbone, build_objective, build_run
@@ -382,3 +385,21 @@ def test_the_plan_warns_above_a_tenth_of_the_usual_rate(first: Path, tmp_path: P
     run = build_run(config, open_run(config))
     run.close()
     assert name not in [c.name for c in make_plan(run.module, run.data, 1, "cpu", "32-true", 0, "no").checks]
+
+
+def test_a_killed_run_goes_on_bit_for_bit_without_the_file(first: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.ckpt"
+    file.write_bytes((first / "checkpoints" / "last.ckpt").read_bytes())
+    overrides = ("data=digits", "max_steps=6", "num_workers=0", "plan=null", f"weights={file}", "weights_of=all")
+    overrides += ("checkpoint_every_n_steps=2",)
+    straight, config = (small_run("moco_v2", tmp_path / name, *overrides) for name in ("straight", "killed"))
+    assert start(straight).code == 0
+    assert start(config, Killed(1, "on_train_batch_start")).code == -signal.SIGKILL  # before its first checkpoint
+    assert start(config, Killed(4, "on_before_optimizer_step")).code == -signal.SIGKILL
+    file.unlink()
+    ended = start(config)
+    assert ended.code == 0, ended.output
+    ours, theirs = state_of(tmp_path / "killed"), state_of(tmp_path / "straight")
+    assert [k for k, v in theirs["state_dict"].items() if not torch.equal(v, ours["state_dict"][k])] == []
+    assert ours["weights"] == theirs["weights"]
+    assert ours["weights"]["of"] == "all"

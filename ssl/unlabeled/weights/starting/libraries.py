@@ -142,7 +142,7 @@ def _require_online(origin: str, url: str, cache: str, offline: bool = False) ->
 
 
 def is_online(url: str) -> bool:
-    """Tells whether the server of a URL answers within a second or two, whatever it says; looking its name up included."""
+    """Tells whether the server of a URL answers within two seconds, looking its name up included."""
     answered = threading.Event()
 
     def ask() -> None:
