@@ -390,8 +390,8 @@ def test_the_plan_warns_above_a_tenth_of_the_usual_rate(first: Path, tmp_path: P
 def test_a_killed_run_goes_on_bit_for_bit_without_the_file(first: Path, tmp_path: Path) -> None:
     file = tmp_path / "weights.ckpt"
     file.write_bytes((first / "checkpoints" / "last.ckpt").read_bytes())
-    overrides = ("data=digits", "max_steps=6", "num_workers=0", "plan=null", f"weights={file}", "weights_of=all")
-    overrides += ("checkpoint_every_n_steps=2",)
+    overrides = ["data=digits", "max_steps=6", "num_workers=0", "plan=null", f"weights={file}", "weights_of=all"]
+    overrides.append("checkpoint_every_n_steps=2")
     straight, config = (small_run("moco_v2", tmp_path / name, *overrides) for name in ("straight", "killed"))
     assert start(straight).code == 0
     assert start(config, Killed(1, "on_train_batch_start")).code == -signal.SIGKILL  # before its first checkpoint
