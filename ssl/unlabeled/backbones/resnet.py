@@ -6,15 +6,16 @@ every tensor, so that checkpoints load in either direction.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from unlabeled.backbones.freezing import freeze_blocks, keep_still
 from unlabeled.backbones.recomputation import recompute
-from unlabeled.core.ranges import Channels, Layers
+from unlabeled.core.ranges import Channels, Count, Layers
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -39,6 +40,7 @@ class ResNet(Backbone):
         zero_init_residual: the last BatchNorm of each block starts at zero, so that a block starts as the identity.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
+        freeze: how many blocks, with the stem before them, are not trained and keep their BatchNorms' statistics.
 
     Shape: images [B, channels, h, w] → features [B, num_features].
 
@@ -54,6 +56,7 @@ class ResNet(Backbone):
         zero_init_residual: bool = False,
         gradient_checkpointing: bool = False,
         channels: Channels = 3,
+        freeze: Count | None = None,
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
@@ -79,6 +82,14 @@ class ResNet(Backbone):
         _initialise(self, zero_init_residual)
         if gradient_checkpointing:
             recompute(self.shards())
+        self.freeze = freeze
+        freeze_blocks([self.conv1, self.bn1], self.shards(), freeze)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but for what is frozen."""
+        super().train(mode)
+        keep_still([self.conv1, self.bn1, *self.shards()[: self.freeze]] if self.freeze else [])
+        return self
 
     def shards(self) -> list[nn.Module]:
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlabeled.backbones.freezing import freeze_blocks
 from unlabeled.backbones.recomputation import recompute
-from unlabeled.core.ranges import Channels, Layers, Pixels
+from unlabeled.core.ranges import Channels, Count, Layers, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -41,6 +42,7 @@ class ViT(Backbone):
             after the mean instead).
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
+        freeze: how many blocks are not trained, nor is what makes the tokens before them.
 
     Shape: images [B, channels, image_size, image_size] → features [B, width]; images of another size, if it is made of
     whole patches, get positions interpolated from the table.
@@ -61,6 +63,7 @@ class ViT(Backbone):
         pooling: Pooling = "cls",
         gradient_checkpointing: bool = False,
         channels: Channels = 3,
+        freeze: Count | None = None,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -69,7 +72,7 @@ class ViT(Backbone):
             raise UserError(f"backbone.pooling={pooling} is neither cls nor gap")
         check_width(width, heads, "backbone.")
         self.image_size: int = image_size
-        self.patch_size, self.pooling = patch_size, pooling
+        self.patch_size, self.pooling, self.position = patch_size, pooling, position
         self.size_multiple = patch_size
         self.num_features = width
         self.grid = image_size // patch_size  # patches along a side
@@ -83,6 +86,9 @@ class ViT(Backbone):
         self._initialise(initialisation)
         if gradient_checkpointing:
             recompute(self.shards())
+        if freeze_blocks([self.patch_embed], self.shards(), freeze):
+            self.cls_token.requires_grad_(False)
+            self.pos_embed.requires_grad_(False)
 
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)

@@ -316,12 +316,22 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_place(resolved)
     resolved = with_absolute_paths(resolved)
+    _check_weights(resolved)
     run_dir = Path(resolved["run_dir"])
     check_run_folder(run_dir)
     begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
     if begun and resolved.get("resume") != "override":
         check_same(_values_of(run_dir / "config.yaml"), resolved)
     return dict(resolved)
+
+
+def _check_weights(resolved: dict[str, Any]) -> None:
+    """Nothing is given that only means something beside ``weights``."""
+    if resolved.get("weights") is not None:
+        return
+    for key, otherwise in (("weights_of", "backbone"), ("weights_sha256", None)):
+        if resolved.get(key, otherwise) != otherwise:
+            raise UserError(f"{key}={resolved[key]}: weights=null: give weights=… too, or leave {key} out")
 
 
 def _check_place(resolved: dict[str, Any]) -> None:
@@ -353,6 +363,7 @@ def _values_of(path: Path) -> dict[str, Any]:
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
+    before = {"weights_of": "backbone"} | before  # runs of earlier versions have no such key
     free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
     differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
     differing = [key for key in differing if not _is_new_key(key, before, resolved)]
@@ -385,7 +396,15 @@ def with_absolute_paths(resolved: Any) -> dict[str, Any]:
         node = made.get(group) if group else made
         if isinstance(node, dict) and node.get(name):
             node[name] = _absolute(node[name])
+    weights = made.get("weights")
+    if isinstance(weights, str) and not names_library(weights):
+        made["weights"] = _absolute(weights)
     return made
+
+
+def names_library(weights: str) -> bool:
+    """Whether ``weights=`` names what another library has, and no file."""
+    return weights.partition(":")[0] in ("timm", "torchvision", "hf") and ":" in weights
 
 
 def _absolute(path: Any) -> Any:

@@ -25,6 +25,7 @@ BatchSize = Annotated[int, Interval(ge=1, le=2**24)]
 Map = Literal["spectral_residual", "frequency_tuned", "boundary_distance", "global_contrast", "minimum_barrier"]
 Minutes = Annotated[float, Interval(gt=0, le=1e7)]
 Runs = Annotated[list[FilePath], MinLen(2)]
+Sha256 = Annotated[str, Len(64, 64)]
 Side = Annotated[list[FilePath], MinLen(1)] | FilePath
 
 # Keys of the primary yamls that are not groups. What stands below a _target_ has its constructor's types.
@@ -32,6 +33,9 @@ TYPES: dict[str, Any] = {
     "name": str,
     "run_dir": FilePath,
     "seed": Seed,
+    "weights": FilePath | None,
+    "weights_of": Literal["backbone", "all"],
+    "weights_sha256": Sha256 | None,
     "batch_size": BatchSize,
     "accumulate": Count,
     "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,

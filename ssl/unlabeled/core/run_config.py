@@ -35,6 +35,7 @@ FREE_KEYS = (
     "resume",
     "timeout_minutes",
     "trainer",
+    "weights_sha256",
 )
 
 # Paths of the run and its images may differ too: the files are compared, see unlabeled.training.same_data.

@@ -37,6 +37,7 @@ class SplitBatchNorm(nn.Module):
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
         self.momentum, self.eps, self.splits = cast(float, norm.momentum), norm.eps, splits
+        self.train(norm.training)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
         normalise = partial(

@@ -74,9 +74,9 @@ class AverageBatchNormStats(pl.Callback):
 
 
 def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
-    """Returns running means and variances of the layers that see one process's images alone."""
+    """Returns running means and variances of the layers that see one process's images alone; not of frozen ones."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
-    layers = [each for each in network.modules() if isinstance(each, SplitBatchNorm | _BatchNorm)]
+    layers = [each for each in network.modules() if isinstance(each, SplitBatchNorm | _BatchNorm) and each.training]
     buffers = [(each.running_mean, each.running_var) for each in layers if not isinstance(each, synced)]
     return [buffer for pair in buffers for buffer in pair if buffer is not None]
 

@@ -28,6 +28,7 @@ from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.objective import Backbone, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
+from unlabeled.weights.starting.start import starting_backbone
 
 FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv")
 
@@ -48,6 +49,7 @@ class Evaluation:
     probes_on_embeddings: Sequence[str] = ()  # names of probes that use embeddings instead of features
     objective: Objective | None = None  # objective with the head that makes embeddings; loaded from the checkpoint
     random_objective: Objective | None = None  # the same with random weights
+    start_backbone: Backbone | None = None  # with the weights that the run started from; filled by evaluate
     # the run's objective, if it makes pictures for the report
     visualized_objective: Objective | None = None
 
@@ -67,6 +69,7 @@ def evaluate(
     if rank() == 0:
         check_folder("report_dir", report_dir, FILES)
     load_backbone(checkpoint, evaluation.backbone)
+    evaluation = replace(evaluation, start_backbone=starting_backbone(checkpoint, evaluation.random_backbone))
     rows = _evaluate(evaluation, checkpoint, report_dir, command, log)
     for name, other in evaluation.extractor.data.splits.others.items():
         if rank() == 0:
@@ -101,6 +104,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
         log=log if rank() == 0 else _print_nothing,
         on_features=keep,
+        start_backbone=evaluation.start_backbone,
     )
     if rank():
         return rows

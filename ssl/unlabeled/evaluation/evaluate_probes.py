@@ -34,7 +34,7 @@ SPLITS = ("train", "test")
 class Row:
     """One number of the report: its features, its protocol, and the facts needed to trust it."""
 
-    features: str  # "pretrained", "random init", "raw pixels" or "chance"
+    features: str  # "pretrained", "start", "random init", "raw pixels" or "chance"
     protocol: str
     top1: float  # per cent of the test images
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +65,7 @@ def evaluate_probes(
     heads: Mapping[str, Mapping[str, nn.Module]] | None = None,
     task: Callable[[nn.Module], Task] | None = None,
     on_features: Callable[[str, Features, Features], None] | None = None,
+    start_backbone: nn.Module | None = None,
 ) -> list[Row]:
     """Runs every probe on features of ``backbone``, of ``random_backbone`` and on pixels; adds two rows of chance.
 
@@ -78,13 +79,16 @@ def evaluate_probes(
             only if they ask for it.
         on_features: called with the name of each network and its features of train and of test, e.g. to draw them.
 
+        start_backbone: with the weights that the run started from, where these were no random ones.
+
     Global random states are left as found. Probes run on ``device``.
 
     Raises:
         RuntimeError: the state of ``backbone`` is not bit for bit the same afterwards.
         UserError: a label is not below ``num_classes``, or nothing is labelled.
     """
-    beside = {"random init": random_backbone, "raw pixels": PixelNetwork() if raw_pixels else None}
+    beside = {"start": start_backbone, "random init": random_backbone}
+    beside["raw pixels"] = PixelNetwork() if raw_pixels else None
     networks = {"pretrained": backbone} | {name: network for name, network in beside.items() if network is not None}
     rows: list[Row] = []
     reference: Features | None = None

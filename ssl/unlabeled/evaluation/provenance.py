@@ -63,6 +63,7 @@ def checkpoint_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoder": checkpoint.part,
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
+        **({"started_from": checkpoint.weights} if checkpoint.weights else {}),
         **checkpoint.progress,
     }
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from unlabeled.core.ranges import Epochs, LearningRate, Milestones, WeightDecay
+from unlabeled.core.ranges import Epochs, LearningRate, Milestones, SomeShare, WeightDecay
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
+from unlabeled.optimizers.layer_decay import by_layer
 from unlabeled.optimizers.schedules import warmup_cosine, warmup_tenths
 
 
@@ -26,6 +27,8 @@ class OptimizerConfig:
         warmup_epochs: linear rise from 0.
         weight_decay: for every parameter that is decayed.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
+        layer_decay: factor of the rate from each block of the backbone to the one before it, for continued pretraining;
+            the heads, and what follows the blocks, have the whole rate. None: one rate for all.
         milestones: epochs after which the rate is divided by ten; None: it falls to 0 by half a cosine.
     """
 
@@ -36,6 +39,7 @@ class OptimizerConfig:
     weight_decay: WeightDecay
     decay_bias_and_norm: bool
     milestones: Milestones | None = None
+    layer_decay: SomeShare | None = None
 
     def peak_lr(self, batch_size: int) -> float:
         """Returns the learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""
@@ -54,6 +58,8 @@ class OptimizerConfig:
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
         """Returns an optimizer for every trainable parameter of ``module``."""
         groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm)
+        if self.layer_decay is not None:
+            groups = by_layer(groups, module, self.layer_decay)
         optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
         optimizer.register_load_state_dict_pre_hook(_as_configured)
         return optimizer

@@ -80,6 +80,7 @@ class Pretraining(pl.LightningModule):
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
+        self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
         self.steps_taken = 0  # by this process, since it was started
 
     @property
@@ -188,7 +189,7 @@ class Pretraining(pl.LightningModule):
         if good:
             progress, rate = self.progress, self.learning_rate
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)  # of optimizer.layer_decay
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
             self.objective.after_step(progress)
         self.steps_taken += 1
@@ -199,8 +200,11 @@ class Pretraining(pl.LightningModule):
         checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config
         checkpoint["data"] = self.data_identity
+        if self.weights is not None:
+            checkpoint["weights"] = self.weights
         checkpoint["progress"] = self.progress._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.weights = checkpoint.get("weights")
         if "faults" in checkpoint:  # not in those of earlier versions
             self.faults.load_state_dict(checkpoint["faults"])

@@ -19,6 +19,7 @@ from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.resuming import check_fits
 from unlabeled.training.run_lock import RunLock
 from unlabeled.training.same_data import DATA_FILES, has_moved, same_data
+from unlabeled.weights.starting.start import write_start
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 
@@ -50,6 +51,9 @@ class Run:
         self._check_labels(run_dir / "labels.txt", begun is not None)
         if begun is not None:
             check_fits(begun, self.module)
+        elif self.module.weights is not None and self.trainer.is_global_zero:
+            copied = write_start(self.checkpoints.folder, self.module.objective.backbone)
+            self.module.weights = self.module.weights | {"start_sha256": copied}
         if self.trainer.is_global_zero:
             run_dir.mkdir(parents=True, exist_ok=True)
             same = same_data(self.data.splits.train, run_dir / DATA_FILES, begun, resolved)

@@ -18,7 +18,8 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 # ViT-S has twice as many (its vits.py).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
-NO_CHANGE = ("_convert_", "gradient_checkpointing", "initialisation", "zero_init_residual")  # for loaded weights
+# Keys that make no difference for loaded weights
+NO_CHANGE = ("_convert_", "freeze", "gradient_checkpointing", "initialisation", "zero_init_residual")
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
@@ -32,7 +33,9 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
         raise UserError(f"checkpoint={checkpoint.path} was made with another backbone: {given}; leave backbone out")
 
 
-def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone) -> None:
+def check_geometry(
+    checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone, resized: bool = False
+) -> None:
     """Raises UserError where the weights fit ``backbone`` but belong to another network.
 
     Adds to ``checkpoint.notes``.
@@ -41,8 +44,11 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
         checkpoint: with its layout.
         found: tensors by the backbone's names.
         backbone: not loaded yet.
+        resized: whether the positions were interpolated to images of the backbone's size.
     """
     shown = _visible_settings(backbone)
+    if resized:
+        shown.pop("image_size", None)
     own = (checkpoint.config or {}).get("backbone") or {}
     for key in shown.keys() & own.keys():
         if own[key] is not None and shown[key] != own[key]:
@@ -55,7 +61,8 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
             "backbone.stem=cifar pads by 1: the weights would load and mean another network"
         )
     if isinstance(backbone, ViT):
-        _check_positions(checkpoint, found["pos_embed"], backbone)
+        if not resized and not checkpoint.weights.get("resized"):
+            _check_positions(checkpoint, found["pos_embed"], backbone)
         if not own:
             _check_heads(checkpoint, found["pos_embed"], backbone)
 
@@ -102,7 +109,7 @@ def _heads(backbone: ViT) -> int:
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
     """Checks that a fixed position table equals the file's, as it is part of the architecture."""
-    if backbone.pos_embed.requires_grad or _close(table, backbone.pos_embed):
+    if backbone.position == "learned" or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
     raise UserError(

@@ -16,6 +16,7 @@ from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
 from unlabeled.weights.key_mapping import map_key
 from unlabeled.weights.layouts import CheckpointLayout, recognize_layout, strip_wrappers
+from unlabeled.weights.positions import fit_positions
 from unlabeled.weights.safe_load import read_tensors
 
 
@@ -50,14 +51,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
             run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return checkpoint_of(content, path, sha256)
+
+
+def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
+    """Makes a checkpoint of what a file holds. Raises UserError as :func:`read_checkpoint`."""
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
     if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")
     inner = content.get("state_dict", content)
     layout = recognize_layout([strip_wrappers(name) for name in tensors])
     own = layout.name == "own run"
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Checkpoint(
         path=path,
         sha256=sha256,
@@ -67,6 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors=tensors,
         layout=layout.name,
         part=layout.part,
+        weights=_weights(content.get("weights"), path) if own else {},
     )
 
 
@@ -87,12 +94,20 @@ def _progress(progress: Any, path: Path) -> dict[str, int]:
     return dict(progress)
 
 
-def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
+def _weights(weights: Any, path: Path) -> dict[str, Any]:
+    found: Any = {} if weights is None else as_data(weights, f"checkpoint={path}")
+    if not isinstance(found, dict):
+        raise UserError(f"checkpoint={path}: its record of the weights that it started from is no table")
+    return found
+
+
+def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool = False) -> Backbone:
     """Loads every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.layouts`.
 
     Args:
         source: a file, or the result of :func:`read_checkpoint`; its ``left_out`` and ``notes`` are filled.
         backbone: of the same architecture; changed in place and returned.
+        any_size: whether a ViT may be for images of another size: its positions are then interpolated, with a note.
 
     Raises:
         UserError: a tensor is missing, has another shape, or belongs neither to the backbone nor to another known part;
@@ -102,6 +117,9 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
     wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
     division = _divide(checkpoint.tensors, layout, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
+    resized = fit_positions(division.found, wanted, backbone) if any_size else None
+    if resized is not None:
+        checkpoint.notes.append(resized)
     if layout.views:
         checkpoint.notes.append(
             f"{layout.name} prepares images as views={layout.views} does, not by ImageNet's mean and std"
@@ -115,7 +133,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
             f"checkpoint={checkpoint.path} ({checkpoint.layout}) does not fit the backbone: "
             f"{'; '.join(problems)}{advice}"
         )
-    check_geometry(checkpoint, division.found, backbone)
+    check_geometry(checkpoint, division.found, backbone, resized is not None)
     backbone.load_state_dict(division.found)
     return backbone
 

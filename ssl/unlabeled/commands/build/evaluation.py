@@ -90,7 +90,9 @@ def build_evaluation(
         if isinstance(probe, KNN):
             probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
-    backbone = build_backbone(config.backbone, config.seed)
+    trained = {**config.backbone, "freeze": None} if config.backbone.get("freeze") else config.backbone
+    network = OmegaConf.create(trained)  # a probe that trains it all may do so
+    backbone = build_backbone(network, config.seed)
     check_kinds(config, backbone)
     views: Views = instantiate(config.views)
     backbone.check_size(views.size)
@@ -107,7 +109,7 @@ def build_evaluation(
     )
     return Evaluation(
         backbone=backbone,
-        random_backbone=build_backbone(config.backbone, config.seed),
+        random_backbone=build_backbone(network, config.seed),
         extractor=extractor,
         probes=probes,
         settings={"probe": resolved["probe"], "seed": config.seed, "precision": precision},

@@ -42,6 +42,7 @@ from unlabeled.training.run import Run
 from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
+from unlabeled.weights.starting.start import StartingWeights, read_start
 
 
 def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
@@ -76,7 +77,10 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views: Views = instantiate(config.views)
     views.require_channels(data.splits.train)
     views.require_masks(data.splits.train)
-    objective = build_objective(config)
+    start = read_weights(resolved, checkpoints)
+    objective = build_objective(config, start)
+    if start is not None and trainer.is_global_zero:
+        print(start)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
@@ -99,7 +103,26 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
         NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
+    module.weights = None if start is None else start.record()
     return Run(trainer, module, data, checkpoints, lock)
+
+
+def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> StartingWeights | None:
+    """Reads what a run starts from, whose hash goes into ``resolved``; None for nothing, and where the run goes on.
+
+    A run that goes on has the hash from its own checkpoint: the file may be gone by then.
+    """
+    origin = resolved.get("weights")
+    if origin is None:
+        return None
+    begun = checkpoints.find()
+    if begun is not None:
+        record = torch.load(begun, map_location="cpu", mmap=True, weights_only=True).get("weights") or {}
+        resolved["weights_sha256"] = record.get("sha256")
+        return None
+    start = read_start(origin, resolved["weights_of"], resolved["weights_sha256"])
+    resolved["weights_sha256"] = start.checkpoint.sha256
+    return start
 
 
 def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
@@ -209,6 +232,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
         )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips, no advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec")  # of Lightning 2.6 with torch 2.15; nobody's concern here
+    warnings.filterwarnings("ignore", ".*module.* in eval mode at the start")  # those of backbone.freeze mean to be
     if config.plan_only and config.plan is None:
         raise UserError("plan_only=true: plan=null has none; leave one of them out")
     watching = [instantiate(config[name]) for name in ("online_knn", "pictures", "health") if config[name]]
@@ -281,11 +305,19 @@ def build_backbone(config: DictConfig, seed: int) -> Backbone:
     return backbone
 
 
-def build_objective(config: DictConfig) -> Objective:
-    """The method around its backbone, both initialised from the run's seed."""
+def build_objective(config: DictConfig, start: StartingWeights | None = None) -> Objective:
+    """The method around its backbone, both initialised from the run's seed, and the backbone from ``start``.
+
+    The backbone is loaded before the method takes it, so that momentum encoders are copies of what was loaded.
+    """
     backbone = build_backbone(config.backbone, config.seed)
+    if start is not None:
+        spec: Any = OmegaConf.to_container(config.backbone, resolve=True)
+        start.into_backbone(backbone, spec)
     with seeded_init(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
+    if start is not None:
+        start.into_objective(objective)
     return objective
 
 

@@ -72,7 +72,8 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
     Args:
         out: the run's folder, ``run_dir``; a run that is there already goes on.
         overrides: ``key=value`` each, as on the command line.
-        keys: the same as keywords; ``optimizer={"lr": 0.1}`` is ``optimizer.lr=0.1``. ``data`` may be a folder.
+        keys: the same as keywords; ``optimizer={"lr": 0.1}`` is ``optimizer.lr=0.1``. ``data`` may be a folder,
+            ``weights`` a :class:`Run`.
 
     Raises:
         UserError: a mistake, with the line that the command would print.
@@ -82,6 +83,8 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
     from unlabeled.commands.train.train import train as pretrain
     from unlabeled.evaluation.reporting.results import Results
 
+    if isinstance(keys.get("weights"), Run):
+        keys["weights"] = _path(keys["weights"])
     given = overrides_of(({} if out is None else {"run_dir": out}) | keys) + list(overrides)
     _refuse(given, NO_TRAINING)
     config = composed("train", given := completed(given, log=_silent))

@@ -12,7 +12,7 @@ from unlabeled.health.folder import diagnose_run
 
 FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
 FEW = " per class/"  # in protocols with few labels
-BASELINES = {"random init": "random network", "raw pixels": "raw pixels"}
+BASELINES = {"start": "at the start", "random init": "random network", "raw pixels": "raw pixels"}
 
 
 def scores(rows: Sequence[Row]) -> dict[str, float]:

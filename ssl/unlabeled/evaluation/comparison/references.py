@@ -131,9 +131,9 @@ def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs:
         *((key, config_value(config, key), published) for key, published in value.get("recipe", {}).items()),
     ]
     unknown = [f"the published number of {name} is not known" for name, _, theirs in settings if theirs is None]
-    return [
-        f"{name} {ours} instead of {theirs}" for name, ours, theirs in settings if theirs not in (None, ours)
-    ] + unknown
+    begun = [f"started from weights={config['weights']}, not from random ones"] if config.get("weights") else []
+    given = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in settings if theirs not in (None, ours)]
+    return begun + given + unknown
 
 
 def describe_crops(config: Mapping[str, Any]) -> str | None:

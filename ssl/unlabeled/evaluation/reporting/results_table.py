@@ -8,8 +8,8 @@ from unlabeled.core.shown import in_table
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.probe import MEAN_PER_CLASS
 
-ORDER = ["pretrained", "random init", "raw pixels"]
-GAINS = {name: f"pretrained − {name}" for name in ("random init", "raw pixels")}  # over what it has to beat
+ORDER = ["pretrained", "start", "random init", "raw pixels"]
+GAINS = {name: f"pretrained − {name}" for name in ("start", "random init", "raw pixels")}  # over what it has to beat
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
 DEFAULT_METRICS = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]

@@ -23,6 +23,8 @@ def headline(rows: Sequence[Row]) -> str:
     random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
     sure = " ".join(format_uncertainty(row))
     gain = f"; {format_signed(row.top1 - random[0].top1)} points against random weights" if random else ""
+    start = [other for other in rows if (other.features, other.protocol) == ("start", row.protocol)]
+    gain += f", {format_signed(row.top1 - start[0].top1)} against the weights at the start" if start else ""
     return f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {row.protocol}{gain}."
 
 
@@ -40,7 +42,8 @@ def report_warnings(
 
 def _no_gain(rows: Sequence[Row]) -> list[str]:
     found = []
-    for features, name in {"random init": "those of random weights", "raw pixels": "raw pixels"}.items():
+    beaten = {"start": "those of the weights at the start", "random init": "those of random weights"}
+    for features, name in (beaten | {"raw pixels": "raw pixels"}).items():
         beside = {row.protocol: row.top1 for row in rows if row.features == features}
         worse = [
             row.protocol

@@ -8,6 +8,8 @@ mistakes in a method or in views are checked by their own ``plan_warnings``.
 from unlabeled.objective import Check
 from unlabeled.optimizers import OptimizerConfig
 
+# Peak for 256 images of a run that starts from weights: a tenth of conf/optimizer/ (our choice)
+CONTINUED = {"SGD": 0.003, "LARS": 0.03, "AdamW": 1.5e-5}
 WARMUP, FINAL = 1 / 5, 1 / 10  # largest share of the run; largest share of the peak
 
 
@@ -27,6 +29,29 @@ def check_schedule(
         _last_rate(optimizer_config.peak_lr(images_per_step), schedule["learning_rate"][-1]),
     ]
     return looks + ([_queue(schedule["queue_fill"][-1])] if "queue_fill" in schedule else [])
+
+
+def check_continued_rate(optimizer_config: OptimizerConfig, images_per_step: int, origin: str) -> list[Check]:
+    """Checks the peak of a run that starts from weights, which is lower than for random ones, as in fine-tuning.
+
+    Args:
+        optimizer_config: of the optimizer; of one that is not in ``CONTINUED`` nothing is known.
+        images_per_step: over all processes and batches.
+        origin: what the run starts from.
+    """
+    name = getattr(optimizer_config.optimizer, "func", optimizer_config.optimizer).__name__
+    if name not in CONTINUED:
+        return []
+    advised, peak = CONTINUED[name] * images_per_step / 256, optimizer_config.peak_lr(images_per_step)
+    lower = optimizer_config.lr * advised / peak if peak else 0.0
+    return [
+        Check(
+            "a lower learning rate from weights that exist",
+            peak <= advised * (1 + 1e-9),
+            f"a peak of {peak:.3g} with {name}, from weights={origin}",
+            f"what they have learnt may be lost first: give optimizer.lr={lower:.2g}, a peak of {advised:.3g}, or less",
+        )
+    ]
 
 
 def _warmup(given: float, epochs: float) -> Check:

@@ -14,7 +14,7 @@ from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
 from unlabeled.data.understood import all_left_out, understood
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
-from unlabeled.training.plan.checks import check_schedule
+from unlabeled.training.plan.checks import check_continued_rate, check_schedule
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
 
@@ -91,6 +91,8 @@ def make_plan(
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
     checks = check_schedule(module.optimizer_config, epochs, module.images_per_step, schedule)
     checks += module.objective.plan_warnings(module.plan) if isinstance(module.objective, HasMethodWarnings) else []
+    if module.weights is not None:
+        checks += check_continued_rate(module.optimizer_config, module.images_per_step, module.weights["origin"])
     checks += module.views.plan_warnings(train.image_size)
     trial, left = (tried, module.total_steps - step) if isinstance(tried, TrialResult) else (None, 0)
     seconds = None if trial is None else left * trial.seconds_per_step

@@ -1,0 +1,1 @@
+"""What a run starts from: files, runs, and weights of other libraries."""
