@@ -56,6 +56,12 @@ class Splits:
     left_out: LeftOut = field(default_factory=dict)  # what lies beside the images and is not used
     warnings: list[str] = field(default_factory=list)  # what looks like a mistake, a sentence each
     others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
+    unjudged: dict[str, Source] = field(default_factory=dict)  # likewise of images without labels: nothing is tested on
+
+    def every(self) -> dict[str, Source]:
+        """All of them by name, train first."""
+        test = {} if self.test is None else {"test": self.test}
+        return {"train": self.train, **test, **self.others, **self.unjudged}
 
 
 def common_folder(source: Source) -> str:

@@ -46,6 +46,12 @@ def of_folder(root: Path, place: str | None) -> Listing:
     return Listing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
 
 
+def of_image(file: Path) -> Listing:
+    """A single image, of no class."""
+    index = make_index({"path": [os.fsencode(file.name)]}, {})
+    return Listing(file.parent, index, np.array([-1]), [], str(file), of_folder=False)
+
+
 def together(parts: list[Listing]) -> Listing:
     """The images of several lists, one after the other, with the classes of all by their names."""
     if len(parts) == 1:
