@@ -162,6 +162,12 @@ def embed(
     images = {"data": data} if named and data is not None else {}
     given = with_data_source([*overrides_of(weights | images | keys), *overrides])
     config = composed("embed", given)
+    if config.out is not None:
+        raise UserError('out: what is returned has .save("features.parquet")')
+    if not named and config.get("data") is not None:
+        raise UserError("data: images are given already; leave the keys of data out")
+    if not of_file and (unused := [key for key in ("run", "checkpoint", "views", "backbone") if config.get(key)]):
+        raise UserError(f"{unused[0]}: a network is given already; leave it out")
     with _as_found(), user_errors(conf_folder(), "embed", given):
         from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
         from unlabeled.evaluation.embedding.given_images import given_splits

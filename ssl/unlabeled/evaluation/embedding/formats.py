@@ -88,8 +88,8 @@ def _csv(path: Path, rows: Rows, features: bool = True) -> None:
 
 def _csv_line(values: list[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\n").writerow(values)  # with another it would not quote a name of two lines
+    return text.getvalue()[:-1]
 
 
 def _npy(path: Path, rows: Rows) -> None:
