@@ -131,8 +131,8 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     import_from_beside(own_folders(sys.argv[1:] if arguments is None else arguments))
     whole.__module__ = config_name  # what Hydra calls the job, on a cluster too
     try:
+        sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
         with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
-            sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
             read_command_line(conf, config_name)
             hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
     finally:
