@@ -140,8 +140,14 @@ def test_one_image_gives_one_row(
 def test_data_path_alone_names_images_where_those_of_the_run_have_no_path(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"experiment": "digits", "max_steps": 1, "batch_size": 64, "backbone": {"width": 0.125}, "probe": "none"}
-    quick = {"online_knn": None, "pictures": None, "num_workers": 0, "trainer": {"accelerator": "cpu"}}
+    small: dict[str, Any] = {
+        "experiment": "digits",
+        "max_steps": 1,
+        "batch_size": 64,
+        "backbone": {"width": 0.125},
+        "probe": "none",
+    }
+    quick: dict[str, Any] = {"online_knn": None, "pictures": None, "num_workers": 0, "trainer": {"accelerator": "cpu"}}
     run = unlabeled.train(out=tmp_path / "run", **small, **quick)
     cat = photos / "train" / "2.png"
     given = [f"run={run.folder}", f"data.path={cat}", f"out={tmp_path / 'x.npz'}", *CPU]
@@ -247,7 +253,7 @@ def killed_at_the_fifth_batch(out: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         append(self, *arguments)
 
-    PartFile.append = dying  # type: ignore[method-assign]
+    setattr(PartFile, "append", dying)  # noqa: B010, mypy takes no assignment of a method
     embed_to_file(Path(out), *parts(), {}, quiet)
 
 
@@ -423,7 +429,10 @@ def test_a_mistake_that_only_the_weights_and_images_show_is_one_line_too(
     ("call", "line"),
     [
         (lambda: unlabeled.embed("/no/run", "digits"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
-        (lambda: unlabeled.embed(3, "digits"), "int: give a run, a file of weights, or a network"),
+        (
+            lambda: unlabeled.embed(3, "digits"),  # type: ignore[arg-type]
+            "int: give a run, a file of weights, or a network",
+        ),
         (lambda: unlabeled.embed(nn.Identity(), "digits"), "Identity: has no transform; set model.transform to what"),
         (lambda: unlabeled.embed(Own()), "data: a network does not say what it was made with: give a folder"),
         (lambda: unlabeled.embed(Own(), []), "data: an empty list; give images"),

@@ -21,7 +21,7 @@ SPLITS = ["train", "train", "train", "test", "test", "test-2", "test"]
 def some(count: int = 7, width: int = 5) -> Embeddings:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((count, width)).astype(np.float32) * np.float32(1e-3)
-    x[0, :3] = [np.float32(1) / 3, 1e-45, 3.4e38]  # the smallest and nearly the largest float32
+    x[0, :3] = np.array([1 / 3, 1e-45, 3.4e38], np.float32)  # the smallest and nearly the largest float32
     labels = np.array([0, 1, -1, 1, 0, -1, 2][:count])
     return Embeddings(x, NAMES[:count], labels, SPLITS[:count], ["cat", "dog", "Ente"])
 
