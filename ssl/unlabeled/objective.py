@@ -1,4 +1,4 @@
-"""The contract between data, views, backbone, objective and the training loop. Nothing else lives here."""
+"""Defines the contract between data, views, backbone, objective and the training loop, and nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from unlabeled.errors import UserError
 
 
 class Support(NamedTuple):
-    """Labelled images beside a batch. S is their number on this process; every class of the step has equally many."""
+    """Holds the labelled images of a step. S is their number on this process; all classes have equally many."""
 
     images: Tensor  # uint8 [S, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [S], position of each image in its source
@@ -20,18 +20,18 @@ class Support(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step sees. B is the number of images on this process; row order is the order of the global batch."""
+    """Holds the images of one step. B is the number on this process; rows are in the order of the global batch."""
 
     images: Tensor  # uint8 [B, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [B], position of each image in its source
-    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that claims to need no labels
+    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that is said to need no labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
-    support: Support | None = None  # labelled images, for an objective that asks for them (NeedsSupport), no other
+    support: Support | None = None  # labelled images, only for an objective that needs them (NeedsSupport)
     sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
 
 
 class Progress(NamedTuple):
-    """Where the run is. Every schedule and every random draw of a method is a function of this and nothing else."""
+    """Says how far the run is. Every schedule and random draw of a method must depend on these values only."""
 
     step: int  # optimizer steps taken before this one
     total_steps: int
@@ -42,22 +42,22 @@ class Progress(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Batches before this one: what random draws depend on, so that no two batches share them."""
+        """Returns the number of batches before this one. Random draws depend on it, so no two batches share a draw."""
         return self.step * self.parts + self.part
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1)."""
+        """Returns the share of the run that is done, in [0, 1)."""
         return self.step / self.total_steps
 
     @property
     def epoch(self) -> float:
-        """Epochs that are done, with their fractional part."""
+        """Returns the number of epochs that are done, with its fractional part."""
         return self.step / self.steps_per_epoch
 
 
 class Plan(NamedTuple):
-    """What a run will give its objective, known before an image is read."""
+    """Describes the data that a run will give its objective; known before any image is read."""
 
     batch_size: int  # over all processes
     processes: int
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     views: Sequence[int]  # height and width of each view of an image, pixels
 
     def needs_views(self, at_least: int, at_most: int | None = None) -> None:
-        """Raise UserError unless so many views are made."""
+        """Raises UserError unless the number of views is in the given range."""
         if len(self.views) < at_least or (at_most is not None and len(self.views) > at_most):
             wanted = f"exactly {at_least}" if at_least == at_most else f"at least {at_least}"
             raise UserError(
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
             )
 
     def needs_negatives(self) -> None:
-        """Raise UserError for a batch of one image: a contrast within the batch has nothing to contrast with."""
+        """Raises UserError for a batch of one image, in which a contrastive loss has no negatives."""
         if self.batch_size < 2:
             raise UserError(
                 f"batch_size={self.batch_size}: the other images of a batch are the negatives of this objective, and "
@@ -83,65 +83,66 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One look at a run that can work and may yet be a mistake."""
+    """The result of one check for a setting that can work but is probably a mistake."""
 
     name: str
     passed: bool
-    found: str  # in words, with the keys and their numbers
-    remedy: str  # what to give instead
+    found: str  # a sentence with the keys and their values
+    remedy: str  # the setting to use instead
 
 
 @dataclass
 class Output:
-    """What an objective returns for one batch."""
+    """Holds what an objective returns for one batch."""
 
     loss: Tensor  # float32 scalar
-    features: Tensor  # [B, backbone.num_features], detached: what online probes read
+    features: Tensor  # [B, backbone.num_features], detached, for online probes
     metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars, logged as train/<name>
-    # For the health monitor alone: [n, D], what the loss sets to length 1, with its graph; and what a teacher made of
-    # other views, which must have none.
+    # For the health monitor only, [n, D]: the vectors that the loss normalises, with their graph; and the teacher's
+    # vectors of other views, which must have no graph.
     embeddings: Tensor | None = None
     targets: Tensor | None = None
 
 
 class MetricBound(NamedTuple):
-    """A metric by which a method shows that it fails in a way of its own: an alarm while it is out of bounds."""
+    """Gives the healthy range of one metric. The health monitor warns while the metric is outside of it."""
 
-    name: str  # of the failure: codes-not-balanced
+    name: str  # of the failure, e.g. codes-not-balanced
     metric: str  # in Output.metrics
     at_least: float
     at_most: float
-    meaning: str  # in words: what such a value usually means
+    meaning: str  # what such a value usually means, a sentence
     remedy: str  # what to try
-    lasting: bool = False  # whether a healthy run may be out of bounds for as long as its loss may stand at collapse
+    lasting: bool = False  # True: a healthy run may be out of bounds while its loss may still be at collapse
 
 
 class Backbone(nn.Module):
-    """Images [B, channels, h, w] → features [B, num_features]. The product of a run."""
+    """A network that maps images [B, channels, h, w] to features [B, num_features]. It is what a run produces."""
 
     num_features: int
-    channels: int = 3  # of its images
+    channels: int = 3  # of the images
     image_size: int | None = None  # height and width of the images that it is built for, pixels; None: any
-    size_multiple: int | None = None  # such sizes are taken too, positions interpolated; None: ``image_size`` alone
-    kinds: tuple[str, ...] = ("last",)  # of features that it can give
+    size_multiple: int | None = None  # its multiples work too, by interpolation; None: only ``image_size``
+    kinds: tuple[str, ...] = ("last",)  # of features that it can return
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """What probes look at, in one pass.
+        """Returns the features that probes use, in one forward pass.
 
         Args:
             images: [B, 3, h, w].
-            kinds: among :attr:`kinds`. ``last`` is what forward gives, [B, num_features]; ``tokens`` [B, n, D] is what
-                was there before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
-                four blocks or stages, joined; ``cls`` and ``patches`` [B, D] are a class token and the others' mean.
+            kinds: among :attr:`kinds`. ``last`` is the output of forward, [B, num_features]; ``tokens`` [B, n, D] are
+                the tokens before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
+                four blocks or stages, concatenated; ``cls`` and ``patches`` [B, D] are the class token and the mean of
+                the others.
 
         Raises:
-            UserError: a kind that this architecture has not.
+            UserError: a kind that this architecture does not have.
         """
         self.check_kinds(kinds)
         return {"last": self(images)}
 
     def check_kinds(self, kinds: Sequence[str]) -> None:
-        """Raise UserError for a kind of features that this architecture has not."""
+        """Raises UserError for a kind of features that this architecture does not have."""
         for kind in kinds:
             if kind not in self.kinds:
                 raise UserError(
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
                 )
 
     def check_size(self, size: int) -> None:
-        """Raise UserError where it does not take images of ``size`` × ``size`` pixels; the line names what to give."""
+        """Raises UserError if the backbone cannot take images of ``size`` × ``size`` pixels, and says which it can."""
         if self.image_size in (None, size):
             return
         name, built = type(self).__name__, self.image_size
@@ -166,109 +167,113 @@ class Backbone(nn.Module):
             )
 
     def shards(self) -> list[nn.Module]:
-        """The parts called one after another: FSDP has one whole at a time, gradient checkpointing keeps inputs."""
+        """Returns the blocks, in the order of their calls.
+
+        FSDP gathers, and checkpointing recomputes, one at a time.
+        """
         return []
 
 
 class Objective(nn.Module):
     """Turns the views of a batch into a loss. Owns the backbone and every state of the method as persistent buffers.
 
-    What only some methods have is no part of it: the protocols below name each, a method has one by defining what it
-    lists, and those who use it ask with ``isinstance``.
+    Features that only some methods have are not part of this class. Each is a protocol below: a method has it by
+    defining its members, and callers test for it with ``isinstance``.
     """
 
     backbone: Backbone
 
     def check(self, plan: Plan) -> None:
-        """Raise UserError, in one line, for a run that cannot work; called before an image is read."""
+        """Raises UserError, in one line, for a run that cannot work. It is called before any image is read."""
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """The loss of one batch.
+        """Returns the loss of one batch.
 
-        Must not change state that a later step reads, except, in training, its own buffers and the parameters that no
-        optimizer trains: these are put back where the loss turns out not to be finite, and the step is not taken.
+        Must not change state that a later step reads. Exceptions, in training: its own buffers, and parameters that no
+        optimizer trains. If the loss is not finite, these are restored and the step is skipped.
         """
         raise NotImplementedError
 
     def after_step(self, progress: Progress) -> None:
-        """Called once after each optimizer step, with the progress of that step; e.g. for a moving average."""
+        """Updates the method after an optimizer step, e.g. a moving average. ``progress`` is that of the step."""
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Loss of a network whose embeddings are all equal, or None where the method has no such value."""
+        """Returns the loss of a network whose embeddings are all equal, or None if the method has no such value."""
         return None
 
 
 @runtime_checkable
 class AfterBackward(Protocol):
-    """A method that acts on gradients, e.g. to hold prototypes still (SwAV)."""
+    """A method that changes gradients, e.g. to keep prototypes fixed (SwAV)."""
 
     def after_backward(self, progress: Progress) -> None:
-        """Called once per optimizer step when gradients are there, before they are clipped and used."""
+        """Changes the gradients. It is called once per optimizer step, before they are clipped and used."""
         ...
 
 
 @runtime_checkable
 class HasSchedules(Protocol):
-    """A method with values for the plan and the monitor to show."""
+    """A method that has scheduled values, which the plan and the monitor show."""
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
-        """Values that this method uses at a step, by name; from the code that the step takes them from.
+        """Returns the values that the method uses at a step, by name, computed by the code that the step itself uses.
 
-        Where there is such a thing: ``momentum`` of a teacher, ``temperature``, ``queue_fill``, the share of a queue
-        that holds what was seen when the step begins, in [0, 1].
+        Standard names, for methods that have such a value: ``momentum`` of a teacher, ``temperature``, ``queue_fill``:
+        the share of a queue that holds embeddings of images when the step begins, in [0, 1].
         """
         ...
 
 
 @runtime_checkable
 class HasMethodWarnings(Protocol):
-    """A method that knows which runs can work and may yet be a mistake (MoCo, SwAV)."""
+    """A method that can detect settings that work but are probably a mistake (MoCo, SwAV)."""
 
     def plan_warnings(self, plan: Plan) -> list[Check]:
-        """Checks for the plan, passed or not; called after :meth:`Objective.check`."""
+        """Returns the checks for the plan, passed or not. It is called after :meth:`Objective.check`."""
         ...
 
 
 @runtime_checkable
 class HasTeacher(Protocol):
-    """A method with copies of networks that follow the trained ones slowly (MoCo, ReLIC)."""
+    """A method with teachers: copies of networks that follow the trained ones slowly (MoCo, ReLIC)."""
 
     def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        """Each copy with what it follows, the backbone's first, at least one; for the monitor."""
+        """Returns each teacher with its student, at least one pair, the backbone's first; for the monitor."""
         ...
 
 
 @runtime_checkable
 class HasMetricBounds(Protocol):
-    """A method whose own metrics show that it fails."""
+    """A method that can fail in ways that its own metrics show."""
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """By which of them the health monitor can tell."""
+        """Returns the bounds by which the health monitor recognises such failures."""
         ...
 
 
 @runtime_checkable
 class HasHead(Protocol):
-    """A method whose embeddings are worth a probe, beside the features of the backbone (PAWS)."""
+    """A method whose embeddings deserve a probe of their own, beside the backbone's features (PAWS)."""
 
     def head(self) -> nn.Module:
-        """Turns features [B, num_features] into embeddings [B, D]."""
+        """Returns the module that turns features [B, num_features] into embeddings [B, D]."""
         ...
 
 
 @runtime_checkable
 class HasVisualization(Protocol):
-    """A method that makes images of images (MAE)."""
+    """A method that can produce pictures from images, e.g. reconstructions (MAE)."""
 
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """What it makes of some images, to look at.
+        """Returns pictures that the method makes of some images.
 
         Args:
-            batch: with one view, as evaluation sees it.
+            batch: has one view, the one of evaluation.
             seed: of every random draw.
 
         Returns:
-            By name, in the order of columns, [B, 3, h, w] each with the values of views. Called without gradients, in
+            Pictures by name, in the order of columns, each [B, 3, h, w] with values like those of views. It is called
+                without gradients, in eval mode, and on one process only: it must not use collectives.
             eval mode, and by one process alone: nothing in here may wait for another.
         """
         ...
@@ -276,8 +281,8 @@ class HasVisualization(Protocol):
 
 @runtime_checkable
 class HasPrototypes(Protocol):
-    """A method that compares images with prototypes of its own (SwAV)."""
+    """A method that compares images with learned prototypes (SwAV)."""
 
     def prototype_scores(self, features: Tensor) -> Tensor:
-        """Cosines [B, K] of images with the prototypes, from features [B, num_features]; to look at, as pictures."""
+        """Returns cosines [B, K] of features [B, num_features] with the prototypes; for pictures."""
         ...

@@ -147,8 +147,8 @@ def test_data_path_alone_names_images_where_those_of_the_run_have_no_path(
         "backbone": {"width": 0.125},
         "probe": "none",
     }
-    quick: dict[str, Any] = {"online_knn": None, "pictures": None, "num_workers": 0, "trainer": {"accelerator": "cpu"}}
-    run = unlabeled.train(out=tmp_path / "run", **small, **quick)
+    quick: dict[str, Any] = {"online_knn": None, "pictures": None, "num_workers": 0, "trainer.accelerator": "cpu"}
+    run = unlabeled.train(out=tmp_path / "run", backbone={"width": 0.125}, **small, **quick)
     cat = photos / "train" / "2.png"
     given = [f"run={run.folder}", f"data.path={cat}", f"out={tmp_path / 'x.npz'}", *CPU]
     code, said = printed(capfd, monkeypatch, "embed", *given)

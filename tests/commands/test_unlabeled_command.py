@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, Script
-from unlabeled.commands.calls import console
 from unlabeled.commands.calls.console import COMMANDS, folders_as, main, overview
 from unlabeled.commands.given import typed
 from unlabeled.commands.setup.new import KINDS, write_skeleton
@@ -24,7 +23,7 @@ def printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
     except SystemExit as stop:
         code = int(stop.code or 0)
     captured = capfd.readouterr()
-    return code, captured.out + captured.err
+    return code, (captured.out + captured.err).removeprefix("generated new fontManager\n")  # matplotlib, once a cache
 
 
 def test_help_has_a_sentence_for_each_command_and_answers_in_a_third_of_a_second() -> None:
@@ -72,7 +71,7 @@ def test_every_command_names_a_function_that_is_there_and_its_own_configuration(
         (["new", "objective", "random"], "error: random: give a name of small letters"),
         (["plan", "data=digts"], "error: data=digts: unknown; did you mean digits?"),
         (["preview", "views=simcl"], "error: views=simcl: unknown; did you mean simclr?"),
-        (["train", "run_dir=ä/ö"], "error: run_dir=ä/ö: cannot be read; text with other signs"),
+        (["train", "name=../x"], "error: name=../x: must be the name of a folder within outputs/"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_two(
@@ -110,7 +109,7 @@ def test_folders_without_a_key_get_theirs_and_options_keep_their_values(tmp_path
 @pytest.mark.parametrize(
     ("argv", "command", "another"),
     [
-        (["train.py", "x=[a b]"], "python train.py x=[a b]", "python train.py seed=2"),
+        (["train.py", "x=[a b]"], "python train.py 'x=[a b]'", "python train.py seed=2"),
         (["/bin/unlabeled", "train", "x=[a b]"], "unlabeled train 'x=[a b]'", "unlabeled train seed=2"),
         (["/unlabeled/commands/represent.py", "run=x"], "unlabeled represent run=x", "unlabeled represent seed=2"),
         (["/x/__main__.py", "train", "x=1"], "python -m unlabeled train x=1", "python -m unlabeled train seed=2"),
@@ -170,7 +169,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(
     def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'kornia'", name="kornia")
 
-    monkeypatch.setattr(console, "import_module", missing)
+    monkeypatch.setattr("unlabeled.commands.config.resolve_name", missing)
     code, found = printed(capfd, monkeypatch, "saliency", "out=x")
     assert (code, found) == (2, "error: kornia is not installed: pip install 'unlabeled[kornia]'\n")
 

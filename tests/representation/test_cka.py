@@ -71,7 +71,7 @@ def test_all_layers_of_two_networks_are_compared_in_one_pass() -> None:
 
 
 def test_three_images_and_a_batch_larger_than_the_others_are_refused() -> None:
-    with pytest.raises(ValueError, match="tuples of four"):
+    with pytest.raises(ValueError, match="at least four images"):
         cka(gaussian(3, 4, 0), gaussian(3, 4, 1))
     gathered = CKA(8)
     gathered.update([gaussian(7, 4, 0)], [gaussian(7, 4, 1)])

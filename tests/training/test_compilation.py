@@ -150,7 +150,7 @@ def test_cuda_graphs_begin_anew_with_each_step_and_not_with_each_accumulated_bat
         ("default", "cpu", 2, True, "compile=default: does not go with trainer.strategy=fsdp"),
         ("reduce-overhead", "cpu", 1, False, "compile=reduce-overhead: is for GPUs, on a CPU give compile=default"),
         ("max-autotune", "cuda", 2, False, "compile=max-autotune: torch makes no CUDA graphs of BatchNorm under ddp"),
-        ("default", "cpu", 1, False, "compile=default: BatchNorm cannot be recomputed in it"),
+        ("default", "cpu", 1, False, "compile=default: does not go with gradient checkpointing of BatchNorm"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_by_the_key(

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): memory for time, and no number changes."""
+"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): less memory, more time, the same numbers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(blocks: Iterable[nn.Module]) -> None:
-    """Let each block keep its input alone, and compute it again in the backward pass; in place.
+    """Makes each block store only its input and compute its forward again in the backward pass; in place.
 
-    Loss, gradients, buffers and random draws are bit for bit what they are without. A copy of a block, as a momentum
-    encoder is, does the same; without gradients nothing is computed twice.
+    Loss, gradients, buffers and random draws are bit for bit the same as without. Copies of a block, such as a momentum
+    encoder, are recomputed too; without gradients nothing is computed twice.
 
     Args:
         blocks: [B, …] → [B, …] each.
@@ -24,7 +24,7 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
 
 
 def is_recomputed(module: nn.Module) -> bool:
-    """Whether :func:`recompute` was given this very module."""
+    """Returns whether :func:`recompute` was applied to this module."""
     forward = vars(module).get("forward")
     return isinstance(forward, partial) and forward.func is _forward
 
@@ -32,7 +32,7 @@ def is_recomputed(module: nn.Module) -> bool:
 def _forward(block: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(block, x)
-    # A compiled graph holds what a block writes to its buffers once, however often it computes the rest.
+    # A compiled graph writes to a block's buffers only once, however often it computes the rest.
     contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
     recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)
     return recomputed
@@ -44,7 +44,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _buffers_kept(block: nn.Module) -> Iterator[None]:
-    """BatchNorm sees each batch twice; the second time it moves a copy of its statistics."""
+    """Lets BatchNorm update a copy of its statistics in the second forward, as it sees each batch twice."""
     owners = [(module._buffers, name) for module in block.modules() for name in module._buffers]
     before = [owner[name] for owner, name in owners]
     for (owner, name), buffer in zip(owners, before, strict=True):

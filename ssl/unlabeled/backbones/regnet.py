@@ -1,7 +1,7 @@
-"""RegNetY by its parameters: the networks of Radosavovic et al. 2020, arXiv:2003.13678, from millions to ten billion.
+"""RegNetY from its parameters: the networks of Radosavovic et al. 2020, arXiv:2003.13678, up to 10 billion weights.
 
-Blocks and tensor names are torchvision's, so that a checkpoint of the one loads in the other. Names such as
-``RegNetY-256GF`` mean different networks in different places: build by parameters, and count.
+Blocks and tensor names are torchvision's, so that checkpoints load in either direction. Names such as ``RegNetY-256GF``
+mean different networks in different places: build by parameters, and compare the number of weights.
 """
 
 import itertools
@@ -38,8 +38,8 @@ class RegNetY(Backbone):
         depth: number of blocks.
         w_0, w_a, w_m: first width, slope and step of the quantised linear widths (arXiv:2003.13678, section 3.3).
         group_width: channels per group of the 3×3 convolutions.
-        se_ratio: width of the squeeze-and-excitation, of a block's input; 0.25 in every RegNetY.
-        rounding: how widths are made multiples of the group width, see :func:`stages`.
+        se_ratio: width of the squeeze-and-excitation, relative to the block's input; 0.25 in every RegNetY.
+        rounding: how widths are rounded to multiples of the group width, see :func:`stages`.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
 
@@ -95,7 +95,7 @@ class RegNetY(Backbone):
 def stages(
     depth: int, w_0: int, w_a: float, w_m: float, group_width: int, rounding: Literal["nearest", "torchvision"]
 ) -> list[Stage]:
-    """Quantised linear widths (arXiv:2003.13678, eq. 2 to 4), made multiples of the group width.
+    """Returns quantised linear widths (arXiv:2003.13678, eq. 2 to 4), rounded to multiples of the group width.
 
     Args:
         rounding: ``nearest`` is the paper's (facebookresearch/pycls), also of ClassyVision, VISSL and timm;
@@ -144,7 +144,7 @@ def _stage(number: int, in_width: int, stage: Stage, se_ratio: float) -> AnyStag
 
 
 def _initialise(network: nn.Module) -> None:
-    """He's initialisation with a fan-out that does not see groups, as pycls and torchvision have it."""
+    """Uses He's initialisation with a fan-out that ignores groups, as pycls and torchvision do."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

@@ -1,7 +1,7 @@
 """ResNets of any depth and width, for large and for small images.
 
-He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 convolution) and with torchvision's names
-for every tensor, so that a checkpoint of the one loads in the other.
+He et al. 2015, arXiv:1512.03385, in torchvision's form (stride in the 3×3 convolution) and with torchvision's names for
+every tensor, so that checkpoints load in either direction.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ class ResNet(Backbone):
 
 
 def features_from_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
-    """Kinds of features of a convolutional network from what its stages give, [B, C, h, w] each, the last one last."""
+    """Returns features by kind from the outputs of a convolutional network's stages, [B, C, h, w] each, in order."""
     made: dict[str, Callable[[], Tensor]] = {
         "last": lambda: maps[-1].mean(dim=(2, 3)),
         "last4": lambda: torch.cat([each.mean(dim=(2, 3)) for each in maps[-4:]], 1),
@@ -122,7 +122,7 @@ def _stage(
 
 
 def _initialise(network: nn.Module, zero_init_residual: bool) -> None:
-    """He's initialisation with fan-out, as torchvision has it."""
+    """Uses He's initialisation with fan-out, as torchvision does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Any model of timm as a backbone: its pooled features before the classifier."""
+"""Uses any timm model as a backbone: its pooled features before the classifier."""
 
 import difflib
 from typing import Any
@@ -10,17 +10,17 @@ from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
-TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules whose models can interpolate theirs
+TABLES_OF_POSITIONS = ("vision_transformer", "deit")  # timm's modules with models that can interpolate positions
 
 
 class TimmBackbone(Backbone):
-    """A freshly initialised timm model without its classifier.
+    """A randomly initialised timm model without its classifier.
 
     Args:
         model: a name that ``timm.list_models()`` knows, e.g. ``vit_tiny_patch16_224`` or ``convnext_tiny``.
-        image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None where they
-            do not (ConvNets). A ViT takes images of other sizes too, positions interpolated by timm.
-        gradient_checkpointing: keep the input of each block, or of what timm calls one, and compute it again in the
+        image_size: height and width of the views, for models whose weights depend on it (ViT, Swin); None for others
+            (ConvNets). A ViT takes images of other sizes too, with positions interpolated by timm.
+        gradient_checkpointing: store the input of each block (as timm defines them), and compute the block again in the
             backward pass; less memory, more time, the same numbers.
         channels: of the images.
 
@@ -66,7 +66,7 @@ class TimmBackbone(Backbone):
 
 
 def _recompute(network: Any, name: str) -> None:
-    """By timm's own means, which let BatchNorm move its statistics twice."""
+    """Turns on timm's gradient checkpointing; refuses BatchNorm, whose statistics it would update twice."""
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
         raise UserError(
             f"backbone.gradient_checkpointing=true: timm's is not for BatchNorm, which {name} has; set false"

@@ -1,4 +1,4 @@
-"""Any classification model of torchvision as a backbone: what goes into its last linear layer."""
+"""Uses any classification model of torchvision as a backbone, up to the input of its last linear layer."""
 
 import difflib
 import math
@@ -12,14 +12,14 @@ from unlabeled.objective import Backbone
 
 
 class TorchvisionBackbone(Backbone):
-    """A freshly initialised torchvision model without its last linear layer and the dropout before it.
+    """A randomly initialised torchvision model without its last linear layer and the dropout before it.
 
-    ``backbone=resnet18`` and the like are better for ResNets: they know the stem for small images.
+    For ResNets prefer ``backbone=resnet18`` and the like: they have a stem for small images.
 
     Args:
         model: a name that ``torchvision.models.list_models(torchvision.models)`` knows, e.g. ``convnext_tiny``.
-        image_size: height and width of the views, for a ViT, whose weights depend on it; None leaves it at 224 there.
-        channels: of the images; where they are not 3 the first convolution is another, drawn anew.
+        image_size: height and width of the views, for a ViT, whose weights depend on it; None keeps its 224.
+        channels: of the images; if not 3, the first convolution is replaced by a random one.
 
     Shape: images [B, channels, h, w] → features [B, num_features].
 
@@ -41,7 +41,7 @@ class TorchvisionBackbone(Backbone):
         )
         self.channels = channels
         if channels != 3:
-            _take(self.model, model, channels)
+            _replace_first_convolution(self.model, model, channels)
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 
@@ -51,16 +51,16 @@ class TorchvisionBackbone(Backbone):
 
 
 def constructor_arguments(model: str, image_size: int | None) -> dict[str, object]:
-    """What ``torchvision.models.get_model`` is given beside the name, plain values."""
-    if model in ("googlenet", "inception_v3"):  # a second output while training would be a tuple
+    """Returns the arguments of ``torchvision.models.get_model`` beside the name, as plain values."""
+    if model in ("googlenet", "inception_v3"):  # in training, an auxiliary output would make a tuple
         return {"aux_logits": False, "init_weights": True, "dropout": 0.0}
     return {} if image_size is None else {"image_size": image_size}
 
 
 def _remove_classifier(network: nn.Module, name: str) -> int:
-    """Make the last linear layer, and dropout in the part where it stands, pass on what they get; returns its width."""
+    """Replaces the last linear layer, and dropout in its part, by identities; returns the layer's input width."""
     paths = dict(network.named_modules())
-    head = list(paths)[-1].partition(".")[0]  # the outermost part that comes last
+    head = list(paths)[-1].partition(".")[0]  # the last of the top-level parts
     linears = [path for path, module in paths.items() if isinstance(module, nn.Linear) and _inside(path, head)]
     if not linears:
         raise UserError(f"backbone.model={name}: does not end in a linear layer that could be taken off")
@@ -72,8 +72,8 @@ def _remove_classifier(network: nn.Module, name: str) -> int:
     return classifier.in_features
 
 
-def _take(network: nn.Module, name: str, channels: int) -> None:
-    """Another first convolution, whose outputs have the variance of the one before: torchvision knows none but RGB."""
+def _replace_first_convolution(network: nn.Module, name: str, channels: int) -> None:
+    """Replaces the first convolution for other than RGB images; its outputs keep their variance."""
     path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels != 3 or getattr(network, "transform_input", False):
         raise UserError(f"backbone.channels={channels}: {name} takes 3 alone; timm has models of the same kind")

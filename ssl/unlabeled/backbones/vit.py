@@ -1,7 +1,7 @@
-"""Vision transformers whose encoder can be given some of the patches only, as masked pretraining needs it.
+"""Vision transformers whose encoder can run on a subset of the patches, as masked pretraining needs.
 
-Dosovitskiy et al. 2020, arXiv:2010.11929, with the names that timm's vision_transformer and the official MAE and
-MoCo v3 code give to every tensor, so that a checkpoint of the one loads in the other.
+Dosovitskiy et al. 2020, arXiv:2010.11929. All tensors have the names of timm's vision_transformer and the official MAE
+and MoCo v3 code, so that checkpoints load in either direction.
 """
 
 import math
@@ -25,7 +25,7 @@ EPSILON = 1e-6  # of every LayerNorm, as timm, MAE and MoCo v3; torch's own defa
 
 
 class ViT(Backbone):
-    """A class token and the patches of an image, through a stack of transformer blocks and a last LayerNorm.
+    """A class token and the patches of an image, passed through transformer blocks and a last LayerNorm.
 
     Args:
         image_size: height and width of the images, pixels.
@@ -111,12 +111,12 @@ class ViT(Backbone):
         return {kind: made[kind]() for kind in kinds}
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The class token and the patches after the last norm.
+        """Returns the class token and the patches after the last norm.
 
         Args:
             images: [B, channels, image_size, image_size].
-            keep: int64 [B, k], the patches that the blocks may see, in this order; None for all L of them. Patches
-                count row by row and have got their position before any is left out.
+            keep: int64 [B, k], the patches that the blocks see, in this order; None for all L of them. Patches count
+                row by row; positions are added before any is left out.
 
         Returns:
             [B, 1 + k, width], or [B, 1 + L, width]; the class token comes first.
@@ -132,11 +132,11 @@ class ViT(Backbone):
         return torch.cat([first, patches], 1)
 
     def _positions(self, images: Tensor) -> Tensor:
-        """The table of the patches, [1, L, width]: as it is, or interpolated to the patches of images of another size.
+        """Returns the patches' positions, [1, L, width], interpolated for images of another size.
 
-        Bicubic without antialiasing, for small crops and evaluation at another resolution, as DINO's code has it
-        (facebookresearch/dino, interpolate_pos_encoding; its factor is a little more than the ratio of the sizes, by
-        which it avoids a rounding error). Nothing is computed for images of ``image_size``.
+        Interpolation is bicubic without antialiasing, for small crops and evaluation at another resolution, as in
+        DINO's code (facebookresearch/dino, interpolate_pos_encoding; its factor is slightly more than the ratio of the
+        sizes, to avoid a rounding error). Nothing is computed for images of ``image_size``.
         """
         height, width = images.shape[2:]
         table = self.pos_embed[:, 1:]
@@ -153,19 +153,19 @@ class ViT(Backbone):
         return fitted.flatten(2).transpose(1, 2)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, 1 + n, width] → features [B, width]."""
+        """Pools tokens [B, 1 + n, width] → features [B, width]."""
         return tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(1)
 
     def freeze_patch_projection(self) -> None:
-        """Keep the random projection of the patches (MoCo v3, arXiv:2104.02057, section 4: training is stabler)."""
+        """Freezes the random projection of the patches, for stability (MoCo v3, arXiv:2104.02057, section 4)."""
         self.patch_embed.proj.requires_grad_(False)
 
     def _initialise(self, scheme: Initialisation) -> None:
-        """As the official code of MAE (models_mae.py) or MoCo v3 (vits.py).
+        """Initialises as the official code of MAE (models_mae.py) or MoCo v3 (vits.py).
 
-        Both draw linear layers by Xavier with biases of 0, and the patch projection as the linear layer that it is.
-        ``mae`` has a class token of N(0, 0.02²) and leaves the projection's bias as convolutions have it; ``moco_v3``
-        has N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers of their own.
+        Both use Xavier for linear layers, with biases of 0, and treat the patch projection as a linear layer. ``mae``
+        draws the class token from N(0, 0.02²) and keeps the projection's bias as convolutions have it; ``moco_v3`` uses
+        N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers.
         """
         if scheme not in ("mae", "moco_v3"):
             raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
@@ -184,7 +184,7 @@ class ViT(Backbone):
 
 
 class PatchEmbedding(nn.Module):
-    """Images [B, channels, h, w] → one linear projection per patch, row by row [B, L, width]."""
+    """Projects each patch of images [B, channels, h, w] linearly, row by row: [B, L, width]."""
 
     def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron of four times the width, each normalised before and added: [B, n, width]."""
+    """Attention, then a two-layer MLP of four times the width, each with pre-norm and residual: [B, n, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, queries, keys and values from one linear layer: [B, n, width]."""
+    """Multi-head self-attention with one linear layer for queries, keys and values: [B, n, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -243,16 +243,16 @@ class MLP(nn.Module):
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Rows of each image's tokens: [B, n, D] and int64 [B, k] → [B, k, D]."""
+    """Selects rows of each image's tokens: [B, n, D] and int64 [B, k] → [B, k, D]."""
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
-    """Fixed positions on a square grid, zero for the class token: [1, 1 + grid², width].
+    """Returns fixed positions on a square grid, zero for the class token: [1, 1 + grid², width].
 
-    A quarter of the channels each: sine and cosine of the patch's column, then of its row, at the angles
-    index · 10000^(−4i/width). MAE's code (util/pos_embed.py) calls that first half ``emb_h``. MoCo v3 (vits.py) means
-    the same and, by the order of its meshgrid, has the row first: ``rows_first``.
+    The channels are four quarters: sine and cosine of the patch's column, then of its row, at the angles index ·
+    10000^(−4i/width). MAE's code (util/pos_embed.py) calls the first half ``emb_h``. MoCo v3 (vits.py) intends the same
+    but, by the order of its meshgrid, has the row first: ``rows_first``.
     """
     frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
@@ -263,7 +263,7 @@ def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
 
 
 def init_linears_xavier(network: nn.Module) -> None:
-    """Every linear layer of ``network`` uniform after Glorot and Bengio 2010, its bias 0."""
+    """Initialises every linear layer of ``network`` uniformly (Glorot and Bengio 2010), with bias 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -271,13 +271,13 @@ def init_linears_xavier(network: nn.Module) -> None:
 
 
 def init_xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
-    """The same for a weight whose shape does not say how many inputs and outputs its layers have."""
+    """Does the same for a weight whose shape does not give its layers' numbers of inputs and outputs."""
     bound = math.sqrt(6 / (inputs + outputs))
     nn.init.uniform_(weight, -bound, bound)
 
 
 def check_width(width: int, heads: int, owner: str) -> None:
-    """Raise UserError where blocks cannot be built; ``owner`` begins the keys that its message names."""
+    """Raises UserError if blocks cannot be built; ``owner`` begins the keys that its message names."""
     if width % heads:
         raise UserError(f"{owner}heads={heads} does not divide {owner}width={width}")
     if width % 4:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.checks.help import help_text
 from unlabeled.commands.checks.signatures import parameters_of
 from unlabeled.commands.checks.values import LISTS, alternatives, in_words, takes
 from unlabeled.commands.keys import TYPES
@@ -119,14 +120,7 @@ class Reader:
 
     def help(self) -> str:
         """The primary yaml's own text, the choices, and what each key at the top may be."""
-        names = self._names()
-        choices = {
-            name: {each.stem for folder in self.folders for each in (folder / name).glob("*.yaml")} for name in names
-        }
-        groups = "\n".join(f"{name}: {', '.join(sorted(found))}" for name, found in sorted(choices.items()) if found)
-        template = str(self.primary["hydra"]["help"]["template"]).rstrip().replace("$APP_CONFIG_GROUPS", groups)
-        keys = [f"{key}: {in_words(TYPES[key])}" for key in names if key in TYPES]
-        return "\n".join([template, "", "== Keys (key=value; those of a choice are in docs/keys.md) ==", *keys])
+        return help_text(self.primary, self.folders, self._names(), TYPES)
 
     def _names(self) -> list[str]:
         groups = [key for entry in self.primary.get("defaults", []) if isinstance(entry, dict) for key in entry]

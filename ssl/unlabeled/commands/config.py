@@ -148,7 +148,7 @@ def run_module(
 
     Args:
         config_name: of the primary yaml in ``conf/``.
-        command: gets the composed configuration, and the same as plain values. By its dotted name it is imported after
+        command: gets the composed configuration, and the same as plain values. A ``module:function`` is imported after
             the keys are checked, so that a mistake in them is answered before torch is imported.
         arguments: as :func:`launch`.
     """

@@ -17,7 +17,7 @@ from unlabeled.weights import checkpoint_path, read_checkpoint
 
 
 def embed(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Written:
-    """Look at all images through one backbone and write what it makes of them.
+    """Runs all images through one backbone and writes its features.
 
     Args:
         config: as composed from ``conf/embed.yaml``.

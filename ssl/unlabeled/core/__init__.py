@@ -1,1 +1,1 @@
-"""What every room may use: seeds, files written whole, configurations as plain values, versions of the software."""
+"""Functions for all packages: seeds, atomic writing, configurations as plain values, software versions."""

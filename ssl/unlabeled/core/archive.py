@@ -1,13 +1,13 @@
-"""Whether a file that ``torch.save`` wrote is as it was written."""
+"""Checks whether a file that ``torch.save`` wrote is undamaged."""
 
 import zipfile
 from pathlib import Path
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file that torch.save wrote, or None: every byte is held against its checksum.
+    """Returns what is wrong with a file of torch.save, or None; checks all bytes against the checksums.
 
-    ``torch.load`` does not look at the checksums: a flipped bit would be taken for a weight. 400 MB take 0.1 s.
+    ``torch.load`` does not check them: a flipped bit would become part of a weight. 400 MB take 0.1 s.
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -1,4 +1,4 @@
-"""To run what ``torch.compile`` has compiled without its compiled form."""
+"""Runs compiled modules without ``torch.compile``."""
 
 import sys
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import torch
 
 @contextmanager
 def eager_mode() -> Iterator[None]:
-    """Inside, nothing is compiled and nothing compiled is run: evaluation has other shapes and another mode."""
-    if "torch._dynamo" not in sys.modules:  # nothing is, and to import it takes a second
+    """Turns compiled code and compilation off inside the block: evaluation has other shapes and another mode."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):

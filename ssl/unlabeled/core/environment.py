@@ -1,4 +1,4 @@
-"""The software, the machine and the data that decide a number, as plain values for reports."""
+"""Describes the software, the machine and the data that affect a result, as plain values for reports."""
 
 import hashlib
 import json
@@ -18,26 +18,26 @@ PACKAGES = ["torch", "torchvision", "pytorch-lightning", "scikit-learn", "Pillow
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide a number; "not installed" where one is missing."""
+    """Returns the versions of Python and of the packages that affect results; "not installed" for a missing one."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"torch": str(torch.__version__)}  # with its +cpu or +cu128
+    return found | {"torch": str(torch.__version__)}  # includes +cpu or +cu128
 
 
 def machine() -> dict[str, Any]:
-    """Operating system, number and model of CPUs, and the GPUs."""
+    """Returns the operating system, number and model of CPUs, and the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"system": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus}
 
 
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
-    """Commit of the code in ``folder`` and whether it has changes that are in no commit; None where nobody can say.
+    """Returns the commit of the code in ``folder`` and whether it has uncommitted changes; None if unknown.
 
-    An installed copy has no commit, even where it lies inside somebody's repository: git must know the files.
+    An installed copy has no commit, even inside of another repository: git must track these files.
     """
     try:
         if not _git(folder, "ls-files", "."):
@@ -48,13 +48,13 @@ def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
 
 
 def _git(folder: Path, *command: str) -> str:
-    # optional locks off: asking must not disturb a commit that is being made
+    # no optional locks: this must not disturb a commit in progress
     asked = ["git", "--no-optional-locks", "-C", str(folder), *command]
     return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def summarize_provenance(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Versions, machines and dates of several reports' ``provenance``, each said once: two lines for below a table."""
+    """Returns the versions, machines and dates of several reports, each once: two lines for below a table."""
     used = {json.dumps(each["versions"]) for each in provenances}
     described = [", ".join(f"{name} {version}" for name, version in json.loads(each).items()) for each in used]
     computers = {f"{each['machine']['cpu']}, {each['machine']['cpus']} cores" for each in provenances}
@@ -66,12 +66,12 @@ def summarize_provenance(provenances: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def hash_labels(labels: Tensor) -> str:
-    """SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
+    """Returns the SHA-256 of a list of labels int64 [N] in its order, as little-endian bytes."""
     return hashlib.sha256(labels.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def plain_values(value: Any) -> Any:
-    """Paths → text, numbers that are not finite → None; a report must not be lost to a loss that was NaN."""
+    """Replaces paths by text and numbers that are not finite by None: a NaN loss must not lose a report."""
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

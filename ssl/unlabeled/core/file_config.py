@@ -1,7 +1,7 @@
-"""The configuration that stands in a file, as data: nothing in it is imported, resolved or opened by reading it.
+"""Treats a configuration from a file as data: reading it imports, resolves and opens nothing.
 
-A checkpoint, a fault record, a report or a ``config.yaml`` may be anybody's. What is built from one must pass
-:func:`check_part` before: an allow-list of targets, part by part, at any depth.
+A checkpoint, a fault record, a report or a ``config.yaml`` may come from anybody. Before anything is built from one, it
+must pass :func:`check_part`: an allow-list of targets for each part, at any depth.
 """
 
 import importlib
@@ -21,13 +21,13 @@ LONGEST = 200  # characters of a value that a message shows
 
 
 class Kind(NamedTuple):
-    """What a target may be."""
+    """A kind of object that a target may name."""
 
-    room: str  # module; of ours also all below it
-    base: str  # class that it must be or inherit from, or return where it is a function
+    room: str  # module; for our own, also its submodules
+    base: str  # class that the target must be, inherit from, or (a function) return
 
 
-# What may be built from a file, by its part: the first kind at its top, any of them below. What is not here never is.
+# Kinds that may be built from a file, by part: the first kind at its top, any of them below; nothing else.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "data": (Kind("unlabeled.data", "unlabeled.data.source.Splits"),),
     "views": (
@@ -49,24 +49,24 @@ KINDS: dict[str, tuple[Kind, ...]] = {
         Kind("torch.optim", "torch.optim.Optimizer"),
     ),
 }
-PARTIAL = ("optimizer",)  # parts in which _partial_ may stand
+PARTIAL = ("optimizer",)  # parts in which _partial_ is allowed
 CONVERSIONS = ("none", "partial", "object", "all")
-# Transforms that load a network from wherever their argument says, or call what they are given
+# Transforms that load a network from any place, or call any function that they are given
 REFUSED = {"kornia.augmentation.RandomDissolving", "torchvision.transforms.v2.Lambda"}
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
-RUN_FOLDERS = ("checkpoints", "faults")  # of a run's folder: where its files of tensors are
+RUN_FOLDERS = ("checkpoints", "faults")  # subfolders of a run with tensor files
 
 
 def as_data(value: Any, where: str) -> Any:
-    """A copy of plain values, with the targets of earlier versions replaced by those of today.
+    """Returns a copy of plain values, with the targets of earlier versions replaced by current ones.
 
     Args:
-        value: what a file held.
+        value: the content of a file.
         where: the file, for messages.
 
     Raises:
-        UserError: something else than dicts with text as keys, lists, text, numbers, booleans and None is in it, it is
-            deeper than 40 levels (it may hold itself) or has more than 100,000 values.
+        UserError: it contains other values than dicts with text as keys, lists, text, numbers, booleans and None, is
+            deeper than 40 levels (it may contain itself) or has more than 100,000 values.
     """
     try:
         return with_current_targets(_plain(tree(value)))
@@ -87,16 +87,16 @@ def _plain(value: Any) -> Any:
 
 
 def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] = lambda target: False) -> None:
-    """Raise UserError unless one part of a file's configuration may be built.
+    """Raises UserError unless one part of a file's configuration may be built.
 
-    Every target in it, at any depth, must be of one of the ``KINDS`` of that part, or among those that the user's own
-    configuration names. Interpolations are refused: a run writes its values resolved.
+    Every target in it, at any depth, must be one of the ``KINDS`` of that part, or be named by the user's own
+    configuration. Interpolations are refused: a run writes resolved values.
 
     Args:
         part: ``data``, ``views``, ``backbone``, ``objective`` or ``optimizer``.
         values: plain, see :func:`as_data`.
         where: the file, for messages.
-        named: whether the user's own yamls name a target for this part; asked where it is none of ours.
+        named: returns whether the user's own yamls name a target for this part; called if the target is not ours.
     """
     if part not in KINDS:
         raise UserError(f"{where}: {part} is never built from a file")
@@ -115,7 +115,7 @@ def check_part(part: str, values: Any, where: str, named: Callable[[str], bool] 
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted name, keys included."""
+    """Yields every value with its dotted name, keys included."""
     yield path, value
     if isinstance(value, dict):
         for key, each in value.items():
@@ -127,7 +127,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(part: str, path: str, node: dict[str, Any], where: str) -> None:
-    """Keys that begin with an underscore are orders to Hydra."""
+    """Refuses keys that begin with an underscore: they are instructions to Hydra."""
     allowed: dict[str, Collection[Any]] = {"_convert_": CONVERSIONS}
     if part in PARTIAL:
         allowed["_partial_"] = (True, False)
@@ -151,7 +151,7 @@ def _check_target(
 
 
 def _is(target: str, kind: Kind) -> bool:
-    """Whether it names, without a detour, something public of that kind; imports nothing outside of the kind's room."""
+    """Returns whether a target directly names a public object of that kind; imports only the kind's own package."""
     module, _, name = target.rpartition(".")
     ours = kind.room.startswith("unlabeled.")
     inside = module == kind.room or (ours and module.startswith(f"{kind.room}."))
@@ -162,7 +162,7 @@ def _is(target: str, kind: Kind) -> bool:
     except ImportError:
         return False
     if ours and not str(getattr(found, "__module__", "")).startswith("unlabeled."):
-        return False  # what one of our modules has imported from elsewhere
+        return False  # imported into our module from elsewhere
     base = _base(kind.base)
     if inspect.isfunction(found):
         return _returns(found) is base
@@ -172,7 +172,7 @@ def _is(target: str, kind: Kind) -> bool:
 def _returns(function: Callable[..., Any]) -> Any:
     try:
         return get_type_hints(function).get("return")
-    except NameError:  # a type that is imported for type checkers alone
+    except NameError:  # a type that is imported only for type checkers
         return None
 
 
@@ -183,17 +183,17 @@ def _base(dotted: str) -> type:
 
 
 def short(value: Any) -> str:
-    """A value of a file for a message: one line, printable, no longer than 200 characters."""
+    """Returns a value of a file for a message: one printable line of at most 200 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = shown(text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def is_own_run(file: Path) -> bool:
-    """Whether a file lies in the run folder of this user: in checkpoints/ or faults/, config.yaml beside, both theirs.
+    """Returns whether a file is in checkpoints/ or faults/ of a run folder with config.yaml, both owned by this user.
 
-    What such a file names may be opened without being named again. One that was unpacked or downloaded elsewhere is
-    anybody's.
+    Files that it names may be opened without the user naming them again. A file that was unpacked or downloaded
+    elsewhere may come from anybody.
     """
     file = file.resolve()
     config = file.parent.parent / "config.yaml"
@@ -205,13 +205,13 @@ def is_own_run(file: Path) -> bool:
 
 
 def check_opened(part: str, values: Mapping[str, Any], file: Path, keys: Collection[str] | None = None) -> None:
-    """Raise UserError if building a part would open files or addresses that nobody but ``file`` has named.
+    """Raises UserError if building a part would open files or addresses that only ``file`` names.
 
     Args:
         part: of its configuration.
         values: of that part.
         file: the checkpoint or record.
-        keys: names of the values that name files; None: any text may.
+        keys: names of the values that are file paths; None: any text may be one.
     """
     texts = {path: text for path, text in _nodes(dict(values), part) if _names_file(path, text, keys)}
     if not texts:

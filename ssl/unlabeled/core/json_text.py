@@ -1,11 +1,11 @@
-"""JSON that may be anybody's."""
+"""Parses JSON from untrusted sources."""
 
 import json
 from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Plain values. Raises ValueError for whatever is wrong with the text, also where it is nested too deeply."""
+    """Returns plain values. Raises ValueError for any invalid text, including text that is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:

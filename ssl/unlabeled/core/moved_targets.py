@@ -1,4 +1,4 @@
-"""Classes that have moved since a configuration was written: runs and checkpoints of earlier versions still load."""
+"""Maps old class paths to current ones, so that runs and checkpoints of earlier versions still load."""
 
 from typing import Any
 
@@ -35,10 +35,10 @@ MOVED_TARGETS = {
 
 
 def with_current_targets(config: Any) -> Any:
-    """A configuration from a file, with each ``_target_`` of an earlier version as it is named today.
+    """Returns a file's configuration with each ``_target_`` of an earlier version replaced by its current path.
 
     Args:
-        config: plain values at any depth; anything but a dict or a list is given back as it is.
+        config: plain values at any depth; a value that is no dict or list is returned as it is.
     """
     if isinstance(config, list):
         return [with_current_targets(value) for value in config]

@@ -1,7 +1,7 @@
-"""Types that say which values a key may have: ``temperature: Positive`` in a constructor's signature. No torch in here.
+"""Defines types that say which values a key may have: ``temperature: Positive`` in a signature. Imports no torch.
 
-Beside what a type names, each number is finite and below ``LARGEST``, and each text has a letter, unless the type says
-otherwise: see :mod:`unlabeled.commands.checks.values`, which holds values against them.
+In addition to its type, each number must be finite and below ``LARGEST``, and each text must have a letter, unless the
+type says otherwise: see :mod:`unlabeled.commands.checks.values`, which checks values.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
-LARGEST = {int: 2**31 - 1, float: 1e12}  # of whole and other numbers where no upper end is named: more is a slip
+LARGEST = {int: 2**31 - 1, float: 1e12}  # upper limit of ints and floats that name none: more is a typing error
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,24 @@ class Ascending:
 
 @dataclass(frozen=True)
 class Increasing:
-    """Marks a list each number of which is above the one before."""
+    """Marks a list in which each number is above the one before."""
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """Marks a list that holds nothing twice."""
+    """Marks a list without duplicates."""
 
 
 FilePath = Annotated[str, InFile()]
-Paths = FilePath | Annotated[list[FilePath], MinLen(1)]  # one, or several that belong together
+Paths = FilePath | Annotated[list[FilePath], MinLen(1)]  # one path, or several that belong together
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]  # probabilities too
 PartialShare = Annotated[float, Interval(ge=0, lt=1)]
 SomeShare = Annotated[float, Interval(gt=0, le=1)]
-Between = Annotated[float, Interval(gt=0, lt=1)]  # a share of which something is left
-AtMostHalf = Annotated[float, Interval(gt=0, le=0.5)]  # of train, held out
+Between = Annotated[float, Interval(gt=0, lt=1)]  # a share that is not all
+AtMostHalf = Annotated[float, Interval(gt=0, le=0.5)]  # share of the training split to hold out
 Temperature = Annotated[float, Interval(gt=0, le=1000)]
 LearningRate = Annotated[float, Interval(gt=0, le=1e6)]
 WeightDecay = Annotated[float, Interval(ge=0, le=1000)]
@@ -52,7 +52,7 @@ Gib = Annotated[float, Interval(ge=0, le=1e6)]
 Count = Annotated[int, Ge(1)]
 AtLeastTwo = Annotated[int, Ge(2)]
 NoneOrMore = Annotated[int, Ge(0)]
-Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # what NumPy takes
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # the range of NumPy's seeds
 Pixels = Annotated[int, Interval(ge=1, le=65536)]
 Channels = Annotated[int, Interval(ge=1, le=2**20)]
 Layers = Annotated[int, Interval(ge=1, le=10_000)]
@@ -66,8 +66,8 @@ T = TypeVar("T")
 SomeOf = Annotated[Sequence[T], MinLen(1)]
 Milestones = Annotated[Sequence[Positive], MinLen(1), Increasing()]  # epochs
 Weight = Annotated[float, Interval(ge=0, le=1e6)]  # of a term of a loss
-Strength = Annotated[float, Interval(ge=0, le=100)]  # of a change of colours
-Threshold = Annotated[float, Interval(ge=0, le=2)]  # of values in [0, 1]; above 1: of none
+Strength = Annotated[float, Interval(ge=0, le=100)]  # of a colour change
+Threshold = Annotated[float, Interval(ge=0, le=2)]  # for values in [0, 1]; above 1 it selects none
 Thresholds = Annotated[tuple[Threshold, Threshold], Ascending()]
 Sigma = Annotated[float, Interval(ge=0, le=1000)]  # pixels
 Sigmas = Annotated[tuple[Sigma, Sigma], Ascending()]

@@ -1,4 +1,4 @@
-"""Opens files to read: regular ones and no others, as a FIFO, a socket or a device would hang or never end."""
+"""Opens only regular files for reading: a FIFO, a socket or a device could block or never end."""
 
 import os
 import stat
@@ -20,16 +20,16 @@ _LONGEST = 400  # characters of a path in a message
 
 
 def kind_of(mode: int) -> str | None:
-    """What a file is by its ``st_mode``, in words; None for a regular one."""
+    """Names the type of a file by its ``st_mode``; None for a regular one."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def require_regular(path: str | Path) -> os.stat_result:
-    """The status of a regular file, links followed. It is not opened.
+    """Returns the status of a regular file, links followed, without opening it.
 
     Raises:
         NotRegular: it is a folder, a FIFO, a socket or a device.
-        OSError: it is not there, or cannot be asked.
+        OSError: it does not exist, or its status cannot be read.
     """
     status = os.stat(path)
     kind = kind_of(status.st_mode)
@@ -39,7 +39,7 @@ def require_regular(path: str | Path) -> os.stat_result:
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
-    """A regular file, opened to be read as bytes; never waits for a FIFO.
+    """Opens a regular file for reading bytes; never waits for a FIFO.
 
     Raises:
         NotRegular: it is a folder, a FIFO, a socket or a device.
@@ -54,15 +54,15 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
-    """The text of a regular file in UTF-8, with or without a mark of byte order.
+    """Reads the text of a regular file in UTF-8, with or without a byte order mark.
 
     Args:
         path: of the file.
-        given: the key and value that name it, which the error begins with.
-        most: bytes that it may have.
+        given: the key and value that name it; the error begins with them.
+        most: largest allowed size, bytes.
 
     Raises:
-        UserError: it is missing, no regular file, larger, or no UTF-8.
+        UserError: it is missing, not a regular file, too large, or not UTF-8.
     """
     try:
         with open_regular(path) as file:
@@ -78,16 +78,16 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
 
 
 def shown_path(path: str | bytes | Path) -> str:
-    """A path as :func:`unlabeled.core.shown.shown` gives it; of a very long one the middle is left out."""
+    """Returns a path as :func:`unlabeled.core.shown.shown` does; shortens a very long one in the middle."""
     line = shown(os.fsdecode(path))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
 
 
 def name_inside(name: Any, given: str) -> str:
-    """A file's name that stands in another file, relative to that file's folder.
+    """Returns the name of a file that another file contains, if it is below the folder of that file.
 
     Raises:
-        UserError: it is no text, absolute, or leads out of the folder; ``given`` is the file that holds it.
+        UserError: it is not text, is absolute, or leads out of the folder; ``given`` is the file that contains it.
     """
     parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
     if not all(parts) or ".." in parts or "\0" in parts[-1] or "::" in name or "://" in name:
@@ -96,7 +96,7 @@ def name_inside(name: Any, given: str) -> str:
 
 
 class NotRegular(OSError):
-    """What should be a regular file is something else: one line that names it and says what it is."""
+    """Raised if a file is not a regular one; the message is one line with its name and type."""
 
     def __init__(self, path: str | Path, kind: str) -> None:
         super().__init__(f"{shown_path(path)} is {kind}, not a regular file")

@@ -1,4 +1,4 @@
-"""The configuration of a run as plain values: read, written and compared. No Hydra in here."""
+"""Reads, writes and compares the configuration of a run as plain values, without Hydra."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from unlabeled.core.writing import write_atomic
 from unlabeled.core.yaml_text import parse_yaml
 
-# What may differ between the start of a run and its continuation: it changes no number that the run computes.
+# Keys that may differ when a run is resumed: they change no number that the run computes.
 FREE_KEYS = (
     "backbone.gradient_checkpointing",
     "cache",
@@ -37,22 +37,22 @@ FREE_KEYS = (
     "trainer",
 )
 
-# Where a run and its images lie may differ too: the images are compared as files, see unlabeled.training.same_data.
+# Paths of the run and its images may differ too: the files are compared, see unlabeled.training.same_data.
 MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
 
 
 def write_config(resolved: dict[str, Any], run_dir: Path) -> None:
-    """Write ``run_dir/config.yaml``."""
+    """Writes ``run_dir/config.yaml``."""
     write_atomic(run_dir / "config.yaml", to_yaml(resolved))
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as text, in their order."""
+    """Returns plain values as YAML text, in their order."""
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def read_yaml(path: Path) -> Any:
-    """A file as plain values. Raises ValueError where it is no yaml, OSError where it cannot be read."""
+    """Reads a file as plain values. Raises ValueError if it is not YAML, OSError if it cannot be read."""
     try:
         return parse_yaml(path.read_bytes())
     except ValueError as error:
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Dotted names of the values that two trees of plain values do not share."""
+    """Returns the dotted names of the values that differ between two trees of plain values."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         below = f"{path}." if path else ""

@@ -1,19 +1,19 @@
-"""Text from files, as it may be shown: to a terminal, on a page of Markdown, in a spreadsheet.
+"""Escapes text from files, so that it is safe in a terminal, on a Markdown page or in a spreadsheet.
 
-File names, class names and what a report or checkpoint says of itself may hold any bytes. None of them may move a
-terminal's cursor, be read as HTML, fetch a picture, count as a formula, or fail to be encoded.
+File names, class names and texts in a report or checkpoint may contain any bytes. None of them may move a terminal's
+cursor, be read as HTML, load a picture, act as a formula, or fail to be encoded.
 """
 
 import re
 
-# Control characters, line and paragraph separators, marks that turn the direction of writing, and single surrogates:
-# what Python makes of bytes in a file name that are no UTF-8.
+# Control characters, line and paragraph separators, marks of writing direction, and lone surrogates, which is
+# how Python represents bytes in a file name that are not UTF-8.
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def shown(text: object) -> str:
-    """One printable line: odd characters as ``\\n``, ``\\x1b``, ``\\u202e``, bytes that are no UTF-8 as ``\\xe9``."""
+    """Returns one printable line: odd characters as ``\\n``, ``\\x1b``, ``\\u202e``, non-UTF-8 bytes as ``\\xe9``."""
     return _ODD.sub(_escaped, str(text))
 
 
@@ -25,17 +25,17 @@ def _escaped(odd: re.Match[str]) -> str:
 
 
 def in_markdown(text: object) -> str:
-    """As :func:`shown`, and so that Markdown makes no HTML, no link and no picture of it."""
+    """Returns the text as :func:`shown` does, escaped so that Markdown makes no HTML, link or picture of it."""
     return shown(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def in_table(text: object) -> str:
-    """As :func:`in_markdown`, for a cell of a table."""
+    """Returns the text as :func:`in_markdown` does, for a cell of a table."""
     return in_markdown(text).replace("|", "\\|")
 
 
 def in_csv(text: object) -> str:
-    """As :func:`shown`, with an apostrophe before what a spreadsheet would compute; numbers stay as they are."""
+    """Returns the text as :func:`shown` does, with an apostrophe before formulas; numbers stay as they are."""
     line = shown(text)
     return f"'{line}" if line.startswith(_FORMULA) and not _is_number(line) else line
 

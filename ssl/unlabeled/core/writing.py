@@ -1,7 +1,7 @@
-"""The one place where files are opened for writing: looked at before the work, written whole or not at all.
+"""Opens all files that are written: checks them before the work, writes them whole or not at all.
 
-Whatever cannot be written is one line with its path (:class:`Unwritable`), and what was computed by then is put into a
-temporary folder (:func:`kept_anyway`).
+If something cannot be written, the error is one line with its path (:class:`Unwritable`), and the results so far are
+written to a temporary folder (:func:`kept_anyway`).
 """
 
 import os
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class Unwritable(UserError, OSError):
-    """A file or folder cannot be written; its message is one line with the path and the system's reason."""
+    """Raised if a file or folder cannot be written; the message is one line with the path and the reason."""
 
 
 def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
-    """Write a file; a kill or an error while writing leaves the old one.
+    """Writes a file; if writing is killed or fails, the old file stays.
 
     Args:
-        path: its folder is made where it is missing; a link is followed.
-        content: text is written as UTF-8, with escapes for what is none, as names of files may be.
-        sync: whether to wait until it is on the disk, so that a loss of power leaves the old or the new file.
+        path: its folder is made if it is missing; a link is followed.
+        content: text is written as UTF-8, with escapes for what is not, e.g. in file names.
+        sync: whether to wait until it is on the disk, so that after a power loss the old or the new file is there.
 
     Raises:
         Unwritable: it cannot be written.
@@ -42,32 +42,32 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
 
 
 def save_plot(path: Path, figure: "Figure") -> None:
-    """A plot as PNG. Raises Unwritable."""
+    """Writes a plot as PNG. Raises Unwritable."""
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png")
 
 
 def save_picture(path: Path, picture: "Image") -> None:
-    """A picture as PNG. Raises Unwritable."""
+    """Writes a picture as PNG. Raises Unwritable."""
     with replacing(path) as unfinished:
         picture.save(unfinished, format="PNG")
 
 
 def save_tensors(path: Path, content: Any) -> None:
-    """By ``torch.save``: the name of the file does not show in it. Raises Unwritable."""
+    """Writes by ``torch.save``; the content does not depend on the file's name. Raises Unwritable."""
     import torch
 
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's word for a disk that is full
+        except RuntimeError as error:  # torch's error for a full disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
 
 
 def save_safetensors(path: Path, tensors: "Mapping[str, Tensor]", notes: dict[str, str] | None = None) -> None:
-    """By safetensors, which leaves a file that nobody else may read: here it is like any other. Raises Unwritable."""
+    """Writes by safetensors, but with normal permissions: its own files only the owner may read. Raises Unwritable."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -80,10 +80,10 @@ def save_safetensors(path: Path, tensors: "Mapping[str, Tensor]", notes: dict[st
 
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
-    """An empty file beside ``path`` to be filled, which takes its place at the end; after an error it is gone.
+    """Gives an empty file beside ``path`` to fill; it replaces ``path`` at the end, or is deleted after an error.
 
     Raises:
-        Unwritable: the system refuses any of it.
+        Unwritable: the system refuses one of these steps.
     """
     with one_line(path):
         target = _target(path)
@@ -103,21 +103,21 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made with its parents where it is missing. Raises Unwritable."""
+    """Makes the folder, with its parents, if it is missing. Raises Unwritable."""
     with one_line(folder):
         _make(folder)
     return folder
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file. Raises Unwritable; the file may then end in a part of the line."""
+    """Appends a line to a text file. Raises Unwritable; the file may then end in an incomplete line."""
     with one_line(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 @contextmanager
 def one_line(path: Path) -> Iterator[None]:
-    """Whatever the system refuses within becomes an :class:`Unwritable` of this path."""
+    """Turns errors of the system inside the block into an :class:`Unwritable` of this path."""
     try:
         yield
     except Unwritable:
@@ -127,21 +127,21 @@ def one_line(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """What the system says, without number and path."""
+    """Returns the system's message, without number and path."""
     return " ".join((error.strerror or str(error)).split())
 
 
 def check_folder(key: str, folder: Path, names: Iterable[str] = ()) -> None:
-    """Find out before the work whether its results can be written; nothing is left behind and no folder is made.
+    """Checks before the work that its results can be written; leaves nothing behind and makes no folder.
 
     Args:
-        key: that gives the folder, for the message.
-        folder: may be new.
+        key: the key that gives the folder, for the message.
+        folder: may not exist yet.
         names: of files that will be written there.
 
     Raises:
-        Unwritable: a file stands where a folder should be or the other way round, a link leads nowhere, or no file can
-            be made there.
+        Unwritable: a file is in the place of a folder or the other way round, a link has no target, or no file can be
+            made there.
     """
     obstacle = _obstacle(folder) or next(filter(None, (_obstacle_to_file(folder / name) for name in names)), None)
     if obstacle:
@@ -149,21 +149,21 @@ def check_folder(key: str, folder: Path, names: Iterable[str] = ()) -> None:
 
 
 def check_file(key: str, path: Path) -> None:
-    """As :func:`check_folder`, for a single file."""
+    """Checks a single file, as :func:`check_folder` does."""
     obstacle = _obstacle_to_file(path)
     if obstacle:
         raise Unwritable(f"{key}={path}: {obstacle}; give the name of a file that can be written, which may be new")
 
 
 def kept_anyway(folder: Path, write: Callable[[Path], T]) -> T:
-    """Write results into a folder, or else into a temporary one: what was computed is not lost.
+    """Writes results into a folder, or if that fails into a temporary one, so that they are not lost.
 
     Args:
-        folder: where they belong.
-        write: fills the folder that it is given, by the functions above.
+        folder: for the results.
+        write: fills the folder that it gets, by the functions above.
 
     Raises:
-        Unwritable: ``folder`` cannot be written; the message says where everything is instead.
+        Unwritable: ``folder`` cannot be written; the message names the folder that has the results instead.
     """
     try:
         return write(folder)
@@ -177,15 +177,15 @@ def kept_anyway(folder: Path, write: Callable[[Path], T]) -> T:
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Why no file can be put into a folder that may be new; None where one can."""
+    """Returns why no file can be put into a folder, which may not exist yet; None if one can."""
     try:
-        blocked = _in_the_way(folder)
+        blocked = _why_not_a_folder(folder)
         if blocked:
             return blocked
         nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"\0")
-        # the parts that are still to be made may have impossible names
+        # folders that do not exist yet may have invalid names
         os.stat(folder)
     except FileNotFoundError as error:
         return None if error.filename is not None and Path(error.filename) == folder else reason(error)
@@ -201,7 +201,7 @@ def _obstacle_to_file(path: Path) -> str | None:
         return reason(error)
 
 
-def _in_the_way(folder: Path) -> str | None:
+def _why_not_a_folder(folder: Path) -> str | None:
     for each in (folder, *folder.parents):
         if each.is_symlink() and not each.exists():
             return f"{each} is a link to {os.readlink(each)}, which is not there"
@@ -211,7 +211,7 @@ def _in_the_way(folder: Path) -> str | None:
 
 
 def _target(path: Path) -> Path:
-    """What a link leads to. Raises OSError for a folder, a device, a pipe: they must not be replaced by a file."""
+    """Returns the target of a link. Raises OSError for a folder, a device or a pipe, which must not be replaced."""
     try:
         target = path.resolve()
     except RuntimeError as error:  # of Python before 3.13
@@ -229,11 +229,11 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise OSError(_in_the_way(folder) or reason(error)) from error
+        raise OSError(_why_not_a_folder(folder) or reason(error)) from error
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file is on the disk."""
+    """Waits until a file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

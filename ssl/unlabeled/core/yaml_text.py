@@ -1,4 +1,4 @@
-"""YAML that may be anybody's: plain values and nothing else, of a size and depth that a configuration has."""
+"""Parses YAML from untrusted sources: plain values only, limited in size and depth."""
 
 import re
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 MOST_BYTES = 4 << 20
-MOST_DEPTH, MOST_VALUES = 40, 100_000  # of a configuration: ours have 7 levels and some 300 values
-_FLOAT = re.compile(  # 1e-3 too, as OmegaConf reads it; PyYAML takes that for text
+MOST_DEPTH, MOST_VALUES = 40, 100_000  # limits of a configuration: ours have 7 levels and some 300 values
+_FLOAT = re.compile(  # accepts 1e-3 as OmegaConf does; PyYAML reads it as text
     r"[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"
     r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C five times as fast
-    """Builds no objects, dates neither."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C is five times as fast
+    """A loader that builds no objects and no dates."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -25,7 +25,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Plain values. Raises ValueError for whatever is wrong with the text; aliases without end are refused."""
+    """Returns plain values. Raises ValueError for any invalid text; endless aliases are refused."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"has more than {MOST_BYTES >> 20} MiB, and is not read")
     try:
@@ -40,7 +40,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def tree(value: Any) -> Any:
-    """A copy in which nothing is there twice. Raises ValueError for one too deep or too large, as aliases make it."""
+    """Returns a copy without shared nodes. Raises ValueError if it is too deep or too large, as aliases can make it."""
     left = [MOST_VALUES]
 
     def copied(value: Any, depth: int) -> Any:

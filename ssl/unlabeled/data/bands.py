@@ -1,4 +1,4 @@
-"""Images of any number of bands: multispectral TIFFs, grey scans, alpha as a channel of its own."""
+"""Reads images of any number of bands: multispectral TIFFs, grey scans, and alpha as a channel of its own."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ _CMYK = 5
 
 
 def is_tiff(data: bytes | Path) -> bool:
-    """Whether it begins as a TIFF does."""
+    """Checks whether the data begin with the signature of a TIFF file."""
     if isinstance(data, bytes):
         return data[:4] in _TIFF
     with data.open("rb") as file:
@@ -28,7 +28,7 @@ def is_tiff(data: bytes | Path) -> bool:
 
 
 def extra_bands(image: Image.Image) -> int:
-    """Bands of a TIFF that Pillow leaves out of RGB without being alpha; 0 of other files."""
+    """Returns how many bands of a TIFF Pillow drops when it converts to RGB, alpha not counted; 0 for other files."""
     tags: Any = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or tags is None or tags.get(_PHOTOMETRIC) == _CMYK:
         return 0
@@ -38,25 +38,25 @@ def extra_bands(image: Image.Image) -> int:
 
 
 def hidden_bands(image: Image.Image) -> bool:
-    """Whether Pillow takes a TIFF of several bands for one of a single band, of floats or deep numbers."""
+    """Checks whether Pillow reads a TIFF of several bands (of floats or deep integers) as an image of a single band."""
     tags: Any = getattr(image, "tag_v2", None)
     several = image.format == "TIFF" and tags is not None and int(tags.get(_SAMPLES, 1)) > 1
     return several and len(image.getbands()) == 1 and image.mode != "P"
 
 
 def deep_colours(image: Image.Image) -> bool:
-    """Whether Pillow reads the upper 8 of more bits of several bands, as it does of RGB; asked before it is loaded."""
+    """Checks whether Pillow drops the lower bits of deep colour images, e.g. RGB; call it before loading the image."""
     tiles: Any = getattr(image, "tile", ())
     modes = [part for tile in tiles for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
     return image.mode in ("RGB", "RGBA", "LA") and any(isinstance(mode, str) and ";16" in mode for mode in modes)
 
 
 def read_bands(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
-    """Bands [C, H, W] of a file as it holds them, C = ``decoding.channels``, and its EXIF orientation.
+    """Returns the bands [C, H, W] of a file as it holds them, C = ``decoding.channels``, and its EXIF orientation.
 
     Raises:
-        UserError: it needs tifffile, which is not installed.
-        ValueError: it has another number of bands, or more pixels than allowed.
+        UserError: the file needs tifffile, which is not installed.
+        ValueError: the file has another number of bands, or more pixels than allowed.
     """
     values, orientation = _of_tiff(data, decoding) if is_tiff(data) else _of_pillow(data, decoding.channels)
     if len(values) != decoding.channels:
@@ -105,10 +105,10 @@ def _tifffile() -> Any:
 
 
 def as_bytes(values: Values, bits: int | str) -> Values:
-    """Whole numbers or floats → uint8 of the same shape, black to white; what is uint8 already is passed on.
+    """Scales whole numbers or floats to uint8 of the same shape, black to white; uint8 input is returned unchanged.
 
     Whole numbers: 0 … 2^bits − 1. Floats, and signed numbers below 0: the first of 0..1 (floats alone), 0..255 and
-    0..65535 that holds all values, else their own minimum..maximum, of all bands together; what is not finite is 0.
+    0..65535 that holds all values, else their own minimum..maximum over all bands; values that are not finite become 0.
 
     Raises:
         ValueError: a value above 2^bits − 1.
@@ -123,7 +123,7 @@ def as_bytes(values: Values, bits: int | str) -> Values:
 
 
 def value_range(values: Values, bits: int | str) -> tuple[float, float]:
-    """What black and white are. Raises ValueError at a value above the white that was chosen."""
+    """Returns the values of black and white. Raises ValueError at a value above the white that the user chose."""
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if values.dtype.kind == "f" or lowest < 0:
@@ -133,7 +133,7 @@ def value_range(values: Values, bits: int | str) -> tuple[float, float]:
     if bits == "auto":
         bits = next((depth for depth in DEPTHS if highest < 2**depth), values.dtype.itemsize * 8)
     elif bits == 8:
-        bits = 8 * values.dtype.itemsize  # as it was before anybody chose
+        bits = 8 * values.dtype.itemsize  # the default: white is the largest value of the type
     white = 2.0 ** int(bits) - 1
     if highest > white:
         raise ValueError(f"a value of {highest:.0f} is above {white:.0f}, which is white by data.bits={bits}")

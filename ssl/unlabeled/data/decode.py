@@ -1,4 +1,4 @@
-"""Any image file that Pillow can read → a uint8 tensor, the same pixels on every machine and in every worker."""
+"""Decodes any image file that Pillow can read to a uint8 tensor: the same pixels on every machine, in every worker."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlabeled.core.reading import NotRegular, require_regular
 from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
-from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, say_once
+from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, warn_once
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -28,11 +28,11 @@ _UPRIGHT = {
 }
 
 
-_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that turn the left, or upper, edge over there
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF: first column right, first row at the bottom
 
-# Pillow warns at half of what it refuses; here the limit is data.max_pixels, which says so in one line.
+# Pillow warns at half the number of pixels that it refuses; data.max_pixels is the only limit here, with its own error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-_allowed = {"pixels": MOST_PIXELS}  # in this process
+_allowed = {"pixels": MOST_PIXELS}  # Pillow's limit as set in this process
 
 Region = tuple[float, float, float, float]  # left, top, width and height, in pixels
 
@@ -40,7 +40,7 @@ Region = tuple[float, float, float, float]  # left, top, width and height, in pi
 def to_rgb(
     image: Image.Image, size: int, square: bool = True, shown: tuple[float, float] | None = None, bits: Bits = 8
 ) -> Tensor:
-    """The image upright and in RGB: uint8 [3, size, size], or [3, h, w] where it is not to be ``square``.
+    """Converts the image to upright RGB: uint8 [3, size, size], or [3, h, w] where ``square`` is false.
 
     Colours are those of ``image.convert("RGB")``, as in torchvision's loaders: alpha is dropped, not composited.
     Deep grey images, which ``convert`` clips at 255, keep their brightness instead:
@@ -51,15 +51,15 @@ def to_rgb(
     - ``F``: the first of 0..1, 0..255 and 0..65535 that holds all values, else its own minimum..maximum;
       values that are not finite count as 0.
 
-    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size`` and cropped in
-    the centre, as by torchvision's ``Resize`` and ``CenterCrop``; one that is ``size`` × ``size`` keeps every bit.
-    Whole: it is reduced alike, until its shorter side is at most ``size`` and its longer one at most twice that; one
-    that is so already keeps every bit, and none is enlarged.
+    Square: an image of another size is resized (bicubic, antialiased) until its shorter side is ``size``, then cropped
+    in the centre, like torchvision's ``Resize`` and ``CenterCrop``; an image of ``size`` × ``size`` keeps every bit.
+    Whole: the image is reduced in the same way, until its shorter side is at most ``size`` and its longer side at most
+    twice that. A smaller image keeps every bit; no image is enlarged.
 
-    ``shown`` is the width and height that the picture fills, in pixels of an image that was reduced while it was
-    decoded: fractions, as its last column and row may go beyond the picture. None: all of it.
+    ``shown`` is the width and height of the original picture in pixels of an image that was reduced during decoding.
+    They are fractions, as the last column and row may extend beyond the picture. None: the whole image.
     """
-    image.load()  # before the orientation is read: Pillow turns TIFF files upright itself while it loads them
+    image.load()  # must come before reading the orientation: Pillow rotates TIFF files upright while it loads them
     (width, height), orientation = shown or image.size, _orientation(image)
     image = _colours(image, bits)
     if orientation in _UPRIGHT:
@@ -69,28 +69,26 @@ def to_rgb(
     top = image.height - height if orientation in _FROM_BOTTOM else 0
     image = (_square if square else _whole)(image, size, (left, top, width, height))
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
-    return torch.from_numpy(
-        pixels.transpose(2, 0, 1).copy()
-    )  # by numpy: half the time of the same in torch at 32 pixels
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # numpy takes half the time of torch at 32 pixels
 
 
 def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, decoding: Decoding = RGB) -> Tensor:
-    """One encoded image, given as its bytes or its file, as :func:`to_rgb` makes it; with other channels likewise.
+    """Decodes one encoded image, given as bytes or as a file, as :func:`to_rgb` does; other channel counts likewise.
 
     A TIFF that Pillow cannot read, of floats or of many bands, is read by tifffile, where that is installed.
 
-    A JPEG of at least four times the pixels that are needed along each side is decoded at 1/2, 1/4 or 1/8, but never
-    below twice of what is needed: ``benchmarks/results/scaled_decode.md`` has what that saves and changes.
+    A JPEG with at least four times the needed pixels along each side is decoded at 1/2, 1/4 or 1/8, but never below
+    twice the needed size: ``benchmarks/results/scaled_decode.md`` shows the time saved and the differences.
 
-    Raises CorruptImage, in one line with ``name`` and the reason, for whatever is wrong with the data; UserError where
-    other channels are wanted and tifffile is not installed.
+    Raises CorruptImage, in one line with ``name`` and the reason, for damaged data; UserError where other channels are
+    asked for and tifffile is not installed.
     """
-    _allow(decoding.max_pixels)
+    _set_pixel_limit(decoding.max_pixels)
     try:
         if not isinstance(data, bytes):
-            require_regular(data)  # opening a FIFO waits for ever
+            require_regular(data)  # opening a FIFO would wait for ever
         if decoding.channels != 3:
-            return _many(data, size, square, decoding)
+            return _decode_bands(data, size, square, decoding)
         try:
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
                 deep = deep_colours(image)
@@ -100,7 +98,7 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         except UnidentifiedImageError:
             if not is_tiff(data):
                 raise
-        return _many(data, size, square, decoding)
+        return _decode_bands(data, size, square, decoding)
     except UserError as error:
         if decoding.channels != 3:
             raise
@@ -110,22 +108,22 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
 
 
 class Header(NamedTuple):
-    """What an encoded image says of itself before it is decoded."""
+    """Facts in the header of an encoded image, known before it is decoded."""
 
     format: str  # Pillow's name: JPEG, PNG, …
     mode: str  # Pillow's: RGB, L, RGBA, P, CMYK, I;16, …
-    height: int  # pixels, as it is shown: turned upright where EXIF asks for it
+    height: int  # pixels, after the rotation that EXIF asks for
     width: int
 
 
-def _allow(pixels: int) -> None:
-    """Pillow refuses twice of its own limit, which stays as it is until another is asked for."""
+def _set_pixel_limit(pixels: int) -> None:
+    """Sets Pillow's pixel limit; Pillow itself refuses an image only at twice its limit."""
     if pixels != _allowed["pixels"]:
         Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
 
 
-def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
-    """Band by band what :func:`to_rgb` does with colours."""
+def _decode_bands(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
+    """Resizes and crops each band separately, as :func:`to_rgb` does with colours."""
     values, orientation = read_bands(data, decoding)
     pictures = [Image.fromarray(band) for band in np.ascontiguousarray(as_bytes(values, decoding.bits))]
     if orientation in _UPRIGHT:
@@ -136,31 +134,31 @@ def _many(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Te
 
 
 def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None:
-    """One line on the first file that loses something for which there is a key."""
+    """Warns once, at the first file that loses information which a key could keep."""
     if bands := extra_bands(image):
         said = f"{name}: {3 + bands} bands are cut to three; data.channels={3 + bands} keeps them"
-        say_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
+        warn_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
     if decoding.bits == 8 and (deep or image.mode.startswith("I;16")):
         image.load()
         highest = int(np.asarray(image).max())
         if 0 < highest < (16 if deep else 4096):
             said = f"{name}: of 16 bits at most 12 are used, so it comes out nearly black"
-            say_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
+            warn_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
 
 
 def read_header(data: bytes | Path) -> Header:
-    """Of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    """Reads the header of an image that :func:`decode_bytes` has decoded; reads no pixels."""
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        # Pillow looks for the EXIF of a PNG behind its pixels, and would decode them all
+        # Pillow searches the EXIF of a PNG after its pixels, and would decode them all
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
         width, height = reversed(image.size) if turned else image.size
         return Header(image.format or "unknown", image.mode, height, width)
 
 
 def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
-    """Let the JPEG decoder leave out what the resize would; returns ``shown`` of :func:`to_rgb`.
+    """Lets the JPEG decoder skip detail that the resize would drop; returns ``shown`` for :func:`to_rgb`.
 
-    Twice the size is kept for the antialiased resize, as by Pillow's own ``thumbnail`` (``reducing_gap=2.0``).
+    At least twice the size is kept for the antialiased resize, as in Pillow's ``thumbnail`` (``reducing_gap=2.0``).
     """
     factor = next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * factor * size), 1)
     if factor == 1:
@@ -177,14 +175,14 @@ def check_image_size(size: int) -> None:
 
 
 def describe_size(size: int, square: bool) -> str:
-    """What :func:`to_rgb` leaves of an image, for reports."""
+    """Describes, for reports, the image size that :func:`to_rgb` returns."""
     return f"squares of {size} pixels" if square else f"whole images within {size} × {2 * size} pixels"
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels, which are fine
+    except Exception:  # damaged EXIF does not mean damaged pixels
         return 1
 
 
@@ -193,10 +191,10 @@ def _colours(image: Image.Image, bits: Bits) -> Image.Image:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image, bits)
-    elif image.mode in ("RGBa", "La"):  # premultiplied: Pillow only divides by alpha on the way to RGBA / LA
+    elif image.mode in ("RGBa", "La"):  # premultiplied: Pillow divides by alpha only for RGBA / LA
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as at once to RGB, without Pillow's warning
+        image = image.convert("RGBA")  # gives the colours of a direct conversion to RGB, without Pillow's warning
     return image.convert("RGB")
 
 
@@ -211,7 +209,7 @@ def _eight_bits(image: Image.Image, bits: Bits) -> Image.Image:
 
 
 def _value_range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
-    """What black and white are in an image of this mode with these extreme values."""
+    """Returns the values of black and white for an image of this mode with these extreme values."""
     usual = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(mode, (65535.0,))
     for white in usual:
         if lowest >= 0 and highest <= white:
@@ -226,7 +224,7 @@ def _square(image: Image.Image, size: int, region: Region) -> Image.Image:
     short = min(width, height)
     resized = (int(size * width / short), int(size * height / short))
     left, top = (round((side - size) / 2) for side in resized)
-    # Only the crop is computed: a 1 × 60000 scan would otherwise be blown up to gigabytes before it is cut.
+    # Only the crop is computed: otherwise a 1 × 60000 scan would be enlarged to gigabytes before the crop.
     x, y = width / resized[0], height / resized[1]  # source pixels per resized pixel
     right, bottom = min((left + size) * x, width), min((top + size) * y, height)
     return _resized(image, size, size, (first + left * x, above + top * y, first + right, above + bottom))
@@ -243,8 +241,8 @@ def _whole(image: Image.Image, size: int, region: Region) -> Image.Image:
 
 
 def _resized(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
-    """``box`` (left, top, right, bottom) of the image as ``width`` × ``height`` pixels."""
-    # One axis after the other: Pillow 13 picks their order by the box, and the order shows in the last bits.
+    """Resizes ``box`` (left, top, right, bottom) of the image to ``width`` × ``height`` pixels."""
+    # One axis at a time: Pillow 13 chooses their order by the box, and the order changes the last bits.
     left, top, right, bottom = box
     image = image.resize((width, image.height), Image.Resampling.BICUBIC, box=(left, 0, right, image.height))
     return image.resize((width, height), Image.Resampling.BICUBIC, box=(0, top, width, bottom))

@@ -1,4 +1,4 @@
-"""What an image is made into besides its size: how many channels, what white is, and how large it may be."""
+"""Settings of decoding besides the image size: number of channels, value of white, largest file allowed."""
 
 import multiprocessing
 import os
@@ -12,26 +12,26 @@ from torch import Tensor
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
-MOST_PIXELS = 178_956_970  # of an image: where Pillow itself raises DecompressionBombError
+MOST_PIXELS = 178_956_970  # per image: the number at which Pillow raises DecompressionBombError
 MOST_CHANNELS = 1024
 Bits = Annotated[int, Interval(ge=8, le=16)] | Literal["auto"]
-_said: set[str] = set()  # kinds of lines that this process has told
+_said: set[str] = set()  # kinds of warnings that this process has printed
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How encoded images become uint8 tensors.
+    """Settings that say how encoded images become uint8 tensors.
 
     Args:
-        channels: of every image. 3 is RGB, made of whatever Pillow decodes; any other number takes the bands of a file
-            as they are, and a file with another number of them is refused as corrupt.
-        bits: of whole numbers deeper than 8 bits, what white is: 2^bits − 1. ``auto`` is the fewest of 8, 10, 12, 14
-            and 16 bits that hold all values of an image. 8, the default, is what there was before anybody chose: 65,535
-            for 16-bit files (see :func:`unlabeled.data.decode.to_rgb`), with a line on those that come out dark.
-        max_pixels: of a file that is decoded; beyond it lies what may be made to fill the memory.
+        channels: of every image. 3 is RGB, converted from any image that Pillow decodes; another number keeps the bands
+            of a file unchanged, and a file with another number of bands is refused as corrupt.
+        bits: sets the value of white in integers deeper than 8 bits, 2^bits − 1. ``auto`` is the fewest of 8, 10, 12,
+            14 and 16 bits that hold all values of an image. With the default of 8 white is 65,535 in 16-bit files (see
+            :func:`unlabeled.data.decode.to_rgb`), and a warning names files that come out dark.
+        max_pixels: most pixels of a file that is decoded; larger files may be made to fill the memory.
 
     Raises:
-        UserError: a value that is none of these.
+        UserError: a value outside these ranges.
     """
 
     channels: int = 3
@@ -47,30 +47,30 @@ class Decoding:
             raise UserError(f"data.max_pixels={self.max_pixels}: must be a whole number of at least 1")
 
     def of(self, splits: Splits) -> Splits:
-        """Let the sources of a data set decode like this."""
+        """Sets these settings on all sources of a data set."""
         for source in splits.every().values():
             source.decoding = self  # type: ignore[attr-defined]
         return splits
 
 
-RGB = Decoding()  # 8 bits, and no image larger than Pillow takes
+RGB = Decoding()  # 8 bits, and Pillow's own limit of pixels
 
 
 def channels_of(source: object) -> int:
-    """Of the images of a source: 3 where it says nothing."""
+    """Returns the number of channels of a source's images: 3 where the source does not say."""
     return getattr(source, "decoding", RGB).channels
 
 
 def in_colour(pixels: Tensor) -> Tensor:
-    """Pixels [B, C, h, w] in [0, 1] as [B, 3, h, w] to look at: one channel as grey, of more the first three."""
+    """Converts pixels [B, C, h, w] in [0, 1] to [B, 3, h, w] for display: one channel as grey, else the first three."""
     channels = pixels.shape[1]
     if channels < 3:
         return pixels[:, :1].expand(-1, 3, -1, -1)
     return pixels if channels == 3 else pixels[:, :3]
 
 
-def say_once(kind: str, line: str) -> None:
-    """Tell on stderr what is true of many files by the first of them: once a run, by no worker, by one process."""
+def warn_once(kind: str, line: str) -> None:
+    """Prints a line on stderr once per run, from one process and no worker, though it holds for many files."""
     worker = multiprocessing.parent_process() is not None
     if kind in _said or worker or os.environ.get("LOCAL_RANK", "0") != "0":
         return

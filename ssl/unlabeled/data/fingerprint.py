@@ -1,4 +1,4 @@
-"""What a split holds, as a short text that changes with it. No image is decoded for it."""
+"""Fingerprint of a split: a short text that changes when its contents change. No image is decoded for it."""
 
 import hashlib
 import os
@@ -14,27 +14,27 @@ from unlabeled.data.sources.files import file_stamps, is_url
 
 @runtime_checkable
 class HasFiles(Protocol):
-    """What a source has besides whose images lie in files."""
+    """Protocol of a source whose images lie in files."""
 
     def files(self) -> list[str]:
-        """Paths or URLs of all files that images come from."""
+        """Returns the paths or URLs of all files that images come from."""
         ...
 
     def within(self) -> str:
-        """Which part of these files: a column, or byte ranges; "" where images are whole files."""
+        """Says which part of these files is used: a column, or byte ranges; "" where images are whole files."""
         ...
 
 
 def fingerprint(source: Source, moved: bool = False) -> str | None:
-    """SHA-256 of labels, of how images are decoded, and of the images' bytes or what is known of their files.
+    """Returns the SHA-256 of labels, of decoding settings, and of the images' bytes or what is known of their files.
 
     Args:
         source: the split.
-        moved: takes a copy in another folder for the same: of files their paths from the folder on that all share, and
-            their sizes. Without it, where they lie and when they were written: what kept features are found by.
+        moved: True: a copy in another folder has the same fingerprint, which uses sizes and paths relative to the
+            common folder. False: it also uses location and time of writing; stored features are found by this one.
 
     Returns:
-        None where nothing tells whether images have changed: a source of somebody else's, or a file that is gone.
+        None where changes cannot be detected: a custom source that does not list its files, or a missing file.
     """
     digest = hashlib.sha256(f"{len(source)} {source.image_size} {source.square} {source.classes}\n".encode())
     digest.update(_bytes(source.labels))

@@ -1,8 +1,8 @@
-"""Which images a run is trained on: noticed when files change, recognised when the whole has moved.
+"""Identity of the training images: detects changed files, and recognises a data set that was moved as a whole.
 
-Names from the common folder on, sizes, contents by samples, labels and order make the identity. Where a file lies and
-when it was written do not: a copy is the same data. Its times (of change too, ctime, which nobody can set) are only a
-hint: a file whose name, size and times are those of last time is not read again.
+The identity consists of file names relative to the common folder, sizes, sampled contents, labels and order. Location
+and times are not part of it: a copy is the same data. Times (mtime, and ctime, which a user cannot set) only save work:
+a file with unchanged name, size and times is not read again.
 """
 
 import hashlib
@@ -23,30 +23,30 @@ from unlabeled.data.source import Source, shared_folder
 from unlabeled.data.sources.files import file_stamps, is_url, read_range
 from unlabeled.errors import UserError
 
-WHOLE = 2**14  # bytes: a file of no more is read whole
-_BLOCK = 2**12  # bytes: of a larger one so many at each of 4 places, of 64 MiB and more at 64 places
-_AT_ONCE, _CHUNK = 8, 512  # threads: a network's answers take long; files that one of them is given
-_NAMED = 3  # files in a message
+WHOLE = 2**14  # bytes: smaller files are hashed whole
+_BLOCK = 2**12  # bytes hashed at each of 4 places of larger files, at 64 places from 64 MiB on
+_AT_ONCE, _CHUNK = 8, 512  # threads, as network storage answers slowly; files per call of a thread
+_NAMED = 3  # files named in a message
 _Result = TypeVar("_Result")
-_Facts = tuple[int, int, int]  # size, time of writing, time of change; ns, or what a store says instead
+_Facts = tuple[int, int, int]  # size, mtime, ctime in ns; or an object store's own stamps
 
 
 @dataclass
 class Identity:
-    """F files of a training split."""
+    """Identity of a training split with F files."""
 
-    digest: str  # of all but where and when
+    digest: str  # SHA-256 of everything except paths and times
     images: int
-    names: list[bytes]  # [F], from the folder on that all share
-    facts: np.ndarray  # int64 [F, 3], see _Facts; size -1: gone
+    names: list[bytes]  # [F], paths relative to the common folder
+    facts: np.ndarray  # int64 [F, 3], see _Facts; size -1: the file is missing
     contents: np.ndarray  # int64 [F], a hash
 
     def brief(self) -> dict[str, Any]:
-        """What travels in a checkpoint."""
+        """Returns the short form of the identity that a checkpoint stores."""
         return {"digest": self.digest, "images": self.images, "files": len(self.names)}
 
     def write(self, path: Path) -> None:
-        """Whole or not at all; 50,000 files are 3 MB. Raises Unwritable."""
+        """Writes the identity atomically; 50,000 files take 3 MB. Raises Unwritable."""
         import pyarrow as pa
 
         columns = {"name": pa.array(self.names, pa.large_binary()), "content": self.contents}
@@ -64,7 +64,7 @@ _COLUMNS = ("size", "written", "changed")
 
 
 def read_identity(path: Path) -> Identity | None:
-    """What :meth:`Identity.write` wrote; None where it is not there or damaged: files are then read again."""
+    """Reads what :meth:`Identity.write` wrote; None if it is missing or damaged: the files are then read again."""
     import pyarrow as pa
 
     try:
@@ -80,11 +80,11 @@ def read_identity(path: Path) -> Identity | None:
 
 
 def identity_of(source: Source, before: Identity | None = None) -> Identity | None:
-    """Of a training split as it is now; None where nothing tells: a source of somebody else's.
+    """Computes the identity of a training split as it is now; None for a custom source that does not list its files.
 
     Args:
         source: the split; no image is decoded.
-        before: an earlier one, whose files are read again only where size or times differ.
+        before: an earlier identity; its files are read again only if size or times differ.
     """
     digest = hashlib.sha256(f"{len(source)} {source.classes}\n".encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels.numpy()).data)
@@ -96,7 +96,7 @@ def identity_of(source: Source, before: Identity | None = None) -> Identity | No
         paths = source.files()
         shared = shared_folder(paths)
         names = [os.fsencode(path.removeprefix(shared)) for path in paths]
-        facts = np.array(_many(_facts, paths), np.int64).reshape(-1, 3)
+        facts = np.array(_map_threads(_facts, paths), np.int64).reshape(-1, 3)
         contents = _contents(paths, names, facts, before)
         digest.update(source.within().encode())
     else:
@@ -107,7 +107,7 @@ def identity_of(source: Source, before: Identity | None = None) -> Identity | No
 
 
 def changes(before: Identity, now: Identity) -> str:
-    """What has become of the files, in words: how many were added, removed, renamed, edited or exchanged."""
+    """Describes how the files have changed: how many were added, removed, renamed, edited or exchanged."""
     old = {name: place for place, name in enumerate(before.names)}
     new = {name: place for place, name in enumerate(now.names)}
     gone, come = [name for name in old if name not in new], [name for name in new if name not in old]
@@ -117,14 +117,16 @@ def changes(before: Identity, now: Identity) -> str:
     held = {_content(before, old[name]) for name in edited}
     exchanged = [name for name in edited if _content(now, new[name]) in held]
     again = {name for pair in renamed for name in pair}
-    told = {
+    kinds = {
         "removed": [name for name in gone if name not in again],
         "added": [name for name in come if name not in again],
         "renamed": [was + b" is " + name for was, name in renamed],
         "exchanged": exchanged,
         "edited": [name for name in edited if name not in {*exchanged}],
     }
-    return "; ".join(_counted(word, names) for word, names in told.items() if names) or "labels, or their order, differ"
+    return (
+        "; ".join(_counted(word, names) for word, names in kinds.items() if names) or "labels, or their order, differ"
+    )
 
 
 def _counted(word: str, names: list[bytes]) -> str:
@@ -137,7 +139,7 @@ def _content(identity: Identity, place: int) -> tuple[int, int]:
 
 
 def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: Identity | None) -> np.ndarray:
-    """Hashes, those of unchanged files from ``before``."""
+    """Returns the content hashes of all files; those of unchanged files are taken from ``before``."""
     contents, unknown = np.zeros(len(paths), np.int64), np.ones(len(paths), bool)
     if before is not None:
         places = {name: place for place, name in enumerate(before.names)}
@@ -145,12 +147,12 @@ def _contents(paths: list[str], names: list[bytes], facts: np.ndarray, before: I
         same = (old >= 0) & (before.facts[old] == facts).all(1) if len(before.names) else old >= 0
         contents[same], unknown = before.contents[old[same]], ~same
     rows = np.flatnonzero(unknown).tolist()
-    contents[rows] = _many(_hash, [(paths[row], int(facts[row, 0])) for row in rows])
+    contents[rows] = _map_threads(_hash, [(paths[row], int(facts[row, 0])) for row in rows])
     return contents
 
 
-def _many(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
-    """The function of each, by threads: it waits for files."""
+def _map_threads(function: Callable[[Any], _Result], values: list[Any]) -> list[_Result]:
+    """Calls the function for each value, in threads, because it waits for files."""
     parts = [values[first : first + _CHUNK] for first in range(0, len(values), _CHUNK)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return [found for part in pool.map(lambda part: [function(value) for value in part], parts) for found in part]
@@ -163,18 +165,18 @@ def _facts(path: str) -> _Facts:
             return size, int.from_bytes(hashlib.sha256(str(version).encode()).digest()[:7]), 0
         status = require_regular(path)
     except (OSError, UserError):
-        return -1, 0, 0  # gone: an image that cannot be decoded
+        return -1, 0, 0  # missing file: its image cannot be decoded
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _hash(file: tuple[str, int]) -> int:
-    """Of what a file holds at some places, all of it where it is small; 0 where it cannot be read."""
+    """Hashes a file's contents at some places, or all of a small file; 0 where it cannot be read."""
     path, size = file
     digest = hashlib.blake2b(digest_size=8)
     try:
         for part in _parts(path, size):
             digest.update(part)
-    except Exception:  # each store has errors of its own
+    except Exception:  # every store raises its own errors
         return 0
     return int.from_bytes(digest.digest(), signed=True)
 

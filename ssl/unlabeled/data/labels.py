@@ -1,4 +1,4 @@
-"""Which labelled images a method may use: those of a list or a draw of them, and how such a choice is recorded."""
+"""Selects the labelled images that a method may use, from a list or by a random draw, and records the selection."""
 
 import hashlib
 import os
@@ -16,34 +16,34 @@ from unlabeled.core.shown import shown
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
-_SHOWN = 5  # names in an error
+_SHOWN = 5  # names listed in an error
 
 
 @dataclass(frozen=True)
 class LabelList:
-    """Some labelled images of one source. n is their number."""
+    """A list of n labelled images of one source."""
 
     ids: Tensor  # int64 [n], positions in the source, ascending
     labels: Tensor  # int64 [n]
-    names: list[str]  # one for each; where names are paths, from the folder on that all images of the source share
+    names: list[str]  # [n]; paths are relative to the common folder of the source
 
     @cached_property
     def text(self) -> str:
-        """One name a line: a file that ``labels_file`` takes again, on any machine."""
+        """Returns one name a line: a file that ``labels_file`` accepts, on any machine."""
         return "".join(f"{name}\n" for name in self.names)
 
     @cached_property
     def sha256(self) -> str:
-        """Of :attr:`text`, so ``sha256sum labels.txt`` gives the same."""
+        """Returns the SHA-256 of :attr:`text`, so ``sha256sum labels.txt`` gives the same."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def per_class(self) -> Tensor:
-        """Images of each class that has any, int64 [classes with an image]."""
+        """Returns the number of images of each class that has any, int64 [classes with an image]."""
         counts = self.labels.bincount()
         return counts[counts > 0]
 
     def summary(self) -> dict[str, int | str]:
-        """Size and fingerprint, for reports."""
+        """Returns size and fingerprint, for reports."""
         return {"images": len(self.ids), "classes": len(self.per_class()), "sha256": self.sha256}
 
     def __str__(self) -> str:
@@ -55,13 +55,13 @@ class LabelList:
 
 @dataclass(frozen=True)
 class LabelSelection:
-    """How the list is made; one of the first three, the others None.
+    """Rule that selects labelled images; exactly one of the first three arguments is set, the others are None.
 
     Args:
         labels_file: text file with one image a line: its name, the end of its path, or its number in the source.
         fraction: share of the labelled images of each class, above 0 and at most 1; at least one image a class.
         per_class: images of each class.
-        seed: which ones are drawn; a smaller draw with the same seed is part of a larger one. Not used with a file.
+        seed: of the random draw; a smaller draw with the same seed is part of a larger one. Not used with a file.
         key: of the configuration, for errors.
     """
 
@@ -84,7 +84,7 @@ class LabelSelection:
             raise UserError(f"{self.key}.per_class={self.per_class}: must be at least 1")
 
     def of(self, source: Source) -> LabelList:
-        """The list for one source; reads labels and names, no image.
+        """Returns the list for one source; reads labels and names, no image.
 
         Raises:
             UserError: the source has no labels, too few of a class, or the file does not fit it.
@@ -140,13 +140,13 @@ class LabelSelection:
 
 
 def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
-    """Names of listed images that are in the evaluation split too; both splits' names, as their sources give them."""
+    """Returns the names of listed images that are in the evaluation split too; both sources give the names."""
     held_out = {test.name(id) for id in range(len(test))}
     return [name for id in labels.ids.tolist() if (name := train.name(id)) in held_out]
 
 
 def _matches(lines: list[str], source: Source) -> list[list[int]]:
-    """Images that each line can mean: the one of this name, else those whose paths end so, else that of this number."""
+    """Returns the images that each line can name: by the name, else by the end of the path, else by the number."""
     root = common_folder(source)
     ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for id in range(len(source)):

@@ -1,4 +1,4 @@
-"""Where batches come from: gathered from memory, or decoded by worker processes."""
+"""Loaders of batches: gathered from memory, or decoded by worker processes."""
 
 import itertools
 import multiprocessing
@@ -24,14 +24,14 @@ from unlabeled.objective import Batch, Support
 
 
 class Resumable:
-    """Tells Lightning that a loader goes on where a run was stopped. It has no state: its order knows the next step."""
+    """Tells Lightning that the loader resumes where a run stopped. It has no state: its order knows the next step."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """From the next step on."""
+        """Yields batches from the next step on."""
         raise NotImplementedError
 
     def peek(self) -> Batch:
-        """The first batch of the iteration that comes next, which gives it again."""
+        """Returns the first batch of the next iteration, without consuming it."""
         return next(iter(self))
 
     def state_dict(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Resumable:
 
 
 class ArrayLoader(Resumable):
-    """Batches gathered from images in memory: that of the GPU where there is room for them."""
+    """Loads batches from images in memory: in GPU memory if they fit there."""
 
     def __init__(
         self,
@@ -52,12 +52,12 @@ class ArrayLoader(Resumable):
         support: SupportOrder | None = None,
     ) -> None:
         self.batches, self.support, self.device = batches, support, device
-        self.source = _on(source, device) if _has_room(source.images, device) else source
+        self.source = _on(source, device) if _fits_on_gpu(source.images, device) else source
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
     def __iter__(self) -> Iterator[Batch]:
         labelled = itertools.repeat(None) if self.support is None else self.support
-        # Both begin at the trainer's next step; only the batches end.
+        # Both start at the trainer's next step; the support never ends.
         for positions, beside in zip(self.batches, labelled, strict=False):
             batch = _take(self.source, positions, self.device)
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
@@ -72,10 +72,10 @@ class ArrayLoader(Resumable):
 
 
 class LazyLoader(Resumable):
-    """Batches decoded by worker processes; a corrupt image is replaced by its successor, counted and listed.
+    """Loads batches that worker processes decode; a corrupt image is replaced by the next one, counted and listed.
 
-    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, nor one without a label. The
-    place of a labelled image beside a batch is taken by another one of its class.
+    Without ``keep_shape`` it is left out instead: a probe must not see an image twice, or one without a label. A
+    corrupt labelled image of the support is replaced by another one of its class.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LazyLoader(Resumable):
         support: SupportOrder | None = None,
     ) -> None:
         self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
-        self._begun: Iterator[Batch] | None = None  # by peek: an iteration that nobody has asked for yet
+        self._begun: Iterator[Batch] | None = None  # iteration started by peek, not handed out yet
         self.batches = batches if support is None else _Joined(batches, support)
         self.loader: DataLoader[Any] = DataLoader(
             _LazyImages(source, support),
@@ -102,11 +102,11 @@ class LazyLoader(Resumable):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        begun, self._begun = self._begun, None  # asked for with the first batch: Lightning makes iterators beforehand
+        begun, self._begun = self._begun, None  # at the first batch: Lightning makes iterators earlier
         yield from begun or self._batches()
 
     def peek(self) -> Batch:
-        """As of every loader, without decoding its images twice."""
+        """Returns the first batch of the next iteration, without decoding its images twice."""
         batches = self._begun or self._batches()
         first = next(batches)
         self._begun = itertools.chain([first], batches)
@@ -123,12 +123,12 @@ class LazyLoader(Resumable):
                 yield batch
 
     def _from_workers(self) -> Iterator[Batch]:
-        """One that is killed while it hands a batch over is else told as a broken connection, without a reason."""
+        """Yields batches from the workers; names the reason if a worker is killed, as torch reports no reason."""
         try:
             yield from self.loader
         except (ConnectionError, EOFError) as error:
             raise UserError(
-                "a worker process was killed, it may be by the kernel for want of memory: give fewer num_workers; the "
+                "a worker process was killed, perhaps by the kernel for lack of memory: give fewer num_workers; the "
                 "same command goes on from the last checkpoint"
             ) from error
 
@@ -144,7 +144,7 @@ class LazyLoader(Resumable):
 
 
 class _Joined(Sampler[list[int]]):
-    """Positions of a batch with those of its support behind them: one list is what a worker is given."""
+    """Appends the positions of the support to those of a batch: a worker is given a single list."""
 
     def __init__(self, batches: GlobalOrder | list[list[int]], support: SupportOrder) -> None:
         self.batches, self.support = batches, support
@@ -166,40 +166,40 @@ class _LazyImages(Dataset[Batch]):
         return len(self.source)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        first = len(indices) - len(self.slots)  # of the support
-        images, ids, sizes = _on_a_canvas(decode_or_next(self.source, index) for index in indices[:first])
+        first = len(indices) - len(self.slots)  # index of the first image of the support
+        images, ids, sizes = _pad(decode_or_next(self.source, index) for index in indices[:first])
         batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
         if not len(self.slots):
             return batch
         labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
-        images, ids, sizes = _on_a_canvas(labelled)
+        images, ids, sizes = _pad(labelled)
         return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
 
 
 class IgnoreSignals:
-    """A terminal and a cluster send signals to every process; workers must last until the training process has stopped.
+    """Makes workers ignore signals that a terminal or cluster sends to all, until the training process has stopped.
 
-    That one ends its workers by SIGTERM too, when it exits: it says so beforehand.
+    The training process also ends its workers by SIGTERM when it exits; it tells them before.
     """
 
     def __init__(self) -> None:
         self.leaving = multiprocessing.Value("b", 0, lock=False)
-        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # before workers are sent SIGTERM
+        multiprocessing.util.Finalize(None, self._leave, exitpriority=100)  # runs before the workers get SIGTERM
 
     def _leave(self) -> None:
         self.leaving.value = 1
 
     def __call__(self, worker: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remain)
+            signal.signal(number, self._ignore)
 
-    def _remain(self, number: int, frame: FrameType | None) -> None:
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM and self.leaving.value:
             os._exit(0)
 
 
-def _on_a_canvas(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, ids and sizes of a batch."""
+def _pad(decoded: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns images, ids and sizes of a batch."""
     images, ids = zip(*decoded, strict=True)
     together, sizes = pad_to_largest(list(images))
     return together, torch.tensor(ids), sizes
@@ -210,16 +210,17 @@ def _as_is(batch: Any) -> Any:
 
 
 def _intact(batch: Batch, asked: list[int]) -> Batch:
-    """Without the rows whose image was replaced by a successor."""
+    """Drops the rows whose image was replaced by the next one."""
     keep = batch.ids == torch.tensor(asked)
     sizes = None if batch.sizes is None else batch.sizes[keep]
     return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
 
 
 def _take(source: DecodedSource, positions: list[int], device: torch.device) -> Batch:
-    """Rows of what is in memory, on ``device`` or ready to be copied to it while it computes."""
+    """Takes rows of the images in memory, on ``device`` or in pinned memory for a copy that overlaps computing."""
     held, own, sizes = source.images, source.ids.device, None
-    rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")  # or the host would wait for a GPU
+    # pinned, or the host would wait for the GPU
+    rows = torch.tensor(positions, dtype=torch.long, pin_memory=own.type == "cuda")
     rows = rows.to(own, non_blocking=True)
     if isinstance(held, Tensor):
         pinned = device.type == "cuda" and own.type == "cpu"
@@ -237,8 +238,8 @@ def _on(source: DecodedSource, device: torch.device) -> DecodedSource:
     return replace(source, images=moved, ids=ids, labels=labels)
 
 
-def _has_room(images: Tensor | list[Tensor], device: torch.device) -> bool:
-    """Whether a GPU can hold the images and still have three quarters of its free memory for training."""
+def _fits_on_gpu(images: Tensor | list[Tensor], device: torch.device) -> bool:
+    """Checks whether the images fit into a quarter of the free GPU memory, so that the rest is left for training."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

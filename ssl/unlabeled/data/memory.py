@@ -1,4 +1,4 @@
-"""Images held in memory as uint8: sources that are born so, and any source decoded once."""
+"""Images held in memory as uint8: sources that are arrays, and any source decoded once."""
 
 import math
 import sys
@@ -17,15 +17,15 @@ from unlabeled.data.decoding import channels_of
 from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 from unlabeled.errors import UserError
 
-_CHUNK_BYTES = 2**21  # decoded per message of a worker: hides its cost, and fits a container's 64 MB of /dev/shm
-_LOOKED_AT = 8  # images that are decoded for what they lose
-_SAMPLE = 64  # whole images that are decoded to guess how much memory all need
+_CHUNK_BYTES = 2**21  # decoded bytes per message of a worker: few messages, within a container's 64 MB of /dev/shm
+_LOOKED_AT = 8  # images decoded in advance to print warnings once
+_SAMPLE = 64  # whole images decoded to estimate the memory of all
 
-Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # all bytes of some images, uint8, and the shape of each
+Decoded = Iterator[tuple[Tensor, list[torch.Size]]]  # the bytes of a chunk of images, uint8, and the shape of each
 
 
 class ArraySource:
-    """A source whose images are an array already: uint8 [N, 3, S, S], with int64 labels [N]."""
+    """A source whose images are already an array: uint8 [N, 3, S, S], with int64 labels [N]."""
 
     square = True
 
@@ -42,7 +42,7 @@ class ArraySource:
         return len(self.images)
 
     def decode(self, index: int) -> Tensor:
-        return self.images[index].clone()  # whoever writes to it must not write to the data
+        return self.images[index].clone()  # a copy, so that writing to it does not change the data
 
     def name(self, index: int) -> str:
         return f"{self._prefix} image {index}"
@@ -50,19 +50,19 @@ class ArraySource:
 
 @dataclass
 class DecodedSource:
-    """All images of a source that can be decoded, in its order. M is their number."""
+    """The M images of a source that could be decoded, in its order."""
 
     images: Tensor | list[Tensor]  # uint8 [M, C, S, S]; of whole images M tensors, uint8 [C, h, w]
     ids: Tensor  # int64 [M], positions in the source
     labels: Tensor  # int64 [M], -1 where there is none
     classes: list[str]
-    corrupt: list[str] = field(default_factory=list)  # what was left out: name and reason of each
+    corrupt: list[str] = field(default_factory=list)  # name and reason of each image that was left out
 
 
 def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSource:
     """Decodes every image once, with ``workers`` processes (0: in this one): square ones into one array.
 
-    An ArraySource is passed on without a copy. Corrupt images are left out and listed. The progress bar shows on a
+    An ArraySource is used without a copy. Corrupt images are left out and listed. The progress bar shows on a
     terminal only. Raises UserError when no image can be decoded.
     """
     if isinstance(source, ArraySource):
@@ -77,17 +77,17 @@ def decode_all(source: Source, workers: int, progress: bool = True) -> DecodedSo
 
 
 def bytes_needed(source: Source) -> int:
-    """Memory that ``decode_all`` would allocate, in bytes: 0 for an ArraySource, which is in memory already.
+    """Returns the bytes that ``decode_all`` would allocate: 0 for an ArraySource, which is in memory already.
 
-    For whole images a guess: 64 of them, evenly spaced, are decoded, and the corrupt ones left out of the mean.
+    For whole images this is an estimate from 64 evenly spaced ones; corrupt ones do not count in the mean.
     """
     if isinstance(source, ArraySource):
         return 0
     return int(len(source) * (_most_bytes(source) if source.square else _mean_bytes(source)))
 
 
-def look_at_some(source: Source) -> None:
-    """Decode a few images in this process, so that it says what workers would say, each for itself, or not at all."""
+def decode_some(source: Source) -> None:
+    """Decodes a few images in this process, so that warnings appear once and not from each worker, or never."""
     if isinstance(source, HasEncodedImages):
         for number in range(min(_LOOKED_AT, len(source))):
             with suppress(CorruptImage):
@@ -95,10 +95,10 @@ def look_at_some(source: Source) -> None:
 
 
 def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
-    """Image ``index``, or the next one (cyclically) that is not corrupt: uint8 [3, h, w] and the index it came from.
+    """Decodes image ``index``, or the next intact one (cyclically): uint8 [3, h, w], and the index it came from.
 
-    A pure function of the index, so a batch keeps its shape and a resumed run its samples. Raises UserError when no
-    image can be decoded.
+    It depends only on the index, so that a batch keeps its shape and a resumed run its samples. Raises UserError when
+    no image can be decoded.
     """
     reason = "there is none"
     for step in range(len(source)):
@@ -111,7 +111,7 @@ def decode_or_next(source: Source, index: int) -> tuple[Tensor, int]:
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """Images uint8 [N, 3, S, S] resized to [N, 3, size, size] as ``decode.to_rgb`` does; the same object if equal."""
+    """Resizes images uint8 [N, 3, S, S] to [N, 3, size, size] as ``decode.to_rgb`` does; the same object if equal."""
     if images.shape[-1] == size:
         return images
     pictures = (Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images)
@@ -119,12 +119,12 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 
 def _most_bytes(source: Source) -> int:
-    """Of one image."""
+    """Returns the largest number of bytes that one image can take."""
     return channels_of(source) * source.image_size**2 * (1 if source.square else 2)
 
 
 def _mean_bytes(source: Source) -> float:
-    """Of one image, by a sample; the most if none of the sample can be decoded."""
+    """Returns the mean bytes of one image, from a sample; the largest possible if none of the sample can be decoded."""
     count, found = min(_SAMPLE, len(source)), []
     for number in range(count):
         with suppress(CorruptImage):
@@ -133,7 +133,7 @@ def _mean_bytes(source: Source) -> float:
 
 
 class _Chunks(Dataset[Any]):
-    """Runs of images, decoded together: all their bytes, their shapes, and name and reason of the corrupt by index."""
+    """Decodes chunks of images: returns their bytes, shapes, and name and reason of each corrupt one by index."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -149,15 +149,15 @@ class _Chunks(Dataset[Any]):
                 images.append(self._source.decode(row))
             except CorruptImage as error:
                 corrupt[row] = str(error)
-        # One tensor: each in a message takes a file descriptor, and a process may open few.
+        # One tensor: each tensor in a message takes a file descriptor, and their number is limited.
         return torch.cat([image.flatten() for image in images]), [image.shape for image in images[1:]], corrupt
 
 
 def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, str]) -> Decoded:
-    """The images in order; name and reason of those left out go into ``corrupt``."""
+    """Yields the images in order; adds name and reason of the corrupt ones to ``corrupt``."""
     chunks = _Chunks(source)
     workers = workers if len(chunks) > 1 else 0
-    # Processes, not threads: of a 32 pixel image most is Python, and two threads took longer than one (GIL).
+    # Processes, not threads: small images are mostly Python code, and two threads took longer than one (GIL).
     forked = "fork" if workers and sys.platform == "linux" else None  # the source is shared, not pickled
     own = torch.Generator()  # without it a DataLoader draws its workers' seeds from the global random state
     loader = DataLoader(chunks, None, num_workers=workers, multiprocessing_context=forked, generator=own)
@@ -167,7 +167,7 @@ def _decoded(source: Source, workers: int, progress: bool, corrupt: dict[int, st
 
 
 def _as_array(decoded: Decoded, source: Source) -> Tensor:
-    """Square images in one tensor; what corrupt ones leave free at its end is never touched."""
+    """Puts square images into one tensor; the memory at its end that corrupt ones leave free is never touched."""
     array = torch.empty(len(source), channels_of(source), source.image_size, source.image_size, dtype=torch.uint8)
     count = 0
     for pixels, shapes in decoded:
@@ -177,7 +177,7 @@ def _as_array(decoded: Decoded, source: Source) -> Tensor:
 
 
 def _as_list(decoded: Decoded) -> list[Tensor]:
-    """Each in memory of its own: that of a worker is scarce, and all images of a message would keep it together."""
+    """Copies each image out of the worker's memory, which is scarce: one image would keep a whole message there."""
     images: list[Tensor] = []
     for pixels, shapes in decoded:
         parts = torch.split(pixels, [math.prod(shape) for shape in shapes])

@@ -1,4 +1,4 @@
-"""One data set for training and for probes: in memory where it fits, and from workers where it does not."""
+"""Serves one data set for training and for probes: from memory if it fits, else from workers."""
 
 import os
 from copy import copy
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
-from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, look_at_some
+from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, decode_some
 from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
@@ -36,43 +36,43 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.splits, self.batch_size, self.num_workers = splits, batch_size, num_workers
         self.memory_bytes, self.seed, self.accumulate = memory_gib * 2**30, seed, accumulate
-        self.steps_per_epoch = self.total_steps = 0  # of the run, known once the training split is loaded
+        self.steps_per_epoch = self.total_steps = 0  # set when the training split is loaded
         self.corrupt = list(splits.corrupt)
         self.support: ClassBalanced | None = None
-        self.labels: LabelList | None = None  # what the support is drawn from
+        self.labels: LabelList | None = None  # labelled images that the support is drawn from
         self._train: DecodedSource | Source | None = None
         self._held_out: DecodedSource | Source | None = None
 
     @property
     def train(self) -> DecodedSource | Source:
-        """The training split, decoded on first use if it fits; corrupt images are left out then."""
+        """Returns the training split, decoded on first use if it fits into memory, without corrupt images."""
         if self._train is None:
             self._train = self._fit_into_memory(self.splits.train)
         return self._train
 
     @property
     def test(self) -> DecodedSource | Source:
-        """The test split, likewise; only where there is one."""
+        """Returns the test split, likewise; call it only where there is one."""
         assert self.splits.test is not None
         if self._held_out is None:
             self._held_out = self._fit_into_memory(self.splits.test)
         return self._held_out
 
     def with_test(self, test: Source) -> "DataModule":
-        """The same training images, loaded once, beside another test split."""
+        """Returns a module with the same training images, loaded once, and another test split."""
         other = copy(self)
         other.splits, other._held_out = replace(self.splits, test=test, others={}), None
         other.corrupt = list(self.corrupt)
         return other
 
     def attach_support(self, support: ClassBalanced, processes: int) -> None:
-        """Let labelled images come with every batch. Reads labels and names, no image; raises UserError as it does."""
+        """Adds labelled images to every batch. Reads labels and names, no image; raises what ``support`` raises."""
         self.support, self.labels = support, support.choose(self.splits.train, processes)
 
     def plan(self, max_epochs: int | None, max_steps: int | None, device: torch.device | None = None) -> None:
-        """Load the training split, and set ``steps_per_epoch`` and ``total_steps``.
+        """Loads the training split, and sets ``steps_per_epoch`` and ``total_steps``.
 
-        Where processes work together, all call this, with the ``device`` over which they exchange a few numbers.
+        With several processes all must call this; they exchange a few numbers over ``device``.
         """
         if self._train is None:
             self._train = self._fit_into_memory(self.splits.train, device)
@@ -85,7 +85,7 @@ class DataModule(pl.LightningDataModule):
             self.support.check(self.train.labels[self._listed()], self.train.classes)
 
     def train_dataloader(self) -> ArrayLoader | LazyLoader:
-        """Batches of the run, from the trainer's next step on."""
+        """Returns the loader of the run's batches, from the trainer's next step on."""
         trainer = self.trainer
         assert trainer is not None
         order = GlobalOrder(
@@ -105,7 +105,7 @@ class DataModule(pl.LightningDataModule):
         return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support)
 
     def _blocks(self) -> Blocks | None:
-        """Also for images in memory: what fits there must not change the order."""
+        """Returns the blocks of the order, also for images in memory: the order must not depend on available memory."""
         whole = len(self.train.labels) == len(self.splits.train)
         return getattr(self.splits.train, "blocks", None) if whole else None
 
@@ -125,19 +125,19 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _listed(self) -> Tensor:
-        """Positions of the listed images in what is trained on, ascending; corrupt ones may have been left out."""
+        """Returns the positions of the listed images in the training split, ascending; corrupt ones may be missing."""
         assert self.labels is not None
         if not isinstance(self.train, DecodedSource):
             return self.labels.ids
         return torch.isin(self.train.ids, self.labels.ids).nonzero().flatten()
 
     def labelled(self, split: str, batch_size: int) -> ArrayLoader | LazyLoader:
-        """The labelled images of ``train`` or ``test`` in their own order, for probes."""
+        """Returns a loader of the labelled images of ``train`` or ``test`` in their own order, for probes."""
         source = self.train if split == "train" else self.test
         return self.batches(source, (source.labels >= 0).nonzero().flatten(), batch_size)
 
     def batches(self, source: DecodedSource | Source, positions: Tensor, batch_size: int) -> ArrayLoader | LazyLoader:
-        """Chosen images of a split in the order of ``positions`` [N]; no views, and corrupt images are left out.
+        """Returns a loader of the images at ``positions`` [N], in that order, without views and without corrupt images.
 
         Returns:
             An iterable of Batch that can be iterated again.
@@ -149,7 +149,7 @@ class DataModule(pl.LightningDataModule):
 
     def _fit_into_memory(self, source: Source, together: torch.device | None = None) -> DecodedSource | Source:
         if self.num_workers:
-            look_at_some(source)
+            decode_some(source)
         if bytes_needed(source) > self.memory_bytes:
             return source
         if together is None or isinstance(source, ArraySource):

@@ -1,5 +1,4 @@
-"""The order of samples is a function of (seed, step): nothing to save, nothing to lose, the same on any number of
-processes."""
+"""Order of samples as a function of (seed, step): needs no saved state, and is the same on any number of processes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ DEFAULT_BATCH_SIZE = 256  # conf/train.yaml
 
 
 class GlobalOrder(Sampler[list[int]]):
-    """Positions of the images that this process sees, batch by batch, to the end of the run.
+    """Yields the positions of the images of this process, batch by batch, to the end of the run.
 
     Epoch e is a permutation drawn from (seed, e); batch t of it is its t-th run of ``batch_size`` positions, of which
     process r of W takes the r-th part. Images that do not fill the batches of a last step are left out of that epoch.
@@ -24,14 +23,14 @@ class GlobalOrder(Sampler[list[int]]):
     Args:
         size: images in the source.
         batch_size: over all processes.
-        total_steps: of the whole run, also when it goes on in the middle.
+        total_steps: of the whole run, also for a resumed one.
         seed: of the run.
-        rank, world_size: which process this is, of how many.
-        next_step: asked at the start of each iteration for the step that comes next: a resumed run goes on there, and
-            skips nothing by reading it.
+        rank, world_size: number of this process, and number of processes.
+        next_step: returns the next step; called at the start of each iteration. A resumed run starts there without
+            reading the earlier images.
         accumulate: batches in a step.
-        blocks: of rows that lie together, where reading them in any order would read the same bytes over and over:
-            the permutation is then one by blocks.
+        blocks: runs of neighbouring rows, for files where a random order would read the same bytes many times; the
+            permutation is then one by blocks.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class GlobalOrder(Sampler[list[int]]):
         return self.total_steps * self.accumulate
 
     def epoch(self, number: int) -> Tensor:
-        """What one epoch sees, step by step and batch by batch: int64 [steps_per_epoch, accumulate, batch_size]."""
+        """Returns the positions of one epoch in order: int64 [steps_per_epoch, accumulate, batch_size]."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         shape = (self.steps_per_epoch, self.accumulate, self.batch_size)
         if self.blocks is None:
@@ -75,10 +74,10 @@ class GlobalOrder(Sampler[list[int]]):
 
 
 def batch_size_for(given: int, size: int) -> int:
-    """The batch size of a run on ``size`` images: ``given``, or for few images less, if it was left at its default.
+    """Returns the batch size of a run on ``size`` images: ``given``, or a smaller one if the default exceeds the data.
 
-    Less is the largest power of two that there are images for: most numbers of processes share it out evenly, and there
-    is room for an image that turns out to be corrupt. What somebody chose is theirs to change.
+    The smaller size is the largest power of two that the images allow: most numbers of processes divide it, and some
+    images remain in case one is corrupt. A size that the user chose is not changed.
     """
     if given != DEFAULT_BATCH_SIZE or given <= size:
         return given
@@ -86,7 +85,7 @@ def batch_size_for(given: int, size: int) -> int:
 
 
 def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: int = 1) -> None:
-    """Raise UserError unless ``accumulate`` batches of that size can be drawn and shared out evenly."""
+    """Raises UserError unless ``accumulate`` batches of that size can be drawn and shared out evenly."""
     if not 0 < batch_size <= size:
         raise UserError(f"batch_size={batch_size}: it must lie between 1 and the {size} training images")
     if not 0 < accumulate <= size // batch_size:
@@ -98,7 +97,7 @@ def check_batch_size(batch_size: int, size: int, world_size: int, accumulate: in
 
 
 def plan_steps(max_epochs: int | None, max_steps: int | None, steps_per_epoch: int) -> int:
-    """Optimizer steps of a run: whichever limit comes first; None is no limit. Raises UserError without any."""
+    """Returns a run's optimizer steps by the limit that comes first; None: no limit. UserError if both are None."""
     limits = [] if max_epochs is None else [max_epochs * steps_per_epoch]
     limits += [] if max_steps is None else [max_steps]
     if not limits or min(limits) < 1:

@@ -1,4 +1,4 @@
-"""One decoding and one copy of the images for all processes of a machine."""
+"""Decodes the images once per machine and shares one copy between all its processes."""
 
 import fcntl
 import hashlib
@@ -15,22 +15,22 @@ from unlabeled.errors import UserError
 
 
 def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torch.device) -> DecodedSource:
-    """What ``decode`` returns, called by the first process of each machine; the others map the same memory.
+    """Calls ``decode`` in the first process of each machine; the other processes map the same memory.
 
-    That is a Linux memfd: a file without a name and outside of /dev/shm, that ends with the last process that has it,
-    whatever ended them. To be called by all processes; where this is no Linux each decodes by itself.
+    The memory is a Linux memfd: a file without a name, outside of /dev/shm, which is freed with the last process that
+    uses it, even if that is killed. All processes must call this; on other systems each process decodes by itself.
 
     Args:
-        decode: makes the images; is given the number of processes that get them, to work for all.
-        device: over which processes exchange a few numbers.
+        decode: decodes the images; its argument is the number of processes that share them.
+        device: used by processes to exchange a few numbers.
 
     Raises:
-        UserError: the process that decodes has ended before it was done.
+        UserError: the process that decodes has ended before it finished.
     """
     if world_size() == 1 or not hasattr(os, "memfd_create"):
         return decode(1)
     file = os.memfd_create("unlabeled")
-    fcntl.flock(file, fcntl.LOCK_EX)  # before the others hear of it
+    fcntl.flock(file, fcntl.LOCK_EX)  # locked before the others get its path
     everyone = gather_rows(torch.tensor([[_machine(), os.getpid(), file]], device=device)).tolist()
     here = [(number, *row[1:]) for number, row in enumerate(everyone) if row[0] == _machine()]
     first, owner, file_of_first = here[0]
@@ -44,12 +44,12 @@ def decode_once_per_machine(decode: Callable[[int], DecodedSource], device: torc
     else:
         decoded = decode(len(here))
         torch.save({each.name: getattr(decoded, each.name) for each in fields(decoded)}, path)
-        fcntl.flock(file, fcntl.LOCK_UN)  # never closed: somebody may still have to open it
+        fcntl.flock(file, fcntl.LOCK_UN)  # never closed: another process may still have to open it
     return DecodedSource(**torch.load(path, mmap=True, weights_only=True))
 
 
 def _wait(path: str, first: int) -> None:
-    """Until the lock is given up, by the process that holds it or by its end."""
+    """Waits until the process that holds the lock releases it or ends."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -61,6 +61,6 @@ def _wait(path: str, first: int) -> None:
 
 
 def _machine() -> int:
-    """Equal on processes that see each other's open files: of one machine, and of one container on it."""
+    """Returns a number that is equal on processes that see each other's open files: same machine and same container."""
     seen = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     return int.from_bytes(hashlib.sha256(seen.encode()).digest()[:7])

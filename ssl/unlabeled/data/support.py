@@ -1,4 +1,4 @@
-"""Labelled images beside each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
+"""Adds labelled images to each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
 
 The official sampler keeps iterators (facebookresearch/suncet, data_manager.py ``ClassStratifiedSampler``); here the
 support of a step is a function of (seed, step), so that nothing has to be saved and every process sees the same one.
@@ -18,12 +18,12 @@ from unlabeled.data.labels import LabelList, LabelSelection
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.errors import UserError
 
-_CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keep the draws apart from each other and from the order of the batches
+_CLASSES, _IMAGES = 0xC1A5, 0x1A6E  # keys that make these draws independent of each other and of the order of batches
 
 
 @dataclass(frozen=True)
 class ClassBalanced:
-    """Which labelled images a method may use, and how many of them lie beside each batch; all numbers are global.
+    """Settings of the support: which labelled images, and how many of them per batch; all numbers are global.
 
     Args:
         labels_file, fraction, per_class, seed: which images, see :class:`unlabeled.data.labels.LabelSelection`.
@@ -32,7 +32,7 @@ class ClassBalanced:
         views: how many of a batch's first views are made of each image; the support has K · images · views rows.
 
     Raises:
-        UserError: values that cannot work.
+        UserError: values that cannot work together.
     """
 
     labels_file: FilePath | None
@@ -47,18 +47,18 @@ class ClassBalanced:
         for name in ("classes_per_batch", "images_per_class", "views"):
             if getattr(self, name) < 1:
                 raise UserError(f"objective.support.{name}={getattr(self, name)}: must be at least 1")
-        assert self.choice  # made now, so that what it refuses is refused now
+        assert self.choice  # built here, so that its errors are raised here
 
     @property
     def images_per_step(self) -> int:
-        """Over all processes."""
+        """Returns the labelled images of one step over all processes."""
         return self.classes_per_batch * self.images_per_class
 
     def choose(self, source: Source, processes: int) -> LabelList:
-        """The list that the support is drawn from; reads labels and names, no image.
+        """Returns the list that the support is drawn from; reads labels and names, no image.
 
         Raises:
-            UserError: these labels cannot serve, or a step cannot be shared out among the processes.
+            UserError: there are too few labels, or a step cannot be divided among the processes.
         """
         if self.images_per_step % processes:
             raise UserError(
@@ -70,7 +70,7 @@ class ClassBalanced:
         return labels
 
     def check(self, labels: Tensor, names: list[str]) -> None:
-        """Raise UserError unless ``labels`` [n] hold enough classes, and enough images of each."""
+        """Raises UserError unless ``labels`` [n] hold enough classes, and enough images of each."""
         counts = labels.bincount()
         classes = counts.nonzero().flatten()
         if len(classes) < self.classes_per_batch:
@@ -89,33 +89,33 @@ class ClassBalanced:
 
     @property
     def choice(self) -> LabelSelection:
-        """Which images may be used."""
+        """Returns the selection of the images that may be used."""
         return LabelSelection(self.labels_file, self.fraction, self.per_class, self.seed, "objective.support")
 
 
 @runtime_checkable
 class NeedsSupport(Protocol):
-    """An objective that wants labelled images beside each batch (PAWS); every other one needs no label."""
+    """Protocol of an objective that needs labelled images in each batch (PAWS); no other objective needs labels."""
 
-    support: ClassBalanced  # which
+    support: ClassBalanced  # settings of the labelled images
 
 
 class SupportOrder:
-    """Positions of the labelled images that this process sees, step by step.
+    """Yields the positions of the labelled images of this process, step by step.
 
     Round r of the classes is a permutation drawn from (seed, r), cut into steps of ``classes_per_batch`` classes;
-    classes that do not fill a last step are left out of that round. A class goes through its images in permutations
-    too, ``images_per_class`` a round: none comes again before the others were there, but for a rest smaller than
-    ``images_per_class`` that is left out of that permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
+    classes that do not fill a last step are left out of that round. The images of a class are permuted too, and each
+    round takes the next ``images_per_class`` of them: no image repeats before the others were used, except that a rest
+    smaller than ``images_per_class`` is left out of a permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
     support is of the class in slot i mod ``classes_per_batch``, in every step.
 
     Args:
-        settings: how many of what.
+        settings: numbers of classes and images.
         labels: int64 [n], of the listed images.
-        positions: int64 [n], where they lie in what is trained on.
+        positions: int64 [n], their positions in the training split.
         seed: of the run.
-        rank, world_size: which process this is, of how many; process r has the r-th part of the rows.
-        next_step: asked at the start of each iteration for the step that comes next.
+        rank, world_size: number of this process, and of all processes; process r has the r-th part of the rows.
+        next_step: returns the next step; called at the start of each iteration.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SupportOrder:
         share = settings.images_per_step // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
         self.slots = torch.arange(settings.images_per_step)[self._mine] % settings.classes_per_batch
-        self._shuffled = lru_cache(maxsize=len(self._members))(self._shuffle)  # one draw serves many rounds
+        self._shuffled = lru_cache(maxsize=len(self._members))(self._shuffle)  # one permutation serves many rounds
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.next_step()
@@ -142,7 +142,7 @@ class SupportOrder:
             step += 1
 
     def rows(self, step: int) -> Tensor:
-        """The whole support of one step, over all processes: positions, int64 [images per step]."""
+        """Returns the whole support of one step, over all processes: positions, int64 [images per step]."""
         number = self.settings.classes_per_batch
         turn, block = divmod(step, len(self._members) // number)
         order = _permutation(len(self._members), self.seed, _CLASSES, turn)
@@ -150,7 +150,7 @@ class SupportOrder:
         return torch.stack([self._images(which, turn) for which in classes], 1).flatten()
 
     def _images(self, which: int, turn: int) -> Tensor:
-        """Images of a class in one round, [images per class]."""
+        """Returns the images of a class in one round, [images per class]."""
         number = self.settings.images_per_class
         epoch, place = divmod(turn, len(self._members[which]) // number)
         return self._shuffled(which, epoch)[place * number : (place + 1) * number]
@@ -165,17 +165,17 @@ def _permutation(size: int, *seeds: int) -> Tensor:
 
 
 def decode_labelled(source: Source, index: int, listed: Tensor) -> tuple[Tensor, int]:
-    """Image ``index``, or the next listed one of its class (cyclically) that is not corrupt: uint8 [3, S, S] and index.
+    """Decodes image ``index``, or the next intact listed one of its class (cyclically): uint8 [3, S, S], and its index.
 
-    A neighbour of another class, or one that the list leaves out, must not stand under this label.
+    An image of another class, or one that is not listed, must not get this label.
 
     Args:
-        source: where the images are.
+        source: of the images.
         index: of a listed image.
         listed: int64 [n], all of them, ascending.
 
     Raises:
-        UserError: none of the class can be decoded.
+        UserError: no listed image of the class can be decoded.
     """
     try:
         return source.decode(index), index

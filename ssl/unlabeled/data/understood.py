@@ -1,13 +1,13 @@
-"""What a data set was taken for, in sentences: its splits, their classes, and the images of each."""
+"""Describes how a data set was read: its splits, their classes, and the images of each."""
 
 from collections.abc import Sequence
 
-from unlabeled.data.lists.left_out import LeftOut, merged, of_corrupt
+from unlabeled.data.lists.left_out import LeftOut, of_corrupt, sum_counts
 from unlabeled.data.source import Source, Splits
 
 
 def understood(splits: Splits) -> list[str]:
-    """A line for each split: "train: 1,347 images, 10 classes of 131 to 140 images"."""
+    """Returns a line for each split: "train: 1,347 images, 10 classes of 131 to 140 images"."""
     tests = {} if splits.test is None else {"test": splits.test}
     named = {"train": splits.train} | tests | {f"test {name}": other for name, other in splits.others.items()}
     lines = [f"{name}: {_counts(source)}" for name, source in named.items()]
@@ -15,8 +15,8 @@ def understood(splits: Splits) -> list[str]:
 
 
 def all_left_out(splits: Splits, corrupt: Sequence[str]) -> LeftOut:
-    """What lies beside the images, and the images that could not be decoded so far, by their names."""
-    return merged([splits.left_out, of_corrupt(list(corrupt))])
+    """Counts the files that are not images, and the images that could not be decoded so far, by their names."""
+    return sum_counts([splits.left_out, of_corrupt(list(corrupt))])
 
 
 def _counts(source: Source) -> str:

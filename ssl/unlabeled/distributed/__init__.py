@@ -1,4 +1,4 @@
-"""What several processes do together; the collectives are importable from here."""
+"""Communication between processes; the collectives can be imported from here."""
 
 from unlabeled.distributed.collectives import gather, gather_rows, local_only, maximum, mean, rank, total, world_size
 

@@ -1,4 +1,4 @@
-"""BatchNorm whose numbers do not depend on the number of processes: over all of a batch, or over parts of it."""
+"""BatchNorm whose results do not depend on the number of processes: over the whole batch or over parts of it."""
 
 from functools import partial
 from typing import cast
@@ -13,14 +13,15 @@ from unlabeled.errors import UserError
 
 
 class SplitBatchNorm(nn.Module):
-    """A BatchNorm2d that takes the statistics of each part of the batch apart.
+    """A BatchNorm2d that normalises each part of the batch with statistics of its own.
 
-    As ``SplitBatchNorm`` of facebookresearch/moco's CIFAR demo: normalises every part by itself and moves the running
-    statistics once per batch, by the mean over the parts. The parts are consecutive images, as on as many GPUs. In
-    evaluation it is the BatchNorm2d. It is no subclass of it, so that ``sync_batchnorm`` does not undo it.
+    Like ``SplitBatchNorm`` of facebookresearch/moco's CIFAR demo, it normalises every part by itself and updates the
+    running statistics once per batch, by the mean over the parts. Parts are consecutive images, as if on that many
+    GPUs. In evaluation it equals BatchNorm2d. It is not a subclass of it, so that ``sync_batchnorm`` does not replace
+    it.
 
     Args:
-        norm: the layer whose tensors it takes over, under their names.
+        norm: the layer whose tensors it takes over, with their names.
         splits: parts of the global batch; a multiple of the number of processes.
     """
 
@@ -58,10 +59,10 @@ class SplitBatchNorm(nn.Module):
 
 
 def split_batchnorm(network: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d below ``network``, in place; names in its state dict stay.
+    """Replaces every BatchNorm2d inside ``network``, in place; names in its state dict stay.
 
     Raises:
-        UserError: there is none, or a BatchNorm of another kind.
+        UserError: the network has no BatchNorm2d, or a BatchNorm of another kind.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     other = {type(norm).__name__ for norm in norms} - {"BatchNorm2d"}
@@ -77,11 +78,11 @@ def split_batchnorm(network: nn.Module, splits: int) -> None:
 class SyncedBatchNorm(_BatchNorm):
     """BatchNorm over the batches of all processes, on any device; torch's SyncBatchNorm needs GPUs.
 
-    Values, gradients and running statistics are those of one process with the joined batch. Statistics are float32
-    (float64 stays float64). In evaluation it is the layer it replaced.
+    Outputs, gradients and running statistics equal those of one process with the joined batch. Statistics are float32
+    (float64 stays float64). In evaluation it equals the layer that it replaced.
 
     Args:
-        norm: the layer whose tensors it takes over, under their names.
+        norm: the layer whose tensors it takes over, with their names.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -92,7 +93,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions behind the channels."""
+        """Accepts any number of dimensions after the channels."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, ...]; B is the same on every process
         if not self.training:
@@ -111,7 +112,7 @@ class SyncedBatchNorm(_BatchNorm):
         return normalised.to(x.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Mean and biased variance of each channel over all processes, and how many values they are of."""
+        """Returns mean and biased variance of each channel over all processes, and the number of values."""
         variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         means, variances = collectives.gather(torch.stack([mean, variance])[None]).unbind(1)  # [processes, C] each
         mean = means.mean(0)

@@ -1,4 +1,4 @@
-"""What losses need of several processes: who am I, and everybody's rows with an exact gradient."""
+"""Collectives for losses: rank, world size, and gathers of all processes' rows with exact gradients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,19 @@ _local_only: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def world_size() -> int:
-    """Number of processes that work together; 1 when torch.distributed is not in use, and within :func:`local_only`."""
+    """Returns the number of cooperating processes; 1 without torch.distributed and within :func:`local_only`."""
     in_use = dist.is_available() and dist.is_initialized() and not _local_only.get()
     return dist.get_world_size() if in_use else 1
 
 
 def rank() -> int:
-    """Index of this process among them."""
+    """Returns the index of this process among them."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
 def local_only() -> Iterator[None]:
-    """For what one process does by itself, or each for itself: inside, nothing waits for another process."""
+    """Disables communication inside the block: no code waits for another process."""
     token = _local_only.set(True)
     try:
         yield
@@ -34,11 +34,11 @@ def local_only() -> Iterator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose backward sums the gradients of all processes and hands each its own rows.
+    """All-gather whose backward sums the gradients of all processes and returns to each its own rows.
 
-    With a loss that is the mean over the local rows and a gradient averaged over processes (as DDP does), this gives
-    exactly the gradient of one process that holds the joined batch. Keeping only the local part of the gradient, or
-    averaging it, does not.
+    If the loss is the mean over local rows and gradients are averaged over processes (as by DDP), this gives exactly
+    the gradient of one process with the joined batch. Keeping only the local part of the gradient, or averaging it,
+    does not.
     """
 
     @staticmethod
@@ -56,7 +56,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, differentiable.
+    """Returns the rows of all processes in rank order, differentiable.
 
     Args:
         rows: [B, ...], the same B on every process.
@@ -73,8 +73,8 @@ def gather(rows: Tensor) -> Tensor:
 class _Mean(torch.autograd.Function):
     """Mean over processes whose backward is the identity.
 
-    A loss that every process computes from the same mean, with a gradient averaged over processes (as DDP does), then
-    has exactly the gradient of one process; a backward that sums too gives a gradient larger by their number.
+    If every process computes the loss from the same mean and gradients are averaged over processes (as by DDP), this
+    gives exactly the gradient of one process; summing in the backward would multiply it by the number of processes.
     """
 
     @staticmethod
@@ -87,7 +87,7 @@ class _Mean(torch.autograd.Function):
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean of ``values`` over all processes, differentiable; ``values`` itself on one process."""
+    """Returns the mean of ``values`` over all processes, differentiable; ``values`` itself on one process."""
     if world_size() == 1:
         return values
     averaged: Tensor = _Mean.apply(values)
@@ -95,7 +95,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum of ``values`` over all processes, without a gradient; ``values`` itself on one process."""
+    """Returns the sum of ``values`` over all processes, without a gradient; ``values`` itself on one process."""
     if world_size() == 1:
         return values
     summed = values.detach().clone()
@@ -104,7 +104,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def maximum(values: Tensor) -> Tensor:
-    """Elementwise maximum over all processes, without a gradient; ``values`` itself on one process."""
+    """Returns the elementwise maximum over all processes, without a gradient; ``values`` itself on one process."""
     if world_size() == 1:
         return values
     largest = values.detach().clone()
@@ -113,10 +113,10 @@ def maximum(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, without a gradient; each may have another number of them, also none.
+    """Returns the rows of all processes in rank order, without a gradient; their numbers may differ or be 0.
 
     Args:
-        rows: [n, ...], of the same dtype and shape but for n on every process.
+        rows: [n, ...]; n may differ between processes, dtype and the other sizes may not.
 
     Returns:
         [sum of n, ...]; ``rows`` itself on one process.

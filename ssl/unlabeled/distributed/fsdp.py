@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state cut over all processes (FSDP2), for backbones that one device cannot hold."""
+"""Shards weights, gradients and optimizer state over all processes (FSDP2), for backbones too large for one device."""
 
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,39 @@ from unlabeled.objective import Backbone
 
 
 class FullySharded(ModelParallelStrategy):
-    """Data parallel over all processes, every parameter cut along its first dimension.
+    """Data parallel training that shards every parameter over all processes along its first dimension.
 
-    FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a tensor of its own, as LARS and prototypes of
-    length 1 need; the older FSDP joins them into flat pieces. A checkpoint is one file of whole tensors, the same as
-    without sharding: a run may go on with or without it. Each process builds the whole network on the CPU before it is
-    cut, so that a machine needs memory for as many copies as it has GPUs.
+    FSDP2 (``torch.distributed.fsdp.fully_shard``) keeps each parameter a separate tensor, as LARS and normalised
+    prototypes need; the older FSDP joins them into flat tensors. A checkpoint is one file of whole tensors, the same as
+    without sharding: a run can resume with or without it. Each process builds the whole network on the CPU before it is
+    sharded, so a machine needs memory for one copy per GPU.
     """
 
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        """Lightning's ``auto`` would be tensor parallel within a machine; here every process has its own images."""
+        """Uses plain data parallelism: Lightning's ``auto`` would mean tensor parallelism within a machine."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
     def cut(self, module: nn.Module) -> None:
-        """Cut ``module`` over the processes, in place; to be called in ``configure_model``."""
-        if self._layer_sync is not None:  # Trainer(sync_batchnorm=true), which Lightning forgets with this strategy
+        """Shards ``module`` over the processes, in place; must be called in ``configure_model``."""
+        if self._layer_sync is not None:  # Trainer(sync_batchnorm=true); Lightning ignores it with this strategy
             self._layer_sync.apply(module)
         shard(module, self.device_mesh["data_parallel"])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole tensors, on the first process; numbered as the optimizer numbers them, which Lightning changes."""
+        """Returns whole tensors on the first process, numbered as the optimizer does; Lightning changes the numbers."""
         state = optimizer.state_dict()
-        keep = self.global_rank == 0  # every process must join in, but one alone has the memory for all of it
+        keep = self.global_rank == 0  # a collective, but only one process needs the result in memory
         whole = {
             i: {name: full_tensor(value, keep) for name, value in slots.items()} for i, slots in state["state"].items()
         }
         return {**state, "state": whole} if keep else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every process reads the file and takes its pieces."""
+        """Loads the file on every process, which then takes its own shards."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         assert self.model is not None
@@ -59,19 +59,22 @@ class FullySharded(ModelParallelStrategy):
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut every backbone inside ``module`` block by block, then what is left of it, in place."""
+    """Shards every backbone inside ``module`` block by block, then the rest of it, in place."""
     module.to(memory_format=torch.contiguous_format)  # FSDP2 refuses weights that are channels last
     for backbone in [each for each in module.modules() if isinstance(each, Backbone)]:
         for block in backbone.shards():
             fully_shard(block, mesh=mesh)
-        fully_shard(backbone, mesh=mesh)  # probes call it by itself
-        if hasattr(backbone, "tokens"):  # by which MAE enters a ViT; FSDP watches forward alone
+        fully_shard(backbone, mesh=mesh)  # probes call the backbone directly
+        if hasattr(backbone, "tokens"):  # MAE calls a ViT by it; FSDP hooks only forward
             register_fsdp_forward_method(backbone, "tokens")
     fully_shard(module, mesh=mesh)
 
 
 def full_tensor(value: Any, keep: bool) -> Any:
-    """On the CPU, None where it is not kept. A collective where ``value`` is cut: every process must come here."""
+    """Returns the whole value on the CPU, or None if not ``keep``.
+
+    Collective if ``value`` is sharded: all must call it.
+    """
     if isinstance(value, DTensor):
         value = value.full_tensor()
     if not keep:
@@ -80,7 +83,7 @@ def full_tensor(value: Any, keep: bool) -> Any:
 
 
 def _cut(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an optimizer with each tensor cut as its parameter is."""
+    """Returns the optimizer state with each tensor sharded as its parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def cut(value: Any, parameter: DTensor) -> Any:

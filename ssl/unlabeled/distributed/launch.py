@@ -1,4 +1,4 @@
-"""Several processes for one evaluation: ``torchrun --nproc-per-node=4 eval_linear.py …``."""
+"""Lets several processes share one evaluation: ``torchrun --nproc-per-node=4 eval_linear.py …``."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-DAY = timedelta(days=1)  # the first process fits probes while the others wait for the next pass over the images
+DAY = timedelta(days=1)  # timeout: the first process fits probes while the others wait
 
 
 @contextmanager
 def process_group(accelerator: str) -> Iterator[None]:
-    """Join the processes that torchrun has started; one process alone needs nothing."""
+    """Connects the processes that torchrun has started; does nothing for a single process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -28,5 +28,5 @@ def process_group(accelerator: str) -> Iterator[None]:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine: that of its GPU."""
+    """Returns the number of this process on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,4 +1,4 @@
-"""Before data is touched: are all processes there, do they run the same thing, and can they add up numbers?"""
+"""Checks before data is read that all processes are there, run the same configuration, and can communicate."""
 
 import atexit
 import hashlib
@@ -27,16 +27,16 @@ from unlabeled.errors import UserError
 
 ELEMENTS = 3_000_000  # 12 MB as float32: the gradient of a small network
 NETWORK = "try GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME with the right network interface, and NCCL_DEBUG=INFO"
-MAY_DIFFER = ("num_workers",)  # of the configuration: changes nothing that processes must agree about
+MAY_DIFFER = ("num_workers",)  # keys that processes need not agree on
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """Slurm, where srun has started this process; empty where Lightning finds out by itself.
+    """Returns the Slurm environment if srun started this process; empty where Lightning detects it itself.
 
-    Lightning's own way with Slurm would put the job back into the queue from a checkpoint that is not ours.
+    Lightning's own Slurm support would requeue the job from a checkpoint that is not ours.
 
     Raises:
-        UserError: for what Lightning refuses with another error and the same advice.
+        UserError: a setup that Lightning refuses too; the advice is the same.
     """
     if dist.is_torchelastic_launched() or not SLURMEnvironment.detect():
         return []
@@ -47,7 +47,7 @@ def cluster_environment() -> list[ClusterEnvironment]:
 
 
 def check_process_count(trainer: pl.Trainer) -> None:
-    """Raise UserError where torchrun or srun has started another number of processes than the trainer counts with."""
+    """Raises UserError if torchrun or srun has started another number of processes than the trainer expects."""
     started = _started_outside()
     if started is None:
         return
@@ -60,7 +60,7 @@ def check_process_count(trainer: pl.Trainer) -> None:
 
 
 def _started_outside() -> tuple[str, int, int | None] | None:
-    """By what, how many processes, and on how many machines if that is known."""
+    """Returns the launcher, the number of processes and, if known, of machines."""
     environment = os.environ
     if dist.is_torchelastic_launched():
         processes = int(environment["WORLD_SIZE"])
@@ -72,11 +72,11 @@ def _started_outside() -> tuple[str, int, int | None] | None:
 
 
 def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str, Any]:
-    """What must be equal on all processes.
+    """Returns the facts that must be equal on all processes.
 
     Args:
         config: resolved, plain values.
-        checkpoint: that the run goes on from, if it exists.
+        checkpoint: from which the run continues, if it exists.
         images: in the training split, as this process sees it.
     """
     facts = {
@@ -88,11 +88,11 @@ def run_facts(config: dict[str, Any], checkpoint: Path, images: int) -> dict[str
         "bytes of checkpoints/last": checkpoint.stat().st_size if checkpoint.exists() else None,
         "training images": images,
     }
-    return dict(json.loads(json.dumps(facts)))  # as it comes out of a message
+    return dict(json.loads(json.dumps(facts)))  # as JSON, like the facts that are received
 
 
 def code_hash(package: Path) -> str:
-    """Of all source files of a package, their places and contents."""
+    """Returns a hash of all source files of a package, of their paths and contents."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
@@ -100,24 +100,24 @@ def code_hash(package: Path) -> str:
 
 
 def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout: float, checkpoint: Path) -> None:
-    """Start the other processes if nobody has, wait for them, compare, connect. Nothing with a single process.
+    """Starts the other processes if needed, waits for them, compares and connects them. Does nothing for one process.
 
-    With ``trainer.devices`` alone Lightning starts them by running this command again; each comes to this line by
-    itself. From here on the end of one is the end of all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
+    With ``trainer.devices`` alone, Lightning starts them by running this command again; each reaches this call by
+    itself. From here on, one process that ends stops all, see :class:`unlabeled.distributed.watchdog.Watchdog`.
 
     Args:
-        trainer: knows how many there are.
-        facts: of :func:`run_facts`.
-        patience: for each to come here, and for the first message, seconds.
-        timeout: of whatever they wait for each other for during the run, seconds.
-        checkpoint: what a message about the end points to.
+        trainer: knows the number of processes.
+        facts: from :func:`run_facts`.
+        patience: seconds to wait for each process, and for the first message.
+        timeout: of all communication during the run, seconds.
+        checkpoint: named in the message when a process ends.
 
     Raises:
-        UserError: see :func:`unlabeled.distributed.rendezvous.wait_and_compare`; or no message gets through.
+        UserError: see :func:`unlabeled.distributed.rendezvous.wait_and_compare`; or no message arrives.
     """
     strategy = trainer.strategy
     if trainer.world_size == 1 or dist.is_initialized() or isinstance(strategy.launcher, _MultiProcessingLauncher):
-        return  # the last is a notebook's
+        return  # _MultiProcessingLauncher is that of notebooks
     assert isinstance(strategy, DDPStrategy | ModelParallelStrategy)
     environment = strategy.cluster_environment
     assert environment is not None
@@ -125,12 +125,12 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     place = RendezvousInfo(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
     store = open_store(place, patience)
     hosts = wait_and_compare(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
-    together = Watchdog(
+    watchdog = Watchdog(
         place.rank, place.processes, children, open_store(place, patience), lambda: is_reachable(place), checkpoint
     )
-    together.watch()
+    watchdog.watch()
     _open(store, place, strategy.root_device, timeout)
-    together.catch()
+    watchdog.catch()
     seconds = time_all_reduce(strategy.root_device, patience)
     if place.rank == 0:
         machines = f"{len(set(hosts))} machine{'s' if len(set(hosts)) > 1 else ''}"
@@ -139,16 +139,16 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
 
 
 def _start_others(launcher: Any, environment: ClusterEnvironment) -> list["subprocess.Popen[bytes]"]:
-    """Of this machine; none where somebody has started this process as well. They end with it."""
+    """Starts the other processes of this machine, none if they were started from outside. They end with this one."""
     if environment.creates_processes_externally or not isinstance(launcher, _SubprocessScriptLauncher):
         return []
-    launcher._call_children_scripts()  # launcher.launch would kill this process without a word if one of them ends
+    launcher._call_children_scripts()  # launcher.launch would kill this process silently if a child ends
     end_children_at_exit(launcher.procs)
     return launcher.procs
 
 
 def _open(store: Store, place: RendezvousInfo, device: torch.device, timeout: float) -> None:
-    """What Lightning would do later on, with its own timeout."""
+    """Opens the process group with our timeout; Lightning would do it later with its own."""
     store.set_timeout(timedelta(seconds=timeout))
     cuda = device.type == "cuda"
     dist.init_process_group(
@@ -169,10 +169,10 @@ def _close() -> None:
 
 
 def time_all_reduce(device: torch.device, patience: float) -> float:
-    """Seconds of the second of two sums over all processes, which must be right.
+    """Times the second of two sums over all processes, in seconds; both must be right.
 
     Raises:
-        UserError: they found each other, and do not get messages through.
+        UserError: the processes found each other, but messages do not arrive.
     """
     seconds = 0.0
     for _ in range(2):

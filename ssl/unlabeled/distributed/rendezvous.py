@@ -1,4 +1,4 @@
-"""Processes find each other and compare notes, by a store that the first of them holds; no messages among them yet."""
+"""Lets processes find each other and compare settings through a store on the first process, before any collective."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from unlabeled.errors import UserError
 
 
 class RendezvousInfo(NamedTuple):
-    """Where the processes meet, and which of them this is."""
+    """Says where the processes meet, and which of them this is."""
 
     address: str
     port: int
@@ -27,9 +27,9 @@ class RendezvousInfo(NamedTuple):
 
 
 def open_store(place: RendezvousInfo, patience: float) -> Store:
-    """The first process's memory of what all have written; torchrun's, where that has one."""
+    """Opens the store on the first process that all processes write to; torchrun's, if it has one."""
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ for each attempt
+    if not serves and not _until(lambda: is_reachable(place), patience):  # torch would print C++ traces
         raise UserError(
             f"process {place.rank} on {socket.gethostname()}: the first process does not answer at"
             f" {place.address}:{place.port} within {patience:.0f} s"
@@ -51,7 +51,7 @@ def open_store(place: RendezvousInfo, patience: float) -> Store:
 
 
 def is_reachable(place: RendezvousInfo) -> bool:
-    """Whether the store can be reached."""
+    """Returns whether the store can be reached."""
     with contextlib.suppress(OSError), socket.create_connection((place.address, place.port), timeout=1):
         return True
     return False
@@ -73,24 +73,24 @@ def wait_and_compare(
     patience: float,
     hopeless: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Wait for all processes and compare them with the first.
+    """Waits for all processes and compares their facts with those of the first.
 
     Args:
-        store: of :func:`open_store`.
-        place: which process this is.
-        facts: a tree of plain values that must be equal on all.
+        store: from :func:`open_store`.
+        place: says which process this is.
+        facts: a tree of plain values that must be equal on all processes.
         patience: seconds.
-        hopeless: whether somebody will never come.
+        hopeless: returns whether a process will never come.
 
     Returns:
-        The host of each, on the first process; nothing on the others.
+        The hosts of all processes, on the first one; an empty list on the others.
 
     Raises:
-        UserError: on the first process, naming which are missing or differ, in what, and their hosts; the others then
-            exit with code 2.
+        UserError: on the first process, naming the processes that are missing or differ, the differences and the hosts;
+            the others then exit with code 2.
     """
     if place.rank > 0:
-        _answer(store, place.rank, facts, patience)
+        _wait_for_answer(store, place.rank, facts, patience)
         return []
     others = range(1, place.processes)
     store.set("facts", json.dumps(facts))
@@ -100,13 +100,13 @@ def wait_and_compare(
     wrong = _missing(said, place.processes, patience) or _different(said)
     store.set("verdict", wrong)
     if wrong:
-        time.sleep(0.5)  # the others read it, from this process
+        time.sleep(0.5)  # the others still read the store, which this process holds
         raise UserError(wrong)
     return [said[rank]["host"] for rank in range(place.processes)]
 
 
-def _answer(store: Store, rank: int, facts: dict[str, Any], patience: float) -> None:
-    """The first process may need as long as this one to come, and then once more to hear of all others."""
+def _wait_for_answer(store: Store, rank: int, facts: dict[str, Any], patience: float) -> None:
+    """Waits for the first process's answer. It may start as late as this one, and must then hear from all others."""
     me = f"process {rank} on {socket.gethostname()}"
     try:
         if not _until(lambda: store.check(["facts"]), patience):

@@ -1,4 +1,4 @@
-"""What several processes must do for their BatchNorms to be those of one: Lightning's side of ``batchnorm.py``."""
+"""Connects ``batchnorm.py`` to Lightning, so that BatchNorm over several processes equals that of one."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from unlabeled.errors import UserError
 
 
 class SyncBatchNorms(TorchSyncBatchNorm):
-    """What ``trainer.sync_batchnorm=true`` does with several processes: torch's layer on GPUs, ours on CPUs.
+    """Implements ``trainer.sync_batchnorm=true`` for several processes: torch's layer on GPUs, ours on CPUs.
 
-    In place; SplitBatchNorm stays. What Lightning does by itself takes away the activation inside timm's layers.
+    Works in place; SplitBatchNorm stays. Lightning's own conversion would drop the activation inside timm's layers.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Raises UserError for a kind of BatchNorm that only torch's layer can stand for, on CPUs."""
+        """Replaces the layers. Raises UserError on CPUs for a BatchNorm that only torch's layer can replace."""
         if torch.distributed.get_backend() != "gloo":
             from timm.layers import convert_sync_batchnorm
 
@@ -34,26 +34,27 @@ class SyncBatchNorms(TorchSyncBatchNorm):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Leave it: such layers are BatchNorm in evaluation, and on one process."""
+        """Changes nothing: in evaluation and on one process these layers are plain BatchNorm."""
         return model
 
 
 def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         kind = type(norm).__name__
-        raise UserError(f"trainer.sync_batchnorm=true: with several CPU processes it cannot be {kind}; set it to false")
+        raise UserError(f"trainer.sync_batchnorm=true: several CPU processes cannot synchronise {kind}; set false")
     return SyncedBatchNorm(norm)
 
 
 class AverageBatchNormStats(pl.Callback):
-    """After every step all processes have the same buffers, running statistics as the mean of what each has seen.
+    """After every step, averages the running statistics over all processes, so that their buffers are equal.
 
-    DDP's broadcast of them in every forward, a queue of 65,536 keys (32 MiB) included, then changes nothing and is left
-    out: two CPU processes of MoCo v2 with a thin ResNet took 68 ms a step without it and 96 with it.
+    DDP's broadcast of buffers in every forward, a queue of 65,536 keys (32 MiB) included, is then unnecessary and
+    turned off: two CPU processes of MoCo v2 with a thin ResNet took 68 ms a step without it and 96 with it.
 
-    Averaged are layers that normalise one process's images by themselves: SplitBatchNorm, and any BatchNorm where
-    trainer.sync_batchnorm=false. Running statistics are sums of those of batches, so that their mean over the processes
-    is what one process with all parts has. Without it a checkpoint holds those of the first process.
+    The averaged layers are those that normalise one process's images by themselves: SplitBatchNorm, and any BatchNorm
+    if trainer.sync_batchnorm=false. Running statistics are weighted sums of batch statistics, so their mean over the
+    processes equals those of one process with all parts. Without averaging, a checkpoint would hold those of the first
+    process.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class AverageBatchNormStats(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.strategy.model, DistributedDataParallel):
-            trainer.strategy.model.broadcast_buffers = False  # here: it is done once, when all are wrapped
+            trainer.strategy.model.broadcast_buffers = False  # set here, once all modules are wrapped
         if trainer.world_size > 1:
             self._buffers = batchnorm_statistics(pl_module)
 
@@ -73,7 +74,7 @@ class AverageBatchNormStats(pl.Callback):
 
 
 def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
-    """Running means and variances of the layers that see one process's images alone."""
+    """Returns running means and variances of the layers that see one process's images alone."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     layers = [each for each in network.modules() if isinstance(each, SplitBatchNorm | _BatchNorm)]
     buffers = [(each.running_mean, each.running_var) for each in layers if not isinstance(each, synced)]
@@ -82,7 +83,7 @@ def batchnorm_statistics(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def average_tensors(tensors: list[Tensor]) -> None:
-    """Replace tensors by their mean over all processes, in one message."""
+    """Replaces tensors by their mean over all processes, in one message."""
     mean = collectives.mean(torch.cat([each.flatten() for each in tensors]))
     for each, values in zip(tensors, torch.split(mean, [each.numel() for each in tensors]), strict=True):
         each.copy_(values.view_as(each))

@@ -1,4 +1,4 @@
-"""The end of one process is the end of all: in seconds, with its own traceback and one line that says how to go on."""
+"""Ends all processes within seconds when one fails; prints its traceback and one line that says how to go on."""
 
 import atexit
 import contextlib
@@ -23,22 +23,22 @@ STOPPED = (
     128 + signal.SIGTERM,
     128 + signal.SIGUSR1,
 )  # exit codes of processes that end on request
-GRACE = 3.0  # seconds for a process to end by its own error, before it is ended
-SILENCE = 10.0  # seconds without an answer of process 0: it may be ending as planned, as this one will
+GRACE = 3.0  # seconds for a process to end by its own error before it is killed
+SILENCE = 10.0  # seconds without an answer of process 0, which may be ending normally
 
 
 class Watchdog:
-    """Watches the other processes from a thread, and this one's last exception.
+    """Watches the other processes from a thread, and the last exception of this one.
 
-    Who fails first writes its error into the store that all can read, and prints its traceback; the others print why
-    they end, and no traceback of what follows from it. One that is killed says nothing: who started it sees it end.
-    Without this a GPU would wait for the others until the timeout.
+    The process that fails first writes its error into the shared store and prints its traceback; the others print why
+    they end, without a traceback of consequent errors. A killed process writes nothing: its parent sees it end. Without
+    the watchdog, GPUs would wait for the others until the timeout.
 
     Args:
-        rank, processes: which process this is, of how many.
-        children: that this one has started, of the next ranks on this machine.
-        store: another one than the main thread may be waiting with.
-        answers: whether process 0 can be reached; torch prints pages where it cannot.
+        rank, processes: index of this process, and their number.
+        children: processes that this one has started, of the next ranks on this machine.
+        store: a separate connection, not the one on which the main thread may be waiting.
+        answers: returns whether process 0 can be reached; torch prints long traces if it cannot.
         checkpoint: of the run.
     """
 
@@ -57,17 +57,20 @@ class Watchdog:
         self._watcher = threading.Thread(target=self._watch, name="together", daemon=True)
 
     def watch(self) -> None:
-        """The others, from now on until Python ends."""
+        """Watches the other processes from now on until Python ends."""
         self._watcher.start()
-        atexit.register(self._leave)
+        atexit.register(self._stop_thread)
 
-    def _leave(self) -> None:
-        """A thread that is inside of torch when Python ends is torn out of it, and the process aborts."""
+    def _stop_thread(self) -> None:
+        """Ends the thread before Python ends: a thread stopped inside of torch would abort the process."""
         self._leaving.set()
         self._watcher.join(SILENCE)
 
     def catch(self) -> None:
-        """This process's last exception. To be called when torch has its own hook, which keeps back what is printed."""
+        """Handles this process's last exception.
+
+        Must be called after torch sets its own hook, which holds output back.
+        """
         self._print_traceback, sys.excepthook = sys.excepthook, self._on_exception
 
     def _watch(self) -> None:
@@ -75,7 +78,7 @@ class Watchdog:
         while not self._leaving.wait(1):
             now = dist.group.WORLD if dist.is_initialized() else None
             world = world or now
-            if now is not world:  # what was to be done together is done
+            if now is not world:  # the common work is done
                 return
             if self.answers():
                 heard = time.monotonic()
@@ -85,7 +88,7 @@ class Watchdog:
                 self._end(self._cause() or cause)
 
     def _cause(self) -> str | None:
-        """What is known of the first failure: a child that was killed, what a process has said, a child that ended."""
+        """Returns the known cause of the first failure: a killed child, a process's message, or a child that ended."""
         host, ended = socket.gethostname(), None
         for rank, child in enumerate(self.children, self.rank + 1):
             code = child.poll()
@@ -99,13 +102,13 @@ class Watchdog:
         return ended
 
     def _on_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Python calls this with what nobody has caught, and ends then."""
+        """Reports an uncaught exception; Python calls this as its last act."""
         what = traceback.format_exception_only(error)[-1].strip().splitlines()[0][:200]
-        lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's, of a connection
+        lost = isinstance(error, dist.DistError) or "by peer" in str(error)  # gloo's message for a lost connection
         how = f"lost another one ({what})" if lost else f"failed with {what}"
         own = f"process {self.rank} on {socket.gethostname()} {how}"
-        if lost or not self._claim(own):
-            time.sleep(1)  # until the other has said what happened, or is seen dead
+        if lost or not self._report_first(own):
+            time.sleep(1)  # until the other process has reported its error or is known to be dead
         cause = self._cause() or own
         try:
             if cause == own:
@@ -113,8 +116,8 @@ class Watchdog:
         finally:
             self._end(cause)
 
-    def _claim(self, cause: str) -> bool:
-        """Say so, if this is the first failure."""
+    def _report_first(self, cause: str) -> bool:
+        """Reports the cause to the other processes; returns False if another failure was reported before."""
         if self.answers():
             with contextlib.suppress(dist.DistError):
                 if self.store.add("failures", 1) > 1:
@@ -123,10 +126,10 @@ class Watchdog:
         return True
 
     def _end(self, cause: str) -> None:
-        with self._ending:  # never given back
+        with self._ending:  # never released
             try:
-                if self.children:  # nobody else may know
-                    self._claim(cause)
+                if self.children:  # only this process may know it
+                    self._report_first(cause)
                 end_children(self.children, GRACE)
                 how = (
                     f"goes on from {self.checkpoint}" if self.checkpoint.exists() else "starts anew: no checkpoint yet"
@@ -134,17 +137,17 @@ class Watchdog:
                 print(f"process {self.rank} of {self.processes} ends: {cause}. The same command {how}", file=sys.stderr)
                 sys.stdout.flush()
                 sys.stderr.flush()
-            finally:  # also where nobody reads what is printed
-                os._exit(1)  # an ordinary exit may wait for messages that never come
+            finally:  # also if the output is closed
+                os._exit(1)  # a normal exit may wait for messages that never come
 
 
 def end_children_at_exit(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Whatever the way by which it ends, but for SIGKILL."""
+    """Ends the child processes however this process ends, except by SIGKILL."""
     atexit.register(end_children, children, SILENCE)
 
 
 def end_children(children: Sequence["subprocess.Popen[bytes]"], patience: float) -> None:
-    """Kill those that do not end by themselves within ``patience`` seconds."""
+    """Kills those that do not end by themselves within ``patience`` seconds."""
     deadline = time.monotonic() + patience
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):

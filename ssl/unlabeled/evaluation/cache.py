@@ -1,4 +1,4 @@
-"""Features that were extracted once and kept, so that a second evaluation of the same weights reads no image."""
+"""Cache of extracted features, so that a second evaluation of the same weights reads no image."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from unlabeled.core.writing import save_safetensors
 from unlabeled.data.lists.index import user_cache
 from unlabeled.errors import UserError
 
-Key = dict[str, Any]  # plain values that JSON holds: all that decides the numbers
+Key = dict[str, Any]  # plain JSON values: everything that decides the features
 PACKAGE = Path(__file__).parents[1]
-CODE = ("backbones", "views", "data", "evaluation/features.py")  # what makes features: another version is another key
+CODE = ("backbones", "views", "data", "evaluation/features.py")  # code that features depend on: its hash is in the key
 
 
 class TensorCache:
-    """Named tensors by key, one safetensors file each, in a folder that never grows beyond a size.
+    """Stores named tensors by key, one safetensors file each, in a folder of limited size.
 
     Args:
         folder: made at first use; ``~`` is the home folder.
-        gib: of all files together; what was used longest ago goes first. 0: nothing is kept, and nothing taken.
+        gib: most GiB of all files; the least recently used are deleted first. 0: nothing is stored or read.
     """
 
     def __init__(self, folder: str, gib: float) -> None:
@@ -36,9 +36,9 @@ class TensorCache:
         self.folder, self.bytes = Path(folder).expanduser(), int(gib * 2**30)
 
     def get(self, key: Key) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-        """Tensors and notes that were put under ``key``, or None; a damaged file is removed and counts as none."""
+        """Returns tensors and notes stored under ``key``, or None; a damaged file is removed and counts as none."""
         file = self._file(key)
-        if not self.bytes or not os.path.isfile(file):  # Path's would raise where the folder may not be looked into
+        if not self.bytes or not os.path.isfile(file):  # Path.is_file would raise in a folder without permission
             return None
         try:
             require_regular(file)
@@ -49,7 +49,7 @@ class TensorCache:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             intact = False
         if not intact:
-            print(f"{file} is damaged: it is removed, and made again")
+            print(f"{file} is damaged: it is removed and computed again")
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             return None
@@ -58,7 +58,7 @@ class TensorCache:
         return tensors, notes
 
     def put(self, key: Key, tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> None:
-        """Keep tensors; a folder that cannot be written to is said and done without."""
+        """Stores tensors under ``key``; prints a warning and goes on if the folder cannot be written to."""
         size = sum(values.numel() * values.element_size() for values in tensors.values())
         if size > self.bytes:
             return
@@ -84,13 +84,13 @@ class TensorCache:
 
 
 def cache_folder(given: str | None) -> str:
-    """The folder of the key ``cache``; None: ``features`` in the user's cache."""
+    """Returns the folder of the key ``cache``; None: ``features`` in the user's cache."""
     return given or str(user_cache() / "features")
 
 
 @cache
 def code_hash() -> str:
-    """SHA-256 of the source files that decide what features are."""
+    """Returns the SHA-256 of the source files that decide the values of features."""
     digest = hashlib.sha256()
     for place in CODE:
         path = PACKAGE / place

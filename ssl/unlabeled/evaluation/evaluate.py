@@ -1,4 +1,4 @@
-"""One checkpoint, one report: features, probes and baselines, with everything needed to believe the numbers."""
+"""Evaluates one checkpoint and writes one report: features, probes, baselines, and the settings behind each number."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -34,32 +34,32 @@ FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", 
 
 @dataclass
 class Evaluation:
-    """How to look at a checkpoint: the parts that ``build`` made for it.
+    """Settings and parts of an evaluation, made by ``build``.
 
-    ``backbone`` and ``random_backbone`` are freshly initialised alike; the weights go into the first.
+    ``backbone`` and ``random_backbone`` have the same initial weights; the checkpoint is loaded into the first.
     """
 
     backbone: Backbone
-    random_backbone: Backbone | None  # None: the checkpoint is judged alone, without baselines
+    random_backbone: Backbone | None  # None: no baselines
     extractor: Extractor  # of the data set, on the device
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
     config: dict[str, Any]  # resolved, for the report
-    probes_on_embeddings: Sequence[str] = ()  # names of probes that look at embeddings instead of features
-    objective: Objective | None = None  # with the head that makes them, initialised alike; loaded from the checkpoint
-    random_objective: Objective | None = None  # the same, left as it is
-    # of the run, initialised alike, where it makes pictures for the report
+    probes_on_embeddings: Sequence[str] = ()  # names of probes that use embeddings instead of features
+    objective: Objective | None = None  # objective with the head that makes embeddings; loaded from the checkpoint
+    random_objective: Objective | None = None  # the same with random weights
+    # the run's objective, if it makes pictures for the report
     visualized_objective: Objective | None = None
 
 
 def evaluate(
     evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log = print
 ) -> list[Row]:
-    """Judge the backbone in ``checkpoint`` and write ``results.json`` and the report.
+    """Evaluates the backbone in ``checkpoint`` and writes ``results.json`` and the report.
 
-    ``log`` is given each number as it is found, and the table. With several processes each returns rows, the first one
-    all of them, and that one writes. Of several test sets each is judged; the further ones have their reports in
-    ``report_dir/tests/NAME``.
+    ``log`` receives each number when it is computed, and the table. With several processes each returns rows; only the
+    first returns all of them and writes the report. Of several test sets each is evaluated; the further ones have their
+    reports in ``report_dir/tests/NAME``.
 
     Raises:
         UserError: the backbone does not load whole, or there are no labelled test images.
@@ -77,17 +77,17 @@ def evaluate(
 
 
 def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, command: str, log: Log) -> list[Row]:
-    """On one test set."""
+    """Evaluates on one test set."""
     started, clock = datetime.now(UTC), time.perf_counter()
     extractor = evaluation.extractor
     test = extractor.data.splits.test
     if test is None:
         raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
-    looked: dict[str, tuple[Features, Features]] = {}
+    extracted: dict[str, tuple[Features, Features]] = {}
 
     def keep(name: str, train: Features, test: Features) -> None:
         if name == "pretrained":
-            looked[name] = _last(train), _last(test)
+            extracted[name] = _last(train), _last(test)
 
     rows = evaluate_probes(
         evaluation.backbone,
@@ -99,7 +99,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         raw_pixels=evaluation.random_backbone is not None,
         heads=_heads(evaluation, checkpoint),
         task=make_tasks(extractor.data, extractor.views, len(test.classes), extractor.device, extractor.precision),
-        log=log if rank() == 0 else _silent,
+        log=log if rank() == 0 else _print_nothing,
         on_features=keep,
     )
     if rank():
@@ -110,11 +110,11 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
-    add_intervals(rows, looked["pretrained"][1].labels)
+    add_intervals(rows, extracted["pretrained"][1].labels)
     log(f"\n{accuracy_table(rows)}\n")
     with local_only():
         report = kept_anyway(
-            report_dir, lambda folder: _write(evaluation, rows, looked["pretrained"], checkpoint, folder, asked)
+            report_dir, lambda folder: _write(evaluation, rows, extracted["pretrained"], checkpoint, folder, asked)
         )
     log(f"the whole report is in {report}")
     return rows
@@ -123,23 +123,23 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
 def _write(
     evaluation: Evaluation,
     rows: list[Row],
-    looked: tuple[Features, Features],
+    extracted: tuple[Features, Features],
     checkpoint: Checkpoint,
     report_dir: Path,
     asked: dict[str, Any],
 ) -> Path:
     extractor = evaluation.extractor
-    told = provenance(checkpoint, extractor)
+    facts = provenance(checkpoint, extractor)
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
     decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
-    _, test = looked
+    _, test = extracted
     report = write_report(
         report_dir,
         rows,
-        asked | told | {"settings": evaluation.settings, "config": evaluation.config},
+        asked | facts | {"settings": evaluation.settings, "config": evaluation.config},
         metrics=folder_of(checkpoint.path) / "metrics.jsonl",
-        collapsed_at=told["training"].get("collapsed_at"),
-        report_images=_exhibits(evaluation, checkpoint, decode, *looked),
+        collapsed_at=facts["training"].get("collapsed_at"),
+        report_images=_collect_images(evaluation, checkpoint, decode, *extracted),
         references=references_for(checkpoint.config or {}, rows, trained_epochs(checkpoint)),
     )
     decode.keep()
@@ -149,7 +149,7 @@ def _write(
 
 
 def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Extractor) -> None:
-    """What to label next, by the row whose probabilities the report shows."""
+    """Writes which images to label next, by the row whose probabilities the report shows."""
     row = best_row(rows, lambda row: row.log_probabilities is not None)
     source = extractor.data.splits.test
     if row is None or row.log_probabilities is None or source is None or len(row.log_probabilities) != len(test.ids):
@@ -160,18 +160,18 @@ def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Ext
 
 
 def _last(features: Features) -> Features:
-    """Without the further kinds, which may be large."""
+    """Drops the further kinds of features, which may be large."""
     return Features(features.x, features.labels, features.ids)
 
 
-def _silent(line: str) -> None:
+def _print_nothing(line: str) -> None:
     pass
 
 
-def _exhibits(
+def _collect_images(
     evaluation: Evaluation, checkpoint: Checkpoint, decode: ReportImageCache, train: Features, test: Features
 ) -> ReportImages:
-    """What is shown of the judged network, with about ninety images."""
+    """Collects the pictures of the evaluated network, about ninety images."""
     splits, views = evaluation.extractor.data.splits, evaluation.extractor.views
     visualized_objective = (
         None if evaluation.visualized_objective is None else load_objective(checkpoint, evaluation.visualized_objective)
@@ -182,7 +182,7 @@ def _exhibits(
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
-    """For each probe behind the head: the trained one for pretrained features, a random one for random features."""
+    """Returns heads for each probe that needs one: trained for pretrained features, random for random features."""
     objective, untrained = evaluation.objective, evaluation.random_objective
     if objective is None or untrained is None:
         return {}

@@ -1,4 +1,4 @@
-"""Judges a frozen backbone against what it has to beat: itself before training, raw pixels, and chance."""
+"""Runs all probes on a frozen backbone and on its baselines: itself before training, raw pixels, and chance."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ from unlabeled.evaluation.probe import (
 
 Log = Callable[[str], None]
 Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
-TENSORS = ("predictions", "log_probabilities", "uncertainty")  # of a row; not in results.json
+TENSORS = ("predictions", "log_probabilities", "uncertainty")  # tensors of a row, which results.json does not hold
 SPLITS = ("train", "test")
 
 
 @dataclass
 class Row:
-    """One number: which features, which protocol, and what a reader must know to believe it."""
+    """One number of the report: its features, its protocol, and the facts needed to trust it."""
 
     features: str  # "pretrained", "random init", "raw pixels" or "chance"
     protocol: str
@@ -41,15 +41,15 @@ class Row:
     notes: list[str] = field(default_factory=list)
     n_train: int = 0  # labelled images
     n_test: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)  # further numbers of the probe, as in Score
+    metrics: dict[str, float] = field(default_factory=dict)  # further metrics, as in Score
     draws: list[float] = field(default_factory=list)  # top-1 of each draw, where top1 is their mean
     interval: tuple[float, float] | None = None  # of top1, 95 %, by resampling test images
     predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
-    log_probabilities: Tensor | None = None  # float32 [n_test, C]; neither
-    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; neither
+    log_probabilities: Tensor | None = None  # float32 [n_test, C]; not part of results.json
+    uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; not part of results.json
 
     def as_dict(self) -> dict[str, Any]:
-        """What results.json holds of it."""
+        """Returns the row as results.json stores it."""
         return {name: value for name, value in vars(self).items() if name not in TENSORS}
 
 
@@ -66,17 +66,17 @@ def evaluate_probes(
     task: Callable[[nn.Module], Task] | None = None,
     on_features: Callable[[str, Features, Features], None] | None = None,
 ) -> list[Row]:
-    """Every probe on the features of ``backbone``, of ``random_backbone`` and on pixels, with two rows of chance.
+    """Runs every probe on features of ``backbone``, of ``random_backbone`` and on pixels; adds two rows of chance.
 
     Args:
         extract: gives the features of a split, ``train`` or ``test``, by a network, in an order that is always the
             same; images without a label are left out here.
-        random_backbone, raw_pixels: None and off skip these baselines.
-        heads: by a probe's name and by the kind of features, what the features go through before that probe; kinds
-            without a head are left out of it.
-        task: what a probe that trains on images is given; such a one runs on raw pixels never, and on the random
-            backbone where it says so.
-        on_features: is given the name of each network and its features of train and of test, e.g. to draw them.
+        random_backbone, raw_pixels: None and False skip these baselines.
+        heads: for a probe's name and a kind of features, the head that is applied before that probe; kinds without a
+            head are not evaluated.
+        task: makes the input of probes that train on images; these never run on raw pixels, and on the random backbone
+            only if they ask for it.
+        on_features: called with the name of each network and its features of train and of test, e.g. to draw them.
 
     Global random states are left as found. Probes run on ``device``.
 
@@ -112,7 +112,7 @@ def evaluate_probes(
 
 
 def chance_rows(labels: Tensor, num_classes: int) -> list[Row]:
-    """Two rows: always the largest class of the test labels, and a uniform guess. No features, so any protocol."""
+    """Returns two rows without features: always the largest class of the test labels, and a uniform guess."""
     counts = labels.bincount()
     majority, uniform = 100 * int(counts.max()) / len(labels), 100 / num_classes
     per_class = 100 / int((counts > 0).sum()), uniform
@@ -152,7 +152,7 @@ def _labelled(
     log(f"{name}: {dim} features of {n:,} {split} images in {time.perf_counter() - start:.1f} s")
     labelled = features.labelled()
     if not len(labelled.labels):
-        raise UserError(f"none of the {n} {split} images has a label: there is nothing to judge the features by")
+        raise UserError(f"none of the {n} {split} images has a label: there is nothing to evaluate the features with")
     if int(labelled.labels.max()) >= num_classes:
         raise UserError(
             f"{split} label {int(labelled.labels.max())}; with {num_classes} classes, 0 to {num_classes - 1}"
@@ -211,12 +211,12 @@ def _run_on_images(
 
 
 def _runs_here(probe: object) -> bool:
-    """Whether this process runs it: the first runs all, the others those that share their work out."""
+    """Checks whether this process runs the probe: the first runs all, the others those that share work."""
     return rank() == 0 or bool(getattr(probe, "shared", False))
 
 
 def make_row(features: str, score: Score, n_train: int, n_test: int) -> Row:
-    """A score as a row of the report."""
+    """Makes a row of the report from a score."""
     return Row(
         features,
         score.protocol,

@@ -1,4 +1,4 @@
-"""Features of whole splits: extracted in one pass, by all processes together, or taken from where they were kept."""
+"""Extracts features of whole splits in one pass, by all processes together, or takes them from the cache."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass
 class Extractor:
-    """Looks at the labelled images of a split through a network.
+    """Extracts features of the labelled images of a split with a network.
 
-    Features come in dataset order, on the CPU, whatever the number of processes: each looks at every so-many-th batch.
+    Features are in dataset order, on the CPU, for any number of processes W: each process computes every W-th batch.
     Corrupt images are left out.
     """
 
@@ -38,11 +38,11 @@ class Extractor:
     precision: str  # of the networks; raw pixels are always float32
     batch_size: int
     cache: TensorCache | None = None
-    passes: list[dict[str, Any]] = field(default_factory=list)  # what was done, for the report
+    passes: list[dict[str, Any]] = field(default_factory=list)  # passes over images, for the report
     _prints: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:
-        """Features of ``train`` or ``test``; ``last`` is always among the kinds."""
+        """Returns features of ``train`` or ``test``; ``last`` is always among the kinds."""
         kinds = list(dict.fromkeys(["last", *kinds]))
         keys = self._keys(network, split, kinds)
         if keys is None or self.cache is None:
@@ -54,15 +54,15 @@ class Extractor:
             if rank() == 0:
                 self._keep(made, {kind: keys[kind] for kind in missing}, self.cache)
             found |= {kind: _only(made, kind) for kind in missing}
-        return _together({kind: features for kind, features in found.items() if features is not None})
+        return _join_kinds({kind: features for kind, features in found.items() if features is not None})
 
     def with_test(self, test: Source) -> "Extractor":
-        """The same on another test split; what is known of train stays."""
+        """Returns an extractor for another test split; features of train are shared."""
         prints = {split: found for split, found in self._prints.items() if split == "train"}
         return replace(self, data=self.data.with_test(test), passes=[], _prints=prints)
 
     def fingerprint(self, split: str) -> str | None:
-        """Of ``train`` or ``test``, taken once: it asks for the size and time of every file."""
+        """Returns the fingerprint of ``train`` or ``test``, computed once: it asks for the stamps of every file."""
         if split not in self._prints:
             source = self.data.splits.train if split == "train" else self.data.splits.test
             assert source is not None
@@ -86,7 +86,7 @@ class Extractor:
         return features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
-        """The share of this process: alone, from memory where the images fit; else decoded once over all processes."""
+        """Returns this process's share: alone, from memory if the images fit; else decoded once over all processes."""
         if world_size() == 1:
             loader = self.data.labelled(split, self.batch_size)
             return loader, list(range(len(loader)))
@@ -97,21 +97,21 @@ class Extractor:
         return self.data.batches(source, mine, self.batch_size), mine.tolist()
 
     def _gathered(self, parts: list[Features]) -> Features:
-        """The rows of all processes; one may have none, and then does not know how wide the others' are."""
+        """Gathers the rows of all processes; a process without rows does not know the others' width."""
         shapes: list[Any] = [None] * world_size()
         own = None if not parts else {k: tuple(v.shape[1:]) for k, v in _columns(parts[0]).items()}
         torch.distributed.all_gather_object(shapes, own)
         wide = next(shape for shape in shapes if shape is not None)
-        mine = _columns(parts[0]) if parts else {name: _nothing(name, shape) for name, shape in wide.items()}
-        every = {name: gather_rows(mine[name].to(self._meeting())).cpu() for name in sorted(wide)}
+        mine = _columns(parts[0]) if parts else {name: _empty_column(name, shape) for name, shape in wide.items()}
+        every = {name: gather_rows(mine[name].to(self._exchange_device())).cpu() for name in sorted(wide)}
         return _of_columns(every)
 
-    def _meeting(self) -> torch.device:
-        """Where processes exchange tensors: NCCL knows GPUs alone."""
+    def _exchange_device(self) -> torch.device:
+        """Returns the device on which processes exchange tensors: NCCL supports only GPUs."""
         return self.device if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
 
     def _keys(self, network: nn.Module, split: str, kinds: Sequence[str]) -> dict[str, Key] | None:
-        """All that decides the numbers; None where that cannot be known."""
+        """Returns cache keys of everything that decides the numbers; None where that is not known."""
         if self.cache is None or (data := self.fingerprint(split)) is None:
             return None
         precision = "32-true" if isinstance(network, PixelNetwork) else self.precision
@@ -135,20 +135,20 @@ class Extractor:
 
 
 def network_key(network: nn.Module, views: Any, precision: str, device: torch.device) -> Key:
-    """All that decides what a network makes of images; plain values."""
+    """Returns everything that decides the features a network gives for images, as plain values."""
     return {
         "network": hashlib.sha256("\n".join(_geometry(network)).encode()).hexdigest(),
         "weights": state_hash(network),
         "views": views,
         "precision": precision,
-        "device": _described(device),
+        "device": _device_name(device),
         "versions": versions(),
         "code": code_hash(),
     }
 
 
 def _by_any_process(missing: list[str]) -> list[str]:
-    """What any process misses: all must go through the images together, and caches may lie on several machines."""
+    """Lists what any process misses: all must run the images together, and caches may lie on several machines."""
     if world_size() == 1:
         return missing
     every: list[Any] = [None] * world_size()
@@ -157,7 +157,7 @@ def _by_any_process(missing: list[str]) -> list[str]:
 
 
 def _geometry(network: nn.Module) -> Iterator[str]:
-    """What weights do not show: types of all parts, strides, paddings, heads of attention, pooling, …"""
+    """Yields settings that weights do not show: types of all parts, strides, paddings, attention heads, pooling, …"""
     for name, module in network.named_modules():
         plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
         yield f"{name} {type(module).__qualname__} {sorted(plain.items())} {module.extra_repr()}"
@@ -167,7 +167,7 @@ def _only(features: Features, kind: str) -> Features:
     return Features(features.x if kind == "last" else features.others[kind], features.labels, features.ids)
 
 
-def _together(found: dict[str, Features]) -> Features:
+def _join_kinds(found: dict[str, Features]) -> Features:
     last = found["last"]
     return Features(last.x, last.labels, last.ids, {kind: each.x for kind, each in found.items() if kind != "last"})
 
@@ -182,11 +182,11 @@ def _of_columns(columns: dict[str, Tensor]) -> Features:
     return Features(columns["x"], columns["labels"], columns["ids"], others)
 
 
-def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
+def _empty_column(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(0, *shape, dtype=torch.long if name in ("labels", "ids") else torch.float32)
 
 
-def _described(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}"

@@ -1,4 +1,4 @@
-"""Frozen features: how they are extracted without touching the network, and what a probe of them is."""
+"""Frozen features: extracted without changing the network, and held with labels and ids."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,30 +23,30 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 
 @dataclass
 class Features:
-    """What a network says about N images, in the order the images came."""
+    """Features of N images, in the order of the images."""
 
-    x: Tensor  # float32 [N, D], as the network gave them: neither normalised nor standardised
+    x: Tensor  # float32 [N, D], the network's output, not normalised
     labels: Tensor  # int64 [N], -1 where there is none
     ids: Tensor  # int64 [N]
     others: dict[str, Tensor] = field(default_factory=dict)  # further kinds (Backbone.kinds), float32 [N, …]
 
     def of(self, kind: str) -> "Features":
-        """Those of one kind, as vectors: tokens [N, n, D] become [N, n·D]. ``last`` is ``x``."""
+        """Returns the features of one kind as vectors: tokens [N, n, D] become [N, n·D]. ``last`` is ``x``."""
         x = self.x if kind == "last" else self.others[kind]
         return Features(x.flatten(1), self.labels, self.ids)
 
     def rows(self, chosen: Tensor) -> "Features":
-        """Those of some images: a mask bool [N], or their rows int64 [n]."""
+        """Returns the features of some images: a mask bool [N], or their rows int64 [n]."""
         others = {kind: x[chosen] for kind, x in self.others.items()}
         return Features(self.x[chosen], self.labels[chosen], self.ids[chosen], others)
 
     def labelled(self) -> "Features":
-        """The rows that have a label."""
+        """Returns the rows that have a label."""
         keep = self.labels >= 0
         return self if bool(keep.all()) else self.rows(keep)
 
     def to(self, device: torch.device | str) -> "Features":
-        """The same features on ``device``; probes compute where the features lie."""
+        """Returns the features on ``device``; probes compute where the features lie."""
         others = {kind: x.to(device) for kind, x in self.others.items()}
         return Features(self.x.to(device), self.labels.to(device), self.ids.to(device), others)
 
@@ -72,7 +72,7 @@ def extract(
     kinds: Sequence[str] = ("last",),
     check_finite: bool = True,
 ) -> Features:
-    """Features of all images, on the CPU, with ``network`` in eval mode and left as it was found.
+    """Extracts features of all images, on the CPU, with ``network`` in eval mode; restores the network's state.
 
     The train/eval mode of every submodule and the global random state are restored; ``network`` is moved to ``device``
     and stays there. ``precision`` is Lightning's name: 32-true, bf16-mixed or 16-mixed. ``batches`` is any iterable,
@@ -95,7 +95,7 @@ def extract_each(
     kinds: Sequence[str],
     take: Callable[[Features], None],
 ) -> None:
-    """Hand the features of one batch after another to ``take``; the rest as :func:`extract`. Keeps none of them."""
+    """Hands the features of one batch after another to ``take`` and keeps none; all else as :func:`extract`."""
     if precision not in AUTOCAST:
         raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
     device = torch.device(device)
@@ -107,7 +107,7 @@ def extract_each(
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
-    """Features of some images after those of others, of the same kinds."""
+    """Joins the features of some images to those of others, of the same kinds."""
     others = {kind: torch.cat([part.others[kind] for part in parts]) for kind in parts[0].others}
     x, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "labels", "ids"))
     return Features(x, labels, ids, others)
@@ -115,7 +115,7 @@ def concatenate(parts: Sequence[Features]) -> Features:
 
 @torch.no_grad()
 def apply_head(head: nn.Module, features: Features) -> Features:
-    """What a head in eval mode makes of features [N, D], where they lie; the head is moved there."""
+    """Applies a head in eval mode to features [N, D], on their device; the head is moved there."""
     head.to(features.x.device)
     with eval_mode(head), full_float32(features.x.device):
         x = torch.cat([head(rows) for rows in torch.split(features.x, HEAD_ROWS)])
@@ -123,48 +123,48 @@ def apply_head(head: nn.Module, features: Features) -> Features:
 
 
 def pixel_features(batches: Iterable[Batch], transform: Transform, device: torch.device | str = "cpu") -> Features:
-    """The transformed images themselves as features: averaged to 16 × 16 where they are larger, then flattened."""
+    """Returns the transformed images as features: averaged to 16 × 16 if larger, then flattened."""
     return extract(PixelNetwork(), batches, transform, device)
 
 
 class PixelNetwork(nn.Module):
-    """Float [B, 3, h, w] → [B, 3·min(h, 16)·min(w, 16)]: the network that sees nothing, a baseline."""
+    """Maps float [B, 3, h, w] to [B, 3·min(h, 16)·min(w, 16)]: a baseline that uses the raw pixels."""
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        # as many numbers as features have, 768: all 3,072 of CIFAR took probes ten times the time of 512 features
+        # 768 numbers, like features: all 3,072 of CIFAR made probes ten times slower than 512 features
         size = min(height, PIXELS), min(width, PIXELS)
         return nn.functional.adaptive_avg_pool2d(images, size).flatten(1)
 
 
 def state_hash(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of the whole state_dict, whatever device it is on."""
+    """Returns the SHA-256 of names, dtypes, shapes and bytes of the whole state_dict, equal on any device."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        # reshape first: a scalar cannot be viewed as bytes; uint8, because numpy has no bfloat16
+        # reshape: a scalar cannot be viewed as bytes; uint8: numpy has no bfloat16
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def top1(predictions: Tensor, labels: Tensor) -> float:
-    """Per cent of rows of ``predictions`` int64 [N] that equal ``labels``."""
+    """Returns the per cent of rows of ``predictions`` int64 [N] that equal ``labels``."""
     return 100 * int((predictions == labels).sum()) / len(labels)
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows [N, D] of length 1, whatever their length was; rows of zeros stay.
+    """Scales rows [N, D] to length 1, whatever their length was; rows of zeros stay.
 
-    A power of two is taken out first, which changes no digit: the squares of 1e20 are infinite in float32, those of
-    1e-20 are 0.
+    Rows are first divided by a power of two, which is exact: in float32 the square of 1e20 is infinite, that of 1e-20
+    is 0.
     """
     exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent.clamp(min=-100)
     return nn.functional.normalize(torch.ldexp(x, -exponent))
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether every number of ``x`` is finite; their sum need not be."""
-    # not a mask of the elements at once, which would take as long as all else beside the products of k-NN
+    """Checks that every number of ``x`` is finite; their sum need not be."""
+    # a mask of all elements would take as long as everything in k-NN except its products
     total = x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
     return bool(total.isfinite()) or bool(x.isfinite().all())
 
@@ -176,7 +176,7 @@ def require_finite(probe: str, *features: Tensor) -> None:
 
 
 def require_finite_images(features: Features, precision: str) -> Features:
-    """The features as they are. Raises UserError where those of an image are not finite."""
+    """Returns the features unchanged. Raises UserError where those of an image are not finite."""
     every = (features.x, *features.others.values())
     broken = torch.stack([~x.flatten(1).isfinite().all(dim=1) for x in every]).any(dim=0)
     if bool(broken.any()):
@@ -190,7 +190,7 @@ def require_finite_images(features: Features, precision: str) -> Features:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside, uncompiled; afterwards every submodule has the mode it had, frozen parts included."""
+    """Sets eval mode, uncompiled; restores every submodule's mode afterwards, frozen parts included."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -198,12 +198,12 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, training in modes:
-            module.training = training  # not .train(), which would recurse
+            module.training = training  # .train() would change the submodules too
 
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products really in float32: TF32 keeps 10 bits, which reorders neighbours and stalls a line search."""
+    """Computes products in full float32: TF32 keeps 10 bits, which reorders neighbours and stalls a line search."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -215,7 +215,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _random_state_kept(device: torch.device) -> Iterator[None]:
-    """A network may draw in eval mode too (MAE masks patches): training must not notice that it was evaluated."""
+    """Restores the random state, because a network may draw in eval mode too (MAE masks patches)."""
     if device.type == "cpu":
         devices, kind = [], "cuda"
     else:

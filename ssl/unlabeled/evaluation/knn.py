@@ -9,12 +9,12 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import all_finite, full_float32, unit_rows
 from unlabeled.evaluation.top_k import sort_with_ties, top_k
 
-CHUNK_BYTES = 128 * 2**20  # of the bank as it is compared, and of similarities, held at a time
+CHUNK_BYTES = 128 * 2**20  # bytes of converted bank rows, and of similarities, held at a time
 SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflows float64 below about 0.0015
-# A matrix product has the same bits however it is cut where both sides are multiples of this: the kernels of MKL work
+# A matrix product has the same bits however it is divided if both sides are multiples of this: MKL's kernels work
 # on tiles of up to 48 rows or columns and add up those at an edge in another order.
 TILE = 48
-CENTRE_OF = 1000  # queries whose median is the origin of Euclidean distances
+CENTRE_OF = 1000  # queries whose median becomes the origin for Euclidean distances
 
 
 def knn_scores(
@@ -26,7 +26,7 @@ def knn_scores(
     num_classes: int,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Class scores [Q, C] float64: the sum of exp(similarity/temperature) over those of the k nearest in each class.
+    """Returns class scores [Q, C] float64: the sum of exp(similarity/temperature) over the k nearest, per class.
 
     ``queries`` [Q, D] and ``bank`` [N, D] have unit rows, ``bank_labels`` int64 [N] lie in [0, num_classes). Neither
     scaled nor normalised: a row sums to the total weight of its k neighbours. Among equally similar bank rows the first
@@ -48,7 +48,7 @@ def knn_scores(
 def neighbours(
     queries: Tensor, bank: Tensor, k: int, chunk_bytes: int = CHUNK_BYTES, distance: str = "product"
 ) -> tuple[Tensor, Tensor]:
-    """Similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first and equal ones in bank order.
+    """Returns similarity [Q, k] and bank row [Q, k] of the k nearest, nearest first, equal ones in bank order.
 
     Exact. ``distance``: ``product``, the scalar product as it is; ``cosine``; ``euclidean``, minus its square, computed
     and returned in float64: features may lie anywhere and be as long as float64 can square. At most ``chunk_bytes`` of
@@ -70,7 +70,7 @@ def sharded_neighbours(
     chunk_bytes: int = CHUNK_BYTES,
     distance: str = "product",
 ) -> tuple[Tensor, Tensor]:
-    """``neighbours`` in a bank of which each process holds a part: ``rows`` [n, D], from row ``first_row`` of the bank.
+    """Does the same with a bank divided among processes: ``rows`` [n, D] start at ``first_row`` of the bank.
 
     Every process calls it with the same queries and gets the whole result, that of one process with the whole bank, bit
     for bit on a CPU. The parts may be unequal, shorter than k or empty. Each process sends k neighbours per query.
@@ -78,11 +78,11 @@ def sharded_neighbours(
     device = _device_of_group(queries.device)
     _check_k(k, int(distributed.total(torch.tensor(len(rows), device=device))))
     broken = torch.tensor(not (all_finite(queries) and all_finite(rows)), dtype=torch.float32, device=device)
-    _check_finite(not bool(distributed.maximum(broken)))  # everywhere, or the others would wait for this process
+    _check_finite(not bool(distributed.maximum(broken)))  # raised on all processes, or the others would wait
     similarity, index = _search(queries, rows, min(k, len(rows)), chunk_bytes, distance)
     room = (0, k - similarity.shape[1])
     similarity = pad(similarity, room, value=-torch.inf)
-    index = pad(index + first_row, room)  # never taken: there are k finite similarities among all processes
+    index = pad(index + first_row, room)  # padding is never chosen: all processes together have k finite similarities
     parts = max(1, chunk_bytes // (k * distributed.world_size() * 32))
     pairs = zip(torch.split(similarity, parts), torch.split(index, parts), strict=True)
     found = [_merged(*pair, k, device) for pair in pairs]
@@ -90,7 +90,7 @@ def sharded_neighbours(
 
 
 def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The k nearest [q, k] among those that the processes found."""
+    """Returns the k nearest [q, k] among the neighbours that all processes found."""
     similarities, rows = (
         torch.cat(torch.split(distributed.gather(part.to(device)).to(part.device), len(part)), dim=1)
         for part in (similarity, index)
@@ -102,12 +102,12 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
     dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
     centre = None
     if distance == "euclidean":
-        # Of two squared lengths little is left where they are large beside the distance: float64, from near the queries
+        # Squared lengths much larger than the distance cancel: hence float64, and an origin near the queries
         dtype, centre = torch.float64, _centre(queries)
-    width = max(bank.shape[1], 512)  # so that there is room for the similarities of 512 queries
+    width = max(bank.shape[1], 512)  # room for the similarities of 512 queries
     most = _tiles(min(chunk_bytes // (width * dtype.itemsize), len(bank) + TILE - 1))
     rows = _tiles(min(chunk_bytes // (most * dtype.itemsize), len(queries) + TILE - 1))
-    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory for each would cost a tenth of the time
+    product = queries.new_empty(rows * most, dtype=dtype)  # once: new memory per block would cost a tenth of the time
     similarity, index = product.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
     with full_float32(queries.device):
         for first in range(0, len(bank), most):
@@ -124,7 +124,7 @@ def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: s
 
 
 def _centre(queries: Tensor) -> Tensor:
-    """The median [D] of some queries, in float64: all processes have the same, and a few far ones do not move it."""
+    """Returns the median [D] of some queries, float64: equal on all processes and robust to far queries."""
     few = queries[:: max(1, len(queries) // CENTRE_OF)].double()
     return few.median(dim=0).values if len(few) else few.sum(dim=0)
 
@@ -132,16 +132,16 @@ def _centre(queries: Tensor) -> Tensor:
 def _nearest(
     queries: Tensor, block: Tensor, factor: Tensor, k: int, distance: str, centre: Tensor | None, product: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``product`` is the memory to work in."""
+    """Returns the k nearest in one block of the bank; ``product`` is the buffer for the similarities."""
     left = _factor(queries, distance, centre, bank=False)
     similarity = product[: len(left) * len(factor)].view(len(left), len(factor))
     torch.mm(left, factor.T, out=similarity)
-    similarity[:, len(block) :] = -torch.inf  # rows that are none
+    similarity[:, len(block) :] = -torch.inf  # rows of padding
     return top_k(similarity[: len(queries)], min(k, len(block)))
 
 
 def _factor(x: Tensor, distance: str, centre: Tensor | None, bank: bool) -> Tensor:
-    """What is multiplied to give similarities, with rows of zeros up to whole tiles."""
+    """Returns the factor of the product that gives similarities, padded with rows of zeros to whole tiles."""
     if distance == "cosine":
         x = unit_rows(x)
     if centre is not None:
@@ -151,16 +151,16 @@ def _factor(x: Tensor, distance: str, centre: Tensor | None, bank: bool) -> Tens
         one = torch.ones_like(length)
         x = torch.cat([x, one, -length] if bank else [2 * x, -length, one], dim=1)
     left = -len(x) % TILE
-    return pad(x, (0, 0, 0, left)) if left else x  # a pad of nothing copies
+    return pad(x, (0, 0, 0, left)) if left else x  # pad copies even by nothing
 
 
 def _tiles(rows: int) -> int:
-    """The next lower number of rows that makes whole tiles, at least one."""
+    """Rounds the number of rows down to whole tiles, at least one."""
     return max(rows // TILE, 1) * TILE
 
 
 def sum_votes(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum [Q, C] of the ``weights`` [Q, k] of each class."""
+    """Returns the sum [Q, C] of the ``weights`` [Q, k] of each class."""
     scores = weights.new_zeros(len(weights), num_classes)
     # one neighbour at a time: a scatter of all of them at once would add in an order that changes on a GPU
     for label, weight in zip(torch.split(labels, 1, dim=1), torch.split(weights, 1, dim=1), strict=True):
@@ -169,7 +169,7 @@ def sum_votes(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _device_of_group(device: torch.device) -> torch.device:
-    """Where tensors have to lie that processes exchange; NCCL takes none from the CPU."""
+    """Returns the device on which processes exchange tensors; NCCL takes none from the CPU."""
     if distributed.world_size() > 1 and torch.distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return device

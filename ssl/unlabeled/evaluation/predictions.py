@@ -1,4 +1,4 @@
-"""The class that each row of a report gives each test image, kept so that runs can be compared image by image.
+"""Stores the class that each row of a report predicts for each test image, to compare runs image by image.
 
 ``predictions.safetensors`` holds ``labels`` and ``ids`` of the test images, int64 [N], and for each row
 ``{features}|{protocol}``, int32 [N]; ``log_probabilities|{features}|{protocol}``, float16 [N, C], where there are some.
@@ -19,14 +19,14 @@ from unlabeled.evaluation.statistics import Interval, accuracy_interval, draws_i
 
 NAME = "predictions.safetensors"
 LOG_PROBABILITIES = "log_probabilities"
-MOST_BYTES = 64 * 2**20  # of all log-probabilities: ten rows of 10,000 images and 300 classes, none of ImageNet's
+MOST_BYTES = 64 * 2**20  # bytes of all log-probabilities: ten rows of 10,000 images and 300 classes, not ImageNet's
 WHOLE = (torch.int32, torch.int64)
 Key = tuple[str, str]  # features, protocol
 
 
 @dataclass
 class Predictions:
-    """What ``predictions.safetensors`` holds."""
+    """Contents of ``predictions.safetensors``."""
 
     labels: Tensor  # int64 [N]
     ids: Tensor  # int64 [N]
@@ -35,7 +35,7 @@ class Predictions:
 
 
 def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Tensor) -> Path:
-    """Write the predictions of all rows that have some; all or nothing, a kill while writing leaves the old file.
+    """Writes the predictions of all rows that have some, atomically: a kill while writing leaves the old file.
 
     ``labels``, ``ids``: int64 [N] of the test images, in the order of ``Row.predictions``. Log-probabilities are left
     out from the row on with which they would take more than 64 MiB. Raises ValueError where two rows have the same
@@ -61,7 +61,7 @@ def write_predictions(folder: Path, rows: Sequence[Row], labels: Tensor, ids: Te
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """Of a report's folder.
+    """Reads the predictions in a report's folder.
 
     Raises:
         UserError: there are none, or the file is damaged.
@@ -71,13 +71,13 @@ def read_predictions(folder: Path) -> Predictions:
 
     path = folder / NAME
     if not path.is_file():
-        raise UserError(f"{path}: no such file; judge that run again with eval_linear.py, which writes it")
+        raise UserError(f"{path}: no such file; evaluate that run again with eval_linear.py, which writes it")
     try:
         tensors = load_file(path)
         labels, ids = tensors.pop("labels"), tensors.pop("ids")
         _check(labels, ids, tensors)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); judge that run again with eval_linear.py") from error
+        raise UserError(f"{path}: damaged ({error}); evaluate that run again with eval_linear.py") from error
     names = [name for name in tensors if not name.startswith(f"{LOG_PROBABILITIES}|")]
     found = {_key(name): tensors[name].long() for name in names}
     logs = {_key(name): tensors.get(f"{LOG_PROBABILITIES}|{name}") for name in names}
@@ -85,7 +85,7 @@ def read_predictions(folder: Path) -> Predictions:
 
 
 def _check(labels: Tensor, ids: Tensor, others: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless all rows are of the same images."""
+    """Raises ValueError unless all rows are of the same images."""
     logs = {name: tensor for name, tensor in others.items() if name.startswith(f"{LOG_PROBABILITIES}|")}
     numbers = [labels, ids, *(tensor for name, tensor in others.items() if name not in logs)]
     wrong = [tensor for tensor in numbers if tensor.dtype not in WHOLE or tensor.shape != (len(labels),)]
@@ -95,7 +95,7 @@ def _check(labels: Tensor, ids: Tensor, others: Mapping[str, Tensor]) -> None:
 
 
 def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:
-    """Fill ``Row.interval`` in place, from the row's predictions, or from its draws where ``top1`` is their mean.
+    """Fills ``Row.interval`` in place, from the row's predictions, or from its draws where ``top1`` is their mean.
 
     ``labels`` int64 [N] of the test images. A row whose predictions do not give its ``top1`` gets a note, and no
     interval.
@@ -113,7 +113,7 @@ def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:
 
 
 def count_interval(row: Row, n: int) -> Interval:
-    """From the row's numbers alone, for a report that holds no interval; ``n`` test images."""
+    """Computes an interval from the row's numbers alone, for a report that holds none; ``n`` test images."""
     return draws_interval(row.draws, n) if row.draws else accuracy_interval(round(row.top1 * n / 100), n)
 
 

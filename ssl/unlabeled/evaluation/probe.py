@@ -1,4 +1,4 @@
-"""What a probe is: of frozen features, or of images; what it is given, and what it gives; what top-1 hides."""
+"""Protocols of probes on features and on images, their scores, and metrics that complement top-1."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from unlabeled.evaluation.features import Features
 from unlabeled.objective import Backbone, Batch
 from unlabeled.views.pipeline import Views
 
-MOST_IMBALANCE = 2  # times the images of the smallest class, beyond which the mean over classes stands beside top-1
+MOST_IMBALANCE = 2  # ratio of largest to smallest class above which the mean over classes is reported too
 MEAN_PER_CLASS = "mean_per_class_top1"
-CLASSES_SHOWN = 5  # classes without images, by their names
+CLASSES_SHOWN = 5  # most classes without images that are named
 
 
 @dataclass
 class Score:
-    """One number of one probe, with all that is needed to say how it came about."""
+    """One number of one probe, with the settings, choices and notes that explain it."""
 
     protocol: str  # e.g. "knn/cosine-exp/k=200/T=0.1"; numbers of different protocols are not comparable
     top1: float  # per cent of test images; the mean over ``draws`` where there are some
-    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and what they were chosen on; plain JSON
-    notes: list[str] = field(default_factory=list)  # whatever a reader should doubt, in sentences
+    chosen: dict[str, Any] = field(default_factory=dict)  # hyper-parameters, and the data for their choice; plain JSON
+    notes: list[str] = field(default_factory=list)  # warnings for the reader, in sentences
     predictions: Tensor | None = None  # int64 [N], class of each test image; of the first draw where there are some
     log_probabilities: Tensor | None = None  # float32 [N, C], where the probe has any
     metrics: dict[str, float] = field(default_factory=dict)  # further numbers: nmi, ari, ece, nll, …
@@ -40,31 +40,31 @@ class Probe(Protocol):
 
     @property
     def needs(self) -> int:
-        """Labelled training images without which it cannot be fitted."""
+        """Returns the fewest labelled training images that the probe can be fitted on."""
         ...
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]: ...
 
 
 def kinds_of(probe: object) -> tuple[str, ...]:
-    """The kinds of features that a probe looks at."""
+    """Returns the kinds of features that a probe uses."""
     return tuple(getattr(probe, "kinds", ("last",)))
 
 
 def with_kind(protocol: str, kind: str) -> str:
-    """A protocol on one kind of features, which it names where it is not ``last``."""
+    """Adds the kind of features to a protocol's name, unless it is ``last``."""
     return protocol if kind == "last" else f"{protocol}/features={kind}"
 
 
 @dataclass
 class Task:
-    """What a probe is given that trains on images: recipes with augmentation, attentive probes, fine-tuning."""
+    """Inputs of a probe that trains on images: recipes with augmentation, attentive probes, fine-tuning."""
 
     network: Backbone  # a copy, so that it may be trained; in eval mode, on ``device``
     train_labels: Tensor  # int64 [N], all in [0, num_classes); positions below count in here
     test_labels: Tensor  # int64 [M]
-    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # of "train" or "test", at positions [n], so many at a time
-    views: Views  # of the run: size, mean and std; ``views.evaluation_view`` is what evaluation sees
+    batches: Callable[[str, Tensor, int], Iterable[Batch]]  # ("train" or "test", positions [n], batch size) → batches
+    views: Views  # the run's size, mean and std; evaluation uses ``views.evaluation_view``
     num_classes: int
     device: torch.device
     precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes
@@ -78,7 +78,7 @@ class ImageProbe(Protocol):
     Its features come from ``task.network`` in eval mode unless it trains the network itself.
     """
 
-    baselines: bool  # whether the random network goes through the same: it costs as much again
+    baselines: bool  # True: also run on the random network, at the same cost
 
     @property
     def needs(self) -> int: ...
@@ -87,14 +87,14 @@ class ImageProbe(Protocol):
 
 
 def imbalanced(labels: Tensor) -> bool:
-    """Whether the largest class of int64 [N] has more than ``MOST_IMBALANCE`` times the images of the smallest."""
+    """Checks whether the largest class of int64 [N] has more than ``MOST_IMBALANCE`` times the smallest's images."""
     counts = labels.bincount()
     present = counts[counts > 0]
     return bool(present.max() > MOST_IMBALANCE * present.min())
 
 
 def mean_per_class(predictions: Tensor, labels: Tensor) -> float:
-    """Mean over the classes with images in ``labels`` int64 [N] of their top-1, in per cent: each counts alike."""
+    """Returns the mean of the classes' top-1 in per cent, over classes in ``labels`` int64 [N]: each counts alike."""
     right = (predictions == labels).double()
     images = labels.bincount()
     hits = torch.zeros(len(images), dtype=torch.float64, device=labels.device).scatter_add_(0, labels, right)
@@ -103,13 +103,13 @@ def mean_per_class(predictions: Tensor, labels: Tensor) -> float:
 
 
 def add_mean_per_class(score: Score, labels: Tensor) -> None:
-    """Give a score of one prediction of test images this metric, where their classes are imbalanced."""
+    """Adds this metric to a score with one prediction per test image, where classes are imbalanced."""
     if score.predictions is not None and imbalanced(labels):
         score.metrics.setdefault(MEAN_PER_CLASS, mean_per_class(score.predictions.to(labels.device), labels))
 
 
 def notes_on_labels(labels: Tensor, classes: int | list[str], where: str) -> list[str]:
-    """Sentences on labels int64 [N], -1 where there is none: of a class that is alone, and of classes without images.
+    """Returns sentences on labels int64 [N], -1 where there is none: a single class, and classes without images.
 
     Args:
         labels: of the images.

@@ -1,4 +1,4 @@
-"""Where numbers come from: what a report says of the checkpoint, the data, the run and the machine."""
+"""Collects what a report says of the checkpoint, the data, the run and the machine."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from unlabeled.weights import Checkpoint, folder_of
 
 
 def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
-    """All but what only the command knows; nested dicts of plain values."""
+    """Returns everything but what only the command knows, as nested dicts of plain values."""
     return {
         "checkpoint": checkpoint_provenance(checkpoint),
         "data": _of_data(extractor.data),
@@ -29,13 +29,13 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
 
 
 def trained_epochs(checkpoint: Checkpoint) -> float | None:
-    """How long the judged network was trained; None where the file does not say."""
+    """Returns for how many epochs the evaluated network was trained; None where the file does not say."""
     steps = checkpoint.progress.get("steps_per_epoch")
     return checkpoint.progress.get("step", 0) / steps if steps else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Of a file that need not be there; a damaged one is said and left out: no number hangs on it."""
+    """Reads an optional file; a damaged one is reported and left out, as no number depends on it."""
     if not path.exists():
         return {}
     try:
@@ -49,13 +49,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _speed(extractor: Extractor) -> float | None:
-    """Images through a network, over all passes; None where all features had been kept."""
+    """Returns images per second through a network, over all passes; None if all features came from the cache."""
     images, seconds = (sum(each[key] for each in extractor.passes) for key in ("images", "seconds"))
     return round(images / seconds, 1) if seconds else None
 
 
 def checkpoint_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which file, by its hash, and what was taken of it; call it after loading."""
+    """Returns the file with its hash and what was loaded from it; call it after loading."""
     return {
         "path": str(checkpoint.path),
         "sha256": checkpoint.sha256,

@@ -1,8 +1,8 @@
-"""Whether an evaluation can be believed on this machine: a stored checkpoint must reach its stored accuracies.
+"""Self-test of the evaluation on this machine: a stored checkpoint must reach its stored accuracies.
 
 The checkpoint is a small network that was pretrained on scikit-learn's digits; ``benchmarks/self_test.py`` makes it. It
-goes the whole way of any other: read, loaded, features, probes, report. With its weights shuffled within each tensor it
-must do much worse, or what is measured does not depend on the weights.
+takes the same way as any other: reading, loading, features, probes, report. With its weights shuffled within each
+tensor it must be much worse, or the measurement does not depend on the weights.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ WORSE_BY = 5.0  # points that shuffled weights must lose: over three standard er
 
 
 def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
-    """Print what was stored and what was found, and whether all is well.
+    """Prints the stored and the measured accuracies; returns whether they agree.
 
     Args:
-        build: the parts of an evaluation of a checkpoint with the settings that it carries, keeping no features.
+        build: makes the evaluation of a checkpoint from the settings in it, without storing features.
     """
     started = time.perf_counter()
-    torch.set_num_threads(1)  # sums in one order, and no waiting for each other on a busy machine
+    torch.set_num_threads(1)  # one order of sums, and no waiting for threads on a busy machine
     stored: dict[str, float] = json.loads(STORED.read_text())
     checkpoint = read_checkpoint(FILE)
     found = _accuracies(build(checkpoint), checkpoint)
@@ -51,7 +51,7 @@ def self_test(build: Callable[[Checkpoint], Evaluation]) -> bool:
 
 
 def shuffle_weights(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
-    """The same values in the same tensors, in random order within each."""
+    """Shuffles the values of every tensor at random within the tensor."""
     generator = torch.Generator().manual_seed(seed)
     mixed = {
         path: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
@@ -61,7 +61,7 @@ def shuffle_weights(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
 
 
 def _accuracies(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, float]:
-    alone = dataclasses.replace(evaluation, random_backbone=None)
+    without_baselines = dataclasses.replace(evaluation, random_backbone=None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        rows = evaluate(alone, checkpoint, Path(folder), "self-test")
+        rows = evaluate(without_baselines, checkpoint, Path(folder), "self-test")
     return {row.protocol: row.top1 for row in rows if row.features == "pretrained"}

@@ -1,6 +1,6 @@
-"""How far a number can be believed: intervals of accuracies, tests of two of them, several seeds, several tests.
+"""Statistics of accuracies: intervals, tests of two of them, several seeds, several tests.
 
-All accuracies and differences are in per cent; all intervals are of 95 % and two-sided. Nothing here draws from a
+All accuracies and differences are in per cent; all intervals are of 95 % and two-sided. No function uses a
 global random state, and the same input gives the same output.
 """
 
@@ -16,12 +16,12 @@ Interval = tuple[float, float]
 Right = NDArray[np.bool_]  # [N], whether each test image was classified rightly
 
 TAILS = (0.025, 0.975)
-RESAMPLES = 10_000  # of the paired bootstrap: the ends of an interval are then known to about 1 % of its width
+RESAMPLES = 10_000  # of the paired bootstrap: they fix the ends of an interval to about 1 % of its width
 
 
 @dataclass
 class Difference:
-    """A − B in points, its interval, and the p of the hypothesis that there is none."""
+    """A − B in points, its interval, and the p of the hypothesis that there is no difference."""
 
     points: float
     interval: Interval
@@ -32,7 +32,7 @@ class Difference:
 
 @dataclass
 class SeedStatistics:
-    """Several numbers that differ in nothing but a seed."""
+    """Statistics of several numbers that differ only in a seed."""
 
     mean: float
     deviation: float | None  # of the sample, with n − 1; None for one number
@@ -41,11 +41,11 @@ class SeedStatistics:
 
 
 def accuracy_interval(correct: int, n: int) -> Interval:
-    """BCa bootstrap interval of an accuracy, over resamples of the ``n`` test images.
+    """Returns the BCa bootstrap interval of an accuracy, over resamples of the ``n`` test images.
 
     The number of right answers in a resample is binomial, so the limit of infinitely many resamples is exact and costs
     no draws (Efron 1987, Better bootstrap confidence intervals, JASA 82; equation 2.3 with the skewness of 0 and 1).
-    Where all answers are right, or none, a bootstrap sees no spread: then Clopper and Pearson's exact interval.
+    If all answers are right, or none, a bootstrap has no spread: then it is Clopper and Pearson's exact interval.
     """
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} of {n} right answers")
@@ -61,10 +61,10 @@ def accuracy_interval(correct: int, n: int) -> Interval:
 
 
 def draws_interval(draws: Sequence[float], n: int) -> Interval:
-    """Interval of the mean accuracy over draws (of labels, of seeds) that were judged on the same ``n`` test images.
+    """Returns the interval of the mean accuracy over draws (of labels, of seeds), all on the same ``n`` test images.
 
-    Two variances are added: that of the draws' mean, and the binomial one of the test images, as large as if all draws
-    were wrong on the same images, which is the most it can be. Student's t with Welch and Satterthwaite's degrees of
+    It adds two variances: that of the draws' mean, and the binomial one of the test images, as if all draws were wrong
+    on the same images, which is its largest possible value. Student's t with Welch and Satterthwaite's degrees of
     freedom. At most 0 to 100.
     """
     mean = sum(draws) / len(draws)
@@ -80,11 +80,11 @@ def draws_interval(draws: Sequence[float], n: int) -> Interval:
 
 
 def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
-    """Accuracy of A minus that of B on the same test images.
+    """Returns the accuracy of A minus that of B on the same test images.
 
-    The interval is BCa over resamples of images, in which both answers to an image stay together: the numbers of
-    images that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. Where both
-    are right on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
+    The interval is BCa over resamples of images, which keep both answers to an image together: the numbers of images
+    that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. If both are right
+    on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
     """
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"answers to other images: {a.shape} and {b.shape}")
@@ -104,12 +104,12 @@ def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
 
 
 def mcnemar_test(only_a: int, only_b: int) -> float:
-    """Two-sided exact p that as many images are right for A alone as for B alone (McNemar 1947, as a sign test)."""
+    """Returns the two-sided exact p that A alone and B alone are right equally often (McNemar 1947, as a sign test)."""
     return float(_stats().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def mean_over_seeds(values: Sequence[float]) -> SeedStatistics:
-    """Mean, deviation of the sample and t-interval of the mean; it says nothing of other test images."""
+    """Returns mean, sample deviation and t-interval of the mean; it says nothing of other test images."""
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         return SeedStatistics(mean, None, None, 1)
@@ -119,7 +119,7 @@ def mean_over_seeds(values: Sequence[float]) -> SeedStatistics:
 
 
 def welch_test(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Mean of A minus that of B, two or more seeds of each, with Welch's t-test (unequal deviations, unpaired)."""
+    """Returns the mean of A minus that of B, two or more seeds each: Welch's t-test (unequal deviations, unpaired)."""
     points = sum(a) / len(a) - sum(b) / len(b)
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         return Difference(points, (points, points), None)
@@ -129,7 +129,7 @@ def welch_test(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """Each p corrected for the number of tests made (Holm 1979): compare with 0.05 as if it were the only one."""
+    """Corrects each p for the number of tests made (Holm 1979): compare with 0.05 as if it were the only one."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -139,7 +139,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 
 def _bca_levels(below: float, skewness: float) -> list[float]:
-    """Quantiles of the resamples that end the interval.
+    """Returns the quantiles of the resamples that bound the interval.
 
     ``below``: share of resamples below the observed value, half of those equal to it; the bias correction comes from
     it. ``skewness`` of the mean, a sixth of which is the acceleration.
@@ -150,7 +150,7 @@ def _bca_levels(below: float, skewness: float) -> list[float]:
 
 
 def _skewness_of_mean(only_a: int, only_b: int, n: int) -> float:
-    """Of the mean of n values, of which only_a are 1, only_b −1 and the others 0; 0 where they are all equal."""
+    """Returns the skewness of the mean of n values, only_a of them 1, only_b −1, others 0; 0 where all are equal."""
     mean, square = (only_a - only_b) / n, (only_a + only_b) / n
     variance = square - mean**2
     third = mean - 3 * mean * square + 2 * mean**3  # E x³ is the mean

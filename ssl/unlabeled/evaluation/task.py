@@ -1,4 +1,4 @@
-"""What a probe is given that trains on images."""
+"""Makes the input of probes that train on images."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -16,10 +16,10 @@ from unlabeled.views.pipeline import Views
 def make_tasks(
     data: DataModule, views: Views, num_classes: int, device: torch.device, precision: str
 ) -> Callable[[nn.Module], Task]:
-    """A function that gives each network's task: its copy, and the labelled images of both splits."""
+    """Returns a function that gives each network's task: a copy of the network, the labelled images of both splits."""
 
     def task_of(network: nn.Module) -> Task:
-        """Decodes the images of both splits at its first call, where they fit into memory."""
+        """Makes a task; decodes the images of both splits at its first call, where they fit into memory."""
         assert isinstance(network, Backbone)
         train, test = data.train, data.test
         labelled = {"train": _labelled(train.labels), "test": _labelled(test.labels)}

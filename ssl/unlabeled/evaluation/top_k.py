@@ -1,17 +1,17 @@
-"""The k largest of each row, exactly and in a fixed order among equal ones, for little more than reading them once."""
+"""Exact top-k of each row, with a fixed order among equal values, at little more than the cost of reading them once."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 GROUP = 16  # columns; of 8 to 32 the fastest for 20 and for 200 of 50,000 on a CPU
-TIED_ROWS = 64  # at a time; each needs masks and counts as long as the row
+TIED_ROWS = 64  # rows at a time; each needs masks and counts as long as the row
 
 
 def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values [Q, k] and columns [Q, k] of the largest of each row of [Q, n], in descending order; k ≤ n.
+    """Returns values [Q, k] and columns [Q, k] of the largest of each row of [Q, n], in descending order; k ≤ n.
 
-    Of equal values the first columns are taken, and they stay in that order.
+    Among equal values the first columns are taken, in order.
     """
     search = _grouped if similarity.shape[1] >= 4 * GROUP * k else _plain
     values, columns, tied = search(similarity, k)
@@ -25,27 +25,27 @@ def top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sort_with_ties(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of ``values`` [Q, n], descending and equal ones by their ``columns`` [Q, n], with those."""
+    """Returns the k largest of ``values`` [Q, n], descending, equal ones by ``columns`` [Q, n], and their columns."""
     columns, order = columns.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values[:, :k], columns.gather(1, order[:, :k])
 
 
 def _plain(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values [Q, k], descending, their columns, and which rows have more values [Q] that equal the smallest of them."""
+    """Returns values [Q, k], descending, columns, and which rows [Q] have more values equal to the smallest of them."""
     values, columns = similarity.topk(min(k + 1, similarity.shape[1]))
     tied = (values[:, k:] == values[:, k - 1 : k]).any(dim=1)
     return values[:, :k], columns[:, :k], tied
 
 
 def _grouped(similarity: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by groups of columns: whatever is above the k-th value lies in one of the k groups of largest maximum.
+    """Does the same by groups of columns: all values above the k-th lie in the k groups with the largest maxima.
 
-    A row is called tied too where a group that was not looked into has that value.
+    A row also counts as tied if a group that was not searched has that value.
     """
-    # group i is the columns i, i + groups, …: so maxima are taken over whole rows of memory, which is the fastest
+    # group i has the columns i, i + groups, …, so that maxima run over contiguous memory, which is fastest
     left = -similarity.shape[1] % GROUP
-    similarity = pad(similarity, (0, left), value=-torch.inf) if left else similarity  # a pad of nothing copies
+    similarity = pad(similarity, (0, left), value=-torch.inf) if left else similarity  # pad copies even by nothing
     members = similarity.view(len(similarity), GROUP, -1)
     largest, group = members.amax(dim=1).topk(k + 1)
     candidates = members.gather(2, group[:, None, :k].expand(-1, GROUP, -1)).flatten(1)

@@ -1,1 +1,1 @@
-"""Watches a run: signals of each step, rules, findings in sentences, the state file."""
+"""Monitors a run: signals of each step, rules, findings in sentences, the state file."""

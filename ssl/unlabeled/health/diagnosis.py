@@ -1,4 +1,4 @@
-"""From numbers to sentences, record by record: the same while a run trains and from its copied folder."""
+"""Turns records of metrics into findings; gives the same result during training and from a copied folder."""
 
 import sys
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ ORDER: tuple[Severity, ...] = ("alarm", "warning", "note")
 
 
 class Finding(NamedTuple):
-    """Something unhealthy, in a sentence."""
+    """One unhealthy condition, in a sentence."""
 
     name: str
     severity: Severity
     since: int  # step of the first unhealthy value
-    last: int  # and of the last in a row
-    holds: bool  # still, at the last value there is
-    collapse: bool  # whether it means that the run has collapsed
+    last: int  # step of the last unhealthy value in a row
+    holds: bool  # whether the newest value is still unhealthy
+    collapse: bool  # whether the finding means that the run has collapsed
     sentence: str
 
 
 @dataclass
 class _Stretch:
-    """Unhealthy values in a row."""
+    """A series of consecutive unhealthy values."""
 
     since: int
     last: int
@@ -50,11 +50,11 @@ class Diagnosis:
         self._before: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._most: dict[str, float] = {}
-        self._now: dict[tuple[str, str], _Stretch] = {}  # by rule and what it is of; too short ones as well
-        self._found: dict[str, tuple[str, _Stretch]] = {}  # the last that was long enough, by rule
+        self._now: dict[tuple[str, str], _Stretch] = {}  # by rule and part of the network; also too short ones
+        self._found: dict[str, tuple[str, _Stretch]] = {}  # the last long enough, by rule
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One set of metrics, as the loggers get it; those that are no finite number count as not there."""
+        """Adds one set of metrics as the loggers get it; values that are not finite count as missing."""
         numbers = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float) and abs(v) <= LARGEST}
         self._first = numbers | self._first
         self._most |= {name: max(value, self._most.get(name, value)) for name, value in numbers.items()}
@@ -81,17 +81,17 @@ class Diagnosis:
             self._found[rule.name] = (of, stretch)
 
     def _holds_elsewhere(self, rule: str, stretch: _Stretch) -> bool:
-        """Whether another part of the network already has this finding."""
+        """Returns whether another part of the network already has this finding."""
         return rule in self._found and self._found[rule][1].holds and self._found[rule][1] is not stretch
 
     @property
     def findings(self) -> list[Finding]:
-        """The gravest and earliest first; none for a healthy run."""
+        """Returns the findings, the most severe and earliest first; none for a healthy run."""
         found = [_finding(rule, *self._found[rule.name]) for rule in self.rules if rule.name in self._found]
         return sorted(found, key=lambda finding: (ORDER.index(finding.severity), finding.since))
 
     def describe(self) -> str:
-        """A line for each finding, or that there is none, and by how much of the run it was judged."""
+        """Returns a line for each finding, or one that there is none, and how much of the run was examined."""
         of = f" of {self.facts.total_steps:,}" if self.facts.total_steps else ""
         upto = f"after {self.last_step:,}{of} steps ({shown(self.facts.objective)})"
         lines = [f"{finding.severity}: {finding.sentence}" for finding in self.findings]

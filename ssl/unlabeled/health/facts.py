@@ -1,4 +1,4 @@
-"""What is known of a run before its numbers are read."""
+"""Collects the facts of a run that are known before its metrics are read."""
 
 import sys
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from unlabeled.objective import HasMetricBounds, MetricBound, Objective, Plan
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the numbers of a run are compared with."""
+    """The facts that the metrics of a run are compared with."""
 
-    objective: str  # its class
+    objective: str  # its class name
     collapsed_at: float | None  # loss of a network whose embeddings are all equal
     total_steps: int
-    features: int  # width of the backbone's
+    features: int  # of the backbone
     signs: tuple[MetricBound, ...] = ()  # of the method
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns the facts as plain values."""
         return asdict(self) | {"signs": [sign._asdict() for sign in self.signs]}
 
 
 def collect_facts(objective: Objective, plan: Plan, total_steps: int) -> RunFacts:
-    """Of a run."""
+    """Returns the facts of a run."""
     name, width = type(objective).__name__, objective.backbone.num_features
     signs = tuple(objective.metric_bounds(plan)) if isinstance(objective, HasMetricBounds) else ()
     return RunFacts(name, objective.collapsed_at(plan), total_steps, width, signs)
 
 
 def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:
-    """From what :meth:`Facts.as_dict` gave. Raises TypeError or KeyError for anything else."""
+    """Reads what :meth:`RunFacts.as_dict` gave. Raises TypeError or KeyError for anything else."""
     signs = tuple(MetricBound(**sign) for sign in values["signs"])
     facts = RunFacts(**{**values, "signs": signs})
     bounds = [bound for sign in signs for bound in (sign.at_least, sign.at_most)]
@@ -43,5 +43,5 @@ def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:
 
 
 def _is_float(number: object) -> bool:
-    """Bounds may be infinite; a whole number may have more digits than a float holds."""
+    """Returns whether it is a float. Bounds may be infinite; an integer may be too large for a float."""
     return type(number) is float or (type(number) is int and abs(number) <= sys.float_info.max)

@@ -1,4 +1,4 @@
-"""The health of a run from its folder, while it trains, when it is done, or as a copy elsewhere."""
+"""Diagnoses a run from its folder: while it trains, when it is finished, or from a copy."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ METRICS = "metrics.jsonl"
 
 
 def diagnose_run(run_dir: Path) -> Diagnosis:
-    """What ``run_dir`` says; of a run without a monitor the loss alone.
+    """Returns the diagnosis of ``run_dir``; without a health monitor in the run, it uses the loss alone.
 
     Raises:
-        UserError: it holds no metrics, or a file cannot be read.
+        UserError: the folder holds no metrics, or a file cannot be read.
     """
     if not (run_dir / METRICS).is_file():
         raise UserError(f"run={run_dir}: there is no {METRICS} in it; give the folder of a run")
@@ -26,7 +26,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
 
 
 def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -> None:
-    """Add what the run wrote, up to a step; a line that was cut off in writing is left out."""
+    """Adds the metrics of a run up to a step, without a line that is incomplete."""
     path = run_dir / METRICS
     if not path.exists():
         return
@@ -51,14 +51,14 @@ def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
 
 
 def _facts(run_dir: Path) -> RunFacts:
-    """From ``health.json``; without one the loss at collapse is in ``training.json`` of a finished run."""
+    """Reads ``health.json``, else the loss at collapse from the ``training.json`` of a finished run."""
     path = run_dir / FILE
     if path.exists():
         try:
             return facts_from_dict(_read(path)["facts"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                f"{path}: is of another version or damaged ({error}); remove it and the loss counts"
+                f"{path}: is of another version or damaged ({error}); remove it to diagnose the run by its loss alone"
             ) from error
     training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
     if not isinstance(training, dict):

@@ -1,4 +1,4 @@
-"""``state.json`` in a run's folder: where the run is, and how it ended, for whoever looks on from outside."""
+"""Writes ``state.json`` to a run's folder: the progress of the run and how it ended, for other programs."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.pretraining import Pretraining
 
-EVERY = 2.0  # seconds between two files; our choice: a reader sees the run move, a step pays a comparison
-RECENT = 15  # files that the speed is taken over: half a minute
+EVERY = 2.0  # seconds between two writes (our choice): often enough for readers, cheap for steps
+RECENT = 15  # writes over which the speed is measured: half a minute
 
 
 class Heartbeat(pl.Callback):
     """Lets the first process write ``state.json``: at the start, every two seconds at most, and at the end.
 
-    It holds ``state`` (running, finished, interrupted, failed), ``error`` (the first line of what failed, or null),
+    The file has ``state`` (running, finished, interrupted, failed), ``error`` (the first line of the error, or null),
     ``step``, ``total_steps``, ``steps_per_epoch``, ``images_per_second`` and ``seconds_per_step`` of the last half
-    minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``,
-    ``started`` (of this session) and ``updated`` (Unix time), and ``sessions``, how often the run was started. A file
-    is replaced whole, never half. After ``kill -9`` it says running, of a process that is not there any more.
+    minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``, ``started``
+    (of this session) and ``updated`` (Unix time), and ``sessions``, the number of times the run was started. It is
+    replaced atomically. After ``kill -9`` it still says running, with the pid of a process that no longer exists.
 
     Args:
         path: of the file.
@@ -37,7 +37,7 @@ class Heartbeat(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sessions, self._started = 1, time.time()
-        self._written = 0.0  # monotonic, as all that follow
+        self._written = 0.0  # monotonic time, like those below
         self._first: tuple[int, float] | None = None  # step and time after the first step, which may have compiled
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
@@ -83,7 +83,7 @@ class Heartbeat(pl.Callback):
             return
         assert isinstance(module, Pretraining)
         content = {"state": state, "error": error and _first_line(error), **self._progress(module), **self._process()}
-        with suppress(OSError):  # who looks on must not end a run; a full disk is said where a checkpoint is written
+        with suppress(OSError):  # must not stop the run; writing a checkpoint reports a full disk
             write_atomic(self.path, json.dumps(content, indent=1) + "\n", sync=False)
 
     def _progress(self, module: Pretraining) -> dict[str, Any]:
@@ -110,18 +110,18 @@ class Heartbeat(pl.Callback):
 
 
 def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
-    """Seconds per step; None before there are two."""
+    """Returns the seconds per step; None before there are two steps."""
     return (until[1] - since[1]) / (until[0] - since[0]) if until[0] > since[0] else None
 
 
 def _sessions_before(path: Path) -> int:
     try:
         return int(parse_json(path.read_text())["sessions"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not whole: of a version that had no such file
+    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete: of a version without this file
         return 1
 
 
 def _first_line(error: BaseException) -> str:
-    """As a traceback ends; of a mistake of the user's, which has one line that says all, that line."""
+    """Returns an error as a traceback's last line shows it; for a UserError its one-line message."""
     line = next(iter(str(error).splitlines()), "")
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"

@@ -1,4 +1,4 @@
-"""Looks after a run while it trains: measures, compares with what is healthy, and says what it finds."""
+"""Monitors a run while it trains: measures, compares with healthy values, and reports findings."""
 
 import json
 import time
@@ -29,12 +29,13 @@ from unlabeled.training.pretraining import Pretraining
 class HealthMonitor(pl.Callback):
     """Measures the health of a run, prints a sentence for each finding and keeps them in ``run_dir/health.json``.
 
-    The numbers go to the loggers as ``health/…``. They change nothing in the run. Every process comes to the same
-    findings, from the means over all of them.
+    The numbers are logged as ``health/…``. They do not change the run. Every process gets the same findings, from means
+    over all processes.
 
     Args:
-        every_n_steps: how often a step is looked at, besides the first.
-        probe_every_n_steps: how often the probe set is looked at; early on at 1, 2, 4, … times ``every_n_steps`` too.
+        every_n_steps: how often a step is measured, besides the first.
+        probe_every_n_steps: how often the probe set is measured; early in the run also at 1, 2, 4, … times
+            ``every_n_steps``.
         images: of the probe set, see :class:`ProbeSet`.
         stop: end a run that has collapsed.
     """
@@ -47,15 +48,15 @@ class HealthMonitor(pl.Callback):
             )
         self.every_n_steps, self.probe_every_n_steps, self.stop = every_n_steps, probe_every_n_steps, stop
         self.probe = ProbeSet(images)
-        self._asked = self._since = self._waited = 0.0  # seconds: since when, and how long, batches are waited for
-        self._step: StepHealth | None = None  # while one is looked at
-        self._diagnosis: Diagnosis | None = None  # from the first metrics on
-        self._news = False  # whether metrics came since it was last asked
-        self._told: set[str] = set()  # findings that were printed
-        self._unwritable = False  # whether it was said that they cannot be kept
+        self._asked = self._since = self._waited = 0.0  # seconds, to measure the wait for batches
+        self._step: StepHealth | None = None  # the step that is being measured
+        self._diagnosis: Diagnosis | None = None  # set with the first metrics
+        self._news = False  # whether there are new metrics since the last diagnosis
+        self._told: set[str] = set()  # findings already printed
+        self._unwritable = False  # whether the warning that they cannot be written was printed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to what the run writes; what it wrote before it was stopped counts."""
+        """Listens to the metrics that the run logs; reads those of earlier sessions from its folder."""
         assert isinstance(pl_module, Pretraining)
         module, begun_at = pl_module, trainer.global_step
 
@@ -96,7 +97,7 @@ class HealthMonitor(pl.Callback):
             self._write(pl_module, looked, trainer)
         if pl_module.part == 0 and self._news and self._diagnosis is not None:
             self._news = False
-            self._tell(self._diagnosis, trainer)
+            self._report(self._diagnosis, trainer)
         self._asked = time.perf_counter()
 
     def _write(self, module: Pretraining, looked: StepHealth, trainer: pl.Trainer) -> None:
@@ -112,7 +113,7 @@ class HealthMonitor(pl.Callback):
         module.write({f"health/{name}": value for name, value in found.items()}, step)
 
     def _data_wait(self) -> float:
-        """Share of the time since the last call that passed between a batch's end and the next one; 0 at first."""
+        """Returns the share of time, since the last call, between a batch's end and the next batch; 0 at first."""
         now = time.perf_counter()
         share = self._waited / (now - self._since) if self._since else 0.0
         self._since, self._waited = now, 0.0
@@ -123,8 +124,8 @@ class HealthMonitor(pl.Callback):
         early = step < self.probe_every_n_steps and looks & (looks - 1) == 0
         return rest == 0 and (early or step % self.probe_every_n_steps == 0)
 
-    def _tell(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
-        """Print what is new, keep all of it, and end the run if it has collapsed and that is wanted."""
+    def _report(self, diagnosis: Diagnosis, trainer: pl.Trainer) -> None:
+        """Prints new findings, writes all of them, and ends the run if it has collapsed and ``stop`` is set."""
         findings = [finding for finding in diagnosis.findings if finding.holds]
         new = [finding for finding in findings if finding.name not in self._told]
         self._told = {finding.name for finding in findings}
@@ -136,20 +137,20 @@ class HealthMonitor(pl.Callback):
         if self.stop and collapsed:
             raise UserError(
                 f"stopped at step {trainer.global_step}, health=stop: {collapsed[0].sentence} "
-                "health=watch goes on from the last checkpoint, or anew where there is none"
+                "health=watch continues from the last checkpoint, or starts again if there is none"
             )
 
     def _keep(self, diagnosis: Diagnosis, run_dir: Path) -> None:
         try:
             write_findings(diagnosis, run_dir)
-        except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+        except Unwritable as error:  # must not stop the run; writing a checkpoint reports a full disk
             if not self._unwritable:
                 print(f"warning: {error}; the findings are only printed", flush=True)
             self._unwritable = True
 
 
 def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
-    """``health.json`` with findings and facts, replaced as a whole and only where they changed."""
+    """Writes ``health.json`` with findings and facts, atomically and only if they changed."""
     path = run_dir / FILE
     findings = [finding._asdict() for finding in diagnosis.findings]
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
@@ -157,12 +158,12 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
         if path.read_text(encoding="utf-8") == text:
             return
     except (OSError, ValueError):
-        pass  # there is none, or it is damaged: it is written anew
+        pass  # the file is missing or damaged: it is written anew
     write_atomic(path, text)
 
 
 class _Listener(Logger):
-    """Hands what is logged on, in every process."""
+    """A logger that passes on what is logged, on every process."""
 
     def __init__(self, listen: Callable[[int, dict[str, float]], None]) -> None:
         super().__init__()
@@ -180,4 +181,4 @@ class _Listener(Logger):
         self.listen(step or 0, metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Does nothing."""

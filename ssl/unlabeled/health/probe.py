@@ -1,4 +1,4 @@
-"""What a fixed set of images tells of the features: rank, spread, the teacher. Looked at seldom, in eval mode."""
+"""Measures features on a fixed set of images: rank, spread, the teacher. Runs rarely, in eval mode."""
 
 from collections.abc import Iterable
 
@@ -19,16 +19,16 @@ from unlabeled.training.pretraining import Pretraining
 from unlabeled.views.key import ViewKey
 
 BATCH = 256  # images per forward pass
-PER_DIMENSION = 4  # images for each feature: RankMe of fewer is lower
-COMPARED = 2  # batches whose views, and whose features of teacher and student, are compared
-_VIEWS = 0x4EA1  # keeps the draws of these views apart from those of the run
+PER_DIMENSION = 4  # images for each feature: with fewer, RankMe is lower
+COMPARED = 2  # batches for the comparison of views, and of teacher and student
+_VIEWS = 0x4EA1  # gives these views other random draws than the run
 
 
 class ProbeSet:
-    """The same training images in every measurement; each process has its share of them, decoded, in memory.
+    """The same training images in every measurement; each process holds its share of them, decoded, in memory.
 
     Args:
-        images: at least so many; four for each feature where that is more, and all there are where they are fewer.
+        images: the least number; raised to four for each feature, and limited to all images there are.
     """
 
     def __init__(self, images: int) -> None:
@@ -36,7 +36,7 @@ class ProbeSet:
         self._batches: list[Batch] = []
 
     def measure(self, module: Pretraining, data: DataModule) -> dict[str, float]:
-        """Numbers by name, the same on every process; network, statistics and random state stay as they are."""
+        """Returns numbers by name, equal on every process; changes no network, statistics or random state."""
         self._batches = self._batches or self._read(module, data)
         objective = module.objective
         x = self._features(objective.backbone, self._batches, module.views.evaluation_view, module)
@@ -46,7 +46,7 @@ class ProbeSet:
         found |= _spread("feature", x) | self._teacher(module, x)
         projector = dict(objective.named_children()).get("projector")
         if projector is None or isinstance(module.trainer.strategy, FullySharded):
-            return found  # fsdp makes a projector's weights whole only while the objective is called
+            return found  # FSDP gathers a projector's weights only while the objective is called
         nothing = torch.zeros(len(x), dtype=torch.long)
         z = apply_head(projector, Features(x, nothing, nothing)).x
         if not z.isfinite().all():
@@ -64,13 +64,13 @@ class ProbeSet:
     def _features(
         self, network: nn.Module, batches: Iterable[Batch], transform: Transform, module: Pretraining
     ) -> Tensor:
-        """[N, D] of all processes' images; what is not finite is there too."""
+        """Returns the features [N, D] of all processes' images, including values that are not finite."""
         precision = str(module.trainer.precision)
         x = extract(network, batches, transform, module.device, precision, check_finite=False).x
         return distributed.gather_rows(x.to(module.device))
 
     def _teacher(self, module: Pretraining, x: Tensor) -> dict[str, float]:
-        """Mean cosine between the features that teacher and student give of an image."""
+        """Returns the mean cosine between the features of teacher and student for the same image."""
         if not isinstance(module.objective, HasTeacher):
             return {}
         some = self._batches[:COMPARED]
@@ -82,22 +82,22 @@ class ProbeSet:
         return {"teacher_cosine": float(distributed.mean(F.cosine_similarity(mine, teacher).mean().to(x.device)))}
 
     def _alignment(self, network: nn.Module, module: Pretraining) -> dict[str, float]:
-        """Of the embeddings of two views; nothing where only one is made."""
+        """Returns the alignment of the embeddings of two views; nothing if only one view is made."""
         views = [self._two_views(batch, module) for batch in self._batches[:COMPARED]]
         if len(views[0]) < 2:
             return {}
-        first, second = (self._features(network, seen, _as_they_are, module) for seen in zip(*views, strict=True))
+        first, second = (self._features(network, seen, _unchanged, module) for seen in zip(*views, strict=True))
         return {"alignment": alignment(first, second)}
 
     def _two_views(self, batch: Batch, module: Pretraining) -> list[Batch]:
-        """The first two views of a batch, each as a batch; the same draws in every measurement."""
+        """Returns the first two views of a batch, each as a batch, with the same draws in every measurement."""
         images, sizes = batch_to_device(batch, module.device)
         key = ViewKey(derive_seed(module.seed, _VIEWS), 0, 0, len(images))
         views = module.views(images, batch.ids.to(images.device), key, first=2, sizes=sizes)
         return [batch._replace(images=view, sizes=None) for view in views]
 
 
-def _as_they_are(images: Tensor, sizes: Tensor | None) -> Tensor:
+def _unchanged(images: Tensor, sizes: Tensor | None) -> Tensor:
     return images
 
 

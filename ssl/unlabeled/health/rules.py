@@ -1,7 +1,7 @@
-"""What is unhealthy: one rule a failure, with its bound, what it usually means and what to try.
+"""Defines what is unhealthy: one rule for each failure, with its bound, its usual meaning and what to try.
 
-The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they lie between what healthy runs of every
-method show there and what spoilt ones do, mostly with a factor of ten to both.
+The bounds were set from the runs in ``benchmarks/results/health_cpu.md``: they are between the values of healthy runs
+of every method and those of failed runs, mostly a factor of ten from both.
 """
 
 import math
@@ -25,11 +25,11 @@ from unlabeled.health.signals import (
 
 Severity = Literal["alarm", "warning", "note"]
 
-PINNED = 0.005  # of the loss's value at collapse; healthy SwAV, the nearest, is 1.8 % below it after 60 steps
+PINNED = 0.005  # share of the loss at collapse; the closest healthy method, SwAV, is 1.8 % below it after 60 steps
 PINNED_STEPS = 100
-PINNED_SHARE = 0.02  # of the run, where that is more: a long warm-up moves nothing for a long time
-# Steps in which a network that was just drawn may look collapsed (SimCLR's embeddings spread by 3 %), and small weights
-# change by much of their length (those of its projector).
+PINNED_SHARE = 0.02  # share of the run, if that is more steps: a long warm-up changes little for a long time
+# Steps in which a new network may look collapsed (SimCLR's embeddings spread by 3 %), and in which small weights
+# (those of its projector) change by a large share of their norm.
 AFTER = 25
 
 
@@ -43,19 +43,20 @@ def pinned_steps(facts: RunFacts) -> int:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a number, or on one of each part of the network, that must not hold.
+    """A condition on a number, or on one number of each part of the network, that must not hold.
 
     Args:
         name: of the finding.
-        severity: ``alarm``: the run is spoilt; ``warning``: it may go on; ``note``: good to know.
-        values: the numbers in a record, by what they are of; none where the record has nothing to do with it.
+        severity: ``alarm``: the run has failed; ``warning``: it may continue; ``note``: for information.
+        values: returns the numbers in a record, by the part of the network; none if the record has no such number.
         holds: whether such a number is unhealthy.
-        what: says so; ``{value}`` and ``{of}`` are filled in.
+        what: the sentence of the finding; ``{value}`` and ``{of}`` are filled in.
         meaning: what it usually means.
         remedy: what to try.
-        turns: so many values in a row, and steps from the first to the last of them.
-        after: steps of the run's start that do not count.
-        collapse: whether the run has collapsed, so that ``health=stop`` ends it.
+        turns, steps: the finding needs so many consecutive unhealthy values, and so many steps from the first to the
+            last.
+        after: steps at the start of the run that are ignored.
+        collapse: whether the finding means collapse, at which ``health=stop`` ends the run.
     """
 
     name: str
@@ -112,7 +113,7 @@ RULES = (
         "embeddings-not-normalised",
         "alarm",
         metric_reader("health/radial_gradient"),
-        lambda v, facts: v > 0.02,  # 0.0001 where they are, from bfloat16
+        lambda v, facts: v > 0.02,  # 0.0001 for unit rows, from bfloat16
         "the loss depends on the length of the embeddings (cosine of an embedding and its gradient {value:.3f})",
         "they are not set to length 1, so that the loss can fall by making them longer",
         "normalise the embeddings before they are compared",
@@ -278,7 +279,7 @@ RULES = (
 
 
 def rules_for(facts: RunFacts) -> Iterator[Rule]:
-    """Those of every method, then those that the method itself declares."""
+    """Yields the rules of every method, then those that the method itself declares."""
     yield from RULES
     for sign in facts.signs:
         low, high = sign.at_least, sign.at_most

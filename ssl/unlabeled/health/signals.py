@@ -1,21 +1,21 @@
-"""The numbers that rules are about, from what a run writes down at a step and what was there before."""
+"""Computes the numbers that rules test, from the metrics of a step and of earlier steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from unlabeled.health.facts import RunFacts
 
-NEARLY_ONE = 1 - 1e-4  # a momentum above it moves a teacher by less than float32 may show
+NEARLY_ONE = 1 - 1e-4  # above it, the teacher may move by less than float32 can show
 
 
 @dataclass(frozen=True)
 class MetricRecord:
-    """What is written down at a step, with what was before."""
+    """The metrics logged at a step, with values from before."""
 
     metrics: Mapping[str, float]
-    before: Mapping[str, float]  # the last value of every metric until then
-    first: Mapping[str, float]  # its first, this record's where there was none
-    most: Mapping[str, float]  # and its largest, this record's among them
+    before: Mapping[str, float]  # the last value of every metric before this step
+    first: Mapping[str, float]  # the first value, this record's if it is the first
+    most: Mapping[str, float]  # the largest value, this record's included
     facts: RunFacts
 
 
@@ -31,7 +31,7 @@ def parts_reader(prefix: str) -> Callable[[MetricRecord], Mapping[str, float]]:
 
 
 def above_collapse(record: MetricRecord) -> Mapping[str, float]:
-    """By how much of its value at collapse, or of 1 where that is less, the loss is above that value."""
+    """Returns the loss minus its value at collapse, as a share of that value, or of 1 if it is less than 1."""
     collapsed, loss = record.facts.collapsed_at, record.metrics.get("train/loss")
     if collapsed is None or loss is None:
         return {}
@@ -39,7 +39,7 @@ def above_collapse(record: MetricRecord) -> Mapping[str, float]:
 
 
 def above_start(record: MetricRecord) -> Mapping[str, float]:
-    """The same, of its first value where that is higher: some losses fall to their value at collapse (SimSiam's)."""
+    """Returns the same, or less if the first loss is higher: some losses fall to their collapse value (SimSiam)."""
     above = above_collapse(record)
     if not above:
         return {}
@@ -48,7 +48,7 @@ def above_start(record: MetricRecord) -> Mapping[str, float]:
 
 
 def teacher_moves(record: MetricRecord) -> Mapping[str, float]:
-    """1 where the teacher has changed since the last look, 0 where it has not although it should have."""
+    """Returns 1 if the teacher has changed since the last record, 0 if it has not although it should have."""
     name = "health/teacher_length"
     momentum = record.metrics.get("health/planned/momentum", 0.0)
     if not (name in record.metrics and name in record.before and momentum < NEARLY_ONE):
@@ -58,7 +58,7 @@ def teacher_moves(record: MetricRecord) -> Mapping[str, float]:
 
 
 def teacher_apart(record: MetricRecord) -> Mapping[str, float]:
-    """Distance of teacher and student, where the student has moved and the teacher does not take its weights over."""
+    """Returns the distance of teacher and student; only if the student moved and the teacher does not copy it."""
     moved = any(value > 0 for name, value in record.before.items() if name.startswith("health/update_ratio"))
     follows = record.metrics.get("health/planned/momentum", 1.0) > 0
     name = "health/teacher_distance"
@@ -66,18 +66,18 @@ def teacher_apart(record: MetricRecord) -> Mapping[str, float]:
 
 
 def rank_kept(record: MetricRecord) -> Mapping[str, float]:
-    """Centred RankMe of the embeddings, as a share of the largest that it was."""
+    """Returns the centred RankMe of the embeddings, as a share of its largest value so far."""
     name = "health/embedding_rankme_centred"
     return {"": record.metrics[name] / record.most[name]} if record.metrics.get(name) else {}
 
 
 def queue_age(record: MetricRecord) -> Mapping[str, float]:
-    """Age of the oldest key in steps, by the steps that the teacher takes to change: 1 / (1 − momentum)."""
+    """Returns the age of the oldest key in steps, divided by the teacher's time constant 1 / (1 − momentum)."""
     age, momentum = (record.metrics.get(f"health/planned/{name}") for name in ("queue_age", "momentum"))
     return {} if age is None or momentum is None else {"": age * (1 - momentum)}
 
 
 def rank_share(record: MetricRecord) -> Mapping[str, float]:
-    """Centred RankMe of the backbone's features, as a share of their number."""
+    """Returns the centred RankMe of the backbone's features, as a share of their number."""
     rank, width = record.metrics.get("health/feature_rankme_centred"), record.facts.features
     return {} if rank is None or not width else {"": rank / width}

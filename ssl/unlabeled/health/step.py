@@ -1,4 +1,4 @@
-"""What a step tells of its health: of its images, its embeddings, its gradients, its update and the teacher."""
+"""Measures the health of a step: its images, embeddings, gradients, update and teacher."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,18 +11,18 @@ from unlabeled.distributed.dtensor import local_shard
 from unlabeled.objective import Batch, HasTeacher, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 
-PIXEL = 255  # the largest value of one
+PIXEL = 255  # the largest value of a pixel
 
 
 class StepHealth:
-    """Looks at one optimizer step, from its last batch to its update; nothing in it changes.
+    """Measures one optimizer step, from its last batch to its update, without changing anything.
 
-    To be called in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step,
-    :meth:`update` after it.
+    Call in this order: :meth:`output` after the forward, :meth:`gradients` before the optimizer's step, :meth:`update`
+    after it.
 
     Args:
         objective: the method that is trained.
-        sharded: whether each process holds a piece of every weight (FSDP).
+        sharded: whether each process holds a shard of every weight (FSDP).
     """
 
     def __init__(self, objective: Objective, sharded: bool = False) -> None:
@@ -32,7 +32,7 @@ class StepHealth:
         self._parts: dict[str, list[nn.Parameter]] = {}
 
     def output(self, batch: Batch, output: Output) -> None:
-        """Notes what the batch and what the method made of it say; the gradient of embeddings follows with backward."""
+        """Measures a batch and the objective's output; backward adds the gradient of the embeddings."""
         self.found |= image_metrics(batch)
         if output.targets is not None:
             self.found["target_gradient"] = output.loss.new_full((), float(output.targets.requires_grad))
@@ -47,39 +47,39 @@ class StepHealth:
 
     @torch.no_grad()
     def gradients(self) -> None:
-        """The length of each part's gradient; keeps the weights to compare them with what they will be.
+        """Measures the gradient norm of each part and saves the weights, to compare them after the update.
 
-        Parameters are looked up here: while fsdp computes, others stand in their place, whose memory is freed.
+        Parameters are looked up here: during the forward, FSDP replaces them by others whose memory is freed.
         """
         self._parts = trained_parts(self.objective)
         for part, weights in self._parts.items():
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            self.found[f"gradient_norm/{part}"] = self._length(gradients, local_shard(weights[0]))
+            self.found[f"gradient_norm/{part}"] = self._norm(gradients, local_shard(weights[0]))
         self._before = {part: [each.clone() for each in local_matrices(self._parts[part])] for part in self._parts}
 
     @torch.no_grad()
     def update(self) -> None:
-        """‖Δw‖ / ‖w‖ of each part's matrices, and how far the teacher is from what it follows."""
+        """Measures ‖Δw‖ / ‖w‖ of each part's matrices, and the distance of the teacher from its student."""
         for part, before in self._before.items():
             now, like = local_matrices(self._parts[part]), local_shard(self._parts[part][0])
             if any(weight.ndim > 1 for weight in self._parts[part]):
-                change = self._length(torch._foreach_sub(now, before) if now else [], like)
-                self.found[f"update_ratio/{part}"] = change / self._length(before, like).clamp_min(1e-12)
+                change = self._norm(torch._foreach_sub(now, before) if now else [], like)
+                self.found[f"update_ratio/{part}"] = change / self._norm(before, like).clamp_min(1e-12)
         self.found |= self._teacher()
 
     def _teacher(self) -> dict[str, Tensor]:
-        """Distance between teacher and student, relative to the student's length, and a number that changes with it."""
+        """Returns the distance of teacher and student over the student's norm, and a number that shows any change."""
         if not isinstance(self.objective, HasTeacher):
             return {}
         pairs = self.objective.teacher_student_pairs()
         slow, fast = (local_pieces(p for pair in pairs for p in pair[side].parameters()) for side in (0, 1))
         like = local_shard(next(pairs[0][0].parameters()))
-        apart = self._length(torch._foreach_sub(slow, fast) if slow else [], like)
-        distance = apart / self._length(fast, like).clamp_min(1e-12)
-        return {"teacher_distance": distance, "teacher_length": self._length(slow, like)}
+        apart = self._norm(torch._foreach_sub(slow, fast) if slow else [], like)
+        distance = apart / self._norm(fast, like).clamp_min(1e-12)
+        return {"teacher_distance": distance, "teacher_length": self._norm(slow, like)}
 
-    def _length(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Of all together, float64 []; over all processes where each holds a piece."""
+    def _norm(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Returns the norm of all tensors together, float64 []; over all processes if each holds a shard."""
         here = local_pieces(tensors)
         squares = torch.zeros((), dtype=torch.float64, device=like.device)
         if here:
@@ -88,7 +88,7 @@ class StepHealth:
 
 
 def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters that an optimizer trains, by the objective's modules."""
+    """Returns the parameters that an optimizer trains, by the objective's modules."""
     parts = {
         name: [parameter for parameter in module.parameters() if parameter.requires_grad]
         for name, module in objective.named_children()
@@ -97,21 +97,21 @@ def trained_parts(objective: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def local_matrices(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """What this process holds of them, without biases and norms, whose relative change says little."""
+    """Returns this process's pieces without biases and norms, whose relative change says little."""
     return local_pieces(parameter for parameter in parameters if parameter.ndim > 1)
 
 
 def local_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each; of some it may hold nothing, which torch cannot copy or measure."""
+    """Returns this process's pieces of the tensors without empty ones, which torch cannot copy or measure."""
     return [local_shard(each) for each in tensors if local_shard(each).numel()]
 
 
 def image_metrics(batch: Batch) -> dict[str, Tensor]:
-    """How much the images of a batch differ and vary, and whether they come in the order of their source.
+    """Measures how much the images of a batch differ and vary, and whether they come in the order of their source.
 
-    ``image_difference`` is the mean over pixels of the standard deviation over images, ``pixel_variation`` the mean
-    over images of that over pixels, both in shares of white; ``neighbours`` the share of rows whose successor is the
-    next image of the source.
+    ``image_difference`` is the standard deviation over images, mean over pixels; ``pixel_variation`` the standard
+    deviation over pixels, mean over images, both as shares of white; ``neighbours`` the share of rows whose successor
+    is the next image of the source.
     """
     images = batch.images.flatten(1).float() / PIXEL
     step = batch.ids[1:] - batch.ids[:-1]

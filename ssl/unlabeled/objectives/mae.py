@@ -1,4 +1,4 @@
-"""MAE: most patches of an image are taken away, and a transformer that saw the others paints them.
+"""MAE: most patches of an image are removed, and a transformer that sees the others reconstructs them.
 
 He et al. 2021, arXiv:2111.06377. Official code: github.com/facebookresearch/mae.
 """
@@ -27,11 +27,11 @@ from unlabeled.objectives.parts.arguments import check_count, check_shapes
 from unlabeled.objectives.parts.precision import full_precision
 
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
-MASKING = 0x6D61736B  # "mask" in ASCII; the draws of views have their small number at this place
+MASKING = 0x6D61736B  # "mask" in ASCII; the seeds of views have the small number of a view here
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images [B, 3, H, W] → patches row by row [B, L, p·p·3], inside a patch row, column, channel.
+    """Maps images [B, 3, H, W] to patches row by row [B, L, p·p·3]; inside a patch row, column, channel.
 
     Raises UserError unless whole patches fit both sides.
     """
@@ -46,7 +46,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of :func:`patchify` for square images; raises UserError where patches make no square."""
+    """Inverts :func:`patchify` for square images; raises UserError if the patches do not form a square."""
     check_shapes("unpatchify", {"patches": (patches, "BLD")})
     check_count("unpatchify", patch_size=patch_size)
     batch, length, _ = patches.shape
@@ -58,27 +58,28 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
-    """Patches that the encoder sees: L·(1 − ratio) rounded down, at least 1.
+    """Returns the number of patches that the encoder sees: L·(1 − ratio) rounded down, at least 1.
 
-    As the official ``int(L * (1 - mask_ratio))`` but for its rounding errors: that keeps 9 of 100 at a ratio of 0.9,
-    and 0 of 10.
+    It equals the official ``int(L * (1 - mask_ratio))`` without its rounding errors: that keeps 9 of 100 at a ratio of
+    0.9, and 0 of 10.
     """
     return max(1, math.floor(num_patches * (1 - mask_ratio) + 1e-6))
 
 
 def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the patches of smallest noise; :func:`num_kept_patches` says how many, the same for every image.
+    """Keeps the patches of smallest noise, :func:`num_kept_patches` of each image.
 
     Args:
         noise: [B, L].
         mask_ratio: share of the patches that is removed.
 
     Returns:
-        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64
+        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64 [B,
+            L], the rank of each patch in the order of noise.
         [B, L], the place of each patch in the order of noise.
 
     Raises:
-        UserError: a ratio that is not at least 0 and below 1, or noise that is no matrix.
+        UserError: a ratio outside of [0, 1), or noise that is no matrix.
     """
     check_shapes("random_masking", {"noise": (noise, "BL")})
     if not 0 <= mask_ratio < 1:
@@ -90,7 +91,7 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each patch [B, L, D] less its mean and over its deviation, all channels together; and those two [B, L, 1].
+    """Normalises each patch [B, L, D] over all its values; also returns means and deviations [B, L, 1].
 
     The variance is the unbiased one, as in the official code: with p = 2 the targets are 4 % smaller than otherwise.
     """
@@ -103,10 +104,10 @@ def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def masked_patch_loss(
     prediction: Tensor, images: Tensor, mask: Tensor, patch_size: int, normalize_targets: bool
 ) -> Tensor:
-    """Mean squared error per patch, averaged over the removed patches (arXiv:2111.06377, section 3).
+    """Returns the mean squared error per patch, over the removed patches (arXiv:2111.06377, section 3).
 
-    Averaged over those of all processes: where they hold unequal numbers, the local values are weighted such that
-    their mean over the processes is the value of one process with the joined batch.
+    The mean is over all processes: if they hold unequal numbers of patches, local values are weighted such that their
+    mean over the processes is the value of one process with the joined batch.
 
     Args:
         prediction: [B, L, p·p·3].
@@ -132,7 +133,7 @@ def masked_patch_loss(
 
 
 class Decoder(nn.Module):
-    """From the tokens of the patches that were kept to the pixels of all patches.
+    """Maps the tokens of the kept patches to the pixels of all patches.
 
     Args:
         grid: patches along a side.
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
-        """Tokens [B, 1 + k, in_features] in order of noise, int64 [B, L] → [B, L, p·p·3] in order of place."""
+        """Maps tokens [B, 1 + k, in_features] in order of noise, int64 [B, L] → [B, L, p·p·3] in order of position."""
         x = self.decoder_embed(tokens)
         batch, length = ids_restore.shape
         removed = self.mask_token.expand(batch, length + 1 - x.shape[1], -1)
@@ -170,12 +171,12 @@ class Decoder(nn.Module):
 def reconstruct(
     encoder: ViT, decoder: Decoder, images: Tensor, noise: Tensor, mask_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask, encode what is left, decode everything.
+    """Masks images, encodes the kept patches, decodes all.
 
     Args:
         images: [B, 3, H, W].
         noise: [B, L].
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: share of the patches that is hidden from the encoder.
 
     Returns:
         prediction [B, L, p·p·3], mask [B, L] and the encoder's tokens [B, 1 + k, width].
@@ -186,7 +187,7 @@ def reconstruct(
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder and decoder with the official names of the whole state_dict, where both lie on one level.
+    """Encoder and decoder with the official names of the whole state_dict, where both are on one level.
 
     Args:
         image_size, patch_size: pixels.
@@ -215,7 +216,7 @@ class MaskedAutoencoder(nn.Module):
         self.register_load_state_dict_pre_hook(_from_official)  # type: ignore[no-untyped-call]
 
     def forward_masked(self, images: Tensor, noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] and noise [B, L] → loss, prediction [B, L, p·p·3] and mask [B, L]."""
+        """Maps images [B, 3, H, W] and noise [B, L] → loss, prediction [B, L, p·p·3] and mask [B, L]."""
         prediction, mask, _ = reconstruct(self.encoder, self.decoder, images, noise, mask_ratio)
         loss = masked_patch_loss(prediction, images, mask, self.encoder.patch_size, self.normalize_targets)
         return loss, prediction, mask
@@ -234,16 +235,16 @@ def _from_official(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
 
 
 class MAE(Objective):
-    """A ViT and a decoder that is thrown away, trained with :func:`masked_patch_loss`.
+    """A ViT, and a decoder that is only used in pretraining, trained with :func:`masked_patch_loss`.
 
-    ``Output.features`` are the pooled tokens of the patches that were kept: features of the whole image would cost
-    four times the encoder's work once more. Each is a function of its image alone.
+    ``Output.features`` are the pooled tokens of the kept patches; features of the whole image would cost four times as
+    much encoder work again. The features of an image depend on that image alone.
 
     Args:
         backbone: what is pretrained; must be one of the project's own ViTs.
-        mask_ratio: share of the patches that the encoder does not see.
+        mask_ratio: share of the patches that is hidden from the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        normalize_targets: paint patches of mean 0 and variance 1.
+        normalize_targets: predict patches of mean 0 and variance 1.
 
     Raises:
         UserError: another backbone, or a ratio that removes nothing or everything.
@@ -279,7 +280,7 @@ class MAE(Objective):
         self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
 
     def check(self, plan: Plan) -> None:
-        """A second view would be made for nothing."""
+        """Refuses a second view, which MAE would not use."""
         plan.needs_views(1, 1)
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
@@ -293,18 +294,18 @@ class MAE(Objective):
         return Output(loss, self.backbone.pool(tokens.detach()))
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Loss of a decoder that paints every patch in its mean, whatever it was given; None without normalisation.
+        """Returns the loss of a decoder that always predicts each patch's mean; None without normalisation.
 
         Targets then have mean 0 and unbiased variance 1, so that the mean of their squares is 1 − 1/(p·p·3), a little
-        less where the image is flat. The loss falls from there.
+        less for flat images. The loss falls from that value.
         """
         values = self.backbone.patch_size**2 * 3
         return 1 - 1 / values if self.normalize_targets else None
 
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """What the encoder saw, that with the painted patches added, and the images.
+        """Returns the masked image, the image with reconstructed patches, and the image.
 
-        Normalised targets say nothing of a patch's mean and deviation: these two are taken from the image itself.
+        Normalised targets have no mean and deviation: these two are taken from the image itself.
         """
         images, p = batch.views[0], self.backbone.patch_size
         noise = masking_noise(Progress(0, 1, 1, seed), len(images), self.backbone.num_patches).to(images.device)
@@ -319,7 +320,7 @@ class MAE(Objective):
 
 
 def masking_noise(progress: Progress, count: int, num_patches: int) -> Tensor:
-    """Noise [count, L] of this process's images; a function of (seed, step, position in the global batch)."""
+    """Returns noise [count, L] of this process's images, from (seed, step, position in the global batch)."""
     first, total = distributed.rank() * count, distributed.world_size() * count
     generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, MASKING))
     return torch.rand(total, num_patches, generator=generator)[first : first + count]

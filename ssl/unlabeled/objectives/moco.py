@@ -1,4 +1,4 @@
-"""MoCo: a view finds the key of its other view among the keys of a momentum encoder.
+"""MoCo: a view must find the key of its other view among the keys of a momentum encoder.
 
 v1: He et al. 2019, arXiv:1911.05722. v2: Chen et al. 2020, arXiv:2003.04297. Official code:
 github.com/facebookresearch/moco. v3: Chen et al. 2021, arXiv:2104.02057, github.com/facebookresearch/moco-v3.
@@ -29,12 +29,12 @@ _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, w
 
 @full_precision
 def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE over the positive key and the queue (arXiv:1911.05722, eq. 1), mean over the local queries.
+    """Returns InfoNCE over the positive key and the queue (arXiv:1911.05722, eq. 1), mean over the local queries.
 
     Args:
         q: [B, D], queries, unnormalised.
         k: [B, D], the key of each query, unnormalised; gets no gradient.
-        queue: [K, D], unit rows, as they are before ``k`` is enqueued; gets no gradient and may change afterwards.
+        queue: [K, D], unit rows, before ``k`` is enqueued; gets no gradient and may change afterwards.
         temperature: above 0.
 
     Returns:
@@ -52,7 +52,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
 
 @full_precision
 def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: float) -> Tensor:
-    """MoCo v3's loss (arXiv:2104.02057, Algorithm 1): ctr(q1, k2) + ctr(q2, k1), a sum and no mean.
+    """Returns MoCo v3's loss (arXiv:2104.02057, Algorithm 1): ctr(q1, k2) + ctr(q2, k1), a sum, not a mean.
 
     Negatives of a query are the keys of the other view of the other images of all processes.
 
@@ -73,13 +73,13 @@ def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: 
 
 
 def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """2T·CE: the factor makes the size of the gradient depend less on the temperature."""
+    """Returns 2T·CE; the factor makes the size of the gradient depend less on the temperature."""
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     return 2 * temperature * (log_sum_exp(q, distributed.gather(k)) - (q * k).sum(1)).mean()
 
 
 class KeyQueue(nn.Module):
-    """The last ``size`` keys of all processes, first in, first out.
+    """Holds the last ``size`` keys of all processes, first in, first out.
 
     Starts with random unit rows drawn from torch's global generator, which a run seeds.
 
@@ -89,7 +89,7 @@ class KeyQueue(nn.Module):
     """
 
     keys: Tensor  # [K, D], unit rows
-    pointer: Tensor  # int64 [], the row that is written next, which holds the oldest key
+    pointer: Tensor  # int64 [], the row to write next; it holds the oldest key
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -101,10 +101,10 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, k: Tensor) -> None:
-        """Replace the oldest keys by ``k`` of all processes, in rank order.
+        """Replaces the oldest keys by ``k`` of all processes, in rank order.
 
         Args:
-            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue the last K stay.
+            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue, the last K are kept.
 
         Raises:
             UserError: keys of another width than the queue's.
@@ -120,13 +120,13 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
-    """ShuffleBN (arXiv:1911.05722, section 3.3): encode another share of the global batch, return one's own rows.
+    """Encodes another share of the global batch and returns this one's rows: ShuffleBN (arXiv:1911.05722, section 3.3).
 
-    BatchNorm statistics then are of other images than the query's, and do not give the positive away.
+    BatchNorm statistics then come from other images than the query's, and do not reveal the positive.
 
     Args:
         encode: [B, ...] → [B, D]; gets no gradient.
-        images: [B, ...], this process's.
+        images: [B, ...], of this process.
         seed: of the permutation of the global batch, the same on every process.
 
     Returns:
@@ -144,11 +144,11 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: in
 class MoCo(Objective):
     """MoCo v1 and v2: :func:`queue_contrast` against a queue of keys.
 
-    Both encoders take BatchNorm statistics over ``bn_splits`` parts of the global batch, keys over shuffled parts, as
-    on that many GPUs with ShuffleBN; one process and several then compute the same.
+    Both encoders compute BatchNorm statistics over ``bn_splits`` parts of the global batch, for keys over shuffled
+    parts, as on that many GPUs with ShuffleBN. So the result is the same for one process and several.
 
     Args:
-        backbone: what is pretrained; its BatchNorms are replaced by split ones where ``bn_splits`` is above 1.
+        backbone: the network to pretrain; its BatchNorms are replaced by split ones if ``bn_splits`` is above 1.
         projection_layers: depth of the projector, 1 (linear) in v1 and 2 in v2.
         projection_dim: width of the embeddings, D.
         temperature: of the softmax.
@@ -187,7 +187,7 @@ class MoCo(Objective):
         self.symmetric, self.bn_splits = symmetric, bn_splits
 
     def check(self, plan: Plan) -> None:
-        """Two views, a queue no longer than the data set, and ``bn_splits`` parts of equal size over all processes."""
+        """Requires two views, a queue no longer than the data set, and ``bn_splits`` equal parts over all processes."""
         plan.needs_views(2, 2)
         size, splits = len(self.queue.keys), self.bn_splits
         if size > plan.images:
@@ -211,14 +211,16 @@ class MoCo(Objective):
         ]
 
     def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
-        """``queue_fill`` is the share of keys that are of images, the others are random; ``queue_age`` is in steps."""
+        """Returns ``queue_fill``, the share of keys that come from images (others are random), and ``queue_age`` in
+        steps.
+        """
         size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + self.symmetric)
         fill = min(1.0, progress.batch * keys_per_batch / size)
         age = fill * size / (keys_per_batch * progress.parts)
         return {"momentum": self.momentum, "temperature": self.temperature, "queue_fill": fill, "queue_age": age}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """Momentum encoder first, with the weights before this step; the queue last, after the logits."""
+        """Runs the momentum encoder first, with the weights before this step; fills the queue after the logits."""
         x1, x2 = batch.views
         if self.training and progress.part == 0:  # once a step
             ema.update(self.momentum_backbone, self.backbone, self.momentum)
@@ -247,24 +249,24 @@ class MoCo(Objective):
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """ln(K+1), twice that if symmetric; a queue that is still random gives less."""
+        """Returns ln(K+1), twice that if symmetric; a queue that is still random gives less."""
         return (1 + self.symmetric) * math.log(len(self.queue.keys) + 1)
 
 
 class MoCoV3(Objective):
     """MoCo v3: :func:`batch_contrast` between predictions and the keys of a momentum encoder, without a queue.
 
-    BatchNorm is over the global batch in the official code: trainer.sync_batchnorm=true.
+    The official code uses BatchNorm over the global batch: trainer.sync_batchnorm=true.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_layers: depth of the projector, 2 with a ResNet and 3 with a ViT.
         hidden_dim: width inside projector and predictor.
         projection_dim: width of the embeddings.
-        predictor_norm: a BatchNorm without scale and bias at the predictor's end; not with a ResNet, with a ViT.
+        predictor_norm: end the predictor in a BatchNorm without scale and bias; false for a ResNet, true for a ViT.
         temperature: of the softmax.
         momentum: of the momentum encoder at the start; rises to 1 by half a cosine.
-        freeze_patch_projection: leave a ViT's patch projection at its random start, which is steadier (section 4).
+        freeze_patch_projection: keep a ViT's patch projection random, for stability (section 4).
 
     Raises:
         UserError: an argument that cannot work, with this backbone or at all.
@@ -304,7 +306,7 @@ class MoCoV3(Objective):
         return ema.momentum_at(progress.fraction, self.momentum)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """One forward per view: BatchNorm sees the views apart, as in the official code."""
+        """Runs one forward per view, so that BatchNorm sees views separately, as in the official code."""
         x1, x2 = batch.views
         features = self.backbone(x1)
         q1, q2 = self._predict(features), self._predict(self.backbone(x2))
@@ -334,12 +336,12 @@ class MoCoV3(Objective):
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """2·2T·ln N for a global batch of N images."""
+        """Returns 2·2T·ln N for a global batch of N images."""
         return 4 * self.temperature * math.log(plan.batch_size)
 
 
 def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
-    """Linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py)."""
+    """Builds linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py)."""
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
         modules += [nn.Linear(in_features, in_features), nn.ReLU(inplace=True)]
@@ -347,7 +349,7 @@ def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Seque
 
 
 def moco_v3_head(widths: list[int], last_norm: bool) -> nn.Sequential:
-    """Linear layers without bias, BatchNorm and ReLU between them (facebookresearch/moco-v3, moco/builder.py).
+    """Builds linear layers without bias, BatchNorm and ReLU between them (facebookresearch/moco-v3, moco/builder.py).
 
     Args:
         widths: of the input, of each hidden layer and of the output.

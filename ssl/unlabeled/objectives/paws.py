@@ -1,4 +1,4 @@
-"""PAWS: each view predicts the class probabilities that the other view has among labelled support images.
+"""PAWS: each view predicts the class probabilities of the other view, found by comparison with labelled images.
 
 Assran et al. 2021, arXiv:2104.13963. Official code: github.com/facebookresearch/suncet (src/losses.py, paws_train.py).
 """
@@ -20,12 +20,12 @@ from unlabeled.objectives.parts.heads import paws_predictor, swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
 SMALLEST_TARGET = 1e-4  # smaller entries of a target are set to 0, and the rest is not scaled up (losses.py)
-LARGE = 2  # the first views, which give targets to each other
+LARGE = 2  # large views: the first ones, which are targets for each other
 
 
 @full_precision
 def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Class probabilities of queries: labels of supports, weighted by a softmax of cosines (arXiv:2104.13963, eq. 1).
+    """Returns class probabilities: support labels, weighted by a softmax of cosines (arXiv:2104.13963, eq. 1).
 
     Args:
         queries: [B, D], unnormalised.
@@ -47,8 +47,8 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
 
 
 def sharpen_probabilities(probabilities: Tensor, sharpen: float) -> Tensor:
-    """ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
-    largest = probabilities.detach().amax(1, keepdim=True)  # ρ does not feel it; without it 1000 classes underflow
+    """Returns ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
+    largest = probabilities.detach().amax(1, keepdim=True)  # does not change ρ; without it 1000 classes underflow
     powers = (probabilities / largest) ** (1 / sharpen)
     return powers / powers.sum(1, keepdim=True)
 
@@ -64,15 +64,17 @@ def paws_loss(
     temperature: float,
     sharpen: float,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each view with its target, and mean entropy maximisation (arXiv:2104.13963, eq. 3 and 4).
+    """Returns the cross-entropy of views with their targets, and me-max (arXiv:2104.13963, eq. 3 and 4).
 
     The target of a small view is the mean of the two sharpened targets. Supports and labels are gathered from all
-    processes; the cross-entropy is the mean over the local anchors, me-max is of the mean over those of all processes.
+    processes. The cross-entropy is the mean over the local anchors; me-max is that of the mean over all processes'
+    anchors.
 
     Args:
-        anchors: [(2+M)·B, D], view by view, the two large views first; unnormalised, as all embeddings here.
+        anchors: [(2+M)·B, D], view by view, the two large views first; unnormalised, like all embeddings here.
         supports: [S, D], of the same head as ``anchors``; S is the same on every process.
-        targets: [2·B, D], swapped: the first B rows are of the second view and belong to the first. No gradient.
+        targets: [2·B, D], swapped: the first B rows are from the second view and are the targets of the first. No
+            gradient.
         target_supports: [S, D], of the same head as ``targets``. No gradient.
         labels: [S, C], rows sum to 1.
         small_views: M.
@@ -99,7 +101,7 @@ def paws_loss(
 def target_classes(
     targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int, temperature: float, sharpen: float
 ) -> Tensor:
-    """What the anchors are to predict, [(2+M)·B, C]; half of :func:`paws_loss`, with the labels of all processes."""
+    """Returns the targets of the anchors, [(2+M)·B, C]: half of :func:`paws_loss`, with all processes' labels."""
     supports = distributed.gather(_unit_rows(target_supports))
     wanted = sharpen_probabilities(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
     first, second = wanted.chunk(LARGE)
@@ -111,7 +113,7 @@ def target_classes(
 def prediction_losses(
     anchors: Tensor, supports: Tensor, wanted: Tensor, labels: Tensor, temperature: float, sharpen: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and me-max, the other half of :func:`paws_loss`, with the labels of all processes."""
+    """Returns cross-entropy and me-max, the other half of :func:`paws_loss`, with the labels of all processes."""
     supports = distributed.gather(_unit_rows(supports))
     predictions = soft_nearest_neighbours(anchors, supports, labels, temperature)
     mean = distributed.mean(sharpen_probabilities(predictions, sharpen).mean(0))
@@ -119,7 +121,7 @@ def prediction_losses(
 
 
 def _x_log_y(x: Tensor, y: Tensor) -> Tensor:
-    """x·ln y with a finite value and gradient at y = 0, which torch.xlogy and entr do not have."""
+    """Returns x·ln y with a finite value and gradient at y = 0, which torch.xlogy and entr do not have."""
     return x * y.clamp(min=torch.finfo(y.dtype).tiny).log()
 
 
@@ -129,10 +131,10 @@ class PAWS(Objective):
     The first two views are the large ones, all others are small.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_hidden: width of each hidden layer of the projector.
         projection_dim: width of the embeddings.
-        prediction_head: whether anchors and their supports go through one more head; targets never do.
+        prediction_head: whether anchors and their supports pass through a further head; targets never do.
         label_smoothing: share of a support's label that is spread over all classes of the step.
         temperature: of the soft nearest neighbours.
         sharpen: T, in (0, 1]; small makes targets hard.
@@ -162,7 +164,7 @@ class PAWS(Objective):
         self.support, self.classes = support, support.classes_per_batch
 
     def check(self, plan: Plan) -> None:
-        """Two large views at least; they share a forward with the supports, so they are of one size."""
+        """Requires at least two large views of one size: they share a forward with the supports."""
         plan.needs_views(LARGE)
         sizes = list(plan.views[:LARGE])
         if len(set(sizes)) > 1:
@@ -172,7 +174,7 @@ class PAWS(Objective):
         return {"temperature": self.temperature, "sharpen": self.sharpen}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """Supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
+        """Runs supports and large views in one forward, so that BatchNorm sees them together; then each small size."""
         large, small = batch.views[:LARGE], batch.views[LARGE:]
         support = _support_of(batch)
         rows, images = sum(len(view) for view in support.views), len(batch.images)
@@ -188,23 +190,23 @@ class PAWS(Objective):
         return Output(parts[0] + parts[1], seen, _metrics(*parts, wanted), anchors, wanted)
 
     def _small(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors of the small views; each size has a forward and BatchNorm statistics of its own, heads included."""
+        """Returns anchors of small views; each size has its own forward and BatchNorm statistics, heads included."""
         groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
         return [self.predictor(self.projector(self.backbone(torch.cat(list(group))))) for _, group in groups]
 
     def _labels(self, support: Support, dtype: torch.dtype) -> Tensor:
-        """Smoothed labels [views · S, K]; which class lies in a slot does not matter (suncet issue 20)."""
+        """Returns smoothed labels [views · S, K]; which class is in a slot does not matter (suncet issue 20)."""
         classes = torch.arange(self.classes, device=support.slots.device)
         exact = (support.slots[:, None] == classes).to(torch.promote_types(dtype, torch.float32))
         labels = exact * (1 - self.label_smoothing) + self.label_smoothing / self.classes
         return labels.repeat(len(support.views), 1)
 
     def head(self) -> nn.Module:
-        """Projector and prediction head: the official evaluation compares what comes out of both."""
+        """Returns projector and prediction head: the official evaluation compares the output of both."""
         return nn.Sequential(self.projector, self.predictor)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Sharpened targets name few classes; those that name all alike teach nothing, and me-max is content."""
+        """Bounds the spread of targets: sharpened ones name few classes; one that names all equally teaches nothing."""
         return (
             MetricBound(
                 "targets-not-sharp",
@@ -227,7 +229,7 @@ class PAWS(Objective):
         )
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """0: with equal embeddings the cross-entropy is ln K and me-max −ln K; one class for all gives nearly 0 too."""
+        """Returns 0: with equal embeddings cross-entropy is ln K and me-max −ln K. One class for all gives nearly 0."""
         return 0.0
 
 
@@ -239,7 +241,7 @@ def _support_of(batch: Batch) -> Support:
 
 @torch.no_grad()
 def _metrics(cross_entropy: Tensor, me_max: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """The parts of the loss, and over how many classes, from 1 to K, the mean prediction and each target are spread."""
+    """Returns the parts of the loss, and the spread (1 to K classes) of the mean prediction and of each target."""
     return {
         "cross_entropy": cross_entropy.detach(),
         "me_max": me_max.detach(),
@@ -256,7 +258,7 @@ def _unit_rows(rows: Tensor) -> Tensor:
 def _check_rows(
     anchors: Tensor, supports: Tensor, targets: Tensor, target_supports: Tensor, labels: Tensor, small_views: int
 ) -> None:
-    """``[2·B, D]`` of the targets is what says how many images there are."""
+    """Checks the numbers of rows; ``[2·B, D]`` of the targets gives the number of images."""
     check_count("paws_loss", least=0, small_views=small_views)
     heads = {"anchors": (anchors, "AD"), "supports": (supports, "SD"), "labels": (labels, "SC")}
     check_shapes("paws_loss", {**heads, "targets": (targets, "TE"), "target_supports": (target_supports, "SE")})

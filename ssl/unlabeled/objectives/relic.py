@@ -1,7 +1,8 @@
-"""ReLIC: each view finds its image among a few, and all pairs of views must see the same likeness among them.
+"""ReLIC: each view finds its image among a few, and all pairs of views must give equal similarities to them.
 
-v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. The pretraining code
-of neither was published (github.com/google-deepmind/relicv2 evaluates): what no public text gives is an argument.
+v1: Mitrovic et al. 2020, arXiv:2010.07922. v2: Tomasev et al. 2022, arXiv:2201.05119, Algorithm 1. Neither's
+pretraining code was published (github.com/google-deepmind/relicv2 only evaluates): values that no public text gives are
+arguments.
 """
 
 import math
@@ -39,7 +40,7 @@ def relic_loss(
     beta: float,
     stop_gradient: StopGradient = "entropy",
 ) -> Tensor:
-    """α · contrast of view a with view b + β · KL(p(a→b) ‖ p(b→a)), mean over the local rows (arXiv:2201.05119).
+    """Returns α · contrast of view a with view b + β · KL(p(a→b) ‖ p(b→a)), mean over local rows (arXiv:2201.05119).
 
     p(a→b) is the softmax of an online embedding of view a over target embeddings of view b: those of its own image and
     of its negatives, whose images are the same in p(b→a).
@@ -47,7 +48,7 @@ def relic_loss(
     Args:
         online_a, online_b: [B, D], online embeddings of two views, unnormalised, the same B on every process.
         target_a, target_b: [B, D], the target network's, unnormalised; get no gradient.
-        negatives: int64 [B, n], rows of the joined batch of all processes, none of them the row's own.
+        negatives: int64 [B, n], rows of the joined batch of all processes, never the row itself.
         temperature: above 0.
         alpha, beta: weights of contrast and invariance.
         stop_gradient: see :func:`kl_divergence`.
@@ -70,7 +71,7 @@ def relic_loss(
 
 @full_precision
 def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """log p over an image and its negatives.
+    """Returns log p over an image and its negatives.
 
     Args:
         online: [B, D], unnormalised.
@@ -88,22 +89,22 @@ def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Te
 
 @full_precision
 def gather_targets(target: Tensor) -> Tensor:
-    """Unit rows [N, D] of all processes, without a gradient, from [B, D]."""
+    """Returns unit rows [N, D] of all processes, without a gradient, from [B, D]."""
     return distributed.gather(F.normalize(target.detach(), dim=1))
 
 
 def contrastive_loss(log_p: Tensor) -> Tensor:
-    """Negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
+    """Returns the negative log-likelihood of the own image, mean over the rows of [B, 1 + n]."""
     return -log_p[:, 0].mean()
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> Tensor:
-    """KL(p ‖ q) of rows [B, 1 + n] in logarithms, mean over the rows; the value does not depend on ``stop_gradient``.
+    """Returns KL(p ‖ q) of log rows [B, 1 + n], mean over the rows; ``stop_gradient`` does not change the value.
 
     Args:
         log_p, log_q: log-probabilities.
-        stop_gradient: ``entropy`` holds Σ p ln p alone, and p still learns through Σ p ln q, as in SemPPL's formula;
-            ``first_argument`` holds p everywhere.
+        stop_gradient: ``entropy`` stops the gradient only in Σ p ln p, and p still learns through Σ p ln q, as in
+            SemPPL's formula; ``first_argument`` stops it for p everywhere.
     """
     held = log_p.detach()
     entropy = (held.exp() * held).sum(1)
@@ -112,41 +113,41 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
 
 
 def sample_negatives(images: int, count: int, generator: torch.Generator) -> Tensor:
-    """For each of ``images`` rows, ``count`` other rows: every subset alike likely, none twice.
+    """Draws ``count`` other rows for each of ``images`` rows: every subset equally likely, no row twice.
 
-    Floyd's algorithm, all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): ``count`` short draws, and
-    never a matrix of images × images.
+    Floyd's algorithm for all rows at once (Bentley and Floyd 1987, doi:10.1145/30401.315746): it needs ``count`` short
+    draws, and never a matrix of images × images.
 
     Returns:
         int64 [images, count], on the CPU.
     """
-    chosen = torch.arange(count).repeat(images, 1)  # all that there are, if they are no more than count
+    chosen = torch.arange(count).repeat(images, 1)  # all other rows, if there are no more than count
     for turn in range(count if count < images - 1 else 0):
-        last = images - 1 - count + turn  # of the others, numbered 0 … images − 2
+        last = images - 1 - count + turn  # an index among the other rows, 0 … images − 2
         drawn = torch.randint(0, last + 1, (images, 1), generator=generator)
         taken = (chosen[:, :turn] == drawn).any(1, keepdim=True)
         chosen[:, turn : turn + 1] = torch.where(taken, last, drawn)
-    return chosen + (chosen >= torch.arange(images)[:, None])  # steps over the row itself
+    return chosen + (chosen >= torch.arange(images)[:, None])  # skips the row itself
 
 
 class ReLIC(Objective):
-    """Online and target network; ReLICv2 with more than two large views or with small ones, else ReLIC.
+    """Online and target network: ReLICv2 with more than two large views or with small ones, else ReLIC.
 
-    The views of the first one's size are large: all of them are seen by both networks. The others are small and seen by
-    the online network alone. The target network follows after each optimizer step, with the new weights.
+    Views of the first view's size are large: both networks see all of them. The others are small: only the online
+    network sees them. The target network is updated after each optimizer step, with the new weights.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         hidden_dim: width inside projector and predictor.
         projection_dim: width of the embeddings, D.
         predictor: a second MLP on the online side, as BYOL.
         temperature: of the softmax.
         alpha, beta: weights of contrast and invariance.
-        negatives: other images that each is told from, n, of all processes' batch; None takes all of them.
+        negatives: number n of other images, from all processes' batch, that each is compared with; None: all of them.
         stop_gradient: see :func:`kl_divergence`.
-        include_same_view: also contrast a large view with itself as the target network sees it.
-        small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) with p(l→j) held, where the large
-            view l is the one after j.
+        include_same_view: also contrast a large view with the target network's embedding of the same view.
+        small_invariance: small views too have an invariance term: KL(p(l→j) ‖ p(s→j)) without a gradient to p(l→j),
+            where the large view l is the one after j.
         momentum: of the target network at the start; rises to 1 by half a cosine.
 
     Raises:
@@ -180,7 +181,7 @@ class ReLIC(Objective):
         self.include_same_view, self.small_invariance = include_same_view, small_invariance
 
     def check(self, plan: Plan) -> None:
-        """Two large views at least, and as many other images as negatives."""
+        """Requires at least two large views, and as many other images as negatives."""
         plan.needs_views(2)
         plan.needs_negatives()
         if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
@@ -195,7 +196,7 @@ class ReLIC(Objective):
         return {"momentum": self._momentum_at(progress), "temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """Every view apart, as in BYOL's code: BatchNorm never mixes views."""
+        """Runs every view separately, as in BYOL's code: BatchNorm never mixes views."""
         large = [view for view in batch.views if view.shape == batch.views[0].shape]
         features = [self.backbone(view) for view in batch.views]
         online = [self.predictor(self.projector(each)) for each in features]
@@ -211,7 +212,7 @@ class ReLIC(Objective):
         return embeddings
 
     def _negatives(self, images: int, progress: Progress) -> Tensor:
-        """Once a step, so that all pairs of views are compared on the same images; drawn for the global batch."""
+        """Draws negatives for the global batch once a step, so that all pairs of views use the same images."""
         total = images * distributed.world_size()
         count = total - 1 if self.negatives is None else self.negatives
         generator = torch.Generator().manual_seed(derive_seed(progress.seed, progress.batch, _NEGATIVES))
@@ -219,9 +220,10 @@ class ReLIC(Objective):
         return sample_negatives(total, count, generator)[first : first + images]
 
     def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over pairs of an online and a target view, Algorithm 1; pairs without an invariance term count too.
+        """Returns the mean over pairs of an online and a target view (Algorithm 1), also those without invariance term.
 
-        A view has none with itself: the divergence is 0, and ``entropy`` would leave a gradient of that zero.
+        A view has no invariance term with itself: the divergence is 0, and ``entropy`` would leave a gradient of that
+        zero.
         """
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
         contrasts = torch.stack([contrastive_loss(log_p[i][j]) for i, j in pairs]).mean()
@@ -242,7 +244,7 @@ class ReLIC(Objective):
         return log_p[i][j].new_zeros(())
 
     def after_step(self, progress: Progress) -> None:
-        """θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
+        """Updates θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
         momentum = self._momentum_at(progress)
         ema.update(self.target_backbone, self.backbone, momentum)
         ema.update(self.target_projector, self.projector, momentum)
@@ -254,7 +256,7 @@ class ReLIC(Objective):
         return ema.momentum_at(progress.fraction, self.momentum)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Chance finds an image among its negatives once in so many; embeddings that are all equal never do."""
+        """Bounds the accuracy of finding an image: chance is one in n + 1; equal embeddings never find it."""
         return (
             MetricBound(
                 "instances-not-found",
@@ -268,16 +270,16 @@ class ReLIC(Objective):
         )
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """α · ln(n+1)."""
+        """Returns α · ln(n+1)."""
         return self.alpha * math.log(self._candidates(plan))
 
     def _candidates(self, plan: Plan) -> int:
-        """Among how many images one is found: itself and its negatives, n + 1."""
+        """Returns the number of candidates, n + 1: the image itself and its negatives."""
         return plan.batch_size if self.negatives is None else 1 + self.negatives
 
 
 def _own_first(log_p: Tensor) -> Tensor:
-    """Share of the rows [B, 1 + n] whose own image is ahead of all others; 0 where all embeddings are equal."""
+    """Returns the share of rows [B, 1 + n] whose own image scores above all others; 0 if all embeddings are equal."""
     return (log_p[:, 0] > log_p[:, 1:].amax(1)).float().mean()
 
 

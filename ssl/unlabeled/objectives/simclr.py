@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image find each other among the whole batch.
+"""SimCLR: two views of an image must find each other in the whole batch.
 
 v1: Chen et al. 2020, arXiv:2002.05709. v2: arXiv:2006.10029. Official code: github.com/google-research/simclr.
 """
@@ -22,10 +22,10 @@ from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
 @full_precision
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (arXiv:2002.05709, eq. 1), mean over the 2B local anchors.
+    """Returns the NT-Xent loss, a normalised cross-entropy (arXiv:2002.05709, eq. 1), mean over the 2B local anchors.
 
-    Each anchor is compared with the 2N−1 other embeddings of all processes; only its similarity with itself is left
-    out. The official code adds the means of the two views instead, which is twice this value.
+    Each anchor is compared with the 2N−1 other embeddings of all processes; only its similarity with itself is masked.
+    The official code adds the means of the two views, which is twice this value.
 
     Args:
         z1, z2: [B, D], the two views of B images, unnormalised, the same B on every process.
@@ -52,7 +52,7 @@ class SimCLR(Objective):
     """Backbone and projector, trained with :func:`nt_xent`.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_layers: depth of the projector, 2 in v1 and 3 in v2.
         projection_dim: width of the embeddings that the loss compares.
         temperature: of the softmax.
@@ -74,7 +74,7 @@ class SimCLR(Objective):
         return {"temperature": self.temperature}
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """One forward over both views: BatchNorm sees 2B images, as in the official code."""
+        """Runs one forward over both views: BatchNorm sees 2B images, as in the official code."""
         features = self.backbone(torch.cat(batch.views))
         z1, z2 = self.projector(features).chunk(2)
         similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
@@ -85,5 +85,5 @@ class SimCLR(Objective):
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """ln(2N−1) for a global batch of N images."""
+        """Returns ln(2N−1) for a global batch of N images."""
         return math.log(2 * plan.batch_size - 1)

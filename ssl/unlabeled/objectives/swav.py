@@ -1,4 +1,4 @@
-"""SwAV: each crop of an image predicts to which prototypes the image's other crops are assigned.
+"""SwAV: each crop of an image predicts the prototypes to which the image's other crops are assigned.
 
 Caron et al. 2020, arXiv:2006.09882. Official code: github.com/facebookresearch/swav (main_swav.py). SEER is SwAV with a
 RegNet on uncurated images: Goyal et al. 2021, arXiv:2103.01988; configurations in github.com/facebookresearch/vissl.
@@ -26,11 +26,12 @@ from unlabeled.objectives.parts.precision import full_precision
 
 @full_precision
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Soft assignments of samples to prototypes that use every prototype alike (arXiv:2006.09882, eq. 3 and 5).
+    """Assigns samples to prototypes softly, using all prototypes equally (arXiv:2006.09882, eq. 3 and 5).
 
-    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to 1; what
-    ends on the samples leaves the prototypes' totals near B/K, not at it: a smaller ``epsilon`` wants more iterations.
-    The official ``distributed_sinkhorn`` divides exp(scores/ε), infinite in 16 bits; this subtracts logarithms.
+    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to total 1.
+    As the last scaling is of the samples, the prototypes' totals are near B/K, not exact: a smaller ``epsilon`` needs
+    more iterations. The official ``distributed_sinkhorn`` divides exp(scores/ε), which overflows in 16 bits; this
+    subtracts logarithms.
 
     Args:
         scores: [B, K], cosines, not divided by a temperature. B may differ between processes.
@@ -53,7 +54,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def _log_total(log_values: Tensor) -> Tensor:
-    """Logarithm of each column's total over the rows of all processes, [B, K] → [K]; cannot overflow."""
+    """Returns the logarithm of each column's total over the rows of all processes, [B, K] → [K]; cannot overflow."""
     largest = distributed.maximum(log_values.amax(0))
     return largest + distributed.total((log_values - largest).exp_().sum(0)).log()
 
@@ -67,24 +68,25 @@ def swapped_prediction(
     iterations: int,
     queue_scores: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Cross-entropy between the codes of each assigned crop and the predictions of every other crop.
+    """Returns the cross-entropy between the codes of each assigned crop and the predictions of every other crop.
 
-    arXiv:2006.09882, eq. 2 and 6: the mean over assigned crops, over the crops that are not the assigned one, and over
-    the B local images. A crop never predicts its own code.
+    arXiv:2006.09882, eq. 2 and 6: the mean over assigned crops, over the other crops, and over the B local images. A
+    crop never predicts its own code.
 
     Args:
         scores: [B, K] for each crop, cosines with the prototypes.
         assigned: positions of the crops that give codes.
         temperature: of the predictions.
         epsilon, iterations: of :func:`sinkhorn`.
-        queue_scores: [Q, K] for each assigned crop, earlier samples that are assigned along with the batch and then
-            dropped. On several processes each gives its part of the queue; only the whole matters.
+        queue_scores: [Q, K] for each assigned crop: earlier samples that are assigned together with the batch and then
+            dropped. On several processes each gives its part of the queue; only the joined queue matters.
 
     Returns:
         Scalar; ln K when all scores are equal.
 
     Raises:
-        UserError: crops of different shapes, crops that are not there, or a queue for others than those assigned.
+        UserError: crops of different shapes, indices of crops that do not exist, or a queue for other crops than those
+            assigned.
     """
     _check_crops(scores, assigned, queue_scores)
     check_range("swapped_prediction", temperature=temperature)
@@ -100,18 +102,18 @@ def compute_codes(
     iterations: int,
     queue_scores: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Codes [B, K] of each assigned crop; the first half of :func:`swapped_prediction`, which says what is given."""
+    """Returns codes [B, K] of each assigned crop: the first half of :func:`swapped_prediction`, same arguments."""
     queued = [[] for _ in assigned] if queue_scores is None else [[rows] for rows in queue_scores]
-    together = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
+    all_scores = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
     images = len(scores[assigned[0]])
-    return [sinkhorn(rows, epsilon, iterations)[-images:] for rows in together]
+    return [sinkhorn(rows, epsilon, iterations)[-images:] for rows in all_scores]
 
 
 @full_precision
 def code_prediction_loss(
     scores: Sequence[Tensor], assigned: Sequence[int], codes: Sequence[Tensor], temperature: float
 ) -> Tensor:
-    """Mean cross-entropy of codes and predictions; the second half of :func:`swapped_prediction`."""
+    """Returns the mean cross-entropy of codes and predictions: the second half of :func:`swapped_prediction`."""
     predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]
     losses = []
     for crop, code in zip(assigned, codes, strict=True):
@@ -121,10 +123,10 @@ def code_prediction_loss(
 
 
 class FeatureQueue(nn.Module):
-    """The newest embeddings of all processes, the latest first.
+    """Holds the newest embeddings of all processes, the latest first.
 
-    Every process holds the whole queue and scores its part of it: the queue is the same for any number of processes,
-    a checkpoint of the first process has all of it, and DDP's broadcast of buffers changes nothing.
+    Every process holds the whole queue and scores its part of it: the queue is the same for any number of processes, a
+    checkpoint of the first process has all of it, and DDP's broadcast of buffers does not change it.
 
     Args:
         crops: how many crops of an image give codes; each has its own rows.
@@ -143,15 +145,15 @@ class FeatureQueue(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """Whether every row has been written."""
+        """Returns whether every row has been written."""
         return int(self.filled) == self.embeddings.shape[1]
 
     def share(self) -> Tensor:
-        """The rows that this process scores, [crops, length / processes, dim]."""
+        """Returns the rows that this process scores, [crops, length / processes, dim]."""
         return self.embeddings.tensor_split(distributed.world_size(), dim=1)[distributed.rank()]
 
     def enqueue(self, embeddings: Tensor) -> None:
-        """Put the batch of all processes in front, in the order of the global batch; the oldest rows fall out.
+        """Puts the batch of all processes in front, in the order of the global batch; drops the oldest rows.
 
         Args:
             embeddings: [crops, B, dim], of this process.
@@ -170,17 +172,17 @@ class SwAV(Objective):
     """Backbone, projector and prototypes, trained with :func:`swapped_prediction`.
 
     Args:
-        backbone: what is pretrained.
+        backbone: the network to pretrain.
         projection_hidden: width of each hidden layer of the projector.
         projection_dim: width of the embeddings.
         projection_batch_norm: whether the projector has BatchNorm; its statistics are over all crops together.
-        prototypes: how many; about ten times the number of classes that one expects (swav issue 37).
+        prototypes: their number; about ten times the expected number of classes (swav issue 37).
         assigned: positions of the views that give codes, the large ones.
         temperature: of the predictions.
         epsilon, iterations: of :func:`sinkhorn`.
-        freeze_prototypes_epochs: prototypes stay as they were drawn until then; may be a part of an epoch.
-        queue_length: embeddings per assigned view that are kept, over all processes; 0 for no queue.
-        queue_from_epoch: filled from then on, and used as soon as it is full.
+        freeze_prototypes_epochs: prototypes keep their initial values until then; may be a fraction of an epoch.
+        queue_length: stored embeddings per assigned view, over all processes; 0 for no queue.
+        queue_from_epoch: the queue is filled from then on, and used as soon as it is full.
 
     Raises:
         UserError: values that cannot work.
@@ -210,12 +212,12 @@ class SwAV(Objective):
         self.assigned, self.temperature = list(assigned), temperature
         self.epsilon, self.iterations = epsilon, iterations
         self.freeze_prototypes_epochs, self.queue_from_epoch = freeze_prototypes_epochs, queue_from_epoch
-        self.was_full = False  # the queue, when a step of this process began
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self.was_full = False  # whether the queue was full when a step of this process began
+        self.register_load_state_dict_post_hook(_reset_was_full)  # type: ignore[no-untyped-call]
         self._normalise_prototypes()
 
     def check(self, plan: Plan) -> None:
-        """Every assigned view is made, beside another one, and the queue is filled within an epoch."""
+        """Requires each assigned view, another view beside it, and a queue that fills within an epoch."""
         plan.needs_views(max(2, max(self.assigned) + 1))
         images = plan.images // plan.batch_size * plan.batch_size
         length = self._queue_length
@@ -223,7 +225,7 @@ class SwAV(Objective):
             raise UserError(f"objective.queue_length={length} is longer than an epoch of {images} images")
 
     def plan_warnings(self, plan: Plan) -> list[Check]:
-        """Sinkhorn shares out the prototypes among the batch and the queue."""
+        """Checks that batch and queue suffice for the prototypes, and that the queue is shorter than the data."""
         length, prototypes = self._queue_length, self.prototypes.out_features
         samples = Check(
             "at least a tenth as many samples as prototypes",
@@ -251,7 +253,7 @@ class SwAV(Objective):
         }
 
     def _fill(self, progress: Progress, batch_size: int) -> float:
-        """Share of the queue that is written when a step begins."""
+        """Returns the share of the queue that is written when a step begins."""
         steps = range(progress.step)
         first = bisect.bisect_left(steps, True, key=lambda step: self._queues(progress._replace(step=step)))
         batches = progress.batch - first * progress.parts
@@ -262,14 +264,14 @@ class SwAV(Objective):
         return 0 if self.queue is None else self.queue.embeddings.shape[1]
 
     def _queues(self, progress: Progress) -> bool:
-        """Whether the batch of a step goes to the queue, and the queue's codes to the loss once it is full."""
+        """Returns whether the batch of a step goes to the queue, whose codes enter the loss once it is full."""
         return progress.epoch >= self.queue_from_epoch
 
     def _trains_prototypes(self, progress: Progress) -> bool:
         return progress.epoch >= self.freeze_prototypes_epochs
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        """One forward of the backbone per resolution, one of the projector over all crops, as in the official code."""
+        """Runs one backbone forward per resolution, one projector forward over all crops, as in the official code."""
         features = _by_resolution(self.backbone, batch.views)
         projected = self.projector(features)
         embeddings = _unit_rows(projected)
@@ -279,33 +281,33 @@ class SwAV(Objective):
         loss = code_prediction_loss(scores, self.assigned, codes, self.temperature)
         self._enqueue(embeddings.chunk(len(batch.views)), progress)
         metrics = self._metrics(scores, codes, queue_scores)
-        return Output(loss, self._first(features, batch), metrics, projected, codes[0])
+        return Output(loss, self._first_crop_features(features, batch), metrics, projected, codes[0])
 
     def _queue_scores(self, progress: Progress) -> list[Tensor] | None:
-        """Cosines of this process's part of the queue with the prototypes as they are now; None before it is used."""
+        """Returns cosines of this process's part of the queue with the present prototypes; None if not used yet."""
         if self.queue is None or not self._queues(progress) or not self._is_full(self.queue, progress):
             return None
         return [_dot_products(rows, self.prototypes.weight.detach()) for rows in self.queue.share()]
 
     def _is_full(self, queue: FeatureQueue, progress: Progress) -> bool:
-        """Asks the device until the answer is yes; what a step wrote is taken back where its loss is not finite."""
+        """Asks the device until the answer is yes; a step whose loss is not finite has its writes undone."""
         full = self.was_full or queue.is_full
         self.was_full = self.was_full or (full and progress.part == 0)
         return full
 
     def _enqueue(self, embeddings: Sequence[Tensor], progress: Progress) -> None:
-        """After the codes are made: the queue never holds the batch that it is used with."""
+        """Adds the batch after its codes are made: the queue never holds the batch that it is used with."""
         if self.queue is not None and self.training and self._queues(progress):
             self.queue.enqueue(torch.stack([embeddings[crop] for crop in self.assigned]))
 
-    def _first(self, features: Tensor, batch: Batch) -> Tensor:
-        """Features of the first large crop, for probes."""
+    def _first_crop_features(self, features: Tensor, batch: Batch) -> Tensor:
+        """Returns the features of the first large crop, for probes."""
         return features.detach().chunk(len(batch.views))[self.assigned[0]]
 
     def _metrics(
         self, scores: Sequence[Tensor], codes: Sequence[Tensor], queue_scores: list[Tensor] | None
     ) -> dict[str, Tensor]:
-        """How many prototypes the batch's predictions and codes are spread over, from 1 to all; the queue's use."""
+        """Returns how many prototypes the predictions and codes are spread over, from 1 to all; and the queue's use."""
         predictions = F.softmax(scores[self.assigned[0]].detach() / self.temperature, dim=1)
         metrics = {"effective_prototypes": _spread(predictions), "effective_codes": _spread(codes[0].detach())}
         if self.queue is not None:
@@ -313,25 +315,25 @@ class SwAV(Objective):
         return metrics
 
     def after_backward(self, progress: Progress) -> None:
-        """Without a gradient the optimizer skips them: a gradient of 0 would still let momentum and decay act."""
+        """Removes the prototypes' gradients while frozen: with a gradient of 0, momentum and decay would still act."""
         if not self._trains_prototypes(progress):
             self.prototypes.weight.grad = None
 
     def after_step(self, progress: Progress) -> None:
-        """The prototypes have length 1 in every forward."""
+        """Normalises the prototypes, so that they have length 1 in every forward."""
         if self._trains_prototypes(progress):
             self._normalise_prototypes()
 
     @torch.no_grad()
     def _normalise_prototypes(self) -> None:
-        """Plain weights are optimised, then set to length 1; the official code does it before the next forward.
+        """Sets the prototypes to length 1 after the update; the official code does so before the next forward.
 
-        There it would be lost under FSDP, where a forward sees a joined copy of the pieces that are optimised.
+        Under FSDP that would have no effect, as a forward sees a gathered copy of the shards that are optimised.
         """
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Codes of a batch are spread over all prototypes, whatever the network does: Sinkhorn sees to it."""
+        """Bounds the spread of codes: Sinkhorn spreads them over all prototypes, whatever the network does."""
         k = self.prototypes.out_features
         return (
             MetricBound(
@@ -348,23 +350,23 @@ class SwAV(Objective):
         return _dot_products(_unit_rows(self.projector(features)), self.prototypes.weight)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """ln K."""
+        """Returns ln K."""
         return math.log(self.prototypes.out_features)
 
 
 def _spread(probabilities: Tensor) -> Tensor:
-    """Exponential of the entropy of the mean over the rows [B, K] of all processes."""
+    """Returns the exponential of the entropy of the mean over the rows [B, K] of all processes."""
     spread: Tensor = torch.special.entr(distributed.mean(probabilities.mean(0))).sum().exp()
     return spread
 
 
-def _forget(objective: nn.Module, keys: object) -> None:
-    """The queue that was loaded may be empty."""
+def _reset_was_full(objective: nn.Module, keys: object) -> None:
+    """Forgets that the queue was full: a loaded one may be empty."""
     objective.was_full = False  # type: ignore[assignment]
 
 
 def _by_resolution(backbone: Backbone, views: Sequence[Tensor]) -> Tensor:
-    """Features of all views, [V·B, F] in the order of the views; neighbours of equal size share one forward."""
+    """Returns features of all views, [V·B, F] in order; adjacent views of equal size share one forward."""
     groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
     return torch.cat([backbone(torch.cat(list(group))) for _, group in groups])
 
@@ -382,7 +384,7 @@ def _dot_products(rows: Tensor, others: Tensor) -> Tensor:
 def _check_crops(scores: Sequence[Tensor], assigned: Sequence[int], queue_scores: Sequence[Tensor] | None) -> None:
     caller, crops = "swapped_prediction", len(scores)
     if crops < 2 or not assigned or len({*assigned}) < len(assigned) or not {*assigned} <= {*range(crops)}:
-        raise UserError(f"{caller}: assigned={list(assigned)} of {crops} crops: of 2 or more crops give some")
+        raise UserError(f"{caller}: assigned={list(assigned)} of {crops} crops: give some of at least 2 crops")
     check_shapes(caller, {f"scores[{number}]": (crop, "BK") for number, crop in enumerate(scores)})
     if queue_scores is None:
         return

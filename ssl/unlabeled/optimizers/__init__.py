@@ -1,4 +1,4 @@
-"""Optimizers, and the recipe that a run is optimised by."""
+"""Optimizers, and the settings with which a run is optimised."""
 
 from unlabeled.optimizers.lars import LARS
 from unlabeled.optimizers.optimizer_config import OptimizerConfig, parameter_groups

@@ -17,12 +17,12 @@ from unlabeled.errors import UserError
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step is scaled, for each weight w with gradient g, by trust · ‖w‖ / ‖g + λw‖.
+    """SGD with momentum that scales the step of each weight w with gradient g by trust · ‖w‖ / ‖g + λw‖.
 
-    d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate stays outside the momentum buffer
+    d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate is outside of the momentum buffer
     (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
-    Parameters may be cut over all processes (FSDP2); norms are of the whole.
+    Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take further parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
+        """Adds parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
         for name, value in {**self.defaults, **param_group}.items():
             if name in self.defaults and not isinstance(value, Tensor) and not 0 <= value < math.inf:
                 raise UserError(f"LARS: {name}={value} must be at least 0 and finite")
@@ -50,7 +50,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step with the gradients that are there; parameters without a gradient stay as they are."""
+        """Takes one step with the existing gradients; parameters without a gradient stay as they are."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -78,9 +78,9 @@ class LARS(Optimizer):
 
 
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Those that share kernels: all, or on a CPU each alone, which then stays in the caches from norm to update.
+    """Yields parameters that share kernels: all, or one by one on a CPU, where each stays in the cache for its update.
 
-    On two cores a ResNet-50 took 30 ms one by one, 43 ms all together, and 57 ms by the formula as it is written.
+    On two cores a ResNet-50 took 30 ms one by one, 43 ms all together, and 57 ms by the plain formula.
     """
     if parameters and (parameters[0].device.type != "cpu" or isinstance(parameters[0], DTensor)):
         yield parameters
@@ -89,7 +89,7 @@ def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _adapted(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """(g + λw) · trust·‖w‖/‖g + λw‖ of each, without a wait for the device; the local pieces of those that are cut."""
+    """Returns (g + λw) · trust·‖w‖/‖g + λw‖ of each, without waiting for the device; local shards under FSDP."""
     weights = [local_shard(parameter) for parameter in parameters]
     gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     updates = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
@@ -101,6 +101,6 @@ def _adapted(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:
-    """[n]; where tensors are cut, of what all processes hold, in one message. Squares may overflow in float32."""
+    """Returns norms [n]; for shards, over all processes in one message. Squares may overflow in float32."""
     norms = torch.stack(torch._foreach_norm(pieces))
     return distributed.total(norms.double().square()).sqrt().to(norms.dtype) if cut else norms

@@ -1,4 +1,4 @@
-"""How a run is optimised: the optimizer, the scaling of its learning rate, its schedule and who is decayed."""
+"""Defines how a run is optimised: optimizer, learning rate scaling and schedule, and which weights decay."""
 
 import math
 from collections.abc import Callable
@@ -16,16 +16,17 @@ from unlabeled.optimizers.schedules import warmup_cosine, warmup_tenths
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Everything that the optimizer of a run depends on.
+    """Holds everything that determines the optimizer of a run.
 
     Args:
-        optimizer: takes parameter groups with their own ``weight_decay`` and ``lr``; a ``_partial_`` in the yaml.
+        optimizer: a constructor that takes parameter groups with their own ``weight_decay`` and ``lr``; a ``_partial_``
+            in the yaml.
         lr: base learning rate.
         lr_scaling: peak rate for a global batch of B images: ``linear`` lr·B/256, ``square_root`` lr·√B, ``none`` lr.
         warmup_epochs: linear rise from 0.
-        weight_decay: of every parameter that is decayed.
+        weight_decay: for every parameter that is decayed.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
-        milestones: epochs after which the rate is a tenth of what it was; None lets it fall to 0 by half a cosine.
+        milestones: epochs after which the rate is divided by ten; None: it falls to 0 by half a cosine.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -37,21 +38,21 @@ class OptimizerConfig:
     milestones: Milestones | None = None
 
     def peak_lr(self, batch_size: int) -> float:
-        """Learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""
+        """Returns the learning rate at the end of the warm-up, for ``batch_size`` images over all processes."""
         scales = {"linear": batch_size / 256, "square_root": math.sqrt(batch_size), "none": 1.0}
         if self.lr_scaling not in scales:
             raise UserError(f"optimizer.lr_scaling={self.lr_scaling} is not one of {', '.join(scales)}")
         return self.lr * scales[self.lr_scaling]
 
     def lr_at(self, progress: Progress, batch_size: int) -> float:
-        """Learning rate of one step, a pure function of progress."""
+        """Returns the learning rate of one step, a pure function of progress."""
         if self.milestones is not None:
             return self.peak_lr(batch_size) * warmup_tenths(progress.epoch, self.warmup_epochs, self.milestones)
         warmup_steps = self.warmup_epochs * progress.steps_per_epoch
         return self.peak_lr(batch_size) * warmup_cosine(progress.step, warmup_steps, progress.total_steps)
 
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
-        """The optimizer over every parameter of ``module`` that is trained."""
+        """Returns an optimizer for every trainable parameter of ``module``."""
         groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm)
         optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
         optimizer.register_load_state_dict_pre_hook(_as_configured)
@@ -59,7 +60,7 @@ class OptimizerConfig:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm: bool) -> list[dict[str, Any]]:
-    """Parameters that need a gradient, in up to two groups: those decayed, and biases and norms (ndim ≤ 1)."""
+    """Returns trainable parameters in up to two groups: those with weight decay, and biases and norms (ndim ≤ 1)."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.ndim > 1 or decay_bias_and_norm]
     spared = [parameter for parameter in trained if parameter.ndim <= 1 and not decay_bias_and_norm]
@@ -68,6 +69,6 @@ def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm
 
 
 def _as_configured(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint gives momenta; decay, betas and kernels are those of the configuration, which may be newer."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)  # torch refuses another number of groups
+    """Takes momenta from a checkpoint, but decay, betas and kernels from the configuration, which may be newer."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=False)  # torch checks the number of groups itself
     return {**state, "param_groups": [{**now, "params": saved["params"]} for saved, now in pairs]}

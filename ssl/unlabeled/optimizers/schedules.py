@@ -1,11 +1,11 @@
-"""Schedules as pure functions of progress: there is no schedule state to save or to lose."""
+"""Schedules as pure functions of progress, so that no schedule state has to be saved."""
 
 import math
 from collections.abc import Sequence
 
 
 def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
-    """Factor on the peak value: linear from 0 over the warm-up, then half a cosine to 0 at ``total_steps``.
+    """Returns a factor on the peak value: linear from 0 in the warm-up, then half a cosine to 0 at ``total_steps``.
 
     As google-research/simclr (``WarmUpAndCosineDecay``): the first step of a warm-up has factor 0. A warm-up longer
     than the run ends with the run.
@@ -18,9 +18,9 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: int) -> float:
 
 
 def warmup_tenths(epoch: float, warmup_epochs: float, milestones: Sequence[float]) -> float:
-    """Factor on the peak value: linear from 0 over the warm-up, then a tenth of it after each milestone, in epochs.
+    """Returns a factor on the peak value: linear from 0 in the warm-up, then a tenth after each milestone, in epochs.
 
-    As facebookresearch/moco (``adjust_learning_rate`` without ``--cos``), whose epochs are whole ones.
+    As facebookresearch/moco (``adjust_learning_rate`` without ``--cos``), which counts whole epochs.
     """
     if epoch < warmup_epochs:
         return epoch / warmup_epochs

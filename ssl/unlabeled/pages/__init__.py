@@ -1,1 +1,1 @@
-"""HTML, plots, maps of features and their look, shared by all pages and pictures."""
+"""HTML, plots, feature maps and their style, shared by all pages and pictures."""

@@ -1,4 +1,4 @@
-"""Titled columns of images as one picture, and what drawing needs."""
+"""Draws titled columns of images as one picture, with the font and the shrinking that this needs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ TITLE, GAP, CAPTION = 16, 4, 124  # pixels; a caption stands left of its row
 
 
 def draw_columns(columns: dict[str, Tensor], captions: Sequence[str] = ()) -> "Image":
-    """A titled column [N, 3, h, w] in [0, 1] beside the other, and a caption left of each row if there are captions."""
+    """Draws titled columns [N, 3, h, w] in [0, 1] side by side; captions, if any, stand left of the rows."""
     from PIL import Image, ImageDraw
 
     tiles = torch.stack(list(columns.values()), 1)  # [N, columns, 3, h, w]
@@ -41,14 +41,14 @@ def _enlarged(tiles: Tensor, times: int) -> Tensor:
 
 
 def font(size: int) -> Any:
-    """Pillow's own, so that pictures look the same on every machine."""
+    """Returns Pillow's own font, so that pictures look the same on every machine."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
 def shrink_images(images: Tensor, longest: int) -> Tensor:
-    """Images [N, 3, h, w], their longer side at most ``longest`` pixels."""
+    """Shrinks images [N, 3, h, w] until their longer side has at most ``longest`` pixels."""
     factor = longest / max(images.shape[2:])
     if factor >= 1:
         return images

@@ -1,4 +1,4 @@
-"""A map of what a network makes of images: each lies where its features do, in the plane in which they differ most."""
+"""Draws images at the positions of their features, in the plane of largest variance (PCA)."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from unlabeled.pages.draw import font, shrink_images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDTH, LOWEST, MARGIN = 1000, 300, 12  # pixels of the map, its height at least, and around the outermost images
+WIDTH, LOWEST, MARGIN = 1000, 300, 12  # pixels: width of the map, its least height, margin around the images
 THUMBNAIL, FRAME = 36, 3  # pixels of the longer side of an image, and of the frame in the colour of its class
 TITLE, LEGEND = 26, 24  # pixels in height
-MOST_IN_LEGEND = 20  # classes; colours of more are not told apart
+MOST_IN_LEGEND = 20  # classes; colours of more could not be distinguished
 
 
 def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rows [N, D] lie in the plane in which their directions differ most, by PCA of the rows at length 1.
+    """Projects rows [N, D], scaled to length 1, onto their first two principal components.
 
     Returns:
         Positions [N, 2] in float64, and the share of the variance along each axis [2]. The largest coordinate of each
@@ -38,7 +38,7 @@ def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_map(pixels: Tensor, x: Tensor, labels: Tensor, classes: Sequence[str]) -> "Image":
-    """Images where their features are, framed in the colour of their class where they have one.
+    """Draws images at the positions of their features, framed in the colour of their class where they have one.
 
     Args:
         pixels: uint8 [N, 3, h, w].
@@ -71,9 +71,9 @@ def _tiles(pixels: Tensor) -> list[Any]:
 
 
 def _corners(position: Tensor) -> tuple[list[list[int]], int]:
-    """The upper left corner of each image, pixels, and the height that they need; one scale for both axes."""
+    """Returns the upper left corner of each image and the total height, in pixels; both axes have one scale."""
     border = 2 * MARGIN + THUMBNAIL + 2 * FRAME
-    position = position * torch.tensor([1.0, -1.0])  # upwards on the page
+    position = position * torch.tensor([1.0, -1.0])  # y grows upwards
     lowest, extent = position.amin(0), position.amax(0) - position.amin(0)
     scale = (WIDTH - border) / float(extent.amax().clamp(min=1e-9))
     height = max(LOWEST, border + round(scale * float(extent[1])))
@@ -92,7 +92,7 @@ def _put(picture: "Image", tile: Any, left: int, top: int, colour: tuple[int, in
 
 
 def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:
-    """As in the report: of ten classes ones that colour-blind readers tell apart, of more along a rainbow."""
+    """Returns a class colour as in the report: colour-blind-safe up to ten classes, along a rainbow for more."""
     from PIL.ImageColor import getrgb
 
     from unlabeled.pages.plots import class_colour
@@ -105,7 +105,7 @@ def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:
 
 
 def _legend_rows(classes: Sequence[str]) -> list[list[int]]:
-    """Which classes stand in each line of the legend."""
+    """Returns which classes stand in each line of the legend."""
     rows, used = [[]], MARGIN  # type: list[list[int]], int
     for label, name in enumerate(classes):
         width = 34 + round(font(14).getlength(name))

@@ -1,4 +1,4 @@
-"""What the project's pages share: one HTML file with its pictures inside; no other file, no script, no network."""
+"""Makes pages of one HTML file with its pictures inside: no other file, no script, no network."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def html_page(title: str, style: str, body: str) -> str:
-    """The whole text of a page.
+    """Returns the whole text of a page.
 
     Args:
         title: plain text.
@@ -26,12 +26,12 @@ def html_page(title: str, style: str, body: str) -> str:
 
 
 def inline_png(pixels: "Tensor") -> str:
-    """Uint8 [3, h, w] as the address of a PNG that lies in the page."""
+    """Encodes uint8 [3, h, w] as a PNG data address, so that the picture lies in the page."""
     return _address(_picture(pixels), "PNG")
 
 
 def inline_thumbnail(pixels: "Tensor") -> str:
-    """The same; as a JPEG where it has more than 64 pixels to a side, which is a fifth of the bytes."""
+    """Does the same; images of more than 64 pixels to a side become JPEGs, with a fifth of the bytes."""
     return _address(_picture(pixels), "PNG" if max(pixels.shape[1:]) <= 64 else "JPEG")
 
 

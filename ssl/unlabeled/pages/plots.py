@@ -1,4 +1,4 @@
-"""How every plot of the report looks, and how it leaves: a PNG for Markdown, an inline SVG for the page."""
+"""Style of all plots of the report, and their output: a PNG for Markdown, an inline SVG for the page."""
 
 import io
 import re
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 # Okabe and Ito's eight colours, safe for colour-blind readers, and grey and wine to make ten
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F", "#882255"]
 INK, GRID = "#333333", "#DDDDDD"
-WIDTH = 5.2  # inches: on a phone the letters are still three quarters of their size
+WIDTH = 5.2  # inches: on a phone the letters keep three quarters of their size
 DPI = 150  # of the PNG
 CSS_PIXELS = 96 / 72  # of a browser in a point of matplotlib
 
-# What a page replaces, so that its dark scheme may have its own: the name of each colour there
+# Colours that a page replaces in dark mode, with their CSS variables
 THEMED = {INK: "--ink", GRID: "--line"} | {colour: f"--colour-{number}" for number, colour in enumerate(PALETTE)}
 
 
 def new_figure(height: float, width: float = WIDTH) -> "Figure":
-    """An empty figure, inches."""
+    """Makes an empty figure; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a display
+    from matplotlib.figure import Figure  # pyplot would keep every figure and open a display
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,7 +35,7 @@ def new_figure(height: float, width: float = WIDTH) -> "Figure":
 
 
 def style_axes(axes: "Axes", title: str) -> None:
-    """Title on the left, no frame, pale horizontal lines."""
+    """Styles the axes: title on the left, no frame, pale horizontal lines."""
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,31 +44,31 @@ def style_axes(axes: "Axes", title: str) -> None:
 
 
 def save_figure(figure: "Figure", path: Path, label: str) -> str:
-    """Writes ``path``, a PNG on white, and returns the same as inline SVG; ``label`` is for who cannot see it."""
+    """Writes the PNG ``path`` on white and returns the plot as inline SVG; ``label`` is its text for screen readers."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in Chinese: a browser has it, a PNG a box
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # e.g. Chinese names: only the PNG lacks them
         save_plot(path, figure)
         return figure_as_svg(figure, label)
 
 
 def figure_as_svg(figure: "Figure", label: str) -> str:
-    """A figure as an SVG element on transparent ground, in the colours of the page it stands in."""
+    """Converts a figure to an SVG element on transparent ground, in the colours of the page that contains it."""
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids repeat
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text; ids reproducible
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _themed(_bare(buffer.getvalue(), label))
+    return _themed(_strip_metadata(buffer.getvalue(), label))
 
 
 def plain_text(text: str, longest: int = 18) -> str:
-    """A name as a plot may show it: not read as a formula, and cut where it is long."""
+    """Makes a name safe for a plot: it is not read as a formula, and is cut where it is long."""
     cut = text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
     return cut.replace("$", r"\$")
 
 
-def _bare(text: str, label: str) -> str:
-    """Without what matplotlib says for a file of its own: declaration, metadata, global style, ids nobody refers to."""
+def _strip_metadata(text: str, label: str) -> str:
+    """Removes what matplotlib writes for a file of its own: declaration, metadata, global style, unused ids."""
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
@@ -97,7 +97,7 @@ def _themed(text: str) -> str:
 
 
 def class_colour(label: int, num_classes: int) -> Any:
-    """One for each class; beyond ten along a rainbow, whose ends are too dark for one ground or the other."""
+    """Returns one colour per class; beyond ten along a rainbow, without ends too dark for either background."""
     if num_classes <= len(PALETTE):
         return PALETTE[label % len(PALETTE)]
     import matplotlib

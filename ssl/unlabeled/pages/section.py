@@ -1,4 +1,4 @@
-"""A part of the report that shows something besides the table: the same thing for the page and for Markdown."""
+"""A section of the report with a plot or pictures, once as HTML for the page and once as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ THUMBNAIL = 112  # pixels: an image of 224 is then 4 kB of the page
 
 @dataclass(frozen=True)
 class Section:
-    """Title and words are plain text; ``html`` and ``markdown`` show the same."""
+    """A section of the report: title and words are plain text; ``html`` and ``markdown`` show the same content."""
 
     title: str
     words: str
@@ -33,7 +33,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """An image with what stands below it."""
+    """An image with the lines of text below it."""
 
     pixels: Tensor  # float [3, h, w] in [0, 1]
     lines: Sequence[str]
@@ -41,24 +41,24 @@ class Tile:
 
 
 def plot_section(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
-    """A section of one plot, which is also written to ``folder``/``name``.png."""
+    """Makes a section of one plot, which is also written to ``folder``/``name``.png."""
     drawn = save_figure(figure, folder / f"{name}.png", title)
     return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)", wide)
 
 
 def tile_html(shown: Tile) -> str:
-    """Its HTML. Right and wrong are told by a sign, and not by colour alone."""
+    """Returns the tile as HTML. A sign marks right and wrong, not colour alone."""
     kind = {True: " right", False: " wrong", None: ""}[shown.right]
     sign = {True: "✓ ", False: "✗ ", None: ""}[shown.right]
     pixels = thumbnail(shown.pixels, THUMBNAIL)
-    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # a browser smooths what it enlarges
+    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # or a browser would smooth the pixels
     lines = "".join(f"<span>{escape(line)}</span>" for line in [sign + shown.lines[0], *shown.lines[1:]])
     picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_thumbnail(to_uint8(pixels))}">'
     return f'<figure class="tile{kind}">{picture}<figcaption>{lines}</figcaption></figure>'
 
 
 def thumbnail(image: Tensor, longest: int) -> Tensor:
-    """An image float [3, h, w], its longer side at most ``longest`` pixels."""
+    """Shrinks an image float [3, h, w] until its longer side has at most ``longest`` pixels."""
     factor = longest / max(image.shape[1:])
     if factor >= 1:
         return image
@@ -67,12 +67,12 @@ def thumbnail(image: Tensor, longest: int) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Float in [0, 1] → uint8."""
+    """Converts float in [0, 1] to uint8."""
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def save_columns(columns: dict[str, list[Tensor]], path: Path) -> None:
-    """Titled columns of images as one PNG, for Markdown."""
+    """Writes titled columns of images as one PNG, for Markdown."""
     from unlabeled.pages.draw import draw_columns
 
     small_ones = {

@@ -1,8 +1,8 @@
-"""How the page of a report looks: on a screen, on a phone, by day and in the dark."""
+"""CSS of a report's page: for screens and phones, in light and dark mode."""
 
 from unlabeled.pages.plots import PALETTE
 
-# Colours of plots on a dark ground: black would be gone, blue and wine too dark
+# Colours of plots in dark mode: black would be invisible, blue and wine too dark
 DARK_PLOTS = {0: "#4aa8e0", 3: "#f58742", 7: "#e6e8ea", 8: "#9a9a9a", 9: "#d2518a"}
 LIGHT = {
     "ground": "#ffffff",

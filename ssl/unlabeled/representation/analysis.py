@@ -1,4 +1,4 @@
-"""What can be said of a network's features without labels: rank, spread, invariance, layers, attention."""
+"""Analyses a network's features without labels: rank, spread, invariance, layers, attention."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,15 +25,15 @@ from unlabeled.representation.spectrum import eigenspectrum
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
-ATTENTION_IMAGES = 64  # that distances are averaged over
-ROLLOUTS = 6  # pictures
+ATTENTION_IMAGES = 64  # over which distances are averaged
+ROLLOUTS = 6  # number of pictures
 
 Log = Callable[[str], None]
 
 
 @dataclass
 class AnalysisSubject:
-    """A loaded network, and the images that it is looked at with."""
+    """A loaded network, and the images that it is analysed on."""
 
     backbone: Backbone
     projector: nn.Module | None
@@ -45,7 +45,7 @@ class AnalysisSubject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at; see ``conf/representation.yaml``."""
+    """The extent of an analysis; see ``conf/representation.yaml``."""
 
     images: int
     lidar_images: int
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass
 class Analysis:
-    """What was found. ``spaces`` are the backbone's features and, where there is one, the projector's embeddings."""
+    """The results. ``spaces`` are the backbone's features and, if there is one, the projector's embeddings."""
 
     spaces: dict[str, dict[str, Any]]  # by name: plain values, each with its N and D
     spectra: dict[str, Tensor]  # eigenvalues of the covariance, largest first
@@ -67,21 +67,21 @@ class Analysis:
     distances: Tensor | None  # pixels [blocks, heads]
     even_distance: float | None  # pixels
     rollouts: dict[str, Tensor]  # columns of pictures
-    notes: list[str] = field(default_factory=list)  # what to doubt
+    notes: list[str] = field(default_factory=list)  # warnings for the reader
 
 
 def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
-    """Look at a network three times: many images plainly, some in views, some under single augmentations.
+    """Analyses a network in three passes: many images, several views of some, single augmentations of some.
 
-    The network stays as it was: eval mode inside, float32, no gradient.
+    The network is not changed; it runs in eval mode, in float32, without gradients.
 
     Raises:
-        UserError: too few images or views for any of it.
+        UserError: too few images or views for one of the measures.
     """
     check_settings(subject, settings)
     notes: list[str] = []
     with full_float32(subject.device):
-        plain, layers, cka = _plainly(subject, settings, notes)
+        plain, layers, cka = _evaluation_features(subject, settings, notes)
         log(f"{len(plain.x):,} images through the network")
         views = _in_views(subject, settings)
         log(f"{settings.lidar_views} views of each of {len(views):,} images")
@@ -91,7 +91,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
         heads |= {} if subject.projector is None else {"projector": subject.projector}
         spaces, spectra = {}, {}
         for name, head in heads.items():
-            project = partial(_through, head, subject.device)
+            project = partial(_apply_head, head, subject.device)
             features = project(plain.x)
             spaces[name] = measure_space(features, project(views), settings.alpha_window)
             spaces[name]["invariance"] = {key: invariance(project(a), project(b)) for key, (a, b) in pairs.items()}
@@ -104,7 +104,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
 
 
 def check_settings(subject: AnalysisSubject, settings: Settings) -> None:
-    """Raise UserError for what cannot be measured."""
+    """Raises UserError for what cannot be measured."""
     for key, least in (("images", 4), ("lidar_images", 2), ("lidar_views", 2), ("batch_size", 4)):
         if (given := getattr(settings, key)) < least:
             raise UserError(f"{key}={given}: must be at least {least}")
@@ -118,7 +118,7 @@ def check_settings(subject: AnalysisSubject, settings: Settings) -> None:
 
 
 def check_size(backbone: Backbone, views: Views) -> None:
-    """Raise UserError where evaluation makes images of a size that the backbone does not take."""
+    """Raises UserError if evaluation makes images of a size that the backbone does not take."""
     if backbone.image_size not in (None, views.size):
         raise UserError(
             f"views.size={views.size}: this backbone takes images of {backbone.image_size} pixels alone; give views=…"
@@ -126,7 +126,7 @@ def check_size(backbone: Backbone, views: Views) -> None:
 
 
 def choose_images(source: Source, count: int, seed: int) -> Tensor:
-    """Random positions in a split, the same for the same seed; in random order, so that batches are alike."""
+    """Returns random positions in a split, determined by the seed; in random order, so that batches are alike."""
     return torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(seed, 0)))[:count]
 
 
@@ -139,8 +139,10 @@ def _features(subject: AnalysisSubject, batch: Batch, transform: Callable[[Tenso
     return extract(subject.backbone, [batch], transform, subject.device)
 
 
-def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> tuple[Features, list[str], CKA | None]:
-    """Features as evaluation has them, and, where the backbone has layers, how alike these are."""
+def _evaluation_features(
+    subject: AnalysisSubject, settings: Settings, notes: list[str]
+) -> tuple[Features, list[str], CKA | None]:
+    """Returns features as in evaluation and, if the backbone has layers, the CKA between them."""
     try:
         layers = Layers(subject.backbone)
     except UserError as reason:
@@ -160,7 +162,7 @@ def _plainly(subject: AnalysisSubject, settings: Settings, notes: list[str]) -> 
 
 
 def _in_views(subject: AnalysisSubject, settings: Settings) -> Tensor:
-    """Features [n, q, D] of the first of the run's views, drawn q times."""
+    """Returns features [n, q, D] of the run's first view, drawn q times."""
     total, first, rows = min(settings.lidar_images, len(subject.source)), 0, []
     for batch in _batches(subject, settings.lidar_images, settings):
         views = []
@@ -178,21 +180,21 @@ def _first_view(views: Views, ids: Tensor, key: ViewKey, images: Tensor, sizes: 
 
 
 def _under_augmentations(subject: AnalysisSubject, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name of an augmentation, features of images and of the same ones augmented, [n, D] each."""
+    """Returns, by the augmentation's name, the features of images and of the augmented images, [n, D] each."""
     found: dict[str, list[Tensor]] = {}
     plain: list[Tensor] = []
     total = min(settings.lidar_images, len(subject.source))
     for batch in _batches(subject, settings.lidar_images, settings):
         key = ViewKey(settings.seed, 0, sum(map(len, plain)), total)
         images = subject.views.evaluation_view(*batch_to_device(batch, subject.device))
-        plain.append(_features(subject, batch, partial(_made_already, images)).x)
+        plain.append(_features(subject, batch, partial(_precomputed, images)).x)
         for name, changed in augment_each(subject.views, images, key):
-            rows = _features(subject, batch, partial(_made_already, changed)).x
+            rows = _features(subject, batch, partial(_precomputed, changed)).x
             found.setdefault(name, []).append(rows)
     return {name: (torch.cat(plain), torch.cat(rows)) for name, rows in found.items()}
 
 
-def _made_already(made: Tensor, images: Tensor, sizes: Tensor | None) -> Tensor:
+def _precomputed(made: Tensor, images: Tensor, sizes: Tensor | None) -> Tensor:
     return made
 
 
@@ -207,8 +209,8 @@ def _attention(subject: AnalysisSubject, settings: Settings) -> tuple[Tensor | N
     return distances, uniform_attention_distance(transformer, images.shape[2]), pictures
 
 
-def _through(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
-    """Features [..., D] behind a head, on the device: [..., D']."""
+def _apply_head(head: nn.Module, device: torch.device, features: Tensor) -> Tensor:
+    """Passes features [..., D] through a head, on the device: [..., D']."""
     rows = features.flatten(0, -2).to(device)
     labels = torch.zeros(len(rows), dtype=torch.long)
     made = apply_head(head, Features(rows, labels, labels)).x

@@ -1,4 +1,4 @@
-"""Linear CKA between the layers of two networks, over mini-batches, without the bias of few images.
+"""Linear CKA between the layers of two networks, over mini-batches, with the unbiased estimator for few images.
 
 Kornblith et al. 2019, arXiv:1905.00414; unbiased and over mini-batches as in Nguyen et al. 2021, arXiv:2010.15327. The
 usual estimator gives 0.92 for independent Gaussians of 768 dimensions at 64 images and 0.16 at 4,096; this gives 0.
@@ -11,26 +11,26 @@ from torch import Tensor
 
 
 class CKA:
-    """Gathers batches and gives the matrix of all layers of one network against all of another.
+    """Accumulates batches and returns the matrix of all layers of one network against all of another.
 
-    Numerator and both denominators are summed apart and divided at the end. Invariant to rotation and scale of each
-    layer.
+    Numerator and both denominators are summed separately and divided at the end. CKA is invariant to rotation and scale
+    of each layer.
 
     Args:
-        batch_size: of all batches, at least 4; a smaller one, such as the last of an epoch, is left out.
+        batch_size: of all batches, at least 4; a smaller batch, such as the last of an epoch, is ignored.
 
     Attributes:
-        images: how many were counted.
+        images: number of images so far.
     """
 
     def __init__(self, batch_size: int) -> None:
         if batch_size < 4:
-            raise ValueError(f"batch_size={batch_size}: the estimator is of tuples of four images")
+            raise ValueError(f"batch_size={batch_size}: the estimator needs at least four images")
         self.batch_size, self.images = batch_size, 0
         self._sums: list[Tensor] = []
 
     def update(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        """Add one batch: the layers of each network for the same images in the same order.
+        """Adds one batch: the layers of each network for the same images in the same order.
 
         Args:
             first: [n, …] each, flattened beyond the first dimension.
@@ -50,7 +50,7 @@ class CKA:
         self._sums = [total + each for total, each in zip(self._sums, added, strict=True)] if self._sums else added
 
     def matrix(self) -> Tensor:
-        """CKA float64 [layers of first, layers of second] on the CPU: 1 is the same but for rotation and scale.
+        """Returns CKA float64 [layers of first, layers of second] on the CPU; 1: equal up to rotation and scale.
 
         Raises:
             ValueError: no whole batch was given.
@@ -62,16 +62,17 @@ class CKA:
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Unbiased linear CKA of features [N, D] and [N, D'] of the same images, N ≥ 4."""
+    """Returns the unbiased linear CKA of features [N, D] and [N, D'] of the same images, N ≥ 4."""
     whole = CKA(len(x))
     whole.update([x], [y])
     return float(whole.matrix())
 
 
 def _grams(layers: Sequence[Tensor]) -> Tensor:
-    """XXᵀ of each layer with zeros on the diagonal: float64 [layers, n, n].
+    """Returns XXᵀ of each layer with zeros on the diagonal: float64 [layers, n, n].
 
-    A common mean of the rows does not change HSIC₁; it is taken away because its squares would drown what does.
+    A common mean of the rows does not change HSIC₁. It is subtracted, because its squares would hide the rest by
+    rounding.
     """
     rows = (layer.flatten(1).double() for layer in layers)
     centred = (x - x.mean(0) for x in rows)
@@ -79,7 +80,7 @@ def _grams(layers: Sequence[Tensor]) -> Tensor:
 
 
 def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    """HSIC₁ of every pair: [K, n, n], [L, n, n] → [K, L]. Song et al. 2012, JMLR 13, equation 5."""
+    """Returns HSIC₁ of every pair: [K, n, n], [L, n, n] → [K, L]. Song et al. 2012, JMLR 13, equation 5."""
     n = k.shape[1]
     rows_k, rows_l = k.sum(2), l.sum(2)
     traces = k.flatten(1) @ l.flatten(1).T

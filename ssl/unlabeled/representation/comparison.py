@@ -1,4 +1,4 @@
-"""Two networks, layer by layer, on the same images."""
+"""Compares two networks layer by layer, on the same images."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ from unlabeled.weights import Checkpoint
 
 @dataclass(frozen=True)
 class ComparedNetwork:
-    """One network, loaded, with what its images are made like."""
+    """One loaded network, with the preprocessing of its images."""
 
     name: str
     backbone: Backbone
     views: Views
-    checkpoint: Checkpoint | None  # None: at its random start
-    seed: int  # of that
+    checkpoint: Checkpoint | None  # None: randomly initialised
+    seed: int  # of the random initialisation
 
 
 @dataclass(frozen=True)
 class LayerSimilarities:
-    """CKA of the layers of two networks, float64 on the CPU, each with itself as well."""
+    """CKA between the layers of two networks, and within each, float64 on the CPU."""
 
     first: Tensor  # [A, A]
     second: Tensor  # [B, B]
@@ -48,19 +48,19 @@ def compare(
     seed: int,
     device: torch.device,
 ) -> LayerSimilarities:
-    """Each batch of images goes through both networks, so that rows belong together; both are left as they were.
+    """Compares the layers of two networks on the same batches of images; neither network changes.
 
     Args:
         first, second: the networks.
         data: serves ``source``.
         source: the split.
-        images: how many of its images, or all where there are fewer; at least 4.
+        images: how many images of the split to use, at most all; at least 4.
         batch_size: at least 4.
-        seed: of their choice.
-        device: where it is done.
+        seed: of the choice of images.
+        device: for the computation.
 
     Raises:
-        UserError: a backbone without layers, or one that takes images of another size.
+        UserError: a backbone has no layers, or takes images of another size.
     """
     layers = [Layers(side.backbone) for side in (first, second)]
     for side in (first, second):
@@ -82,5 +82,5 @@ def compare(
 
 
 def forward_layers(side: ComparedNetwork, batch: Batch, device: torch.device) -> None:
-    """One forward pass, noticed by whoever listens."""
+    """Runs one forward pass, whose outputs are recorded by hooks."""
     extract(side.backbone, [batch], side.views.evaluation_view, device)

@@ -1,4 +1,4 @@
-"""How far each head of a vision transformer looks."""
+"""Measures the attention distance of each head of a vision transformer."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,17 @@ AT_A_TIME = 16  # images: attention of 197 tokens and 12 heads takes 4 MB of eac
 
 
 def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
-    """Mean distance between a patch and those that it attends to, of each head: receptive fields of a transformer.
+    """Returns the mean distance between a patch and the patches that it attends to, for each head.
 
     Σ_k a_qk · |q − k| over patches, a_qk without prefix tokens and summing to 1 again, mean over queries and images:
     Dosovitskiy et al. 2020, arXiv:2010.11929, figure 11; Raghu et al. 2021, arXiv:2108.08810, section 4.
 
     Args:
-        backbone: in any mode; left as it was found.
+        backbone: in any mode; it is not changed.
         images: [B, 3, h, w], as the network takes them, on its device.
 
     Returns:
-        Pixels, float64 [blocks, heads] on the CPU; None where there is no such attention (see ``rollout``).
+        Pixels, float64 [blocks, heads] on the CPU; None if the backbone has no such attention (see ``rollout``).
     """
     transformer = find_transformer(backbone)
     if transformer is None:
@@ -36,11 +36,11 @@ def attention_distance(backbone: Backbone, images: Tensor) -> Tensor | None:
 
 
 def patch_distances(grid: tuple[int, int], patch: float) -> Tensor:
-    """Between the centres of patches, row by row: pixels, float64 [n, n]."""
+    """Returns the distances between the centres of patches, row by row: pixels, float64 [n, n]."""
     places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)) * patch
     return torch.cdist(places, places)
 
 
 def uniform_attention_distance(transformer: Transformer, size: int) -> float:
-    """What a head has that attends to all patches alike, pixels; ``size`` is that of images."""
+    """Returns the distance in pixels of a head that attends equally to all patches; ``size`` is that of images."""
     return float(patch_distances(transformer.grid, size / transformer.grid[0]).mean())

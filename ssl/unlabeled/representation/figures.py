@@ -1,4 +1,4 @@
-"""Plots of an analysis. Drawn without a display."""
+"""Draws the plots of an analysis, without a display."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_TICKS = 14  # names of layers along a side
-LONGEST = 12  # letters of such a name: its end tells layers apart
-MOST_VALUES = 9  # layers whose numbers are written into the cells
-PANEL = 3.7  # inches: of one matrix of layers
+MOST_TICKS = 14  # names of layers along an axis
+LONGEST = 12  # letters of a layer's name: its end is what differs
+MOST_VALUES = 9  # largest number of layers for which the cells show values
+PANEL = 3.7  # inches, width of one matrix
 
 
 def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Eigenvalues of the covariance over their ranks, each relative to its largest, and the lines of α-ReQ."""
+    """Plots the covariance's eigenvalues over their ranks, relative to the largest, and the fitted lines of α-ReQ."""
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(spectra.items()):
-        values = values[values > 1e-12 * values[0]]  # rounding of what has no spread
+        values = values[values > 1e-12 * values[0]]  # smaller ones are rounding errors
         relative = (values / values[0]).tolist()
         axes.loglog(range(1, len(values) + 1), relative, color=PALETTE[number], label=name)
         if spaces[name]["alpha"] is not None:
@@ -37,7 +37,7 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
 def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any]) -> None:
     first, last = space["alpha_window"]
     log_ranks = torch.arange(first, min(last, len(relative)) + 1, dtype=torch.float64).log()
-    weights = (-log_ranks).softmax(0)  # 1 / rank, as in the fit
+    weights = (-log_ranks).softmax(0)  # weights 1 / rank, as in the fit
     offset = weights @ (
         torch.tensor(relative, dtype=torch.float64)[first - 1 : last].log() + space["alpha"] * log_ranks
     )
@@ -48,7 +48,7 @@ def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any])
 
 
 def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """A bar for each augmentation and space."""
+    """Plots a bar for each augmentation and space."""
     names = list(next(iter(spaces.values()))["invariance"])
     figure = new_figure(0.8 + 0.24 * len(names) * (len(spaces) + 1))
     axes = figure.add_subplot()
@@ -70,7 +70,7 @@ def invariance_plot(spaces: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 
 def distance_plot(distances: Tensor, even: float) -> "Figure":
-    """A dot for each head of each block; [blocks, heads], pixels."""
+    """Plots a dot for each head of each block; [blocks, heads], pixels."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(3.2)
@@ -87,10 +87,10 @@ def distance_plot(distances: Tensor, even: float) -> "Figure":
 
 
 def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str, Sequence[str]]]]) -> "Figure":
-    """CKA of layers, one matrix or several side by side in one scale.
+    """Plots the CKA of layers: one matrix, or several side by side with one scale.
 
     Args:
-        panels: [rows, columns] each, with the title and the layers of its rows, and those of its columns.
+        panels: matrices [rows, columns], each with its title, the layers of its rows and those of its columns.
     """
     figure = new_figure(PANEL + 0.5, max(WIDTH, PANEL * len(panels) + 1.2))
     every = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.06})[0]
@@ -108,7 +108,7 @@ def matrices(panels: Sequence[tuple[Tensor, tuple[str, Sequence[str]], tuple[str
 
 
 def _write_values(axes: "Axes", matrix: Tensor) -> None:
-    """In the cells, where there is room."""
+    """Writes the values into the cells, if there is room."""
     if max(matrix.shape) > MOST_VALUES:
         return
     for row, values in enumerate(matrix.tolist()):

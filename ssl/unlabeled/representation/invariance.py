@@ -1,4 +1,4 @@
-"""How little features change under one augmentation, beside how much images differ."""
+"""Measures how little features change under one augmentation, compared with the difference between images."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ STRENGTHS = {
 
 
 def augmentations(size: int) -> dict[str, Operation]:
-    """The single augmentations at the strengths above, for images of ``size`` pixels."""
+    """Returns the single augmentations at the strengths above, for images of ``size`` pixels."""
     crop = RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), "bicubic", flip=0.0)
     flip = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), "bicubic", flip=1.0)
     made: list[Operation] = [
@@ -38,17 +38,17 @@ def augmentations(size: int) -> dict[str, Operation]:
 
 
 def invariance(features: Tensor, augmented: Tensor) -> float:
-    """Cosine similarity of image and augmented image, relative to that of different images.
+    """Returns the cosine similarity of image and augmented image, relative to that of different images.
 
-    (s − d) / (1 − d), with s the mean over images and d the mean over pairs of an image and another one augmented: 1 is
-    invariant, 0 as different as two images; below 0 is possible.
+    (s − d) / (1 − d), with s the mean over images and d the mean over pairs of an image and another augmented image. 1:
+    invariant; 0: as different as two images; values below 0 are possible.
 
     Args:
         features: [N, D] of images.
-        augmented: [N, D] of the same ones, augmented.
+        augmented: [N, D] of the same images, augmented.
 
     Returns:
-        NaN where all images have the same direction, but for rounding.
+        NaN if all images have the same direction, up to rounding.
 
     Raises:
         ValueError: fewer than two images.
@@ -64,15 +64,15 @@ def invariance(features: Tensor, augmented: Tensor) -> float:
 
 
 def augment_each(views: Views, images: Tensor, key: ViewKey) -> Iterator[tuple[str, Tensor]]:
-    """Each augmentation alone, on images as evaluation sees them.
+    """Yields images under each single augmentation, starting from the images that evaluation uses.
 
     Args:
-        views: what made ``images``.
+        views: the pipeline that made ``images``.
         images: [B, 3, h, w], on any device; they stay as they are.
-        key: names the draws, made for all its images; these are ``key.first`` and those after it.
+        key: of the draws, made for all its images; ``images`` are those from ``key.first`` on.
 
     Yields:
-        Names, and images [B, C, h, w]; augmentations of colours only where there are some.
+        Names, and images [B, C, h, w]; colour augmentations only if images have colours.
     """
     pixels, mine = views.to_pixels(images), slice(key.first, key.first + len(images))
     for number, (name, operation) in enumerate(augmentations(pixels.shape[-1]).items()):

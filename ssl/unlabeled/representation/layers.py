@@ -1,4 +1,4 @@
-"""What the blocks of any backbone give, one vector for each image: its layers, for CKA."""
+"""Records the outputs of the blocks of any backbone, one vector for each image, for CKA."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class Layers:
-    """The blocks of a backbone, from input to output, and what they gave in the last forward pass.
+    """The blocks of a backbone from input to output, with their outputs in the last forward pass.
 
     Attributes:
-        names: of the blocks, as ``named_modules`` has them.
+        names: of the blocks, as in ``named_modules``.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -32,7 +32,7 @@ class Layers:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, each forward pass is noticed; afterwards the backbone has its hooks as before."""
+        """Records each forward pass inside the block; removes its hooks afterwards."""
 
         def notice(number: int) -> Any:
             return lambda module, inputs, output: self._seen.update({number: pool_positions(output, self._prefix)})
@@ -45,40 +45,40 @@ class Layers:
                 hook.remove()
 
     def taken(self) -> list[Tensor]:
-        """Outputs [B, D] of the last forward pass, block by block; then they are forgotten."""
+        """Returns the outputs [B, D] of the last forward pass, block by block, and forgets them."""
         taken = [self._seen[number] for number in range(len(self.names))]
         self._seen.clear()
         return taken
 
 
 def backbone_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks of a backbone: what it says itself, or what stands in a row in it.
+    """Returns the blocks of a backbone: those that it names itself, or else a sequence found inside of it.
 
-    These are the members of its outermost lists, and those of its own parts whose kind comes again.
+    A sequence is the members of its outermost lists, and its own parts whose type occurs more than once.
 
     Raises:
-        UserError: it has no two of them.
+        UserError: fewer than two blocks are found.
     """
     kinds = Counter(type(module) for module in backbone.modules())
-    blocks = backbone.shards() or list(_in_a_row(getattr(backbone, "model", backbone), kinds, True))
+    blocks = backbone.shards() or list(_repeated_modules(getattr(backbone, "model", backbone), kinds, True))
     if len(blocks) < 2:
         raise UserError(f"backbone: {type(backbone).__name__} has no blocks that could be compared as its layers")
     return blocks
 
 
-def _in_a_row(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
+def _repeated_modules(module: nn.Module, kinds: "Counter[type[nn.Module]]", whole: bool) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, NORMS):  # timm's hold their activation
+        if isinstance(child, NORMS):  # timm's norms contain their activation
             continue
         member = type(module) in LISTS or (whole and kinds[type(child)] > 1)
         if member and type(child) not in LISTS and any(child.children()):
             yield child
         else:
-            yield from _in_a_row(child, kinds, False)
+            yield from _repeated_modules(child, kinds, False)
 
 
 def pool_positions(output: Tensor, prefix: int) -> Tensor:
-    """Mean over positions, [B, C], of maps [B, C, h, w] or square [B, h, w, C], or of tokens [B, prefix + n, C]."""
+    """Returns the mean over positions, [B, C], of maps [B, C, h, w] or [B, h, w, C], or tokens [B, prefix + n, C]."""
     if output.ndim == 3:
         return output[:, prefix:].mean(1)
     if output.ndim != 4:
@@ -88,7 +88,7 @@ def pool_positions(output: Tensor, prefix: int) -> Tensor:
 
 
 def _prefix(backbone: Backbone) -> int:
-    """Tokens before the patches: class token, registers."""
+    """Returns the number of tokens before the patches: class token, registers."""
     if isinstance(backbone, ViT):
         return 1
     model = getattr(backbone, "model", None)

@@ -1,4 +1,4 @@
-"""All numbers of one space of features, and what is to be doubted of them."""
+"""Computes all measures of one feature space, and warnings about them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from unlabeled.representation.lidar import lidar
 from unlabeled.representation.similarity import alignment, uniformity
 from unlabeled.representation.spectrum import alpha_req, normalised_std, ranks
 
-PER_DIMENSION = 4  # images: with fewer, ranks are too low by more than a few per cent
-UNIFORMITY_IMAGES = 4096  # its pairs grow with the square
-SHORTEST_WINDOW = 10  # eigenvalues that a line is fitted to
+PER_DIMENSION = 4  # images per feature: with fewer, ranks are too low by more than a few per cent
+UNIFORMITY_IMAGES = 4096  # images: the number of pairs grows with the square
+SHORTEST_WINDOW = 10  # eigenvalues needed to fit a line
 
 
 def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dict[str, Any]:
-    """All numbers of one space.
+    """Returns all measures of one feature space.
 
     Args:
         features: [N, D].
         views: [n, q, D].
-        window: of α-ReQ; its end moves where there are fewer eigenvalues, and there is no α where too few are left.
+        window: of α-ReQ; it ends earlier if there are fewer eigenvalues, and α is left out if too few remain.
     """
     (n, dim), (lidar_n, q, _) = features.shape, views.shape
     rank = ranks(features)
@@ -48,7 +48,7 @@ def measure_space(features: Tensor, views: Tensor, window: Sequence[int]) -> dic
 
 
 def measure_warnings(name: str, space: dict[str, Any], window: Sequence[int]) -> list[str]:
-    """What a reader of these numbers should know."""
+    """Returns warnings that a reader of these numbers should know."""
     n, dim, found = space["images"], space["dimensions"], []
     if n < PER_DIMENSION * dim:
         found.append(

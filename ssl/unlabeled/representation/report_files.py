@@ -1,4 +1,4 @@
-"""An analysis as files: representation.json for programs, representation.md with its pictures for people."""
+"""Writes an analysis to files: representation.json for programs, representation.md with pictures for people."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ NAME = "representation"
 
 
 def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]) -> None:
-    """Write all files into ``folder``, which is made where it is missing.
+    """Writes all files into ``folder``, which is made if it is missing.
 
-    In the json numbers are not rounded, and one that is not finite is null.
+    In the JSON, numbers are not rounded, and a number that is not finite is null.
     """
     pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in _plots(analysis)}
     for name, (figure, _) in pictures.items():
@@ -42,7 +42,7 @@ def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]
 
 
 def analysis_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What representation.json holds."""
+    """Returns the content of representation.json."""
     values: dict[str, Any] = {"spaces": analysis.spaces, "notes": analysis.notes, "protocol": protocol}
     values["augmentations"] = STRENGTHS
     values["spectra"] = {name: spectrum.tolist() for name, spectrum in analysis.spectra.items()}
@@ -55,7 +55,7 @@ def analysis_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str
 
 
 def measures_table(analysis: Analysis) -> str:
-    """The numbers as Markdown: a line each, a column for each space."""
+    """Returns the measures as a Markdown table: a line for each measure, a column for each space."""
     lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)]]
     lines += [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
     for name in next(iter(analysis.spaces.values()))["invariance"]:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PAIRS = 2**22  # at a time: 32 MiB of float64
+PAIRS = 2**22  # computed at a time: 32 MiB of float64
 
 
 def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
-    """Mean distance between the two embeddings of each image, to the given power: 0 where they are equal, at most 4.
+    """Returns the mean distance of the two embeddings of each image, to a power: 0 if they are equal, at most 4.
 
     Args:
         x: [N, D], L2-normalised here.
@@ -20,10 +20,10 @@ def alignment(x: Tensor, y: Tensor, power: float = 2) -> float:
 
 
 def uniformity(x: Tensor, t: float = 2) -> float:
-    """log of the mean over pairs i < j of exp(−t·|x_i − x_j|²): 0 where all are equal, −4 + 8 / D where isotropic.
+    """Returns log of the mean over pairs i < j of exp(−t·|x_i − x_j|²): 0 if all are equal, −4 + 8 / D if isotropic.
 
-    The log of the mean, not the mean of logs over batches, so that values of different N compare. In memory are some
-    millions of pairs at a time, whatever N.
+    It is the log of the mean, not the mean of logs over batches, so that values of different N can be compared. Some
+    millions of pairs are in memory at a time, for any N.
 
     Args:
         x: [N, D], L2-normalised here; N²/2 distances are computed.
@@ -33,7 +33,7 @@ def uniformity(x: Tensor, t: float = 2) -> float:
         ValueError: fewer than two rows.
     """
     if len(x) < 2:
-        raise ValueError("uniformity is of pairs: give at least two rows")
+        raise ValueError("uniformity needs pairs: give at least two rows")
     x = F.normalize(x.double(), dim=1)
     height = max(1, PAIRS // len(x))
     sums = [_log_sum(x[first : first + height], x[first:], t) for first in range(0, len(x), height)]
@@ -42,7 +42,7 @@ def uniformity(x: Tensor, t: float = 2) -> float:
 
 
 def _log_sum(rows: Tensor, columns: Tensor, t: float) -> Tensor:
-    """log Σ exp(−t·d²) of the pairs right of the diagonal; ``columns`` begins with the rows themselves."""
+    """Returns log Σ exp(−t·d²) of the pairs above the diagonal; ``columns`` begins with the rows themselves."""
     exponents = -t * (2 - 2 * rows @ columns.T).clamp_(min=0)
     earlier = torch.ones_like(exponents, dtype=torch.bool).tril_()
     return exponents.masked_fill_(earlier, -torch.inf).flatten().logsumexp(0)

@@ -1,8 +1,8 @@
-"""How many dimensions features use, from their singular values. All of it in float64, on the features' device.
+"""Measures how many dimensions features use, from their singular values, in float64 on the features' device.
 
-Every number depends on N and on D, and says nothing about how well classes part: values compare between features of
-equally many images under the same transform, with equally many dimensions. N ≥ 4·D, better 10·D: fewer images give
-lower ranks (an isotropic cloud of 768 dimensions has a RankMe of 244 at N = 256, of 749 at N = 4,096).
+Every number depends on N and on D, and says nothing about how well classes separate. Compare only features of equally
+many images under the same transform, with equally many dimensions. Use N ≥ 4·D, better 10·D: fewer images give lower
+ranks (an isotropic cloud of 768 dimensions has a RankMe of 244 at N = 256, of 749 at N = 4,096).
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class Ranks(NamedTuple):
-    """What :func:`ranks` measures at once."""
+    """The result of :func:`ranks`."""
 
     rankme: float
     rankme_centred: float
@@ -21,35 +21,37 @@ class Ranks(NamedTuple):
 
 
 def rankme(features: Tensor, centred: bool = False, epsilon: float = 1e-7) -> float:
-    """RankMe, between 1 and about min(N, D): the entropy of the singular values, exponentiated.
+    """Returns RankMe, between 1 and about min(N, D): the exponential of the singular values' entropy.
 
-    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885. It is of
-    singular values, not of their squares, and of features as they are: a mean far from zero is one large singular
-    value, and lowers it (261.6 where 508.0 is centred).
+    exp(−Σ p log p) with p = σ / Σσ + ε, which is not normalised again: Garrido et al. 2023, arXiv:2210.02885. It uses
+    singular values, not their squares, and uncentred features: a mean far from zero is one large singular value, and
+    lowers RankMe (261.6 instead of 508.0 when centred).
 
     Args:
         features: [N, D], of any floating-point dtype.
-        centred: take the mean of each dimension away first.
+        centred: subtract the mean of each dimension first.
         epsilon: the paper's, for float32.
 
     Returns:
-        0 where there is nothing but zeros, or, centred, nothing but the same row.
+        0 if all features are zero or, centred, if all rows are equal.
     """
     return _rankme(_singular_values(_grams(features)[1 if centred else 0]), epsilon)
 
 
 def effective_rank(features: Tensor, centred: bool = True) -> float:
-    """The same without ε: Roy and Vetterli 2007, "The effective rank". Between 1 and min(N, D), 0 as in :func:`rankme`.
+    """Returns the effective rank (Roy and Vetterli 2007): RankMe without ε.
+
+    Between 1 and min(N, D), 0 as in :func:`rankme`.
 
     Args:
         features: [N, D].
-        centred: take the mean of each dimension away first.
+        centred: subtract the mean of each dimension first.
     """
     return _rankme(_singular_values(_grams(features)[1 if centred else 0]), 0.0)
 
 
 def ranks(features: Tensor, epsilon: float = 1e-7) -> Ranks:
-    """RankMe as it is and centred, and the effective rank, from one product of matrices.
+    """Returns RankMe with and without centring, and the effective rank, from one matrix product.
 
     Args:
         features: [N, D]; costs min(N, D)·N·D multiplications and two eigendecompositions of min(N, D).
@@ -60,16 +62,16 @@ def ranks(features: Tensor, epsilon: float = 1e-7) -> Ranks:
 
 
 def eigenspectrum(features: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of [N, D], largest first: float64 [min(N, D)], divided by N − 1."""
+    """Returns the eigenvalues of the covariance of [N, D], largest first: float64 [min(N, D)], divided by N − 1."""
     values: Tensor = torch.linalg.eigvalsh(_grams(features)[1])
     return values.flip(0).clamp(min=0) / max(len(features) - 1, 1)
 
 
 def alpha_req(features: Tensor, window: tuple[int, int] = (11, 100)) -> tuple[float, float]:
-    """α-ReQ: the decay of the covariance's eigenvalues, λ_i ∝ i^−α. Near 1 is healthy, far above is collapsed.
+    """Returns α-ReQ, the decay λ_i ∝ i^−α of the covariance's eigenvalues; near 1: healthy, far above: collapsed.
 
-    A line through log λ_i over log i, each rank with weight 1 / i: Agrawal et al. 2022, arXiv:2202.05808, with the code
-    of Stringer et al. 2019 that it uses. The window belongs to the number.
+    α is the slope of a line through log λ_i over log i, each rank with weight 1 / i: Agrawal et al. 2022,
+    arXiv:2202.05808, with the code of Stringer et al. 2019 that it uses. Report the window with the number.
 
     Args:
         features: [N, D].
@@ -77,7 +79,7 @@ def alpha_req(features: Tensor, window: tuple[int, int] = (11, 100)) -> tuple[fl
             ``arange(10, 100)``; the paper's training script has ``arange(3, 100)``, which is (4, 100).
 
     Returns:
-        α, and R² of the fit under the same weights; both NaN where all rows are equal.
+        α, and R² of the fit under the same weights; both NaN if all rows are equal.
 
     Raises:
         ValueError: there are fewer eigenvalues than the window asks for.
@@ -98,7 +100,7 @@ def alpha_req(features: Tensor, window: tuple[int, int] = (11, 100)) -> tuple[fl
 
 
 def normalised_std(features: Tensor) -> float:
-    """Standard deviation of L2-normalised rows [N, D], mean over dimensions: about 1 / √D, and 0 where all are equal.
+    """Returns the std of L2-normalised rows [N, D], mean over dimensions: about 1 / √D; 0 if all are equal.
 
     The alarm of Chen and He 2021, arXiv:2011.10566, section 4.1.
     """
@@ -106,12 +108,12 @@ def normalised_std(features: Tensor) -> float:
 
 
 def _grams(features: Tensor) -> tuple[Tensor, Tensor]:
-    """XᵀX or XXᵀ, whichever is smaller, of the features as they are and centred; one product serves both."""
+    """Returns XᵀX or XXᵀ, whichever is smaller, of the features and of the centred features, from one product."""
     rows = features.double()
     mean = rows.mean(0)
     rows = rows - mean
     if float(rows.norm()) <= torch.finfo(features.dtype).eps * float(features.double().norm()):
-        rows = torch.zeros_like(rows)  # what is left is rounding
+        rows = torch.zeros_like(rows)  # the rest is rounding errors
     if len(rows) >= rows.shape[1]:
         centred = rows.T @ rows
         return centred + len(rows) * torch.outer(mean, mean), centred

@@ -1,1 +1,1 @@
-"""The one LightningModule, the run, its checkpoints, precision, compilation, loggers and pictures."""
+"""Trains: the LightningModule, the run, checkpoints, precision, compilation, loggers and pictures."""

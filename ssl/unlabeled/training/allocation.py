@@ -1,4 +1,4 @@
-"""Memory on a CPU: what one step frees stays with the process, for the next one."""
+"""Keeps freed CPU memory in the process, so that the next step need not request it from the kernel."""
 
 import ctypes
 
@@ -6,16 +6,16 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc give large tensors memory that was freed before, from now on and in the whole process.
+    """Lets glibc reuse freed memory for large tensors, from now on and in the whole process.
 
-    By itself it asks the kernel for those above 32 MiB (mallopt(3), M_MMAP_THRESHOLD) and hands them back when they are
-    freed, and trims its heap, so that each step gets its pages anew, zeroed one by one. Measured on two cores, SimCLR's
-    step with 256 images of 32 pixels: thin ResNet 196 → 147 ms in bf16 and 352 → 206 ms in float32, ResNet-18 2.94 →
-    2.37 s in bf16; with 2,048 images twice as many a second. The peak of a process rises by fragments: little at 256,
-    from 2.7 to 4.2 GiB at 2,048. No number depends on it.
+    By default glibc requests tensors above 32 MiB from the kernel (mallopt(3), M_MMAP_THRESHOLD), returns them when
+    they are freed, and trims its heap; so each step gets new pages, which the kernel zeroes one by one. Measured on two
+    cores, SimCLR's step with 256 images of 32 pixels: thin ResNet 196 → 147 ms in bf16 and 352 → 206 ms in float32,
+    ResNet-18 2.94 → 2.37 s in bf16; with 2,048 images twice as many a second. Fragmentation raises the peak memory:
+    little at 256, from 2.7 to 4.2 GiB at 2,048. The results of training do not change.
 
     Returns:
-        Whether malloc is glibc's; with another one nothing is changed.
+        Whether malloc is glibc's; for any other nothing is changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""When a run's state is written: every so often, at its end, and when somebody or the cluster wants it to stop."""
+"""Decides when a run's state is written: at intervals, at the end, and when a user or the cluster stops the run."""
 
 import os
 import signal
@@ -16,15 +16,15 @@ from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.loggers import JsonLines, TensorBoard, WeightsAndBiases
 from unlabeled.training.pretraining import Pretraining
 
-# Ctrl-C; the end of a job's time or its pre-emption; what Slurm's --signal=USR1@120 sends before that
+# Ctrl-C; end of a job's time or pre-emption; Slurm's --signal=USR1@120, which comes before
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
-    """Training was stopped from outside, after its state was written; not an error.
+    """Raised when training was stopped from outside, after its state was written; not an error.
 
     Args:
-        number: of the signal, 0 where another process got it.
+        number: of the signal; 0 if another process received it.
     """
 
     def __init__(self, number: int) -> None:
@@ -34,15 +34,15 @@ class Interrupted(BaseException):
 class Checkpointing(pl.Callback):
     """Writes the state of a run.
 
-    A signal lets the step finish, so that weights, optimizer and counters belong to one step; then the state is
+    After a signal the step is finished, so that weights, optimizer and counters belong to one step; then the state is
     written and :class:`Interrupted` raised. A second Ctrl-C stops at once.
 
     Args:
-        folder: where.
-        metrics: whose length goes into each state, so that a run that goes on repeats no line and misses none.
-        every_n_epochs: how often, besides the end of the run.
-        every_n_steps: as well; None: not by steps.
-        every_n_minutes: as well, at the end of the step that is going on then; None: not by the clock.
+        folder: for the states.
+        metrics: the length of this file is saved in each state, so that a resumed run repeats and misses no line.
+        every_n_epochs: how often; also at the end of the run.
+        every_n_steps: additionally by steps; None: not by steps.
+        every_n_minutes: additionally by time, at the end of the current step; None: not by time.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Checkpointing(pl.Callback):
             if isinstance(logger, TensorBoard | WeightsAndBiases):
                 logger.begin(trainer.global_step)
         self._since = time.monotonic()
-        if threading.current_thread() is threading.main_thread():  # Python takes them nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -86,10 +86,10 @@ class Checkpointing(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if pl_module.part:  # gradients are being accumulated
             return
-        stop = _anywhere(trainer, self._signal != 0)
-        if stop or self._due(pl_module) or self._late(trainer):
+        stop = _on_any_process(trainer, self._signal != 0)
+        if stop or self._due(pl_module) or self._time_is_up(trainer):
             self._save(trainer)
-            stop = _anywhere(trainer, self._signal != 0)  # it may have come while the state was written
+            stop = _on_any_process(trainer, self._signal != 0)  # a signal may have come while the state was written
         if stop:
             raise Interrupted(self._signal)
 
@@ -97,10 +97,10 @@ class Checkpointing(pl.Callback):
         by_steps = self.every_n_steps is not None and module.global_step % self.every_n_steps == 0
         return by_steps or module.is_due(self.every_n_epochs)
 
-    def _late(self, trainer: pl.Trainer) -> bool:
+    def _time_is_up(self, trainer: pl.Trainer) -> bool:
         if self.every_n_minutes is None:
             return False
-        return _anywhere(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
+        return _on_any_process(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
 
     def _save(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
@@ -124,13 +124,13 @@ class Checkpointing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in trainer.loggers:
-            logger.save()  # what a kill would take from TensorBoard's queue, no later session writes again
+            logger.save()  # a kill would lose TensorBoard's queue, and no later session writes it again
         checkpoint["metrics_bytes"] = self.metrics.sync() if trainer.is_global_zero else 0
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Drop the lines of steps that are taken again; open a run that had ended and has been made longer."""
+        """Drops the metrics of steps that are taken again; reopens a finished run that was made longer."""
         assert isinstance(pl_module, Pretraining)
         self._written = checkpoint["global_step"]
         if self._written < pl_module.total_steps:
@@ -139,15 +139,15 @@ class Checkpointing(pl.Callback):
             self.metrics.truncate(checkpoint["metrics_bytes"])
 
 
-def _anywhere(trainer: pl.Trainer, here: bool) -> bool:
-    """Whether it is so on any process: all must write a state, or stop, after the same step."""
+def _on_any_process(trainer: pl.Trainer, here: bool) -> bool:
+    """Returns whether it holds on any process: all must write a state, or stop, after the same step."""
     if trainer.world_size == 1:
         return here
     return trainer.strategy.reduce_boolean_decision(here, all=False)
 
 
 def requeue(number: int) -> str | None:
-    """Ask Slurm to start this job again if the signal was SIGUSR1, and say what came of it; None outside of Slurm."""
+    """Asks Slurm to start this job again after SIGUSR1; returns a sentence on the outcome, None outside of Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or number != signal.SIGUSR1:
         return None

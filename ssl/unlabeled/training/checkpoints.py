@@ -1,4 +1,4 @@
-"""The files that hold a run's state: written whole or not at all, checked when read, the older ones in reserve."""
+"""Manages the files with a run's state: written atomically, checked when read, older ones kept in reserve."""
 
 import os
 import shutil
@@ -11,43 +11,43 @@ import torch
 from unlabeled.core.archive import damage_of
 from unlabeled.errors import UserError
 
-STATE = ("state_dict", "optimizer_states", "loops", "global_step")  # what Lightning goes on from
+STATE = ("state_dict", "optimizer_states", "loops", "global_step")  # the keys that Lightning needs to resume
 NEWEST, PARTIAL = "last.ckpt", "last.partial"
 
 
 class CheckpointFolder:
-    """``last.ckpt`` is the newest state; the ones before it are called after their step.
+    """A folder of states: ``last.ckpt`` is the newest, older ones are named by their step.
 
     Args:
-        folder: where they are; made when the first is written.
-        keep: how many states stay, the newest among them.
+        folder: where the states are; made when the first is written.
+        keep: how many states are kept, the newest included.
 
     Raises:
-        UserError: none would stay.
+        UserError: ``keep`` is less than 1.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 1:
-            raise UserError(f"checkpoints_kept={keep}: one at least must stay, or nothing could go on")
+            raise UserError(f"checkpoints_kept={keep}: must be at least 1, or no run could be resumed")
         self.folder, self.keep = folder, keep
 
     @property
     def newest(self) -> Path:
-        """Where the newest state lies, if there is any."""
+        """Returns the path of the newest state, which may not exist."""
         return self.folder / NEWEST
 
     def find(self) -> Path | None:
-        """The newest file that is whole, or None where there is none at all.
+        """Returns the newest undamaged file, or None if there is no file at all.
 
-        A damaged one is renamed, so that nothing takes it for a state, and said on standard output. Every process of a
-        run comes to the same answer.
+        A damaged file is renamed, so that it is not used as a state, and a warning is printed. Every process of a run
+        gets the same result.
 
         Raises:
             UserError: there are files, and all are damaged.
         """
         found = [path for path in [self.newest, *self._older()] if path.exists()]
         for path in found:
-            damage = damage_of(path) or _foreign(path)
+            damage = damage_of(path) or _why_no_state(path)
             if damage is None:
                 return path
             _rename_if_there(path, path.with_name(path.name + ".damaged"))
@@ -62,15 +62,15 @@ class CheckpointFolder:
         return None
 
     def write(self, save: Callable[[Path], None], step_before: int | None, first: bool) -> None:
-        """Write the newest state; the one there is keeps the name of its step.
+        """Writes the newest state; the previous one is kept under the name of its step.
 
         Args:
             save: writes the state to the path that it is given; called on every process.
-            step_before: of the state that ``last.ckpt`` holds, where it holds one.
+            step_before: step of the state in ``last.ckpt``, if there is one.
             first: whether this process is the one that renames files.
 
         Raises:
-            OSError: it cannot be written; what was there stays as it was.
+            OSError: the state cannot be written; the earlier files stay as they were.
         """
         partial = self.folder / PARTIAL
         try:
@@ -83,10 +83,10 @@ class CheckpointFolder:
                 partial.unlink(missing_ok=True)
             raise
         if first:
-            self._turn(partial, step_before)
+            self._replace_newest(partial, step_before)
 
-    def _turn(self, partial: Path, step_before: int | None) -> None:
-        """At every moment there is a whole state under a name that :meth:`find` looks for."""
+    def _replace_newest(self, partial: Path, step_before: int | None) -> None:
+        """Puts the new state in place. At every moment a whole state has a name that :meth:`find` looks for."""
         if step_before is not None and self.keep > 1 and self.newest.exists():
             _link(self.newest, self.folder / f"step_{step_before:09d}.ckpt")
         os.replace(partial, self.newest)
@@ -95,22 +95,22 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
     def _older(self) -> list[Path]:
-        """The newest first."""
+        """Returns the older states, the newest first."""
         return sorted(self.folder.glob("step_*.ckpt"), reverse=True)
 
 
-def _foreign(path: Path) -> str | None:
-    """Why a whole file of tensors is no state of a run, or None; reads no tensor."""
+def _why_no_state(path: Path) -> str | None:
+    """Returns why an undamaged file is not the state of a run, or None; reads no tensor."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         return f"it cannot be read as tensors and plain values: {type(error).__name__}"
     missing = [key for key in STATE if not isinstance(content, dict) or key not in content]
     return f"no state of a run: it has no {missing[0]}" if missing else None
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +119,7 @@ def _sync(path: Path) -> None:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Give a file a second name; copy it where the file system knows no such thing."""
+    """Gives a file a second name; copies it if the file system has no hard links."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
@@ -128,6 +128,6 @@ def _link(path: Path, name: Path) -> None:
 
 
 def _rename_if_there(path: Path, name: Path) -> None:
-    """Another process of the run may have done so."""
+    """Renames a file, unless another process of the run has done so already."""
     with suppress(FileNotFoundError):
         os.replace(path, name)

@@ -1,4 +1,4 @@
-"""The network by ``torch.compile``, part by part and in place. Losses, which gather and draw, stay as they are."""
+"""Compiles the networks with ``torch.compile``, in place. Losses gather and draw, so they are not compiled."""
 
 from typing import Any, Literal
 
@@ -10,25 +10,25 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective, Progress
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
-GRAPHS = 64  # of one part of the network; beyond it torch goes on uncompiled, and 8, its default, are few for crops
+GRAPHS = 64  # per module; above it torch runs uncompiled, and its default of 8 is too low for many crops
 
 
 def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
-    """Compile backbone, heads and teachers of ``objective`` at their first call, a graph for each shape they then see.
+    """Marks backbone, heads and teachers for compilation at their first call, with one graph for each input shape.
 
-    ``nn.Module.compile`` leaves modules what they were: names in the state dict, copies and hooks around a part.
-    Random draws of dropout and stochastic depth are those without compiling. torch's SyncBatchNorm, of several GPUs,
-    parts a graph in two (pytorch/pytorch, issue 161302); ours, of CPUs, does not. Nothing is measured on a GPU yet.
+    ``nn.Module.compile`` keeps the modules themselves: names in the state dict, copies and hooks stay valid. Dropout
+    and stochastic depth draw the same numbers as without compiling. torch's SyncBatchNorm (several GPUs) splits a graph
+    in two (pytorch/pytorch, issue 161302); ours, for CPUs, does not. Nothing is measured on a GPU yet.
 
     Args:
         objective: its children that have parameters are compiled.
         mode: of ``torch.compile``.
         device: where it will compute.
         processes: of the run.
-        sharded: whether weights will be cut over them.
+        sharded: whether weights will be sharded over them.
 
     Raises:
-        UserError: what cannot be compiled, or not this way.
+        UserError: the objective cannot be compiled, or not with these settings.
     """
     _check(objective, mode, device, processes, sharded)
     import torch._dynamo.config
@@ -43,7 +43,7 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
 
 
 def _parts(objective: Objective) -> list[nn.Module]:
-    """What is called as a module. A ViT is not, where patches are masked (``tokens``), its own parts are."""
+    """Returns the modules to compile. A ViT that masks patches is called by ``tokens``, so its parts are compiled."""
     parts: list[nn.Module] = []
     for child in objective.children():
         parts += child.children() if isinstance(child, Backbone) and hasattr(child, "tokens") else [child]
@@ -51,7 +51,7 @@ def _parts(objective: Objective) -> list[nn.Module]:
 
 
 def _begin_step(objective: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """CUDA graphs may now write over what they gave out in the last step; not over gradients that are accumulated."""
+    """Lets CUDA graphs reuse the memory of the last step's outputs, except for gradients that are accumulated."""
     progress: Progress = inputs[1]
     if progress.part == 0:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -66,5 +66,6 @@ def _check(objective: Objective, mode: Mode, device: torch.device, processes: in
         raise UserError(f"compile={mode}: torch makes no CUDA graphs of BatchNorm under ddp, give compile=default")
     if any(is_recomputed(module) and any(True for _ in module.buffers()) for module in objective.modules()):
         raise UserError(
-            f"compile={mode}: BatchNorm cannot be recomputed in it, give backbone.gradient_checkpointing=false"
+            f"compile={mode}: does not go with gradient checkpointing of BatchNorm, "
+            "give backbone.gradient_checkpointing=false"
         )

@@ -1,8 +1,9 @@
-"""``metrics.jsonl``: one object a line. The other loggers mirror it: a table, TensorBoard, Weights & Biases.
+"""Writes metrics to ``metrics.jsonl``, one object a line, and mirrors them to CSV, TensorBoard, Weights & Biases.
 
-A run that goes on from a checkpoint takes steps again that a killed session had written. ``metrics.jsonl`` is cut back
-to the checkpoint, the table is written again from it, TensorBoard is told to forget, and Weights & Biases, which can
-take nothing back and loses what it had not yet written, keeps both and is told the last part again.
+A resumed run repeats the steps that a killed session had logged after its last checkpoint. ``metrics.jsonl`` is
+truncated to the checkpoint, the CSV table is written again from it, and TensorBoard is told to ignore later values.
+Weights & Biases cannot delete values and loses those not yet written: it keeps both sessions' values and gets the last
+part again.
 """
 
 import csv
@@ -27,11 +28,11 @@ from unlabeled.core.writing import Unwritable, append_line, one_line, write_atom
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
 
-UNWRITTEN = 65536  # bytes of lines that wandb may have lost when it was killed: it writes its file in blocks of 32 KiB
+UNWRITTEN = 65536  # bytes of lines that a killed wandb may have lost: it writes its file in blocks of 32 KiB
 
 
 def load_or_create_id(path: Path) -> str:
-    """A random name that is the same whenever the run is started: drawn by its first process, and kept in a file."""
+    """Returns a random name that stays the same when the run is started again: the first process keeps it in a file."""
     if not path.exists():
         _draw_id(path)
     if not path.exists():
@@ -77,7 +78,7 @@ class JsonLines(Logger):
             raise Unwritable(f"{error}; make room and give the same command again") from error
 
     def sync(self) -> int:
-        """Wait until all lines are on the disk, and return how many bytes they are."""
+        """Waits until all lines are on the disk and returns the size of the file in bytes."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
@@ -85,7 +86,7 @@ class JsonLines(Logger):
             return os.fstat(file.fileno()).st_size
 
     def truncate(self, size: int) -> None:
-        """Keep the first ``size`` bytes: what was written when a state was, and not what came after it."""
+        """Keeps the first ``size`` bytes: the lines up to a saved state, without those of later steps."""
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < size:
             print(f"warning: {self.path} has {there:,} bytes and had {size:,} at the checkpoint: lines are lost")
@@ -94,16 +95,16 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration is in ``config.yaml`` beside the file."""
+        """Does nothing: the configuration is in ``config.yaml`` beside the file."""
 
 
 class Csv(Logger):
-    """``metrics.jsonl`` as a table, a column for each name; it is written again where a name is new.
+    """Writes ``metrics.jsonl`` as a table with a column for each name. A new name rewrites the table.
 
-    So it is at the start of a session, which drops the rows that a killed one left.
+    The table is also rewritten at the start of a session, without the rows of steps that a killed session logged.
 
     Args:
-        run_dir: has ``metrics.jsonl``, to whose logger each row goes first, and gets ``metrics.csv``.
+        run_dir: contains ``metrics.jsonl``, whose logger gets each row first; ``metrics.csv`` is written there.
     """
 
     def __init__(self, run_dir: FilePath) -> None:
@@ -129,7 +130,9 @@ class Csv(Logger):
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_again(self, row: dict[str, Any]) -> None:
-        """From ``metrics.jsonl``, whose last line is this row, or the part of it that is the same in every session."""
+        """Writes the table anew from ``metrics.jsonl``, whose last line is this row (or those values that every session
+        has).
+        """
         rows = _rows(self.lines.read_bytes()) if self.lines.exists() else []
         if rows and rows[-1].items() <= row.items():
             rows.pop()
@@ -143,11 +146,11 @@ class Csv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing, as in ``metrics.jsonl``."""
+        """Does nothing, as for ``metrics.jsonl``."""
 
 
 class TensorBoard(TensorBoardLogger):
-    """One folder a run, ``run_dir/tensorboard``, in which each session writes a file.
+    """Logs to ``run_dir/tensorboard``, one folder for a run, with one file for each session.
 
     Args:
         run_dir: of the run.
@@ -158,12 +161,15 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, run_dir: FilePath) -> None:
         _require("tensorboard", 'pip install -e ".[tensorboard]"')
-        # without the name hp_metric, which would be a metric that is in no other logger
+        # without hp_metric, a metric that no other logger has
         super().__init__(run_dir, name="tensorboard", version="", default_hp_metric=False)
 
     @rank_zero_only
     def begin(self, step: int) -> None:
-        """A session goes on after ``step`` steps, 0 for a new run: what was written of later ones does not count."""
+        """Starts a session after ``step`` steps (0: a new run).
+
+        Values logged earlier for later steps no longer count.
+        """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
         first = step + 1 if step else 0  # a new run writes pictures before its first step
@@ -172,19 +178,19 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WeightsAndBiases(WandbLogger):
-    """One run, whichever session writes to it: its id in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
+    """Logs all sessions to one run: its id is in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
-    Rows are numbered by wandb itself, which drops those that do not come in order, and drawn over the metric
-    ``trainer/global_step``: nothing is dropped, and steps that are taken or told again after a kill may be there twice,
-    the later with what ``metrics.jsonl`` holds. Offline each session has a folder; ``wandb sync`` joins them by the id.
+    wandb numbers the rows itself, as it drops rows that are out of order; plots use the metric ``trainer/global_step``.
+    So nothing is dropped, and steps that were repeated or sent again after a kill may appear twice, the later time with
+    the values of ``metrics.jsonl``. Offline, each session has a folder; ``wandb sync`` joins them by the id.
 
     Args:
         run_dir: of the run.
         project, name, entity, group, tags: as in ``wandb.init``.
-        offline: no account and no network; so too with ``WANDB_MODE=offline``.
+        offline: use no account and no network; the same as ``WANDB_MODE=offline``.
 
     Raises:
-        UserError: wandb is not installed; later, where it cannot reach its server or has no account there.
+        UserError: wandb is not installed; later, if it cannot reach its server or has no account.
     """
 
     def __init__(
@@ -206,14 +212,14 @@ class WeightsAndBiases(WandbLogger):
             entity=entity,
             group=group,
             tags=list(tags),
-            mode="offline" if offline else None,  # Lightning's own offline=true stays on for all later runs
+            mode="offline" if offline else None,  # Lightning's offline=true would stay on for all later runs
         )
         self.lines, self.unfinished = Path(run_dir) / "metrics.jsonl", Path(run_dir) / "wandb" / "unfinished"
-        self.ends_later = False  # scores are to come, when the run has been judged
+        self.ends_later = False  # True: scores follow after training
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """The first that is written, so that what is wrong is known before a step is taken."""
+        """Logs the configuration. It is the first call to wandb, so errors show before a step is taken."""
         import wandb
 
         try:
@@ -225,37 +231,37 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def begin(self, step: int) -> None:
-        """A session goes on after ``step`` steps: tell again what the one before may have lost, if it was killed."""
+        """Starts a session after ``step`` steps; sends again what a killed session may have lost."""
         if step and self.unfinished.exists():
             for row in _rows(self.lines.read_bytes()[-UNWRITTEN:]):
                 self.log_metrics(row, row.pop("step"))
-        self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes none
+        self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes no folder
         self.unfinished.touch()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Ends the session here: another run of this process, in a sweep, would go on in this one."""
+        """Ends the session, or the next run of this process (in a sweep) would log into this one."""
         if self._experiment is not None and not (self.ends_later and status == "success"):
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self.unfinished.unlink(missing_ok=True)
 
 
 class MLflow(MLFlowLogger):
-    """One run, whichever session writes to it: its id in ``run_dir/mlflow_run_id``.
+    """Logs all sessions to one run, whose id is in ``run_dir/mlflow_run_id``.
 
     Args:
         run_dir: of the run.
-        experiment: under which MLflow puts runs together.
+        experiment: name under which MLflow groups runs.
         name: of the run.
         tracking_uri: a server, or ``file:FOLDER``.
 
     Raises:
-        UserError: mlflow is not installed; later, where it cannot reach its server.
+        UserError: mlflow is not installed; later, if it cannot reach its server.
     """
 
     def __init__(self, run_dir: str, experiment: str, name: str, tracking_uri: str) -> None:
         _require("mlflow", "pip install 'unlabeled[mlflow]'", "mlflow-skinny")
-        if tracking_uri.startswith("file:"):  # since version 3.5 it has to be told that files are meant
+        if tracking_uri.startswith("file:"):  # since version 3.5, file stores must be allowed
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.id_file, self.tracking_uri = Path(run_dir) / "mlflow_run_id", tracking_uri
         known = self.id_file.read_text().strip() if self.id_file.exists() else None
@@ -263,7 +269,7 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """The first that is written, so that what is wrong is known before a step is taken."""
+        """Logs the configuration. It is the first call to MLflow, so errors show before a step is taken."""
         import mlflow
 
         try:
@@ -277,18 +283,18 @@ class MLflow(MLFlowLogger):
 
 
 def wait_for_scores(loggers: Sequence[Logger]) -> None:
-    """Before a run that will be judged: what ends a session when training has ended waits for :func:`log_end`."""
+    """Keeps sessions open after training until :func:`log_end`, for a run that will be evaluated."""
     for logger in loggers:
         if isinstance(logger, WeightsAndBiases):
             logger.ends_later = True
 
 
 def log_end(loggers: Sequence[Logger], scores: Mapping[str, float], speed: Mapping[str, float], at: Progress) -> None:
-    """What a run has come to, to every logger; ``metrics.jsonl`` has no speed, which is another in every session.
+    """Logs the results of a run to every logger; ``metrics.jsonl`` gets no speed, which differs between sessions.
 
     Args:
         loggers: of the run.
-        scores: by name; none where nothing was judged.
+        scores: by name; none if nothing was evaluated.
         speed: by name.
         at: the end of the run.
     """
@@ -302,7 +308,7 @@ def log_end(loggers: Sequence[Logger], scores: Mapping[str, float], speed: Mappi
 
 
 def _rows(lines: bytes) -> list[dict[str, Any]]:
-    """Those of ``metrics.jsonl``, without one that is cut or damaged."""
+    """Returns the records of ``metrics.jsonl`` without truncated or damaged ones."""
     rows = []
     for line in lines.splitlines():
         with suppress(ValueError):

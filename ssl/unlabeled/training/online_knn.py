@@ -1,4 +1,4 @@
-"""k-NN while training: a number that says whether the features get better, before the run is over."""
+"""Measures k-NN accuracy during training, to show whether the features improve."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class OnlineKNN(pl.Callback):
-    """Every n epochs, classifies labelled training images by the others, with the backbone as it is.
+    """Every n epochs, classifies labelled training images by the others, with features of the current backbone.
 
-    Queries and bank are disjoint parts of the labelled training images, the same ones all along and in every run with
-    the same seed; the test split is never looked at. Images are seen as evaluation sees them. Logs
-    ``probe/knn_top1`` in per cent, and ``probe/knn_mean_per_class_top1`` where classes are imbalanced. The model, its
-    BatchNorm statistics and the random state stay as they are.
+    Queries and bank are disjoint parts of the labelled training images, the same for the whole run and for every run
+    with the same seed; the test split is never used. Images are seen as in evaluation. Logs ``probe/knn_top1`` in per
+    cent, and ``probe/knn_mean_per_class_top1`` if classes are imbalanced. The model, its BatchNorm statistics and the
+    random state stay as they are.
 
     Args:
-        every_n_epochs: how often; after the last epoch too.
-        queries: images that are classified; a tenth of the labelled ones where that is less.
-        bank: labelled images to compare with; all the others where that is less.
-        k: neighbours, cut down to the bank.
-        temperature: of the weights.
+        every_n_epochs: how often; also after the last epoch.
+        queries: images to classify, but at most a tenth of the labelled ones.
+        bank: labelled images to compare with, but at most all others.
+        k: neighbours, at most the size of the bank.
+        temperature: of the neighbours' weights.
         batch_size: images per forward pass.
     """
 
@@ -60,7 +60,7 @@ class OnlineKNN(pl.Callback):
             pl_module.write(metrics, pl_module.global_step)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
-        """Per cent of the queries that are classified rightly; None where fewer than 20 images have a label."""
+        """Returns the accuracy in per cent; None if fewer than 20 images have a label."""
         score = self._score(module, data, device)
         return None if score is None else score.top1
 

@@ -1,4 +1,4 @@
-"""Pictures of a run for the eye, in files and in the loggers: its views, and what its network makes of some images."""
+"""Makes pictures of a run, for files and loggers: its views, and visualizations of its network."""
 
 import copy
 from collections.abc import Sequence
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST_TILE = 160  # pixels of the longer side, in the pictures of a run
-MAPPED = 500  # images in the map; more hide each other
-NEAREST, PIXELS = 10, 128  # images of a prototype, and of each the most pixels of the longer side that are kept
+MAPPED = 500  # images in the map; more would hide each other
+NEAREST, PIXELS = 10, 128  # images of each prototype; longest side of a stored image, pixels
 BATCH = 100  # images in a forward pass
 
 
 class Pictures(pl.Callback):
-    """Four pictures, each written to ``run_dir/pictures/NAME-step-N.png`` and handed to loggers that take pictures.
+    """Writes four pictures to ``run_dir/pictures/NAME-step-N.png`` and hands each to the loggers that take pictures.
 
-    ``views``: images of the first batch and their views, as the first step has them. The others every n epochs, of the
-    same training images all along, seen as evaluation sees them, so that those of different epochs compare:
-    ``feature_map``; ``reconstructions``, where a method paints (``HasVisualization``); ``prototypes``, where it has
-    some (``HasPrototypes``), those that are nearest to most images with the images nearest to each.
+    ``views`` shows images of the first batch and their views, as in the first step. The others are made every n epochs
+    from the same training images, seen as in evaluation, so that epochs can be compared: ``feature_map``;
+    ``reconstructions`` if the method has them (``HasVisualization``); ``prototypes`` if the method has some
+    (``HasPrototypes``): those nearest to most images, with the images nearest to each.
 
-    The first process does it alone; with fsdp, where it lacks the weights, the views and no more. The network, its mode
+    Only the first process makes them; with FSDP it lacks the weights, and makes only the views. The network, its mode
     and the random state stay as they are.
 
     Args:
-        every_n_epochs: how often; after the last epoch too. None: the views alone.
-        images: rows of all but the map, which has 500.
+        every_n_epochs: how often; also after the last epoch. None: only the views.
+        images: rows of each picture, except the map, which has 500 images.
         pool: images among which the nearest to a prototype are found.
 
     Raises:
-        UserError: one of them is less than 1.
+        UserError: a number is less than 1.
     """
 
     def __init__(self, every_n_epochs: Count | None, images: Count, pool: Count) -> None:
@@ -58,14 +58,15 @@ class Pictures(pl.Callback):
                 raise UserError(f"pictures.{name}={value}: must be at least 1; pictures=null makes none")
         self.every_n_epochs, self.num_images, self.pool = every_n_epochs, images, pool
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run is one epoch to Lightning. Not in on_train_start: there the loggers have not yet begun their session.
         assert isinstance(pl_module, Pretraining)
         if trainer.is_global_zero and trainer.global_step == 0 and not trainer.should_stop:
             loader: Resumable = trainer.train_dataloader  # type: ignore[assignment]
             batch = trainer.strategy.batch_to_device(loader.peek())
             save_and_log(trainer, "views", draw_columns(self.views(pl_module, batch)))
             if self.every_n_epochs is not None and isinstance(trainer.strategy, FullySharded):
-                print("pictures: those of the views alone, with fsdp no process has the weights for the others")
+                print("pictures: only those of the views; the others need all weights, which with fsdp no process has")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,9 +83,9 @@ class Pictures(pl.Callback):
             save_and_log(trainer, "reconstructions", draw_columns(reconstructions))
         objective = pl_module.objective
         count = self.pool if isinstance(objective, HasPrototypes) else MAPPED
-        pixels, features = self.look(pl_module, data, device, count)
+        pixels, features = self.pixels_and_features(pl_module, data, device, count)
         if not features.x.isfinite().all():
-            return  # a picture is no reason to stop; whoever is asked for numbers will say it
+            return  # a picture must not stop a run; code that computes numbers reports the error
         few = features.rows(torch.arange(len(features.x)) < MAPPED)
         save_and_log(trainer, "feature_map", draw_map(pixels[:MAPPED], few.x, few.labels, data.train.classes))
         prototypes = nearest_images(objective, features.x.to(device), pixels, self.num_images)
@@ -92,9 +93,9 @@ class Pictures(pl.Callback):
             save_and_log(trainer, "prototypes", draw_columns(*prototypes))
 
     def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1]: images of a batch that is about to be trained on, and their views."""
+        """Returns columns [N, 3, h, w] in [0, 1]: images of the next batch, and their views."""
         made = copy.copy(module.views)
-        made.compiles = False  # it would be compiled again for so few
+        made.compiles = False  # a few images would be compiled for anew
         rows = slice(self.num_images)
         images, sizes = batch.images[rows], None if batch.sizes is None else batch.sizes[rows]
         views = made(images, batch.ids[rows], module.view_key(batch), sizes=sizes)
@@ -105,7 +106,7 @@ class Pictures(pl.Callback):
 
     @torch.no_grad()
     def reconstructions(self, module: Pretraining, data: DataModule, device: torch.device) -> dict[str, Tensor]:
-        """Columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none where the method paints nothing."""
+        """Returns the columns [N, 3, h, w] in [0, 1] of ``HasVisualization``; none if the method has no such thing."""
         objective = module.objective
         if not isinstance(objective, HasVisualization):
             return {}
@@ -118,8 +119,10 @@ class Pictures(pl.Callback):
             return {name: shrink_images(module.views.shown(column), LARGEST_TILE) for name, column in columns.items()}
         return {}
 
-    def look(self, module: Pretraining, data: DataModule, device: torch.device, count: int) -> tuple[Tensor, Features]:
-        """So many images, small, uint8 [N, 3, h, w], and their features, on the CPU."""
+    def pixels_and_features(
+        self, module: Pretraining, data: DataModule, device: torch.device, count: int
+    ) -> tuple[Tensor, Features]:
+        """Returns up to ``count`` small images, uint8 [N, 3, h, w], and their features, on the CPU."""
         pixels = []
 
         def plain(images: Tensor, sizes: Tensor | None) -> Tensor:
@@ -140,7 +143,7 @@ class Pictures(pl.Callback):
 def nearest_images(
     objective: Objective, x: Tensor, pixels: Tensor, rows: int
 ) -> tuple[dict[str, Tensor], list[str]] | None:
-    """The prototypes that are nearest to most of some images, and the images that are nearest to each.
+    """Returns the prototypes that are nearest to most of the images, with the images nearest to each.
 
     Args:
         objective: stays as it is.
@@ -149,7 +152,7 @@ def nearest_images(
         rows: how many prototypes, at most.
 
     Returns:
-        Columns [rows, 3, h, w], from the nearest on, and a caption for each row; None where there are no prototypes.
+        Columns [rows, 3, h, w], the nearest first, and a caption for each row; None if there are no prototypes.
     """
     if not isinstance(objective, HasPrototypes):
         return None
@@ -169,23 +172,23 @@ def nearest_images(
 
 
 def _squared(images: Tensor, side: int) -> Tensor:
-    """[N, 3, h, w] as large as the largest views, pixels kept where they are enlarged; at most ``LARGEST_TILE``."""
+    """Resizes [N, 3, h, w] to the size of the largest views without smoothing; at most ``LARGEST_TILE``."""
     side = min(side, LARGEST_TILE)
     return torch.nn.functional.interpolate(shrink_images(images, side), (side, side), mode="nearest-exact")
 
 
 def save_and_log(trainer: pl.Trainer, name: str, picture: "Image") -> None:
-    """Write a picture to the run's folder and hand it to the loggers."""
+    """Writes a picture to the run's folder and hands it to the loggers."""
     path = Path(trainer.default_root_dir) / "pictures" / f"{name}-step-{trainer.global_step:08d}.png"
     try:
         save_picture(path, picture)
-    except Unwritable as error:  # no reason to stop; a full disk is said where a checkpoint is written
+    except Unwritable as error:  # must not stop the run; writing a checkpoint reports a full disk
         print(f"warning: {error}")
     log_picture(trainer.loggers, name, picture, trainer.global_step)
 
 
 def log_picture(loggers: Sequence[Any], name: str, picture: "Image", step: int) -> None:
-    """Hand it to the loggers that take pictures, Weights & Biases and TensorBoard, as ``pictures/NAME``."""
+    """Hands a picture to the loggers that take pictures, Weights & Biases and TensorBoard, as ``pictures/NAME``."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"pictures/{name}", [picture], step)

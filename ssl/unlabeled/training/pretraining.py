@@ -1,4 +1,4 @@
-"""The one LightningModule: it drives an objective through a run and knows no method's name."""
+"""Defines the one LightningModule. It trains any objective and names no method."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,14 @@ from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
-_SUPPORT = 0x5099  # keeps the draws of labelled images apart from those of the batch
+_SUPPORT = 0x5099  # gives labelled images other random draws than the batch
 
 
 class StepGuard(Protocol):
-    """Decides which steps are taken; ``training.faults.guard.NonFiniteGuard``, which knows this module."""
+    """Decides which steps are taken. ``training.faults.guard.NonFiniteGuard`` implements it and imports this module."""
 
     skipped: int  # steps not taken so far
-    folder: Path  # of the records of such steps
+    folder: Path  # for the records of skipped steps
 
     def begin(self, module: "Pretraining", batch: Batch) -> None: ...
     def note(self, loss: Tensor) -> None: ...
@@ -36,21 +36,21 @@ class StepGuard(Protocol):
 
 
 class Pretraining(pl.LightningModule):
-    """Views on the device, the objective's loss, an optimizer step at its learning rate, the objective's own update.
+    """Trains an objective: makes views on the device, computes the loss, takes the step, updates the objective.
 
-    To Lightning one optimizer step is a call of :meth:`optimizer_step`, and the last batch of the step is computed in
-    there: views, loss and gradients by :meth:`training_step`, then the verdict, then the optimizer.
+    For Lightning one optimizer step is a call of :meth:`optimizer_step`. The last batch of the step is computed inside
+    it: views, loss and gradients by :meth:`training_step`, then the check of the guard, then the optimizer.
 
     Args:
         objective: the method, with its backbone.
         views: makes the views of a batch.
-        optimizer: how it is optimised.
-        plan: what the run gives its objective.
+        optimizer: optimizer, learning rate schedule and weight decay.
+        plan: the data that the run gives its objective.
         accumulate: batches whose gradients are averaged in a step.
         total_steps, steps_per_epoch: of the run, in optimizer steps.
         seed: of every random draw.
         log_every_n_steps: how often metrics are read from the device and written.
-        config: the run's resolved configuration as a plain dict; it travels in each checkpoint.
+        config: the run's resolved configuration as a plain dict; it is saved in each checkpoint.
         faults: decides which steps are taken.
     """
 
@@ -76,41 +76,41 @@ class Pretraining(pl.LightningModule):
         self.batch_size = plan.batch_size  # over all processes
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
-        # callbacks that look at each output, with its graph
+        # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
-        self.data_identity: dict[str, Any] | None = None  # of what is trained on, where the first process knows it
+        self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.steps_taken = 0  # by this process, since it was started
 
     @property
     def progress(self) -> Progress:
-        """Where the run is; ``step`` counts the optimizer steps that are done."""
+        """Returns the progress of the run; ``step`` counts the optimizer steps that are done."""
         return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed, self.part, self.accumulate)
 
     def is_due(self, every_n_epochs: int) -> bool:
-        """Whether a step was just taken and ended such a number of epochs, or the run: for callbacks after a batch.
+        """Returns whether the last step ended a multiple of so many epochs, or the run; for callbacks after a batch.
 
-        To Lightning a run is one long epoch: it then stops and goes on in one way only, after any step.
+        For Lightning a run is one long epoch, so that it stops and resumes in the same way after any step.
         """
         step = self.global_step
         return self.part == 0 and (step % (every_n_epochs * self.steps_per_epoch) == 0 or step == self.total_steps)
 
     def is_written(self, step: int) -> bool:
-        """Whether the metrics of a step, counted from 1, are kept: every so often, and those of the first and last."""
+        """Returns whether the metrics of a step (counted from 1) are logged: every n steps, and the first and last."""
         return step in (1, self.total_steps) or step % self.log_every_n_steps == 0
 
     @property
     def learning_rate(self) -> float:
-        """Of the step that comes next."""
+        """Returns the learning rate of the next step."""
         return self.optimizer_config.lr_at(self.progress, self.images_per_step)
 
     @property
     def images_per_step(self) -> int:
-        """Over all processes and batches."""
+        """Returns the number of images in a step, over all processes and batches."""
         return self.batch_size * self.accumulate
 
     def configure_model(self) -> None:
-        """Called once the processes know each other."""
+        """Shards the modules. Lightning calls it once the process group exists."""
         if isinstance(self.trainer.strategy, FullySharded):
             self.trainer.strategy.cut(self.objective)
 
@@ -132,10 +132,10 @@ class Pretraining(pl.LightningModule):
         return {"loss": output.loss, "features": output.features, "labels": batch.labels}
 
     def output_of(self, batch: Batch) -> Output:
-        """What the objective makes of the batch that comes next; the same whenever it is asked."""
+        """Returns the objective's output for the next batch. Repeated calls give the same result."""
         progress = self.progress
-        # Dropout and stochastic depth of a backbone draw from the global state: tie it to the step, so that a resumed
-        # run draws the same, and to the process, so that two do not drop the same units.
+        # Dropout and stochastic depth use the global random state. Seed it by the step, so that a resumed
+        # run draws the same, and by the process, so that two do not drop the same units.
         torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
         views = self.views_of(batch, self.view_key(batch))
         support = None if batch.support is None else self._support_with_views(batch.support)
@@ -149,17 +149,17 @@ class Pretraining(pl.LightningModule):
         return output
 
     def view_key(self, batch: Batch) -> ViewKey:
-        """Names the draws of the views: (seed, batch), and the place in the global batch."""
+        """Returns the key of the views' random draws: (seed, batch) and the position in the global batch."""
         return ViewKey(self.seed, self.progress.batch, self.global_rank * len(batch.images), self.batch_size)
 
     def views_of(self, images: Batch | Support, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
-        """Views, or the ``first`` of them, are made on the device, in full precision: float [B, 3, h, w] each."""
+        """Makes the views, or the ``first`` of them, on the device in full precision: float [B, 3, h, w] each."""
         with torch.autocast(images.images.device.type, enabled=False):
             views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes)
         return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
     def _support_with_views(self, support: Support) -> Support | None:
-        """Labelled images are seen as the batch's first views are, with draws of their own."""
+        """Adds views to the labelled images: those of the batch's first views, with random draws of their own."""
         if not isinstance(self.objective, NeedsSupport):
             return None
         wanted, images = self.objective.support, len(support.images)
@@ -168,7 +168,7 @@ class Pretraining(pl.LightningModule):
         return support._replace(views=self.views_of(support, key, wanted.views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
-        """Hand scalars, averaged over the processes, to every logger; ``step`` counts the steps with this one."""
+        """Logs scalars, averaged over the processes, to every logger. ``step`` counts this step too."""
         reduce = self.trainer.strategy.reduce
         mean = {name: float(reduce(value.detach().to(self.device))) for name, value in metrics.items()}
         for logger in self.loggers:
@@ -179,9 +179,9 @@ class Pretraining(pl.LightningModule):
             self.objective.after_backward(self.progress)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the planned learning rate, then the objective's own update with the progress of that step.
+        """Takes one step at the scheduled learning rate, then calls the objective's own update for that step.
 
-        Neither where the loss or a gradient is not finite: the step then counts, and changes nothing.
+        If the loss or a gradient is not finite, neither is done: the step counts, but changes nothing.
         """
         loss = optimizer_closure()  # training_step and backward of the step's last batch
         good, self.part = self.faults.allows_step(self), 0
@@ -194,7 +194,7 @@ class Pretraining(pl.LightningModule):
         self.steps_taken += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint says what it is: plain values, readable with ``torch.load(weights_only=True)``."""
+        """Adds what identifies the checkpoint, as plain values that ``torch.load(weights_only=True)`` can read."""
         self.faults.check_weights(self)
         checkpoint["faults"] = self.faults.state_dict()
         checkpoint["config"] = self.config

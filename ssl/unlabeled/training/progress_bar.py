@@ -1,4 +1,4 @@
-"""One bar for the whole run: step, loss, learning rate, images per second and the time left."""
+"""Shows one progress bar for the whole run: step, loss, learning rate, images per second and the time left."""
 
 import time
 from datetime import timedelta
@@ -12,7 +12,7 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class RunProgress(pl.callbacks.ProgressBar):
-    """A live bar on a terminal, one line in a notebook; a line per epoch where output goes to a file."""
+    """Shows a live bar on a terminal, one line in a notebook, or a line per epoch where output goes to a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RunProgress(pl.callbacks.ProgressBar):
         self._line = "pretraining"
 
     def disable(self) -> None:
-        """Lightning calls this on every process but the first."""
+        """Turns output off. Lightning calls this on every process but the first."""
         self.console = Console(quiet=True)
 
     def enable(self) -> None:
@@ -64,7 +64,7 @@ class RunProgress(pl.callbacks.ProgressBar):
             self.console.print(self._epoch_line(pl_module, float(outputs["loss"]), step), highlight=False)
 
     def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
-        """Of a step that was just taken, and the speed since the last one that was told."""
+        """Returns the numbers of the last step, and the speed since the last printed one."""
         last_step, last_time = self._since
         self._since = (step, time.monotonic())
         speed = (step - last_step) * module.images_per_step / (self._since[1] - last_time)

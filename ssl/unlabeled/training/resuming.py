@@ -1,4 +1,4 @@
-"""Does a state fit the run that is to go on from it? With ``resume=override`` it may be that of another network."""
+"""Checks that a state fits the run that resumes from it. With ``resume=override`` it may be of another network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ import torch
 from unlabeled.errors import UserError
 from unlabeled.training.pretraining import Pretraining
 
-NAMED = 3  # of the tensors that do not fit
+NAMED = 3  # how many tensors that do not fit are named
 
 
 def check_fits(path: Path, module: Pretraining) -> None:
-    """Raise UserError for the state of another network or another optimizer.
+    """Raises UserError for the state of another network or another optimizer.
 
     Args:
-        path: of a checkpoint of a run.
-        module: of the run that would go on from it.
+        path: of the run's checkpoint.
+        module: of the run that would resume from it.
     """
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     problems = _of_network(state.get("state_dict", {}), module.state_dict()) or _of_optimizer(state, module)
@@ -55,7 +55,7 @@ def _of_optimizer(state: Mapping[str, Any], module: Pretraining) -> list[str]:
 
 
 def _optimizer_of(config: Any) -> str | None:
-    """Its class, of a configuration as plain values."""
+    """Returns the optimizer's class name from a configuration in plain values."""
     try:
         return str(config["optimizer"]["optimizer"]["_target_"]).rpartition(".")[2]
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A pretraining run, from its first step or from its checkpoint to the end, and what it writes down."""
+"""Runs pretraining from the first step or a checkpoint to the end, and records it."""
 
 import json
 import time
@@ -25,7 +25,7 @@ DISJOINT = "none has the name of a test image (contents were not compared)"
 
 @dataclass
 class Run:
-    """What a pretraining run is made of."""
+    """Holds the parts of a pretraining run."""
 
     trainer: pl.Trainer
     module: Pretraining
@@ -35,16 +35,16 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest state."""
+        """Returns the path of the newest state."""
         return self.checkpoints.newest
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Releases the folder for other processes."""
         if self.lock is not None:
             self.lock.release()
 
     def fit(self, resolved: dict[str, Any]) -> None:
-        """Train to the end, from the checkpoint if there is one; record what is run."""
+        """Trains to the end, from the checkpoint if there is one, and records the run."""
         begun = self.checkpoints.find()
         run_dir = self.checkpoints.folder.parent
         self._check_labels(run_dir / "labels.txt", begun is not None)
@@ -58,7 +58,7 @@ class Run:
             if begun is None or override or not written.exists() or has_moved(written, resolved):
                 write_config(resolved, run_dir)
             self._record_labels(run_dir / "labels.txt")
-            if begun is None:  # drop what a run left that never reached its first checkpoint
+            if begun is None:  # drop the metrics of a run that never wrote a checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
@@ -68,7 +68,7 @@ class Run:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
     def plan(self) -> bool:
-        """Print and save the plan, from where the run is, and leave all else as it is; whether its checks passed."""
+        """Prints and saves the plan from the current step, changes nothing else; returns whether all checks passed."""
         begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
         planning = next(each for each in callbacks if isinstance(each, PlanCallback))
         planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
@@ -76,7 +76,7 @@ class Run:
         return planning.passed
 
     def _check_labels(self, path: Path, resumes: bool) -> None:
-        """The configuration names the list; what stands in it may have changed since the run was started."""
+        """Checks that the list of labels has not changed: the configuration names the file, not its content."""
         labels = self.data.labels
         if labels is None or not resumes or not path.exists():
             return
@@ -93,7 +93,7 @@ class Run:
             print(f"{self.data.labels}; {DISJOINT}")
 
     def _write_summary(self, path: Path, seconds: float) -> None:
-        """What the report tells of the training: the speed of its last session, and where a collapsed loss lies."""
+        """Writes what the report says about training: the speed of the last session and the loss at collapse."""
         summary: dict[str, Any] = {
             "steps_of_last_session": self.module.steps_taken,
             "seconds_of_last_session": round(seconds, 1),
@@ -108,5 +108,5 @@ class Run:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         try:
             write_atomic(path, json.dumps(summary, indent=2) + "\n")
-        except Unwritable as error:  # the state is written, and is what a report is about
+        except Unwritable as error:  # the state, which a report needs most, is already written
             print(f"warning: {error}")

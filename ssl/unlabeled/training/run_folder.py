@@ -1,4 +1,4 @@
-"""The folder of a run: can all that a run writes be written there? Asked before data is read."""
+"""Checks, before data is read, that a run can write all its files into its folder."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ FOLDERS = {
 
 
 def check_run_folder(run_dir: Path) -> None:
-    """Raise UserError for a folder that a run could not write to, or with a folder where it writes a file."""
+    """Raises UserError for a folder that cannot be written to, or that has a subfolder where a file must be written."""
     check_folder("run_dir", run_dir, FILES)
     for name, files in FOLDERS.items():
         check_folder("run_dir", run_dir / name, files)

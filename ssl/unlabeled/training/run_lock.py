@@ -1,8 +1,9 @@
-"""``run_dir/lock``: who writes to a run's folder, so that two processes never train the same run.
+"""Locks a run's folder with ``run_dir/lock``, so that two processes never train the same run.
 
-A run that was killed leaves its lock. It is broken when its owner is gone: on the same machine when there is no such
-process any more, at once; anywhere else when the file has not been touched for a while, as a living owner does every
-few seconds. It works on NFS: a lock is made under another name and linked to its own, which only one can.
+A killed run leaves its lock, which is removed when the owner is gone: at once if the owner ran on this machine and its
+process does not exist; otherwise if the file has not been touched for some time, as a living owner touches it every few
+seconds. It works on NFS: a lock is written under another name and then hard-linked to its own name, which succeeds for
+one process only.
 """
 
 import atexit
@@ -23,24 +24,24 @@ from unlabeled.core.writing import make_folder, one_line
 from unlabeled.errors import UserError
 
 NAME = "lock"
-BEAT = 5.0  # seconds between two signs of life (our choice)
-PATIENCE = 60.0  # seconds without one after which an owner elsewhere is gone: twelve of them (our choice)
-MOMENT = 10.0  # seconds: longer than what takes a moment
+BEAT = 5.0  # seconds between two heartbeats (our choice)
+PATIENCE = 60.0  # seconds without a heartbeat until an owner on another machine is gone: 12 beats (our choice)
+MOMENT = 10.0  # seconds: longer than a process takes to make or remove a lock
 
-_held: dict[Path, "RunLock"] = {}  # of this process
+_held: dict[Path, "RunLock"] = {}  # locks of this process
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lock."""
+    """Names the process that holds a lock."""
 
     host: str
-    machine: str  # equal where processes see each other by their numbers
+    machine: str  # equal for processes that can check each other's pid
     pid: int
-    started: str  # what tells it from a later process of the same number; empty where the system does not say
-    job: str  # of Slurm, empty without
+    started: str  # start time, tells it from a later process with the same pid; empty if unknown
+    job: str  # of Slurm; empty without Slurm
     restarts: int  # of that job
-    folder: int  # number of the folder's inode: a copy of a folder is another one
+    folder: int  # inode of the folder: a copy of the folder has another one
     token: str  # of this lock
 
     def __str__(self) -> str:
@@ -48,10 +49,10 @@ class Owner:
 
 
 class RunLock:
-    """The lock of a run's folder, held from its making on to :meth:`release`, or to the end of the process.
+    """The lock of a run's folder, held from construction to :meth:`release` or the end of the process.
 
     Args:
-        run_dir: made where it is missing. A process trains one run after the other: what it held before is released.
+        run_dir: made if it is missing. A process trains one run at a time: its earlier lock is released.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -71,7 +72,7 @@ class RunLock:
         atexit.register(self.release)
 
     def check(self) -> None:
-        """Raise UserError if another process has taken the folder, as after a computer had slept for long."""
+        """Raises UserError if another process has taken the folder, e.g. after this computer slept for a long time."""
         if self._taken_by is not None:
             raise UserError(
                 f"{self.path.parent} was taken over by {self._taken_by}, since nothing was heard of this process for "
@@ -79,7 +80,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Give it up; once or more often."""
+        """Releases the lock; may be called more than once."""
         self._over.set()
         _held.pop(self.path, None)
         atexit.unregister(self.release)
@@ -93,13 +94,13 @@ class RunLock:
         while not self._make():
             found = _read_whole(self.path)
             if found is not None and not _is_gone(found, self.path.parent):
-                if _is_here(found) or self._lives(found, say=not waited):
+                if _is_on_this_machine(found) or self._is_alive(found, say=not waited):
                     raise UserError(_refusal(self.path, found))
                 waited = True
-            self._break(found)
+            self._remove_stale(found)
 
     def _make(self) -> bool:
-        """Whether the lock could be made, with its content, all at once."""
+        """Creates the lock with its content in one atomic operation; returns whether that worked."""
         unfinished = self.path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
         try:
             unfinished.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
@@ -107,7 +108,7 @@ class RunLock:
                 os.link(unfinished, self.path)
             except FileExistsError:
                 return False
-            except OSError:  # a file system without such links
+            except OSError:  # a file system without hard links
                 return self._make_without_links()
             return True
         finally:
@@ -122,9 +123,9 @@ class RunLock:
             file.write(json.dumps(asdict(self.owner)) + "\n")
         return True
 
-    def _lives(self, found: Owner, say: bool) -> bool:
-        """Whether an owner that cannot be seen from here gives a sign of life."""
-        first = _touched(self.path)
+    def _is_alive(self, found: Owner, say: bool) -> bool:
+        """Returns whether an owner that cannot be checked from this machine gives a sign of life."""
+        first = _modified_at(self.path)
         if first is None or _now(self.path) - first > PATIENCE:
             return False
         if say:
@@ -132,22 +133,22 @@ class RunLock:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             time.sleep(min(BEAT, PATIENCE) / 4)
-            now = _touched(self.path)
+            now = _modified_at(self.path)
             if now != first:
                 return now is not None
         return False
 
-    def _break(self, found: Owner | None) -> None:
-        """Remove a lock whose owner is gone, or that is damaged; not one that somebody has just made in its place.
+    def _remove_stale(self, found: Owner | None) -> None:
+        """Removes a lock that is damaged or whose owner is gone, but not a new one that replaced it meanwhile.
 
-        One process at a time, which has made a folder.
+        Only one process at a time can do this: the one that could make a marker folder.
         """
         breaking = self.path.with_name(f".{NAME}.breaking")
         try:
             breaking.mkdir()
         except FileExistsError:
-            since = _touched(breaking)
-            if since is not None and _now(self.path) - since > MOMENT:  # it was killed within
+            since = _modified_at(breaking)
+            if since is not None and _now(self.path) - since > MOMENT:  # the process that made the marker was killed
                 with suppress(OSError):
                     breaking.rmdir()
             time.sleep(0.02)
@@ -169,7 +170,7 @@ class RunLock:
 
 
 class Held(pl.Callback):
-    """Ends a run whose folder another process has taken, before the next state is written."""
+    """Ends a run before it writes its next state, if another process has taken its folder."""
 
     def __init__(self, lock: RunLock) -> None:
         self.lock = lock
@@ -188,9 +189,9 @@ def _refusal(path: Path, owner: Owner) -> str:
 
 
 def _read(path: Path) -> Owner | None:
-    """None where there is no lock, or a damaged one."""
+    """Reads the owner of a lock; None if there is no lock or a damaged one."""
     try:
-        with path.open(encoding="utf-8") as file:  # NFS looks at a file anew when it is opened
+        with path.open(encoding="utf-8") as file:  # NFS refreshes a file when it is opened
             found = Owner(**json.loads(file.read(10_000)))
     except (OSError, ValueError, TypeError):
         return None
@@ -200,17 +201,17 @@ def _read(path: Path) -> Owner | None:
 
 
 def _read_whole(path: Path) -> Owner | None:
-    """Where there are no links, a lock that is being made is empty for a moment."""
+    """Reads a lock, waiting a moment for its content: without hard links a new lock is empty at first."""
     while (found := _read(path)) is None:
-        since = _touched(path)
+        since = _modified_at(path)
         if since is None or _now(path) - since > MOMENT:
             return None
         time.sleep(0.05)
     return found
 
 
-def _touched(path: Path) -> float | None:
-    """When, by the clock of the file system."""
+def _modified_at(path: Path) -> float | None:
+    """Returns the modification time, by the clock of the file system."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -222,7 +223,7 @@ def _touched(path: Path) -> float | None:
 
 
 def _now(path: Path) -> float:
-    """By the same clock."""
+    """Returns the present time, by the clock of the file system."""
     probe = path.with_name(f".{NAME}.{uuid4().hex[:8]}.tmp")
     try:
         probe.touch()
@@ -231,17 +232,17 @@ def _now(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _is_here(owner: Owner) -> bool:
-    """Whether it could be seen from here if it lived."""
+def _is_on_this_machine(owner: Owner) -> bool:
+    """Returns whether this machine can check if the owner is alive."""
     return owner.machine == _machine()
 
 
 def _is_gone(owner: Owner, folder: Path) -> bool:
-    """Whether that is known for certain: an earlier start of this very Slurm job, no such process here, or a copy."""
+    """Returns whether the owner is surely gone: an earlier start of this Slurm job, a dead process, a copied lock."""
     me = _this_process(folder)
     if owner.job and owner.job == me.job and owner.restarts < me.restarts:
         return True
-    if not _is_here(owner):
+    if not _is_on_this_machine(owner):
         return False
     start = _start_of(owner.pid)
     another = start is None or bool(start and owner.started and start != owner.started)
@@ -262,23 +263,23 @@ def _this_process(folder: Path) -> Owner:
 
 
 def _machine() -> str:
-    """Of a machine since it was started, and of a container on it."""
+    """Identifies a machine since its last boot, and a container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return socket.gethostname()
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process was started, in ticks of its machine; empty if the system does not say; None: there is none."""
+    """Returns when a process was started, in clock ticks; empty if unknown; None if there is no such process."""
     if not _is_there(pid):
         return None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no Linux, or one that hides the processes of others
+    except OSError:  # not Linux, or other users' processes are hidden
         return ""
-    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold anything
+    fields = stat.rpartition(")")[2].split()  # the name in brackets may contain anything
     return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
 
 
@@ -287,6 +288,6 @@ def _is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # another user's process
         pass
     return True

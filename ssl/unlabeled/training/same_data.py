@@ -1,4 +1,4 @@
-"""Whether a run that goes on is trained on the images that it was started with."""
+"""Checks that a resumed run is trained on the images with which it was started."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from unlabeled.data.identity import Identity, changes, identity_of, read_identit
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 
-DATA_FILES = "data_files.arrow"  # in run_dir: what each file was, to say what has become of it
+DATA_FILES = "data_files.arrow"  # in run_dir: the identity of each file, to name changes
 
 
 def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict[str, Any]) -> Identity | None:
-    """The identity of the training split, written to ``kept``; None where nothing tells it.
+    """Returns the identity of the training split and writes it to ``kept``; None if the source has no identity.
 
     Args:
         train: the split.
-        kept: what an earlier session wrote, if there is one.
-        checkpoint: that the run goes on from; None for a new run.
-        resolved: the configuration; with ``resume`` override other images are taken, and it is said what differs.
+        kept: the identity that an earlier session wrote, if there is one.
+        checkpoint: from which the run continues; None for a new run.
+        resolved: the configuration; with ``resume=override`` other images are accepted, and the difference is printed.
 
     Raises:
         UserError: the images are not those of the checkpoint.
@@ -45,7 +45,7 @@ def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict
 
 
 def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
-    """Whether ``config.yaml`` names another place of the run or its images than it has now."""
+    """Returns whether ``config.yaml`` names another folder of the run, or of its images, than it has now."""
     try:
         before = read_yaml(config)
     except (OSError, ValueError):
@@ -56,9 +56,9 @@ def has_moved(config: Path, resolved: dict[str, Any]) -> bool:
 def _problem(
     known: Any, before: Identity | None, now: Identity | None, was: dict[str, Any], config: dict[str, Any]
 ) -> str | None:
-    """What differs, in words."""
-    if not isinstance(known, dict) or now is None:  # of an earlier version, or a source that nothing is known of
-        old, new = (_where(values.get("data")) for values in (was, config))
+    """Returns the difference in words, or None."""
+    if not isinstance(known, dict) or now is None:  # an earlier version's checkpoint, or a source without identity
+        old, new = (_paths_of(values.get("data")) for values in (was, config))
         return f"they were in {old}, now {new}, and nothing tells whether they are the same" if old != new else None
     if known.get("digest") == now.digest:
         return None
@@ -67,5 +67,5 @@ def _problem(
     return f"{known.get('images')} images in {known.get('files')} files then, {now.images} in {len(now.names)} now"
 
 
-def _where(data: Any) -> Any:
+def _paths_of(data: Any) -> Any:
     return (data.get("path"), data.get("root")) if isinstance(data, dict) else None

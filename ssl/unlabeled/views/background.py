@@ -1,4 +1,4 @@
-"""The background of an image painted over, so that a network cannot tell two images apart by it (ReLICv2)."""
+"""Paints over the background of an image, so that a network cannot use it to tell images apart (ReLICv2)."""
 
 import math
 from typing import Literal
@@ -14,21 +14,21 @@ from unlabeled.views.masks import Masks, open_masks, unpack
 from unlabeled.views.operations import Parameters, apply_to_some
 
 Fill = Literal["black", "mean_gray", "random_gray", "gaussian_noise"]
-NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: hardly a value has to be clamped
+NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: few values have to be clamped
 
 
 class RemoveBackground:
-    """What lies outside an image's mask replaced in a random share of the images; first of a group, before the crop.
+    """Replaces what is outside of an image's mask in a random share of the images; first in a group, before the crop.
 
     x_m = m · x + (1 − m) · c (Tomasev et al. 2022, arXiv:2201.05119; c after Ryali et al. 2021, arXiv:2103.12719). The
-    masks stay in their file, which is opened when the first image is changed: evaluation does not need it.
+    masks stay in their file, which is opened for the first image that is changed: evaluation does not need it.
 
     Args:
         masks: file of ``unlabeled saliency``; None changes no image.
         probability: share of the images that are changed.
-        fill: c is ``black``; ``mean_gray``, the mean luminance of the image; ``random_gray``, uniform in [0, 1], one
-            value per image; ``gaussian_noise``, one value per pixel and channel.
-        min_coverage, max_coverage: a mask of a smaller or larger share of foreground leaves the image as it is.
+        fill: c is ``black``; ``mean_gray``: the mean luminance of the image; ``random_gray``: uniform in [0, 1], one
+            value per image; ``gaussian_noise``: one value per pixel and channel.
+        min_coverage, max_coverage: an image whose mask has a smaller or larger share of foreground is not changed.
     """
 
     framed = coloured = True
@@ -59,7 +59,7 @@ class RemoveBackground:
         coverage = masks.coverage[ids]
         applied = drawn & (coverage >= self.min_coverage) & (coverage <= self.max_coverage)
         packed = masks.packed.new_zeros(len(ids), masks.packed.shape[1])
-        packed[applied] = masks.packed[ids[applied]]  # no other is read from the disk
+        packed[applied] = masks.packed[ids[applied]]  # reads only these from the disk
 
         def paint(some: Tensor, packed: Tensor, grey: Tensor, seed: Tensor, *sizes: Tensor) -> Tensor:
             return paint_background(some, unpack(packed, masks.size), self.fill, grey, seed, *sizes)
@@ -71,15 +71,15 @@ class RemoveBackground:
 def paint_background(
     images: Tensor, masks: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor | None = None
 ) -> Tensor:
-    """Replace what the masks leave out.
+    """Replaces the pixels outside of the masks.
 
     Args:
         images: float [n, 3, H, W] in [0, 1].
-        masks: bool [n, h, w], True on the foreground; resized (nearest) to the image, whatever its shape.
+        masks: bool [n, h, w], True on the foreground; resized (nearest) to the image, for any shape.
         fill: as in :class:`RemoveBackground`.
-        grey: [n] in [0, 1], read by ``random_gray``.
-        seed: int64 [n], read by ``gaussian_noise``.
-        sizes: int64 [n, 2], height and width of each image in the upper left corner of black; None: H and W.
+        grey: [n] in [0, 1], used by ``random_gray``.
+        seed: int64 [n], used by ``gaussian_noise``.
+        sizes: int64 [n, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
 
     Returns:
         [n, 3, H, W].
@@ -89,8 +89,8 @@ def paint_background(
 
 
 def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
-    """Bool [n, h, w] → [n, 1, H, W], over the ``sizes`` [n, 2] of ``images`` [n, 3, H, W]; beyond, the last pixel."""
-    rows, columns = (  # (i + 0.5) · side / length in whole numbers
+    """Resizes bool [n, h, w] to [n, 1, H, W] over the ``sizes`` [n, 2] of ``images``; repeats the last pixel beyond."""
+    rows, columns = (  # (i + 0.5) · side / length in integers
         ((2 * torch.arange(pixels, device=sizes.device) + 1) * side // (2 * length[:, None])).clamp(max=side - 1)
         for pixels, side, length in zip(images.shape[2:], masks.shape[1:], sizes.unbind(1), strict=True)
     )
@@ -99,24 +99,24 @@ def resize_masks(masks: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
 
 
 def _colour(images: Tensor, fill: Fill, grey: Tensor, seed: Tensor, sizes: Tensor) -> Tensor:
-    """c, in a shape that broadcasts to [n, 3, H, W]."""
+    """Returns c, in a shape that broadcasts to [n, 3, H, W]."""
     if fill == "mean_gray":
         return (luminance(images).flatten(1).sum(1) / sizes.prod(1))[:, None, None, None]
     if fill == "random_gray":
         return grey[:, None, None, None]
     if fill == "gaussian_noise":
         channel, row, column = (torch.arange(length, device=images.device) for length in images.shape[1:])
-        place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # the same in a canvas of any size
+        place = (channel[:, None, None] << 40) + (row[:, None] << 20) + column  # independent of the canvas size
         noise = seeded_normal(seed.to(images.device), place)
         return (NOISE_MEAN + NOISE_DEVIATION * noise).clamp(0, 1).to(images.dtype)
     return images.new_zeros(())
 
 
 def seeded_normal(seed: Tensor, place: Tensor) -> Tensor:
-    """Standard normal numbers float32 [n, …], each a function of ``seed`` int64 [n] and ``place`` int64 […] alone.
+    """Returns standard normal numbers float32 [n, …], functions of ``seed`` int64 [n] and ``place`` int64 […] alone.
 
-    SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: no state, so rows may be drawn on
-    any process and on the device itself.
+    SplitMix64 (Steele et al. 2014) as a counter-based generator, then Box and Muller: it has no state, so rows can be
+    drawn on any process and on the device itself.
     """
     seed = seed.view(-1, *[1] * place.dim())
     bits = _scramble(seed + (place + 1) * -0x61C8864680B583EB)
@@ -133,5 +133,5 @@ def _scramble(bits: Tensor) -> Tensor:
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    """To the right, zeros from the left; int64's own shift copies the sign."""
+    """Shifts to the right, filling with zeros; int64's own shift copies the sign."""
     return bits >> by & ((1 << (64 - by)) - 1)

@@ -1,4 +1,4 @@
-"""Where the randomness of views comes from: a key, and nothing else."""
+"""Defines the key from which all random draws of views are derived."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from unlabeled.core.seeding import derive_seed
 
 
 class ViewKey(NamedTuple):
-    """Names the random draws of one step.
+    """Identifies the random draws of one step.
 
-    Parameters are drawn for the whole global batch and each process takes its rows, so that the views of an image are
-    the same on one process and on many, with any number of workers, before and after a resume.
+    Parameters are drawn for the whole global batch and each process takes its rows. So the views of an image are the
+    same for any number of processes and workers, before and after a resume.
     """
 
     seed: int
@@ -20,5 +20,5 @@ class ViewKey(NamedTuple):
     total: int  # images in the global batch
 
     def generator(self, view: int) -> torch.Generator:
-        """A CPU generator that depends on (seed, step, view) alone."""
+        """Returns a CPU generator that depends on (seed, step, view) alone."""
         return torch.Generator().manual_seed(derive_seed(self.seed, self.step, view))

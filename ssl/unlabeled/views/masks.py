@@ -1,4 +1,4 @@
-"""Foreground masks of a whole data set in one file: a bit per pixel, read where it lies on disk."""
+"""Stores the foreground masks of a whole data set in one file, one bit per pixel, read directly from disk."""
 
 import hashlib
 import os
@@ -19,33 +19,33 @@ MAKE = "unlabeled saliency data=…"
 
 @dataclass
 class Masks:
-    """One mask per image of a source, by its id. N is their number."""
+    """Holds one mask per image of a source, by its id. N is their number."""
 
     packed: Tensor  # uint8 [N, ceil(size²/8)], see pack
     coverage: Tensor  # float32 [N], share of foreground
     size: int  # height and width, pixels
-    samples: str  # SHA-256 of what the images are called
-    classes: list[str]  # of the source, where it knows them
+    samples: str  # SHA-256 of the images' names, see samples_hash
+    classes: list[str]  # of the source, if it has class names
     data: str  # the data set in words
     settings: dict[str, Any]  # how the masks were made
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all; readable with ``torch.load(weights_only=True, mmap=True)``."""
+        """Writes the file atomically; it can be read with ``torch.load(weights_only=True, mmap=True)``."""
         save_tensors(path, {"format": FORMAT, **vars(self)})
 
     def rows(self, ids: Tensor, device: torch.device) -> Tensor:
-        """The masks of ``ids`` int64 [n] as bool [n, size, size]; only their bits travel to the device."""
+        """Returns the masks of ``ids`` int64 [n] as bool [n, size, size]; only their bits are copied to the device."""
         return unpack(self.packed[ids].to(device), self.size)
 
     def require(self, source: Source, path: str) -> None:
-        """Raise UserError unless these are the masks of ``source``; ``path`` is for the message."""
-        both_named = self.classes and source.classes  # rows of parquet files are called alike in all data sets
+        """Raises UserError unless these are the masks of ``source``; ``path`` is for the message."""
+        both_named = self.classes and source.classes  # names of parquet rows are the same in all data sets
         if self.samples != samples_hash(source) or (both_named and self.classes != source.classes):
             raise UserError(
                 f"views.masks={path} was made for other data ({self.data}), not for the {len(source):,} training "
                 f"images of this run; make their own: {MAKE} out=…, or give views.masks=null"
             )
-        square = self.settings.get("square", True)  # as all were before there were whole images
+        square = self.settings.get("square", True)  # all were square before whole images were supported
         if square != source.square:
             given, wanted = str(square).lower(), str(source.square).lower()
             raise UserError(
@@ -55,17 +55,17 @@ class Masks:
 
 
 def open_masks(path: str) -> Masks:
-    """The masks in a file, mapped and not read.
+    """Opens the masks in a file, memory-mapped.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: the file does not exist, or holds something else.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"views.masks={path}: no such file; make it: {MAKE} out={path}, or give views.masks=null")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         raise UserError(f"views.masks={path}: not a file of masks, or cut short; make it again: {MAKE}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"views.masks={path}: not a file of masks; {MAKE} out=… makes one")
@@ -75,7 +75,7 @@ def open_masks(path: str) -> Masks:
 
 
 def _is_whole(content: dict[str, Any]) -> bool:
-    """Whether these are the fields of :class:`Masks`, of their types and sizes."""
+    """Returns whether these are the fields of :class:`Masks`, with the right types and sizes."""
     kinds = {"packed": Tensor, "coverage": Tensor, "size": int, "samples": str, "classes": list, "data": str}
     if set(content) != {*kinds, "settings"} or not isinstance(content["settings"], dict):
         return False
@@ -87,22 +87,23 @@ def _is_whole(content: dict[str, Any]) -> bool:
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Bool [B, S, S] → uint8 [B, ceil(S²/8)]: pixels in rows, the first in the lowest bit, the end filled with 0."""
+    """Packs bool [B, S, S] into uint8 [B, ceil(S²/8)]: pixels in rows, the first in the lowest bit, padded with 0."""
     bits = masks.flatten(1)
     bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
     return (bits << torch.arange(8, device=bits.device, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, size: int) -> Tensor:
-    """Uint8 [B, ceil(size²/8)] → bool [B, size, size], the inverse of :func:`pack`."""
+    """Unpacks uint8 [B, ceil(size²/8)] to bool [B, size, size], the inverse of :func:`pack`."""
     bits: Tensor = packed[:, :, None] >> torch.arange(8, device=packed.device, dtype=torch.uint8) & 1
     return bits.flatten(1)[:, : size**2].view(-1, size, size).bool()
 
 
 def samples_hash(source: Source) -> str:
-    """SHA-256 over the number of images and their names in order, below the folder that they share.
+    """Returns the SHA-256 of the number of images and their names in order, relative to their common folder.
 
-    Data may be moved, as to a cluster's local disk, without making masks again. Some seconds for a million images.
+    The data may be moved, e.g. to a cluster's local disk, without making masks again. Takes some seconds for a million
+    images.
     """
     folder = common_folder(source)
     digest = hashlib.sha256(f"{len(source)}\n".encode())

@@ -1,4 +1,4 @@
-"""The random operations that views are made of: each draws its parameters apart from applying them.
+"""The random operations that views are made of: each draws its parameters separately from applying them.
 
 ``sample`` draws for the whole global batch on the CPU; ``apply`` gets the rows of this process. Batched throughout:
 no Python per image.
@@ -18,38 +18,38 @@ from unlabeled.views.kernels.colour import color_jitter, equalize, luminance, so
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.kernels.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
 
-Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; of the batch, where it is: "ids", "sizes"
+Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" and "sizes" come from the batch
 
 
 @runtime_checkable
 class Operation(Protocol):
     """A random operation on a batch of images [B, 3, h, w] in [0, 1], float32 or bfloat16.
 
-    One with an attribute ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
-    ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes them all of one
-    size, and leaves what it was given as it is. One with ``coloured = True`` knows RGB alone; others take any channels.
+    An operation with ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
+    ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes all images one
+    size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels.
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
-        """Draw the parameters of ``count`` images, whatever their sizes."""
+        """Draws the parameters of ``count`` images, independent of their sizes."""
         ...
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Do it, in float32 whatever the dtype of ``images``, which may be written to."""
+        """Applies the operation, in float32 for any dtype of ``images``, which may be overwritten."""
         ...
 
 
 @runtime_checkable
 class HasPlanWarnings(Protocol):
-    """An operation that knows what may be a mistake."""
+    """An operation that can detect probable mistakes in its settings."""
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """Looks at what it would do to images of that height and width."""
+        """Returns checks for images of that height and width."""
         ...
 
 
 class RandomResizedCrop:
-    """A box of random area and shape, resized to a square, mirrored half of the time.
+    """Cuts a box of random area and shape, resizes it to a square, and mirrors it half of the time.
 
     Draws as torchvision: area uniform, ratio log-uniform, ten tries, then the largest central box of allowed shape.
 
@@ -84,7 +84,7 @@ class RandomResizedCrop:
         }
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """Crops at most twice as large as the images, of boxes of at least 4 × 4 pixels (both our choice)."""
+        """Checks that crops are at most twice as large as images, and boxes at least 4 × 4 pixels (both our choice)."""
         smallest = math.sqrt(self.scale[0]) * pixels
         return [
             Check(
@@ -102,21 +102,21 @@ class RandomResizedCrop:
         ]
 
     def boxes(self, parameters: Parameters, sizes: Tensor) -> Tensor:
-        """What the draws come to in images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
+        """Returns the boxes drawn for images of ``sizes`` [B, 2]: int64 [B, 4], top, left, height and width."""
         drawn = (parameters[name] for name in ("area", "ratio", "where"))
         area, ratio, where = (each.to(sizes.device, non_blocking=True) for each in drawn)
         sizes = sizes.double()
         area = area * sizes.prod(1, keepdim=True)
         tries = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round()  # [B, 10, 2]
         fits = ((tries > 0) & (tries <= sizes[:, None])).all(2)
-        first = fits.long().argmax(1)  # of equal values, the first
+        first = fits.long().argmax(1)  # argmax returns the first of equal values
         found = fits.any(1)[:, None]
         box = torch.where(found, tries[torch.arange(len(tries), device=first.device), first], self._central(sizes))
         corner = torch.where(found, where * (sizes - box + 1), (sizes - box) / 2)
         return torch.cat([corner.floor(), box], 1).long()
 
     def _central(self, sizes: Tensor) -> Tensor:
-        """The largest boxes of allowed shape, but of one pixel at least."""
+        """Returns the largest central boxes of allowed shape, at least one pixel large."""
         height, width = sizes.unbind(1)
         shape = width / height
         highest = torch.where(shape < self.ratio[0], (width / self.ratio[0]).round(), height)
@@ -133,14 +133,14 @@ class RandomResizedCrop:
 
 
 class ColorJitter:
-    """Brightness, contrast, saturation (multiplicative, as torchvision) and hue, in a random order per image.
+    """Changes brightness, contrast, saturation (multiplicative, as torchvision) and hue, in random order per image.
 
     Args:
         brightness, contrast, saturation: factors are uniform in [max(0, 1 − value), 1 + value].
         hue: shifts are uniform in [−value, value] turns, at most 0.5.
-        probability: share of the images that are changed at all.
-        additive_brightness: what is uniform in [−brightness, brightness] is added to all values instead, as TensorFlow
-            has it: SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
+        probability: share of the images that are changed.
+        additive_brightness: adds a value, uniform in [−brightness, brightness], to all pixels, as TensorFlow does:
+            SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
     coloured = True
@@ -172,7 +172,7 @@ class ColorJitter:
 
 
 class Grayscale:
-    """Colour taken away from a random share of the images."""
+    """Removes the colour from a random share of the images."""
 
     coloured = True
 
@@ -187,10 +187,10 @@ class Grayscale:
 
 
 class Solarize:
-    """Bright values turned over in a random share of the images: v → 1 − v where v ≥ threshold.
+    """Inverts the bright values in a random share of the images: v → 1 − v where v ≥ threshold.
 
     Args:
-        threshold: in [0, 1], 128/255 is PIL's 128; or the smallest and the largest, uniform for each image.
+        threshold: in [0, 1], 128/255 is PIL's 128; or a smallest and a largest one, then uniform for each image.
         probability: share of the images that are changed.
     """
 
@@ -210,7 +210,7 @@ class Solarize:
 
 
 class Equalize:
-    """The histogram of each channel made even, as PIL does it, in a random share of the images.
+    """Equalises the histogram of each channel, as PIL does, in a random share of the images.
 
     Args:
         probability: share of the images that are changed.
@@ -227,7 +227,7 @@ class Equalize:
 
 
 class GaussianBlur:
-    """A Gaussian of random width over a random share of the images.
+    """Blurs a random share of the images with a Gaussian of random width.
 
     Args:
         sigma: smallest and largest standard deviation, pixels.
@@ -243,7 +243,7 @@ class GaussianBlur:
         return {"sigma": sigma, "applied": torch.rand(count, generator=generator) < self.probability}
 
     def plan_warnings(self, pixels: int) -> list[Check]:
-        """A kernel of more than one pixel and no wider than what it blurs."""
+        """Checks that the kernel is larger than one pixel and no wider than the image."""
         width = 2 * self._radius(pixels) + 1
         return [
             Check(
@@ -274,7 +274,7 @@ def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
-    """A Gaussian of deviation ``sigma`` [n] around each pixel of a line; beyond its ends the line is mirrored."""
+    """Returns a Gaussian of deviation ``sigma`` [n] around each pixel of a line, mirrored at its ends."""
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     weight = (-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2).exp()
     weight = weight / weight.sum(1, keepdim=True)
@@ -289,15 +289,16 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 
 
 def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """``change`` some images, in float32: ``images`` are written to.
+    """Applies ``change`` to some images, in float32; ``images`` are overwritten.
 
-    Compiled, all are changed and what was not meant is dropped, so that shapes do not depend on ``applied``.
+    Compiled, all images are changed and unwanted results dropped, so that shapes do not depend on ``applied``.
 
     Args:
         images: [B, 3, h, w].
-        applied: bool [B], which. On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
-        change: float32 [n, 3, h, w] and the rows of ``parameters`` → [n, 3, h, w]; may write to the images.
-        parameters: [B] each, where ``applied`` is.
+        applied: bool [B], which images. On the CPU, so that nothing waits for a GPU; in compiled code on the images'
+            device.
+        change: maps float32 [n, 3, h, w] and rows of ``parameters`` to [n, 3, h, w]; may overwrite the images.
+        parameters: [B] each, on the device of ``applied``.
 
     Returns:
         [B, 3, h, w].

@@ -1,4 +1,4 @@
-"""From a batch of decoded images to the views that an objective compares."""
+"""Turns a batch of decoded images into the views that an objective compares."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -26,23 +26,23 @@ from unlabeled.views.per_image import PerImageTransform
 Finish = Callable[[Tensor, Sequence[Parameters]], Tensor]
 
 
-# Pixels of one view of the images that go through the operations together. On a CPU so few that they stay in its caches
-# and their memory is used again: two views of 32 photographs took 146 ms on one core at once, and 103 ms in blocks of
+# Pixels of one view that the operations process together. On a CPU few enough to stay in its caches,
+# so that their memory is reused: two views of 32 photographs took 146 ms on one core at once, and 103 ms in blocks of
 # 4; of 256 images of 32 pixels 20 ms, and 15 ms in blocks of 128. On a GPU it bounds the memory.
 CPU_BLOCK, GPU_BLOCK = 250_000, 8_000_000
 
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views that are drawn alike: how many, and the operations in order; transforms of kornia or torchvision as well.
+    """Describes views with the same distribution: their number, and the operations (or kornia, torchvision) in order.
 
     Raises:
-        UserError: among the operations is something else.
+        UserError: one of the operations is something else.
     """
 
     count: Annotated[int, Interval(ge=1, le=1024)]
     operations: Sequence[Operation]
-    after_crop: int = field(init=False)  # number of the first operation behind a crop: from there on all sizes are one
+    after_crop: int = field(init=False)  # index of the first operation after a crop, where images get one size
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", [_as_operation(step) for step in self.operations])
@@ -51,23 +51,23 @@ class ViewGroup:
 
 
 class Views(nn.Module):
-    """All views of a batch, made on the device where the images are.
+    """Makes all views of a batch on the device where the images are.
 
     Args:
         size: height and width of the image that evaluation sees, pixels.
-        groups: what is drawn, in order; a later group may make smaller crops.
-        mean, std: per channel, subtracted and divided at the very end; None leaves values in [0, 1].
+        groups: the groups of views, in order; a later group may make smaller crops.
+        mean, std: per channel, subtracted and divided at the end; None leaves values in [0, 1].
         evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
         evaluation_interpolation: ``bilinear`` or ``bicubic``.
         masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
-        compile: what follows the crop by ``torch.compile``, for a GPU; the first step then takes longer. On a CPU each
-            step does: 213 ms in place of 104 for two views of 32 photographs on one core.
-        channels: of the images. Others than 3 have no colours: crops, flips, blur and what else treats each channel
-            alike are for all, operations on colours are refused.
+        compile: compiles what follows the crop with ``torch.compile``, for a GPU; the first step then takes longer. On
+            a CPU each step does: 213 ms instead of 104 for two views of 32 photographs on one core.
+        channels: of the images. With other than 3 there are no colours: crops, flips, blur and other operations on
+            single channels work, operations on colours are refused.
 
     Raises:
-        UserError: mean or std of another length, or operations on colours where there are none; the groups read another
-            file of masks, or none, or after the crop; they cannot be compiled.
+        UserError: mean or std has another length; operations on colours without colours; the groups read another file
+            of masks, or none, or after the crop; they cannot be compiled.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Views(nn.Module):
         self._check_masks()
         if compile:
             self._check_compiles()
-        self.block: int | None = None  # images that go through the operations together; None: as many as pays
+        self.block: int | None = None  # images that the operations process together; None: chosen by speed
         normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
         self._normal = None if normal is None else normal[:, :, None, None]  # [2, C, 1, 1], mean and deviation
         self._compiled: dict[int, Finish] = {}
@@ -111,7 +111,7 @@ class Views(nn.Module):
             )
 
     def require_channels(self, source: Source) -> None:
-        """Raise UserError if the images of ``source`` have other channels than these views."""
+        """Raises UserError if the images of ``source`` have another number of channels than these views."""
         if (given := channels_of(source)) != self.channels:
             raise UserError(
                 f"data.channels={given}: the views are of images with {self.channels}: give views.channels={given}, or"
@@ -135,19 +135,19 @@ class Views(nn.Module):
                 raise UserError("views.compile=true: Foreign goes image by image in Python; give views.compile=false")
 
     def require_masks(self, source: Source) -> None:
-        """Raise UserError if there are to be masks and they are missing or not those of ``source``."""
+        """Raises UserError if masks are needed and are missing or are not those of ``source``."""
         if self.masks is not None:
             open_masks(self.masks).require(source, self.masks)
 
     def sizes(self, image_size: int) -> list[int]:
-        """Height and width of each view of a square image, pixels; tried on a black one."""
+        """Returns height and width of each view of a square image, in pixels, by trying a black image."""
         tried = copy.copy(self)
-        tried.compiles = False  # it would be compiled for a batch of one
+        tried.compiles = False  # compiling for a batch of one is useless
         black = torch.zeros(1, self.channels, image_size, image_size, dtype=torch.uint8)
         return [view.shape[-1] for view in tried(black, torch.zeros(1, dtype=torch.long), ViewKey(0, 0, 0, 1))]
 
     def plan_warnings(self, image_size: int) -> list[Check]:
-        """What may not fit images of that height and width: each operation says so of what it is given."""
+        """Returns the checks of each operation for images of that height and width."""
         looks = []
         for group in self.groups:
             pixels = image_size
@@ -160,20 +160,20 @@ class Views(nn.Module):
     def forward(
         self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None, sizes: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Draw and make the views.
+        """Draws and makes the views.
 
         Args:
             images: uint8 [B, C, H, W], the rows ``key.first`` … ``key.first + B`` of the global batch.
             ids: int64 [B], of the images in their source.
-            key: names the draws.
-            first: how many of the first views are made; all where None.
+            key: of the draws.
+            first: how many of the views to make; None: all.
             sizes: int64 [B, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
 
         Returns:
             One float32 [B, C, h, w] per view.
 
         Raises:
-            UserError: images of another type or shape, or of different sizes where a group does not begin by cropping.
+            UserError: images of another type or shape, or of different sizes if a group does not begin with a crop.
         """
         groups = [group for group in self.groups for _ in range(group.count)][:first]
         if sizes is not None:
@@ -182,7 +182,7 @@ class Views(nn.Module):
         for number, group in enumerate(groups):
             generator = key.generator(number)
             drawn.append([operation.sample(key.total, generator) for operation in group.operations])
-        ids = ids if self.masks is None else ids.cpu()  # as the masks: wait for a GPU once, not per view
+        ids = ids if self.masks is None else ids.cpu()  # on the CPU like the masks: waits for a GPU once, not per view
         parts: list[list[Tensor]] = [[] for _ in groups]  # of each view
         for rows, some in self._blocks(images):
             own = slice(key.first + rows.start, key.first + rows.stop)
@@ -193,10 +193,10 @@ class Views(nn.Module):
         return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
     def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
-        """One view of some images, float [n, C, H, W], which stay as they are: other views are made of them."""
+        """Makes one view of some images, float [n, C, H, W]; keeps them unchanged, as other views use them too."""
         cut = group.after_crop
         if not any(getattr(step, "crops", False) for step in group.operations[:1]):
-            images = images.clone()  # other operations may write to it
+            images = images.clone()  # other operations may overwrite it
         for operation, parameters in zip(group.operations[:cut], drawn[:cut], strict=True):
             images = operation.apply(images, parameters | batch)
         if not self.compiles:
@@ -207,7 +207,7 @@ class Views(nn.Module):
         return self._compiled_finish(group)(images, there)
 
     def _finish(self, images: Tensor, drawn: Sequence[Parameters] = (), operations: Sequence[Operation] = ()) -> Tensor:
-        """What comes after the crop, and normalising; in place."""
+        """Applies the operations after the crop, then normalises; in place."""
         for operation, parameters in zip(operations, drawn, strict=True):
             images = operation.apply(images, parameters)
         if self._normal is None:
@@ -216,19 +216,20 @@ class Views(nn.Module):
         return images.sub_(mean).div_(std)
 
     def _compiled_finish(self, group: ViewGroup) -> Finish:
-        """Made at first use, one for each group: the shapes stay from step to step, so it is compiled once."""
+        """Compiles one function for each group at first use; shapes stay the same, so it is compiled once."""
         if id(group) not in self._compiled:
             finish = partial(self._finish, operations=group.operations[group.after_crop :])
             self._compiled[id(group)] = torch.compile(finish, fullgraph=True, dynamic=False)
         return self._compiled[id(group)]
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The images as float32 in [0, 1], block by block of rows: a power of two, so that they share a batch evenly.
+        """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
 
-        So many that the images as floats are no larger than four times one view of the whole batch.
+        A block has at most so many rows that its floats are no larger than four times one view of the whole batch, and
+        on a CPU fewer, so that they stay in its caches.
 
         Raises:
-            UserError: images of another type or shape, which would give wrong views without a word.
+            UserError: images of another type or shape, which would silently give wrong views.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
             given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
@@ -241,14 +242,14 @@ class Views(nn.Module):
         step = self.block or 1 << max(0, int(limit / pixels).bit_length() - 1)
         for start in range(0, len(images), step):
             rows = slice(start, min(start + step, len(images)))
-            # In memory column after column: a crop on a CPU begins with these (resample.add_up).
+            # Stored column after column: a crop on a CPU starts with columns (resample.resize_sparse).
             yield rows, images[rows].mT.contiguous().float().div_(255).mT
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """What evaluation sees, nothing random: uint8 [B, C, H, W] → float32 [B, C, size, size]; errors as forward.
+        """Makes the view for evaluation, without randomness: uint8 [B, C, H, W] → float32 [B, C, size, size].
 
-        ``sizes`` as in forward: each image's own centre is seen.
+        ``sizes`` as in forward: each image is cropped at its own centre.
         """
         frames = image_sizes(images, sizes)
         sides = (frames.amin(1, keepdim=True).double() * self.evaluation_crop).round().long().clamp(min=1)
@@ -261,7 +262,7 @@ class Views(nn.Module):
         return self._finish(torch.cat(made))
 
     def evaluation(self) -> dict[str, object]:
-        """What decides :meth:`evaluation_view`, for reports; plain values."""
+        """Returns the settings of :meth:`evaluation_view` for reports, as plain values."""
         mean, std = (None if values is None else list(values) for values in (self.mean, self.std))
         return {
             "size": self.size,
@@ -272,23 +273,23 @@ class Views(nn.Module):
         }
 
     def to_pixels(self, views: Tensor) -> Tensor:
-        """Views [B, C, h, w] back to values in [0, 1]; what lies outside is clamped."""
+        """Maps views [B, C, h, w] back to values in [0, 1]; values outside are clamped."""
         if self._normal is not None:
             mean, std = self._normal.to(views.device, views.dtype)
             views = views * std + mean
         return views.clamp(0, 1)
 
     def shown(self, views: Tensor) -> Tensor:
-        """Views [B, C, h, w] as pixels [B, 3, h, w] in [0, 1], to look at."""
+        """Maps views [B, C, h, w] to pixels [B, 3, h, w] in [0, 1], for display."""
         return in_colour(self.to_pixels(views))
 
     def to_views(self, pixels: Tensor) -> Tensor:
-        """The inverse of :meth:`to_pixels`: values in [0, 1] as a network takes them; ``pixels`` stay as they are."""
+        """Normalises values in [0, 1] for a network, the inverse of :meth:`to_pixels`; ``pixels`` stay as they are."""
         return self._finish(pixels.clone())
 
 
 def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
-    """What draws apart from applying, as it is; any other transform of an image as an operation."""
+    """Wraps a transform of an image as an operation; an operation is returned unchanged."""
     if isinstance(step, Operation):
         return step
     if not callable(step):
@@ -297,7 +298,7 @@ def _as_operation(step: Operation | Callable[[Tensor], Tensor]) -> Operation:
 
 
 def _require_crop_first(groups: Sequence[ViewGroup]) -> None:
-    """What does not know where an image ends would count its canvas in."""
+    """Refuses groups whose first operation does not know the image's size: it would process the padding too."""
     for group in groups:
         if not any(getattr(step, "crops", False) for step in group.operations):
             raise UserError("views.groups: images differ in size and a group has no crop; add one, or data.square=true")

@@ -1,4 +1,4 @@
-"""Weights in and out."""
+"""Loads weights from checkpoints of many layouts, and exports them to other libraries."""
 
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_same_backbone

@@ -1,6 +1,6 @@
-"""Which network of another library a backbone is: its name there, its arguments, and its tensors under their names.
+"""Finds the timm or torchvision network that a backbone is: its name, its arguments, and its tensors' names there.
 
-None of this is believed: whoever writes a file loads it in that library and compares features.
+The result is always checked: an export is loaded in that library, and its features are compared.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ REGNETS: dict[str, tuple[int, int, float, float, int]] = {
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A backbone as another library has it."""
+    """A backbone in the terms of another library."""
 
     name: str
     state: State  # without a classifier
@@ -56,7 +56,7 @@ class LibraryModel:
 
 
 def to_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryModel:
-    """For ``timm.create_model(name, num_classes=0, **arguments)``.
+    """Returns the model for ``timm.create_model(name, num_classes=0, **arguments)``.
 
     Args:
         backbone: with the weights to write.
@@ -119,12 +119,14 @@ def _timm_vit(backbone: ViT) -> tuple[str, State, dict[str, Any]]:
 
 
 def _fewest(differing: Mapping[str, Mapping[str, Any]]) -> str:
-    """The name that needs the fewest further arguments; the first of several."""
+    """Returns the name that needs the fewest further arguments; the first of several."""
     return min(differing, key=lambda name: len(differing[name]))
 
 
 def to_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryModel:
-    """For ``torchvision.models.get_model(name, **arguments)`` with its ``classifier`` replaced by an identity.
+    """Returns the model for ``torchvision.models.get_model(name, **arguments)``.
+
+    Its ``classifier`` is replaced by an identity.
 
     Raises:
         UserError: torchvision has no such network.
@@ -178,6 +180,6 @@ def _require_plain_resnet(spec: Mapping[str, Any], to: str, library: str) -> Non
 
 
 def _refusal(to: str, reason: str, alike: bool = False, timm: bool = False) -> UserError:
-    """``alike``: the other of timm and torchvision has it; ``timm``: that is timm."""
+    """Returns the error. ``alike``: the other of timm and torchvision has the network; ``timm``: that one is timm."""
     other = "to=timm, to=huggingface, " if alike and timm else "to=torchvision, " if alike else ""
     return UserError(f"to={to}: {reason}; what it can be written as: {other}to=safetensors or to=onnx")

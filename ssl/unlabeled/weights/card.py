@@ -1,6 +1,6 @@
-"""The model card of exported weights: what they are, how good, how to load them, and how far that was checked.
+"""The model card of exported weights: what they are, how good, how to load them, and what was checked.
 
-YAML at the top and the name README.md are what the Hugging Face Hub reads.
+The Hugging Face Hub requires the YAML at the top and the name README.md.
 """
 
 import re
@@ -17,13 +17,13 @@ from unlabeled.weights.targets import ExportedModel
 
 MARK, EARLIER_MARK = "Written by `unlabeled export`", "Written by `python -m unlabeled."  # of an export, now and before
 TRAINING = ("objective", "optimizer", "views", "batch_size", "accumulate", "max_epochs", "max_steps", "seed")
-# Folders and addresses, which may hold names of people and machines, and keys: the last part says enough.
+# Paths and addresses may contain names of people and machines, and keys: only their last part is shown.
 _PLACE = re.compile(r"(?<![\w/])(?:\w+://|~|\.{0,2}/)[^\s,;'\"]+")
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a card says."""
+    """Everything that a card states."""
 
     to: str
     written: ExportedModel
@@ -36,13 +36,13 @@ class CardFacts:
     measured: Mapping[str, float]  # largest relative difference by kind of images
     tolerance: float
     rows: Sequence[Mapping[str, Any]]  # of results.json
-    results_note: str  # why there are none, or what they are
+    results_note: str  # explains the results, or why there are none
     training: Mapping[str, Any]  # training.json
     versions: Mapping[str, str]
 
 
 def write_card(facts: CardFacts) -> str:
-    """The whole page, markdown."""
+    """Returns the whole page as markdown."""
     objective = class_name((facts.checkpoint.config or {}).get("objective"))
     name = (facts.checkpoint.config or {}).get("name") or facts.checkpoint.path.stem
     parts = [
@@ -70,13 +70,13 @@ def write_card(facts: CardFacts) -> str:
 
 
 def class_name(node: Any) -> str:
-    """``SimCLR`` of ``{_target_: unlabeled.objectives.simclr.SimCLR, …}``, "" where nothing is known."""
+    """Returns ``SimCLR`` of ``{_target_: unlabeled.objectives.simclr.SimCLR, …}``, "" where nothing is known."""
     target = node.get("_target_", "") if isinstance(node, Mapping) else ""
     return re.sub(r"\W", "", str(target).rpartition(".")[2])
 
 
 def without_paths(value: Any) -> Any:
-    """Plain values with every path and address cut down to its last part."""
+    """Cuts every path and address in plain values down to its last part."""
     if isinstance(value, Mapping):
         return {key: without_paths(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +159,7 @@ def _settings(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _literal(value: Any) -> Any:
-    """Without line breaks, which could end the block, and without what would be looked up."""
+    """Removes line breaks, which could end the block, and everything that YAML would resolve."""
     if isinstance(value, Mapping):
         return {_literal(key): _literal(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -168,7 +168,7 @@ def _literal(value: Any) -> Any:
 
 
 def _without_conversion(value: Any) -> Any:
-    """Leave out what only Hydra reads."""
+    """Leaves out the keys that only Hydra reads."""
     if isinstance(value, Mapping):
         return {key: _without_conversion(each) for key, each in value.items() if key != "_convert_"}
     return [_without_conversion(each) for each in value] if isinstance(value, list | tuple) else value
@@ -208,6 +208,6 @@ def _checked(facts: CardFacts) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    """Two columns; the first pair is the head."""
+    """Formats a table of two columns; the first pair is the head."""
     rows = [f"| {key} | {in_table(value)} |" for key, value in values.items()]
     return "\n".join([rows[0], "| --- | --- |", *rows[1:]])

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds."""
+"""The contents of a checkpoint file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file says of itself, and, once :func:`load_backbone` has been through, what was taken."""
+    """Contents of a checkpoint file; after :func:`load_backbone` also a record of what was loaded from it."""
 
     path: Path
     sha256: str
@@ -18,7 +18,7 @@ class Checkpoint:
     config: dict[str, Any] | None  # resolved configuration of the run, in our own checkpoints
     progress: dict[str, int]  # step, total_steps, steps_per_epoch, seed; empty in files from elsewhere
     tensors: Mapping[str, Tensor]  # every tensor in the file, by its whole path
-    layout: str  # whose checkpoint it is, e.g. "MoCo v2" or "own run"
+    layout: str  # layout of the file, e.g. "MoCo v2" or "own run"
     part: str  # which of its encoders the backbone is
-    left_out: dict[str, int] = field(default_factory=dict)  # what is not the backbone: number of tensors
-    notes: list[str] = field(default_factory=list)  # what a reader of results should know of the loading
+    left_out: dict[str, int] = field(default_factory=dict)  # number of tensors per part that is not the backbone
+    notes: list[str] = field(default_factory=list)  # remarks on the loading, for reports

@@ -1,4 +1,4 @@
-"""Whether two networks give the same features: on which images, and how far apart they may be."""
+"""Checks that two networks give the same features on the same images, within a tolerance."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ GENERATED = 8  # images
 
 
 def images_to_compare(views: Views, splits: Splits | None, wanted: int) -> dict[str, Tensor]:
-    """Batches by what they are, float32 [B, 3, size, size] each, as evaluation sees images."""
+    """Returns batches keyed by their kind, float32 [B, 3, size, size] each, as evaluation prepares images."""
     made = views.evaluation_view(generate_images(GENERATED, views.size))
     batches = {f"{GENERATED} generated": made, "one generated": made[:1]}
     if splits is not None:
@@ -28,7 +28,7 @@ def images_to_compare(views: Views, splits: Splits | None, wanted: int) -> dict[
 
 
 def generate_images(count: int, size: int) -> Tensor:
-    """Coloured clouds of all scales with some noise, uint8 [count, 3, size, size]; always the same."""
+    """Generates coloured clouds of all scales with noise, uint8 [count, 3, size, size]; always the same."""
     generator = torch.Generator().manual_seed(0)
     clouds = torch.zeros(count, 3, size, size)
     for cells in (2, 5, 11, 23, size):
@@ -39,7 +39,7 @@ def generate_images(count: int, size: int) -> Tensor:
 
 
 def _of_data(splits: Splits, views: Views, wanted: int) -> Tensor:
-    """Some images, evenly spaced; those that cannot be decoded are left out."""
+    """Takes some images of the data, evenly spaced; those that cannot be decoded are left out."""
     source = splits.train if splits.test is None else splits.test
     positions = torch.arange(min(wanted, len(source))) * len(source) // max(1, min(wanted, len(source)))
     data = DataModule(splits, 1, 0, 0.0, 0)
@@ -51,12 +51,12 @@ def _of_data(splits: Splits, views: Views, wanted: int) -> Tensor:
 def feature_differences(
     to: str, ours: nn.Module, theirs: Callable[[Tensor], Tensor], batches: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Largest absolute difference of features, over the root mean square of ours, for each batch.
+    """Returns for each batch the largest absolute difference of features over the root mean square of ours.
 
-    The root mean square and not the largest feature: one large feature would hide the others.
+    The scale is the root mean square, because a single large feature would hide the differences of the others.
 
     Raises:
-        UserError: one is above the tolerance or not a number, or ours are nothing to compare with.
+        UserError: a difference is above the tolerance or not a number, or our features are all 0 or not finite.
     """
     measured = {}
     for name, images in batches.items():

@@ -1,4 +1,4 @@
-"""What a network is beyond its weights: a checkpoint that loads into another stem or grid gives other features."""
+"""Checks what weights do not show: a checkpoint can load into another stem or grid and then give other features."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 # ViT-S has twice as many (its vits.py).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
-NO_CHANGE = ("_convert_", "gradient_checkpointing", "initialisation", "zero_init_residual")  # to a loaded network
+NO_CHANGE = ("_convert_", "gradient_checkpointing", "initialisation", "zero_init_residual")  # for loaded weights
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
-    """Raise UserError where a configuration ``backbone`` is not the one that this project's run was made with."""
+    """Raises UserError where the configuration ``backbone`` is not the one that this project's run was made with."""
     own = (checkpoint.config or {}).get("backbone")
     if not isinstance(own, dict):
         return
@@ -33,14 +33,16 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
 
 
 def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone) -> None:
-    """Raise UserError where the weights fit ``backbone`` but mean another network; adds to ``checkpoint.notes``.
+    """Raises UserError where the weights fit ``backbone`` but belong to another network.
+
+    Adds to ``checkpoint.notes``.
 
     Args:
         checkpoint: with its layout.
         found: tensors by the backbone's names.
         backbone: not loaded yet.
     """
-    shown = _shown(backbone)
+    shown = _visible_settings(backbone)
     own = (checkpoint.config or {}).get("backbone") or {}
     for key in shown.keys() & own.keys():
         if own[key] is not None and shown[key] != own[key]:
@@ -59,7 +61,7 @@ def check_geometry(checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbo
 
 
 def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
-    """What to do about tensors that do not fit, where they say it; begins with a semicolon."""
+    """Suggests what to do about tensors that do not fit, if they show it; the text begins with a semicolon."""
     advice = []
     grids = [_grid(state.get("pos_embed")) for state in (found, wanted)]
     kernel = found["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in found else 0
@@ -83,8 +85,8 @@ def _grid(table: Tensor | None) -> int | None:
     return None if table is None or table.ndim != 3 else round((table.shape[1] - 1) ** 0.5)
 
 
-def _shown(backbone: Backbone) -> dict[str, Any]:
-    """What a network shows of its configuration, where two of them can have tensors of the same shapes."""
+def _visible_settings(backbone: Backbone) -> dict[str, Any]:
+    """Returns the settings of a network that the shapes of its tensors do not show."""
     shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
     if isinstance(backbone, ViT):
         shown["heads"] = _heads(backbone)
@@ -99,7 +101,7 @@ def _heads(backbone: ViT) -> int:
 
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """A fixed table is part of the architecture: it must be the file's."""
+    """Checks that a fixed position table equals the file's, as it is part of the architecture."""
     if backbone.pos_embed.requires_grad or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
@@ -120,15 +122,15 @@ def _close(table: Tensor, other: Tensor) -> bool:
 
 
 def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
-    """The number of heads changes no shape: it is held against that of the published networks."""
+    """Checks the number of heads, which changes no shape, against that of the published networks."""
     moco_v3 = checkpoint.layout == "MoCo v3" or _kind_of(table, backbone) == "sincos_rows_first"
     published = (MOCO_V3_HEADS if moco_v3 else HEADS).get(backbone.num_features)
     heads = _heads(backbone)
     if published in (None, heads):
         return
-    say = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
+    differs = f"backbone.heads={heads}, but the published network of width {backbone.num_features} has {published}"
     if checkpoint.layout in ("MoCo v3", "DINO", "MAE"):
         raise UserError(
-            f"checkpoint={checkpoint.path}: {say}, which weights do not show: give backbone.heads={published}"
+            f"checkpoint={checkpoint.path}: {differs}, which weights do not show: give backbone.heads={published}"
         )
-    checkpoint.notes.append(f"{say}; the file does not say it")
+    checkpoint.notes.append(f"{differs}; the file does not say it")

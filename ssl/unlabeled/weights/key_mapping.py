@@ -1,4 +1,4 @@
-"""The same tensor under the names of several libraries."""
+"""Maps the names of tensors in several libraries to ours."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -23,9 +23,9 @@ _SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(
 
 
 def map_key(name: str, wanted: Collection[str]) -> str | None:
-    """How a backbone with the tensors ``wanted`` calls the tensor ``name`` of a file; None where it has none such."""
-    for spelling in _candidates(name):
-        for candidate in (spelling, f"model.{spelling}"):  # the networks of backbone=timm and backbone=torchvision
+    """Returns the name in ``wanted``, a backbone's tensors, of the file's tensor ``name``; None where there is none."""
+    for alias in _candidates(name):
+        for candidate in (alias, f"model.{alias}"):  # the networks of backbone=timm and backbone=torchvision
             if candidate in wanted:
                 return candidate
     return None

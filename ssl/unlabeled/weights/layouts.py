@@ -1,16 +1,17 @@
-"""What the checkpoints of other projects look like: where the backbone is, and what else there is and is left out.
+"""Checkpoint layouts of other projects: where the backbone lies, and what else the file holds and is left out.
 
-A file is seen as one flat list of tensors, each under its whole path, e.g. ``state_dict.encoder_q.conv1.weight``, less
-the words that wrappers put in (``module``, ``_orig_mod``). Layouts were read off the repositories named beside them.
+A file is read as one flat list of tensors, each with its whole path, e.g. ``state_dict.encoder_q.conv1.weight``,
+without the words that wrappers add (``module``, ``_orig_mod``). Each layout was taken from the repository named beside
+it.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-ROOTS = ("state_dict.", "model_state_dict.", "model.", "")  # what a state dict lies under
+ROOTS = ("state_dict.", "model_state_dict.", "model.", "")  # prefixes of a state dict in a file
 
-# First words of a path below which nothing is a network that features could be taken from.
+# First words of paths that hold no network for features.
 TRAINING = {
     "optimizer": "optimizer",
     "optimizer_states": "optimizer",
@@ -38,7 +39,7 @@ TRAINING = {
     "state_dict_ema": "momentum copy",
 }
 CLASSIFIER = {"fc.": "classifier", "head.": "classifier", "heads.": "classifier", "classifier.": "classifier"}
-AROUND = CLASSIFIER | {  # a backbone, in solo-learn, lightly and many others
+AROUND = CLASSIFIER | {  # parts beside a backbone, in solo-learn, lightly and many others
     "projector": "projector",
     "projection_head": "projector",
     "predictor": "predictor",
@@ -59,33 +60,33 @@ AROUND = CLASSIFIER | {  # a backbone, in solo-learn, lightly and many others
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """How one project writes its checkpoints."""
+    """Describes how one project writes its checkpoints."""
 
     name: str
     part: str  # which of several encoders is the backbone
-    backbone: str  # where its names begin
-    others: Mapping[str, str] = field(default_factory=dict)  # how names begin: what that is; "" is called by its name
-    marks: tuple[str, ...] = ()  # how some names must begin, or it is another layout
+    backbone: str  # prefix of its names
+    others: Mapping[str, str] = field(default_factory=dict)  # prefix → name of the part; "" uses the prefix itself
+    marks: tuple[str, ...] = ()  # prefixes that must exist in this layout
     roots: tuple[str, ...] = ("",)
-    views: str = ""  # whose mean and std its images had, where that is not ImageNet's
-    exclusive: bool = False  # everything must be either in ``backbone`` or known
+    views: str = ""  # views whose mean and std it was trained with, if not ImageNet's
+    exclusive: bool = False  # True: every tensor must be of ``backbone`` or of a known part
 
     def at(self, root: str) -> "CheckpointLayout":
-        """The same with whole paths, where the state dict lies under ``root``."""
+        """Returns the layout with whole paths, for a state dict that lies under ``root``."""
         others = {root + beginning: what for beginning, what in self.others.items()}
         return replace(
             self, backbone=root + self.backbone, others=others, marks=tuple(root + mark for mark in self.marks)
         )
 
     def fits(self, names: Collection[str]) -> bool:
-        """Whether a file with tensors of these names is written so; for a layout with whole paths."""
+        """Checks whether tensors of these names have this layout; for a layout with whole paths."""
         marks = self.marks or (self.backbone,)
         if not all(any(name.startswith(mark) for name in names) for mark in marks):
             return False
         return not self.exclusive or all(name.startswith(self.backbone) or self.name_part(name) for name in names)
 
     def name_part(self, name: str) -> str | None:
-        """The known part, not the backbone, that a tensor belongs to."""
+        """Returns the known part, other than the backbone, that a tensor belongs to."""
         beginnings = [beginning for beginning in self.others if name.startswith(beginning)]
         if not beginnings:
             return TRAINING.get(name.partition(".")[0])
@@ -94,7 +95,7 @@ class CheckpointLayout:
 
 
 def _below(word: str) -> CheckpointLayout:
-    """A backbone that is called ``word`` among what surrounds it, with or without its classifier."""
+    """Makes the layout of a backbone that lies under ``word`` in a larger module, with or without its classifier."""
     classifier = {f"{word}.{beginning}": what for beginning, what in CLASSIFIER.items()}
     return CheckpointLayout(
         f"state dict below {word}.", word, f"{word}.", AROUND | classifier, roots=ROOTS, exclusive=word != "backbone"
@@ -223,11 +224,11 @@ LAYOUTS = (
 
 
 def strip_wrappers(path: str) -> str:
-    """A tensor's path without the words of wrappers."""
+    """Returns a tensor's path without the words that wrappers add."""
     return ".".join(word for word in path.split(".") if word not in WRAPPERS)
 
 
 def recognize_layout(names: Collection[str]) -> CheckpointLayout:
-    """The first layout that a file with tensors of these :func:`strip_wrappers` names fits, with whole paths."""
+    """Returns, with whole paths, the first layout that tensors of these :func:`strip_wrappers` names fit."""
     placed = (layout.at(root) for layout in LAYOUTS for root in layout.roots)
     return next(layout for layout in placed if layout.fits(names))

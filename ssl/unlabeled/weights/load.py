@@ -1,4 +1,4 @@
-"""Backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
+"""Loads backbone weights from a file: every tensor finds its place, or nothing is loaded and the error says why."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -21,33 +21,33 @@ from unlabeled.weights.safe_load import read_tensors
 
 @dataclass
 class _Division:
-    """The tensors of a file, by what they are to a backbone."""
+    """The tensors of a file, divided by their relation to a backbone."""
 
     found: dict[str, Tensor] = field(default_factory=dict)  # by the backbone's names
-    paths: dict[str, str] = field(default_factory=dict)  # the same names: where each was found
+    paths: dict[str, str] = field(default_factory=dict)  # the same names → paths in the file
     unknown: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
 
 def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    """The file that a command names: the last state of a run, or any checkpoint. Raises UserError for both or none."""
+    """Returns the file that a command names: a run's last state, or a checkpoint. Raises UserError for both or none."""
     if (run is None) == (checkpoint is None):
         raise UserError("give either run=outputs/NAME or checkpoint=FILE")
     return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of, or the one in which a checkpoint from elsewhere lies."""
+    """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
+    """Reads a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, a pickle that would have to run code, or a checkpoint of a
-            run whose ``config`` or ``progress`` is none.
+            run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
     tensors = dict(_flat(content)) if isinstance(content, dict) else {}
@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _config(config: Any, path: Path) -> dict[str, Any] | None:
-    """What stands in the file, as data; the targets in it are those of today."""
+    """Returns the file's configuration as data, with today's names of its targets."""
     if config is None:
         return None
     found: Any = as_data(config, f"checkpoint={path}")
@@ -88,15 +88,15 @@ def _progress(progress: Any, path: Path) -> dict[str, int]:
 
 
 def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
-    """Load every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.official`.
+    """Loads every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.layouts`.
 
     Args:
-        source: a file, or what :func:`read_checkpoint` made of it; its ``left_out`` and ``notes`` are filled.
+        source: a file, or the result of :func:`read_checkpoint`; its ``left_out`` and ``notes`` are filled.
         backbone: of the same architecture; changed in place and returned.
 
     Raises:
-        UserError: a tensor is missing, of another shape, or neither of the backbone nor of a part that is known not to
-            be; lists every one. Or the weights fit and the network would still be another. Nothing is loaded then.
+        UserError: a tensor is missing, has another shape, or belongs neither to the backbone nor to another known part;
+            the message lists all of them. Or the weights fit but belong to another network. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
     wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
@@ -121,7 +121,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone) -> Backbone:
 
 
 def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
-    """Load every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
+    """Loads every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
 
     Raises:
         UserError: as :func:`load_backbone`.
@@ -137,7 +137,7 @@ def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
 
 
 def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, with the keys and positions that lead to it."""
+    """Yields every tensor with the keys and positions that lead to it."""
     if isinstance(content, Tensor):
         yield path, content
     elif isinstance(content, Mapping | list | tuple):
@@ -148,12 +148,12 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Mapping[str, Tensor]) -> _Division:
     division = _Division()
-    names = {strip_wrappers(name): name for name in wanted}  # a backbone may have a part called module itself
+    names = {strip_wrappers(name): name for name in wanted}  # a backbone may have a part named module
     for path, tensor in tensors.items():
         name = strip_wrappers(path)
         inside = name.startswith(layout.backbone)
-        spelling = map_key(name.removeprefix(layout.backbone), names) if inside else None
-        ours = None if spelling is None else names[spelling]
+        own_name = map_key(name.removeprefix(layout.backbone), names) if inside else None
+        ours = None if own_name is None else names[own_name]
         part = layout.name_part(name)
         if ours is not None and ours in division.found:
             division.doubled.append(path)
@@ -167,7 +167,7 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
 
 
 def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """BatchNorm's counters of batches, in files older than they are or of apex: nothing reads them at evaluation."""
+    """Fills BatchNorm's batch counters, missing in old files and those of apex: evaluation does not read them."""
     counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
     if not counters or any(name in found for name in counters):
         return []
@@ -190,7 +190,7 @@ def _problems(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], paths: 
 
 
 def _fits(found: Tensor, wanted: Tensor) -> bool:
-    """Whether numbers go over as they are: a cast would cut them, and a tensor without values be passed over."""
+    """Checks that a tensor can be copied without loss: a cast would cut numbers, an empty tensor would be skipped."""
     stored = found.layout == torch.strided and not found.is_meta and not found.is_quantized
     return stored and (found.is_floating_point() or not wanted.is_floating_point()) and not found.is_complex()
 

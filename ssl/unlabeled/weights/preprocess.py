@@ -1,4 +1,4 @@
-"""What a backbone's images must go through first, in a form that other libraries understand."""
+"""Preprocessing of a backbone's images, in a form that other libraries understand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from unlabeled.views.pipeline import Views
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A centre crop, resized, values in [0, 1] or normalised: what ``Views.evaluation_view`` does, as five values."""
+    """A resized centre crop, values in [0, 1] or normalised: ``Views.evaluation_view`` as five values."""
 
     size: int  # height and width, pixels
     mean: Sequence[float] | None  # per channel, of values in [0, 1]; None: not subtracted
@@ -20,15 +20,15 @@ class Preprocess:
     interpolation: Interpolation  # antialiased, as Pillow's
 
     def views(self) -> Views:
-        """The same for uint8 images of ours; draws no views."""
+        """Returns the same as Views for our uint8 images; draws no views."""
         return Views(self.size, [], self.mean, self.std, self.crop, self.interpolation)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the values as JSON stores them."""
         return asdict(self)
 
     def timm(self) -> dict[str, Any]:
-        """The keys of timm's ``pretrained_cfg``, which cannot say "not normalised": a mean of 0, a std of 1."""
+        """Returns the keys of timm's ``pretrained_cfg``, which has no "not normalised": mean 0 and std 1 instead."""
         return {
             "input_size": (3, self.size, self.size),
             "interpolation": self.interpolation,
@@ -39,7 +39,7 @@ class Preprocess:
         }
 
     def snippet(self) -> str:
-        """Lines that make ``images``, float32 [1, 3, size, size], of a file, by torchvision."""
+        """Returns Python lines that make ``images``, float32 [1, 3, size, size], from a file, by torchvision."""
         side = "min(image.size)" if self.crop == 1 else f"round({self.crop:g} * min(image.size))"
         lines = [
             "import torch",
@@ -58,10 +58,10 @@ class Preprocess:
 
 
 def read_preprocess(views: Mapping[str, Any]) -> Preprocess:
-    """The part of a configuration of views that evaluation reads, as plain values.
+    """Reads the part of a views configuration that evaluation uses, as plain values.
 
     Raises:
-        UserError: views of another kind, which do not say it.
+        UserError: views of another kind, without these values.
     """
     keys = ("size", "mean", "std", "evaluation_crop", "evaluation_interpolation")
     missing = [key for key in keys if key not in views]

@@ -1,4 +1,4 @@
-"""A backbone with its weights, and what an image must go through before it, for use outside of this project."""
+"""A backbone with its weights and its image transform, for use outside of this project."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from unlabeled.weights.preprocess import Preprocess
 
 
 class Transform:
-    """Images → what the backbone takes: the central part, resized, in [0, 1] or normalised, as in the evaluation.
+    """Prepares images for the backbone as the evaluation does: centre crop, resized, in [0, 1] or normalised.
 
     Takes a Pillow image, a uint8 tensor [3, H, W] or array [H, W, 3] and gives float32 [3, size, size]; a tensor
     [B, 3, H, W], an array [B, H, W, 3] or a list of images gives [B, 3, size, size].
@@ -26,7 +26,7 @@ class Transform:
         self.preprocess, self._views = preprocess, preprocess.views()
 
     def __call__(self, images: Any) -> Tensor:
-        """Raises UserError for whatever is no image of these kinds."""
+        """Transforms images. Raises UserError for inputs of any other kind."""
         if isinstance(images, list | tuple):
             return torch.stack([self(image) for image in images])
         pixels = uint8_pixels(images)
@@ -36,16 +36,16 @@ class Transform:
 
     @property
     def views(self) -> Views:
-        """The same for images of different sizes at once: its ``evaluation_view``."""
+        """Returns the views whose ``evaluation_view`` does the same for images of different sizes at once."""
         return self._views
 
 
 class Pretrained(nn.Module):
-    """Images [B, 3, image_size, image_size] as ``transform`` makes them → features [B, num_features]; in eval mode.
+    """Maps images [B, 3, image_size, image_size] made by ``transform`` to features [B, num_features]; in eval mode.
 
     Args:
         backbone: with its weights.
-        preprocess: of its images.
+        preprocess: its image transform.
     """
 
     def __init__(self, backbone: Backbone, preprocess: Preprocess) -> None:
@@ -59,12 +59,12 @@ class Pretrained(nn.Module):
         return features
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """Further kinds of features, see :meth:`Backbone.features`."""
+        """Returns further kinds of features, see :meth:`Backbone.features`."""
         return self.backbone.features(images, kinds)
 
 
 def uint8_pixels(image: Any) -> Tensor:
-    """An image, or several in one array, as uint8 [3, H, W] or [B, 3, H, W]. Raises UserError for whatever is none."""
+    """Converts an image, or several in one array, to uint8 [3, H, W] or [B, 3, H, W]. Raises UserError for others."""
     if isinstance(image, Image.Image):
         return to_rgb(image, max(image.size), square=False)
     if isinstance(image, np.ndarray):

@@ -1,8 +1,8 @@
-"""Names of RegNetY's tensors in other libraries, and back: the same network is spelled in four ways.
+"""Translates names of RegNetY's tensors to other libraries and back: the same network has four sets of names.
 
-Ours are torchvision's. timm's and VISSL's were read off rwightman/pytorch-image-models ``regnet.py`` and
+Our names are torchvision's. timm's and VISSL's were taken from rwightman/pytorch-image-models ``regnet.py`` and
 facebookresearch/ClassyVision ``anynet.py`` (whose blocks facebookresearch/vissl ``trunks/regnet.py`` and
-``regnet_fsdp.py`` put into ``_feature_blocks``). Shapes are the same in all four: only names change.
+``regnet_fsdp.py`` put into ``_feature_blocks``). Shapes are equal in all four; only the names differ.
 """
 
 import re
@@ -31,8 +31,8 @@ _OURS_STEM = re.compile(r"stem\.(?P<part>[01])\.(?P<tensor>\w+)")
 _OURS = re.compile(r"trunk_output\.block(?P<stage>\d+)\.block(?P=stage)-(?P<block>\d+)\.(?P<part>.+)\.(?P<tensor>\w+)")
 _TIMM_STEM = re.compile(r"stem\.(?P<part>conv|bn)\.(?P<tensor>\w+)")
 _TIMM = re.compile(r"s(?P<stage>\d+)\.b(?P<block>\d+)\.(?P<part>.+)\.(?P<tensor>\w+)")
-# VISSL counts the stem as the first stage (res2 is stage 1), and its second RegNet groups blocks into parts that are
-# recomputed together (block3-part1).
+# VISSL counts the stem as the first stage (res2 is stage 1). Its second RegNet groups blocks for gradient
+# checkpointing (block3-part1).
 _CLASSY_STEM = re.compile(r"(?:_feature_blocks\.conv1|stem)\.stem\.(?P<part>[01])\.(?P<tensor>\w+)")
 _CLASSY = re.compile(
     r"(?:_feature_blocks\.res\d+|trunk_output\.block\d+)\.(?:block\d+-part\d+\.)?"
@@ -41,7 +41,7 @@ _CLASSY = re.compile(
 
 
 def to_timm(name: str) -> str | None:
-    """A tensor's name in timm's ``regnety_*`` from ours (torchvision's), or None where RegNetY has no such tensor."""
+    """Returns a tensor's name in timm's ``regnety_*`` from ours (torchvision's), or None if it is not of a RegNetY."""
     if found := _OURS_STEM.fullmatch(name):
         return f"stem.{_OURS_TO_TIMM[found['part']]}.{found['tensor']}"
     found = _OURS.fullmatch(name)
@@ -51,7 +51,7 @@ def to_timm(name: str) -> str | None:
 
 
 def from_timm(name: str) -> str | None:
-    """A tensor's name in ours (torchvision's) from timm's, or None, as for the classifier ``head.fc``."""
+    """Returns our (torchvision's) name of a tensor from timm's, or None, as for the classifier ``head.fc``."""
     if found := _TIMM_STEM.fullmatch(name):
         return f"stem.{_TIMM_TO_OURS[found['part']]}.{found['tensor']}"
     found = _TIMM.fullmatch(name)
@@ -61,7 +61,7 @@ def from_timm(name: str) -> str | None:
 
 
 def from_vissl(name: str) -> str | None:
-    """A tensor's name in ours from VISSL's (below ``trunk``) or ClassyVision's, or None, as for ``heads``."""
+    """Returns our name of a tensor from VISSL's (below ``trunk``) or ClassyVision's, or None, as for ``heads``."""
     if found := _CLASSY_STEM.fullmatch(name):
         return f"stem.{found['part']}.{found['tensor']}"
     found = _CLASSY.fullmatch(name)
@@ -71,10 +71,10 @@ def from_vissl(name: str) -> str | None:
 
 
 def renamed_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole state dict of our RegNetY under timm's names.
+    """Returns the whole state dict of our RegNetY under timm's names.
 
     Raises:
-        ValueError: a name that RegNetY does not have; in our own network that is a mistake of ours.
+        ValueError: a name that RegNetY does not have, which is a bug in our network.
     """
     names = {name: to_timm(name) for name in state}
     if unknown := [name for name, theirs in names.items() if theirs is None]:

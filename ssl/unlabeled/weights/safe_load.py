@@ -1,4 +1,4 @@
-"""Reading files that others wrote, without running anything that stands in them."""
+"""Reads files from others without running any code in them."""
 
 import pickletools
 import re
@@ -14,8 +14,8 @@ import torch
 from unlabeled.core.archive import damage_of
 from unlabeled.errors import UserError
 
-# What official checkpoints hold beside tensors: settings and figures that nobody reads here. Each name is given to an
-# SkippedObject below and is itself never imported, called or looked at: whatever the class can do, it does not do it.
+# Classes in official checkpoints, of settings and metrics that are not needed. Each is replaced by SkippedObject; the
+# class itself is never imported or called, so that its code cannot run.
 UNREAD = (
     "argparse.Namespace",  # args of MAE, DINO and DeiT
     "numpy.core.multiarray.scalar",  # best accuracies and losses, of numpy below 2
@@ -41,7 +41,7 @@ UNREAD = (
     "omegaconf.nodes.AnyNode",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key of callbacks before Lightning 1.5
 )
-# Dictionaries by another name, which could hold tensors: each becomes a plain one with the same items.
+# Other dictionary classes, which may hold tensors: each becomes a plain dict with the same items.
 DICTIONARIES = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
@@ -53,36 +53,38 @@ ARRAYS = ("numpy", "jax", "jaxlib", "haiku")  # packages whose arrays a pickle o
 
 
 class SkippedObject:
-    """Stands where a value of a class in ``UNREAD`` was."""
+    """Placeholder for a value of a class in ``UNREAD``."""
 
     def __new__(cls, *arguments: object) -> "SkippedObject":
         return super().__new__(cls)
 
     def __init__(self, *arguments: object) -> None:
-        """Nothing is taken over."""
+        """Ignores all arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Nothing is taken over."""
+        """Ignores the state."""
 
 
 def _default_dictionary(*arguments: object) -> dict[Any, Any]:
-    """A ``collections.defaultdict`` without its default."""
+    """Returns a plain dict in place of a ``collections.defaultdict``, without its default."""
     return {}
 
 
 def _stand_ins() -> list[Any]:
-    """What torch is to take for each name instead of importing it."""
+    """Returns the objects that torch uses for each name instead of importing it."""
     unread = [(SkippedObject, name) for name in UNREAD]
     return [*unread, *((OrderedDict, name) for name in DICTIONARIES), (_default_dictionary, "collections.defaultdict")]
 
 
 def read_tensors(path: Path) -> Any:
-    """What a file of ``torch.save`` (either format) or safetensors holds, on the CPU.
+    """Reads a file of ``torch.save`` (either format) or safetensors to the CPU.
 
-    Read with ``weights_only=True``: tensors, plain values and containers of them; ``UNREAD`` is passed over.
+    Files are read with ``weights_only=True``: tensors, plain values and containers of them; values of ``UNREAD`` are
+    skipped.
 
     Raises:
-        UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; says which.
+        UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; the message says
+        which.
     """
     if not path.is_file():
         raise UserError(f"checkpoint={path}: no such file")
@@ -91,7 +93,7 @@ def read_tensors(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        mmap = zipfile.is_zipfile(path)  # before torch 1.6 checkpoints were none, official ones among them
+        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip files, some official ones among them
         damage = damage_of(path) if mmap else None
         if damage:
             raise UserError(f"checkpoint={path}: damaged ({damage}); copy it again, or give another file")
@@ -105,7 +107,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Eight bytes say how long the description is that follows, and it is JSON."""
+    """Checks whether the file has the header of safetensors: eight bytes with the length of the JSON that follows."""
     with path.open("rb") as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and length < path.stat().st_size
@@ -130,9 +132,9 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _globals_of(path: Path) -> list[str]:
-    """What a bare pickle asks for; found by reading its instructions, none of which is followed.
+    """Lists the globals that a bare pickle asks for, by reading its instructions; none of them is executed.
 
-    Empty for a file of ``torch.save``: a zip file, or in the old format one that begins with a number by itself.
+    It is empty for files of ``torch.save``: zip files, or in the old format files that begin with a pickled number.
     """
     words, found = [""], []
     with path.open("rb") as file, suppress(ValueError):  # damaged

@@ -1,7 +1,7 @@
-"""One writer for each target: files in a folder, and the lines of Python that give features from them.
+"""Writes each export target: files in a folder, and the lines of Python that compute features from them.
 
-The lines are what the model card shows and what is run to compare features, so that the card cannot be wrong. They
-find ``folder`` (text) and ``images`` (float32 [B, 3, size, size]) and leave ``features``, [B, num_features].
+The model card shows the same lines that are run to compare features, so that the card cannot be wrong. Their inputs are
+``folder`` (text) and ``images`` (float32 [B, 3, size, size]), their result is ``features``, [B, num_features].
 """
 
 import json
@@ -21,14 +21,14 @@ from unlabeled.weights.architecture import LibraryModel, to_timm, to_torchvision
 from unlabeled.weights.preprocess import Preprocess
 
 OPSET = 18  # the oldest that torch's exporter writes without converting; onnxruntime reads it since 1.14 (2023)
-ONE_ONNX_FILE = 1_900_000_000  # bytes of weights: protobuf ends at 2 GiB
+ONE_ONNX_FILE = 1_900_000_000  # bytes of weights in one file: protobuf's limit is 2 GiB
 WRAPPERS = ("_orig_mod.", "module.", "backbone.")  # of torch.compile, DDP and objectives
 PLAIN_USE = "with torch.inference_mode():\n    features = model(images)"
 
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What is written."""
+    """The backbone to export, with its description."""
 
     backbone: Backbone  # float32 on the CPU, in eval mode
     spec: Mapping[str, Any]  # what it was built from, the ``backbone`` of a configuration as plain values
@@ -37,7 +37,7 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What a target made of a backbone."""
+    """The result of an export to one target."""
 
     load: str  # lines that make what ``use`` needs from ``folder``
     use: str  # lines that make ``features`` of ``images``
@@ -50,7 +50,7 @@ Writer = Callable[[ExportSource, Path], ExportedModel]
 
 
 def write_safetensors(source: ExportSource, folder: Path) -> ExportedModel:
-    """``model.safetensors`` with our names, which are torchvision's or timm's, and ``config.json``."""
+    """Writes ``model.safetensors`` with our names, which are torchvision's or timm's, and ``config.json``."""
     _save_safetensors(source.backbone.state_dict(), folder / "model.safetensors")
     config = {"backbone": source.spec, "preprocess": source.preprocess.as_dict()}
     _write_json(folder / "config.json", config | {"num_features": source.backbone.num_features})
@@ -64,7 +64,7 @@ def write_safetensors(source: ExportSource, folder: Path) -> ExportedModel:
 
 
 def write_torchvision(source: ExportSource, folder: Path) -> ExportedModel:
-    """``model.pth``, all tensors but the classifier's: a made-up one would give made-up classes without an error."""
+    """Writes ``model.pth`` without a classifier: a made-up one would give made-up classes without an error."""
     network = to_torchvision(source.backbone, source.spec, "torchvision")
     save_tensors(folder / "model.pth", _clean(network.state))
     build = _call("torchvision.models.get_model", repr(network.name), "weights=None", *_named(network.arguments))
@@ -78,7 +78,7 @@ def write_torchvision(source: ExportSource, folder: Path) -> ExportedModel:
 
 
 def write_timm(source: ExportSource, folder: Path) -> ExportedModel:
-    """``model.safetensors`` for ``timm.create_model(…, checkpoint_path=FILE)``, which loads it strictly."""
+    """Writes ``model.safetensors`` for ``timm.create_model(…, checkpoint_path=FILE)``, which loads it strictly."""
     network = to_timm(source.backbone, source.spec, "timm")
     _save_safetensors(network.state, folder / "model.safetensors")
     file = 'checkpoint_path=f"{folder}/model.safetensors"'
@@ -95,7 +95,7 @@ TIMM_TRANSFORM = (
 
 
 def write_huggingface(source: ExportSource, folder: Path) -> ExportedModel:
-    """A folder as timm and the Hub have it: ``model.safetensors`` and ``config.json``."""
+    """Writes a folder in the form of timm and the Hub: ``model.safetensors`` and ``config.json``."""
     network = to_timm(source.backbone, source.spec, "huggingface")
     _save_safetensors(network.state, folder / "model.safetensors")
     _write_json(folder / "config.json", _hub_config(network, source))
@@ -113,7 +113,7 @@ def write_huggingface(source: ExportSource, folder: Path) -> ExportedModel:
 
 
 def _hub_config(network: LibraryModel, source: ExportSource) -> dict[str, Any]:
-    """Nothing of the weights that timm has under this name may stay, such as their licence and classes."""
+    """Makes config.json without timm's entries for its own weights of this name, such as licence and classes."""
     import timm
 
     known = timm.models.get_pretrained_cfg(network.name)
@@ -129,12 +129,12 @@ def _hub_config(network: LibraryModel, source: ExportSource) -> dict[str, Any]:
 
 
 def write_onnx(source: ExportSource, folder: Path) -> ExportedModel:
-    """``model.onnx`` by torch's exporter, of images in their own size and of any number."""
+    """Writes ``model.onnx`` by torch's exporter, for images of their own size and batches of any size."""
     size, file = source.preprocess.size, folder / "model.onnx"
     big = sum(value.numel() * value.element_size() for value in source.backbone.state_dict().values()) > ONE_ONNX_FILE
     torch.onnx.export(
         source.backbone,
-        (torch.zeros(2, 3, size, size),),  # 2: one image would be taken for a constant
+        (torch.zeros(2, 3, size, size),),  # two images: the exporter would take a batch of 1 for a constant
         file,
         dynamo=True,
         opset_version=OPSET,
@@ -170,18 +170,18 @@ WRITERS: dict[str, Writer] = {
     "huggingface": write_huggingface,
     "onnx": write_onnx,
 }
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # beside what the project needs anyway
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # packages besides the project's own requirements
 
 
 def require_packages(to: str) -> None:
-    """Raise UserError unless everything that a target is written and read with is installed."""
+    """Raises UserError unless all packages that a target needs for writing and reading are installed."""
     missing = [name for name in NEEDS.get(to, ()) if find_spec(name) is None]
     if missing:
         raise UserError(f"to={to}: {' and '.join(missing)} not installed: pip install 'unlabeled[export]'")
 
 
 def reload_export(written: ExportedModel, folder: Path) -> Callable[[Tensor], Tensor]:
-    """Run the lines of the card: what is in ``folder`` as a function from images to features."""
+    """Runs the lines of the card: returns what is in ``folder`` as a function from images to features."""
     names: dict[str, Any] = {"folder": str(folder)}
     exec(written.load, names)
 
@@ -194,7 +194,7 @@ def reload_export(written: ExportedModel, folder: Path) -> Callable[[Tensor], Te
 
 
 def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory; a wrapper's name in a key is a mistake of ours."""
+    """Copies tensors so that none share memory; refuses wrappers' names in keys, a mistake of ours."""
     wrapped = [key for key in state if key.startswith(WRAPPERS) or "_orig_mod." in key]
     if wrapped:
         raise ValueError(f"names of wrappers among the tensors: {', '.join(wrapped)}")
@@ -206,7 +206,7 @@ def _save_safetensors(state: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _call(function: str, *arguments: str) -> str:
-    """In one line where there is room."""
+    """Formats a call, in one line where there is room."""
     line = f"{function}({', '.join(arguments)})"
     return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {each},\n" for each in arguments) + ")"
 
@@ -220,5 +220,5 @@ def _write_json(file: Path, content: Any) -> None:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trained and fixed ones; buffers are none."""
+    """Counts trained and fixed parameters, without buffers."""
     return sum(parameter.numel() for parameter in network.parameters())

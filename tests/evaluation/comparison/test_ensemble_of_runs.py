@@ -42,5 +42,5 @@ def test_one_run_and_runs_on_other_images_are_refused(tmp_path: Path) -> None:
     run(tmp_path / "b", 1, torch.arange(200) % 3)
     with pytest.raises(UserError, match="was given 1 of them; it needs at least 2"):
         ensemble([str(tmp_path / "a")])
-    with pytest.raises(UserError, match="was judged on other test images"):
+    with pytest.raises(UserError, match="was evaluated on other test images"):
         ensemble([str(tmp_path / "a"), str(tmp_path / "b")])

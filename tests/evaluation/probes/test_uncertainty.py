@@ -297,7 +297,7 @@ def test_runs_are_pooled_from_what_their_evaluations_kept(tmp_path: Path) -> Non
 def test_runs_on_other_images_or_without_a_protocol_in_common_are_not_pooled(tmp_path: Path) -> None:
     run, labels, ids = members(1, 50, 4, 4)[0], torch.arange(50) % 4, torch.arange(50)
     first = judged(tmp_path / "a", run, labels, ids)
-    with pytest.raises(UserError, match=r"/b was judged on other test images than .*/a"):
+    with pytest.raises(UserError, match=r"/b was evaluated on other test images than .*/a"):
         ensemble_of_reports([first, judged(tmp_path / "b", run, labels, ids + 1)])
     with pytest.raises(UserError, match="the runs have no protocol with log-probabilities in common"):
         ensemble_of_reports([first, judged(tmp_path / "c", run, labels, ids, "other")])

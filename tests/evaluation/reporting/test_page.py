@@ -122,8 +122,8 @@ def test_every_picture_is_there(window: Browser, report: Path) -> None:
     ]
     assert all(width > 300 and height > 150 and paths > 5 for _, width, height, paths in plots)
     titles = window.run("return [...document.querySelectorAll('h2')].map(h => h.textContent)")
-    assert titles[:4] == ["Results", "What to doubt", "Further metrics", "Published numbers"]
-    assert titles[-2:] == ["What was chosen", "Where the numbers come from"]
+    assert titles[:4] == ["Results", "Warnings", "Further metrics", "Published numbers"]
+    assert titles[-2:] == ["Chosen hyper-parameters", "Provenance"]
     links = window.run("return [...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
     assert links == [True] * len(titles)
 

@@ -71,7 +71,7 @@ def test_the_report_says_how_the_numbers_came_about(tmp_path: Path) -> None:
     provenance = {"checkpoint": {"sha256": "abc123"}, "data": "a | b"}
     text = write_report(tmp_path, ROWS, provenance).with_suffix(".md").read_text()
     assert accuracy_table(ROWS) in text
-    assert "The last epoch was judged" in text
+    assert "The last epoch was evaluated" in text
     assert "chosen on 10 % of train" in text
     assert "The test set was used once" in text
     assert "500 labelled train images, 100 labelled test images" in text
@@ -181,7 +181,7 @@ def test_intervals_and_deviations_stand_beside_their_numbers() -> None:
 
 def test_the_headline_takes_the_best_known_protocol_and_not_the_best_number() -> None:
     assert headline(ROWS).startswith("66.67 % of 100 test images by linear.")  # k-NN is at 81.25
-    assert headline(ROWS[4:]) == "No pretrained features were judged."
+    assert headline(ROWS[4:]) == "No pretrained features were evaluated."
 
 
 def test_a_note_of_several_rows_is_said_once_and_whatever_else_is_to_be_doubted_is_said() -> None:

@@ -27,7 +27,7 @@ from unlabeled.weights.pretrained import Pretrained
 def build_of_checkpoint(
     config: DictConfig, checkpoint: Checkpoint, given: Splits | None = None
 ) -> tuple[Embedder, Images]:
-    """A checkpoint's backbone with all its weights, and the images; what is left open its own run says.
+    """Builds a checkpoint's backbone with its weights, and the images; what is left open comes from its own run.
 
     Args:
         config: as composed from ``conf/embed.yaml``.
@@ -49,7 +49,7 @@ def build_of_checkpoint(
 
 
 def build_of_module(config: DictConfig, network: nn.Module, given: Splits | None = None) -> tuple[Embedder, Images]:
-    """A network that says by its ``transform`` how images are prepared, and the images.
+    """Prepares a network that says by its ``transform`` how images are prepared, and the images.
 
     Raises:
         UserError: it has none, or no data are given.
@@ -69,7 +69,7 @@ def build_of_module(config: DictConfig, network: nn.Module, given: Splits | None
 
 
 def build_images(config: DictConfig, given: Splits | None) -> Images:
-    """All splits. None is decoded into memory."""
+    """Opens all splits; none is decoded into memory."""
     if given is not None:
         data = DataModule(given, config.batch_size, 0, 0, config.seed)
     else:
@@ -92,7 +92,7 @@ def _embedder(config: DictConfig, network: nn.Module, view: Transform, described
 
 
 def _with_folder(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
-    """``data.path=…`` alone says where the run's images are now; of a run whose data have no path, which images."""
+    """Lets ``data.path=…`` alone name images for a run whose own data have no path, as they have moved for others."""
     given: Any = OmegaConf.to_container(config.data) if config.get("data") else {}
     own = (checkpoint.config or {}).get("data") or {}
     if set(given) != {"path"} or "path" in own:
@@ -103,7 +103,7 @@ def _with_folder(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
 
 
 def _by_image(transform: Any) -> Transform:
-    """Somebody's own transform of Pillow images, for uint8 images on a common canvas."""
+    """Applies somebody's own transform of Pillow images to uint8 images on a common canvas."""
 
     def view(images: Tensor, sizes: Tensor | None) -> Tensor:
         frames = [images.shape[-2:]] * len(images) if sizes is None else sizes.tolist()

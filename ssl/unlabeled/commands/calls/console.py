@@ -162,7 +162,7 @@ def _start(command: Command, arguments: list[str]) -> None:
     from unlabeled.commands.config import run_module
     from unlabeled.commands.given.data_path import with_data_source
 
-    run_module(command.primary, command.home.replace(":", "."), with_data_source(arguments))
+    run_module(command.primary, command.home, with_data_source(arguments))
 
 
 def folders_as(key: str, arguments: Sequence[str]) -> list[str]:

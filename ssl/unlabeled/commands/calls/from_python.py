@@ -144,7 +144,7 @@ def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretra
 def embed(
     model: "Weights | nn.Module", data: Any = None, *, overrides: Sequence[str] = (), **keys: Any
 ) -> "Embeddings":
-    """Features of images, those that ``unlabeled embed`` writes.
+    """Computes features of images, those that ``unlabeled embed`` writes.
 
     Args:
         model: a run, its folder, a file of weights, what :func:`load` gives, or any module from images [B, C, h, w] to

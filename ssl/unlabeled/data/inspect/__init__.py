@@ -1,1 +1,1 @@
-"""Looks at every image of a data set: sizes, damaged files, duplicates, speed of decoding."""
+"""Checks every image of a data set: sizes, damaged files, duplicates, speed of decoding."""

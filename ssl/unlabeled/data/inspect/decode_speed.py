@@ -1,4 +1,4 @@
-"""How fast one process decodes, and how many of them feed a training."""
+"""Measures how many images one process decodes per second, and how many processes a training needs."""
 
 import math
 import time
@@ -10,14 +10,14 @@ from unlabeled.data.inspect.perceptual import Ints
 from unlabeled.data.inspect.survey import stored_bytes
 from unlabeled.data.source import HasEncodedImages, Source
 
-TIMED, SECONDS = 512, 5.0  # images that are timed, until so much time is gone
+TIMED, SECONDS = 512, 5.0  # most images to time, and most seconds
 
 
 def decode_speed(source: Source, ids: Ints, wanted: float) -> dict[str, Any]:
-    """What this process decodes in a second, and how many like it ``wanted`` images a second need.
+    """Measures images per second of this process, and how many such processes ``wanted`` images per second need.
 
-    ``ids`` [M] are positions of images that can be decoded; some, evenly spaced, are, until some seconds are gone. They
-    were just read: a disk that is slower than its cache does not show.
+    ``ids`` [M] are positions of images that can be decoded. Evenly spaced ones of them are decoded for some seconds.
+    They were read shortly before, so that the file cache hides a slow disk.
     """
     if not len(ids):
         return {"images": 0}

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: with equal pixels, and nearly so; within train, within test, and in both."""
+"""Finds duplicate images, with equal pixels or nearly so: within train, within test, and across both."""
 
 from dataclasses import dataclass
 
@@ -8,43 +8,43 @@ from numpy.typing import NDArray
 from unlabeled.data.inspect.perceptual import Ints, near_pairs
 from unlabeled.data.inspect.survey import Survey
 
-MOST_PAIRS = 100_000  # kept, the nearest ones: a video's frames make billions; all are counted
-PLACES = ("train", "train and test", "test")  # by the number of a pair's images that are of test
+MOST_PAIRS = 100_000  # pairs that are kept, the nearest ones: frames of a video make billions; all are counted
+PLACES = ("train", "train and test", "test")  # index: how many images of a pair are in test
 
 
 @dataclass
 class ImageHashes:
-    """Both splits behind one another, of each image what duplicates are found by. N is their number."""
+    """Hashes of the images of both splits, train first, by which duplicates are found. N is the number of images."""
 
     digests: NDArray[np.uint64]  # [N, 2]
     hashes: NDArray[np.uint16]  # [N, 4]
     plain: NDArray[np.bool_]  # [N]
-    test: NDArray[np.bool_]  # [N], which are of the test split
+    test: NDArray[np.bool_]  # [N], images of the test split
     labels: Ints  # [N], -1 where there is none
 
 
 @dataclass
 class ExactDuplicates:
-    """Images with equal pixels."""
+    """Groups of images with equal pixels."""
 
     first: Ints  # [N], the first image with the same pixels, which may be the image itself
-    groups: list[Ints]  # images of each picture that is there more than once, ascending
-    repeated: dict[str, int]  # in train, in test: images whose pixels an earlier one of the split has; in both: of test
-    conflicts: list[bool]  # whether a group has more than one label
+    groups: list[Ints]  # images with equal pixels, per group, ascending
+    repeated: dict[str, int]  # images equal to an earlier one in train, in test; both: test ones equal to one of train
+    conflicts: list[bool]  # per group: its images have more than one label
 
 
 @dataclass
 class NearDuplicates:
-    """Images that look alike, and have not the same pixels; of equal ones only the first is compared."""
+    """Pairs of images that look alike without equal pixels; of a group with equal pixels only the first is compared."""
 
     pairs: Ints  # [P, 3]: two images and the number of bits, the nearest first
-    count: dict[str, int]  # of pairs by place, those beyond MOST_PAIRS too
+    count: dict[str, int]  # pairs by place, including those beyond MOST_PAIRS
     conflicts: int  # pairs with two labels
-    test_images: int  # that look like one of train and equal none
+    test_images: int  # test images similar to one of train and equal to none
 
 
 def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
-    """Of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
+    """Collects the hashes of train and test, or of train alone; ``labels`` are those of the surveyed images of each."""
     return ImageHashes(
         np.concatenate([each.digests for each in surveys]),
         np.concatenate([each.hashes for each in surveys]),
@@ -55,23 +55,23 @@ def find_duplicates(surveys: list[Survey], labels: list[Ints]) -> ImageHashes:
 
 
 def find_equal(images: ImageHashes) -> ExactDuplicates:
-    """Group images by their digests."""
+    """Groups images that have equal digests."""
     first = first_of_equal(images.digests)
     repeats = np.flatnonzero(first != np.arange(len(first)))
-    members = np.isin(first, first[repeats])  # of a group
+    members = np.isin(first, first[repeats])  # images of a group
     order = np.flatnonzero(members)[np.argsort(first[members], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(first[order])) + 1) if len(order) else []
-    train_first = ~images.test[first]  # train stands before test
+    train_first = ~images.test[first]  # train comes before test
     repeated = {
         "train": int((~images.test[repeats]).sum()),
         "train and test": int((images.test & train_first).sum()),
         "test": int(images.test.sum() - len(np.unique(first[images.test]))),
     }
-    return ExactDuplicates(first, groups, repeated, [_differ(images.labels[group]) for group in groups])
+    return ExactDuplicates(first, groups, repeated, [_labels_differ(images.labels[group]) for group in groups])
 
 
 def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
-    """For each row of [N, 2] the first row that equals it, [N]."""
+    """Returns for each row of [N, 2] the index of the first row that equals it, [N]."""
     order = np.lexsort(digests.T)
     ordered = digests[order]
     begins = np.ones(len(order), bool)
@@ -82,7 +82,7 @@ def first_of_equal(digests: NDArray[np.uint64]) -> Ints:
 
 
 def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> NearDuplicates:
-    """All pairs whose hashes differ in at most ``distance`` bits, plain images left out."""
+    """Finds all pairs whose hashes differ in at most ``distance`` bits; plain images are left out."""
     chosen = np.flatnonzero((exact.first == np.arange(len(exact.first))) & ~images.plain)
     like_train, count, conflicts = np.zeros(len(images.test), bool), np.zeros(3, np.int64), 0
     kept = np.empty((0, 3), np.int64)
@@ -91,9 +91,9 @@ def find_near(images: ImageHashes, exact: ExactDuplicates, distance: int) -> Nea
         count += np.bincount(images.test[a].astype(np.int64) + images.test[b], minlength=3)
         labels = images.labels[[a, b]]
         conflicts += int(((labels[0] != labels[1]) & (labels >= 0).all(0)).sum())
-        like_train[b[~images.test[a]]] = True  # a < b, and train stands before test
+        like_train[b[~images.test[a]]] = True  # a < b, and train comes before test
         kept = _nearest(np.concatenate([kept, np.stack([a, b, bits], 1)]))
-    found = (images.test & like_train)[exact.first]  # what equals an image of train has its first there
+    found = (images.test & like_train)[exact.first]  # an image equal to one of train has its first copy in train
     return NearDuplicates(kept, dict(zip(PLACES, count.tolist(), strict=True)), conflicts, int(found.sum()))
 
 
@@ -102,5 +102,5 @@ def _nearest(pairs: Ints) -> Ints:
     return pairs[order[:MOST_PAIRS]]
 
 
-def _differ(labels: Ints) -> bool:
+def _labels_differ(labels: Ints) -> bool:
     return len(np.unique(labels[labels >= 0])) > 1

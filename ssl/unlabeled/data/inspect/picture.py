@@ -1,4 +1,4 @@
-"""Pairs of images side by side: the picture of ``unlabeled.commands.inspect``."""
+"""Draws pairs of images side by side: the picture that ``unlabeled.commands.inspect`` writes."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from unlabeled.pages.draw import draw_columns
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROWS, SIDE = 8, 192  # pairs below each other, and the most pixels of one
+ROWS, SIDE = 8, 192  # pairs per column, and most pixels per side of an image
 
 
 def draw_pairs(pairs: list[list[Tensor]]) -> "Image":
-    """One or more pairs of images uint8 [C, h, w] of any sizes, eight below each other, then eight beside these."""
+    """Draws one or more pairs of images uint8 [C, h, w] of any sizes, in columns of eight pairs."""
     rows = min(ROWS, len(pairs))
     size = min(SIDE, max(max(image.shape) for pair in pairs for image in pair))
     columns: dict[str, Tensor] = {}
@@ -29,7 +29,7 @@ def draw_pairs(pairs: list[list[Tensor]]) -> "Image":
 
 
 def _tile(image: Tensor, size: int) -> Tensor:
-    """The image as large as it goes into a white square, float [3, size, size] in [0, 1]."""
+    """Scales the image to fit a white square, float [3, size, size] in [0, 1]."""
     longer = max(image.shape[1:])
     height, width = (max(1, side * size // longer) for side in image.shape[1:])
     mode, antialias = ("bilinear", True) if size < longer else ("nearest", False)

@@ -1,4 +1,4 @@
-"""One look at every image of a split, by worker processes: of each a few dozen bytes are kept, of all some sums."""
+"""Reads every image of a split once, in worker processes; keeps a few dozen bytes per image, and sums over all."""
 
 import hashlib
 import sys
@@ -19,18 +19,18 @@ from unlabeled.data.inspect.perceptual import SIDE, Hashes, Ints, brightness, pe
 from unlabeled.data.loaders import IgnoreSignals
 from unlabeled.data.source import CorruptImage, HasEncodedImages, Source
 
-_CHUNK = 128  # images in a message of a worker; their order and the sums do not depend on who looked
+_CHUNK = 128  # images per message of a worker; order and sums do not depend on the worker
 
 
 @dataclass
 class Survey:
-    """What is known of the M images that could be decoded, in the order of the source."""
+    """Measurements of the M images that could be decoded, in the order of the source."""
 
     ids: Ints  # [M], positions in the source
-    sizes: NDArray[np.int32]  # [M, 2], height and width before they are reduced
+    sizes: NDArray[np.int32]  # [M, 2], original height and width
     digests: NDArray[np.uint64]  # [M, 2], equal for equal decoded pixels
-    hashes: Hashes  # [M, 4], near for pictures that look alike
-    plain: NDArray[np.bool_]  # [M], too plain for the hash to count
+    hashes: Hashes  # [M, 4], similar for similar images
+    plain: NDArray[np.bool_]  # [M], too plain for a useful hash
     kinds: Counter[str] = field(default_factory=Counter)  # "JPEG RGB" → how many
     stored_bytes: int = 0  # of all files
     decoded_bytes: int = 0  # of all images as uint8
@@ -40,22 +40,22 @@ class Survey:
     corrupt: dict[int, str] = field(default_factory=dict)  # name and reason by position
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of each channel over all pixels, in units where white is 1; divided by the number of pixels, not one less.
+        """Returns mean and standard deviation of each channel over all pixels; 1 is white, the divisor is N, not N − 1.
 
-        From integer sums: exact but for the last rounding. NaN without an image.
+        Computed from integer sums: exact except for the last rounding. NaN without an image.
         """
         if not self.pixels:
             return [float("nan")] * len(self.sums), [float("nan")] * len(self.sums)
         n = self.pixels
         pairs = [(int(total), int(square)) for total, square in zip(self.sums, self.squares, strict=True)]
-        variances = [(n * square - total * total) / (255 * n) ** 2 for total, square in pairs]  # Python's own integers
+        variances = [(n * square - total * total) / (255 * n) ** 2 for total, square in pairs]  # Python integers
         return [total / (255 * n) for total, _ in pairs], [variance**0.5 for variance in variances]
 
 
 def survey(source: Source, positions: Ints, workers: int, title: str) -> Survey:
-    """Look at the images at ``positions`` [n] of a source, once, with ``workers`` processes (0: in this one).
+    """Reads the images at ``positions`` [n] of a source, once, with ``workers`` processes (0: in this one).
 
-    ``title`` stands beside a progress bar, on a terminal only.
+    ``title`` labels the progress bar, which is shown on a terminal only.
     """
     chunks = _Chunks(source, positions)
     workers = workers if len(chunks) > 1 else 0
@@ -82,14 +82,14 @@ class _Chunks(Dataset[Survey]):
         found, corrupt = [], {}
         for index in self._positions[chunk * _CHUNK : (chunk + 1) * _CHUNK].tolist():
             try:
-                found.append((index, _Look(self._source, index)))
+                found.append((index, _Measure(self._source, index)))
             except CorruptImage as error:
                 corrupt[index] = str(error)
         return _gathered(found, corrupt)
 
 
-class _Look:
-    """What is kept of one image; raises CorruptImage."""
+class _Measure:
+    """Measures one image; raises CorruptImage."""
 
     def __init__(self, source: Source, index: int) -> None:
         image = source.decode(index)
@@ -103,7 +103,7 @@ class _Look:
 
 
 def _stored(source: Source, index: int, image: Tensor) -> tuple[Header, int]:
-    """Header and length of its file; of the pixels where there is none."""
+    """Returns the header and the length of the image's file; of the pixels where there is no file."""
     if not isinstance(source, HasEncodedImages):
         return Header("pixels in memory", "", *image.shape[1:]), image.nbytes
     data = source.encoded(index)
@@ -111,11 +111,11 @@ def _stored(source: Source, index: int, image: Tensor) -> tuple[Header, int]:
 
 
 def stored_bytes(data: bytes | Path) -> int:
-    """Length of an encoded image or its file."""
+    """Returns the length in bytes of an encoded image or its file."""
     return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
-def _gathered(found: list[tuple[int, _Look]], corrupt: dict[int, str]) -> Survey:
+def _gathered(found: list[tuple[int, _Measure]], corrupt: dict[int, str]) -> Survey:
     looks = [look for _, look in found]
     hashes, plain = perceptual_hash(torch.cat([torch.empty(0, SIDE, SIDE), *(look.grey[None] for look in looks)]))
     return Survey(
@@ -128,13 +128,13 @@ def _gathered(found: list[tuple[int, _Look]], corrupt: dict[int, str]) -> Survey
         sum(look.stored_bytes for look in looks),
         sum(look.decoded_bytes for look in looks),
         sum(look.pixels for look in looks),
-        _added([look.sums for look in looks]),
-        _added([look.squares for look in looks]),
+        _sum_arrays([look.sums for look in looks]),
+        _sum_arrays([look.squares for look in looks]),
         corrupt,
     )
 
 
-def _added(sums: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _sum_arrays(sums: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     total: NDArray[np.int64] = sum(sums[1:], sums[0]) if sums else np.zeros(3, np.int64)
     return total
 
@@ -154,8 +154,8 @@ def _merged(parts: list[Survey]) -> Survey:
         sum(part.stored_bytes for part in parts),
         sum(part.decoded_bytes for part in parts),
         sum(part.pixels for part in parts),
-        _added([part.sums for part in parts if part.pixels]),
-        _added([part.squares for part in parts if part.pixels]),
+        _sum_arrays([part.sums for part in parts if part.pixels]),
+        _sum_arrays([part.squares for part in parts if part.pixels]),
         {index: reason for part in parts for index, reason in part.corrupt.items()},
     )
 

@@ -1,4 +1,4 @@
-"""The report of ``unlabeled.commands.inspect`` for people: the same markdown in the terminal and in the file."""
+"""Formats the report of ``unlabeled.commands.inspect``: the same markdown in the terminal and in the file."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,18 +9,18 @@ from unlabeled.data.lists.left_out import lines
 
 
 def format_report(report: dict[str, Any], most: int) -> str:
-    """Markdown of what ``inspect.json`` holds; of each list the first ``most`` entries."""
+    """Formats the contents of ``inspect.json`` as markdown; shows the first ``most`` entries of each list."""
     parts = [f"# {in_markdown(report['data'])}"]
-    parts += _whole(report)
+    parts += _description(report)
     parts += [part for name, split in report["splits"].items() for part in _split(name, split, most)]
     parts += _exact(report["duplicates"]["exact"], "test" in report["splits"], most)
-    parts += _near(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
+    parts += _near_duplicates(report["duplicates"]["near"], report["settings"]["near_distance"], report["splits"], most)
     parts += [_normalisation(report["normalisation"]), _speed(report["speed"], report["splits"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _whole(report: dict[str, Any]) -> list[str]:
-    """What the data set was taken for, and what of it is not used."""
+def _description(report: dict[str, Any]) -> list[str]:
+    """Describes how the data set was read, and which parts of it are not used."""
     rows = [f"- {each}" for each in report["understood"]]
     rows += [f"- left out: {each}" for each in lines(report["left_out"])]
     rows += [f"- damaged: {each}" for each in report["damaged"]]
@@ -29,7 +29,7 @@ def _whole(report: dict[str, Any]) -> list[str]:
 
 
 def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
-    looked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them looked at"
+    checked = "" if split["looked_at"] == split["images"] else f", {split['looked_at']:,} of them checked"
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in split["kinds"].items())
     lines = [
         f"- files: {split['stored_bytes'] / 1e6:,.1f} MB; {kinds}",
@@ -37,10 +37,10 @@ def _split(name: str, split: dict[str, Any], most: int) -> list[str]:
         *_classes(split["classes"], most),
     ]
     if split["plain"]["count"]:
-        lines.append(f"- {split['plain']['count']:,} images are too plain to be compared for near duplicates")
+        lines.append(f"- {split['plain']['count']:,} images are too plain to be compared as near duplicates")
     lines.append(f"- corrupt: {len(split['corrupt']):,}")
-    lines += _some((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
-    return [f"## {name}: {split['images']:,} images{looked}", "\n".join(lines)]
+    lines += _shorten((f"  - {in_markdown(each['reason'])}" for each in split["corrupt"]), len(split["corrupt"]), most)
+    return [f"## {name}: {split['images']:,} images{checked}", "\n".join(lines)]
 
 
 def _sizes(split: dict[str, Any]) -> list[str]:
@@ -76,30 +76,30 @@ def _exact(exact: dict[str, Any], test: bool, most: int) -> list[str]:
     repeated, groups = exact["repeated"], exact["groups"]
     across = f", {repeated['test']:,} in test; {repeated['train and test']:,} test images are in train" if test else ""
     line = (
-        f"Images whose pixels an earlier one of their split has: {repeated['train']:,} in train{across}."
-        f" {len(groups):,} pictures are there more than once, {exact['conflicts']:,} of them under two labels."
+        f"Images with the same pixels as an earlier one of their split: {repeated['train']:,} in train{across}."
+        f" {len(groups):,} pictures occur more than once, {exact['conflicts']:,} of them with two labels."
     )
     rows = (f"- {_flag(group)}{' = '.join(map(_image, group['images'][:10]))}" for group in groups)
-    return ["## Exact duplicates", line, "\n".join(_some(rows, len(groups), most))]
+    return ["## Exact duplicates", line, "\n".join(_shorten(rows, len(groups), most))]
 
 
-def _near(near: dict[str, Any] | None, distance: int | None, splits: dict[str, Any], most: int) -> list[str]:
+def _near_duplicates(near: dict[str, Any] | None, distance: int | None, splits: dict[str, Any], most: int) -> list[str]:
     if near is None:
         return []
     counts, listed = near["pairs"], near["listed"]
     across = f", {counts['test']:,} within test, {counts['train and test']:,} between them" if "test" in splits else ""
     line = (
-        f"Pairs whose perceptual hashes differ in at most {distance} of 64 bits, and not of equal pixels:"
-        f" {counts['train']:,} within train{across}; {near['conflicts']:,} of all have two labels."
+        f"Pairs with different pixels whose perceptual hashes differ in at most {distance} of 64 bits:"
+        f" {counts['train']:,} within train{across}; {near['conflicts']:,} of all pairs have two labels."
     )
     if "test" in splits and splits["test"]["decoded"]:
         share = near["test_images"] / splits["test"]["decoded"]
-        line += f" {near['test_images']:,} test images ({share:.2%}) look like one of train that they do not equal."
+        line += f" {near['test_images']:,} test images ({share:.2%}) are similar to an image of train, but not equal."
     if max([split["height"]["median"] for split in splits.values() if split["height"]] or [SIDE]) < SIDE:
-        line += f" Of images smaller than {SIDE} pixels the hash says little: look at the picture."
+        line += f" For images smaller than {SIDE} pixels the hash is unreliable: check the picture."
     ordered = sorted(listed, key=lambda pair: pair["images"][0]["split"] == pair["images"][1]["split"])
     rows = (f"- {_flag(pair)}{' ~ '.join(map(_image, pair['images']))}, {pair['bits']} bits" for pair in ordered)
-    return ["## Near duplicates", line, "\n".join(_some(rows, sum(counts.values()), most))]
+    return ["## Near duplicates", line, "\n".join(_shorten(rows, sum(counts.values()), most))]
 
 
 def _image(image: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _flag(found: dict[str, Any]) -> str:
     return "**two labels**: " if found["conflict"] else ""
 
 
-def _some(rows: Iterable[str], total: int, most: int) -> list[str]:
+def _shorten(rows: Iterable[str], total: int, most: int) -> list[str]:
     shown = [row for _, row in zip(range(most), rows, strict=False)]
     return shown + ([f"- … {total - len(shown):,} more"] if total > len(shown) else [])
 
@@ -130,7 +130,7 @@ def _speed(speed: dict[str, Any], splits: dict[str, Any]) -> str:
     gib = splits["train"]["decoded_bytes"] / splits["train"]["looked_at"] * splits["train"]["images"] / 2**30
     return (
         f"## Decoding\n\nOne process decodes {speed['images_per_second']:,.0f} images/s,"
-        f" {speed['megabytes_per_second']:,.1f} MB/s {what} ({speed['images']} images of train that were just read)."
-        f" For {speed['wanted']:,g} images/s give num_workers={speed['workers']}. Decoded once and kept, train needs"
+        f" {speed['megabytes_per_second']:,.1f} MB/s {what} ({speed['images']} images of train, read just before)."
+        f" For {speed['wanted']:,g} images/s give num_workers={speed['workers']}. Kept decoded, train needs"
         f" {gib:.3g} GiB of memory (memory_gib). This took {speed['seconds']:.0f} s."
     )

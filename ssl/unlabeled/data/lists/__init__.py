@@ -1,1 +1,1 @@
-"""Lists of images: what lies in folders and files, once each, what it is taken for, and what is left out."""
+"""Lists image files in folders and in list files: each file once, with its class, and with what was left out."""

@@ -1,4 +1,4 @@
-"""Lists of millions of images as one memory-mapped file: no scan at a warm start, and no copy of it in any worker."""
+"""Stores lists of millions of images as one memory-mapped file: no scan at a warm start, and no copy per worker."""
 
 import hashlib
 import json
@@ -13,15 +13,17 @@ from unlabeled.core.reading import require_regular
 from unlabeled.core.writing import Unwritable, check_folder, replacing
 from unlabeled.errors import UserError
 
-MANY = 10_000  # images: a list of fewer is made in a moment, and is kept only where data.index says so
-_FORMAT = 2  # of the kept files; another number makes them stale
+MANY = 10_000  # rows: shorter lists are quick to make, and are stored only if data.index is given
+_FORMAT = 2  # version of stored files; files of another version are not used
 
 IndexNote = dict[str, Any]  # plain values that JSON holds
 
 
 class Index:
-    """N rows in columns of numbers (int64) and of bytes, and a note: in memory, or in a mapped file that forked and
-    spawned workers share."""
+    """Table of N rows with columns of integers (int64) and of bytes, and a note.
+
+    It lies in memory, or in a mapped file that forked and spawned workers share.
+    """
 
     def __init__(self, table: Any, file: str | None = None) -> None:
         self._table, self._file = table.combine_chunks(), file
@@ -39,22 +41,22 @@ class Index:
         return (Index, (self._table,)) if self._file is None else (_mapped, (self._file,))
 
     def numbers(self, column: str) -> np.ndarray:
-        """int64 [N], read-only and not copied."""
+        """Returns an int64 column [N], read-only and not copied."""
         if not len(self):
             return np.zeros(0, np.int64)
         return np.asarray(self._table.column(column).chunk(0).to_numpy(zero_copy_only=True))
 
     def has(self, column: str) -> bool:
-        """Whether there is such a column of bytes."""
+        """Checks whether a column of bytes of this name exists."""
         return column in self._texts
 
     def text(self, column: str, row: int) -> bytes:
-        """One value of a column of bytes."""
+        """Returns one value of a column of bytes."""
         return bytes(self._texts[column][row].as_py())
 
 
 def make_index(columns: dict[str, np.ndarray | list[bytes]], note: IndexNote) -> Index:
-    """An index in memory: int64 arrays and lists of bytes, all of N rows."""
+    """Makes an index in memory from int64 arrays and lists of bytes, all with N rows."""
     return Index(_table(columns, note))
 
 
@@ -65,17 +67,17 @@ def load_or_build(
     make: Callable[[], tuple[dict[str, np.ndarray | list[bytes]], IndexNote]],
     always: bool = False,
 ) -> Index:
-    """The index that was kept for ``wanted``, or a new one, which is kept where it is long.
+    """Returns the stored index for ``wanted``, or builds a new one, which is stored if it is long.
 
     Args:
-        wanted: what the index is of; another one has another file.
-        place: folder for the file, ``data.index``; None: ``~/.cache/unlabeled``, for :data:`MANY` rows and more only.
-        is_fresh: whether a kept note still describes what is there.
-        make: scans: the columns and the note.
-        always: keep a short one too, its scan is slow.
+        wanted: describes the data to index; its hash names the file.
+        place: folder for the file, ``data.index``; None: ``~/.cache/unlabeled``, from :data:`MANY` rows on only.
+        is_fresh: returns whether a stored note still describes the present files.
+        make: scans the data; returns the columns and the note.
+        always: stores short lists too, for data whose scan is slow.
 
     Raises:
-        UserError: ``place`` cannot be written to. A cache that cannot be written to is done without.
+        UserError: ``place`` cannot be written to. If the default cache cannot be written to, nothing is stored.
     """
     file = _folder(place) / f"{_digest(wanted)}.arrow"
     before = _read(file)
@@ -92,7 +94,7 @@ def load_or_build(
 
 
 def short_hash(values: Iterable[str]) -> str:
-    """Short and stable, of some text."""
+    """Returns a short, stable hash of some text."""
     return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -103,7 +105,7 @@ def _folder(place: str | None) -> Path:
 
 
 def user_cache() -> Path:
-    """Where this user's caches lie: ``~/.cache/unlabeled``."""
+    """Returns the folder of this user's caches: ``~/.cache/unlabeled``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlabeled"
 
 
@@ -128,7 +130,7 @@ def _mapped(file: str) -> Index:
 
 
 def _read(file: Path) -> Index | None:
-    """None where there is nothing that can be read: a process killed while it wrote leaves no half file, a disk may."""
+    """Reads an index file; None where it is missing or damaged: our writes are atomic, but a disk may fail."""
     try:
         require_regular(file)
         return _mapped(str(file))

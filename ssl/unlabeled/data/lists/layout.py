@@ -1,4 +1,4 @@
-"""Which folders of a data set are its splits, and what looks like a mistake about them."""
+"""Finds the folders of a data set that are its splits, and warns of layouts that look like a mistake."""
 
 import os
 import re
@@ -14,10 +14,10 @@ _DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?
 
 
 def splits_in(base: Path) -> dict[str, list[str]]:
-    """The folders that are splits by their names: of ``train``, and of ``test`` in order of preference."""
+    """Returns the folders that are splits by their names: of ``train``, and of ``test`` in order of preference."""
     try:
         names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
-    except OSError:  # a list, or a folder that may be entered and not listed
+    except OSError:  # a list file, or a folder without permission to list it
         names = []
     found = {
         key: [name for name in names if name.lower() in known] for key, known in (("train", TRAIN), ("test", TEST))
@@ -27,10 +27,10 @@ def splits_in(base: Path) -> dict[str, list[str]]:
 
 
 def train_root(base: Path, train: str | None, tests: Sequence[str] = ()) -> Path:
-    """The folder to train on: ``train``, the one that is called so, or the whole; ``tests`` are no classes.
+    """Returns the folder to train on: ``train``, else a folder named like it, else ``base``; ``tests`` are no classes.
 
     Raises:
-        UserError: it is not there; or it is not clear whether a folder is a split or a class.
+        UserError: the folder does not exist; or it is not clear whether a folder is a split or a class.
     """
     if train is not None:
         require_folder(base / train, f"data.train={train}")
@@ -56,10 +56,10 @@ def train_root(base: Path, train: str | None, tests: Sequence[str] = ()) -> Path
 
 
 def test_root(base: Path, own: Path, test: str | None) -> Path | None:
-    """The folder to test on: ``test``, else the first that is called so beside ``own``, the folder to train on.
+    """Returns the folder to test on: ``test``, else the first named like a test split beside ``own``, the train folder.
 
     Raises:
-        UserError: it is not there, or lies in what is trained on.
+        UserError: the folder does not exist, or lies in the folder to train on.
     """
     if test == "none":
         return None
@@ -73,7 +73,7 @@ def test_root(base: Path, own: Path, test: str | None) -> Path | None:
 
 
 def require_folder(folder: Path, given: str) -> None:
-    """Raises UserError, with the key and value ``given``, unless it is one."""
+    """Raises UserError, with the key and value ``given``, unless ``folder`` is a folder."""
     if folder.is_dir():
         return
     problem = "is a file" if folder.exists() else "does not exist"
@@ -81,7 +81,7 @@ def require_folder(folder: Path, given: str) -> None:
 
 
 def unused_splits(base: Path, used: list[Path]) -> list[str]:
-    """A sentence about folders that are splits by their names and are not used."""
+    """Returns a sentence about folders that are splits by their names but are not used."""
     found, taken = splits_in(base), {path.resolve() for path in used}
     if base.resolve() in taken:
         return []
@@ -90,7 +90,7 @@ def unused_splits(base: Path, used: list[Path]) -> list[str]:
 
 
 def class_warnings(listed: Listing, guessed: bool) -> list[str]:
-    """What looks like a mistake in classes that are sub-folders; ``guessed``: nobody said that they are."""
+    """Returns warnings about class sub-folders that look like a mistake; ``guessed``: the user did not say so."""
     if not (listed.of_folder and guessed and listed.classes):
         return []
     found, dates = [], [name for name in listed.classes if _DATE.fullmatch(name)]
@@ -111,7 +111,7 @@ def class_warnings(listed: Listing, guessed: bool) -> list[str]:
 
 
 def _splits_within(listed: Listing) -> dict[str, set[str]]:
-    """Of each class the folders right in it that are called like splits."""
+    """Returns for each class the folders directly in it that are named like splits."""
     found: dict[str, set[str]] = {}
     for inside, _ in listed.index.note.get("folders", ()):
         owner, _, name = inside.partition(os.sep)

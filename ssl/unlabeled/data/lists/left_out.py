@@ -1,25 +1,25 @@
-"""What a data set holds that is not used: how many of each kind, with examples, so that nothing is lost in silence."""
+"""Counts the files of a data set that are not used, by reason and with examples, so that all of them are reported."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from unlabeled.core.reading import shown_path
 
-EXAMPLES = 3  # names of each kind
+EXAMPLES = 3  # example names per reason
 
 LeftOut = dict[str, dict[str, Any]]  # reason → {"count": n, "examples": names}: plain values that JSON holds
 
 
 def leave_out(left: LeftOut, reason: str, name: str | bytes) -> None:
-    """Count one file or member under a reason, which reads well behind a number: "broken links"."""
+    """Counts one file or member under a reason, which reads well after a number: "broken links"."""
     found = left.setdefault(reason, {"count": 0, "examples": []})
     found["count"] += 1
     if len(found["examples"]) < EXAMPLES:
         found["examples"].append(shown_path(name))
 
 
-def merged(parts: Iterable[LeftOut]) -> LeftOut:
-    """The sums of several, with the first examples."""
+def sum_counts(parts: Iterable[LeftOut]) -> LeftOut:
+    """Adds up several counts and keeps the first examples."""
     total: LeftOut = {}
     for part in parts:
         for reason, found in part.items():
@@ -30,7 +30,7 @@ def merged(parts: Iterable[LeftOut]) -> LeftOut:
 
 
 def of_corrupt(names: list[str]) -> LeftOut:
-    """Images that could not be decoded, by their names or by name and reason."""
+    """Counts images that could not be decoded, given by their names or by name and reason."""
     left: LeftOut = {}
     for name in names:
         leave_out(left, "corrupt images or damaged files", name)
@@ -38,7 +38,7 @@ def of_corrupt(names: list[str]) -> LeftOut:
 
 
 def lines(left: LeftOut) -> list[str]:
-    """One for each reason: "3 broken links (a.png, b.png, c.png)"."""
+    """Returns one line for each reason: "3 broken links (a.png, b.png, c.png)"."""
     return [
         f"{found['count']:,} {reason} ({', '.join(found['examples'])}"
         f"{', …' if found['count'] > len(found['examples']) else ''})"

@@ -1,4 +1,4 @@
-"""Files that list images: a text file of paths, a CSV or a parquet file of paths and labels."""
+"""Reads files that list images: a text file of paths, a CSV or a parquet file of paths and labels."""
 
 import csv
 import io
@@ -25,21 +25,21 @@ Rows = tuple[list[str], list[str | None]]  # path and label of each image as the
 
 
 def is_list(path: str | Path) -> bool:
-    """Whether a file lists images, by the end of its name."""
+    """Checks by its extension whether a file is a list of images."""
     return os.path.splitext(path)[1].lower() in LISTS
 
 
 def of_list(file: Path, given: str, path_column: str | None, label_column: str | None) -> Listing:
-    """The images that a file names, in its order; labels are names of classes, or whole numbers.
+    """Reads the images that a file lists, in its order; labels are names of classes, or whole numbers.
 
     Args:
-        file: ``.txt``: a path a line; ``.csv``, ``.tsv`` and ``.parquet``: columns of paths and of labels. Paths are
-            relative to its folder, or absolute, and never patterns.
+        file: ``.txt``: one path per line; ``.csv``, ``.tsv`` and ``.parquet``: columns of paths and of labels. Paths
+            are relative to its folder, or absolute, and never patterns.
         given: key and value that name the file, for errors.
-        path_column, label_column: names of the columns; None: the one of a usual name.
+        path_column, label_column: names of the columns; None: a column with a usual name.
 
     Raises:
-        UserError: it cannot be read, has no such columns, or none of its files is there.
+        UserError: it cannot be read, has no such columns, or none of its files exists.
     """
     end = os.path.splitext(file)[1].lower()
     if end == ".txt":
@@ -54,7 +54,7 @@ def of_list(file: Path, given: str, path_column: str | None, label_column: str |
 
 
 def _checked(file: Path, given: str, rows: Rows) -> Listing:
-    """Of each file its first row; those that are not there are counted."""
+    """Keeps the first row of each file; counts the files that do not exist."""
     base, left_out, seen = file.parent, LeftOut(), dict[tuple[int, int], str | None]()
     paths, labels = list[bytes](), list[str | None]()
     for name, label in zip(*rows, strict=True):
@@ -93,7 +93,7 @@ def _identity(path: Path, name: str, left_out: LeftOut) -> tuple[int, int] | Non
 
 
 def _classes(labels: Sequence[str]) -> list[str]:
-    """In the order of their numbers where all are whole numbers, else of their names."""
+    """Sorts the classes by number where all are whole numbers, else by name."""
     names = set(labels)
     if all(name.isascii() and name.removeprefix("-").isdigit() and len(name) < 19 for name in names):
         return sorted(names, key=int)
@@ -159,7 +159,7 @@ def _of_parquet(file: Path, given: str, path_column: str | None, label_column: s
 
 
 def _columns(head: list[str], given: str, path: str | None, label: str | None) -> tuple[int, int | None]:
-    """Places of the two columns; the second may be missing where nobody asked for it."""
+    """Returns the positions of the two columns; the label column may be missing where the user did not name it."""
     found, labels = _column(head, path, _PATHS), _column(head, label, _LABELS)
     there = f"one of {shorten_list([*map(shown_path, head)])}"
     if found is None:

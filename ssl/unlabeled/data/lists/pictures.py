@@ -1,4 +1,4 @@
-"""Which files are images: by the ends of their names, and by their first bytes where a name has no end."""
+"""Recognises image files: by the extension, and by the first bytes where a name has no extension."""
 
 import io
 import os
@@ -6,24 +6,24 @@ from pathlib import Path
 
 from PIL import Image
 
-_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow opens them, but cannot decode them by itself
+_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow opens but cannot decode alone
 
 
 def readable_extensions() -> set[str]:
-    """Of the files that Pillow can decode by itself, in lower case and with their dot."""
+    """Returns the extensions of files that Pillow alone can decode, in lower case and with their dot."""
     readable = Image.registered_extensions().items()
     return {extension for extension, kind in readable if kind in Image.OPEN and kind not in _NOT_PICTURES}
 
 
 def extension_of(name: str) -> str:
-    """In lower case and with its dot; "" where there is none."""
+    """Returns the extension of a name in lower case and with its dot; "" where there is none."""
     return os.path.splitext(name)[1].lower()
 
 
 def looks_like_image(data: bytes | Path) -> bool:
-    """Whether Pillow takes the beginning for that of an image; no pixel is decoded."""
+    """Checks whether Pillow recognises the first bytes as an image; no pixel is decoded."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             return image.format not in _NOT_PICTURES
-    except Exception:  # of damaged data Pillow's plugins raise nearly anything
+    except Exception:  # Pillow's plugins raise many kinds of errors on damaged data
         return False

@@ -1,4 +1,4 @@
-"""What ``data.path``, ``data.train`` and ``data.test`` name: folders and lists, as train and test splits."""
+"""Reads ``data.path``, ``data.train`` and ``data.test``: folders and lists become train and test splits."""
 
 import os
 from dataclasses import dataclass, replace
@@ -11,13 +11,13 @@ from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
-from unlabeled.data.lists.listing import Listing, of_folder, of_image, together
+from unlabeled.data.lists.listing import Listing, join_listings, of_folder, of_image
 from unlabeled.data.lists.pictures import looks_like_image
 from unlabeled.errors import UserError
 
 
 class Reader:
-    """Lists what a folder or a list file holds.
+    """Lists the images of a folder or of a list file.
 
     Args:
         place: ``data.index``.
@@ -45,7 +45,7 @@ class Reader:
 
 @dataclass
 class Sets:
-    """The splits of a data set; the first of ``tests`` is the one that reports tell of."""
+    """The splits of a data set; the report shows the first of ``tests``."""
 
     train: Listing
     tests: list[Listing]
@@ -53,31 +53,31 @@ class Sets:
 
 
 def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool, reader: Reader) -> Sets:
-    """The splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
+    """Finds the splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
 
     Raises:
-        UserError: one is not there, holds no image, or may be meant in two ways.
+        UserError: a split does not exist, holds no image, or is ambiguous.
     """
     asked: list[str | None] = [None] if test is None else [*_several(test, "data.test")]
-    trains, tests, told = list[Listing](), dict[str | None, list[Listing]](), list[str]()
+    trains, tests, warnings = list[Listing](), dict[str | None, list[Listing]](), list[str]()
     for each in _several(path, "data.path"):
         own, places = _places(Path(each).expanduser(), f"data.path={each}", train, asked)
         trains.append(reader(own, f"data.path={each}" if train is None else f"data.train={train}"))
         for name, place in places.items():
             tests.setdefault(name, []).append(reader(place, f"data.test={name}"))
-        told += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
-    found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], told)
+        warnings += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
+    found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], warnings)
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")
     found.warnings += class_warnings(found.train, guessed)
     return found
 
 
-def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
-    """The test images under the numbers that their classes have in train.
+def by_name(test: Listing, train: Listing, warnings: list[str]) -> Listing:
+    """Gives the test images the class numbers of train, matched by the names of the classes.
 
     Raises:
-        UserError: train lacks one of their classes. What test lacks is told, a sentence in ``told``.
+        UserError: train lacks one of their classes. Classes that test lacks are named in ``warnings``.
     """
     number = {name: place for place, name in enumerate(train.classes)}
     if odd := [name for name in test.classes if name not in number]:
@@ -88,18 +88,18 @@ def by_name(test: Listing, train: Listing, told: list[str]) -> Listing:
     missing = [name for name in train.classes if name not in test.classes]
     if missing:
         few = ", ".join(map(shown_path, missing[:3])) + (", …" if len(missing) > 3 else "")
-        told.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
-    own = np.array([*(number[name] for name in test.classes), -1])  # the last is that of -1
+        warnings.append(f"{test.where} has no image of {len(missing)} of the {len(number)} classes of train ({few})")
+    own = np.array([*(number[name] for name in test.classes), -1])  # the last entry maps -1 to -1
     return replace(test, owners=own[test.owners], classes=train.classes)
 
 
 def short_name(listed: Listing) -> str:
-    """The last part of where it lies, of each where there are several."""
+    """Returns the last part of the listing's path, or of each path where it has several."""
     return "+".join(os.path.basename(os.path.abspath(part)) for part in listed.where.split(", "))
 
 
 def distinct_names(tests: list[Listing]) -> list[str]:
-    """A name for each that a folder can have: the last part of where it lies, or all of it where these are alike."""
+    """Returns a distinct folder name for each test set: the last part of its path, or the whole path if equal."""
     names = [short_name(listed) for listed in tests]
     if len(set(names)) == len(names):
         return names
@@ -116,7 +116,7 @@ def _several(given: Paths, key: str) -> list[str]:
 
 
 def _places(base: Path, given: str, train: str | None, tests: list[str | None]) -> tuple[Path, dict[str | None, Path]]:
-    """Folder or list to train on, and those to test on by what names them."""
+    """Returns the folder or list to train on, and those to test on, keyed by the value that names them."""
     if base.is_dir():
         named = [name for name in tests if name not in (None, "none")]
         own = base / train if train is not None and is_list(train) else train_root(base, train, named)
@@ -135,7 +135,7 @@ def _places(base: Path, given: str, train: str | None, tests: list[str | None]) 
 
 
 def _joined(parts: list[Listing]) -> Listing:
-    """Raises UserError where there is no image, or an image is there twice."""
+    """Joins lists. Raises UserError where there is no image, or an image is listed twice."""
     for part in parts:
         if not len(part.index):
             left = "; ".join(lines(part.left_out))
@@ -148,4 +148,4 @@ def _joined(parts: list[Listing]) -> Listing:
         inner = [other for place, other in enumerate(roots) if place != number and other.is_relative_to(root)]
         if inner:
             raise UserError(f"data.path: {inner[0]} lies in {root}, whose images it would give twice; leave one out")
-    return together(parts)
+    return join_listings(parts)

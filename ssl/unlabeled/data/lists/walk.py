@@ -1,4 +1,4 @@
-"""All folders under one, each once, with their regular files, each once: links are followed, loops are not."""
+"""Walks through all folders under a root and lists every regular file once: follows links, but never in a loop."""
 
 import os
 from collections import defaultdict
@@ -24,22 +24,22 @@ _Identity = tuple[int, int]  # device and inode
 class Folder:
     """A folder with the names of its regular files, sorted; hidden ones are left out."""
 
-    inside: str  # relative to the first one; "." is that itself
-    changed: int  # ns, when a file came or went last
+    inside: str  # path relative to the root; "." is the root
+    changed: int  # ns, time when a file was last added or removed
     names: list[str] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)
     links: set[str] = field(default_factory=set)  # names that are symbolic links
 
 
 def walk(root: Path, left_out: LeftOut, skip: Iterable[str] = ()) -> list[Folder]:
-    """Each folder under ``root`` once, in the order of ``os.walk`` with sorted names.
+    """Lists each folder under ``root`` once, in the order of ``os.walk`` with sorted names.
 
-    Of a folder or file that several names lead to, the one that is no link stays, else the first. What is not listed,
-    but for the top folders ``skip``, goes into ``left_out``.
+    Of several names of a folder or file the one that is not a link is kept, else the first. Everything that is not
+    listed, except the top folders ``skip``, is counted in ``left_out``.
     """
     walked = _Walk(root, left_out, set(skip))
     walked.down(".", False)
-    while walked.links:  # after all that is no link: a link must not take the place of what it leads to
+    while walked.links:  # links come last: a link must not replace its target
         walked.links.sort()
         walked.follow(walked.links.pop(0))
     found = sorted(walked.found, key=lambda folder: () if folder.inside == "." else tuple(folder.inside.split(os.sep)))
@@ -51,11 +51,11 @@ class _Walk:
     def __init__(self, root: Path, left_out: LeftOut, skip: set[str]) -> None:
         self.root, self.left_out, self.skip = root, left_out, skip
         self.found: list[Folder] = []
-        self.links: list[str] = []  # to folders, not followed yet
+        self.links: list[str] = []  # links to folders, not followed yet
         self.seen: set[_Identity] = set()
 
     def down(self, inside: str, by_link: bool) -> None:
-        """List a folder and those below it; below a link none that has been listed."""
+        """Lists a folder and those below it; below a link, only folders that were not listed before."""
         waiting = [inside]
         while waiting:
             inside = waiting.pop()
@@ -80,7 +80,7 @@ class _Walk:
             self.down(inside, True)
 
     def _list(self, folder: Folder) -> list[str]:
-        """The folders in it that are no links."""
+        """Lists one folder; returns the folders in it that are not links."""
         below: list[str] = []
         try:
             entries = sorted(os.scandir(self.root / folder.inside), key=lambda entry: entry.name)
@@ -121,7 +121,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> None:
-    """Drop further names of a file. Where inodes repeat files are asked: there are file systems that make them up."""
+    """Drops further names of the same file. Repeated inodes are checked, as some file systems make them up."""
     every = np.array([inode for folder in folders for inode in folder.inodes], np.uint64)
     values, counts = np.unique(every, return_counts=True)
     repeated = set(values[counts > 1].tolist())
@@ -135,7 +135,7 @@ def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> Non
                 is_link = name in folder.links
                 if is_link or status.st_nlink > 1:
                     groups[status.st_dev, status.st_ino].append((is_link, number, name))
-                else:  # it has no other name but links
+                else:  # all names of the file are links
                     groups[status.st_dev, status.st_ino].insert(0, (False, -1, name))
     further = {(n, name) for group in groups.values() for _, n, name in sorted(group)[1:] if n >= 0}
     for number, folder in enumerate(folders):

@@ -1,4 +1,4 @@
-"""Columns of images and of labels, as Hugging Face data sets have them: in parquet files and in arrow files."""
+"""Columns of images and of labels in Hugging Face data sets, in parquet and in arrow files."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from unlabeled.core.shown import shown
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (
-    100_000  # a greater label, where nothing says how many there are, is taken for an id (ImageNet-21k: 21,841)
+    100_000  # a greater label is taken for an id if the number of classes is unknown (ImageNet-21k has 21,841)
 )
-_BINARY = ("binary", "large_binary")  # how arrow's names of the types that hold encoded images begin
+_BINARY = ("binary", "large_binary")  # beginnings of arrow's type names for encoded images
 
 
 @dataclass
 class ColumnData:
-    """What one split's files hold together."""
+    """Images and labels of all files of one split."""
 
     files: list[str]
     starts: list[int]  # index of the first row of each
@@ -31,7 +31,7 @@ class ColumnData:
 
 
 def require_columns(name: str, schema: Any, image_column: str, label_column: str | None) -> None:
-    """Raise UserError, with what is there instead, unless a file has both columns and they are of the right types."""
+    """Raises UserError, listing the columns, unless a file has both columns and they are of the right types."""
     import pyarrow.types as kinds
 
     wanted = [(image_column, "data.image_column=...", "encoded images (binary, or a struct with binary bytes)")]
@@ -49,7 +49,7 @@ def require_columns(name: str, schema: Any, image_column: str, label_column: str
 
 
 def image_bytes(column: Any) -> Any:
-    """The encoded images of a column, as a ChunkedArray of one type for all files."""
+    """Converts a column of encoded images to a ChunkedArray of one type for all files."""
     import pyarrow.compute as pc
     import pyarrow.types as kinds
 
@@ -57,7 +57,7 @@ def image_bytes(column: Any) -> Any:
 
 
 def class_indices(name: str, column: Any) -> np.ndarray:
-    """int64 [rows] of one file's column, -1 where null; raises UserError at the first label that is no class number."""
+    """Returns the labels of one file, int64 [rows], -1 where null; UserError at a label that is no class number."""
     missing = column.is_null().to_numpy()
     labels = np.asarray(column.cast("int64", safe=False).fill_null(0).to_numpy())
     wrong = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))
@@ -72,7 +72,7 @@ def class_indices(name: str, column: Any) -> np.ndarray:
 def join_files(
     names: list[str], labels: list[np.ndarray], schemas: list[Any], label_column: str | None, encoded: Any, given: str
 ) -> ColumnData:
-    """One split of the files ``names``; ``given`` is its key and value. Raises UserError: no rows, or names differ."""
+    """Joins the files ``names`` to one split; ``given``: its key and value. Raises UserError: no rows, names differ."""
     *starts, rows = np.cumsum([0] + [len(part) for part in labels]).tolist()
     if rows == 0:
         raise UserError(f"{given}: {shorten_list(names)} holds no rows; give files with images")
@@ -104,7 +104,7 @@ def require_labels_below(count: int, table: ColumnData, reason: str) -> None:
 
 
 def require_same_split(train: ColumnData, test: ColumnData) -> None:
-    """The two splits of one data set: no file in both, and labels that mean the same."""
+    """Raises UserError unless two splits fit together: no file in both, and labels with the same meaning."""
     if shared := set(train.files) & set(test.files):
         raise UserError(f"{min(shared)} is matched by data.train and by data.test: tests need images not trained on")
     if train.class_names and test.class_names and train.class_names != test.class_names:
@@ -120,12 +120,12 @@ def row_name(table: ColumnData, index: int) -> str:
 
 
 def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
-    """Names of a ClassLabel feature in the metadata that Hugging Face's ``datasets`` writes."""
+    """Returns the ClassLabel names in the metadata that Hugging Face's ``datasets`` writes."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
     try:
         feature = parse_json(metadata)["info"]["features"][label_column]
         return [shown(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
-    except (ValueError, KeyError, TypeError):  # no such feature, or anybody's text
+    except (ValueError, KeyError, TypeError):  # no ClassLabel feature, or metadata of another kind
         return None

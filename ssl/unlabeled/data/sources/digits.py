@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real scans, no download, small enough for a laptop's CPU."""
+"""Handwritten digits from scikit-learn: real scans, no download, small enough for a laptop's CPU."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from unlabeled.data.decode import check_image_size
 from unlabeled.data.memory import ArraySource, resize_images
 from unlabeled.data.source import Splits
 
-TEST_SIZE = 450  # a quarter; the file is in order of its writers, so its end holds other writers than its beginning
+TEST_SIZE = 450  # a quarter; the file is sorted by writer, so its end has other writers than its beginning
 WHITE = 16  # the brightest value in the file
 
 
 def digits(image_size: Pixels = 8) -> Splits:
-    """1,797 scans of 8 × 8 pixels as three equal channels: the first 1,347 to train on, the last 450 to test on.
+    """Returns 1,797 scans of 8 × 8 pixels as three equal channels: 1,347 to train on, then 450 to test on.
 
     Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), the copy in ``sklearn.datasets.load_digits``.
     Another ``image_size`` (pixels) resizes the scans. Raises UserError if it is below 1.

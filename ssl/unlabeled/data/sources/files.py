@@ -1,4 +1,4 @@
-"""Local files, and those of object stores (``s3://``, ``gs://``, ``https://`` through fsspec), read by byte ranges."""
+"""Reads local files and files in object stores (``s3://``, ``gs://``, ``https://`` through fsspec) by byte ranges."""
 
 import fnmatch
 import glob
@@ -18,11 +18,11 @@ from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.lists.walk import walk
 from unlabeled.errors import UserError
 
-_AT_ONCE = 16  # requests to an object store, whose answers take long and whose lines are broad
-_OPEN_FILES = 64  # kept open by a process
-_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # what the stores call it
+_AT_ONCE = 16  # parallel requests to an object store, which has long latency and high bandwidth
+_OPEN_FILES = 64  # files that a process keeps open
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")  # the stores' names for a file's version
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-MOST_NAMES = 1_000_000  # that one pattern may stand for
+MOST_NAMES = 1_000_000  # most names that one pattern may stand for
 _Result = TypeVar("_Result")
 
 
@@ -31,16 +31,16 @@ def is_url(path: str) -> bool:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """``size`` bytes from ``offset`` on, fewer where the file ends. Raises OSError. Safe in threads and in workers."""
+    """Reads ``size`` bytes from ``offset`` on, fewer at the end of the file; safe in threads and workers; OSError."""
     if not is_url(path):
-        file = _open_file(path)  # held here, so that no other thread's opening can close it
+        file = _open_file(path)  # kept in a variable, so that another thread cannot close it by opening more files
         return os.pread(file.fileno(), size, offset)
     system, inside = _system(path)
     return bytes(system.cat_file(inside, start=offset, end=offset + size))
 
 
 def open_file(path: str) -> IO[bytes]:
-    """The file, to be read from its beginning to its end."""
+    """Opens a file to be read from its beginning to its end."""
     if not is_url(path):
         return open_regular(path)
     file: IO[bytes] = _ask_filesystem(
@@ -50,12 +50,12 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def file_stamps(paths: list[str]) -> list[list[Any]]:
-    """Path, size and time (or version) of each: what changes with a file. Raises OSError."""
+    """Returns path, size and time (or version) of each file: these change when the file changes. Raises OSError."""
     return map_paths(_stamp, paths)
 
 
 def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Result]:
-    """The function of each path, many at once where they are far away."""
+    """Calls the function for each path, many in parallel where the files are remote."""
     if not any(map(is_url, paths)):
         return [function(path) for path in paths]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -63,17 +63,17 @@ def map_paths(function: Callable[[str], _Result], paths: list[str]) -> list[_Res
 
 
 def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
-    """The files that ``pattern`` names in ``path``, a folder or the beginning that their paths share, sorted.
+    """Returns the files that ``pattern`` matches in ``path``, a folder or a shared beginning of paths, sorted.
 
-    ``{000..146}`` and ``{a,b}`` name each of these files, which must be there; ``*``, ``?`` and ``**`` those that are.
+    ``{000..146}`` and ``{a,b}`` name files that must all exist; ``*``, ``?`` and ``**`` match existing files.
 
-    Raises UserError, with ``key`` of the configuration and ``kind`` of file, where there is none, or one is missing.
+    Raises UserError, with ``key`` of the configuration and ``kind`` of file, if there is none, or one is missing.
     """
     base = os.path.expanduser(path)
     if os.path.isfile(base):
         raise UserError(f"data.path={path} is a file: give its folder as data.path and its name as data.train")
     prefix = os.path.join(base, "") if is_url(base) or os.path.isdir(base) else base
-    if is_file(prefix + pattern):  # looked at before it is read as a pattern: a name may hold brackets
+    if is_file(prefix + pattern):  # tested before it is read as a pattern: a file name may contain brackets
         return [prefix + pattern]
     each = [_found(prefix, one) for one in expand_braces(pattern)]
     missing = [one for one, found in zip(expand_braces(pattern), each, strict=True) if not found]
@@ -81,7 +81,7 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
         raise UserError(
             f"{key}={pattern}: {len(missing)} of {len(each)} files are not in data.path={path} "
             f"({shorten_list(missing)});"
-            " fetch them, or give a pattern with *, which takes those that are there"
+            " fetch them, or give a pattern with *, which takes existing files"
         )
     if not missing:
         return _each_once(sorted(set(itertools.chain.from_iterable(each))))
@@ -94,22 +94,22 @@ def match_files(path: str, pattern: str, key: str, kind: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """``a-{00..02}.{x,y}`` → a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
+    """Expands ``a-{00..02}.{x,y}`` to a-00.x, a-00.y, a-01.x, …; numbers keep the width of the first.
 
-    Raises UserError, before a name is made, where there would be none, or more than :data:`MOST_NAMES`.
+    Raises UserError, before making any name, if there would be none, or more than :data:`MOST_NAMES`.
     """
-    parts = re.split(r"\{([^{}]*)\}", pattern)  # between braces, and what is in them, in turn
+    parts = re.split(r"\{([^{}]*)\}", pattern)  # alternating: text between braces, text in braces
     options = [_options(part) if place % 2 else range(1) for place, part in enumerate(parts)]
     count = math.prod(map(len, options))
     if not 0 < count <= MOST_NAMES:
         many = "no name: a range counts up, {0..9}" if not count else f"{count:,} names, more than {MOST_NAMES:,}"
         raise UserError(f"the pattern {pattern} stands for {many}; give fewer, or a pattern with *")
-    made = ([part] if place % 2 == 0 else _spelled(part) for place, part in enumerate(parts))
+    made = ([part] if place % 2 == 0 else _alternatives(part) for place, part in enumerate(parts))
     return ["".join(chosen) for chosen in itertools.product(*made)]
 
 
 def _options(braces: str) -> Sequence[Any]:
-    """As many elements as the braces stand for: counted, and not made."""
+    """Returns a sequence of the alternatives in the braces; a range is counted without being made."""
     span = _RANGE.fullmatch(braces)
     if span is None:
         return braces.split(",")
@@ -117,12 +117,12 @@ def _options(braces: str) -> Sequence[Any]:
     return range(first, last + 1)
 
 
-def _spelled(braces: str) -> list[str]:
+def _alternatives(braces: str) -> list[str]:
     options = _options(braces)
     if isinstance(options, range):
         width = braces.index(".")
         return [f"{number:0{width}}" for number in options]
-    return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # nothing to choose from: they are part of a name
+    return list(options) if len(options) > 1 else [f"{{{braces}}}"]  # a single option: the braces are part of a name
 
 
 @lru_cache(_OPEN_FILES)
@@ -146,7 +146,7 @@ def is_file(path: str) -> bool:
 
 
 def _each_once(paths: list[str]) -> list[str]:
-    """Of each file the first name, whatever links lead to it; what is dropped is said."""
+    """Keeps the first name of each file, whatever links lead to it; prints what is dropped."""
     if any(map(is_url, paths)):
         return paths
     kept: dict[tuple[int, int], str] = {}
@@ -175,7 +175,7 @@ def _found(prefix: str, pattern: str) -> list[str]:
 
 
 def _globbed(prefix: str, pattern: str) -> list[str]:
-    """As ``glob.glob``, but that ``**`` enters each folder once: glob goes round a link to a folder above 40 times."""
+    """Matches like ``glob.glob``, but ``**`` enters each folder once: glob follows a link to a parent 40 times."""
     if "**" not in pattern:
         return glob.glob(glob.escape(prefix) + pattern)
     base = os.path.dirname(prefix) or "."
@@ -191,7 +191,7 @@ def _globbed(prefix: str, pattern: str) -> list[str]:
 
 
 def _fits(name: list[str], pattern: list[str]) -> bool:
-    """Whether folders and file name are those of a pattern, in which ``**`` is any number of folders."""
+    """Checks whether a path matches a pattern, in which ``**`` stands for any number of folders."""
     if not pattern:
         return not name
     if pattern[0] == "**":
@@ -201,24 +201,24 @@ def _fits(name: list[str], pattern: list[str]) -> bool:
 
 
 def _ask_filesystem(url: str, question: Callable[[Any, str], _Result]) -> _Result:
-    """What a store says; raises FileNotFoundError, and UserError for whatever else it raises instead."""
+    """Asks a store; raises FileNotFoundError, and UserError in place of any other error."""
     system, inside = _system(url)
     try:
         return question(system, inside)
     except FileNotFoundError:
         raise
-    except Exception as error:  # each store has errors of its own: no network, no credentials, no such bucket
+    except Exception as error:  # every store raises its own errors: no network, no credentials, no such bucket
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{url} cannot be reached ({reason}): mend the address, or what the store asks for") from error
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path inside it; fsspec keeps one of each kind in every process."""
+    """Returns the file system of a URL and the path inside it; fsspec keeps one file system per kind and process."""
     try:
         from fsspec.core import url_to_fs
 
         system, inside = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # not installed, nor the package of this store; no such kind of store
+    except (ImportError, ValueError) as error:  # a package is not installed, or there is no such store
         raise UserError(
             f"{url} cannot be read ({one_line(error)}): pip install 'unlabeled[remote]', or copy it"
         ) from error

@@ -1,4 +1,4 @@
-"""Image files in folders, one sub-folder per class or just images, or named by a list."""
+"""Reads image files from folders, with a sub-folder per class or just images, or from a list."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
-from unlabeled.data.lists.left_out import merged
+from unlabeled.data.lists.left_out import sum_counts
 from unlabeled.data.lists.listing import Listing
 from unlabeled.data.lists.sets import Reader, by_name, distinct_names, find_sets, short_name
 from unlabeled.data.source import Splits
@@ -20,7 +20,7 @@ from unlabeled.errors import UserError
 
 
 class FolderSource:
-    """A list of image files with their labels; files are opened when they are decoded and not before."""
+    """A source of listed image files with labels; a file is opened only when it is decoded."""
 
     decoding = RGB
 
@@ -65,31 +65,31 @@ def folder(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes, hidden files and folders left out.
+    """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
     ``path`` is a folder, a file that lists images (see :func:`unlabeled.data.lists.list_files.of_list`), or several of
-    both, whose images are then one data set with the classes of all.
+    both, which are joined to one data set.
 
     Splits. ``train`` and ``test`` are folders or lists under ``path``. Without ``train`` it is ``path/train`` (or
-    training, in any letter case) if that exists and nothing but test and val stands beside it, else ``path`` itself.
+    training, in any letter case) if that exists and only test and val folders are beside it, else ``path`` itself.
     Without ``test`` it is ``path/test``, else testing, val, valid or validation, else there is none; ``test="none"``
-    says that there is none. Of several ``test`` each is tested on; the first is that of the report.
+    sets none. Of several ``test`` each is evaluated; the report shows the first.
 
     Labels. ``folders``: each sub-folder that holds images, at any depth, is a class; an image beside them is an error.
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
-    sub-folders, ``none`` if all lie directly in the folder, and an error if both occur. Tests go by the classes' names:
-    a test split may lack some of train, and have no others. Lists give their own labels.
+    sub-folders, ``none`` if all lie directly in the folder, and an error if both occur. Classes of test are matched by
+    name: a test split may lack classes of train, but must not have others. Lists give their own labels.
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
     ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead
-    to it; a link to a folder above it is not followed. What is left out is counted in ``Splits.left_out``, what looks
-    like a mistake is said in ``Splits.warnings``.
+    to it; a link to a parent folder is not followed. ``Splits.left_out`` counts the files that are not used, and
+    ``Splits.warnings`` names possible mistakes.
 
-    Files and classes are in sorted order. A long list of them is kept in the folder ``index``, see
-    :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time of change says that a file
-    has come or gone.
+    Files and classes are in sorted order. A long list of them is stored in the folder ``index``, see
+    :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time shows that a file was added or
+    removed.
 
-    Raises UserError where the layout does not say what is meant.
+    Raises UserError for an ambiguous layout.
     """
     check_image_size(image_size)
     decoding = Decoding(channels, bits, max_pixels)
@@ -108,7 +108,7 @@ def folder(
         source,
         others[0] if others else None,
         f"{_counts(source, found.train, others, tests)}, {kept}",
-        left_out=merged([found.train.left_out, *(listed.left_out for listed in tests)]),
+        left_out=sum_counts([found.train.left_out, *(listed.left_out for listed in tests)]),
         warnings=found.warnings,
         others=dict(zip(distinct_names(tests)[1:], others[1:], strict=True)),
         unjudged=dict(zip(["test", *distinct_names(found.tests)[1:]], untested, strict=False)),

@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
+"""Reads Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
 
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ def huggingface(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
+    """Reads images from the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
     ``train`` and ``test`` are splits in it, "." is ``path`` itself. Columns, labels and classes are as in
     :func:`unlabeled.data.sources.parquet.parquet`; images whole or ``square``, see
-    :func:`unlabeled.data.decode.to_rgb`. Labels and the places of the images are read now, the images when they are
+    :func:`unlabeled.data.decode.to_rgb`. Labels and positions of the images are read now, the images when they are
     decoded.
 
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
@@ -69,7 +69,7 @@ def huggingface(
 
 
 def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
-    """One split's files; the columns of all are checked before a label is read."""
+    """Reads one split's files; the columns of all are checked before a label is read."""
     names = _files(Path(path).expanduser(), split, f"{key}={split}")
     tables = [_open(name) for name in names]
     for name, (_, table) in zip(names, tables, strict=True):
@@ -119,7 +119,7 @@ def _files(base: Path, split: str, given: str) -> list[str]:
 
 
 def _open(name: str) -> tuple[int, Any]:
-    """The table in a mapped file, and where in memory the file begins."""
+    """Opens a file as a mapped table; returns the file's address in memory and the table."""
     import pyarrow as pa
 
     try:
@@ -135,7 +135,7 @@ def _open(name: str) -> tuple[int, Any]:
 
 
 def _ranges(name: str, start: int, column: Any) -> np.ndarray:
-    """Offset and size in the file of each value, int64 [2, rows]; a size of -1 where it is null."""
+    """Returns offset and size in the file of each value, int64 [2, rows]; the size is -1 where it is null."""
     length, parts = Path(name).stat().st_size, [np.zeros((2, 0), np.int64)]
     for chunk in column.chunks:
         if not len(chunk):

@@ -1,7 +1,7 @@
-"""Chunks that Lightning's ``litdata.optimize`` wrote, read by index, in any order; the package litdata is not needed.
+"""Reads chunks that Lightning's ``litdata.optimize`` wrote, by index, in any order; litdata is not needed.
 
-A chunk is: number of items n, n + 1 offsets, the items; an item: the sizes of its leaves, the leaves. All numbers are
-uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
+A chunk holds the number of items n, n + 1 offsets, and the items; an item holds the sizes of its leaves, and the
+leaves. Numbers are uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
 """
 
 import json
@@ -30,12 +30,12 @@ from unlabeled.data.sources.files import file_stamps, is_file, is_url, map_paths
 from unlabeled.data.sources.records import RecordSource, labels_of
 from unlabeled.errors import UserError
 
-_ENCODED = ("jpeg", "bytes", "image", "file")  # leaves that hold what Pillow reads, by how their format's name begins
+_ENCODED = ("jpeg", "bytes", "image", "file")  # beginnings of format names of leaves with encoded images
 
 
 @dataclass
 class _Leaves:
-    """Where image and label stand in an item."""
+    """Positions of the image and the label in an item."""
 
     number: int
     image: int
@@ -56,15 +56,15 @@ def litdata(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
+    """Reads images from the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 
-    An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the place from 0, of what holds
-    the encoded image and the class number. None: the only one of its kind; ``label_field="none"`` reads no labels.
-    Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of train or
-    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
+    An item is a dict or a tuple; ``image_field`` and ``label_field`` are the name, or the position from 0, of the field
+    with the encoded image and with the class number. None: the only field of its kind; ``label_field="none"``: no
+    labels. Labels are integers from 0, -1 where there is none; classes are their numbers, up to the greatest label of
+    train or ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Chunks that are cut short give
-    the items before the cut, and are named in ``Splits.corrupt``.
+    The items are listed once, see :func:`unlabeled.data.lists.index.load_or_build`. Of truncated chunks the items
+    before the cut are used; ``Splits.corrupt`` names the chunks.
 
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """
@@ -123,7 +123,7 @@ def _read(path: str, split: str, key: str, image: str | None, label: str | None,
 
 
 def _leaves(config: IndexNote, file: str, image: str | None, label: str | None) -> _Leaves:
-    """Raises UserError for what cannot be read by index, and for fields that are not there or not clear."""
+    """Finds the leaves. Raises UserError for items not readable by index, and for missing or ambiguous fields."""
     for key in ("compression", "encryption"):
         if config.get(key):
             raise UserError(f"{file}: {key}={config[key]} cannot be read by index; optimize again without {key}")
@@ -151,7 +151,7 @@ def _place(field: str | None, names: list[str], fitting: list[int], given: str, 
 
 
 def _scan(files: list[list[Any]], leaves: _Leaves) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
-    """All chunks once; of local ones only the pages that hold sizes and labels."""
+    """Scans all chunks once; of local ones only the pages that hold sizes and labels."""
     problems: list[str] = []
     parts = map_paths(lambda path: _scan_chunk(path, leaves, problems), [file[0] for file in files])
     offset, size, label = np.concatenate(parts, 1)
@@ -161,7 +161,7 @@ def _scan(files: list[list[Any]], leaves: _Leaves) -> tuple[dict[str, np.ndarray
 
 
 def _scan_chunk(path: str, leaves: _Leaves, problems: list[str]) -> np.ndarray:
-    """Offset, size and label of each image, int64 [3, items]."""
+    """Returns offset, size and label of each image, int64 [3, items]."""
     content = _content(path)
     count = int(content[:4].view(np.uint32)[0]) if len(content) >= 4 else 0
     table = np.zeros(1, np.int64)
@@ -184,13 +184,13 @@ def _scan_chunk(path: str, leaves: _Leaves, problems: list[str]) -> np.ndarray:
 
 
 def _content(path: str) -> np.ndarray:
-    """All bytes, uint8: mapped where they are near."""
+    """Returns all bytes of a file, uint8: mapped where the file is local."""
     with open_file(path) as file:
         near = not is_url(path) and file.seek(0, 2) > 0
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if near else file.read(), np.uint8)
 
 
 def _gathered(content: np.ndarray, starts: np.ndarray, width: int, kind: type[np.generic]) -> np.ndarray:
-    """Numbers of ``width`` bytes from each start, int64 [starts, width / size of one]."""
+    """Gathers numbers of ``width`` bytes from each start, int64 [starts, width / size of one]."""
     found = content[starts[:, None] + np.arange(width)].reshape(len(starts), width)
     return np.ascontiguousarray(found).view(kind).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which members of a tar shard are images, and where the label of each stands."""
+"""Finds the members of a tar shard that are images, and the label of each."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.tar import TarMember
 from unlabeled.errors import UserError
 
-_LONGEST = 2**24  # bytes of a label's member; json beside images has captions and boxes
-_BEGINNING = 2**20  # bytes that a member without an extension is told by
+_LONGEST = 2**24  # most bytes of a member with a label; json files hold captions and boxes too
+_BEGINNING = 2**20  # bytes read to recognise a member without an extension
 _OTHER = "members that are no image and no label"
 _FURTHER = "further images of a record"
 
@@ -24,7 +24,7 @@ Read = Callable[[int], bytes]  # the content of a member, at most so many bytes
 
 @dataclass(slots=True)
 class _Record:
-    """Members of one key."""
+    """The members that share one key."""
 
     key: bytes
     seen: set[bytes] = field(default_factory=set)  # extensions
@@ -34,7 +34,7 @@ class _Record:
 
 @dataclass(slots=True)
 class _Dotted:
-    """An image with a dot within its name, which is told from another kind of picture (x.seg.png) at the end."""
+    """An image with a dot in its name; whether it is another kind of picture (x.seg.png) is decided at the end."""
 
     row: int
     record: _Record
@@ -46,10 +46,10 @@ class Records:
     """Sorts the members of one shard, which may come in any order.
 
     The key of a member is its name up to the first dot, as in WebDataset. A record is the members of one key; a second
-    ``KEY.jpg`` begins another one. Its image is the first member that has nothing but an extension of Pillow's behind
-    the key, in any letter case, or no extension and the content of an image. Where a record has none, its images are
-    those with more dots in their names (``frame.1.5.jpg``, label in ``frame.1.5.cls`` or ``frame.cls``), but for kinds
-    of pictures that stand beside the images of other records (``x.seg.png``).
+    ``KEY.jpg`` begins another one. Its image is the first member whose name is the key and an extension of Pillow, in
+    any letter case, or has no extension and the content of an image. Where a record has none, its images are those with
+    more dots in their names (``frame.1.5.jpg``, label in ``frame.1.5.cls`` or ``frame.cls``), except kinds of pictures
+    that other records have in addition to their image (``x.seg.png``).
 
     Args:
         labels: ``cls``, ``json:FIELD`` or ``none``, see :func:`unlabeled.data.sources.shards.shards`.
@@ -63,10 +63,10 @@ class Records:
         self._records: dict[bytes, _Record] = {}
         self._rows: list[tuple[TarMember, _Record]] = []
         self._dotted: list[_Dotted] = []
-        self._labels: dict[bytes, int] = {}  # of names with dots, without the extension
+        self._labels: dict[bytes, int] = {}  # labels by dotted names, without the extension
 
     def add(self, member: TarMember, read: Read) -> None:
-        """Take the next member. Raises UserError for a label that is no class number."""
+        """Takes the next member. Raises UserError for a label that is no class number."""
         folder, _, name = member.name.rpartition(b"/")
         if name.startswith(b"."):
             leave_out(self.left_out, "hidden members", member.name)
@@ -88,7 +88,7 @@ class Records:
             leave_out(self.left_out, _OTHER, member.name)
 
     def found(self) -> tuple[np.ndarray, list[bytes]]:
-        """Offset, size and label (-1: none) of each image, int64 [n, 3], and their names, in the shard's order."""
+        """Returns offset, size and label (-1: none) of each image, int64 [n, 3], and the names, in shard order."""
         kinds = {dotted.middle for dotted in self._dotted if dotted.record.has_image}
         further = {each.row: each for each in self._dotted if each.record.has_image or each.middle in kinds}
         own = {each.row: each.member.name.rpartition(b".")[0] for each in self._dotted}
@@ -133,7 +133,7 @@ class Records:
 
 
 def _label(content: bytes, labels: str, name: str) -> int:
-    """The class number in a member; -1 where its field is not there, or null."""
+    """Returns the class number in a member; -1 where its field is missing or null."""
     try:
         value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
         label = -1 if value is None else int(value)

@@ -1,4 +1,4 @@
-"""Encoded images in parquet files, as Hugging Face data sets store them."""
+"""Reads encoded images from parquet files, as Hugging Face data sets store them."""
 
 from typing import Any
 
@@ -26,12 +26,15 @@ from unlabeled.data.sources.files import match_files
 from unlabeled.data.sources.rowgroups import Blocks, RowGroups, encoded_bytes
 from unlabeled.errors import UserError
 
-MEMORY = 2**31  # bytes of encoded images of one split that are kept in memory
+MEMORY = 2**31  # most bytes of a split's encoded images that stay in memory
 
 
 class ParquetSource:
-    """The rows of one or more files in order. The encoded bytes stay in memory, as arrow arrays that workers share, or
-    are read by row groups; then an epoch's order goes by these ``blocks``."""
+    """A source of the rows of one or more parquet files, in order.
+
+    The encoded bytes stay in memory, as arrow arrays that workers share, or are read by row groups; then an epoch's
+    order goes by these ``blocks``.
+    """
 
     decoding = RGB
 
@@ -49,7 +52,7 @@ class ParquetSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
-        """The image as its row holds it; raises CorruptImage."""
+        """Returns the image as its row holds it; raises CorruptImage."""
         try:
             found = self._table.encoded[index]
         except CorruptImage as error:
@@ -82,16 +85,16 @@ def parquet(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
+    """Reads images from the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
-    ``path`` may also be the beginning that the files' paths share. The image column is binary or a struct with a binary
+    ``path`` may also be the common beginning of the files' paths. The image column is binary or a struct with a binary
     field ``bytes``. Labels are integers from 0, null where there is none; ``label_column=None`` reads none. Class names
     are those of Hugging Face's metadata, else "0", "1", … up to the greatest label of train; ``num_classes`` cuts or
     continues either list. Rows count from 0. Images are ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`;
     ``image_size`` is in pixels.
 
     Up to :data:`MEMORY` all encoded bytes are read now. Larger files are read by row groups, and an epoch's order mixes
-    as many of them at a time as :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES` hold: each worker reads each
+    as many of them at a time as fit into :data:`unlabeled.data.sources.rowgroups.WINDOW_BYTES`: each worker reads each
     once.
 
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
@@ -118,7 +121,7 @@ def parquet(
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
-    """One split's files; the columns of all are checked before the first image is read."""
+    """Reads one split's files; the columns of all are checked before the first image is read."""
     names = match_files(path, pattern, key, "parquet")
     files = [_open(name, key) for name in names]
     for name, file in zip(names, files, strict=True):
@@ -134,7 +137,7 @@ def _read(path: str, pattern: str, key: str, image_column: str, label_column: st
 
 
 def _encoded(names: list[str], files: list[Any], column: str) -> Any:
-    """The encoded images of all files: in memory, or to be read by row groups."""
+    """Returns the encoded images of all files: in memory, or to be read by row groups."""
     import pyarrow as pa
     import pyarrow.types as kinds
 

@@ -1,4 +1,4 @@
-"""Encoded images that are byte ranges of larger files: members of tar shards, values of arrow files, and such."""
+"""Reads encoded images that are byte ranges of larger files: members of tar shards, values of arrow files, and such."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from unlabeled.data.sources.files import read_range
 
 
 class RecordSource:
-    """The images of an index in its order; one read for each, from where it lies, and nothing is kept in memory.
+    """A source of the images of an index, in its order; each is read when asked for, and nothing is kept in memory.
 
     Args:
         index: int64 columns ``file`` (number in ``note["files"]``, whose elements begin with a path), ``offset`` and
@@ -55,7 +55,7 @@ class RecordSource:
         return decode_bytes(self.encoded(index), self.name(index), self.image_size, self.square, self.decoding)
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of one image. Raises CorruptImage, with the reason."""
+        """Returns the bytes of one image. Raises CorruptImage, with the reason."""
         size = int(self._size[index])
         if size < 0:
             raise CorruptImage(f"{self.name(index)}: the row holds no bytes")
@@ -63,7 +63,7 @@ class RecordSource:
             data = read_range(self._path(index), int(self._offset[index]), size)
         except FileNotFoundError as error:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} is gone") from error
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # every store raises its own errors
             raise CorruptImage(f"{self.name(index)}: {type(error).__name__}: {one_line(error)}") from error
         if len(data) < size:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} has been cut short since it was listed")
@@ -89,5 +89,5 @@ class RecordSource:
 
 
 def labels_of(index: Index) -> Tensor:
-    """The column ``label`` as int64 [N], a copy: torch warns of memory that must not be written to."""
+    """Returns the column ``label`` as int64 [N], copied because torch warns of read-only memory."""
     return torch.from_numpy(index.numbers("label").copy())

@@ -1,4 +1,4 @@
-"""Encoded images of parquet files that are too large for memory: a row group at a time, in an order that suits it."""
+"""Reads images of parquet files larger than memory, one row group at a time, in an order that reads each group once."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,14 +10,14 @@ from torch import Tensor
 from unlabeled.core.phrases import one_line
 from unlabeled.data.source import CorruptImage
 
-WINDOW_BYTES = 2**28  # of encoded images, that a process keeps and an epoch's order mixes at a time
+WINDOW_BYTES = 2**28  # bytes of encoded images that a process keeps and that an epoch's order mixes at a time
 
 
 class Blocks:
     """Runs of rows that lie together, G of them: an epoch takes whole windows of some blocks, in random order.
 
     Args:
-        starts: int64 [G + 1], the first row of each and behind them the number of rows.
+        starts: int64 [G + 1], the first row of each block, then the number of rows.
         window: blocks whose rows are mixed with one another.
     """
 
@@ -25,7 +25,7 @@ class Blocks:
         self.starts, self.window = starts, window
 
     def permutation(self, generator: torch.Generator) -> Tensor:
-        """All rows, int64 [N]: blocks in random order, and within each ``window`` of them rows in random order."""
+        """Returns all rows, int64 [N]: blocks in random order, and rows in random order within each ``window``."""
         order = torch.randperm(len(self.starts) - 1, generator=generator)
         sizes = self.starts.diff()[order]
         ends = sizes.cumsum(0)
@@ -35,7 +35,7 @@ class Blocks:
 
 
 class RowGroups:
-    """Row i of some parquet files as bytes; the row groups that were read last are kept, in each process its own.
+    """Reads row i of some parquet files as bytes; each process keeps the row groups that it read last.
 
     Args:
         names, metadata: of the files, ``pyarrow.parquet.FileMetaData``.
@@ -53,10 +53,10 @@ class RowGroups:
         self._group = lru_cache(self.blocks.window)(self._read)
 
     def __reduce__(self) -> Any:
-        return RowGroups, self._given  # without the row groups that this process keeps
+        return RowGroups, self._given  # pickled without the row groups that this process keeps
 
     def __getitem__(self, index: int) -> bytes | None:
-        """Raises CorruptImage where the row group cannot be read; the message is the reason alone."""
+        """Returns one row. Raises CorruptImage where the row group cannot be read; the message is the reason alone."""
         group = int(np.searchsorted(self._starts, index, "right")) - 1
         value: bytes | None = self._group(group)[index - int(self._starts[group])].as_py()
         return value
@@ -67,7 +67,7 @@ class RowGroups:
 
         names, metadata, columns, extract = self._given
         file, number = self._groups[group]
-        try:  # opened anew: workers that are forked would share one file's position
+        try:  # opened again: forked workers would share one file position
             with pq.ParquetFile(names[file], metadata=metadata[file]) as opened:
                 table = opened.read_row_group(number, columns=[columns[file]], use_threads=False)
         except FileNotFoundError as error:
@@ -78,11 +78,11 @@ class RowGroups:
 
 
 def encoded_bytes(metadata: list[Any], column: str) -> int:
-    """Of a column in all files, without compression."""
+    """Returns the uncompressed bytes of a column in all files."""
     return sum(_size(each, number, column) for each in metadata for number in range(each.num_row_groups))
 
 
 def _size(metadata: Any, group: int, column: str) -> int:
-    """Of a column, or what lies in it, in one row group."""
+    """Returns the uncompressed bytes of a column, or of its fields, in one row group."""
     parts = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
     return sum(part.total_uncompressed_size for part in parts if f"{part.path_in_schema}.".startswith(f"{column}."))

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: read by index, in any order."""
+"""Reads tar shards in WebDataset's layout, ``KEY.jpg`` beside ``KEY.cls`` or ``KEY.json``: by index, in any order."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
-from unlabeled.data.lists.left_out import LeftOut, lines, merged
+from unlabeled.data.lists.left_out import LeftOut, lines, sum_counts
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, open_file
@@ -24,7 +24,7 @@ from unlabeled.errors import UserError
 
 @dataclass
 class _Scanned:
-    """What one shard holds: a row an image."""
+    """Contents of one shard: one row an image."""
 
     rows: np.ndarray  # int64 [n, 3]: offset, size, label
     names: list[bytes]
@@ -45,16 +45,16 @@ def shards(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
 ) -> Splits:
-    """Images in the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, a URL or a prefix.
+    """Reads images from the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, URL or prefix.
 
-    A record is the members of one KEY (the name up to its file name's first dot), wherever they stand in the shard; its
+    A record is the members of one KEY (the name up to its file name's first dot), anywhere in the shard; its
     image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
     are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none``
     nowhere; a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
     ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
-    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Shards
-    that are cut short or damaged give the records before the damage, and are named in ``Splits.corrupt``.
+    The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Of
+    truncated or damaged shards the records before the damage are used; ``Splits.corrupt`` names the shards.
 
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
@@ -83,7 +83,7 @@ def shards(
         f"{len(source):,} train and {len(other):,} test images in {len(found) + len(held_out):,} shards from {path}"
     )
     tests = _source(other, classes, image_size, square)
-    left_out = merged([listed.note["left_out"], other.note["left_out"]])
+    left_out = sum_counts([listed.note["left_out"], other.note["left_out"]])
     return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
 
 
@@ -125,7 +125,7 @@ def _listed(paths: list[str], labels: str, place: str | None, key: str) -> Index
 
 
 def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
-    """All shards once from beginning to end, of local ones the headers alone."""
+    """Scans all shards once from beginning to end; of local ones the headers alone."""
     paths = [file[0] for file in files]
     if len(paths) > 1 or is_url(paths[0]):
         print(f"listing the images of {len(paths):,} shards, once: {shorten_list(paths[:1])} …")
@@ -139,11 +139,11 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
         "name": [name for part in parts for name in part.names],
     }
     problems = [problem for part in parts for problem in part.problems]
-    return columns, {"files": files, "problems": problems, "left_out": merged(part.left_out for part in parts)}
+    return columns, {"files": files, "problems": problems, "left_out": sum_counts(part.left_out for part in parts)}
 
 
 def _scan_shard(path: str, labels: str) -> _Scanned:
-    """The image of each record, in the shard's order, with the label that stands anywhere in the shard."""
+    """Finds the image of each record, in the shard's order, with the label, which may stand anywhere in the shard."""
     scan, problems = Records(labels, path), list[str]()
     try:
         for member, file in _members(path, problems):
@@ -155,7 +155,7 @@ def _scan_shard(path: str, labels: str) -> _Scanned:
 
 
 def _members(path: str, problems: list[str]) -> Iterator[tuple[TarMember, IO[bytes]]]:
-    """Whole members, with the file that they are in; what ends them too early is a problem."""
+    """Yields whole members with the file that holds them; a damaged or cut end is added to ``problems``."""
     with open_file(path) as file:
         length, count = file.seek(0, os.SEEK_END), 0
         try:

@@ -1,4 +1,4 @@
-"""The members of a tar file from its headers alone, and where it is damaged: ``tarfile`` takes that for its end."""
+"""Lists the members of a tar file by reading only headers, and finds damage, which ``tarfile`` takes for the end."""
 
 import struct
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _FILES, _LONG_NAME, _NEXT, _ALL = (b"0", b"\0", b"7"), b"L", b"x", b"g"  # kinds
 
 
 class DamagedTar(Exception):
-    """Where the members end too early, and why."""
+    """Error of a tar file that is damaged or cut short; says where and why."""
 
 
 @dataclass
@@ -19,19 +19,19 @@ class TarMember:
     """A file in a tar file."""
 
     name: bytes
-    offset: int  # of its first byte
+    offset: int  # position of its first byte
     size: int
 
 
 def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
-    """Whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
+    """Yields whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
 
     Args:
-        file: at any place.
+        file: at any position.
         length: of the file in bytes.
 
     Raises:
-        Damaged: after the last whole one before the end of the file, a header that is none, or a missing end mark.
+        DamagedTar: after the last whole member, at a truncated file, an invalid header, or a missing end mark.
     """
     place, name, size = 0, None, None
     while True:
@@ -68,16 +68,16 @@ def _parsed(header: bytes, place: int) -> tuple[TarMember, bytes]:
         number = int.from_bytes(size[1:], "big") if size[0] == 0x80 else int(size.split(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         expected, number = -1, 0
-    if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is made with spaces in its own place
+    if sum(header) - sum(checksum) + 8 * 32 != expected:  # the checksum is computed with spaces in its own field
         raise DamagedTar(f"damaged from byte {place:,} on" if place else "no tar file")
     name, prefix = name.split(b"\0")[0], prefix.split(b"\0")[0] if magic == b"ustar\0" else b""
     return TarMember(prefix + b"/" + name if prefix else name, place + _BLOCK, number), kind
 
 
 def _pax(records: bytes, name: bytes | None) -> tuple[bytes | None, int | None]:
-    """Name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
+    """Returns name and size that a pax header gives to the next member: records of ``LENGTH KEY=VALUE\\n``.
 
-    Raises ValueError for what is none.
+    Raises ValueError for an invalid header.
     """
     size = None
     while records:

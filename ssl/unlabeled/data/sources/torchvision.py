@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and STL-10 as torchvision stores and downloads them, whole in memory."""
+"""CIFAR-10, CIFAR-100 and STL-10 as torchvision stores and downloads them, held in memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 
 
 def cifar10(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 × 32 pixels in 10 classes.
+    """Returns CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 × 32 pixels in 10 classes.
 
     ``root`` holds ``cifar-10-batches-py``. Raises UserError if it does not and ``download`` is false.
     """
@@ -24,7 +24,7 @@ def cifar10(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
 
 
 def cifar100(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 train and 10,000 test images of 32 × 32 pixels, the 100 fine classes.
+    """Returns CIFAR-100 (Krizhevsky 2009): 50,000 train, 10,000 test images of 32 × 32 pixels, the 100 fine classes.
 
     ``root`` holds ``cifar-100-python``. Raises UserError if it does not and ``download`` is false.
     """
@@ -32,7 +32,7 @@ def cifar100(root: FilePath, download: bool, image_size: Pixels = 32) -> Splits:
 
 
 def stl10(root: FilePath, download: bool, image_size: Pixels = 96) -> Splits:
-    """STL-10 (Coates et al. 2011): 5,000 labelled and 100,000 unlabelled train images, 8,000 test images, 96 × 96.
+    """Returns STL-10 (Coates et al. 2011): 5,000 labelled, 100,000 unlabelled train and 8,000 test images, 96 × 96.
 
     Train is both parts in this order, so a probe trains on the rows whose label is not -1. ``root`` holds
     ``stl10_binary``. Raises UserError if it does not and ``download`` is false.

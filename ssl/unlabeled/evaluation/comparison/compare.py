@@ -1,4 +1,4 @@
-"""Two runs on the same test images: ``python eval_linear.py compare=[RUN_A,RUN_B]``; nothing of the runs is changed."""
+"""Compares two runs on the same test images: ``python eval_linear.py compare=[RUN_A,RUN_B]``; reads the runs only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B
 
 
 def compare(given: Any, folder: str | None = None) -> str:
-    """Compare two runs, or two sets of seeds, and write ``compare.md`` into ``folder``; returns its text.
+    """Compares two runs, or two sets of seeds, writes ``compare.md`` into ``folder``, and returns its text.
 
     Args:
         given: two folders of runs or reports, or two lists of them.
         folder: made where it does not exist; None: ``outputs/compare-A-B``, by the first run of each side.
 
     Raises:
-        UserError: a run has no report or no predictions, or the two were judged on other images or other labels.
+        UserError: a run has no report or no predictions, or the two were evaluated on other images or other labels.
     """
     a, b = (_side(names) for names in _two(given))
     _check_same_images([*a.runs, *b.runs], [*a.predictions, *b.predictions])
@@ -44,7 +44,7 @@ def compare(given: Any, folder: str | None = None) -> str:
 
 
 def _two(given: Any) -> list[list[str]]:
-    """The two sides as lists of folders."""
+    """Returns the two sides as lists of folders."""
     sides = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     lists = [[side] if isinstance(side, str) else list(side) for side in sides if isinstance(side, str | Sequence)]
     if len(lists) != 2 or not all(lists) or not all(isinstance(name, str) for names in lists for name in names):
@@ -73,14 +73,14 @@ def _side(names: Sequence[str]) -> RunGroup:
 
 def _check_same_images(runs: list[EvaluatedRun], predictions: list[Predictions]) -> None:
     for run, found in zip(runs[1:], predictions[1:], strict=True):
-        where = f"compare: {runs[0].folder} and {run.folder} were judged"
+        where = f"compare: {runs[0].folder} and {run.folder} were evaluated"
         for split in ("test", "train"):
             ours, theirs = (each.data()[f"{split}_labels_sha256"] for each in (runs[0], run))
             if ours != theirs:
                 raise UserError(f"{where} on other {split} data: {_described(runs[0])}; {_described(run)}")
         prints = [each.data()["test_fingerprint"] for each in (runs[0], run)]
         if None not in prints and prints[0] != prints[1]:
-            raise UserError(f"{where} on other or moved files of test images; judge one again on the other's data")
+            raise UserError(f"{where} on other or moved files of test images; evaluate one again on the other's data")
         if not torch.equal(predictions[0].ids, found.ids):
             raise UserError(f"{where} on other test images (ids differ), though their labels agree")
         if not torch.equal(predictions[0].labels, found.labels):
@@ -112,7 +112,7 @@ def _compare(a: RunGroup, b: RunGroup, protocol: str) -> ProtocolComparison:
 def _right(side: RunGroup, protocol: str) -> Right:
     known = side.predictions[0].classes.get((PRETRAINED, protocol))
     if known is None:
-        raise UserError(f"compare: {side.runs[0].report} holds no predictions of {protocol}; judge that run again")
+        raise UserError(f"compare: {side.runs[0].report} holds no predictions of {protocol}; evaluate that run again")
     right: Right = (known == side.predictions[0].labels).numpy()
     return right
 

@@ -1,4 +1,4 @@
-"""Two sides of a comparison, what was found, and how it is told."""
+"""The two sides of a comparison, its results, and its text as Markdown."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -10,25 +10,25 @@ from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import Predictions
 from unlabeled.evaluation.statistics import Difference
 
-PRETRAINED = "pretrained"  # the baselines of two runs are not what is compared
+PRETRAINED = "pretrained"  # only pretrained features are compared, not the baselines
 SIGNIFICANT = 0.05
-NAMED = 12  # keys in which the configurations differ
+NAMED = 12  # most differing keys that are listed
 
 
 @dataclass
 class RunGroup:
-    """One of the two: a run, or several that differ in their seed."""
+    """One side of the comparison: a run, or several that differ only in their seed."""
 
     runs: list[EvaluatedRun]
     predictions: list[Predictions]
 
     def protocols(self) -> list[str]:
-        """Those that all its runs were judged by, in the order of the first's report."""
+        """Returns the protocols that all its runs have, in the order of the first report."""
         each = [[row.protocol for row in _measured(run)] for run in self.runs]
         return [protocol for protocol in dict.fromkeys(each[0]) if all(protocol in others for others in each)]
 
     def rows(self, protocol: str) -> list[Row]:
-        """Of pretrained features, one of each run."""
+        """Returns the rows of pretrained features, one of each run."""
         return [next(row for row in _measured(run) if row.protocol == protocol) for run in self.runs]
 
 
@@ -38,42 +38,42 @@ def _measured(run: EvaluatedRun) -> list[Row]:
 
 @dataclass
 class ProtocolComparison:
-    """What one protocol says of the two."""
+    """Result of the comparison by one protocol."""
 
     protocol: str
     a: str  # accuracy and interval, or mean and deviation
     b: str
     difference: Difference
     test: str
-    p: float | None = None  # of the difference, corrected for the number of protocols
+    p: float | None = None  # p of the difference, corrected for the number of protocols
 
 
 def comparison_markdown(a: RunGroup, b: RunGroup, found: list[ProtocolComparison]) -> str:
-    """A page of Markdown: each protocol in words, the table, what stands in one report alone, what the tests say."""
+    """Formats a page of Markdown: a sentence per protocol, the table, rows of only one report, the tests used."""
     parts = [
         f"# A: {_names(a)}, B: {_names(b)}",
         f"{len(a.predictions[0].labels):,} test images: {in_markdown(a.runs[0].data()['description'])}.",
         "\n".join(f"- {in_markdown(each.protocol)}: {describe_difference(each)}" for each in found),
         _table(found),
         "\n".join(_only_in_one(a, b) + _how_runs_differ(a, b)),
-        " ".join(_what_it_says(a, found)),
+        " ".join(_notes(a, found)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def describe_difference(found: ProtocolComparison) -> str:
-    """Which of the two is better and by how much, or that nothing was shown."""
+    """Says which of the two is better and by how much, or that the test shows no difference."""
     points, (low, high) = found.difference.points, found.difference.interval
     if found.p is None:
         return f"A − B is {points:+.1f} points; no test, as the seeds of each gave one and the same number"
     if found.p >= SIGNIFICANT:
-        return f"no difference shown, A − B is {points:+.1f} points ({low:+.1f} to {high:+.1f}), {_p(found.p)}"
+        return f"no difference shown, A − B is {points:+.1f} points ({low:+.1f} to {high:+.1f}), {_format_p(found.p)}"
     better, sign = ("A", 1) if points > 0 else ("B", -1)
     low, high = sorted((sign * low, sign * high))
-    return f"{better} is better by {abs(points):.1f} points ({low:.1f} to {high:.1f}), {_p(found.p)}"
+    return f"{better} is better by {abs(points):.1f} points ({low:.1f} to {high:.1f}), {_format_p(found.p)}"
 
 
-def _p(p: float) -> str:
+def _format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
@@ -92,9 +92,9 @@ def _table(found: list[ProtocolComparison]) -> str:
 
 def _only_in_one(a: RunGroup, b: RunGroup) -> list[str]:
     ours, theirs = a.protocols(), b.protocols()
-    alone = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
+    lacking = {"A": [p for p in ours if p not in theirs], "B": [p for p in theirs if p not in ours]}
     return [
-        f"- Only in {name}, so not compared: {in_markdown(', '.join(each))}." for name, each in alone.items() if each
+        f"- Only in {name}, so not compared: {in_markdown(', '.join(each))}." for name, each in lacking.items() if each
     ]
 
 
@@ -131,10 +131,10 @@ def _but_seeds(a: RunGroup, b: RunGroup) -> str:
     return "" if len(a.runs) > 1 or ours == theirs else f" but for the seed, {ours} and {theirs}"
 
 
-def _what_it_says(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
+def _notes(a: RunGroup, found: list[ProtocolComparison]) -> list[str]:
     corrected = f"p is corrected for {len(found)} protocols (Holm)." if len(found) > 1 else ""
     if len(a.runs) > 1:
-        return ["Means ± deviations over seeds, all judged on the same test images; intervals are of 95 %.", corrected]
+        return ["Means ± deviations over seeds, on the same test images; intervals are of 95 %.", corrected]
     return [
         "Intervals are of 95 %, from a bootstrap of the test images; that of the difference is paired.",
         corrected,

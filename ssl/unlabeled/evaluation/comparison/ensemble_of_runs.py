@@ -1,4 +1,4 @@
-"""Several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; nothing of the runs is changed."""
+"""Evaluates several runs as one classifier: ``python eval_linear.py ensemble=[RUN_A,RUN_B]``; reads the runs only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ SHOWN = ("nll", "brier", "ece", "auroc_mutual_information")
 
 
 def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
-    """Average the probabilities of separate runs, protocol by protocol, and write ``ensemble.md``; returns its text.
+    """Averages the probabilities of separate runs by protocol, writes ``ensemble.md``, and returns its text.
 
     Args:
-        runs: two or more folders of runs or reports, judged on the same test images.
+        runs: two or more folders of runs or reports, evaluated on the same test images.
         folder: made where it does not exist; None: ``outputs/ensemble-RUN-RUN…``.
 
     Raises:
@@ -30,13 +30,13 @@ def ensemble(runs: Sequence[str], folder: str | None = None) -> str:
     check_folder("report_dir", path.parent, [path.name])
     scores = ensemble_of_reports([each.report for each in judged])
     images = len(read_predictions(judged[0].report).labels)
-    told = in_markdown(", ".join(names))
+    joined_names = in_markdown(", ".join(names))
     lines = [_line(score, images) for score in scores]
     notes = dict.fromkeys(note for score in scores for note in score.notes)
     words = in_markdown(" ".join(notes))
     text = "\n".join(
         [
-            f"# Ensemble of {told}",
+            f"# Ensemble of {joined_names}",
             "",
             f"Mean probabilities of {len(names)} runs on the same {images:,} test images. {words}",
             "",

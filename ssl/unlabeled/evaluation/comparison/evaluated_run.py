@@ -1,4 +1,4 @@
-"""Reads what evaluations have left: the rows, their provenance, and the configuration of the run that was judged."""
+"""Reads the results of past evaluations: rows, provenance, and the configuration of the evaluated run."""
 
 import math
 from collections.abc import Mapping
@@ -16,42 +16,42 @@ STORED = [each.name for each in fields(Row) if each.name not in TENSORS]
 KINDS = {"features": str, "protocol": str, "chosen": dict, "notes": list, "n_train": int, "n_test": int}
 KINDS |= {"metrics": dict, "draws": list}
 DATA = ("description", "train_labels_sha256", "test_labels_sha256", "train_fingerprint", "test_fingerprint")
-# What a report says of the transform, and where it stands in the configuration of a run.
+# Keys of the transform in a report, and their places in a run's configuration.
 TRANSFORM = {"size": "size", "crop": "evaluation_crop", "interpolation": "evaluation_interpolation"}
 TRANSFORM |= {"mean": "mean", "std": "std"}
 
 
 @dataclass
 class EvaluatedRun:
-    """A run's folder, or a report's, and what stands in it; ``problem`` says why nothing does."""
+    """The contents of a folder of a run or a report; ``problem`` says why there are none."""
 
     folder: Path  # as it was given
     report: Path  # folder of results.json
-    config: dict[str, Any] = field(default_factory=dict)  # resolved, of the training run; empty where it is unknown
+    config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the training run; empty if unknown
     rows: list[Row] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
     @property
     def name(self) -> str:
-        """Of the run: its folder's."""
+        """Returns the name of the run: its folder's."""
         folder = self.folder.resolve()
         return folder.parent.name if folder == self.report.resolve() and folder.name == "report" else folder.name
 
     @property
     def seed(self) -> int | None:
-        """Of the training run."""
+        """Returns the seed of the training run."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
 
     def data(self) -> dict[str, Any]:
-        """What was looked at; numbers on other data are not comparable."""
+        """Returns the data that were evaluated; numbers on other data are not comparable."""
         known = self.provenance.get("data")
         said = {key: known.get(key) for key in DATA} if isinstance(known, dict) else {}
         return {key: said[key] if isinstance(said.get(key), str) else None for key in DATA}
 
     def transform(self) -> dict[str, Any]:
-        """How an image was seen: pixels, crop, interpolation, mean and std; the run's where the report does not say."""
+        """Returns the image transform: pixels, crop, interpolation, mean and std; from the run if not in the report."""
         said = self.provenance.get("views")
         views = self.config.get("views")
         views = views if isinstance(views, dict) else {}
@@ -59,13 +59,13 @@ class EvaluatedRun:
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run's numbers, but for chance: its configuration without the seed, names and ``FREE_KEYS``."""
+    """Returns the configuration that decides a run's numbers but for chance: no seed, no names, no ``FREE_KEYS``."""
     without = {"seed", "name", "run_dir", *FREE_KEYS}
     return {key: value for key, value in config.items() if key not in without}
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
-    """What stands below a dotted key; None where there is no such key."""
+    """Returns the value at a dotted key; None where there is no such key."""
     value: Any = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -73,12 +73,12 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run or of a report."""
+    """Checks whether this is the folder of a run or of a report."""
     return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
-    """Of the folder of a run or of a report. Never raises: what is missing or damaged is its ``problem``."""
+    """Reads the folder of a run or of a report. Never raises: ``problem`` names what is missing or damaged."""
     report = folder if (folder / "results.json").exists() else folder / "report"
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
@@ -91,13 +91,13 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
-    told = found.provenance.get("run_config")
-    found.config = _plain(told, report) if isinstance(told, dict) else found.config
+    run_config = found.provenance.get("run_config")
+    found.config = _plain(run_config, report) if isinstance(run_config, dict) else found.config
     return found
 
 
 def _row(stored: Mapping[str, Any]) -> Row:
-    """A report of a later version may hold more keys than are known here. Raises ValueError for other types."""
+    """Makes a Row and ignores unknown keys, which later versions may write. Raises ValueError for other types."""
     wrong = [name for name, kind in KINDS.items() if not isinstance(stored.get(name, kind()), kind)]
     if wrong:
         raise ValueError(f"{wrong[0]} of another type")
@@ -119,7 +119,7 @@ def _missing(folder: Path) -> str:
     if not folder.exists():
         return "no such folder"
     if (folder / "checkpoints" / "last.ckpt").exists():
-        return f"not judged yet; {_command(folder)}"
+        return f"not evaluated yet; {_command(folder)}"
     return "no report and no checkpoint: the run has not come to one"
 
 
@@ -136,7 +136,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _plain(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """With the targets of today; {} for what is no configuration."""
+    """Returns the configuration with today's names of its targets; {} if it is no configuration."""
     try:
         found: dict[str, Any] = as_data(config, str(path))
     except UserError:

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: those for a run's objective, backbone and data, and all that is not the same."""
+"""Finds published numbers for a run's objective, backbone and data, and lists how the run differs from them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from unlabeled.evaluation.comparison.evaluated_run import config_value
 from unlabeled.evaluation.evaluate_probes import Row
 
 PUBLISHED = Path(__file__).with_name("references.yaml")
-# What is published, and by which counts a folder or table of files is taken for it: train and test images, classes.
+# Data sets with published numbers, recognised by their counts: train images, test images, classes.
 COUNTS = {
     "imagenet": (1_281_167, 50_000, 1000),
     "imagenet100": (126_689, 5000, 100),
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
 }
-SIZES = {"imagenet": 224, "imagenet100": 224, "cifar10": 32, "cifar100": 32}  # pixels that evaluation sees
+SIZES = {"imagenet": 224, "imagenet100": 224, "cifar10": 32, "cifar100": 32}  # image size in evaluation, pixels
 VITS: dict[Any, str] = {(384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large", (1280, 32): "vit_huge"}
 OBJECTIVES = {"MoCoV3": "moco_v3", "SwAV": "swav", "PAWS": "paws", "MAE": "mae"}
 EPOCH = {
@@ -29,16 +29,16 @@ OF_CROPS = "unlabeled.views.operations.RandomResizedCrop"
 
 
 def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float | None = None) -> list[dict[str, Any]]:
-    """The published numbers for a run, one of each source and protocol: of the nearest number of epochs.
+    """Returns the published numbers for a run, one per source and protocol: those of the nearest number of epochs.
 
     Args:
-        config: resolved, of the training run; {} where it is unknown, for which nothing is found.
+        config: resolved configuration of the training run; {} if unknown, which gives an empty list.
         rows: of its report.
-        epochs: that were trained; ``max_epochs`` of the configuration where it is None.
+        epochs: number of trained epochs; None: ``max_epochs`` of the configuration.
 
     Returns:
-        Dicts with name, protocol (as published), published, ours, ours_protocol and difference (None where nothing of
-        ours is of that kind), differs (sentences; empty only where nothing is known to differ), source.
+        Dicts with name, protocol (as published), published, ours, ours_protocol and difference (None where we have no
+        number of that kind), differs (sentences; empty only if no difference is known), source.
     """
     objectives, backbone = objective_names(config), backbone_name(config)
     data, doubt = data_name(config, rows)
@@ -50,12 +50,12 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
         values = [{**group, **value} for value in group["values"] if value["objective"] in objectives]
         if values:
             nearest = min(values, key=lambda value: _distance(value, config, trained))
-            found.append(_beside(nearest, config, rows, trained, doubt))
+            found.append(_compare_with_reference(nearest, config, rows, trained, doubt))
     return found
 
 
 def objective_names(config: Mapping[str, Any]) -> list[str]:
-    """As references.yaml names it, with and without its version."""
+    """Returns the objective's names in references.yaml, with and without its version."""
     objective = config.get("objective") or {}
     kind, layers = str(objective.get("_target_", "")).rpartition(".")[2], objective.get("projection_layers")
     if kind == "SimCLR":
@@ -68,7 +68,7 @@ def objective_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def backbone_name(config: Mapping[str, Any]) -> str | None:
-    """``resnet50/imagenet`` with its stem, ``vit_base/16`` with its patches; None where references.yaml names none."""
+    """Returns ``resnet50/imagenet`` (stem) or ``vit_base/16`` (patches); None if references.yaml has no such name."""
     backbone = config.get("backbone") or {}
     kind = str(backbone.get("_target_", "")).rpartition(".")[2]
     if kind == "ResNet" and backbone.get("width") == 1:
@@ -81,7 +81,7 @@ def backbone_name(config: Mapping[str, Any]) -> str | None:
 
 
 def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | None, list[str]]:
-    """What was judged on, and what is doubtful about it: files are known by their counts alone."""
+    """Returns the data set's name and doubts about it: files are recognised by their counts alone."""
     target = str((config.get("data") or {}).get("_target_", "")).rpartition(".")[2]
     if target in COUNTS:
         return target, []
@@ -95,12 +95,12 @@ def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | Non
 
 
 def _distance(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> tuple[float, int]:
-    """First the number of epochs, then in how much else it differs."""
+    """Returns the difference in epochs first, then the number of other differences."""
     far = abs(log(value["epochs"] / epochs)) if value.get("epochs") and epochs else 0.0
     return far, len(_recipe_differs(value, config, epochs))
 
 
-def _beside(
+def _compare_with_reference(
     value: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[Row], epochs: float | None, doubt: list[str]
 ) -> dict[str, Any]:
     protocol = value["protocol"]
@@ -121,7 +121,7 @@ def _beside(
 
 
 def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> list[str]:
-    """How the run differs from the published one, as far as the source's settings are recorded."""
+    """Lists how the run differs from the published one, in the settings that the source gives."""
     crops, size = describe_crops(config), config_value(config, "views.size")
     settings = [
         ("epochs", epochs and round(epochs, 2), value.get("epochs")),
@@ -137,7 +137,7 @@ def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs:
 
 
 def describe_crops(config: Mapping[str, Any]) -> str | None:
-    """How many crops of which size training makes of an image: ``2x224+6x96``."""
+    """Describes how many crops of which size training makes of an image: ``2x224+6x96``."""
     counts: dict[int, int] = {}
     for group in (config.get("views") or {}).get("groups") or []:
         size = next((each["size"] for each in group["operations"] if each.get("_target_") == OF_CROPS), None)
@@ -148,14 +148,14 @@ def describe_crops(config: Mapping[str, Any]) -> str | None:
 
 
 def _ours(value: Mapping[str, Any], rows: Sequence[Row]) -> Row | None:
-    """The row of the same kind that comes nearest to the published protocol."""
+    """Returns the row of the same kind whose protocol is nearest to the published one."""
     kind = [row for row in rows if row.features == "pretrained" and _same_kind(value, row.protocol)]
     return min(kind, key=lambda row: _rank(value["protocol"], row.protocol), default=None)
 
 
 def _same_kind(value: Mapping[str, Any], ours: str) -> bool:
     family = value["protocol"]["family"]
-    if family == "linear":  # a classifier on a part of the labels has a longer name
+    if family == "linear":  # protocols on a part of the labels have longer names
         return re.fullmatch(r"linear/([^/]+(/features=[^/]+)?|[^/]+-online/.*)", ours) is not None
     if family == "paws_nn":
         labels = re.match(r"paws_nn/[^/]+/(\d+) labels/", ours)
@@ -166,7 +166,7 @@ def _same_kind(value: Mapping[str, Any], ours: str) -> bool:
 
 
 def _rank(published: Mapping[str, Any], ours: str) -> tuple[bool, bool, float]:
-    """Smaller is nearer: the same protocol, then one with augmentation, then the nearest k."""
+    """Ranks a row; smaller is nearer: the same protocol, then one with augmentation, then the nearest k."""
     k = _number("k", ours)
     return not _is_same(published, ours), "-online/" not in ours, abs(log(k / published["k"])) if k else 0.0
 

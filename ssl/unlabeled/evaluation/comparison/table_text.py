@@ -1,4 +1,4 @@
-"""A table of many runs, and how it looks as Markdown, CSV or LaTeX."""
+"""A table of many runs, formatted as Markdown, CSV or LaTeX."""
 
 import csv
 import io
@@ -20,22 +20,22 @@ TIDY = ["run", "seeds", "protocol", "top1", "deviation", "low", "high", "state",
 
 @dataclass(frozen=True)
 class TableColumn:
-    """What numbers must share to stand below each other; all but the protocol as JSON."""
+    """Settings that numbers must share to stand in one column; all but the protocol as JSON."""
 
     protocol: str
-    data: str  # what tells it from others
+    data: str  # identity of the data set
     transform: str
     described: str = field(compare=False)  # the data, for people
 
 
 @dataclass
 class TableCell:
-    """A number; ``None`` where the probe failed."""
+    """A number of the table; ``None`` where the probe failed."""
 
     mean: float | None
     deviation: float | None = None  # over seeds, of the sample
     n: int = 1  # seeds
-    interval: Interval | None = None  # of 95 %: one run's over test images, several seeds' over seeds
+    interval: Interval | None = None  # 95 %: of one run over test images, of several seeds over seeds
 
 
 @dataclass
@@ -45,13 +45,13 @@ class TableLine:
     name: str
     seeds: int
     cells: dict[TableColumn, TableCell] = field(default_factory=dict)
-    broken: int = 0  # further runs of it, of which nothing can be read
+    broken: int = 0  # further runs of this line that cannot be read
     baseline: bool = False
 
 
 @dataclass
 class ComparisonTable:
-    """Lines, all their columns, and what must be said below."""
+    """The lines, all their columns, and the notes below."""
 
     lines: list[TableLine]
     columns: list[TableColumn]
@@ -59,7 +59,7 @@ class ComparisonTable:
 
 
 def as_markdown(table: ComparisonTable) -> str:
-    """A line per configuration, a column per protocol; the highest of a column is bold; what must be said below."""
+    """Formats the table with a line per configuration and a column per protocol, the highest bold, and the notes."""
     titles, legend = _titles(table.columns)
     body = [[line.name, _seeds(line), *_texts(line, table, "**{}**")] for line in table.lines]
     lines = [["top-1, %", "seeds", *titles], ["---", "---:", *["---:"] * len(titles)], *body]
@@ -69,7 +69,7 @@ def as_markdown(table: ComparisonTable) -> str:
 
 
 def as_latex(table: ComparisonTable) -> str:
-    """The same as a tabular of booktabs, all text escaped."""
+    """Formats the same as a tabular of booktabs, with all text escaped."""
     titles, legend = _titles(table.columns)
     lines = [[line.name, _seeds(line), *_texts(line, table, "{}")] for line in table.lines]
     best = _best(table)
@@ -87,7 +87,7 @@ def as_latex(table: ComparisonTable) -> str:
 
 
 def as_csv(table: ComparisonTable) -> str:
-    """A line per number, unrounded; empty where there is none. ``state``: measured, not measured or failed."""
+    """Formats a line per number, unrounded; empty where there is none. ``state``: measured, not measured or failed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*TIDY, "transform"])
@@ -108,12 +108,12 @@ FORMATS: dict[str, Callable[[ComparisonTable], str]] = {"markdown": as_markdown,
 
 
 def escape_latex(text: str) -> str:
-    """With every character that LaTeX would read as a command escaped."""
+    """Escapes every character that LaTeX would read as a command."""
     return "".join(LATEX.get(character, character) for character in shown(text))
 
 
 def _titles(columns: list[TableColumn]) -> tuple[list[str], list[str]]:
-    """Of the columns, marked by a letter where not all are of one data set and transform; and what the letters mean."""
+    """Returns column titles, with letters where data sets or transforms differ, and the meanings of the letters."""
     kinds = {(column.data, column.transform): column for column in reversed(columns)}
     kinds = dict(reversed(kinds.items()))
     if len(kinds) == 1:
@@ -172,7 +172,7 @@ def _state(line: TableLine, cell: TableCell | None) -> str:
 
 
 def _best(table: ComparisonTable) -> dict[TableColumn, str]:
-    """The name of the line with a column's highest number, of two or more; baselines are not bold."""
+    """Returns for each column the line with the highest number, if there are two or more; baselines are never bold."""
     best = {}
     for column in table.columns:
         cells = [(line.name, line.cells.get(column)) for line in table.lines if not line.baseline]
@@ -198,5 +198,5 @@ def _reading(table: ComparisonTable) -> list[str]:
     if MISSING in texts:
         sentences.append(f"{MISSING}: not measured.")
     if FAILED in texts or any(line.broken for line in table.lines):
-        sentences.append(f"{FAILED}: failed, damaged or not judged; why stands below.")
+        sentences.append(f"{FAILED}: failed, damaged or not evaluated; the reason is below.")
     return sentences

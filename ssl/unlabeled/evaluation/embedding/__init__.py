@@ -1,1 +1,1 @@
-"""Features of images, without labels or with them, as a table that other programs read."""
+"""Writes the features of images, labelled or not, as a table that other programs read."""

@@ -36,24 +36,24 @@ class Embeddings:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and D."""
+        """Returns N and D."""
         return self.x.shape[0], self.x.shape[1]
 
     def rows(self, chosen: Any) -> "Embeddings":
-        """Those of some images: a mask bool [N], or their rows [n]."""
+        """Returns the embeddings of some images: a mask bool [N], or their rows [n]."""
         found = np.arange(len(self))[chosen]
         names, splits = ([values[row] for row in found] for values in (self.names, self.splits))
         return replace(self, x=self.x[found], names=names, labels=self.labels[found], splits=splits)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows in their order, some at a time."""
+        """Yields all rows in order, some at a time."""
         most = rows_at_a_time(self.shape[1])
         for first in range(0, len(self), most):
             some = slice(first, first + most)
             yield Chunk(self.names[some], self.labels[some], self.splits[some], self.x[some])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write them as ``unlabeled embed`` does: .parquet, .csv, .npy, .npz or .safetensors, by the ending.
+        """Writes a file as ``unlabeled embed`` does: .parquet, .csv, .npy, .npz or .safetensors, by the ending.
 
         Raises:
             UserError: another ending, or the file cannot be written.
@@ -61,7 +61,7 @@ class Embeddings:
         return save(Path(path).expanduser(), self)[0]
 
     def neighbours(self, k: int) -> tuple[Ints, Floats]:
-        """The k most similar other images of each: their rows [N, k] and cosines [N, k], most similar first.
+        """Finds the k most similar other images of each: rows [N, k] and cosines [N, k], most similar first.
 
         Of equally similar ones the first come first. Raises UserError unless 1 ≤ k < N.
         """
@@ -74,7 +74,7 @@ class Embeddings:
         return rows.numpy(), similarity[~own].view(len(self), k).numpy()
 
     def clusters(self, k: int, seed: int = 0) -> Ints:
-        """The cluster of each image, 0 to k − 1, [N].
+        """Assigns each image to a cluster, 0 to k − 1, [N].
 
         By scikit-learn's k-means of unit rows, k-means++ and the best of ten starts. Raises UserError unless 1 ≤ k ≤ N.
         """
@@ -85,7 +85,7 @@ class Embeddings:
         return np.asarray(found, np.int64)
 
     def outliers(self, k: int = 10) -> tuple[Ints, Floats]:
-        """All images, the most unusual first: their rows [N], and how unusual each of them is [N].
+        """Ranks all images, the most unusual first: their rows [N], and how unusual each of them is [N].
 
         That is 1 minus the mean cosine with the k most similar others (Ramaswamy et al. 2000 rank by the distance of
         the k-th; the mean is Angiulli and Pizzuti 2002), of fewer where there are fewer.
@@ -98,7 +98,7 @@ class Embeddings:
         return order, unusual[order]
 
     def duplicates(self, similarity: float = 0.99) -> tuple[Ints, Floats]:
-        """Pairs of images whose cosine is at least ``similarity``: rows [P, 2] and cosines [P], most similar first.
+        """Finds pairs of images whose cosine is at least ``similarity``: rows [P, 2] and cosines [P], most similar first.
 
         Every pair is compared. Raises UserError for a ``similarity`` outside of (0, 1] and at more than a million
         pairs.

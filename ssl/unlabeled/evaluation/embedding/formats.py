@@ -21,13 +21,13 @@ from unlabeled.evaluation.embedding.rows import Rows, class_names, classes_of
 
 
 def check_ending(path: Path) -> None:
-    """Raise UserError for a name whose ending is of no format."""
+    """Raises UserError for a file name whose ending is of no format."""
     if path.suffix not in WRITERS:
         raise UserError(f"out={path}: the ending says how it is written; allowed: {', '.join(WRITERS)}")
 
 
 def save(path: Path, rows: Rows) -> list[Path]:
-    """Write a table in the format that the ending of ``path`` says.
+    """Writes a table in the format that the ending of ``path`` names.
 
     Columns ``name``, ``label`` (-1 where there is none), ``split`` and ``features``, and ``class`` where classes have
     names. In a CSV features are f0, f1, …; npy and safetensors hold numbers alone, and NAME.rows.csv the rest, row by
@@ -50,7 +50,7 @@ def save(path: Path, rows: Rows) -> list[Path]:
 
 
 def rows_file(path: Path) -> Path | None:
-    """Where names, labels and splits are that the format itself has no place for."""
+    """Returns the file for names, labels and splits; None for formats that hold them themselves."""
     return path.with_suffix(".rows.csv") if path.suffix in (".npy", ".safetensors") else None
 
 
@@ -121,7 +121,7 @@ def _npz(path: Path, rows: Rows) -> None:
 
 
 def _safetensors(path: Path, rows: Rows) -> None:
-    """Its layout is simple enough to be written as it comes: the length of a JSON, the JSON, the bytes it tells of."""
+    """Writes the layout directly, in parts: the length of a JSON header, the header, the bytes of the tensors."""
     count, width = rows.shape
     features, labels = 4 * count * width, 8 * count
     head: dict[str, Any] = {

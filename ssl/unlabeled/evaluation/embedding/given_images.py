@@ -40,7 +40,7 @@ class GivenImages:
 
 
 def given_splits(data: Any) -> Splits:
-    """A list of images, one image, or several in one array.
+    """Makes a data set of a list of images, one image, or several in one array.
 
     Raises:
         UserError: it is none of these.

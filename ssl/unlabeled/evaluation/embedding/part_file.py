@@ -46,7 +46,7 @@ class PartFile:
             self._resume()
 
     def append(self, kept: NDArray[np.bool_], x: Floats | None) -> None:
-        """The next batch: which of its n images could be decoded, bool [n], and their features [n, D] or None."""
+        """Adds the next batch: which of its n images could be decoded, bool [n], and the features of those, or None."""
         if x is None and not self.width:
             self._empty += 1  # how broad a record is, is known with the first image
             return
@@ -60,7 +60,7 @@ class PartFile:
             self._file.flush()
 
     def chunks(self) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-        """Numbers of the images that could be decoded, int64 [n], with their features [n, D], some at a time."""
+        """Yields numbers of the decoded images, int64 [n], with their features [n, D], some at a time."""
         kind = _record(self.width)
         most = rows_at_a_time(self.width)
         for first in range(0, self.ends[self.done], most):
@@ -71,7 +71,7 @@ class PartFile:
             yield rows + first, records["x"][rows]
 
     def close(self, remove: bool = False) -> None:
-        """Let others have it; or it is done with, as it is where nothing has come."""
+        """Closes and unlocks the file; removes it if asked to, or if it holds nothing."""
         if remove or not self.width:
             self.path.unlink(missing_ok=True)
         self._file.close()
@@ -97,7 +97,7 @@ class PartFile:
             raise UserError(f"{self.path}: another process writes it; wait for it, or give another out=…") from error
 
     def _resume(self) -> None:
-        """Whole batches stay; what came after them is written again."""
+        """Keeps the whole batches of a file that is there; what came after them is written again."""
         head = _head(self._file.readline(LONGEST_HEAD))
         if head is None:  # new, or killed before a batch was there
             self._file.truncate(0)
@@ -111,7 +111,7 @@ class PartFile:
         self._file.seek(0, os.SEEK_END)
 
     def _arrived(self) -> int:
-        """Whole records from the first on: after a loss of power a file may end in zeros."""
+        """Counts whole records from the first on: after a loss of power a file may end in zeros."""
         kind = _record(self.width)
         size, count = rows_at_a_time(self.width) * kind.itemsize, 0
         while data := self._file.read(size):
@@ -132,7 +132,7 @@ class PartFile:
 
 
 def other_settings(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words, in which settings two differ."""
+    """Says in which settings two tables differ."""
     different = [key for key in {**there, **now} if there.get(key) != now.get(key)]
     return f"another {', '.join(different)}"
 

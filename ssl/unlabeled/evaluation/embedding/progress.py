@@ -31,11 +31,11 @@ class ImageProgress:
             self._bar.start()
 
     def speed(self) -> float:
-        """Images a second of this process."""
+        """Returns images per second of this process."""
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def __call__(self, images: int) -> None:
-        """So many more are done."""
+        """Counts so many more images as done."""
         self.done += images
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done, description=f"{self.speed():,.0f} images/s")
@@ -46,7 +46,7 @@ class ImageProgress:
             self.log(self._line())
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

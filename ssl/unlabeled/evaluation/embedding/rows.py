@@ -27,29 +27,29 @@ class Rows(Protocol):
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of labels; [] where none is known."""
+        """Returns class names in the order of labels; [] where none is known."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and D."""
+        """Returns N and D."""
         ...
 
     def chunks(self) -> Iterator[Chunk]:
-        """All rows in their order, at most :data:`CHUNK_BYTES` of features at a time."""
+        """Yields all rows in order, at most :data:`CHUNK_BYTES` of features at a time."""
         ...
 
 
 def rows_at_a_time(width: int) -> int:
-    """Of ``width`` features each."""
+    """Returns how many rows of ``width`` features are read at a time."""
     return max(1, CHUNK_BYTES // (4 * max(1, width)))
 
 
 def class_names(rows: Rows) -> list[str]:
-    """Names that say more than the numbers of the classes; [] where they do not."""
+    """Returns the class names; [] where they are just the numbers of the classes."""
     return [] if rows.classes == [str(number) for number in range(len(rows.classes))] else rows.classes
 
 
 def classes_of(labels: Ints, names: list[str]) -> list[str | None]:
-    """The class of each row; None where there is no label."""
+    """Returns the class name of each row; None where there is no label."""
     return [names[label] if label >= 0 else None for label in labels.tolist()]

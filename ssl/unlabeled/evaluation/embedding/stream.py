@@ -56,12 +56,12 @@ class Embedder:
             raise UserError(f"pooling={self.pooling}: is of features=tokens; features={self.kind} are one vector")
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the numbers but the images."""
+        """Returns everything but the images that decides the numbers."""
         own = {"features": self.kind, "pooling": self.pooling, "normalize": self.normalize}
         return network_key(self.network, self.described, self.precision, self.device) | own
 
     def vectors(self, features: Features) -> Tensor:
-        """Those of one batch, float32 [n, D]."""
+        """Returns the vectors of one batch, float32 [n, D]."""
         require_finite_images(features, self.precision)
         if self.pooling is None:
             x = features.of(self.kind).x
@@ -82,12 +82,12 @@ class Images:
         self.sources = self.data.splits.every()
 
     def settings(self) -> dict[str, Any]:
-        """All that decides which images these are; None for a split of which nobody can say."""
+        """Returns everything that identifies the images; None for a split whose changes cannot be noticed."""
         prints = {name: fingerprint(source) for name, source in self.sources.items()}
         return {"data": prints, "batch_size": self.batch_size}
 
     def batches(self) -> list[int]:
-        """Images in each, split after split."""
+        """Returns the number of images in each batch, split after split."""
         sizes: list[int] = []
         for source in self.sources.values():
             whole, rest = divmod(len(source), self.batch_size)
@@ -96,7 +96,7 @@ class Images:
 
 
 def stream(embedder: Embedder, images: Images, take: Take, done: int = 0) -> None:
-    """Hand the features of every batch to ``take``, in order.
+    """Hands the features of every batch to ``take``, in order.
 
     Args:
         embedder: makes them.
@@ -138,14 +138,14 @@ class _Turns:
         self.turn, self.turns = 0, -(-len(left) // world_size())
 
     def hand_over(self, ids: Tensor, x: Floats) -> None:
-        """A batch of this process; one all of whose images are corrupt never comes, and is passed over."""
+        """Sends a batch of this process; skips batches whose images are all corrupt, which never come."""
         turn = (int(ids[0]) // self.size - self.left.start) // world_size()
         while self.turn < turn:
             self._exchange(None)
         self._exchange((ids.numpy(), x))
 
     def end(self) -> None:
-        """No further batch comes."""
+        """Takes part in the remaining turns, without a batch."""
         while self.turn < self.turns:
             self._exchange(None)
 

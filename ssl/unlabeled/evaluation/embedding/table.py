@@ -75,7 +75,7 @@ class _Names:
 
 
 def embed_in_memory(embedder: Embedder, images: Images, log: Callable[[str], None]) -> Embeddings:
-    """Features of all images. Raises UserError as :func:`unlabeled.evaluation.embedding.stream.stream`."""
+    """Computes features of all images. Raises UserError as :func:`unlabeled.evaluation.embedding.stream.stream`."""
     kept: list[Any] = []
     found: list[Floats] = []
     progress = ImageProgress(sum(images.batches()), 0, log)
@@ -97,7 +97,7 @@ def embed_in_memory(embedder: Embedder, images: Images, log: Callable[[str], Non
 def embed_to_file(
     out: Path, embedder: Embedder, images: Images, provenance: Mapping[str, Any], log: Callable[[str], None]
 ) -> Written:
-    """Write features of all images as a table, beside which ``out.json`` says how they were made.
+    """Writes features of all images as a table; ``out.json`` beside it says how they were made.
 
     What is computed goes into ``.NAME.part`` first: killed and called again it goes on. A table that was made with the
     same settings is left as it is.
@@ -139,7 +139,7 @@ def _into(part: PartFile | None, progress: ImageProgress) -> Take:
 
 
 def _finished(out: Path, part: PartFile | None, images: Images, record: dict[str, Any], speed: float) -> Written:
-    """The table made of the part file, and the record of it, by the first process."""
+    """Makes the table of the part file, and the record of it, by the first process."""
     if part is None:
         return Written([], (0, 0), {}, 0, 0.0)
     rows = _PartRows(part, images.sources)
@@ -152,17 +152,17 @@ def _finished(out: Path, part: PartFile | None, images: Images, record: dict[str
 
 
 def record_file(out: Path) -> Path:
-    """Where it is written how a table was made."""
+    """Returns the file that says how a table was made."""
     return out.with_name(f"{out.name}.json")
 
 
 def part_path(out: Path) -> Path:
-    """What has been computed of a table so far."""
+    """Returns the file of what has been computed of a table so far."""
     return out.with_name(f".{out.name}.part")
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError, before the work, for a name that nothing can be written to."""
+    """Raises UserError, before the work, for an output that cannot be written."""
     check_ending(out)
     check_file("out", out)
     for beside in (record_file(out), part_path(out), rows_file(out)):
@@ -171,7 +171,7 @@ def check_out(out: Path) -> None:
 
 
 def _agreed(out: Path, settings: dict[str, Any], images: Images) -> tuple[PartFile | None, int | None]:
-    """The part file, of the first process alone, and what all know: batches that are done, None where all is there."""
+    """Opens the part file in the first process, and tells all how many batches are done; None where all are."""
     if world_size() == 1:
         part = _open(out, settings, images)
         return part, None if part is None else part.done
@@ -191,7 +191,7 @@ def _agreed(out: Path, settings: dict[str, Any], images: Images) -> tuple[PartFi
 
 
 def _open(out: Path, settings: dict[str, Any], images: Images) -> PartFile | None:
-    """None where the table is there already. Raises UserError where another is."""
+    """Opens the part file; returns None where the table is there already. Raises UserError where another is."""
     if None in settings["data"].values():  # nobody can say whether these are the images of before
         part_path(out).unlink(missing_ok=True)
     record = _settings_of(out)
@@ -209,7 +209,7 @@ def _open(out: Path, settings: dict[str, Any], images: Images) -> PartFile | Non
 
 
 def _settings_of(out: Path) -> dict[str, Any] | None:
-    """Of the table that is there; None where there is none, or no whole record of it."""
+    """Reads the settings of the table that is there; None where there is none, or no whole record of it."""
     beside, file = rows_file(out), record_file(out)
     if not out.exists() or not file.is_file() or (beside is not None and not beside.exists()):
         return None
@@ -222,4 +222,4 @@ def _settings_of(out: Path) -> dict[str, Any] | None:
 
 
 def _silent(line: str) -> None:
-    """The first process says it."""
+    """Prints nothing: the first process says it."""

@@ -1,4 +1,4 @@
-"""Classes found without a label: k-means on the features, its clusters named afterwards."""
+"""Clusters features by k-means without labels and names the clusters afterwards."""
 
 import warnings
 from typing import Any
@@ -18,7 +18,7 @@ SCALES = ("l2", "standardised")
 
 
 class KMeans:
-    """The probe: Lloyd's k-means on train features without their labels; a test image belongs to the nearest centre.
+    """Lloyd's k-means on train features without their labels; a test image belongs to the nearest centre.
 
     Each cluster gets a class by the train images in it: one to one by the Hungarian method (Kuhn 1955) where there are
     at most as many clusters as classes, else each the class of most of its images. Labels name clusters, they do not
@@ -54,7 +54,7 @@ class KMeans:
         self.needs, self.needs_key, self.kinds = clusters or 1, "clusters", (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score; ``nmi`` and ``ari`` in its metrics compare clusters and classes of test, whatever they are called.
+        """Returns one Score; its ``nmi`` and ``ari`` compare clusters with the classes of test, whatever their names.
 
         ``matched_on_test_top1`` names the clusters by the test labels instead, as IIC and SCAN publish it: an upper
         bound, to compare with theirs.
@@ -80,7 +80,7 @@ class KMeans:
         return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
 
     def _assign(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Cluster of each train and test image, int64 on the CPU. Raises UserError on features that are not finite."""
+        """Returns the cluster of each train and test image, int64 on the CPU. UserError on non-finite features."""
         from sklearn.cluster import KMeans as Lloyd
         from sklearn.exceptions import ConvergenceWarning
 
@@ -90,7 +90,7 @@ class KMeans:
         x, queries = (part.float().cpu().numpy() for part in self._scaled(train, test))
         model = Lloyd(k, n_init=self.restarts, max_iter=self.max_iter, random_state=self.seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # said in a note instead
+            warnings.simplefilter("ignore", ConvergenceWarning)  # reported in a note instead
             of_train = model.fit_predict(x)
         used, notes = len(np.unique(of_train)), []
         if used < k:
@@ -102,13 +102,13 @@ class KMeans:
 
 
 def count_classes_per_cluster(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:
-    """Images of each class in each cluster, [k, num_classes]."""
+    """Counts the images of each class in each cluster, [k, num_classes]."""
     table = (clusters.cpu() * num_classes + labels.cpu()).bincount(minlength=k * num_classes)
     return table.view(k, num_classes).numpy()
 
 
 def name_clusters(images: Counts) -> tuple[Counts, str]:
-    """A class for each cluster [k] from ``images`` [k, C], and the word for how: ``hungarian`` or ``majority``.
+    """Returns a class for each cluster [k] of ``images`` [k, C], and the method: ``hungarian`` or ``majority``.
 
     Classes without an image are never given. Hungarian: the assignment, no class twice, under which most images are
     right. Majority where clusters outnumber the classes: each for itself, the first class among equals.

@@ -24,7 +24,7 @@ NO_TEMPERATURE = "No temperature was fitted: the runs kept no predictions of ima
 
 
 class Bootstrap:
-    """The probe: L-BFGS heads on stratified bootstrap resamples of the cached features (bagging, Breiman 1996).
+    """L-BFGS heads on stratified bootstrap resamples of the cached features (bagging, Breiman 1996).
 
     Classes keep their sizes in every resample: the bias of a class that is missing would have no optimum.
 
@@ -55,11 +55,11 @@ class Bootstrap:
 
     @property
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         return with_kind(f"ensemble/bootstrap-lbfgs/M={self.members}", self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score of the pooled heads; ``single_top1`` in its metrics is the one head fitted on all of train."""
+        """Returns one Score of the pooled heads; its ``single_top1`` is the one head fitted on all of train."""
         train, test = (each.of(self.kinds[0]) for each in (train, test))
         (single,) = self._single.fit_predict(train, test, num_classes)
         c = single.chosen["C"]
@@ -88,7 +88,7 @@ class Bootstrap:
 
 
 def resample(labels: Tensor, seed: int) -> Tensor:
-    """Rows [N] drawn with replacement within each class of ``labels`` int64 [N], as many of each as there are."""
+    """Draws rows [N] with replacement within each class of ``labels`` int64 [N], as many of each as there are."""
     order = labels.argsort(stable=True)
     counts = labels.bincount()
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -97,7 +97,7 @@ def resample(labels: Tensor, seed: int) -> Tensor:
 
 
 def ensemble_of_reports(folders: Sequence[Path]) -> list[Score]:
-    """Separate pretrainings together, from what their evaluations kept: one Score for each protocol that all have.
+    """Pools separate pretrainings from their stored predictions: one Score for each protocol that all have.
 
     Args:
         folders: of reports with ``predictions.safetensors``, all of the same test images; their pretrained rows with
@@ -111,11 +111,11 @@ def ensemble_of_reports(folders: Sequence[Path]) -> list[Score]:
     runs = [read_predictions(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         if not (torch.equal(run.ids, runs[0].ids) and torch.equal(run.labels, runs[0].labels)):
-            raise UserError(f"{folder} was judged on other test images than {folders[0]}: judge both on the same data")
+            raise UserError(f"{folder} was evaluated on other test images than {folders[0]}: use the same data")
     shared = [key for key in runs[0].log_probabilities if all(key in run.log_probabilities for run in runs)]
     protocols = [protocol for features, protocol in shared if features == "pretrained"]
     if not protocols:
-        raise UserError("the runs have no protocol with log-probabilities in common: judge all with probe=linear")
+        raise UserError("the runs have no protocol with log-probabilities in common: evaluate all with probe=linear")
     return [
         deep_ensemble([run.log_probabilities["pretrained", protocol] for run in runs], runs[0].labels, protocol)
         for protocol in protocols
@@ -123,7 +123,7 @@ def ensemble_of_reports(folders: Sequence[Path]) -> list[Score]:
 
 
 def deep_ensemble(runs: Sequence[Tensor], labels: Tensor, protocol: str) -> Score:
-    """Separate pretrainings as members (Lakshminarayanan et al. 2017, arXiv 1612.01474): one Score of them together.
+    """Pools separate pretrainings as members (Lakshminarayanan et al. 2017, arXiv 1612.01474) into one Score.
 
     Args:
         runs: log probabilities [N, C] of the same test images in the same order, one from each run, all of the one

@@ -1,4 +1,4 @@
-"""Any classifier of frozen features on few labelled images: k of each class, 1 % or 10 %, or a published list."""
+"""Fits any classifier of frozen features on few labelled images: k of each class, 1 % or 10 %, or a published list."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ class LabelDraw:
     """One list of labelled train images."""
 
     ids: Tensor  # int64 [n]
-    smallest_class: int  # images of the class that has fewest
+    smallest_class: int  # number of images of the smallest class
     summary: dict[str, Any]  # images, classes, sha256 of their names, share of train, and the seed or the file
 
 
 class FewLabels:
-    """The probe: a classifier fitted on a part of the labels, once for each draw; of each setting the mean is scored.
+    """A classifier fitted on a part of the labels, once for each draw; each setting is scored by the mean.
 
     All of ``train`` but the listed images is hidden from the classifier, so it chooses its own hyper-parameters on a
     split of them. Every list is recorded by size and SHA-256, and a list of all labels is refused.
@@ -71,14 +71,14 @@ class FewLabels:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of features that the classifiers look at."""
+        """Returns the kinds of features that the classifiers use."""
         return tuple(dict.fromkeys([*kinds_of(self._classifier), *kinds_of(self._of_singles)]))
 
     def prepare(self, source: Source) -> None:
-        """Draw or read every list from the training split, before any feature is there.
+        """Draws or reads every list from the training split, before features are extracted.
 
-        Drawn settings for which the source has too few images are left out, and those that draw the lists of an earlier
-        one are that one's: a note says so.
+        Drawn settings for which the source has too few images are left out, and settings that draw the same lists as an
+        earlier one are merged with it; notes say so.
 
         Raises:
             UserError: no setting is left, or a list of a file or a fraction of 1 holds all labels; or such a list does
@@ -104,7 +104,7 @@ class FewLabels:
         self._notes[next(iter(self._lists))] += [f"{name} was left out: {error}." for name, error in refused]
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score for each setting and each score of the classifier, in the order of the settings."""
+        """Returns one Score for each setting and each score of the classifier, in the order of the settings."""
         assert self._lists
         return [
             summary
@@ -161,7 +161,7 @@ def _same(some: list[LabelDraw], others: list[LabelDraw]) -> bool:
 
 
 def _summary(name: str, scores: Sequence[Score], lists: list[dict[str, Any]], notes: list[str], used: int) -> Score:
-    """Of several draws the mean; predictions, and the number of images ``used``, are those of the first."""
+    """Averages several draws; predictions, and the number of images ``used``, are those of the first."""
     first, top1 = scores[0], [score.top1 for score in scores]
     size = lists[0]["images"]
     protocol = f"{first.protocol}/{name}" + (f"={size} labels" if "file" in lists[0] else "")

@@ -15,12 +15,12 @@ VOTES = 2**20  # sums of weights held at a time
 
 
 class KNN:
-    """The probe: neighbours vote with a weight, one score for each k. It has no parameters.
+    """Weighted k-NN with one score for each k. It has no parameters.
 
     ``distance``: ``cosine``, the similarity s is that of normalised features; ``euclidean``, s = −|q − b|².
-    ``weights``: ``exp``, of exp(s/temperature), with the squared distance those of neighbourhood component analysis
-    (Goldberger et al. 2004); ``uniform``, where ``temperature`` is None. ``features``: the kind. ``shared``: all
-    processes of torch.distributed make the same call and search a part of the bank each.
+    ``weights``: ``exp``, exp(s/temperature), which for squared distances is that of neighbourhood component analysis
+    (Goldberger et al. 2004); ``uniform``, with ``temperature`` None. ``features``: the kind. ``shared``: all processes
+    of torch.distributed make the same call and each searches a part of the bank.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class KNN:
     ) -> None:
         if not k or min(k) < 1:
             raise UserError(f"probe.knn.k is {k}; it needs one or more whole numbers of at least 1")
-        _one_of("distance", distance, DISTANCES)
-        _one_of("weights", weights, WEIGHTS)
+        _check_choice("distance", distance, DISTANCES)
+        _check_choice("weights", weights, WEIGHTS)
         check_temperature(temperature, weights)
         self.k, self.temperature = sorted(set(k)), temperature
         self.distance, self.weights = distance, weights
@@ -43,15 +43,16 @@ class KNN:
         self.shared = shared
 
     def protocol(self, k: int) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         temperature = "" if self.temperature is None else f"/T={self.temperature:g}"
         kind = "" if self.kinds == ("last",) else f"/features={self.kinds[0]}"
         return f"knn/{self.distance}-{self.weights}/k={k}{temperature}{kind}"
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score per k; the features may have any length. Classes without a train image are never predicted.
+        """Returns one Score per k; features may have any length. Classes without a train image are never predicted.
 
-        A k above the number of train images becomes that number, under whose name its score goes, with a note.
+        A k above the number of train images is reduced to that number; the score has the reduced k in its name, and a
+        note.
         """
         bank, queries = train.of(self.kinds[0]).x, test.of(self.kinds[0]).x
         counts, notes = self._counts(len(bank))
@@ -70,7 +71,7 @@ class KNN:
         return scores
 
     def _counts(self, bank: int) -> tuple[list[int], list[str]]:
-        """Numbers of neighbours that there are, and a note on those that were cut down to them."""
+        """Returns the values of k that the bank allows, and a note on those that were reduced."""
         larger = [k for k in self.k if k > bank]
         said = f"probe.knn.k={','.join(map(str, larger))} is more than the {bank} labelled train images: k={bank}."
         return sorted({min(k, bank) for k in self.k}), [said] if larger else []
@@ -83,7 +84,7 @@ class KNN:
         return sharded_neighbours(queries, bank[first:last], first, k, distance=self.distance)
 
     def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Class int64 [Q] of most votes, the first among equals, and the log of each class's share of them [Q, C]."""
+        """Returns the class int64 [Q] of most votes, the first among equals, and log shares of votes [Q, C]."""
         predictions, log_shares = [], torch.empty(len(labels), num_classes, device=labels.device)
         rows = max(1, VOTES // num_classes)
         parts = (torch.split(part, rows) for part in (similarity, labels, log_shares))
@@ -105,6 +106,6 @@ DISTANCES = ("cosine", "euclidean")
 WEIGHTS = ("exp", "uniform")
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"probe.knn.{key} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,4 +1,4 @@
-"""What linear classifiers of cached features share: standardised features, a split of train, and how a choice is told.
+"""Shared parts of linear classifiers: standardised features, a split of train, and notes on chosen values.
 
 A head is one matrix [C, D + 1] whose last column is the bias: the features carry a column of ones.
 """
@@ -13,12 +13,12 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, require_finite, top1
 from unlabeled.evaluation.probe import Score
 
-FLOAT64_UP_TO = 20_000_000  # numbers in the train features; float64 above it costs more time than it buys digits
+FLOAT64_UP_TO = 20_000_000  # numbers in the train features; above it float64 takes too long for the digits it gains
 CHUNK_BYTES = 32 * 2**20  # logits held at a time
 
 
 def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Each [N, D] → [N, D + 1]: zero mean and unit deviation by the statistics of ``train``, then a column of ones.
+    """Maps each [N, D] to [N, D + 1]: zero mean, unit deviation by statistics of ``train``, then a column of ones.
 
     In ``dtype``, or where it is None in float64 up to FLOAT64_UP_TO numbers and in float32 above. Raises UserError on
     features that are not finite.
@@ -26,13 +26,13 @@ def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None
     require_finite("the probe", train, *others)
     dtype = dtype or (torch.float64 if train.numel() <= FLOAT64_UP_TO else torch.float32)
     std, mean = torch.std_mean(train.to(dtype), dim=0, correction=0)
-    constant = std <= 1e-6 * mean.abs()  # what is left of a constant float32 column is rounding; also 0 <= 0
+    constant = std <= 1e-6 * mean.abs()  # a constant float32 column leaves only rounding; <= includes 0 <= 0
     scale = torch.where(constant, 1.0, std)
     return [torch.cat([(x - mean) / scale, x.new_ones(len(x), 1, dtype=dtype)], dim=1) for x in (train, *others)]
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers to fit on and to hold out: ``holdout`` of each class, at least one, never a class's last image."""
+    """Returns rows to fit on and to hold out: ``holdout`` of each class, at least one, never a class's last image."""
     n = len(labels)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(labels.device)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
@@ -46,7 +46,7 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
 
 
 def predict(weight: Tensor, x: Tensor) -> Tensor:
-    """Class [N] of the largest logit of a head [C, D + 1]; the first among equals."""
+    """Returns the class [N] of the largest logit of a head [C, D + 1]; the first among equals."""
     rows = chunk_rows(weight, x)
     return torch.cat([(part @ weight.T).argmax(dim=1) for part in torch.split(x, rows)])
 
@@ -54,7 +54,7 @@ def predict(weight: Tensor, x: Tensor) -> Tensor:
 def score_head(
     protocol: str, weight: Tensor, x: Tensor, test: Features, classes: Tensor, num_classes: int, chosen: dict[str, Any]
 ) -> Score:
-    """The score of a head [c, D + 1] for the ``classes`` [c] that train has, on standardised test features ``x``."""
+    """Scores a head [c, D + 1] for the ``classes`` [c] that train has, on standardised test features ``x``."""
     log_probabilities = x.new_full((len(x), num_classes), -torch.inf, dtype=torch.float32)
     rows = chunk_rows(weight, x)
     for part, own in zip(torch.split(x, rows), torch.split(log_probabilities, rows), strict=True):
@@ -65,12 +65,12 @@ def score_head(
 
 
 def chunk_rows(weight: Tensor, x: Tensor) -> int:
-    """Rows of ``x`` whose logits are held at a time."""
+    """Returns how many rows of ``x`` have their logits in memory at a time."""
     return max(1, CHUNK_BYTES // (len(weight) * x.element_size()))
 
 
 def best_position(values: list[float], scores: list[float], name: str, key: str) -> tuple[int, list[str]]:
-    """Position of the best score, the smallest value among equals, and a note if only an end of the grid reaches it."""
+    """Returns the position of the best score, of equals the smallest value, and a note if only an end is best."""
     best = scores.index(max(scores))
     if len(values) > 1 and max(scores) > max(scores[1:-1], default=-1.0):
         edge = f"The best {name}, {values[best]:g}, is at an edge of {values[0]:g} to {values[-1]:g}: widen {key}."
@@ -79,18 +79,18 @@ def best_position(values: list[float], scores: list[float], name: str, key: str)
 
 
 def selection_notes(tried: dict[str, float], holdout: float, held: int, seed: int) -> dict[str, Any]:
-    """What a report says of a choice: top-1 on the holdout by the name of what was tried."""
+    """Returns a report's facts about a choice: top-1 on the holdout for each value tried."""
     return {"chosen_on": "train", "holdout": holdout, "holdout_images": held, "seed": seed, "holdout_top1": tried}
 
 
 def unseen_class_notes(classes_in_train: int, num_classes: int) -> list[str]:
-    """A note where train has fewer classes than there are."""
+    """Returns a note where train has fewer classes than there are."""
     missing = num_classes - classes_in_train
     return [f"{missing} of {num_classes} classes have no train image and are never predicted."] if missing else []
 
 
 def check_grid(key: str, values: Sequence[float], smallest: float = 0.0, included: bool = False) -> list[float]:
-    """``values`` in order, each once. Raises UserError naming ``key`` where one is not above ``smallest``."""
+    """Returns sorted unique ``values``. Raises UserError naming ``key`` where one is not above ``smallest``."""
     if not values or min(values) < smallest or (min(values) == smallest and not included):
         raise UserError(
             f"{key} is {values}; it needs one or more numbers {'from' if included else 'above'} {smallest:g}"
@@ -99,14 +99,14 @@ def check_grid(key: str, values: Sequence[float], smallest: float = 0.0, include
 
 
 def check_share(key: str, value: float) -> float:
-    """A share of train to hold out. Raises UserError naming ``key``."""
+    """Checks a share of train to hold out. Raises UserError naming ``key``."""
     if not 0 < value <= 0.5:
         raise UserError(f"{key} is {value}; allowed: above 0, at most 0.5 (a share of train)")
     return value
 
 
 def check_at_least_1(key: str, value: int) -> int:
-    """A count. Raises UserError naming ``key``."""
+    """Checks a count. Raises UserError naming ``key``."""
     if value < 1:
         raise UserError(f"{key} is {value}; allowed: 1 or more")
     return value

@@ -1,4 +1,4 @@
-"""Exact multinomial logistic regression of cached features, by L-BFGS in coordinates where the problem is round."""
+"""Exact multinomial logistic regression of cached features, by preconditioned L-BFGS."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from unlabeled.evaluation.probes.linear import (
 )
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics
 
-HESSIAN_ROWS = 4  # per feature, on which the curvature is measured: more changed no count of iterations
+HESSIAN_ROWS = 4  # rows per feature to measure the curvature on: more did not change the iterations
 
 
 class _Choice(NamedTuple):
@@ -34,12 +34,12 @@ class _Choice(NamedTuple):
 
 
 class LogisticRegressionProbe:
-    """Multinomial logistic regression solved exactly, with C chosen on a part of train and refitted on all of it.
+    """Multinomial logistic regression solved exactly; C is chosen on a part of train, then all of it is used.
 
     Minimises mean cross entropy + |W|²/(2·C·N), bias free: the scaling of scikit-learn and of DINOv2's cuML probe. No
     learning rate and no noise, because the problem is convex. ``c``: the values to try; ``holdout``: share of each
-    class set aside to choose (unused where there is one value); ``seed``: which images
-    those are; ``max_iter``: of L-BFGS, for one value; ``features``: the kind. Features are standardised with the mean
+    class set aside to choose C on (unused with one value); ``seed``: of the choice of these images; ``max_iter``: of
+    L-BFGS, for one value; ``features``: the kind. Features are standardised with the mean
     and deviation of the rows they are fitted on.
     """
 
@@ -55,11 +55,11 @@ class LogisticRegressionProbe:
 
     @property
     def protocol(self) -> str:
-        """The name under which the score is reported. C is not in it: it is chosen."""
+        """Returns the name under which the score is reported. C is not in it: it is chosen."""
         return "linear/cached-lbfgs-v1" + ("" if self.kinds == ("last",) else f"/features={self.kinds[0]}")
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score. Classes without a train image are never predicted."""
+        """Returns one Score. Classes without a train image are never predicted."""
         train, test = train.of(self.kinds[0]), test.of(self.kinds[0])
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
@@ -72,7 +72,7 @@ class LogisticRegressionProbe:
             )
         assert score.log_probabilities is not None
         score.metrics = calibration_metrics(score.log_probabilities, test.labels, *(choice.held or ()))
-        score.notes = choice.notes + _unfinished(iterations, self.max_iter) + score.notes
+        score.notes = choice.notes + _convergence_note(iterations, self.max_iter) + score.notes
         return [score]
 
     def _choose(self, x: Tensor, labels: Tensor, num_classes: int) -> _Choice:
@@ -81,7 +81,7 @@ class LogisticRegressionProbe:
         fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         weights, scores, weight = [], [], None
-        for c in self.c:  # from small to large, each from the last: half the work of starting at zero
+        for c in self.c:  # ascending, each from the last solution: half the work of starting at zero
             weight, _ = fit_logistic(fit_x, labels[fit], c, num_classes, self.max_iter, weight)
             weights.append(weight)
             scores.append(top1(predict(weight.to(held_x.dtype), held_x), labels[held]))
@@ -96,14 +96,13 @@ class LogisticRegressionProbe:
 def fit_logistic(
     x: Tensor, labels: Tensor, c: float, num_classes: int, max_iter: int, start: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Minimum of the logistic loss over ``x`` [N, D + 1] from ``start`` (zero) → weight [C, D + 1] float64, iterations.
+    """Minimises the logistic loss over ``x`` [N, D + 1] from ``start`` (zero): weight [C, D + 1] float64, iterations.
 
-    L-BFGS with W = V·A, where A makes the curvature by V about 1 in every direction: a third of the iterations, and its
-    tolerance bounds the loss. It stops where no part of the gradient by V is above 1e-6 (1e-8 for float64 ``x``) or a
-    step changes the loss by less than a thousandth of that. On the data of tests/evaluation/probes/test_logistic.py
-    this left less than 5e-7 (1e-9) of loss above the optimum. Of fewer rows than columns it looks for W in the space of
-    the rows
-    alone: what lies beside it changes no logit and is penalised.
+    L-BFGS with W = V·A, where A makes the curvature with respect to V about 1 in every direction: this needs a third of
+    the iterations, and its tolerance bounds the loss. It stops when no element of the gradient by V is above 1e-6 (1e-8
+    for float64 ``x``) or a step changes the loss by less than a thousandth of that. On the data of
+    tests/evaluation/probes/test_logistic.py this left less than 5e-7 (1e-9) of loss above the optimum. With fewer rows
+    than columns it searches W in the row space only: components outside of it change no logit and are penalised.
     """
     weight = x.new_zeros(num_classes, x.shape[1], dtype=torch.float64) if start is None else start.double()
     if len(x) < x.shape[1] - 1:
@@ -134,7 +133,7 @@ def fit_logistic(
 
 
 def logistic_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> tuple[float, Tensor]:
-    """Mean cross entropy + |W|²/(2·c·N) without the bias column, and its gradient [C, D + 1] float64.
+    """Returns mean cross entropy + |W|²/(2·c·N) without the bias column, and its gradient [C, D + 1] float64.
 
     Products with ``x`` are made in its dtype and a chunk of rows at a time; all sums over chunks are float64.
     """
@@ -152,7 +151,7 @@ def logistic_loss(weight: Tensor, x: Tensor, labels: Tensor, c: float) -> tuple[
 
 
 def _row_space(x: Tensor) -> Tensor:
-    """Orthonormal columns [D + 1, N + 1] that span the rows of ``x`` [N, D + 1]; the last is the bias alone."""
+    """Returns orthonormal columns [D + 1, N + 1] that span the rows of ``x`` [N, D + 1]; the last is the bias alone."""
     across = torch.linalg.qr(x[:, :-1].double().T).Q
     basis: Tensor = across.new_zeros(x.shape[1], across.shape[1] + 1)
     basis[:-1, :-1] = across
@@ -161,7 +160,7 @@ def _row_space(x: Tensor) -> Tensor:
 
 
 def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
-    """Lower L [D + 1, D + 1] float64 with L·Lᵀ about the mean over classes of the blocks of the Hessian at ``weight``.
+    """Returns lower L [D + 1, D + 1] float64; L·Lᵀ is about the mean over classes of Hessian blocks at ``weight``.
 
     The block of class k is the mean of p_k(1 − p_k)·x·xᵀ over the images, + 1/(c·N) but for the bias.
     """
@@ -170,7 +169,7 @@ def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
     size = chunk_rows(weight, x)
     for part in torch.split(rows, size):
         p = (part @ weight.to(x.dtype).T).softmax(dim=1)
-        # images that are already right weigh nearly nothing, but all of them may be
+        # images classified right have weights near zero, and that may be all of them
         scale = (p * (1 - p)).mean(dim=1).clamp(min=1e-4 / len(weight))
         curvature += ((part * scale[:, None]).T @ part).double()
     curvature /= len(rows)
@@ -182,6 +181,6 @@ def _curvature_factor(weight: Tensor, x: Tensor, c: float) -> Tensor:
     return factor
 
 
-def _unfinished(iterations: int, max_iter: int) -> list[str]:
+def _convergence_note(iterations: int, max_iter: int) -> list[str]:
     note = f"L-BFGS stopped at max_iter = {max_iter}, before the optimum: raise probe.linear.max_iter."
     return [note] if iterations >= max_iter else []

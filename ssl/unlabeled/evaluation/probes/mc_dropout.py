@@ -29,10 +29,10 @@ FLAT = 0.001  # nats: the held-out nll hardly depends on the rate over two decad
 
 
 class MCDropout:
-    """The probe: a linear head trained with dropout on cached, standardised features, asked under many masks.
+    """A linear head trained with dropout on cached, standardised features, evaluated under many masks.
 
-    A member is one mask on the features for all images, so it is a head itself and all members are one product; for
-    each image alone that is the same as masks of its own. The learning rate is the smallest that comes within 0.001
+    A member is one mask on the features, shared by all images, so that it is itself a head and all members are one
+    product; for a single image this equals a mask of its own. The learning rate is the smallest that comes within 0.001
     nats of the best held-out nll without dropout; then the head is fitted again on all of train. SGD with momentum,
     cosine schedule per step, no decay.
 
@@ -73,11 +73,11 @@ class MCDropout:
 
     @property
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         return with_kind(f"mc-dropout/linear/p={self.p:g}/S={self.samples}", self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score of the pooled masks; ``without_dropout_top1`` in its metrics is the same head without masks."""
+        """Returns one Score of the pooled masks; its ``without_dropout_top1`` is the same head without masks."""
         train, test = (each.of(self.kinds[0]) for each in (train, test))
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
@@ -95,7 +95,7 @@ class MCDropout:
         return [score]
 
     def _choose(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
-        """Rows held out, their pooled log probabilities by a head that has not seen them, the place of its rate."""
+        """Returns held-out rows, pooled log probabilities by a head that has not seen them, its rate's position."""
         fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])
         heads = self.fit(fit_x, labels[fit], int(labels.max()) + 1, self.learning_rates)
@@ -113,7 +113,7 @@ class MCDropout:
         return held, self._pool(heads[best], held_x).log_probabilities, best, chosen
 
     def fit(self, x: Tensor, labels: Tensor, num_classes: int, learning_rates: list[float]) -> Tensor:
-        """Heads [H, C, D + 1], one per learning rate, all from zero and over the same batches and masks of ``x``."""
+        """Returns heads [H, C, D + 1], one per learning rate, all from zero, over the same batches and masks."""
         heads, total = len(learning_rates), self.epochs * math.ceil(len(x) / self.batch_size)
         weight = x.new_zeros(heads * num_classes, x.shape[1])
         velocity = torch.zeros_like(weight)
@@ -133,14 +133,14 @@ class MCDropout:
             yield from torch.split(torch.randperm(n, generator=generator), self.batch_size)
 
     def _masks(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """0 or 1/(1 − p), the column of ones never dropped."""
+        """Draws masks of 0 or 1/(1 − p); the column of ones is never dropped."""
         kept = torch.rand(shape, generator=generator) >= self.p
         masks = kept / (1 - self.p)
         masks[:, -1] = 1
         return masks
 
     def _pool(self, head: Tensor, x: Tensor) -> Pool:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1))  # others than in training
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 1))  # other masks than in training
         masks = self._masks((self.samples, x.shape[1]), generator).to(x)
         return pool_heads(head * masks[:, None], x)
 

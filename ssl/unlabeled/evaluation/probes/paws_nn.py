@@ -1,4 +1,4 @@
-"""Soft nearest neighbours among labelled images: the evaluation of PAWS (arXiv:2104.13963, section 5.1).
+"""Soft nearest-neighbour classification by labelled images: the evaluation of PAWS (arXiv:2104.13963, section 5.1).
 
 Official code: facebookresearch/suncet, snn_eval.py. It compares embeddings behind projector and prediction head, with
 all labelled images as supports, their labels not smoothed.
@@ -23,7 +23,7 @@ CHUNK_BYTES = 256 * 2**20  # similarities held at a time
 
 
 class SoftNearestNeighbours:
-    """The probe: softmax of cosines over the listed training images, times their labels. Nothing is fitted.
+    """Softmax of cosines over the listed training images, times their labels. Nothing is fitted.
 
     Args:
         temperature: of the softmax, above 0.
@@ -52,12 +52,12 @@ class SoftNearestNeighbours:
         self.needs = 1
 
     def prepare(self, source: Source, run_labels: LabelSelection | None, after: str) -> None:
-        """Settle what is compared, before any feature is there.
+        """Settles which images are compared, before features are extracted.
 
         Args:
             source: the training split.
             run_labels: the run's own choice of labelled images, if it made one.
-            after: what the features have gone through, a word for the protocol: ``head`` or ``backbone``.
+            after: the module that gives the features, named in the protocol: ``head`` or ``backbone``.
 
         Raises:
             UserError: no choice is given and the run made none, or the choice does not fit the source; or a kind of
@@ -73,13 +73,13 @@ class SoftNearestNeighbours:
         self._labels, self._behind = choice.of(source), after
 
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         assert self._labels is not None
         protocol = f"paws_nn/{self._behind}/{len(self._labels.ids)} labels/T={self.temperature:g}"
         return with_kind(protocol, self.kinds[0])
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score; of ``train`` only the listed images are looked at."""
+        """Returns one Score; uses only the listed images of ``train``."""
         assert self._labels is not None
         listed = torch.isin(train.ids, self._labels.ids.to(train.ids.device))
         if not bool(listed.any()):
@@ -95,7 +95,7 @@ class SoftNearestNeighbours:
 
 
 class AllSupports:
-    """The probe: the same among all labelled train images that it is given, for ``probe.few_labels.classifier``."""
+    """The same rule over all labelled train images that it is given, for ``probe.few_labels.classifier``."""
 
     needs = 1
 
@@ -105,7 +105,7 @@ class AllSupports:
         self.temperature, self.kinds = temperature, (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score. Classes without a train image are never predicted."""
+        """Returns one Score. Classes without a train image are never predicted."""
         kind = self.kinds[0]
         log_p = soft_votes(test.of(kind).x, train.of(kind), self.temperature, num_classes)
         predictions, protocol = log_p.argmax(dim=1), with_kind(f"soft_nn/T={self.temperature:g}", kind)
@@ -113,7 +113,7 @@ class AllSupports:
 
 
 def soft_votes(queries: Tensor, supports: Features, temperature: float, num_classes: int) -> Tensor:
-    """Log of the supports' labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without one.
+    """Returns log of labels weighted by a softmax of cosines, float32 [N, C]; -inf for classes without support.
 
     A bounded number of similarities exists at a time. Raises UserError on features that are not finite.
     """
@@ -122,7 +122,7 @@ def soft_votes(queries: Tensor, supports: Features, temperature: float, num_clas
     rows = max(1, CHUNK_BYTES // (len(supports.x) * supports.x.dtype.itemsize))
     with full_float32(supports.x.device):
         parts = [soft_nearest_neighbours(part, supports.x, labels, temperature) for part in torch.split(queries, rows)]
-    # a class whose supports are all far has a probability that underflows, not one of zero
+    # a class whose supports are all far has a tiny probability that underflows, but not zero
     smallest = torch.finfo(torch.float32).tiny
     p = torch.cat(parts).float().clamp(min=smallest)
     return p.log().masked_fill(~labels.bool().any(dim=0), -math.inf)

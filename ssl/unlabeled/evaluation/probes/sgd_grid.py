@@ -34,13 +34,14 @@ class Head(NamedTuple):
 
 
 class SGDGrid:
-    """SGD with momentum at every learning rate, weight decay and kind of features at once, the best chosen on a part
-    of train and refitted on all of it.
+    """SGD with momentum at every learning rate, weight decay and kind of features at once.
+
+    The best head is chosen on a part of train and refitted on all of it.
 
     The recipe of published linear probes (softmax cross entropy, cosine schedule per step) on features computed once,
-    so without random crops and flips, in float32. All heads of a kind of features are one matrix, with one product
-    forward and one back, and see the same batches; each is what torch.optim.SGD makes of it alone. Weight decay acts
-    on the bias too, as there. DINOv2 fits its grid in this way (facebookresearch/dinov2, eval/linear.py).
+    hence without random crops and flips, in float32. All heads of a kind of features are one matrix, with one product
+    forward and one backward, on the same batches; each equals a head trained alone by torch.optim.SGD. As there, weight
+    decay acts on the bias too. DINOv2 fits its grid in this way (facebookresearch/dinov2, eval/linear.py).
     """
 
     needs = 2
@@ -68,13 +69,13 @@ class SGDGrid:
 
     @property
     def protocol(self) -> str:
-        """The name under which the score is reported: what is not chosen, and between what else than learning rates."""
+        """Returns the name of the score: all settings that are not chosen, and the choices besides learning rates."""
         decays = ",".join(f"{decay:g}" for decay in self.weight_decays)
         kinds = "" if self.kinds == ("last",) else f"/features={'+'.join(self.kinds)}"
         return f"linear/cached-sgd-grid-v2/epochs={self.epochs}/batch={self.batch_size}/wd={decays}{kinds}"
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """One Score. Classes without a train image are never predicted."""
+        """Returns one Score. Classes without a train image are never predicted."""
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
             head, chosen, notes = self._choose(train, labels, len(classes))
@@ -87,8 +88,8 @@ class SGDGrid:
         return [score]
 
     def fit(self, x: Tensor, labels: Tensor, num_classes: int, heads: list[Head]) -> Tensor:
-        """Weights [H, C, D + 1] of heads on ``x`` [N, D + 1], all from zero and over the same batches."""
-        # classes before heads before images: a softmax over whole rows of memory, a third of the time of one within
+        """Returns weights [H, C, D + 1] of heads on ``x`` [N, D + 1], all from zero and over the same batches."""
+        # classes first: a softmax over the outer dimension takes a third of the time
         weight = x.new_zeros(num_classes * len(heads), x.shape[1])
         velocity = torch.zeros_like(weight)
         rates, decays = (
@@ -105,7 +106,7 @@ class SGDGrid:
         return weight.view(num_classes, len(heads), -1).transpose(0, 1).contiguous()
 
     def _batches(self, x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of ``x``, in memory that the next batch takes over, and their labels."""
+        """Yields rows of ``x``, in memory that the next batch reuses, and their labels."""
         memory = x.new_empty(min(self.batch_size, len(x)), x.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
@@ -130,7 +131,7 @@ class SGDGrid:
         return best, selection_notes(tried, self.holdout, len(held), self.seed), notes
 
     def _best(self, scores: dict[Head, float]) -> tuple[Head, list[str]]:
-        """The smallest learning rate among equals, and a note where the best is at an edge of those."""
+        """Returns the best head, of equals the smallest learning rate, and a note if it is at an edge of the grid."""
         by_rate = [max(s for head, s in scores.items() if head.learning_rate == rate) for rate in self.learning_rates]
         position, notes = best_position(
             self.learning_rates, by_rate, "learning rate", "probe.linear_sgd.learning_rates"
@@ -139,14 +140,14 @@ class SGDGrid:
         return max(of_rate, key=scores.__getitem__), notes
 
     def _name(self, head: Head) -> str:
-        """Of a head in the report: its learning rate, and what else differs."""
+        """Names a head in the report: its learning rate, and what else differs."""
         kind = f"{head.features} " if len(self.kinds) > 1 else ""
         decay = f" wd={head.weight_decay:g}" if len(self.weight_decays) > 1 else ""
         return f"{kind}{head.learning_rate:g}{decay}"
 
 
 def _softmax_minus_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the cross entropy by the logits [C, H, B]; ``labels`` [B]."""
+    """Returns the gradient of the cross entropy by the logits [C, H, B]; ``labels`` [B]."""
     p = logits.flatten(1).softmax(dim=0).view_as(logits)
     target = labels.expand(1, logits.shape[1], -1)
     return p.scatter_add_(0, target, p.new_full(target.shape, -1.0))

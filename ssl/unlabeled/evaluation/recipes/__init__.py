@@ -1,1 +1,1 @@
-"""Published evaluation recipes that train: linear, attentive and fine-tuning."""
+"""Published evaluation recipes that train on images: linear, attentive and fine-tuning."""

@@ -1,6 +1,7 @@
-"""Attentive probes: what a frozen network says of the parts of an image, weighed by learned queries.
+"""Attentive probes: classifiers that pool the tokens of a frozen network with learned queries.
 
-For encoders trained by masking, whose class token or mean nobody trained: always report them beside a linear probe.
+They suit encoders trained by masking, whose class token or mean is not trained: always report them beside a linear
+probe.
 """
 
 import math
@@ -15,7 +16,7 @@ from unlabeled.evaluation.recipes.linear import parameter_free_norm
 
 
 class CrossAttentionHead(nn.Module):
-    """V-JEPA's attentive classifier: one query, cross-attention without an output projection, a perceptron, a linear.
+    """V-JEPA's attentive classifier: one query, cross-attention without output projection, an MLP, a linear layer.
 
     q ← q + attention(q, LN(tokens)); q ← q + MLP(LN(q)); logits = linear(q). Bardes et al. 2024, arXiv:2404.08471;
     official code: facebookresearch/jepa, src/models/attentive_pooler.py, whose projection is built and never applied.
@@ -49,7 +50,7 @@ class CrossAttentionHead(nn.Module):
         return logits
 
     def _initialise(self) -> None:
-        """As the pooler; its last layer is divided by √2, and the classifier is drawn as torch draws linear layers."""
+        """Initialises as the official pooler does, its last layer divided by √2; the classifier by torch's default."""
         nn.init.trunc_normal_(self.query, std=0.02)
         for layer in (self.q, self.kv, self.fc1, self.fc2):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -59,7 +60,7 @@ class CrossAttentionHead(nn.Module):
 
 
 class AttentionPoolingHead(nn.Module):
-    """AIM's attentive classifier: normalised tokens, learned queries without a projection, one linear without bias.
+    """AIM's attentive classifier: normalised tokens, learned queries without projection, one linear without bias.
 
     El-Nouby et al. 2024, arXiv:2401.08541; official code: apple/ml-aim, AttentionPoolingClassifier.
 
@@ -90,10 +91,10 @@ class AttentionPoolingHead(nn.Module):
 
 
 class EfficientHead(nn.Module):
-    """Efficient probing: every query weighs the raw tokens, and reads a slice of their values of its own.
+    """Efficient probing: each query weighs the raw tokens and reads its own slice of their values.
 
     Psomas et al. 2025, arXiv:2506.10178; official code: billpsomas/efficient-probing, poolings/ep.py and
-    probe_heads.py. Weights: softmax(query · token / √width); what the queries read, side by side, goes through
+    probe_heads.py. Weights: softmax(query · token / √width); the concatenated outputs of the queries go through
     BatchNorm without parameters and a linear layer.
 
     Args:
@@ -127,13 +128,13 @@ class EfficientHead(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention in several heads: q [B, m, D], k and v [B, n, D] → [B, m, D]."""
+    """Computes scaled dot-product attention in several heads: q [B, m, D], k and v [B, n, D] → [B, m, D]."""
     q, k, v = (each.reshape(*each.shape[:2], heads, -1).transpose(1, 2) for each in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def count_heads(width: int, head_width: int) -> int:
-    """How many heads of ``head_width`` channels; raises UserError where they do not come out even."""
+    """Returns how many heads of ``head_width`` channels fit; raises UserError if the width is not divisible."""
     if width % head_width:
         raise UserError(
             f"head.head_width={head_width} does not divide the {width} channels of the tokens: give another"

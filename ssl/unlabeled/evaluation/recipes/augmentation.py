@@ -1,4 +1,4 @@
-"""What recipes do to their training images: crop and flip by our views, and the policies of supervised training."""
+"""Augmentation of a recipe's training images: crop and flip by our views, and timm's supervised policies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from unlabeled.views.operations import Operation, Parameters, RandomResizedCrop
 from unlabeled.views.per_image import PerImageTransform, preserve_random_state, seed_all
 from unlabeled.views.pipeline import ViewGroup, Views
 
-ERASING, MIXING = 1, 2  # what random draws of a step are for
+ERASING, MIXING = 1, 2  # keys of a step's random draws
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop, flip and what follows; size, mean and deviation are those of the run's views.
+    """Settings of crop, flip and policy; size, mean and deviation are those of the run's views.
 
     Args:
         crop: ``ten_tries`` draws boxes as torchvision, ``clamped`` once, cut to the image, as BYOL and MAE's probe do.
@@ -46,14 +46,14 @@ class Augmentation:
     erasing: Share
 
     def check(self, key: str) -> None:
-        """Raise UserError for what is not known; ``key`` begins the names in its message."""
+        """Raises UserError for an unknown value; ``key`` begins the names in its message."""
         if self.crop not in ("ten_tries", "clamped"):
             raise UserError(f"{key}.crop={self.crop} is neither ten_tries nor clamped")
         if not 0 <= self.erasing <= 1:
             raise UserError(f"{key}.erasing={self.erasing}: must be from 0 to 1")
 
     def describe(self) -> list[str]:
-        """What is not the usual crop of 8 % to all of the area and a flip of every second image, for protocols."""
+        """Lists, for protocols, what differs from a crop of 8 % to all of the area and a flip of half the images."""
         low, high = self.scale
         found = {
             f"scale{low:g}-{high:g}": (low, high) != (0.08, 1.0),
@@ -64,7 +64,7 @@ class Augmentation:
         return [word for word, unusual in found.items() if unusual]
 
     def views(self, run: Views) -> Views:
-        """One view of each image, of the size and with the normalisation of the run's."""
+        """Returns views with one view per image, with the size and normalisation of the run's."""
         crop = ClampedCrop if self.crop == "clamped" else RandomResizedCrop
         steps: list[Operation] = [crop(run.size, self.scale, self.ratio, self.interpolation, self.flip)]
         if self.policy is not None:
@@ -73,7 +73,7 @@ class Augmentation:
         return Views(run.size, [group], run.mean, run.std, run.evaluation_crop, run.evaluation_interpolation)
 
     def apply(self, views: Views, batch: Batch, key: ViewKey, device: torch.device) -> Tensor:
-        """Views [B, 3, size, size] of some rows of a batch, a function of ``key`` and of the images."""
+        """Returns views [B, 3, size, size] of rows of a batch, a function of ``key`` and of the images."""
         images, sizes = batch_to_device(batch, device)
         made: Tensor = views(images, batch.ids, key, sizes=sizes)[0]
         return (
@@ -84,7 +84,7 @@ class Augmentation:
 
 
 class ClampedCrop(RandomResizedCrop):
-    """A box of random area and shape, each side cut to the image's: one draw, none rejected.
+    """Draws a box of random area and shape once, each side cut to the image's; no box is rejected.
 
     As BYOL (deepmind-research, byol/utils/dataset.py) and MAE's linear probe (facebookresearch/mae, util/crop.py).
     """
@@ -100,9 +100,9 @@ class ClampedCrop(RandomResizedCrop):
 def augmentation_policy(
     name: str, size: int, mean: Sequence[float] | None, interpolation: Interpolation
 ) -> Callable[[Tensor], Tensor]:
-    """timm's augmentation policy as a transform of one image [1, 3, h, w] in [0, 1], with timm's settings.
+    """Returns timm's policy, with timm's settings, as a transform of one image [1, 3, h, w] in [0, 1].
 
-    What a rotation or shift uncovers is filled with ``mean``, or with grey where that is None.
+    Empty areas after a rotation or shift are filled with ``mean``, or with grey if that is None.
     Raises UserError for a policy that timm does not know.
     """
     from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
@@ -123,7 +123,7 @@ def augmentation_policy(
 
 
 def _posterize(image: Any, bits: int, **_: Any) -> Any:
-    """As Pillow had it when the policies were published: no bits make an image black. Pillow 13 raises an error."""
+    """Posterizes as older Pillow did when the policies were published: 0 bits give black; Pillow 13 raises an error."""
     from PIL import Image, ImageOps
 
     if bits == 0:
@@ -132,7 +132,7 @@ def _posterize(image: Any, bits: int, **_: Any) -> Any:
 
 
 class PILTransform:
-    """A transform of PIL images for a tensor [1, 3, h, w] in [0, 1], which is rounded to 8 bits for it."""
+    """Applies a transform of PIL images to a tensor [1, 3, h, w] in [0, 1], which is rounded to 8 bits for it."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
@@ -146,7 +146,7 @@ class PILTransform:
 
 
 def random_erase(images: Tensor, share: float, seed: int) -> Tensor:
-    """A rectangle of normal noise in a ``share`` of normalised images [B, 3, h, w], in place; timm's RandomErasing."""
+    """Erases a rectangle with normal noise in a ``share`` of normalised images [B, 3, h, w], in place (timm)."""
     from timm.data.random_erasing import RandomErasing
 
     with preserve_random_state(images.device):
@@ -157,7 +157,7 @@ def random_erase(images: Tensor, share: float, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Two images of a pass in one, and their labels likewise (timm's Mixup, one draw for a pass).
+    """Mixes two images of a pass into one, and their labels likewise (timm's Mixup, one draw for a pass).
 
     Args:
         mixup: α of the blend of two images, 0 for none (Zhang et al. 2017, arXiv:1710.09412).
@@ -171,12 +171,12 @@ class Mixing:
     label_smoothing: PartialShare
 
     def describe(self) -> list[str]:
-        """For protocols, as those of an augmentation."""
+        """Lists the settings, for protocols, as :meth:`Augmentation.describe` does."""
         found = {"mixup": self.mixup, "cutmix": self.cutmix, "smoothing": self.label_smoothing}
         return [f"{name}{value:g}" for name, value in found.items() if value]
 
     def apply(self, images: Tensor, labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, h, w], which may be written to, and labels [B] → images and targets [B, num_classes]."""
+        """Mixes images [B, 3, h, w], which may be overwritten, and labels [B]: images and targets [B, num_classes]."""
         from timm.data.mixup import Mixup, mixup_target
 
         if not (self.mixup or self.cutmix) or len(images) % 2:  # timm pairs the first with the last

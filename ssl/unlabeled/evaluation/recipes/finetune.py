@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole network and a new classifier, trained on all or on some of the labels."""
+"""Fine-tuning: trains the whole network and a new classifier on all or some of the labels."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -33,20 +33,21 @@ class FineTune:
 
     Args:
         name: begins the protocol, e.g. ``finetune/mae``; ``finetune_mae`` is the key below ``probe``.
-        training: how long, by which optimizer.
+        training: length, optimizer and schedule of the training.
         augmentation: of the training images.
         mixing: of pairs of images and their labels; None: labels as they are.
         learning_rate: of the network, for 256 images a step; of the classifier too where it has none of its own.
         head_learning_rate: of the classifier; None: that of the network.
-        layer_decay: factor on the rate from one block to the one before; None: all blocks alike.
-        drop_path: share of the images that the last block's branches leave out, rising linearly from 0 at the first.
-        pooling: ``network`` classifies what its forward gives; ``fc_norm`` the mean of a ViT's patches, normalised
+        layer_decay: factor on the rate from a block to the one before it; None: one rate for all blocks.
+        drop_path: probability that the last block's branches are dropped for an image, rising linearly from 0 at the
+            first.
+        pooling: ``network`` classifies the network's output; ``fc_norm`` the mean of a ViT's patches, normalised
             after the mean by a new LayerNorm in place of the last one (facebookresearch/mae, models_vit.py).
         head_init_std: standard deviation of the classifier's initial weights, 0 for zeros; its biases are 0.
         labels_file, fraction, per_class, labels_seed: which training images, see
             :class:`unlabeled.data.labels.LabelSelection`.
-        baselines: whether a random network goes through the same.
-        differs: where this is not what was published, in sentences.
+        baselines: True: also train a random network.
+        differs: differences from the publication, in sentences.
 
     Raises:
         UserError: numbers that cannot work together.
@@ -93,14 +94,14 @@ class FineTune:
 
     @property
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         own = "" if self.head_learning_rate is None else f"+{self.head_learning_rate:g}"
         changed = [*self.augmentation.describe(), *(self.mixing.describe() if self.mixing is not None else [])]
         name = f"{self.name}/labels={describe_selection(self.choice)}"
         return format_protocol(name, self.training, f"{self.learning_rate:g}{own}", changed)
 
     def train_predict(self, task: Task) -> list[Score]:
-        """One Score; ``task.network`` stays as it is. Classes without a listed image are never predicted.
+        """Returns one Score; ``task.network`` stays unchanged. Classes without a listed image are never predicted.
 
         Raises:
             UserError: the network does not suit the recipe, there are too few images, or the training diverged.
@@ -127,13 +128,13 @@ class FineTune:
 
     def _model(self, task: Task) -> "Classifier":
         seed_all(derive_seed(self.training.seed, HEAD), task.device)
-        network = copy.deepcopy(task.network).requires_grad_(True)  # positions and a fixed patch projection too
+        network = copy.deepcopy(task.network).requires_grad_(True)  # also positions and a fixed patch projection
         if self.drop_path:
             add_drop_path(network, self.drop_path)
         return Classifier(network, task.num_classes, self.pooling, self.head_init_std).to(task.device)
 
     def fit(self, task: Task, positions: Tensor, model: "Classifier") -> float:
-        """Train on the images at ``positions`` of train; returns the mean training loss of the last epoch."""
+        """Trains on the images at ``positions`` of train; returns the mean training loss of the last epoch."""
         optimizer = self.optimizer(model.train())
         scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "16-mixed")
         per_epoch = len(self.training.batch_sizes(len(positions)))
@@ -163,7 +164,7 @@ class FineTune:
         return loss.detach()
 
     def optimizer(self, model: "Classifier") -> Optimizer:
-        """Over the whole network and the classifier, each parameter with its factor on the learning rate."""
+        """Makes the optimizer of the whole network and the classifier, with each parameter's learning-rate factor."""
         if self.layer_decay is not None:
             groups = layer_decay_groups(model.network, model.top, self.layer_decay, self.training.weight_decay)
         else:
@@ -182,7 +183,7 @@ class FineTune:
 
 
 class Classifier(nn.Module):
-    """A network and what is put on top of it: images [B, 3, h, w] → logits [B, classes]. See :class:`FineTune`."""
+    """A network with a classifier: images [B, 3, h, w] → logits [B, classes]. See :class:`FineTune`."""
 
     def __init__(self, network: Backbone, classes: int, pooling: Pooling, head_init_std: float) -> None:
         super().__init__()
@@ -206,10 +207,10 @@ class Classifier(nn.Module):
 
 
 def add_drop_path(network: nn.Module, rate: float) -> None:
-    """Let blocks leave out their branches at random while training (Huang et al. 2016, arXiv:1603.09382).
+    """Makes blocks drop their branches at random in training (Huang et al. 2016, arXiv:1603.09382).
 
-    For each image and each of a block's two branches; at block i of L with probability rate · i / (L − 1), what is kept
-    is scaled up for it (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
+    Each of a block's two branches is dropped per image, at block i of L with probability rate · i / (L − 1); kept
+    branches are scaled up (timm's DropPath). Raises UserError where there are no blocks with ``attn`` and ``mlp``.
     """
     blocks = transformer_blocks(network)
     for number, block in enumerate(blocks):

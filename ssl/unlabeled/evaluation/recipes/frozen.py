@@ -1,4 +1,4 @@
-"""The published probes of a frozen network, trained on augmented images: linear classifiers and attentive ones."""
+"""Published probes of a frozen network, trained on augmented images: linear and attentive classifiers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,27 +21,27 @@ from unlabeled.evaluation.recipes.training import Training
 from unlabeled.optimizers import parameter_groups
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
-HEAD = 3  # what a random draw is for
+HEAD = 3  # key of the random draw of the heads
 
 
 class FrozenRecipe:
-    """One pass of the frozen network over each batch of views, and one or several heads that learn from it.
+    """Trains one or several heads on one pass of the frozen network over each batch of views.
 
     The network is in eval mode and its state must be bit for bit the same at the end. The heads compute in float32
-    whatever the precision. What is reported is the head after the last epoch; the test images are seen once. Several
-    learning rates train side by side, each as it would alone, on a stratified part of train; the one that is best on
-    the rest is trained anew on all of it.
+    under any precision. The head after the last epoch is reported; the test images are predicted once. Several learning
+    rates train at once, each as it would alone, on a stratified part of train; the best on the rest is trained again on
+    all of train.
 
     Args:
         name: begins the protocol, e.g. ``linear/moco``; ``linear_moco`` is the key below ``probe``.
-        kinds: of features, side by side where there are several; ``tokens`` for attentive heads.
+        kinds: of features, concatenated if there are several; ``tokens`` for attentive heads.
         head: width and number of classes → module; a ``_partial_`` in the yaml.
         learning_rates: for 256 images a step; one or more.
         holdout: share of each class on which the rate is chosen, where there are several.
-        training: how long, by which optimizer.
+        training: length, optimizer and schedule of the training.
         augmentation: of the training images.
-        baselines: whether a random network goes through the same.
-        differs: where this is not what was published, in sentences.
+        baselines: True: also run on a random network.
+        differs: differences from the publication, in sentences.
 
     Raises:
         UserError: numbers that cannot work together.
@@ -81,14 +81,14 @@ class FrozenRecipe:
 
     @property
     def protocol(self) -> str:
-        """The name under which a score of this probe is reported."""
+        """Returns the name under which a score of this probe is reported."""
         rates = self.learning_rates
         rate = f"{rates[0]:g}" if len(rates) == 1 else f"best-of-{len(rates)}"
         name = format_protocol(f"{self.name}-online", self.training, rate, self.augmentation.describe())
         return name if self.kinds == ("last",) else f"{name}/features={'+'.join(self.kinds)}"
 
     def train_predict(self, task: Task) -> list[Score]:
-        """One Score. Classes without a train image are never predicted.
+        """Returns one Score. Classes without a train image are never predicted.
 
         Raises:
             UserError: the network has no such features, there are too few images, or the training diverged.
@@ -140,7 +140,7 @@ class FrozenRecipe:
         return [f"The best learning rate, {where}: widen {self.key}.learning_rates."]
 
     def fit(self, task: Task, positions: Tensor, rates: Sequence[float]) -> tuple[list[nn.Module], list[float]]:
-        """One trained head for each learning rate, in eval mode, and its mean training loss in the last epoch."""
+        """Returns a trained head for each learning rate, in eval mode, and its mean training loss in the last epoch."""
         heads = self._heads(task, positions, len(rates))
         optimizers = [self._optimizer(head) for head in heads]
         per_epoch = len(self.training.batch_sizes(len(positions)))
@@ -157,7 +157,7 @@ class FrozenRecipe:
         return [head.eval() for head in heads], torch.stack(losses).mean(0).tolist()
 
     def _heads(self, task: Task, positions: Tensor, count: int) -> list[nn.Module]:
-        """All alike: from the same draw, on the device."""
+        """Makes equal heads on the device, all from the same random draw."""
         first = next(iter(task.batches("train", positions[: self.training.at_once], self.training.at_once)))
         sizes = None if first.sizes is None else first.sizes.to(task.device)
         x = encode(
@@ -176,7 +176,7 @@ class FrozenRecipe:
         return self.training.optimizer(groups, lr=0.0)
 
     def _batch(self, task: Task, passes: Iterator[TrainingPass]) -> tuple[Tensor, Tensor] | None:
-        """Features and labels of a step; None where no image of it could be decoded."""
+        """Returns features and labels of a step; None where no image of it could be decoded."""
         parts = [(encode(task.network, each.views, self.kinds, task.precision), each.labels) for each in passes]
         if not parts:
             return None
@@ -184,7 +184,7 @@ class FrozenRecipe:
         return x, labels
 
     def _learn(self, head: nn.Module, optimizer: Optimizer, x: Tensor, labels: Tensor) -> Tensor:
-        """Take one step of one head; returns the loss."""
+        """Takes one step of one head; returns the loss."""
         loss = mean_loss(head(x), labels)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -203,11 +203,11 @@ class FrozenRecipe:
 
 
 def config_key(name: str) -> str:
-    """Where a probe stands in the configuration: ``linear/moco-v3`` is ``probe.linear_moco_v3``."""
+    """Returns a probe's key in the configuration: ``linear/moco-v3`` is ``probe.linear_moco_v3``."""
     return "probe." + name.replace("/", "_").replace("-", "_")
 
 
 def format_protocol(name: str, training: Training, rate: str, augmentation: Sequence[str]) -> str:
-    """What makes numbers incomparable, in short; ``augmentation`` is said where it is not crop and flip alone."""
+    """Formats the settings that make numbers incomparable; names ``augmentation`` unless it is only crop and flip."""
     seen = f"/aug={'+'.join(augmentation)}" if augmentation else ""
     return f"{name}/epochs={training.epochs}/batch={training.batch_size}/lr={rate}{seen}"

@@ -1,4 +1,4 @@
-"""Which labelled images a recipe trains on, with the fingerprint of their list."""
+"""Selects the labelled images that a recipe trains on, with the fingerprint of their list."""
 
 from torch import Tensor
 
@@ -7,19 +7,19 @@ from unlabeled.evaluation.probe import Task
 
 
 def select_labelled(choice: LabelSelection, task: Task) -> LabelList:
-    """The listed training images of a task; ``ids`` are its positions. Raises UserError as the choice does."""
+    """Returns the listed training images of a task; ``ids`` are its positions. Raises UserError as the choice does."""
     return choice.of(_Listing(task))
 
 
 def describe_selection(choice: LabelSelection) -> str:
-    """For the name of a protocol."""
+    """Describes the choice for the name of a protocol."""
     if choice.labels_file is not None:
         return "list"
     return f"{100 * choice.fraction:g}%" if choice.fraction is not None else f"{choice.per_class}-per-class"
 
 
 class _Listing:
-    """Labels and names of a task's training images as a Source, whose pixels nobody asks for."""
+    """Source of the labels and names of a task's training images, without pixels."""
 
     square = True
 

@@ -1,4 +1,4 @@
-"""Learning rates that fall from layer to layer towards the image, for fine-tuning a vision transformer.
+"""Learning rates that decrease from layer to layer towards the input, for fine-tuning a vision transformer.
 
 Clark et al. 2020 (ELECTRA), Bao et al. 2021 (BEiT, arXiv:2106.08254); as facebookresearch/mae, util/lr_decay.py.
 """
@@ -15,7 +15,7 @@ NOT_DECAYED = ("cls_token", "pos_embed")  # timm's no_weight_decay()
 
 
 def layer_number(name: str, depth: int) -> int:
-    """Number of the layer that a parameter belongs to: 0 what makes the tokens, i + 1 block i, depth + 1 the rest."""
+    """Returns the number of a parameter's layer: 0 for patch embedding, i + 1 for block i, depth + 1 for the rest."""
     first, _, rest = name.partition(".")
     if first in FIRST:
         return 0
@@ -23,9 +23,9 @@ def layer_number(name: str, depth: int) -> int:
 
 
 def layer_decay_groups(network: nn.Module, head: nn.Module, decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with ``lr_scale`` = decay^(depth + 1 − layer) and their ``weight_decay``.
+    """Returns parameter groups with ``lr_scale`` = decay^(depth + 1 − layer) and their ``weight_decay``.
 
-    ``network`` has ``blocks``; ``head`` is all that comes after it, at the full rate. Vectors, the class token and the
+    ``network`` has ``blocks``; ``head`` is everything after it, at the full rate. Vectors, the class token and the
     positions are not decayed.
 
     Raises:
@@ -46,7 +46,7 @@ def layer_decay_groups(network: nn.Module, head: nn.Module, decay: float, weight
 
 
 def transformer_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a transformer; raises UserError for any other network."""
+    """Returns the blocks of a transformer; raises UserError for any other network."""
     blocks = getattr(network, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
         raise UserError(

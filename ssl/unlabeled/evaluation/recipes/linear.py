@@ -12,17 +12,17 @@ Norm = Literal["none", "parameter_free", "affine"]
 
 
 class LinearHead(nn.Module):
-    """Features [B, width] → logits [B, classes]; biases start at 0.
+    """Maps features [B, width] to logits [B, classes]; biases start at 0.
 
     Args:
         width: of the features.
         classes: number of logits.
         init_std: standard deviation of the initial weights, 0 for zeros; None: 1/√width, cut off at twice that (haiku).
-        batch_norm: what features go through first: ``none``, BatchNorm without parameters (``parameter_free``, MAE's
+        batch_norm: applied to the features first: ``none``, BatchNorm without parameters (``parameter_free``, MAE's
             linear probe), or with scale and shift (``affine``, VISSL's ``eval_mlp``).
 
     Raises:
-        UserError: another word for ``batch_norm``.
+        UserError: another value of ``batch_norm``.
     """
 
     takes_tokens = False
@@ -48,7 +48,7 @@ def _norm(kind: Norm, width: int) -> nn.Module:
 
 
 def init_normal(weight: Tensor, std: float | None) -> None:
-    """Normal with that deviation; None as :class:`LinearHead`."""
+    """Draws weights from a normal distribution with that deviation; None as in :class:`LinearHead`."""
     if std is None:
         std = weight.shape[1] ** -0.5
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -57,10 +57,10 @@ def init_normal(weight: Tensor, std: float | None) -> None:
 
 
 def parameter_free_norm(width: int) -> nn.BatchNorm1d:
-    """BatchNorm without scale and shift, as MAE's probe has it (facebookresearch/mae, main_linprobe.py)."""
+    """Makes BatchNorm without scale and shift, as in MAE's probe (facebookresearch/mae, main_linprobe.py)."""
     return nn.BatchNorm1d(width, affine=False, eps=1e-6)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy in float32; ``targets`` are classes [B] or probabilities [B, C]."""
+    """Returns the cross entropy in float32; ``targets`` are classes [B] or probabilities [B, C]."""
     return F.cross_entropy(logits.float(), targets)

@@ -1,4 +1,4 @@
-"""The steps of a recipe: which views go through the network, how they come, and what is made of the test images."""
+"""The loop of a recipe: yields the views of each step, computes logits of test images, and scores them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -31,10 +31,10 @@ class TrainingPass(NamedTuple):
 def training_steps(
     task: Task, positions: Tensor, training: Training, augmentation: Augmentation
 ) -> Iterator[tuple[int, Iterator[TrainingPass]]]:
-    """Number and passes of each step of the whole training; a step's passes are used up before the next is asked for.
+    """Yields number and passes of each step of the training; use up a step's passes before asking for the next.
 
     Order and views are functions of (seed, step, position in the batch): ``images_per_pass`` changes none of them. The
-    global random state is seeded for each step, for networks that draw; whoever calls this puts it back.
+    global random state is seeded for each step, for networks that use it; the caller restores it.
     """
     views, sizes = augmentation.views(task.views), training.batch_sizes(len(positions))
     for epoch in range(training.epochs):
@@ -66,9 +66,9 @@ def _passes(
 
 @torch.no_grad()
 def encode(network: Backbone, views: Tensor, kinds: Sequence[str], precision: str) -> Tensor:
-    """What a frozen network in eval mode says of views [B, 3, h, w]: float32 [B, D], of several kinds side by side.
+    """Returns a frozen network's features of views [B, 3, h, w] in eval mode: float32 [B, D], kinds side by side.
 
-    Of the kind ``tokens`` [B, n, D].
+    For the kind ``tokens`` it returns [B, n, D].
     """
     with autocast(views.device, precision):
         found = network.features(views.contiguous(memory_format=torch.channels_last), kinds)
@@ -76,7 +76,7 @@ def encode(network: Backbone, views: Tensor, kinds: Sequence[str], precision: st
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Of forward passes; ``precision`` by Lightning's name. Raises UserError for one that is not known."""
+    """Returns the autocast of forward passes; ``precision`` by Lightning's name. Raises UserError if it is unknown."""
     if precision not in AUTOCAST:
         raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
     return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None)
@@ -86,7 +86,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def plain_logits(
     task: Task, split: str, positions: Tensor, at_once: int, model: Callable[[Tensor], list[Tensor]]
 ) -> tuple[list[Tensor], Tensor]:
-    """What one or more heads say of images as evaluation sees them.
+    """Returns the logits of one or more heads on images transformed as in evaluation.
 
     Returns:
         Logits float32 [N, C] of each head, and the labels int64 [N], on the CPU, in the order of ``positions``.
@@ -112,7 +112,7 @@ def make_score(
     metrics: dict[str, float],
     n_train: int | None = None,
 ) -> Score:
-    """The score of logits [N, C] on test images; classes not among ``known_classes`` are never predicted.
+    """Scores logits [N, C] on test images; classes not among ``known_classes`` are never predicted.
 
     Raises:
         UserError: the logits are not finite.

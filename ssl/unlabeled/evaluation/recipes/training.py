@@ -1,4 +1,4 @@
-"""How a recipe trains: optimizer, learning rate of each step, and which images make up a step."""
+"""Training settings of a recipe: optimizer, learning rate of each step, and the images of a step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,24 +17,24 @@ from unlabeled.optimizers.schedules import warmup_cosine
 
 @dataclass(frozen=True)
 class Training:
-    """What the yaml of a recipe says of its training. Learning rates are given for 256 images a step, and scaled.
+    """Training settings in a recipe's yaml. Learning rates are given for 256 images a step, and scaled.
 
     Args:
         optimizer: takes parameter groups with their own ``weight_decay``, and ``lr``; a ``_partial_`` in the yaml.
         epochs: passes over the training images.
         batch_size: images of a step.
         images_per_pass: how many go through the network at once; divides ``batch_size``. For a frozen network it
-            changes memory alone; a network in training has the BatchNorm statistics of one pass, as of one GPU.
+            changes only the memory; a network in training uses the BatchNorm statistics of one pass, like one GPU.
         drop_last: whether images that do not fill the last batch of an epoch are left out of it.
         rate_changes: after each ``step``, or after each ``epoch`` only.
         warmup_epochs: linear rise from 0.
-        milestones: epochs after which the rate is multiplied by ``gamma``; None lets it fall by half a cosine.
-        gamma: see there.
-        final_learning_rate: where the cosine ends, whatever the batch size.
+        milestones: epochs after which the rate is multiplied by ``gamma``; None: the rate follows half a cosine.
+        gamma: factor at each milestone.
+        final_learning_rate: end of the cosine, for any batch size.
         weight_decay: of every parameter that is decayed.
-        final_weight_decay: where half a cosine takes it; None: it stays.
+        final_weight_decay: value at the end of half a cosine; None: constant.
         decay_bias_and_norm: whether parameters with ndim ≤ 1 are decayed too.
-        clip_norm: largest norm of the whole gradient; None: any.
+        clip_norm: largest norm of the whole gradient; None: no limit.
         seed: of the order of images, the views and the initial weights.
     """
 
@@ -55,7 +55,7 @@ class Training:
     seed: Seed
 
     def check(self, key: str) -> None:
-        """Raise UserError for numbers that cannot work; ``key`` begins the names in its message."""
+        """Raises UserError for numbers that cannot work; ``key`` begins the names in its message."""
         if self.rate_changes not in ("step", "epoch"):
             raise UserError(f"{key}.rate_changes={self.rate_changes} is neither step nor epoch")
         for name in ("epochs", "batch_size", "images_per_pass"):
@@ -69,7 +69,7 @@ class Training:
             raise UserError(f"{key}.warmup_epochs={self.warmup_epochs:g}: must be less than epochs={self.epochs}")
 
     def check_images(self, key: str, images: int) -> None:
-        """Raise UserError where a batch has more images than there are to train on."""
+        """Raises UserError where a batch has more images than there are to train on."""
         if self.batch_size > images:
             raise UserError(
                 f"{key}.batch_size={self.batch_size} but there are {images} images to train on: give less, the "
@@ -78,21 +78,21 @@ class Training:
 
     @property
     def at_once(self) -> int:
-        """Images of one pass through the network."""
+        """Returns the number of images of one pass through the network."""
         return min(self.images_per_pass, self.batch_size)
 
     def batch_sizes(self, images: int) -> list[int]:
-        """Images of each step of an epoch. A last one of a single image is left out: BatchNorm cannot train on it."""
+        """Returns the images of each step of an epoch, without a last single image: BatchNorm cannot train on it."""
         full, rest = divmod(images, self.batch_size)
         return [self.batch_size] * full + ([rest] if rest > 1 and not self.drop_last else [])
 
     def order(self, images: int, epoch: int) -> Tensor:
-        """Rows int64 [images] in the order of one epoch, a function of the seed and its number."""
+        """Returns rows int64 [images] in the order of one epoch, a function of the seed and its number."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         return torch.randperm(images, generator=generator)
 
     def rate(self, learning_rate: float, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of one step, ``learning_rate`` being the highest for 256 images a step."""
+        """Returns the learning rate of one step; ``learning_rate`` is the highest, for 256 images a step."""
         peak, epoch = learning_rate * self.batch_size / 256, step / steps_per_epoch
         if self.rate_changes == "epoch":
             epoch = math.floor(epoch)
@@ -102,14 +102,14 @@ class Training:
         return final + (peak - final) * warmup_cosine(epoch, self.warmup_epochs, self.epochs)
 
     def decay(self, step: int, steps_per_epoch: int) -> float:
-        """Weight decay of one step."""
+        """Returns the weight decay of one step."""
         if self.final_weight_decay is None:
             return self.weight_decay
         share = warmup_cosine(step, 0, self.epochs * steps_per_epoch)
         return self.final_weight_decay + (self.weight_decay - self.final_weight_decay) * share
 
     def prepare(self, optimizer: Optimizer, learning_rate: float, step: int, steps_per_epoch: int) -> None:
-        """Set the rate and the decay of one step; a group may have a factor ``lr_scale`` on the rate."""
+        """Sets the rate and the decay of one step; a group may have a factor ``lr_scale`` on the rate."""
         rate, decay = self.rate(learning_rate, step, steps_per_epoch), self.decay(step, steps_per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -117,12 +117,12 @@ class Training:
                 group["weight_decay"] = decay
 
     def clip(self, parameters: Iterable[Tensor]) -> None:
-        """Shorten the whole gradient where it is too long."""
+        """Clips the norm of the whole gradient."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
     def summary(self) -> dict[str, Any]:
-        """For a report, in plain values."""
+        """Returns the settings in plain values, for a report."""
         shown = ("epochs", "batch_size", "warmup_epochs", "weight_decay", "seed")
         name = getattr(getattr(self.optimizer, "func", self.optimizer), "__name__", "")  # of what a _partial_ calls
         return {"optimizer": name} | {each: getattr(self, each) for each in shown}

@@ -1,7 +1,7 @@
-"""Where a vision transformer's features come from: attention rollout over images.
+"""Shows which patches a vision transformer's features come from, by attention rollout.
 
-Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows attention and the residual connections alone, not the
-values, the perceptrons and the norms: a picture to think with, not a measurement.
+Abnar and Zuidema 2020, arXiv:2005.00928, section 3. It follows only attention and residual connections, not the
+values, MLPs and norms: an illustration, not a measurement.
 """
 
 import math
@@ -18,13 +18,13 @@ from unlabeled.evaluation.features import eval_mode, full_float32
 from unlabeled.objective import Backbone
 from unlabeled.views.pipeline import Views
 
-HEAT = 0.55  # share of the colour that stands for attention; the rest is the image in grey
-OUTLIERS = 0.05  # share of the patches above and below what is told apart: one alone often has most of all
+HEAT = 0.55  # weight of the attention's colour; the rest is the image in grey
+OUTLIERS = 0.05  # share of patches clipped at each end: a single patch often has most of the weight
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """How the attention of one block is made of what its ``qkv`` layer gives."""
+    """Settings that compute one block's attention from the output of its ``qkv`` layer."""
 
     qkv: nn.Module
     heads: int
@@ -34,7 +34,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class Transformer:
-    """Where the attention of a plain vision transformer is found."""
+    """The attention layers of a plain vision transformer."""
 
     layers: Sequence[_Layer]
     prefix: int  # tokens before the patches: class token, registers
@@ -44,11 +44,11 @@ class Transformer:
 
 @torch.no_grad()
 def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
-    """Attention rollout, image by image.
+    """Computes the attention rollout of each image.
 
     With A the mean over the heads of a block's attention, each block passes on Ā = (A + I) / 2, whose rows sum to 1,
-    and the rollout is Ā_L … Ā_1. What is returned is its row of the class token, or where the features are the mean of
-    the patches, the mean of their rows; of the columns those of patches, so that their sum is below 1.
+    and the rollout is Ā_L … Ā_1. The function returns its row of the class token, or, if the features are the mean of
+    the patches, the mean of their rows; only columns of patches, so that their sum is below 1.
 
     Args:
         backbone: in any mode; left as it was found.
@@ -56,7 +56,7 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
 
     Returns:
         float64 [B, rows, columns] of patches; None where the backbone is no plain vision transformer (one that has
-        windows, turns queries and keys by their position, or pools by attention).
+        windows, rotary position embeddings, or attention pooling).
     """
     transformer = find_transformer(backbone)
     if transformer is None:
@@ -67,7 +67,7 @@ def rollout(backbone: Backbone, images: Tensor) -> Tensor | None:
 
 
 def rollout_of_attention(attentions: Sequence[Tensor]) -> Tensor:
-    """Attention [B, n, n] of each block, its rows summing to 1, from the first to the last → rollout [B, n, n]."""
+    """Multiplies attention [B, n, n] of each block, rows sum to 1, first to last, into the rollout [B, n, n]."""
     eye = torch.eye(attentions[0].shape[-1], dtype=attentions[0].dtype, device=attentions[0].device)
     result = eye.expand_as(attentions[0])
     for attention in attentions:
@@ -76,11 +76,11 @@ def rollout_of_attention(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict[str, Tensor]:
-    """Images beside the same ones under their rollout.
+    """Returns images, and the same images under their rollout.
 
     Args:
         backbone: see :func:`rollout`.
-        views: what made ``images``.
+        views: the views that made ``images``.
         images: [B, 3, h, w], as evaluation sees them, on the backbone's device.
 
     Returns:
@@ -94,9 +94,9 @@ def attention_pictures(backbone: Backbone, views: Views, images: Tensor) -> dict
 
 
 def overlay_heatmap(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Images [B, 3, h, w] in [0, 1] in grey, below the colours of weights [B, rows, columns]: dark low, yellow high.
+    """Overlays grey images [B, 3, h, w] in [0, 1] with weights [B, rows, columns]: dark is low, yellow high.
 
-    Each image's weights are brought to [0, 1] on their own: colours compare within an image.
+    The weights of each image are scaled to [0, 1] separately: colours are comparable only within an image.
     """
     import matplotlib
 
@@ -121,15 +121,15 @@ def _patches(rolled: Tensor, transformer: Transformer) -> Tensor:
 def attentions(
     backbone: Backbone, transformer: Transformer, images: Tensor, kept: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """What is ``kept`` of the attention of each block, from the first to the last.
+    """Returns ``kept`` of each block's attention, from the first block to the last.
 
-    Fused attention keeps its weights to itself, so that they are computed once more, of queries and keys.
+    Fused attention does not return its weights, so that they are computed again from queries and keys.
 
     Args:
         backbone: in any mode; left as it was found.
         transformer: of :func:`find_transformer`.
         images: [B, 3, h, w], on the backbone's device.
-        kept: float64 [B, heads, n, n], rows sum to 1 → what is returned of it; all blocks' would be large.
+        kept: maps float64 [B, heads, n, n], rows sum to 1, to the part that is returned; all of it would be large.
     """
     seen: list[Tensor] = []
 
@@ -153,7 +153,7 @@ def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
 
 
 def find_transformer(backbone: Backbone) -> Transformer | None:
-    """Its attention, or None where it is no plain vision transformer of this project or of timm."""
+    """Returns the backbone's attention, or None if it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
         layers = [_own(block.attn) for block in backbone.blocks]
         return Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
@@ -166,7 +166,7 @@ def _own(attention: Any) -> _Layer:
 
 
 def _of_timm(model: Any) -> Transformer | None:
-    """Its plain transformers alone: a block of another kind may mix tokens in another way."""
+    """Returns the attention of timm's plain transformers; a block of another kind may mix tokens in another way."""
     from timm.layers import Attention
     from timm.models.vision_transformer import VisionTransformer
 

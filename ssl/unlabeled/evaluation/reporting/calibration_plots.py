@@ -1,4 +1,4 @@
-"""How far a probe's probabilities can be trusted, and the test images that it is most and least sure of."""
+"""Plots the calibration of a probe's probabilities, and shows test images with the highest and lowest confidence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class ReliabilityBin(NamedTuple):
 
 
 def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
-    """Confidence and accuracy in intervals (low, high] of the largest probability, from low to high; no empty ones.
+    """Returns confidence and accuracy per interval (low, high] of the largest probability, ascending, no empty ones.
 
     :func:`unlabeled.evaluation.uncertainty.calibration.ece` is the sum of share · |accuracy − confidence|.
 
@@ -50,14 +50,14 @@ def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = BINS) -> 
 
 
 def calibration_section(log_probabilities: Tensor, labels: Tensor, protocol: str, folder: Path) -> Section:
-    """Reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
+    """Plots reliability diagram and risk–coverage curve, written to ``folder``/calibration.png."""
     log_probabilities, labels = log_probabilities.cpu(), labels.cpu()
     bins = reliability(log_probabilities, labels)
     confidence, predicted = log_probabilities.double().max(1)
     coverage, risk = risk_coverage(predicted != labels, -confidence)
     error = ece(log_probabilities, labels)
     words = (
-        f"Below the diagonal the probe is surer than it should be: expected calibration error {error:.3f} in {BINS} "
+        f"Below the diagonal the probe is overconfident: expected calibration error {error:.3f} in {BINS} "
         f"bins. Right: the error if only the surest images are answered; area {float(risk.mean()):.3f}. {protocol}, "
         "probabilities as they came."
     )
@@ -78,7 +78,7 @@ def certainty_section(
     image: ImagesOf,
     folder: Path,
 ) -> Section:
-    """The eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
+    """Shows the eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
 
     All of N test images: predictions int64 [N], log_probabilities [N, C], labels and ids int64 [N].
     """
@@ -94,7 +94,7 @@ def certainty_section(
         markdown.append(f"- {title}: {in_markdown('; '.join(', '.join(each.lines) for each in tiles) or 'none')}")
         pictures[title] = [each.pixels for each in tiles]
     _save(pictures, folder / "certain.png")
-    words = f"By the largest probability of {protocol}; the least sure ones are what to label next."
+    words = f"By the largest probability of {protocol}; the least sure ones are the best to label next."
     text = "\n".join(["![Most and least certain test images](certain.png)", "", *markdown])
     return Section("Most and least certain test images", words, html, text, wide=True)
 
@@ -123,7 +123,7 @@ def _tile(pixels: Tensor, predicted: str, label: str, confidence: float, id: int
 
 
 def _save(kinds: dict[str, list[Tensor]], path: Path) -> None:
-    """Each kind is a row: columns are numbered, and what is missing is white."""
+    """Saves each kind as a row: columns are numbered, and missing images are white."""
     rows = [images for images in kinds.values() if images]
     white = torch.ones_like(rows[0][0])
     save_columns({str(n + 1): [row[n] if n < len(row) else white for row in rows] for n in range(len(rows[0]))}, path)

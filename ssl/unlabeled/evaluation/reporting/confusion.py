@@ -1,4 +1,4 @@
-"""Which classes a probe takes for each other: a matrix of few classes, a list of the worst pairs of many."""
+"""Shows which classes a probe confuses: a matrix of few classes, a list of the worst pairs of many."""
 
 from collections.abc import Sequence
 from html import escape
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 20  # of a matrix that can be read
-MOST_BESIDE = 12  # of one that can be read on half a screen
+MOST_CLASSES = 20  # most classes of a readable matrix
+MOST_BESIDE = 12  # most classes of a matrix readable on half a screen
 PAIRS = 20
-DARK = 0.85  # share from which white reads better than ink on a cell, by day and in the dark
+DARK = 0.85  # share from which white text is more readable on a cell, in light and dark mode
 
 
 class ConfusedClasses(NamedTuple):
-    """Test images of one class that were taken for another."""
+    """Test images of one class that were classified as another."""
 
     label: int
     predicted: int
@@ -32,12 +32,12 @@ class ConfusedClasses(NamedTuple):
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [C, C]: the row is the true class, the column the predicted one."""
+    """Returns counts int64 [C, C]: the row is the true class, the column the predicted one."""
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, -1)
 
 
 def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[ConfusedClasses]:
-    """The pairs with most images, the lower classes first among equals; needs no matrix, whatever the classes."""
+    """Returns the pairs with most images, of equals the lower classes first, without making the whole matrix."""
     wrong = predictions != labels
     pairs, counts = torch.unique(torch.stack([labels[wrong], predictions[wrong]], 1), dim=0, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
@@ -51,14 +51,14 @@ def most_confused(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> lis
 def confusion_section(
     predictions: Tensor, labels: Tensor, classes: Sequence[str], protocol: str, folder: Path
 ) -> Section:
-    """A picture up to 20 classes, written to ``folder``/confusion.png; else a table of the most confused pairs."""
+    """Draws up to 20 classes as a picture in ``folder``/confusion.png; else lists the most confused pairs."""
     title, predictions, labels = "Confusion matrix", predictions.cpu(), labels.cpu()
     if len(classes) <= MOST_CLASSES:
         words = f"Per cent of the test images of each true class (a row) by predicted class (a column); {protocol}."
         counts = confusion_matrix(predictions, labels, len(classes))
         wide = len(classes) > MOST_BESIDE
         return plot_section(_matrix(counts, classes), folder, "confusion", title, words, wide)
-    words = f"What is most often taken for something else, of {len(classes):,} classes; {protocol}."
+    words = f"The most frequent confusions of {len(classes):,} classes; {protocol}."
     pairs = most_confused(predictions, labels)
     return Section("Most confused classes", words, _html(pairs, classes), _markdown(pairs, classes))
 
@@ -71,7 +71,7 @@ def _matrix(counts: Tensor, classes: Sequence[str]) -> "Figure":
     figure = new_figure(side, side + 0.3)
     axes, blue = figure.add_subplot(), to_rgb(PALETTE[0])
     from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, 1.0)])
-    # no picture but cells, so that the ground of the page shows through where a share is small
+    # cells, not an image, so that the page's background shows where a share is small
     axes.pcolormesh(shares.numpy(), cmap=from_nothing, vmin=0.0, vmax=1.0, linewidth=0)
     _name_axes(axes, classes)
     for row, column in (counts > 0).nonzero().tolist():

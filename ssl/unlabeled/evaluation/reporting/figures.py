@@ -1,4 +1,4 @@
-"""Plots of a run: the loss over time, a map of the test features, accuracy by labels. Drawn without a display."""
+"""Plots of a run, drawn without a display: loss over time, map of the test features, accuracy by number of labels."""
 
 import math
 import re
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 _FEW = re.compile(r"/[\d.]+( per class|%)")  # what protocols of few labels have in them
 MOST_POINTS = 2000  # t-SNE takes about 10 s for them on two cores, and more points hide each other
-FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours than that leaves
+FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours
 FEWEST_FOR_UMAP = 1000  # compiling it takes 10 to 15 s in every process; t-SNE of fewer points takes 2
 MOST_IN_LEGEND = 20  # classes
 LEGEND_WIDTH = 62  # letters of a line of it
 
 
 def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0) -> "Figure":
-    """A 2-D map of test features [N, D], coloured by class; its title names the method.
+    """Draws a 2-D map of test features [N, D], coloured by class; its title names the method.
 
     UMAP (McInnes et al. 2018) where umap-learn is installed, else t-SNE (van der Maaten and Hinton 2008), of at most
     2,000 random rows, scaled to length 1 so that distance means cosine; t-SNE of fewer than 1,000; PCA of fewer than
@@ -40,11 +40,11 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
     method, position = _embed(x, seed)
     figure = new_figure(5.0)
     axes = figure.add_subplot()
-    # all at once in random order: drawn class by class, the last would lie on top and look purer than it is
+    # in random order: drawn class by class, the last class would lie on top and look purer than it is
     colours = [class_colour(label, len(classes)) for label in labels.tolist()]
     axes.scatter(position[:, 0], position[:, 1], s=6 if len(x) > 200 else 20, c=colours, linewidths=0)
     axes.set_title(f"{method} of {len(x):,} test features", loc="left", color=INK, fontsize=11)
-    axes.set_xticks([])  # the axes of such a map mean nothing
+    axes.set_xticks([])  # the axes of a map have no unit
     axes.set_yticks([])
     axes.spines[:].set_color(GRID)
     if len(classes) <= MOST_IN_LEGEND:
@@ -53,7 +53,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
 
 
 def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
-    """Training loss and, where it was measured, online k-NN accuracy by epoch from a metrics.jsonl.
+    """Plots training loss and, where measured, online k-NN accuracy by epoch from a metrics.jsonl.
 
     ``collapsed_at``: the loss of a network whose embeddings are all equal, drawn as a dashed line.
     """
@@ -72,9 +72,9 @@ def loss_curve(metrics: Path, collapsed_at: float | None = None) -> "Figure":
 
 
 def label_curve(rows: Sequence[Row]) -> "Figure | None":
-    """Top-1 by the number of labelled images, a line for each kind of features; None where few were not tried.
+    """Plots top-1 by the number of labelled images, a line per kind of features; None where few were not tried.
 
-    Bars are from the worst to the best draw. All labels of the linear probe are the last point where it was run.
+    Bars go from the worst to the best draw. If the linear probe was run on all labels, it gives the last point.
     """
     few = [row for row in rows if _FEW.search(row.protocol) and row.n_train]
     if len({row.n_train for row in few}) < 2:
@@ -111,10 +111,10 @@ def _mark_collapse(axes: "Axes", loss: float) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl merged by step, in order of steps; a later line wins.
+    """Reads the lines of a metrics.jsonl, merged by step, in order of steps; a later line wins.
 
-    A resumed run writes the steps after its checkpoint again, and a kill tears the line being written: lines that are
-    not JSON objects with a step are left out.
+    A resumed run writes the steps after its checkpoint again, and a kill may leave a partial line: lines that are not
+    JSON objects with a step are left out.
     """
     steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -129,7 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _embed(x: Tensor, seed: int) -> tuple[str, Any]:
     centred = x - x.mean(dim=0)
-    # t-SNE starts at two principal components and divides by their spread, which a collapsed network has not
+    # t-SNE divides by the spread of two principal components, which is 0 for a collapsed network
     if len(x) < FEWEST_FOR_TSNE or x.shape[1] < 2 or float(centred.abs().max()) < 1e-6:
         return "PCA", _principal_plane(centred)
     if len(x) >= FEWEST_FOR_UMAP and find_spec("umap"):
@@ -143,7 +143,7 @@ def _umap(x: Tensor, seed: int) -> Any:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that a seed costs it its threads, and speaks of TensorFlow
+        warnings.simplefilter("ignore")  # it warns that a seed disables threads, and about TensorFlow
         from umap import UMAP
 
         return UMAP(random_state=seed, n_jobs=1).fit_transform(x.numpy())

@@ -1,4 +1,4 @@
-"""What the features hold for alike: test images, each with the training images nearest to it."""
+"""Gallery of nearest neighbours: test images, each with the training images nearest to it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from unlabeled.pages.section import Section, Tile, save_columns, tile_html
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 
 NEIGHBOURS = 8
-OF_EACH = 3  # queries that are right and queries that are wrong: 54 images are loaded
-CANDIDATES = 256  # test images that queries are chosen from: all of a large test set would take minutes
+OF_EACH = 3  # queries of each kind, right and wrong: 54 images are loaded
+CANDIDATES = 256  # test images to choose queries from: a whole large test set would take minutes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NeighbourQuery:
 
     @property
     def majority(self) -> int:
-        """The class most neighbours have; the one that comes first among equals."""
+        """Returns the class that most neighbours have; the first among equals."""
         return max(dict.fromkeys(self.labels), key=self.labels.count)
 
     @property
@@ -40,9 +40,9 @@ class NeighbourQuery:
 
 
 def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF_EACH) -> list[NeighbourQuery]:
-    """Random test images, up to ``of_each`` whose neighbours vote for their class and as many where they do not.
+    """Draws test images, up to ``of_each`` that their neighbours classify right and as many that they do not.
 
-    The same for the same ``seed``; right ones first. Cosine similarity, as k-NN has it.
+    The same ``seed`` gives the same images; right ones come first. Cosine similarity, as in k-NN.
     """
     chosen = torch.randperm(len(test.x), generator=torch.Generator().manual_seed(seed))[:CANDIDATES]
     chosen = chosen.to(test.x.device)
@@ -59,7 +59,7 @@ def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF
 def neighbour_section(
     train: Features, test: Features, classes: Sequence[str], image: ImagesOf, folder: Path, seed: int = 0
 ) -> Section:
-    """The gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
+    """Makes the gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
     found = choose_queries(train, test, seed)
     beside = image("train", [id for query in found for id in query.ids]).cpu()
     near = list(torch.split(beside, len(found[0].ids)))
@@ -72,7 +72,7 @@ def neighbour_section(
         "Nearest training images",
         f"Test images drawn at random, each with the {len(near[0])} training images nearest to it by cosine: up to "
         f"{OF_EACH} whose neighbours vote for the right class, then up to {OF_EACH} where they vote for another. "
-        "The shares of right and wrong here say nothing.",
+        "Their shares here are not an accuracy.",
         rows,
         "\n".join(["![Nearest training images](neighbours.png)", "", *lines]),
         wide=True,

@@ -1,4 +1,4 @@
-"""The few decoded images that a report shows, kept: a second evaluation of the same checkpoint reads none."""
+"""Cache of the few decoded images in a report: a second evaluation of the same checkpoint reads none."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,16 +8,16 @@ from unlabeled.data.source import Splits
 from unlabeled.evaluation.cache import TensorCache, code_hash
 
 Decode = Callable[[str, Sequence[int]], list[Tensor]]  # "train" or "test" and ids in it → uint8 [3, h, w] each
-MOST = 500  # images that are kept of one data set, about five reports' worth
+MOST = 500  # images kept per data set, enough for about five reports
 
 
 class ReportImageCache:
     """Decodes images of a data set, or takes those that an earlier report has shown.
 
     Args:
-        splits: where they come from.
+        splits: the data set.
         prints: the fingerprint of each split, None where it has none.
-        cache: where they are kept; None: nowhere.
+        cache: stores the images; None: they are not stored.
     """
 
     def __init__(self, splits: Splits, prints: Mapping[str, str | None], cache: TensorCache | None) -> None:
@@ -29,11 +29,11 @@ class ReportImageCache:
         self._new = False
 
     def __call__(self, split: str, ids: Sequence[int]) -> list[Tensor]:
-        """Images in the order of ``ids``."""
+        """Returns images in the order of ``ids``."""
         return [self._one(split, id) for id in ids]
 
     def keep(self) -> None:
-        """Write what was decoded, for the next report."""
+        """Writes the decoded images, for the next report."""
         if self._new and self._cache is not None:
             self._cache.put(self._key, dict(list(self._images.items())[-MOST:]))
 

@@ -1,4 +1,4 @@
-"""The report as Markdown."""
+"""Writes the report as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ def markdown(
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
 ) -> str:
-    """The text of report.md; its pictures lie beside it."""
-    doubts = run_summary.report_warnings(rows, provenance, references)
+    """Returns the text of report.md; its pictures lie beside it."""
+    warnings = run_summary.report_warnings(rows, provenance, references)
     parts = [
         f"# {TITLE}",
         _lines(run_summary.headline(rows)),
         accuracy_table(rows),
         _lines(run_summary.measurement_notes(rows)),
     ]
-    parts += ["## What to doubt", "\n".join(f"- {in_markdown(doubt)}" for doubt in doubts)] if doubts else []
+    parts += ["## Warnings", "\n".join(f"- {in_markdown(warning)}" for warning in warnings)] if warnings else []
     parts += _further(rows)
     parts += ["## Published numbers", _references(references)] if references else []
     parts += [f"## {each.title}\n\n{each.words}\n\n{each.markdown}" for each in sections]
-    parts += ["## What was chosen", _chosen(rows), "## Where the numbers come from"]
+    parts += ["## Chosen hyper-parameters", _chosen(rows), "## Provenance"]
     parts += [_table(["what", "value"], run_summary.provenance_facts(provenance))]
     parts += [_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""The report as one HTML file: pictures inside, no script, nothing that is fetched."""
+"""Writes the report as one HTML file: pictures inside, no script, nothing that is fetched."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ def page(
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
 ) -> str:
-    """The text of report.html."""
+    """Returns the text of report.html."""
     parts = [
         *_results(rows),
-        *_doubts(run_summary.report_warnings(rows, provenance, references)),
+        *_warnings(run_summary.report_warnings(rows, provenance, references)),
         *_further(rows),
         *_references(references),
         *(_Part(each.title, _shown(each), "shown wide" if each.wide else "shown") for each in sections),
@@ -92,9 +92,9 @@ def _line(line: ResultLine) -> str:
     return f'<tr{kind}><th scope="row">{escape(line.name)}</th>{cells}</tr>'
 
 
-def _doubts(found: Sequence[str]) -> list[_Part]:
+def _warnings(found: Sequence[str]) -> list[_Part]:
     items = "".join(f"<li>{_breakable(each)}</li>" for each in found)
-    return [_Part("What to doubt", f"<ul>{items}</ul>", "doubts")] if found else []
+    return [_Part("Warnings", f"<ul>{items}</ul>", "doubts")] if found else []
 
 
 def _further(rows: Sequence[Row]) -> list[_Part]:
@@ -123,7 +123,7 @@ def _chosen(rows: Sequence[Row]) -> list[_Part]:
         for each in run_summary.chosen_settings(rows)
     ]
     head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
-    return [_Part("What was chosen", _table(head, lines))] if lines else []
+    return [_Part("Chosen hyper-parameters", _table(head, lines))] if lines else []
 
 
 def _lists(lists: Mapping[str, Any]) -> str:
@@ -135,11 +135,11 @@ def _facts(provenance: Mapping[str, Any]) -> _Part:
         ["what", "value"], [list(map(_breakable, fact)) for fact in run_summary.provenance_facts(provenance)]
     )
     folded = "".join(_folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
-    return _Part("Where the numbers come from", table + folded)
+    return _Part("Provenance", table + folded)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """``lines``: HTML of the cells."""
+    """Formats a table; ``lines`` hold the HTML of the cells."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="scroll" tabindex="0"><table class="texts"><tr>{titles}</tr>{rows}</table></div>'
@@ -151,6 +151,6 @@ def _folded(key: str, value: Any) -> str:
 
 
 def _breakable(text: str) -> str:
-    """A line may end after a slash, and within a long key: protocols, paths and keys have no spaces."""
+    """Allows line breaks after a slash and within a long key: protocols, paths and keys have no spaces."""
     whole = escape(text).replace("/", "/<wbr>")
     return whole if " " in text else whole.replace("_", "_<wbr>").replace(".", ".<wbr>")

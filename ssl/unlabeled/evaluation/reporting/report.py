@@ -1,4 +1,4 @@
-"""Writes what was measured, every number with its protocol: results.json for programs, a page for people."""
+"""Writes the results, every number with its protocol: results.json for programs, a page for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ def write_report(
     """Writes results.json, report.md with its pictures, and report.html into ``folder``; returns the path of the last.
 
     Args:
-        folder: made where it is missing.
-        rows: what was measured.
+        folder: made if it does not exist.
+        rows: the measured numbers.
         provenance: checkpoint, data, seeds, versions, machine, times; nested dicts of plain values and paths.
             ``config`` and ``settings`` are folded, ``git`` is what :func:`git_state` gives.
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
-        report_images: what else is shown; None for numbers and the learning curve alone.
+        report_images: inputs of sections with images; None: only numbers and the learning curve.
         references: published numbers, as :func:`unlabeled.evaluation.comparison.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.

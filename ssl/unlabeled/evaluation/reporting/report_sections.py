@@ -1,4 +1,4 @@
-"""What the report shows besides numbers: images and plots, each a section of the page and of Markdown."""
+"""Makes the sections of the report besides numbers: images and plots, for the page and for Markdown."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.views.pipeline import Views
 
-PICTURES = 6  # images that attention and reconstructions are shown of
+PICTURES = 6  # images with attention and reconstructions
 
 
 @dataclass
 class ReportImages:
-    """What sections are made of; about 90 images are asked for."""
+    """Inputs of the sections with images; about 90 images are asked for."""
 
     classes: Sequence[str]
-    train: Features  # of the judged network, labelled images
+    train: Features  # of the evaluated network, labelled images
     test: Features
     image: ImagesOf  # "train" or "test" and ids in their source → float [n, 3, h, w] in [0, 1], as evaluation sees them
     attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
@@ -36,7 +36,7 @@ class ReportImages:
 
 
 def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
-    """How images are looked at again: decoded, as evaluation sees them."""
+    """Returns a function that decodes images and transforms them as evaluation does."""
 
     def image(split: str, ids: Sequence[int]) -> Tensor:
         images, sizes = pad_to_largest(decode(split, ids))
@@ -48,15 +48,15 @@ def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
 def network_pictures(
     backbone: Backbone, objective: Objective | None, decode: Decode, views: Views, test: Features, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Attention and reconstructions of six random labelled test images, for Exhibits; empty where there are none.
+    """Returns attention and reconstructions of six random labelled test images; empty where there are none.
 
     Args:
-        backbone: with the judged weights.
-        objective: likewise, or None where the checkpoint has no objective.
+        backbone: with the evaluated weights.
+        objective: likewise, or None if the checkpoint has no objective.
         decode: gives images of the test split.
         views: of the run.
         test: features of the test images.
-        seed: which images, and the masks.
+        seed: of the choice of images, and of the masks.
     """
     chosen = torch.randperm(len(test.ids), generator=torch.Generator().manual_seed(seed))[:PICTURES]
     images, sizes = pad_to_largest(decode("test", test.ids.cpu()[chosen].tolist()))
@@ -68,16 +68,16 @@ def network_pictures(
 
 @torch.no_grad()
 def reconstructions(objective: Objective, views: Views, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """What the method makes of images, see :class:`HasVisualization`; left in the mode in which it was found.
+    """Returns the method's pictures of images, see :class:`HasVisualization`; keeps the objective's mode.
 
     Args:
         objective: on the device of ``images``.
-        views: what made ``images``.
+        views: the views that made ``images``.
         images: [B, 3, h, w], as evaluation sees them.
         seed: of every random draw.
 
     Returns:
-        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none where the method paints nothing.
+        Columns [B, 3, h, w] in [0, 1] on the CPU by their names; none if the method makes no pictures.
     """
     if not isinstance(objective, HasVisualization):
         return {}
@@ -95,7 +95,7 @@ def make_sections(
     collapsed_at: float | None,
     report_images: ReportImages | None,
 ) -> list[Section]:
-    """All that can be shown, in the order of the report; pictures for Markdown are written to ``folder``."""
+    """Makes all sections, in the order of the report; pictures for Markdown are written to ``folder``."""
     made = []
     if metrics is not None and metrics.exists():
         words = "Training loss of every logged step and, where it was measured, accuracy of the online k-NN probe."
@@ -103,7 +103,7 @@ def make_sections(
         made.append(plot_section(curve, folder, "loss_curve", "Loss and online k-NN while training", words))
     by_labels = label_curve(rows)
     if by_labels is not None:
-        words = "What pretraining is for: accuracy with few labelled images, mean of the draws and their range."
+        words = "Accuracy with few labelled images, mean of the draws and their range."
         made.append(plot_section(by_labels, folder, "labels", "Accuracy by labels", words))
     return (
         made
@@ -113,9 +113,10 @@ def make_sections(
 
 
 def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
-    """The pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
+    """Returns the pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
 
-    Of several linear ones the first, of k-NN likewise: never the best on the test set. Means over draws come last.
+    Of several linear rows it takes the first, of k-NN likewise: never the best on the test set. Means over draws come
+    last.
     """
     fitting = [row for row in rows if row.features == "pretrained" and fits(row)]
     fitting.sort(key=lambda row: len(row.draws) > 1)
@@ -129,8 +130,8 @@ def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
 def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path) -> list[Section]:
     train, test, classes = report_images.train, report_images.test, report_images.classes
     words = (
-        "Each dot is a test image; what lies together looks alike to the network. Axes and distances between groups "
-        "mean nothing."
+        "Each dot is a test image; dots that lie together have similar features. Axes and distances between groups "
+        "have no meaning."
     )
     picture = feature_map(test.x, test.labels, classes)
     made = [plot_section(picture, folder, "feature_map", "Map of the test features", words)]
@@ -160,7 +161,7 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
 def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
     words = (
         "Attention rollout (Abnar and Zuidema 2020), each image on its own scale: yellow where the features look, "
-        "dark where they do not. It leaves values and perceptrons out: to think with, not to measure by."
+        "dark where they do not. It leaves values and perceptrons out: an illustration, not a measurement."
     )
     made = []
     if report_images.attention:
@@ -172,7 +173,7 @@ def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
 
 
 def image_columns_section(columns: dict[str, Tensor], folder: Path, name: str, title: str, words: str) -> Section:
-    """Columns of images side by side, also written to ``folder``/name.png."""
+    """Shows columns of images side by side, also written to ``folder``/name.png."""
     save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
     groups = zip(*columns.values(), strict=True)
     html = "".join(_group(dict(zip(columns, images, strict=True))) for images in groups)

@@ -1,4 +1,4 @@
-"""What an evaluation has found, for Python."""
+"""Results of an evaluation as a Python object."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from unlabeled.evaluation.reporting.results_table import accuracy_table
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The rows of a report. ``results["linear"].top1`` is the number of the pretrained features.
+    """Holds the rows of a report. ``results["linear"].top1`` is the number of the pretrained features.
 
-    ``rows`` holds those of the random network, raw pixels and chance too; ``report`` is the page.
+    ``rows`` also holds the random network, raw pixels and chance; ``report`` is the path of the page.
     """
 
     rows: Sequence[Row]
@@ -20,25 +20,25 @@ class Results:
 
     @property
     def table(self) -> str:
-        """Top-1 in per cent, markdown."""
+        """Returns top-1 in per cent as a markdown table."""
         return accuracy_table(self.rows)
 
     def __repr__(self) -> str:
         return self.table
 
     def _repr_markdown_(self) -> str:
-        """How a notebook shows it."""
+        """Returns the table for a notebook."""
         return self.table
 
     def __getitem__(self, protocol: str) -> Row:
-        """The row of the pretrained features under a protocol, given whole or by its first words: ``"linear"``."""
+        """Returns the pretrained row of a protocol, given whole or by its first words: ``"linear"``."""
         return self.row(protocol)
 
     def row(self, protocol: str, features: str = "pretrained") -> Row:
-        """The first row of these features under a protocol, given whole or by its first words.
+        """Returns the first row of these features for a protocol, given whole or by its first words.
 
         Raises:
-            KeyError: there is none; names those that there are.
+            KeyError: there is none; the message names the existing protocols.
         """
         known = [row for row in self.rows if row.features == features]
         exact = [row for row in known if row.protocol == protocol]

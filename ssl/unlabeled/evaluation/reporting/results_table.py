@@ -20,7 +20,7 @@ METRIC_TITLES = {"brier": "Brier"} | {
 
 @dataclass(frozen=True)
 class ResultCell:
-    """One number as text, and what says how sure it is."""
+    """One number as text, with its uncertainty."""
 
     number: str
     more: tuple[str, ...] = ()  # "± 0.41" over draws, "[71.20, 73.45]" from test images
@@ -38,10 +38,10 @@ class ResultLine:
 
 
 def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
-    """Protocols, and the lines below them: top-1 in per cent of the test images.
+    """Returns protocols, and the lines below them: top-1 in per cent of the test images.
 
-    "–" stands where nothing was measured. Chance uses no features, so its numbers stand in every column. Where the
-    classes of the test images are imbalanced the means over classes follow.
+    "–" means not measured. Chance uses no features, so that its numbers are in every column. For imbalanced classes the
+    means over classes follow.
     """
     measured = [row for row in rows if row.features != "chance"]
     protocols = list(dict.fromkeys(row.protocol for row in measured))
@@ -61,9 +61,9 @@ def accuracy_grid(rows: Sequence[Row]) -> tuple[list[str], list[ResultLine]]:
 
 
 def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[ResultLine]]:
-    """The same for other metrics: a line per metric and kind of features, under the protocols that have any.
+    """Returns the same for other metrics: a line per metric and kind, under the protocols that have any.
 
-    Those that most papers give, or else (not ``usual``) all the others, of which uncertainty has dozens.
+    ``usual``: those that most papers give; otherwise all others, with dozens for uncertainty.
     """
     chosen = [
         name for row in rows for name in row.metrics if (name in DEFAULT_METRICS) == usual and name != MEAN_PER_CLASS
@@ -83,13 +83,13 @@ def other_metrics(rows: Sequence[Row], usual: bool) -> tuple[list[str], list[Res
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
-    """Top-1 in per cent as a markdown table, with deviations over draws and 95 % intervals where there are any."""
+    """Formats top-1 in per cent as a markdown table, with deviations over draws and 95 % intervals if there are any."""
     protocols, lines = accuracy_grid(rows)
     return markdown_table(["top-1, %", *protocols], lines)
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[ResultLine]) -> str:
-    """Columns of equal width, numbers on the right."""
+    """Formats columns of equal width, numbers on the right."""
     texts = [list(head), *([line.name, *map(str, line.cells)] for line in lines)]
     texts = [[in_table(text) for text in line] for line in texts]
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
@@ -102,25 +102,25 @@ def markdown_table(head: Sequence[str], lines: Sequence[ResultLine]) -> str:
 
 
 def feature_kinds(rows: Sequence[Row]) -> list[str]:
-    """Kinds of features: pretrained, random, pixels, then whatever else there is."""
+    """Returns the kinds of features: pretrained, random, pixels, then all others."""
     present = dict.fromkeys(row.features for row in rows)
     return [name for name in ORDER if name in present] + [name for name in present if name not in ORDER]
 
 
 def format_signed(points: float) -> str:
-    """With its sign, and a minus as wide as a plus."""
+    """Formats a number with its sign, and a minus as wide as a plus."""
     return f"{points:+.2f}".replace("-", "−")
 
 
 def format_uncertainty(row: Row) -> tuple[str, ...]:
-    """The sample standard deviation over draws and the 95 % interval, each where there is one."""
+    """Returns the sample standard deviation over draws and the 95 % interval, each where there is one."""
     deviation = (f"± {statistics.stdev(row.draws):.2f}",) if len(row.draws) > 1 else ()
     interval = (f"[{row.interval[0]:.2f}, {row.interval[1]:.2f}]",) if row.interval else ()
     return deviation + interval
 
 
 def _metric(key: str) -> str:
-    """``ece_after_temperature`` → ECE after temperature."""
+    """Formats the key of a metric: ``ece_after_temperature`` becomes ECE after temperature."""
     return " ".join(METRIC_TITLES.get(word, word) for word in key.split("_"))
 
 
@@ -129,7 +129,7 @@ def _cell(row: Row | None) -> ResultCell:
 
 
 def _per_class(name: str, rows: Sequence[Row | None]) -> list[ResultLine]:
-    """A line of means over classes, where there are some."""
+    """Returns a line of means over classes, where there are some."""
     values = [None if row is None else row.metrics.get(MEAN_PER_CLASS) for row in rows]
     cells = [ResultCell(NOTHING if value is None else f"{value:.2f}") for value in values]
     return [] if set(values) <= {None} else [ResultLine(f"{name}, mean over classes", cells)]

@@ -1,4 +1,4 @@
-"""What a report says in words of its numbers, the same on the page and in Markdown: plain text and flat tables."""
+"""Text of a report about its numbers, the same on the page and in Markdown: sentences and flat tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from unlabeled.evaluation.reporting.results_table import format_signed, format_u
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
-CORRUPT_LISTED = 3  # names in a doubt
-MOST_LISTED = 4  # rows that a doubt names
+CORRUPT_LISTED = 3  # names listed in a warning
+MOST_LISTED = 4  # rows listed in a warning
 Reference = Mapping[str, Any]  # as references_for gives it
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The result in one sentence, of the best-known protocol."""
+    """States the result in one sentence, of the best-known protocol."""
     row = best_row(rows, lambda row: True)
     if row is None:
-        return "No pretrained features were judged."
+        return "No pretrained features were evaluated."
     random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
     sure = " ".join(format_uncertainty(row))
     gain = f"; {format_signed(row.top1 - random[0].top1)} points against random weights" if random else ""
@@ -29,7 +29,7 @@ def headline(rows: Sequence[Row]) -> str:
 def report_warnings(
     rows: Sequence[Row], provenance: Mapping[str, Any], references: Sequence[Reference] = ()
 ) -> list[str]:
-    """Whatever a reader should doubt, each once, with the rows that it concerns."""
+    """Returns every warning about the numbers once, with the rows that it concerns."""
     concerned: dict[str, list[str]] = {}
     for row in rows:
         for note in row.notes:
@@ -60,7 +60,7 @@ def _of_references(references: Sequence[Reference]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Lists the first few names, and how many more there are."""
     more = len(names) - MOST_LISTED
     return "; ".join(names[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
@@ -85,7 +85,7 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def measurement_notes(rows: Sequence[Row]) -> str:
-    """On which images, how sure the numbers are, and how they compare."""
+    """Says on which images the numbers were measured, how sure they are, and how they compare."""
     measured = [row for row in rows if row.features != "chance"]
     if not measured:
         return ""
@@ -95,20 +95,20 @@ def measurement_notes(rows: Sequence[Row]) -> str:
     n_test = measured[0].n_test
     error = max(math.sqrt(row.top1 * (100 - row.top1) / n_test) for row in measured)  # binomial
     return (
-        f"The last epoch was judged, not the best one. {chosen}The test set was used once, for these numbers. "
+        f"The last epoch was evaluated, not the best one. {chosen}The test set was used once, for these numbers. "
         f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
-        f"of test images alone a score has a standard error of up to {error:.2f} points. {_signs(measured)}"
+        f"of test images alone a score has a standard error of up to {error:.2f} points. {_plus_minus_note(measured)}"
         "Columns are different protocols: compare within a column."
     )
 
 
 def _choices(row: Row) -> list[Mapping[str, Any]]:
-    """What was chosen for a row, and in each of its draws."""
+    """Returns the values chosen for a row, and in each of its draws."""
     of_draws = [each for value in row.chosen.values() if _is_list_of_mappings(value) for each in value]
     return [row.chosen, *of_draws]
 
 
-def _signs(rows: Sequence[Row]) -> str:
+def _plus_minus_note(rows: Sequence[Row]) -> str:
     draws = max((len(row.draws) for row in rows), default=0)
     of_draws = ", or of the mean over draws and test images" if draws > 1 else ""
     interval = f"Brackets: 95 % intervals, by resampling test images{of_draws}. "
@@ -117,16 +117,16 @@ def _signs(rows: Sequence[Row]) -> str:
 
 
 class ChosenSettings(NamedTuple):
-    """The hyper-parameters of one number, with what they were chosen on."""
+    """The hyper-parameters of one number, with the images that they were chosen on."""
 
     features: str
     protocol: str
     values: str
-    lists: dict[str, Any]  # what is too long for a line: one entry for each draw
+    lists: dict[str, Any]  # values too long for a line: one entry per draw
 
 
 def chosen_settings(rows: Sequence[Row]) -> list[ChosenSettings]:
-    """One for each row but those of chance."""
+    """Returns one entry for each row but those of chance."""
     found = []
     for row in rows:
         if row.features != "chance":
@@ -145,16 +145,16 @@ def _is_list_of_mappings(value: Any) -> bool:
 
 
 def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run, flat, the most important first; without what is folded."""
+    """Returns the provenance as flat pairs, the most important first; without the folded parts."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
     said = {key: provenance[key] for key in order if key not in FOLDED}
     if said.get("images_per_second", 0) is None:
-        said["images_per_second"] = "no image was read, all features had been kept"
+        said["images_per_second"] = "no image was read, all features came from the cache"
     return flatten(said)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as lines ``a.b``, text."""
+    """Flattens nested values to pairs of ``a.b`` and text."""
     lines: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -165,7 +165,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 
 def format_reference(each: Reference) -> list[str]:
-    """What stands below REFERENCE_HEAD."""
+    """Formats the cells of a published number below REFERENCE_HEAD."""
     numbers = [_number(each.get(key)) for key in ("published", "ours")]
     difference = each.get("difference")
     points = "–" if difference is None else format_signed(difference)
@@ -178,7 +178,7 @@ REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "dif
 
 
 def format_value(value: Any) -> str:
-    """A value as a reader wants it: six digits, lists without brackets."""
+    """Formats a value for a reader: six digits, lists without brackets."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""How far probabilities can be believed: proper scores, calibration error, and one temperature that mends it.
+"""Calibration of probabilities: proper scores, calibration error, and temperature scaling.
 
-Everything is computed in float64 from log probabilities [N, C], which may hold -inf for classes that cannot be.
+Everything is computed in float64 from log probabilities [N, C], which may hold -inf for impossible classes.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures looked for; where nothing is wrong the best would be 0
+COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures; without any error the best would be 0
 
 
 def calibration_metrics(
@@ -18,12 +18,12 @@ def calibration_metrics(
     held_log_probabilities: Tensor | None = None,
     held_labels: Tensor | None = None,
 ) -> dict[str, float]:
-    """``nll`` (nats), ``brier``, ``ece``, ``ece_equal_mass`` of test images; with held-out ones also after scaling.
+    """Returns ``nll`` (nats), ``brier``, ``ece``, ``ece_equal_mass``; with held-out images also after scaling.
 
     Args:
         log_probabilities: [N, C] of the test images, ``labels`` int64 [N].
         held_log_probabilities: [M, C] of images set aside from train, by the same recipe fitted without them, and
-            ``held_labels`` int64 [M]: on them the temperature is fitted.
+            ``held_labels`` int64 [M]: the temperature is fitted on them.
 
     Returns:
         Numbers for ``Score.metrics``. With held-out images also ``temperature``, ``nll_after_temperature``,
@@ -39,22 +39,22 @@ def calibration_metrics(
 
 
 def nll(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood in nats of ``labels`` int64 [N]; infinite where a label's probability is 0."""
+    """Returns the mean negative log-likelihood in nats of ``labels`` int64 [N]; infinite if a probability is 0."""
     return -float(log_probabilities.double().gather(1, labels[:, None]).mean())
 
 
 def brier(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Mean over images of Σ_k (p_k − y_k)², from 0 to 2 (Brier 1950)."""
+    """Returns the mean over images of Σ_k (p_k − y_k)², from 0 to 2 (Brier 1950)."""
     p = log_probabilities.double().exp()
     hit = p.gather(1, labels[:, None])[:, 0]
     return float((p.square().sum(dim=1) - 2 * hit + 1).mean())
 
 
 def ece(log_probabilities: Tensor, labels: Tensor, bins: int = BINS, equal_mass: bool = False) -> float:
-    """Expected calibration error, 0 to 1: mean gap between confidence and accuracy over bins (Guo et al. 2017, eq. 3).
+    """Returns the expected calibration error, 0 to 1: mean gap of confidence and accuracy (Guo et al. 2017, eq. 3).
 
     Bins are of equal width in the largest probability, (a, b]; with ``equal_mass`` they hold equally many images
-    (Nguyen and O'Connor 2015), which a few wide bins with nearly all images cannot flatter.
+    (Nguyen and O'Connor 2015), so that a few bins with nearly all images cannot hide errors.
     """
     confidence, predictions = log_probabilities.double().exp().max(dim=1)
     right = (predictions == labels).double().cpu()
@@ -72,10 +72,10 @@ def ece(log_probabilities: Tensor, labels: Tensor, bins: int = BINS, equal_mass:
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    """T that minimises the nll of softmax(log p / T) (Guo et al. 2017, section 4.2), between 0.01 and 100.
+    """Returns T that minimises the nll of softmax(log p / T) (Guo et al. 2017, section 4.2), from 0.01 to 100.
 
     Newton's method on 1/T, in which the nll is convex, halving the bracket where a step would leave it. Fit it on
-    images that the classifier has not seen, and not on test images. 1 where T makes no difference.
+    images that the classifier has not seen, and not on test images. It returns 1 if T has no effect.
     """
     low, high, beta = 1 / HOTTEST, 1 / COLDEST, 1.0
     log_p = log_probabilities.double()
@@ -92,7 +92,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
 
 
 def scale_by_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """Log of softmax(log p / T) [N, C]; classes of probability 0 keep it."""
+    """Returns the log of softmax(log p / T) [N, C]; classes of probability 0 keep it."""
     return (log_probabilities.double() / temperature).log_softmax(dim=1)
 
 
@@ -105,7 +105,7 @@ def _metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _slope_and_curvature(log_p: Tensor, labels: Tensor, beta: float) -> tuple[float, float]:
-    """First and second derivative by β = 1/T of the mean nll: mean E_q[log p] − log p_y, and mean Var_q[log p]."""
+    """Returns first and second derivative of the mean nll by β = 1/T: mean E_q[log p] − log p_y, mean Var_q[log p]."""
     q = (log_p * beta).softmax(dim=1)
     finite = log_p.masked_fill(q == 0, 0.0)  # 0 · log 0 is 0
     mean = (q * finite).sum(dim=1)

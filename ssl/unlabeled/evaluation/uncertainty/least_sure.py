@@ -1,4 +1,4 @@
-"""The test images that a classifier is least sure of, as a table: what to look at, or to label, next."""
+"""Writes the test images with the least certain predictions as a table: those to inspect, or to label, next."""
 
 import csv
 import io
@@ -23,8 +23,8 @@ def write_least_certain(
 ) -> None:
     """Writes a CSV with one image a line: name, label, predicted, probability, entropy (nats), then each score.
 
-    The order is by entropy, the largest first and equal ones as they came. No columns depend on the labels but
-    ``label`` itself, which is empty where there is none.
+    Lines are sorted by entropy, largest first, equal ones in their original order. Only the column ``label`` depends on
+    the labels; it is empty where there is none.
 
     Args:
         names: one for each of N images.
@@ -37,7 +37,7 @@ def write_least_certain(
     likely, predicted = log_probabilities.double().exp().max(dim=1)
     columns = {"probability": likely, "entropy": doubt} | {k: v for k, v in scores.items() if k != "entropy"}
     numbers = torch.stack([column.double().cpu() for column in columns.values()], dim=1).tolist()
-    called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last, at -1, for no label
+    called = [*(classes or map(str, range(log_probabilities.shape[1]))), ""]  # the last name, at -1, is for no label
     order = doubt.argsort(descending=True, stable=True).tolist()
     label_of, predicted_of = labels.tolist(), predicted.tolist()
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""What the disagreement of S classifiers says: one pooled prediction, and how much each image is in doubt and why.
+"""Pools the predictions of S classifiers and measures the uncertainty of each image from their disagreement.
 
 Members are log probabilities [S, N, C]; -inf is allowed. Entropies are in nats. (Depeweg et al. 2018, arXiv 1710.07283;
 Gal 2016, section 3.3.) Probabilities are averaged, not logits.
@@ -22,7 +22,7 @@ CHUNK_BYTES = 64 * 2**20  # members' logits held at a time
 
 @dataclass
 class Pool:
-    """What S members say together about N images."""
+    """Pooled prediction of S members on N images."""
 
     log_probabilities: Tensor  # float32 [N, C], of the mean probabilities
     scores: dict[str, Tensor]  # float32 [N] each, larger = less sure
@@ -30,7 +30,7 @@ class Pool:
 
 
 def pool_members(members: Tensor) -> Pool:
-    """Members [S, N, C] as one, with all scores."""
+    """Pools members [S, N, C] into one prediction, with all scores."""
     log_p = log_mean_probabilities(members)
     scores = uncertainty_scores(log_p) | {
         "expected_entropy": expected_entropy(members),
@@ -41,7 +41,7 @@ def pool_members(members: Tensor) -> Pool:
 
 
 def pool_heads(heads: Tensor, x: Tensor) -> Pool:
-    """Linear heads [S, C, D + 1] on features [N, D + 1] as one; a bounded number of logits exists at a time."""
+    """Pools linear heads [S, C, D + 1] on features [N, D + 1]; a bounded number of logits exists at a time."""
     parts = [pool_members(members) for members in _members(heads, x)]
     return Pool(
         torch.cat([part.log_probabilities for part in parts]),
@@ -51,44 +51,44 @@ def pool_heads(heads: Tensor, x: Tensor) -> Pool:
 
 
 def uncertainty_scores(log_probabilities: Tensor) -> dict[str, Tensor]:
-    """What needs no members, [N] each: ``entropy`` and ``least_confidence`` = 1 − the largest probability."""
+    """Returns scores that need no members, [N] each: ``entropy``, ``least_confidence`` = 1 − largest probability."""
     least = -torch.expm1(log_probabilities.amax(dim=1))
     return {"entropy": entropy(log_probabilities), "least_confidence": least}
 
 
 def log_mean_probabilities(members: Tensor) -> Tensor:
-    """Log of the members' mean probabilities [N, C]."""
+    """Returns the log of the members' mean probabilities [N, C]."""
     return members.logsumexp(dim=0) - math.log(len(members))
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """−Σ p log p over the last dimension; of the pool it is the predictive, or total, entropy."""
+    """Returns −Σ p log p over the last dimension; of the pool it is the predictive, or total, entropy."""
     terms: Tensor = torch.special.entr(log_probabilities.exp())
     return terms.sum(dim=-1)
 
 
 def expected_entropy(members: Tensor) -> Tensor:
-    """Mean of the members' entropies [N]: the doubt that they share (aleatoric)."""
+    """Returns the mean of the members' entropies [N]: the uncertainty that they share (aleatoric)."""
     return entropy(members).mean(dim=0)
 
 
 def mutual_information(members: Tensor) -> Tensor:
-    """Predictive less expected entropy [N]: the doubt that more labels could remove (epistemic; BALD, 1112.5745).
+    """Returns predictive minus expected entropy [N]: epistemic, more labels can reduce it (BALD, 1112.5745).
 
-    Never below 0, where rounding would take it.
+    It is clamped at 0 against rounding.
     """
     return (entropy(log_mean_probabilities(members)) - expected_entropy(members)).clamp(min=0)
 
 
 def variation_ratio(members: Tensor) -> Tensor:
-    """Share of members [N] that do not vote for the most voted class (Freeman 1965)."""
+    """Returns the share of members [N] that do not vote for the most voted class (Freeman 1965)."""
     votes = members.argmax(dim=2)
     agree = votes == votes.mode(dim=0).values
     return 1 - agree.to(members.dtype).mean(dim=0)
 
 
 def uncertainty_metrics(log_probabilities: Tensor, labels: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
-    """How well each score finds the errors, for any probe with log probabilities [N, C]: see ``selective_metrics``.
+    """Measures how well each score finds the errors of log probabilities [N, C]: see ``selective_metrics``.
 
     ``scores``: those beyond ``single_scores``.
     """
@@ -104,7 +104,7 @@ def pooled_score(
     chosen: dict[str, Any],
     notes: Sequence[str],
 ) -> Score:
-    """The Score of a pool over test images with ``labels`` int64 [N], with every metric.
+    """Returns the Score of a pool over test images with ``labels`` int64 [N], with every metric.
 
     ``held``: the pool's log probabilities [M, C] and the labels of images set aside from train, by members fitted
     without them; without it no temperature is fitted. ``member_top1`` is the members' mean, per cent.
@@ -127,7 +127,7 @@ def pooled_score(
 
 
 def expand_to_all_classes(log_probabilities: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Columns [N, c] of some ``classes`` int64 [c] among those of all [N, num_classes]; the others are -inf."""
+    """Expands columns [N, c] of ``classes`` int64 [c] to all classes [N, num_classes]; others are -inf."""
     whole = log_probabilities.new_full((len(log_probabilities), num_classes), -math.inf)
     whole[:, classes] = log_probabilities
     return whole

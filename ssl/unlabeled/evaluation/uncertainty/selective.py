@@ -1,4 +1,4 @@
-"""Whether a classifier knows when it is wrong: risk against coverage, and finding its errors by a score.
+"""Selective prediction: risk against coverage, and detection of errors by an uncertainty score.
 
 ``wrong`` is bool [N], True where an image is misclassified; ``uncertainty`` is a score [N], larger where less sure.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
-    """``aurc_NAME`` and ``auroc_NAME`` of each score, and ``aurc_best_possible`` by any score for the same errors.
+    """Returns ``aurc_NAME`` and ``auroc_NAME`` of each score, and ``aurc_best_possible`` for the same errors.
 
-    AUROC is left out where all images are right or all are wrong: nothing is to be found then.
+    AUROC is left out if all images are right or all are wrong: it is not defined then.
     """
     found = {"aurc_best_possible": aurc(wrong, wrong.double())}
     found |= {f"aurc_{name}": aurc(wrong, score) for name, score in scores.items()}
@@ -21,10 +21,10 @@ def selective_metrics(wrong: Tensor, scores: dict[str, Tensor]) -> dict[str, flo
 
 
 def risk_coverage(wrong: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage [N] = 1/N, …, 1 and the share of errors [N] among that many most certain images, float64.
+    """Returns coverage [N] = 1/N, …, 1 and the error rate [N] among that many most certain images, float64.
 
     El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017, arXiv 1705.08500. Among equally uncertain images the errors
-    count as spread evenly, which is the mean over all their orders.
+    count as evenly spread, which is the mean over all orders.
     """
     values, group, counts = torch.unique(uncertainty.double(), return_inverse=True, return_counts=True)
     errors = wrong.double().new_zeros(len(values)).index_add_(0, group, wrong.double())
@@ -34,12 +34,12 @@ def risk_coverage(wrong: Tensor, uncertainty: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def aurc(wrong: Tensor, uncertainty: Tensor) -> float:
-    """Area under the risk–coverage curve, 0 to 1: the mean risk over all N coverages (Geifman et al. 2019)."""
+    """Returns the area under the risk–coverage curve, 0 to 1: mean risk over all N coverages (Geifman et al. 2019)."""
     return float(risk_coverage(wrong, uncertainty)[1].mean())
 
 
 def misclassification_metrics(wrong: Tensor, uncertainty: Tensor) -> dict[str, float]:
-    """How well a score finds the errors: ``auroc``, ``aupr`` and ``fpr95``, each from 0 to 1.
+    """Measures how well a score finds errors: ``auroc``, ``aupr`` and ``fpr95``, each from 0 to 1.
 
     AUROC and AUPR (average precision) have the wrong images as positives (Hendrycks and Gimpel 2017, arXiv 1610.02136,
     their AUPR-Err); a score without information has AUROC 0.5 and AUPR the share of errors. FPR95 is the share of right

@@ -1,1 +1,1 @@
-"""A local page that shows all runs while they train."""
+"""Serves a local page that shows all runs while they train."""

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` as it grows: read on where reading stopped, and curves thin enough for a page."""
+"""Reads ``metrics.jsonl`` while it grows, and reduces curves to as many points as a page can show."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from typing import Any
 Point = tuple[int, float | None]  # step and value; None: not finite
 
 BLOCK = 1 << 24  # bytes read at once
-KEPT = 20_000  # points of a curve in memory; a longer one is thinned to half of it
-LARGEST = 1 << 53  # steps that a number of JavaScript can count
+KEPT = 20_000  # points of a curve in memory; a longer one is reduced to half of that
+LARGEST = 1 << 53  # the largest step that JavaScript can represent
 LOSS, PROBE = "train/loss", "probe/"
 # A line as JsonLines writes it, with its step and its loss, if it has one: four times as fast as json
 _LINE = re.compile(
@@ -23,7 +23,7 @@ _LINE = re.compile(
 
 
 class Curve:
-    """Values by step, in the order of their coming."""
+    """Values by step, in the order of the file."""
 
     def __init__(self) -> None:
         self.steps, self.values = array("q"), array("d")
@@ -41,7 +41,7 @@ class Curve:
             self.values = array("d", [nan if value is None else value for _, value in points])
 
     def downsample(self, limit: int) -> list[Point]:
-        """At most ``limit`` points: the extremes of each stretch, and where one is not finite."""
+        """Returns at most ``limit`` points: the extremes of each interval, and values that are not finite."""
         n = len(self.values)
         if n <= limit:
             return [_point(step, value) for step, value in zip(self.steps, self.values, strict=True)]
@@ -65,7 +65,7 @@ def _point(step: int, value: float) -> Point:
 
 
 class GrowingFile:
-    """A file that others append to. Whole lines are taken once; where it was cut back or replaced, all are taken anew.
+    """A file that others append to. Whole lines are read once; all are read again if it was truncated or replaced.
 
     Args:
         path: of the file, which need not exist.
@@ -73,29 +73,29 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.version = 0  # another one after every change
-        self._start_again()
+        self.version = 0  # changes with every change of the content
+        self._reset()
 
-    def _start_again(self) -> None:
+    def _reset(self) -> None:
         self.version += 1
         self.half = False  # whether the file ends in the middle of a line
         self.damaged = 0  # lines that cannot be read
-        self._position, self._before = 0, b""  # how far it was read, and the last bytes of that
+        self._position, self._before = 0, b""  # end of what was read, and its last bytes
         self.forget()
 
     def update(self) -> None:
-        """Read on. Raises OSError."""
+        """Reads new lines. Raises OSError."""
         if not self.path.exists():
-            self._start_again()
+            self._reset()
             return
         with self.path.open("rb") as file:
-            if self._is_another(file):
-                self._start_again()
+            if self._was_replaced(file):
+                self._reset()
             while block := self._whole_lines(file):
                 self.version += 1
                 self.take(block)
 
-    def _is_another(self, file: BufferedReader) -> bool:
+    def _was_replaced(self, file: BufferedReader) -> bool:
         file.seek(self._position - len(self._before))
         return file.read(len(self._before)) != self._before
 
@@ -109,15 +109,15 @@ class GrowingFile:
         return block
 
     def forget(self) -> None:
-        """Drop what was taken."""
+        """Forgets what was read."""
         raise NotImplementedError
 
     def take(self, block: bytes) -> None:
-        """Some whole lines."""
+        """Takes some whole lines."""
         raise NotImplementedError
 
     def objects(self, block: bytes) -> Iterator[dict[str, Any]]:
-        """The lines that can be read; the others are counted."""
+        """Yields the lines that can be parsed; counts the others."""
         for line in block.splitlines():
             try:
                 read = json.loads(line)
@@ -131,7 +131,7 @@ class GrowingFile:
 
 
 class CurveSummary(GrowingFile):
-    """What a list of many runs shows: the curve of the loss, those of the probes, and where the run is."""
+    """What a list of many runs shows of one: the curves of loss and probes, and its progress."""
 
     def forget(self) -> None:
         self.loss = Curve()
@@ -145,10 +145,10 @@ class CurveSummary(GrowingFile):
                 if (loss := _number(read.get(LOSS))) is not None:
                     self.loss.extend([read["step"]], [loss])
                 self._take_probes(read)
-                self._take_place(read)
+                self._take_position(read)
 
     def _take_quickly(self, block: bytes) -> bool:
-        """False, and nothing is taken, where another hand wrote a line, or one is damaged."""
+        """Takes lines by a fast path. Returns False and takes nothing if a line has another format or is damaged."""
         found = _LINE.findall(block)
         if len(found) < block.count(b"\n"):
             return False
@@ -157,7 +157,7 @@ class CurveSummary(GrowingFile):
         for read in self.objects(_lines_with(PROBE, block)):
             self._take_probes(read)
         for read in self.objects(block[block.rfind(b"\n", 0, -1) + 1 :]):
-            self._take_place(read)
+            self._take_position(read)
         return True
 
     def _take_probes(self, read: dict[str, Any]) -> None:
@@ -165,14 +165,14 @@ class CurveSummary(GrowingFile):
             if name.startswith(PROBE) and (value := _number(given)) is not None:
                 self.probes.setdefault(name, Curve()).extend([read["step"]], [value])
 
-    def _take_place(self, read: dict[str, Any]) -> None:
+    def _take_position(self, read: dict[str, Any]) -> None:
         self.step, epoch = read["step"], _number(read.get("epoch"))
         if epoch and isfinite(epoch):
             self.steps_per_epoch = max(1, round(self.step / epoch))
 
 
 class RunCurves(GrowingFile):
-    """Every curve of a run, by name."""
+    """All curves of a run, by name."""
 
     def forget(self) -> None:
         self.curves: dict[str, Curve] = {}
@@ -196,7 +196,7 @@ def _number(value: Any) -> float | None:
 
 
 def _lines_with(word: str, block: bytes) -> bytes:
-    """Those lines of a block, found faster than line by line."""
+    """Returns the lines of a block that contain a word; faster than testing line by line."""
     found, end, sought = [], 0, b'"' + word.encode()
     while (place := block.find(sought, end)) >= 0:
         end = block.index(b"\n", place) + 1

@@ -1,4 +1,4 @@
-"""One run's folder as the page shows it. Whatever is missing, half-written or damaged is said and nothing more."""
+"""Reads one run's folder for the page. Reports missing, incomplete or damaged files without failing."""
 
 import os
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ MARKS = (
     "state.json",
     "plan.json",
     "checkpoints",
-)  # one of them makes a folder that of a run
-SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on its own
+)  # a folder with one of these files is a run
+SMALL, LARGE = 200, 1_000  # points of a curve in the list, and on the run's page
 ALIVE = ("running", "silent", "starting")
 GOING = ("running", "starting", "planned")
 SEVERITIES = ("alarm", "warning", "note")
 SHOWN = 12  # findings of a run, the worst first
-PICTURES = 12  # the newest
+PICTURES = 12  # how many are shown, the newest
 
 
 class DashboardRun:
-    """A run that is looked at again and again.
+    """A run whose folder is read again and again.
 
     Args:
         folder: of the run.
-        root: resolved folder that no link may lead out of.
+        root: resolved folder; links out of it are not followed.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -39,10 +39,10 @@ class DashboardRun:
         names = ("state", "plan", "health", "training")
         self.state, self.plan, self.health, self.training = (Document(folder / f"{n}.json", root) for n in names)
         self.summary, self.series = CurveSummary(folder / "metrics.jsonl"), RunCurves(folder / "metrics.jsonl")
-        self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, and its curves for the list
+        self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, with its curves for the list
 
     def overview(self, now: float) -> dict[str, Any]:
-        """What the list shows of it, as plain values without NaN."""
+        """Returns what the list of runs shows, as plain values without NaN."""
         for document in (self.config, self.state, self.plan, self.health, self.training):
             document.update()
         written, trouble = self._read_on(self.summary)
@@ -55,7 +55,7 @@ class DashboardRun:
             "state": verdict.state,
             "sentence": verdict.sentence,
             "problems": problems,
-            "about": _about(self.config.content or {}),
+            "about": _summary_of(self.config.content or {}),
             **place,
             **self._curves(),
             **self._times(place, verdict, written),
@@ -65,7 +65,7 @@ class DashboardRun:
         }
 
     def detail(self) -> dict[str, Any]:
-        """What its own page shows besides: every curve, the configuration, facts, and files to look at."""
+        """Returns what the run's own page adds: every curve, the configuration, facts, and files to view."""
         self._read_on(self.series)
         curves = {name: curve.downsample(LARGE) for name, curve in sorted(self.series.curves.items())}
         facts = (self.health.content or {}).get("facts")
@@ -81,7 +81,7 @@ class DashboardRun:
         }
 
     def _read_on(self, growing: GrowingFile) -> tuple[float | None, str | None]:
-        """When ``metrics.jsonl`` was written to, and what is wrong with it."""
+        """Returns when ``metrics.jsonl`` was last written, and an error if it cannot be read."""
         try:
             if growing.path.is_symlink() and is_outside(growing.path, self.root):
                 return None, "metrics.jsonl is a link that leads out of the folder, and is not followed"
@@ -150,7 +150,7 @@ class DashboardRun:
         }
 
     def _below(self, pattern: str) -> list[str]:
-        """Files one folder deeper, the newest last; none behind links, and no pictures that the report's page has."""
+        """Returns files one folder deeper, the newest last; no links, and no pictures that the report contains."""
         folders = [Path(entry) for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)]
         files = [path for folder in folders for path in folder.glob(pattern) if not path.is_symlink()]
         if pattern == "*.png":
@@ -159,7 +159,7 @@ class DashboardRun:
 
 
 def health_findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """What the monitor has said, the worst first; what is not of its form is left out."""
+    """Returns the monitor's findings, the worst first; malformed entries are left out."""
     given = (health or {}).get("findings")
     known = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
     told = [
@@ -177,7 +177,7 @@ def health_findings(health: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def failed_plan_checks(plan: Mapping[str, Any] | None) -> list[str]:
-    """The checks of the plan that have failed, and what to give instead."""
+    """Returns the failed checks of the plan with their remedies."""
     given = (plan or {}).get("checks")
     failed = [each for each in given if isinstance(each, dict)] if isinstance(given, list) else []
     return [f"{each.get('found')}: {each.get('remedy')}"[:1000] for each in failed if each.get("passed") is False][
@@ -189,8 +189,8 @@ def _small(curve: Curve) -> dict[str, Any]:
     return {"points": curve.downsample(SMALL), "last": curve.last, "any": len(curve.values) > 0}
 
 
-def _about(config: Mapping[str, Any]) -> str:
-    """Objective, backbone and data, as far as the configuration names them."""
+def _summary_of(config: Mapping[str, Any]) -> str:
+    """Names objective, backbone and data, as far as the configuration gives them."""
     parts = [config.get(group) for group in ("objective", "backbone", "data")]
     targets = [part.get("model") or part.get("_target_") for part in parts if isinstance(part, dict)]
     return " · ".join(str(target).rpartition(".")[2][:60] for target in targets if target)

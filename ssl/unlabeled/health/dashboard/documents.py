@@ -1,4 +1,4 @@
-"""The small files of a run: each is read when it has changed, and one that cannot be read says why."""
+"""Reads the small files of a run: again when they change, with an error message for one that cannot be read."""
 
 import json
 import os
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LARGEST = 4 << 20  # bytes: what is larger was not written by a run
+LARGEST = 4 << 20  # bytes: a run writes no larger file
 
 
 def is_outside(path: Path, root: Path) -> bool:
-    """Whether a path, all links followed, lies outside of ``root``, which is resolved already. Raises OSError."""
+    """Returns whether a path, with links followed, is outside of the resolved folder ``root``. Raises OSError."""
     return not path.resolve().is_relative_to(root)
 
 
@@ -19,20 +19,20 @@ class Document:
     """A file that holds one mapping.
 
     Args:
-        path: which need not exist.
-        root: resolved folder that no link may lead out of.
-        parse: its bytes to plain values; raises ValueError.
+        path: of the file, which need not exist.
+        root: resolved folder; links out of it are not followed.
+        parse: converts its bytes to plain values; raises ValueError.
     """
 
     def __init__(self, path: Path, root: Path, parse: Callable[[bytes], Any] = json.loads) -> None:
         self.path, self.root, self.parse = path, root, parse
-        self.content: dict[str, Any] | None = None  # None: there is no such file, or it cannot be read
+        self.content: dict[str, Any] | None = None  # None: the file is missing or cannot be read
         self.problem: str | None = None
         self.changed: float | None = None  # Unix time
         self._seen: tuple[int, ...] | None = None
 
     def update(self) -> None:
-        """Read it if it has changed; never raises for what is in it."""
+        """Reads the file if it has changed; never raises for its content."""
         try:
             found = os.lstat(self.path)
         except OSError:
@@ -67,16 +67,16 @@ def _refused(path: Path, found: os.stat_result, root: Path) -> str | None:
 
 
 def finite_or_none(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Returns a finite number, or None."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return value if known and abs(value) < 1e300 else None  # NaN compares as false
 
 
 def flatten(values: Any, limit: int = 5_000) -> dict[str, str]:
-    """Dotted names of all values of a tree, each value as text; no more than ``limit`` of them."""
+    """Returns the values of a tree as text by their dotted names, at most ``limit`` of them."""
     found: dict[str, str] = {}
     stack = [("", values)]
-    for _ in range(10 * limit):  # a tree may hold itself, and then has no end
+    for _ in range(10 * limit):  # a tree that contains itself has no end
         if not stack or len(found) == limit:
             break
         name, value = stack.pop()

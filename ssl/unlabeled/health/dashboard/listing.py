@@ -1,4 +1,4 @@
-"""All runs below a folder: found wherever they lie, and handed out as they change."""
+"""Finds all runs below a folder and returns them, or only those that changed."""
 
 import os
 import secrets
@@ -11,15 +11,15 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from unlabeled.health.dashboard.dashboard_run import MARKS, DashboardRun
 from unlabeled.health.dashboard.documents import is_outside
 
-# Of a run, and never runs themselves; wandb's own folders hold a config.yaml each
+# Folders inside a run that are not searched; wandb's hold a config.yaml each
 BELOW_RUNS = {"checkpoints", "faults", "pictures", "preview", "report", "wandb"}
-MOST_FOLDERS = 20_000  # looked into: enough for any outputs/, and an end for who gives / by mistake
-SPARE = 20  # times as long as a search took pass until the next: a slow disk is searched a twentieth of the time
+MOST_FOLDERS = 20_000  # folders that are searched: enough for any outputs/, and a limit if / is given by mistake
+SPARE = 20  # pause after a search, in times its duration: a slow disk is searched 1/20 of the time
 SERVED = {".html", ".png", ".jpg", ".svg"}  # files of a run that a browser may ask for
 
 
 def find_runs(root: Path) -> tuple[list[Path], list[str]]:
-    """Folders of runs at any depth, and what was not looked into.
+    """Returns the folders of runs at any depth, and the folders that were not searched.
 
     Args:
         root: resolved. Links to folders are not followed.
@@ -52,31 +52,31 @@ def find_runs(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def printable_path(path: Path, root: Path) -> str:
-    """A path below ``root`` as text that any page can show."""
+    """Returns a path below ``root`` as text that any page can show."""
     return os.fsencode(path.relative_to(root)).decode(errors="replace")
 
 
 class RunListing:
-    """What the server hands out; safe to ask from several threads.
+    """The data that the server sends; may be used from several threads.
 
     Args:
-        root: the folder below which runs are looked for.
+        root: the folder in which runs are searched, at any depth.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.runs: dict[str, DashboardRun] = {}  # by address: the path below the root, quoted
         self.notes: list[str] = []
-        self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were handed out last
+        self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were returned last
         self._version, self._session = 0, secrets.token_hex(4)
         self._next_search = 0.0
         self._lock = threading.Lock()
 
     def changes(self, since: str) -> dict[str, Any]:
-        """All runs by address, and the content of those that changed.
+        """Returns all runs by address, and the content of those that changed.
 
         Args:
-            since: ``token`` of an earlier answer; anything else gets the content of all runs.
+            since: ``token`` of an earlier answer; any other value gets the content of all runs.
         """
         with self._lock:
             self._search()
@@ -95,7 +95,7 @@ class RunListing:
             }
 
     def detail(self, address: str) -> dict[str, Any] | None:
-        """Everything of one run; None: there is none at this address."""
+        """Returns all about one run; None if there is no run at this address."""
         with self._lock:
             run = self.runs.get(address)
             if run is None:
@@ -107,7 +107,7 @@ class RunListing:
             return {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
 
     def file(self, quoted: str) -> Path | None:
-        """A file below the root that may be served; None for any other, whether it is there or not."""
+        """Returns a file below the root that may be served; None for any other, whether it exists or not."""
         parts = os.fsdecode(unquote_to_bytes(quoted)).split("/")
         if any(part in ("", ".", "..") or part.startswith(".") or "\0" in part for part in parts):
             return None
@@ -136,7 +136,7 @@ class RunListing:
 
 
 def _overview(run: DashboardRun, now: float) -> dict[str, Any]:
-    """Of any folder, however damaged: one that nobody thought of must not hide the others."""
+    """Returns the overview of any folder; a damage of an unknown kind must not hide the other runs."""
     try:
         return run.overview(now)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The one page of the server; its style and its scripts lie beside, and nothing comes from anywhere else."""
+"""Builds the server's one page. Its style and scripts are beside this file; nothing is loaded from elsewhere."""
 
 import base64
 import hashlib
@@ -22,5 +22,5 @@ BODY = """<main id="page"><noscript>This page draws itself with JavaScript of it
 
 
 def page() -> bytes:
-    """The HTML."""
+    """Returns the HTML."""
     return html_page("Runs", STYLE, BODY).encode()

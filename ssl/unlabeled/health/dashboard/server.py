@@ -1,7 +1,7 @@
-"""The page over HTTP, for this machine's own browsers: nothing is written, and nothing outside of one folder is read.
+"""Serves the page over HTTP to browsers on this machine; writes nothing and reads only one folder.
 
-A page of the web can make a browser ask 127.0.0.1, but not read the answers: no header lets it, and names that somebody
-points at 127.0.0.1 (DNS rebinding) are refused by the Host header.
+A web page can make a browser send requests to 127.0.0.1, but not read the answers: no header allows it, and other host
+names that point to 127.0.0.1 (DNS rebinding) are refused by the Host header.
 """
 
 import json
@@ -16,9 +16,9 @@ from unlabeled.errors import UserError
 from unlabeled.health.dashboard.listing import RunListing
 from unlabeled.health.dashboard.page import ICON, POLICY, SCRIPTS, page
 
-ADDRESS, PORT, TRIED = "127.0.0.1", 8765, 20  # ports from the first on that are tried where none is given
-NAMES = {"127.0.0.1", "localhost"}  # any port of them: ssh -L may bring us to another one
-# A report is a page of its own, and may be anybody's: it gets no script, no network, no origin
+ADDRESS, PORT, TRIED = "127.0.0.1", 8765, 20  # how many ports are tried, from PORT on, if none is given
+NAMES = {"127.0.0.1", "localhost"}  # with any port: ssh -L may use another one
+# A report may come from anybody: its page gets no script, no network, no origin
 FOREIGN = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
@@ -27,15 +27,15 @@ class Server(ThreadingHTTPServer):
     """Serves one listing.
 
     Args:
-        listing: what is served.
-        port: to listen at; None: the first free one of a few; 0: any free one.
+        listing: the runs that are served.
+        port: to listen on; None: the first free one of a few; 0: any free one.
 
     Raises:
         UserError: the port is taken.
     """
 
     daemon_threads = True
-    request_queue_size = 1024  # connections that wait to be taken; Python's 5 lost 9 of 200 that came at once
+    request_queue_size = 1024  # pending connections; Python's default of 5 lost 9 of 200 simultaneous ones
 
     def __init__(self, listing: RunListing, port: int | None) -> None:
         self.listing = listing
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error."""
+        """Ignores browsers that close a connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds until an idle connection is closed
-    wbufsize = -1  # head and body leave together: apart, the second waits 40 ms for the first to be acknowledged
+    wbufsize = -1  # sends head and body together: else the body waits 40 ms for an acknowledgement
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").rpartition(":")[0] not in NAMES and self.headers.get("Host") not in NAMES:
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.close_connection = True  # what it sends is not read
+        self.close_connection = True  # the request's body is not read
         self._send_text(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD alone", {"Allow": "GET, HEAD"})
 
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST
@@ -146,4 +146,4 @@ class Handler(BaseHTTPRequestHandler):
         return "unlabeled"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal is for the address."""
+        """Does nothing: the terminal shows the address only."""

@@ -1,4 +1,4 @@
-"""Whether a run is alive, seen from outside: from what it wrote last, and whether its process is there."""
+"""Decides whether a run is alive, from the files that it wrote last and from its process."""
 
 import os
 import socket
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 from unlabeled.health.dashboard.documents import finite_or_none
 
 ENDED = ("finished", "interrupted", "failed")
-# Our choice: a heart beats every two seconds, or once a step where steps are longer
-GONE_AFTER = 8.0  # seconds without a beat until a process that cannot be seen is gone: it may be in another container
-SILENT_AFTER = 60.0  # seconds without a beat until it is said that there is none
-STEPS = 5  # so many steps without a beat, where that is longer
-FRESH = 120.0  # seconds for which a run of an earlier version is taken to live after it wrote something
+# Our choice: heartbeats come every two seconds, or once a step if steps are longer
+GONE_AFTER = 8.0  # seconds without heartbeat until a process that is not visible (another container) is gone
+SILENT_AFTER = 60.0  # seconds without heartbeat until the page says so
+STEPS = 5  # the same in steps, if that is longer
+FRESH = 120.0  # seconds for which a run of an earlier version counts as alive after its last write
 
 GOES_ON = "The same command goes on from the last checkpoint."
 
 
 class Verdict(NamedTuple):
-    """A word for the state, and a sentence where there is something to say."""
+    """A word for the state, and a sentence if there is more to say."""
 
     state: str
     sentence: str = ""
 
 
 def classify_run(state: Mapping[str, Any], now: float) -> Verdict:
-    """From the content of ``state.json``.
+    """Classifies a run by the content of ``state.json``.
 
     Args:
         state: as the heartbeat writes it; any value may be missing or of another type.
@@ -41,10 +41,10 @@ def classify_run(state: Mapping[str, Any], now: float) -> Verdict:
         return Verdict("finished")
     if said != "running":
         return Verdict("unknown", f"state.json says {str(said)[:80]!r}, which is no state of a run.")
-    return _of_running(state, now, f"after step {step:,.0f}")
+    return _classify_running(state, now, f"after step {step:,.0f}")
 
 
-def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
+def _classify_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
     pid, host = finite_or_none(state.get("pid")), str(state.get("host"))
     silence = now - (finite_or_none(state.get("updated")) or 0)
     patience = STEPS * (finite_or_none(state.get("seconds_per_step")) or 0)
@@ -63,12 +63,12 @@ def _of_running(state: Mapping[str, Any], now: float, after: str) -> Verdict:
 
 
 def classify_run_without_state(ended: bool, begun: float | None, written: float | None, now: float) -> Verdict:
-    """For a run that left no ``state.json``.
+    """Classifies a run that left no ``state.json``.
 
     Args:
-        ended: whether it wrote its summary, or its last step.
-        begun: Unix time of its ``config.yaml``; None: there is none.
-        written: Unix time of its metrics; None: there are none.
+        ended: whether the run wrote its summary, or its last step.
+        begun: Unix time of its ``config.yaml``; None if it has none.
+        written: Unix time of its metrics; None if it has none.
         now: Unix time.
     """
     if ended:
@@ -81,14 +81,14 @@ def classify_run_without_state(ended: bool, begun: float | None, written: float 
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and waits to be fetched does not."""
+    """Returns whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1] not in ("Z", "X")
-    except OSError:  # no such folder on a Mac
+    except OSError:  # macOS has no such folder
         return True

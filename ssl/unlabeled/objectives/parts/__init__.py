@@ -1,1 +1,1 @@
-"""What several methods share: heads, moving averages, contrast, precision, bounds of metrics."""
+"""Building blocks of several methods: heads, moving averages, contrast, precision, bounds of metrics."""

@@ -1,6 +1,6 @@
-"""What a loss is given from Python: shapes and ranges that can be told without looking at a single number of a tensor.
+"""Checks the arguments of losses: shapes and ranges that are known without reading a tensor's values.
 
-Nothing here reads from the device, so that a step waits for nothing, and a loss that is compiled stays one graph.
+Nothing here reads from the device, so a step does not wait, and a compiled loss stays one graph.
 """
 
 import math
@@ -13,18 +13,18 @@ from unlabeled.errors import UserError
 
 
 def check_shapes(caller: str, tensors: Mapping[str, tuple[Tensor, str]], empty: bool = False) -> dict[str, int]:
-    """Refuse tensors that do not fit together: a letter stands for one size wherever it occurs.
+    """Refuses tensors that do not fit together: a letter stands for one size wherever it occurs.
 
     Args:
-        caller: the function whose arguments they are.
-        tensors: by its name, each tensor with a letter for each of its dimensions: ``{"z1": (z1, "BD"), …}``.
+        caller: name of the function whose arguments they are.
+        tensors: name → (tensor, a letter for each of its dimensions): ``{"z1": (z1, "BD"), …}``.
         empty: whether a size may be 0.
 
     Returns:
         The size of each letter.
 
     Raises:
-        UserError: another number of dimensions, two sizes for a letter, or a size of 0; with all shapes.
+        UserError: another number of dimensions, two sizes for a letter, or a size of 0; the message has all shapes.
     """
     sizes: dict[str, int] = {}
     for tensor, letters in tensors.values():
@@ -43,16 +43,16 @@ def _shapes_in_words(tensors: Mapping[str, tuple[Tensor, str]]) -> str:
 
 
 def check_range(caller: str, least: float = 0.0, most: float = math.inf, at_least: bool = False, **values: Any) -> None:
-    """Refuse numbers that are not above ``least`` and at most ``most``, or not finite. Tensors pass: a look would wait.
+    """Refuses numbers not finite or not in (``least``, ``most``]. Skips tensors: reading them waits for the device.
 
     Args:
-        caller: the function whose arguments they are.
+        caller: name of the function whose arguments they are.
         least, most: the bounds.
         at_least: whether ``least`` itself is allowed.
-        values: by their names.
+        values: the numbers, by their names.
 
     Raises:
-        UserError: with the name, the value and what is allowed.
+        UserError: the message has the name, the value and the allowed range.
     """
     for name, value in values.items():
         if isinstance(value, Tensor) or (least < value <= most and math.isfinite(value)):
@@ -64,7 +64,7 @@ def check_range(caller: str, least: float = 0.0, most: float = math.inf, at_leas
 
 
 def check_count(caller: str, least: int = 1, **values: int) -> None:
-    """Refuse what is not a whole number of at least ``least``; raises UserError with the name and the value."""
+    """Refuses what is not an integer of at least ``least``; raises UserError with the name and the value."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{caller}: {name}={value} must be a whole number of at least {least}")

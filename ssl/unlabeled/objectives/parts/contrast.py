@@ -1,25 +1,26 @@
-"""The sum over all candidates in a contrastive loss, without all similarities in memory at once."""
+"""Computes the sum over all candidates in a contrastive loss without storing all similarities at once."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Similarities that are there at once: 16 MiB of float32; on a GPU, which needs more to be busy, 256 MiB (not measured).
+# Similarities in memory at once: 16 MiB of float32; on a GPU, which needs larger blocks, 256 MiB (not measured).
 CPU_BLOCK, GPU_BLOCK = 2**22, 2**26
 
 
 def log_sum_exp(queries: Tensor, keys: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """ln Σ_j exp(query · key_j) of each query, differentiable.
+    """Returns ln Σ_j exp(query · key_j) of each query, differentiable.
 
-    Softmax and cross-entropy over the whole matrix keep three copies of it; here a block of it lives at a time, and is
-    made again in backward where there are several and ``keys`` want a gradient. Keys that want none may change
-    afterwards. 8192 anchors among as many took 459 ms and 0.2 GiB on two cores, and the whole matrix 406 ms and 2.6.
+    Softmax and cross-entropy over the whole matrix store three copies of it. Here one block is in memory at a time; in
+    the backward it is computed again if there are several blocks and ``keys`` need a gradient. Keys that need none may
+    change afterwards. 8192 anchors among as many took 459 ms and 0.2 GiB on two cores, and the whole matrix 406 ms and
+    2.6.
 
     Args:
         queries: [B, D], already divided by the temperature.
         keys: [K, D].
-        excluded: int64 [B], for each query one key that does not count; None: all count.
+        excluded: int64 [B], for each query one key that is left out; None: no key is left out.
 
     Returns:
         [B].
@@ -38,7 +39,7 @@ class _LogSumExp(torch.autograd.Function):
         for rows in blocks:
             similarity = _similarity(queries, keys, left_out, rows)
             largest = similarity.amax(1, keepdim=True)
-            shares = similarity.sub_(largest).exp_()  # of the total: one exponential, and no copy of the block
+            shares = similarity.sub_(largest).exp_()  # shares of the total: one exponential, no copy of the block
             total = shares.sum(1, keepdim=True)
             sums[rows] = (largest + total.log())[:, 0]
             expected[rows] = shares @ keys / total

@@ -1,4 +1,4 @@
-"""A second network that follows the trained one slowly: the momentum encoder of MoCo, BYOL and their kin."""
+"""Exponential moving averages of networks: the momentum encoders of MoCo, BYOL and similar methods."""
 
 import copy
 import math
@@ -11,16 +11,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M) -> M:
-    """A copy with its own parameters and buffers, none of which an optimizer trains."""
+    """Returns a copy with its own parameters and buffers, none of which an optimizer trains."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """θ_target ← m·θ_target + (1 − m)·θ_online, in place.
+    """Updates θ_target ← m·θ_target + (1 − m)·θ_online, in place.
 
-    Parameters only: the BatchNorm statistics of the target are of its own batches and are never averaged with the
-    online ones (facebookresearch/moco, issue 70).
+    Only parameters are updated: the BatchNorm statistics of the target come from its own batches and are never averaged
+    with the online ones (facebookresearch/moco, issue 70).
 
     Args:
         target: a :func:`frozen_copy` of ``online``.
@@ -29,12 +29,12 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """
     pairs = list(zip(target.parameters(), online.parameters(), strict=True))
     if pairs:
-        # lerp leaves equal weights bit for bit equal, m·θ + (1 − m)·θ does not; foreach is one kernel for all tensors
+        # lerp keeps equal weights equal bit for bit, m·θ + (1 − m)·θ does not; foreach: one kernel for all tensors
         torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - momentum)
 
 
 def momentum_at(fraction: float, start: float) -> float:
-    """Momentum that rises from ``start`` to 1 by half a cosine, at ``fraction`` in [0, 1] of the run.
+    """Returns the momentum at ``fraction`` in [0, 1] of the run: it rises from ``start`` to 1 by half a cosine.
 
     1 − (1 − m₀)·(1 + cos πf)/2, as BYOL (arXiv:2006.07733, section 3.2) and MoCo v3 (``adjust_moco_momentum``).
     """

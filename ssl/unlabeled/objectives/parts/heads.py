@@ -8,7 +8,7 @@ from unlabeled.errors import UserError
 
 
 def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
-    """The non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
+    """Builds the non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
 
     Every layer is Linear without bias and BatchNorm; hidden layers keep the input width and end in ReLU; the last
     BatchNorm has a scale and no bias. Linear weights are drawn from N(0, 0.01).
@@ -24,16 +24,16 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
     for _ in range(layers - 1):
         modules += [_linear(in_features, in_features), nn.BatchNorm1d(in_features), nn.ReLU(inplace=True)]
     last = nn.BatchNorm1d(out_features)
-    last.register_parameter("bias", None)  # batch_norm takes None: a scale alone
+    last.register_parameter("bias", None)  # a scale only: batch_norm accepts None as bias
     return nn.Sequential(*modules, _linear(in_features, out_features), last)
 
 
 def swav_projector(
     in_features: int, hidden_features: Sequence[int], out_features: int, batch_norm: bool
 ) -> nn.Sequential:
-    """The projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
+    """Builds the projector of SwAV (facebookresearch/swav, resnet50.py ``projection_head``) and of SEER.
 
-    Hidden layers are Linear, BatchNorm and ReLU, the last layer is Linear alone; every Linear has a bias and torch's
+    Hidden layers are Linear, BatchNorm and ReLU; the last layer is a single Linear; every Linear has a bias and torch's
     initial weights. With one hidden layer its tensors have the official names ``0``, ``1`` and ``3``.
 
     Args:
@@ -50,10 +50,10 @@ def swav_projector(
 
 
 def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Projector and predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
+    """Builds projector or predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
 
-    Linear with bias, BatchNorm, ReLU, Linear without; weights as Haiku draws them: normal with a variance of
-    1 / inputs, cut off at two deviations.
+    Linear with bias, BatchNorm, ReLU, Linear without bias; weights are drawn as Haiku does: normal with a variance of 1
+    / inputs, truncated at two deviations.
     """
     first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
     nn.init.zeros_(first.bias)
@@ -64,10 +64,10 @@ def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Se
 
 
 def paws_predictor(width: int) -> nn.Sequential:
-    """The prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, a quarter as wide inside.
+    """Builds the prediction head of PAWS (facebookresearch/suncet, paws_train.py): BatchNorm first, hidden width / 4.
 
     Args:
-        width: of the embeddings that go in and come out, a multiple of 4.
+        width: of input and output, a multiple of 4.
     """
     if width % 4:
         raise UserError(

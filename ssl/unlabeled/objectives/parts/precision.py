@@ -1,4 +1,4 @@
-"""Losses run in float32 whatever precision the network runs in."""
+"""Runs losses in float32, whatever the precision of the network."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
-    """Run a loss with autocast off and its 16-bit tensors lifted to float32; float64 stays float64.
+    """Runs a loss with autocast off and its 16-bit tensors converted to float32; float64 stays float64.
 
-    Tensors are lifted where they are arguments, or stand in a list that is one.
+    Tensors are converted if they are arguments, or are in a list that is an argument.
     """
 
     @wraps(loss)

@@ -1,8 +1,8 @@
-"""Signs of failure that several methods share."""
+"""Defines metric bounds that several methods share."""
 
 from unlabeled.objective import MetricBound
 
-# Of two views whose embeddings are compared. Healthy runs of experiment=*_cifar10_cpu have 0.4 to 0.6 after 300 steps.
+# For methods that compare the embeddings of two views. Healthy experiment=*_cifar10_cpu: 0.4 to 0.6 after 300 steps.
 VIEWS_ALIKE = MetricBound(
     "views-alike",
     "positive_similarity",

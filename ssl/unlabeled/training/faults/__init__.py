@@ -1,1 +1,1 @@
-"""Steps whose loss or gradient is not finite: skipped, named, recorded and replayed."""
+"""Handles steps whose loss or gradient is not finite: they are skipped, diagnosed, recorded and replayed."""

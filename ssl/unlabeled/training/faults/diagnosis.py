@@ -1,4 +1,4 @@
-"""The first tensor of a step that is not finite: the step is computed once more and each module's output looked at."""
+"""Finds the first tensor of a step that is not finite: computes the step again and checks each module's output."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,10 +18,10 @@ WEIGHTS, VIEWS, OUTPUTS, GRADIENTS, NOWHERE = 0, 1, 2, 10**9, 10**9 + 1
 
 
 class NonFiniteFinding(NamedTuple):
-    """The first bad tensor of a step."""
+    """Describes the first bad tensor of a step."""
 
-    place: int  # how early in the step, from WEIGHTS to NOWHERE; an OUTPUTS + n is of the n-th module called
-    name: str  # of it, and how much of it is bad, in words
+    place: int  # order in the step, from WEIGHTS to NOWHERE; OUTPUTS + n: the n-th module called
+    name: str  # of the tensor, and how much of it is bad
     loss: float  # of the step, on this process
 
     def __str__(self) -> str:
@@ -29,18 +29,18 @@ class NonFiniteFinding(NamedTuple):
 
 
 def find_non_finite(module: "Pretraining", batch: Batch, context: AbstractContextManager[Any]) -> NonFiniteFinding:
-    """Compute a step again, forward and backward, and say where it went wrong.
+    """Computes a step again, forward and backward, and returns the first bad tensor.
 
-    Buffers are written to as in any forward, and gradients are left behind: it is the caller's to restore them. Every
-    process must come here, and goes through all of it: none may leave collectives to the others.
+    Buffers are changed as in any forward, and gradients remain: the caller must restore them. Collective: every process
+    must call it and run all of it.
 
     Args:
         module: as it was before the step.
         batch: of the step, without views.
-        context: of the forward, e.g. autocast.
+        context: for the forward, e.g. autocast.
     """
     weights = _in_weights(module.objective)
-    with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code has no outputs within to look at
+    with eager_mode(), _Watch(module.objective) as watch, context:  # compiled code hides the modules' outputs
         loss = module.output_of(batch).loss
     module.objective.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -50,7 +50,7 @@ def find_non_finite(module: "Pretraining", batch: Batch, context: AbstractContex
 
 
 class _Watch:
-    """Remembers the first view or output in the forward of an objective that is not finite."""
+    """Records the first view or output in an objective's forward that is not finite."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective, self.calls = objective, 0
@@ -69,7 +69,7 @@ class _Watch:
     def _views(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         batch: Batch = inputs[0]
         for number, view in enumerate(batch.views):
-            self._note(VIEWS, f"view {number}{_whose(view, batch.ids)}", view)
+            self._note(VIEWS, f"view {number}{_bad_images(view, batch.ids)}", view)
         for number, view in enumerate(batch.support.views if batch.support is not None else ()):
             self._note(VIEWS, f"view {number} of the labelled images", view)
 
@@ -93,7 +93,7 @@ def _in_weights(objective: Objective) -> tuple[int, str] | None:
 
 
 def _in_gradients(objective: Objective) -> tuple[int, str] | None:
-    """Backward goes from the loss to the views: the last parameter comes first."""
+    """Finds the last parameter with a bad gradient: backward goes from the loss to the views, so it comes first."""
     for name, parameter in reversed(list(objective.named_parameters())):
         if parameter.grad is not None and _bad(local_shard(parameter.grad)):
             return GRADIENTS, f"the gradient of {name} {_share(local_shard(parameter.grad))}"
@@ -118,7 +118,7 @@ def _share(tensor: Tensor) -> str:
     return f"has {int((~tensor.isfinite()).sum()):,} non-finite of {tensor.numel():,} values"
 
 
-def _whose(view: Tensor, ids: Tensor) -> str:
-    """The first few images that are bad in a view [B, 3, h, w]."""
+def _bad_images(view: Tensor, ids: Tensor) -> str:
+    """Names the first few bad images of a view [B, 3, h, w]."""
     bad = ids[~view.isfinite().flatten(1).all(1)].tolist()
     return f" of image {', '.join(map(str, bad[:3]))}{', …' if len(bad) > 3 else ''}" if bad else ""

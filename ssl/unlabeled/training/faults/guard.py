@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite are not taken: they are counted, named and kept to be looked at again."""
+"""Skips steps whose loss or gradient is not finite; counts them, names the cause and records them for replay."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,49 +19,49 @@ from unlabeled.training.faults.snapshot import Snapshot
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
 
-KEPT = 3  # files of a run, besides that of the step that stops it: each holds the whole state and a batch
+KEPT = 3  # records per run, beside that of the step that stops it: each holds the whole state and a batch
 HOPELESS = "weights are not finite, an update was too large and none can mend them"
 
 
 class NonFiniteGuard:
-    """Tells of each step whether it may be taken, when its loss and gradients are there.
+    """Decides for each step whether it may be taken, after its loss and gradients are computed.
 
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
     The run goes on with the next step, whose samples, views and learning rate are functions of its number as always.
 
-    The verdict is read from the device in each step, one wait for two numbers. The device cannot tell an optimizer by
-    itself that a step is void, and taking a step back afterwards would need copies of all weights and of the optimizer.
-    A GPU then idles until the host has launched the optimizer's first kernel, as it does for the gradient scaler of
-    16-mixed, which reads as much; not measured on one. On a CPU core verdict and :class:`Snapshot` take 0.7 of the 130
-    ms of a step of ``experiment=digits``, and its steps with and without them, in turns, differ by 1 ± 1 %.
+    The result is read from the device in each step: one wait for two numbers. The device cannot tell an optimizer to
+    skip a step, and undoing a step afterwards would need copies of all weights and of the optimizer state. A GPU then
+    idles until the host has launched the optimizer's first kernel, as with the gradient scaler of 16-mixed, which reads
+    as much; not measured on one. On a CPU core the check and :class:`Snapshot` take 0.7 of the 130 ms of a step of
+    ``experiment=digits``; steps with and without them, taken in turns, differ by 1 ± 1 %.
 
-    With 16-mixed, gradients that overflow are the scaler's to skip, unless they would at a scale of 1 too. Several
-    processes decide alike, where weights are cut over them (fsdp) too, and the one whose bad tensor comes first in the
-    step writes the file.
+    With 16-mixed, the scaler skips steps whose gradients overflow, unless they would overflow at a scale of 1 too. All
+    processes decide alike, also with sharded weights (FSDP), and the process whose bad tensor comes first in the step
+    writes the file.
 
     Args:
-        folder: where files go, ``run_dir/faults``.
-        max_in_a_row: bad steps one after another that stop the run.
+        folder: for the records, ``run_dir/faults``.
+        max_in_a_row: number of consecutive bad steps that stops the run.
     """
 
     def __init__(self, folder: Path, max_in_a_row: int) -> None:
         if max_in_a_row < 1:
-            raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1, which stops at the first")
+            raise UserError(f"max_faults_in_a_row={max_in_a_row}: must be at least 1 (stop at the first)")
         self.folder, self.max_in_a_row = folder, max_in_a_row
         self.skipped = self.in_a_row = self.saved = 0
-        self._batches: list[Batch] = []  # of the step that is taken, without views
-        self._loss: Tensor | float = 0.0  # their sum
+        self._batches: list[Batch] = []  # of the present step, without views
+        self._loss: Tensor | float = 0.0  # sum of the losses of these batches
         self._before: Snapshot | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint holds of it."""
+        """Returns the values that a checkpoint saves."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "saved": self.saved}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row, self.saved = state["skipped"], state["in_a_row"], state["saved"]
 
     def begin(self, module: "Pretraining", batch: Batch) -> None:
-        """To be told of each batch before its forward; the first of a step finds the state to go back to."""
+        """Must be called with each batch before its forward; the first of a step saves the state to restore."""
         if module.part == 0:
             self._before = self._before or Snapshot(module.objective)
             self._before.keep()
@@ -69,14 +69,14 @@ class NonFiniteGuard:
         self._batches.append(batch)
 
     def note(self, loss: Tensor) -> None:
-        """To be told of each loss; nothing waits for it."""
+        """Must be called with each loss; it does not wait for the device."""
         self._loss = self._loss + loss.detach()
 
     def allows_step(self, module: "Pretraining") -> bool:
-        """Whether the step whose gradients are there may be taken; one that may not is undone and counted.
+        """Returns whether the step may be taken; a step that may not is undone and counted.
 
         Raises:
-            UserError: too many in a row, or weights that are not finite, which no later step can mend.
+            UserError: too many consecutive bad steps, or weights that are not finite, which no later step can repair.
         """
         assert self._before is not None
         if not self._is_bad(torch.as_tensor(self._loss), self._before.parameters, module.trainer):
@@ -87,7 +87,7 @@ class NonFiniteGuard:
         return False
 
     def check_weights(self, module: "Pretraining") -> None:
-        """Raise UserError for weights that are not finite: a checkpoint of them would replace a good one."""
+        """Raises UserError for weights that are not finite: their checkpoint would replace a good one."""
         if any_not_finite(module.objective.parameters()):
             raise UserError(f"stopped after step {module.global_step}: {HOPELESS}; {_remedy(module)}")
 
@@ -103,7 +103,7 @@ class NonFiniteGuard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         hopeless = any_not_finite(module.objective.parameters())
         stops = hopeless or self.in_a_row >= self.max_in_a_row
-        named = self._look(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
+        named = self._diagnose(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
         step = module.global_step + 1
         module.write({"train/skipped_steps": torch.tensor(float(self.skipped))}, step)
         if stops:
@@ -112,14 +112,14 @@ class NonFiniteGuard:
         if module.trainer.is_global_zero:
             print(f"step {step} is skipped, {self.skipped} so far: {named}")
 
-    def _look(self, module: "Pretraining") -> str:
-        """Name the first bad tensor, and let the process that has it write the file."""
+    def _diagnose(self, module: "Pretraining") -> str:
+        """Names the first bad tensor and lets the process that has it write the file."""
         assert self._before is not None
         found = self._compute_again(module, len(self._batches))
         self._before.restore()
         bad = distributed.maximum(torch.tensor([each.place != NOWHERE for each in found], device=module.device).float())
-        part = int(bad.argmax())  # the first that is bad on any process
-        self._compute_again(module, part)  # to the state that the bad batch found
+        part = int(bad.argmax())  # the first batch that is bad on any process
+        self._compute_again(module, part)  # up to the state before the bad batch
         finding, module.part = found[part], part
         first = _earliest(finding, module.device)
         path = self.folder / f"step_{module.global_step + 1:06d}.pt"
@@ -130,7 +130,7 @@ class NonFiniteGuard:
         return str(module.trainer.strategy.broadcast(f"{finding}; python train.py replay={path}", src=first))
 
     def _compute_again(self, module: "Pretraining", parts: int) -> list[NonFiniteFinding]:
-        """The first batches of the step, one after the other."""
+        """Computes the first batches of the step again, one after the other."""
         found = []
         for module.part in range(parts):
             context = module.trainer.precision_plugin.train_step_context()
@@ -139,16 +139,19 @@ class NonFiniteGuard:
 
 
 def any_not_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether any value is not finite, on any process: all get the same answer. Waits for the device."""
+    """Returns whether any value on any process is not finite; the answer is the same everywhere.
+
+    Waits for the device.
+    """
     bad = [~local_shard(tensor).isfinite().all() for tensor in tensors]
     return bool(distributed.maximum(torch.stack(bad).any().float()))
 
 
 def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Float [2] on the device: 1 where the loss is not finite, 1 where it or a gradient may not be.
+    """Returns float [2] on the device: 1 if the loss is not finite, 1 if it or a gradient may not be.
 
-    Lengths are quick, 4 ms of a ResNet-50 on a CPU core where isfinite takes 46; those of large finite gradients may
-    overflow, so that what is bad here has to be looked at again.
+    Norms are fast, 4 ms for a ResNet-50 on a CPU core where isfinite takes 46. Norms of large finite gradients may
+    overflow, so a bad result must be checked again.
     """
     lengths = torch.stack(torch._foreach_norm([loss, *map(local_shard, gradients)]))
     bad = ~lengths.isfinite()
@@ -156,7 +159,7 @@ def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _earliest(finding: NonFiniteFinding, device: torch.device) -> int:
-    """The process whose first bad tensor comes first in the step, the lowest of several."""
+    """Returns the process whose first bad tensor comes first in the step; of several, the lowest."""
     processes = distributed.world_size()
     order = torch.tensor(finding.place * processes + distributed.rank(), device=device)
     return -int(distributed.maximum(-order)) % processes

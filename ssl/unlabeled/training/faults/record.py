@@ -1,4 +1,4 @@
-"""The file of a step that was not taken: all that is needed to compute it again, as plain tensors and values."""
+"""Writes and reads the file of a skipped step: all that is needed to compute it again, as plain tensors and values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from unlabeled.views.key import ViewKey
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
 
-# What a record must hold; numbers are whole ones, and of numbers alone where a tuple names them.
+# The fields of a record with their types. A number is an integer; a tuple names fields that are all numbers.
 KINDS: dict[str, Any] = {
     "config": dict,
     "progress": Progress._fields,
@@ -33,18 +33,18 @@ KINDS: dict[str, Any] = {
 
 
 def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFiniteFinding, keep: bool) -> None:
-    """Write what one process saw of the step that comes next, whole or not at all.
+    """Writes the inputs of the next step on one process; the file is written atomically.
 
-    Every process must come here, since weights may be cut over all of them. Readable by
-    ``torch.load(weights_only=True)``; steps within are counted from 0 as in every key, the file's name from 1 as in
-    ``metrics.jsonl``.
+    Collective: every process must call it, since weights may be sharded. The file can be read by
+    ``torch.load(weights_only=True)``. Steps in it are counted from 0, as in every key; the file's name counts from 1,
+    as ``metrics.jsonl``.
 
     Args:
         path: of the file; its folder is made.
         module: with the state before the step.
         batch: of this process, without views.
         finding: what was bad.
-        keep: whether this process writes.
+        keep: whether this process writes the file.
     """
     state = {name: full_tensor(value, keep) for name, value in module.objective.state_dict().items()}
     if not keep:
@@ -63,12 +63,12 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
     }
     try:
         save_tensors(path, record)
-    except Unwritable as error:  # the step is not taken all the same, and the run goes on
+    except Unwritable as error:  # the step is skipped anyway, and the run continues
         print(f"warning: {error}; this step cannot be replayed")
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """What :func:`write_record` wrote, its configuration with the targets of today; nothing of it is built.
+    """Reads a file of :func:`write_record`, with current class names in its configuration; builds no object.
 
     Raises:
         UserError: any other file.
@@ -77,7 +77,7 @@ def read_record(path: str) -> dict[str, Any]:
         raise UserError(f"replay={path}: no such file; a run writes them to its folder faults/")
     try:
         record: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind, as the file may be anything
+    except Exception as error:  # any kind of error: the file may be anything
         raise UserError(f"replay={path}: cannot be read as tensors and plain values") from error
     if not isinstance(record, dict) or not {"key", "batch", "named"} <= record.keys():
         raise UserError(f"replay={path}: holds no step; give a file of a run's folder faults/")
@@ -96,18 +96,18 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _whole_batch(batch: dict[str, Any]) -> bool:
-    """Whether it has images with an id and a label each."""
+    """Returns whether the batch has images with one id and one label each."""
     images, rows = batch.get("images"), [batch.get(name) for name in ("ids", "labels")]
     tensors = all(isinstance(each, torch.Tensor) for each in (images, *rows)) and set(batch) <= set(Batch._fields)
     return tensors and images.ndim == 4 and all(each.shape == images.shape[:1] for each in rows)  # type: ignore[union-attr]
 
 
 def _support(support: dict[str, Any] | None) -> bool:
-    """Whether it is None, or tensors by the names of a support."""
+    """Returns whether it is None, or a dict of tensors with the names of a support's fields."""
     tensors = all(isinstance(each, torch.Tensor) for each in (support or {}).values())
     return support is None or (tensors and {"images", "ids", "slots"} <= set(support) <= set(Support._fields))
 
 
 def without_views(images: Batch | Support) -> dict[str, Any]:
-    """Images, ids, labels or slots, and sizes: what was decoded, without views."""
+    """Returns the decoded data: images, ids, labels or slots, and sizes, without views."""
     return {name: value.cpu() for name, value in images._asdict().items() if isinstance(value, torch.Tensor)}

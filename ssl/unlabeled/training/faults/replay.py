@@ -1,4 +1,4 @@
-"""``python train.py replay=FILE``: a step that was not taken, computed again on the CPU."""
+"""Computes a skipped step again on the CPU: ``python train.py replay=FILE``."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from unlabeled.views.pipeline import Views
 
 
 class PretrainingAtStep(Pretraining):
-    """The module of a run as it was at one step on one process, without the trainer that it asks for both."""
+    """The module of a run at one step on one process, without the trainer that usually gives these values."""
 
     at_step = at_rank = 0
 
@@ -44,14 +44,14 @@ def _same_shape(found: Any, wanted: Any) -> bool:
 
 
 class Replay:
-    """Forward and backward of a step, in the precision of its run, by one process on the CPU.
+    """Runs forward and backward of a step on the CPU with one process, in the precision of its run.
 
     Args:
         record: see :func:`unlabeled.training.faults.record.write_record`.
-        views, objective, optimizer: as the run's; the objective is loaded here.
+        views, objective, optimizer: those of the run; the state is loaded into the objective here.
 
     Raises:
-        UserError: a precision that a CPU has not.
+        UserError: a precision that CPUs do not support.
     """
 
     def __init__(self, record: dict[str, Any], views: Views, objective: Objective, optimizer: OptimizerConfig) -> None:
@@ -59,17 +59,17 @@ class Replay:
         if self.precision not in AUTOCAST:
             raise UserError(f"replay: the run had trainer.precision={self.precision}; known are {', '.join(AUTOCAST)}")
         _load(objective, record["state_dict"])
-        views.compiles = False  # it would take minutes, for one step
+        views.compiles = False  # compiling takes minutes, too long for one step
         key, progress, nothing = record["key"], record["progress"], NonFiniteGuard(Path(), 1)
         steps = progress["parts"], progress["total_steps"], progress["steps_per_epoch"]
-        plan = Plan(key["total"], record["world_size"], 0, ())  # a step needs no more of it
+        plan = Plan(key["total"], record["world_size"], 0, ())  # the other fields are not used in a step
         self.module = PretrainingAtStep(objective, views, optimizer, plan, *steps, key["seed"], 1, {}, nothing)
         self.module.at_step, self.module.at_rank = progress["step"], record["rank"]
         self.module.part = progress["part"]
         self.module.train()
 
     def run(self) -> bool:
-        """Print what is found; whether there was anything that is not finite."""
+        """Prints the finding; returns whether anything was not finite."""
         print(self._heading())
         dtype = AUTOCAST[self.precision]
         found = find_non_finite(
@@ -78,7 +78,7 @@ class Replay:
         print(f"then: {self.record['named']}")
         print(f"now:  {found}")
         if found.place == NOWHERE:
-            print("not reproduced: the fault lies in the GPU, in other processes' images, or was of that moment")
+            print("not reproduced: the cause was the GPU, the images of another process, or a fault that happened once")
         return found.place != NOWHERE
 
     def _heading(self) -> str:

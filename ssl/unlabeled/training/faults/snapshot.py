@@ -1,4 +1,4 @@
-"""What the forward pass of a step writes to, kept until it is known whether the step counts."""
+"""Saves the state that a forward pass writes to, until it is known whether the step is taken."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from unlabeled.distributed.dtensor import local_shard
 
 
 class Snapshot:
-    """A copy of a network's buffers and of its parameters that no optimizer trains.
+    """Copies a network's buffers and the parameters that no optimizer trains.
 
-    These are BatchNorm statistics, queues and momentum encoders: all that a forward may write to. Trained parameters
-    change in the optimizer's step alone, so that they need no copy. Memory for one copy is taken once and written to in
-    each step: none can know beforehand that it is the bad one. Measured on one CPU core: 0.2 ms for the network of
-    ``experiment=digits``; 9 ms for the 146 MB of a ResNet-50 as momentum encoder and a queue of 65,536 keys. A GPU of
-    2 TB/s reads and writes those in 0.15 ms (computed, not measured).
+    These are BatchNorm statistics, queues and momentum encoders: all that a forward may change. Trained parameters
+    change only in the optimizer's step and need no copy. The memory for one copy is allocated once and written in each
+    step, since no step is known to be bad beforehand. Measured on one CPU core: 0.2 ms for the network of
+    ``experiment=digits``; 9 ms for the 146 MB of a ResNet-50 as momentum encoder and a queue of 65,536 keys. A GPU of 2
+    TB/s reads and writes those in 0.15 ms (computed, not measured).
 
     Args:
         network: its modules must stay the same; buffers may be written to, or replaced by other tensors.
@@ -30,24 +30,24 @@ class Snapshot:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember the values of now."""
+        """Saves the current values."""
         self._buffers = [owner[name] for owner, name in self._owners]
         held = [buffer for buffer in self._buffers if buffer is not None]
         frozen = [parameter for parameter in self.parameters if not parameter.requires_grad]
         self._tensors = [local_shard(tensor) for tensor in (*held, *frozen)]
-        if not _alike(self._copies, self._tensors):
+        if not _same_layout(self._copies, self._tensors):
             self._copies = [torch.empty_like(tensor) for tensor in self._tensors]
         _copy(self._copies, self._tensors)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back the values of the last :meth:`keep`, bit for bit."""
+        """Restores the values of the last :meth:`keep`, bit for bit."""
         for (owner, name), buffer in zip(self._owners, self._buffers, strict=True):
             owner[name] = buffer
         _copy(self._tensors, self._copies)
 
 
-def _alike(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+def _same_layout(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
     return len(copies) == len(tensors) and all(
         copy.shape == tensor.shape and copy.dtype == tensor.dtype and copy.device == tensor.device
         for copy, tensor in zip(copies, tensors, strict=True)
@@ -55,7 +55,7 @@ def _alike(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
 
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Type by type: only tensors of one type share a kernel."""
+    """Copies values, one dtype at a time: only tensors of one dtype share a kernel."""
     pairs = list(zip(into, values, strict=True))
     for dtype in {tensor.dtype for tensor in into}:
         own = [pair for pair in pairs if pair[0].dtype == dtype]

@@ -1,1 +1,1 @@
-"""The plan of a run, made and checked before its first step."""
+"""Makes and checks the plan of a run before its first step."""

@@ -1,4 +1,4 @@
-"""The plan of a run, before its first step: made when everything is on its device and the processes are joined."""
+"""Makes the plan of a run before its first step, when all is on its device and the processes are connected."""
 
 import hashlib
 import json
@@ -18,29 +18,29 @@ from unlabeled.training.plan.text import format_plan
 from unlabeled.training.plan.trial import TrialResult, network_bytes, run_trial
 from unlabeled.training.pretraining import Pretraining
 
-LARGE = 0.1  # of a GPU: with a larger copy a step might not fit that does without (our choice)
+LARGE = 0.1  # share of a GPU: with a larger copy, a step may no longer fit (our choice)
 DECIDING = ("objective", "backbone", "views", "data", "optimizer", "batch_size", "accumulate", "compile", "trainer")
 
 
 class PlanCallback(pl.Callback):
-    """Prints the plan and writes ``run_dir/plan.json``, see :class:`unlabeled.training.plan.plan.RunPlan`.
+    """Prints the plan and writes ``run_dir/plan.json``; see :class:`unlabeled.training.plan.plan.RunPlan`.
 
-    A run that goes on takes over what an earlier plan of the same configuration measured on such a device.
+    A resumed run reuses the measurements of an earlier plan of the same configuration on the same kind of device.
 
     Args:
-        trial_steps: on a copy, see :func:`unlabeled.training.plan.trial.run_trial`; 0 for none.
-        trial_from: steps left from which on they are taken.
-        only: the plan and no step; it is then measured anew, whatever is left.
+        trial_steps: steps on a copy, see :func:`unlabeled.training.plan.trial.run_trial`; 0 for none.
+        trial_from: trial steps are only taken if at least so many steps are left.
+        only: make only the plan and take no step; then it is measured anew, however many steps are left.
 
     Raises:
-        UserError: a single trial step, which would only warm up.
+        UserError: a single trial step, which would only be warm-up.
     """
 
     def __init__(self, trial_steps: NoneOrMore, trial_from: NoneOrMore, only: bool = False) -> None:
         if trial_steps == 1 or trial_steps < 0:
             raise UserError(f"plan.trial_steps={trial_steps}: the first one warms up; give at least 2, or 0 for none")
         self.trial_steps, self.trial_from, self.only = trial_steps, trial_from, only
-        self.step: int | None = None  # that the run goes on from; None: where the trainer is
+        self.step: int | None = None  # from which the run continues; None: the trainer's
         self.passed = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -48,7 +48,7 @@ class PlanCallback(pl.Callback):
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         step = trainer.global_step if self.step is None else self.step
         path = Path(trainer.default_root_dir) / "plan.json"
-        tried = self._tried(trainer, pl_module, step, path)
+        tried = self._trial_result(trainer, pl_module, step, path)
         device = _device_name(trainer.strategy.root_device)
         plan = make_plan(pl_module, data, trainer.world_size, device, str(trainer.precision), step, tried)
         self.passed = plan.passed
@@ -65,8 +65,8 @@ class PlanCallback(pl.Callback):
         if trainer.is_global_zero:
             print(f"nothing is trained; the plan is in {path}", flush=True)
 
-    def _tried(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
-        """What was measured, now or before, or why nothing was; the same on every process."""
+    def _trial_result(self, trainer: pl.Trainer, module: Pretraining, step: int, path: Path) -> TrialResult | str:
+        """Returns the measurements, new or earlier, or the reason why there are none; the same on every process."""
         left = module.total_steps - step
         if not self.trial_steps:
             return "plan.trial_steps=0"
@@ -89,7 +89,7 @@ class PlanCallback(pl.Callback):
 
 
 def _fingerprint(trainer: pl.Trainer, module: Pretraining) -> str:
-    """Of what decides the time of a step."""
+    """Returns a hash of all that determines the time of a step."""
     facts: dict[str, Any] = {key: module.config.get(key) for key in DECIDING}
     facts |= {"processes": trainer.world_size, "precision": trainer.precision, "torch": torch.__version__}
     facts["device"] = _device_name(trainer.strategy.root_device)

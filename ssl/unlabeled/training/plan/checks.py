@@ -1,25 +1,26 @@
-"""What may be a mistake in the schedule of any run. What cannot work at all is refused before, by one line and code 2:
+"""Checks the schedule of a run for probable mistakes.
 
-a queue longer than the data, fewer classes than classes per batch, a batch larger than the data, images of a size that
-the backbone does not take. What may be wrong with a method or with views is theirs to know: ``plan_warnings``.
+Settings that cannot work are refused earlier, with one line and exit code 2: a queue longer than the data, fewer
+classes than classes per batch, a batch larger than the data, images of a size that the backbone does not take. Probable
+mistakes in a method or in views are checked by their own ``plan_warnings``.
 """
 
 from unlabeled.objective import Check
 from unlabeled.optimizers import OptimizerConfig
 
-WARMUP, FINAL = 1 / 5, 1 / 10  # of the run; of the peak
+WARMUP, FINAL = 1 / 5, 1 / 10  # largest share of the run; largest share of the peak
 
 
 def check_schedule(
     optimizer_config: OptimizerConfig, epochs: float, images_per_step: int, schedule: dict[str, list[float]]
 ) -> list[Check]:
-    """The looks at warm-up, last learning rate and, where there is a queue, whether it will be full.
+    """Checks warm-up, last learning rate and, if there is a queue, whether it will be full.
 
     Args:
         optimizer_config: of the optimizer.
         epochs: of the whole run.
         images_per_step: over all processes and batches.
-        schedule: of the plan; the last values are those of the last step.
+        schedule: of the plan; its last values belong to the last step.
     """
     looks = [
         _warmup(optimizer_config.warmup_epochs, epochs),

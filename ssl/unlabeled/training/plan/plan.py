@@ -1,4 +1,4 @@
-"""What a run will do, in numbers, known before its first step: ``run_dir/plan.json``."""
+"""Describes in numbers what a run will do, before its first step: ``run_dir/plan.json``."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,12 +18,12 @@ from unlabeled.training.plan.checks import check_schedule
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
 
-SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; the last is the last step that is taken
+SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; 1.0 is its last step
 
 
 @dataclass(frozen=True)
 class PlanPart:
-    """Parameters of one part of a method."""
+    """Counts the parameters of one part of a method."""
 
     name: str
     parameters: int
@@ -32,10 +32,10 @@ class PlanPart:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do.
+    """Describes what a run will do.
 
-    ``schedule`` has a list for each of ``share``, ``step`` (taken before the one that is meant), ``learning_rate``,
-    ``weight_decay`` and what ``HasSchedules`` names, with an entry for each of :data:`SHARES`.
+    ``schedule`` has a list for each of ``share``, ``step`` (the number of steps before it), ``learning_rate``,
+    ``weight_decay`` and the names of ``HasSchedules``, with an entry for each of :data:`SHARES`.
     """
 
     batch_size: int  # over all processes
@@ -46,15 +46,15 @@ class RunPlan:
     steps_per_epoch: int
     epochs: float
     images: int  # in the training split
-    data: list[str]  # what it was taken for, a line for each split
-    left_out: LeftOut  # what lies beside the images, and corrupt ones
-    data_warnings: list[str]  # what looks like a mistake in the data, a sentence each
+    data: list[str]  # the kind of source that was found, a line for each split
+    left_out: LeftOut  # files that are no images, and corrupt images
+    data_warnings: list[str]  # probable mistakes in the data, a sentence each
     device: str
     precision: str
     schedule: dict[str, list[float]]
     parameters: list[PlanPart]
     checks: list[Check]
-    step: int  # that the run goes on from
+    step: int  # from which the run continues
     trial: TrialResult | None
     not_tried: str | None  # why there is no trial
     seconds_left: float | None  # without waiting for data, probes and checkpoints
@@ -62,11 +62,11 @@ class RunPlan:
 
     @property
     def passed(self) -> bool:
-        """Whether no check has failed."""
+        """Returns whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def write(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
+        """Writes the plan as JSON, atomically."""
         write_atomic(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -79,13 +79,13 @@ def make_plan(
     step: int,
     tried: TrialResult | str,
 ) -> RunPlan:
-    """Put it together.
+    """Makes the plan of a run.
 
     Args:
         module, data: of the run; the length of the run is known.
-        processes, device, precision: that it is computed with.
-        step: that it goes on from.
-        tried: what was measured, or why nothing was.
+        processes, device, precision: used by the run.
+        step: from which the run continues.
+        tried: the measurements, or the reason why there are none.
     """
     train = data.splits.train
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
@@ -121,7 +121,7 @@ def make_plan(
 
 
 def make_schedule(module: Pretraining) -> dict[str, list[float]]:
-    """See :class:`RunPlan`."""
+    """Returns the scheduled values; see :class:`RunPlan`."""
     columns = [
         scheduled_values_at(module, min(int(share * module.total_steps), module.total_steps - 1)) for share in SHARES
     ]
@@ -129,7 +129,7 @@ def make_schedule(module: Pretraining) -> dict[str, list[float]]:
 
 
 def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
-    """What the step after so many will use."""
+    """Returns the values that the method uses in the step after ``step`` steps."""
     progress = module.progress._replace(step=step, part=0)
     own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
     own["weight_decay"] = module.optimizer_config.weight_decay
@@ -139,7 +139,7 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
 
 
 def named_parts(objective: Objective) -> list[PlanPart]:
-    """The children that have parameters, by their names."""
+    """Returns the objective's children that have parameters, by name."""
     return [_part(name, child) for name, child in objective.named_children() if any(True for _ in child.parameters())]
 
 
@@ -149,9 +149,9 @@ def _part(name: str, module: nn.Module) -> PlanPart:
 
 
 def read_trial(path: Path, of: str) -> TrialResult | None:
-    """What an earlier plan has measured of the same configuration on such a device, if there is one."""
+    """Returns the measurements of an earlier plan of the same configuration and device, or None."""
     try:
         kept: dict[str, Any] | None = parse_json(path.read_text())["trial"]
         return None if kept is None or kept["of"] != of else TrialResult(**kept)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no plan, or that of another version
+        return None  # no plan, or one of another version

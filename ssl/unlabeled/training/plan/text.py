@@ -1,4 +1,4 @@
-"""The plan as a terminal of 100 columns shows it."""
+"""Formats the plan for a terminal of 100 columns."""
 
 import textwrap
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ SHOWN = 8  # failed checks in full; the others are in plan.json
 
 
 def format_plan(plan: RunPlan, name: str) -> str:
-    """At most 40 lines for methods that name up to ten values and have up to ten parts."""
+    """Returns the plan as text: at most 40 lines for methods with up to ten scheduled values and ten parts."""
     failed = [check for check in plan.checks if not check.passed]
     told = [
         f"plan of {name}: {plan.steps:,} steps, {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps, "
@@ -34,7 +34,7 @@ def _line(label: str, value: str) -> str:
 
 
 def _data(plan: RunPlan) -> list[str]:
-    """What the images were taken for, what was left out of them and what looks like a mistake."""
+    """Lists the data found, the files that were left out, and warnings about the data."""
     found = _wrapped("data", "; ".join(plan.data)) + _wrapped("left out", "; ".join(lines(plan.left_out)))
     for warning in plan.data_warnings[:SHOWN]:
         found += textwrap.wrap(f"  WARNING: {warning}", WIDTH, subsequent_indent="    ")
@@ -42,7 +42,7 @@ def _data(plan: RunPlan) -> list[str]:
 
 
 def _wrapped(label: str, text: str) -> list[str]:
-    """Under one label as many lines as it takes."""
+    """Returns text under one label, on as many lines as needed."""
     return [_line("" if number else label, line) for number, line in enumerate(textwrap.wrap(text, WIDTH - LABEL - 2))]
 
 
@@ -68,7 +68,7 @@ def _number(label: str, value: float) -> str:
 
 
 def _parameters(plan: RunPlan) -> list[str]:
-    """Trained ones first."""
+    """Lists the parameters, trained ones first."""
     groups = {
         "trained": [f"{part.name} {part.trained:,}" for part in plan.parameters if part.trained],
         "not trained": [

@@ -1,4 +1,4 @@
-"""A few steps on a copy of the network, to know how long one takes and how much memory; the copy is thrown away."""
+"""Measures the time and memory of a step by a few steps on a copy of the network, which is then thrown away."""
 
 import copy
 import resource
@@ -25,33 +25,33 @@ from unlabeled.training.pretraining import Pretraining
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What was measured."""
+    """Holds the measurements."""
 
     steps: int
-    first_step_seconds: float  # warms up
-    seconds_per_step: float  # mean of the others, of the slowest process
-    peak_memory_bytes: int | None  # of the largest process: on a GPU what torch had allocated, on a CPU all of it
-    of: str  # what it is true of: changes with configuration, device and number of processes
+    first_step_seconds: float  # includes warm-up
+    seconds_per_step: float  # mean of the other steps on the slowest process
+    peak_memory_bytes: int | None  # of the largest process: allocated by torch on a GPU, all memory on a CPU
+    of: str  # fingerprint of configuration, device and number of processes
 
 
 class PretrainingOnCopy(PretrainingAtStep):
-    """The module with a copy of the network, and no trainer."""
+    """The training module with a copy of the network, without a trainer."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss; by this name, so that gradients can be averaged over processes."""
+        """Returns the loss. It must have this name so that DDP averages the gradients over processes."""
         return self.output_of(batch).loss
 
 
 def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int, steps: int, of: str) -> TrialResult:
-    """Views, forward, backward and optimizer step, several times with one batch; all processes together.
+    """Runs views, forward, backward and optimizer step several times with one batch, on all processes together.
 
-    Nothing of the run changes by it: weights, buffers, optimizer, random state, the order of samples.
+    The run itself does not change: weights, buffers, optimizer, random state, order of samples.
 
     Args:
         trainer, module: of the run, on its device.
         batch: a real one, without views.
-        step: that the run goes on from.
-        steps: how many, at least 2.
+        step: from which the run continues.
+        steps: number of trial steps, at least 2.
         of: see :class:`TrialResult`.
 
     Raises:
@@ -72,14 +72,14 @@ def run_trial(trainer: pl.Trainer, module: Pretraining, batch: Batch, step: int,
         raise UserError(_too_large(module, device, trainer.world_size)) from error
     if devices:
         del tried
-        torch.cuda.reset_peak_memory_stats(device)  # from here on they are the run's
+        torch.cuda.reset_peak_memory_stats(device)  # from here on, the peak is the run's
     worst = distributed.maximum(torch.tensor([seconds[0], sum(seconds[1:]) / (steps - 1), memory or 0.0]).to(device))
     first, others, memory = worst.tolist()
     return TrialResult(steps, round(first, 4), round(others, 4), int(memory) or None, of)
 
 
 class _Steps:
-    """Takes steps as a run does, without skipping bad ones and without Lightning."""
+    """Takes steps as a run does, but without Lightning and without skipping bad ones."""
 
     def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
         self.module = PretrainingOnCopy(
@@ -101,15 +101,15 @@ class _Steps:
             group["lr"] = self.module.learning_rate
         self.before = Snapshot(self.module.objective)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
-        self.network = _joined(self.module, trainer)
+        self.network = _with_ddp(self.module, trainer)
 
     def take(self, batch: Batch) -> float:
-        """One step with ``batch`` as each of its parts; seconds."""
+        """Takes one step with ``batch`` as each of its parts; returns the seconds."""
         started = time.perf_counter()
         self.before.keep()
         for part in range(self.module.accumulate):
             self.module.part = part
-            with self._exchanging():
+            with self._gradient_exchange():
                 with self.precision.train_step_context():
                     loss = self.network(batch) / self.module.accumulate
                 loss.backward()
@@ -123,8 +123,8 @@ class _Steps:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
-    def _exchanging(self) -> AbstractContextManager[None]:
-        """Gradients go to the other processes with the last part."""
+    def _gradient_exchange(self) -> AbstractContextManager[None]:
+        """Lets gradients be exchanged between processes only with the last part."""
         last = self.module.part == self.module.accumulate - 1
         return (
             self.network.no_sync() if isinstance(self.network, DistributedDataParallel) and not last else nullcontext()
@@ -134,26 +134,24 @@ class _Steps:
 def _copy(objective: Objective) -> Objective:
     try:
         return copy.deepcopy(objective)
-    except TypeError as error:  # of something that is no tensor
+    except TypeError as error:  # raised for state that is no tensor
         name = type(objective).__name__
         raise UserError(f"{name} cannot be copied for trial steps ({error}): give plan.trial_steps=0") from error
 
 
-def _joined(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
-    """With several processes gradients are averaged as in the run."""
+def _with_ddp(module: PretrainingOnCopy, trainer: pl.Trainer) -> PretrainingOnCopy | DistributedDataParallel:
+    """Wraps the module in DDP if there are several processes, so that gradients are averaged as in the run."""
     if trainer.world_size == 1:
         return module
     assert isinstance(trainer.strategy, DDPStrategy)
     devices = trainer.strategy.determine_ddp_device_ids()
     joined = DistributedDataParallel(module, device_ids=devices)
-    joined.broadcast_buffers = (
-        False  # as AverageBatchNormStats has it in the run; the argument has another name in torch 2.15
-    )
+    joined.broadcast_buffers = False  # as AverageBatchNormStats sets it in the run; torch 2.15 renames the argument
     return joined
 
 
 def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
-    """Without what was there twice: the network and, in a run that goes on, the state of its optimizer."""
+    """Returns the peak memory without what exists twice: the network and, in a resumed run, the optimizer state."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         states = [slot for slots in trainer.optimizers[0].state.values() for slot in slots.values()]
@@ -165,7 +163,7 @@ def _peak_memory(trainer: pl.Trainer, module: Pretraining) -> int | None:
 
 
 def network_bytes(module: Pretraining) -> int:
-    """Of weights and buffers: what a copy takes."""
+    """Returns the bytes of weights and buffers, the size of a copy."""
     return _bytes([*module.objective.parameters(), *module.objective.buffers()])
 
 
@@ -178,7 +176,7 @@ def _short_of_memory(error: RuntimeError) -> bool:
 
 
 def _too_large(module: Pretraining, device: torch.device, processes: int) -> str:
-    """With what there is and what to give."""
+    """Returns the error message for a batch that does not fit: the memory there is, and what to change."""
     share = f"{module.batch_size // processes} images a process" if processes > 1 else f"{module.batch_size} images"
     room = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB" if device.type == "cuda" else ""
     return (

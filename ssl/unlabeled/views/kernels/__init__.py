@@ -1,1 +1,1 @@
-"""Batched image operations: crop, resample, colour."""
+"""Operations on batches of images: crop, resample, colour."""

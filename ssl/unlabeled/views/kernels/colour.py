@@ -1,4 +1,4 @@
-"""Colour operations on batches in [0, 1], each image with its own factor, equal to torchvision's functional ones."""
+"""Colour operations on batches in [0, 1], each image with its own factor; equal to torchvision's functions."""
 
 import itertools
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
-_HUGE = 1e30  # any difference of two values of an image, times this, is beyond every bound
+_HUGE = 1e30  # times this, any nonzero difference of two values exceeds the clamps below
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Grey value of each pixel, [B, 3, h, w] → [B, 1, h, w]."""
+    """Returns the grey value of each pixel, [B, 3, h, w] → [B, 1, h, w]."""
     red, green, blue = images.chunk(3, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as torchvision counts it; in place.
+    """Shifts the hue of each image by ``shift`` [B], in turns from −0.5 to 0.5 as in torchvision; in place.
 
     Hue, chroma and value (largest channel) as in HSV, and back by value − chroma · clamp(2 − d, 0, 1), where d is the
     distance of the hue in sixths of a turn from 3, 5 and 1 for red, green and blue, around the circle: at most 3.
@@ -32,10 +32,10 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue in sixths of a turn, in [0, 6]; chroma; value.
+    """Returns hue in sixths of a turn, in [0, 6]; chroma; value.
 
-    The channels are sorted by minimum and maximum, and where they change places the hue is counted from another corner
-    (after S. Hocevar's form without branches). ``where`` takes thirty times as long as a product on a CPU.
+    The channels are sorted by minimum and maximum; where two are swapped, hue counts from another corner (after S.
+    Hocevar's branchless form). ``where`` takes thirty times as long as a product on a CPU.
     """
     larger, smaller = torch.maximum(green, blue), torch.minimum(green, blue)
     corner = (green - blue).mul_(_HUGE).clamp_(-6, 0)  # −6 where blue is larger than green
@@ -48,28 +48,29 @@ def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
-    """Change brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
+    """Changes brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
-    Before each turn the images are sorted by what is to be done to them, so that it is done to neighbours in place.
-    Compiled, everything is done to all of them and what was not meant is dropped: shapes stay, and it is one kernel.
+    Before each of the four operations the images are sorted by the operation that they get, so that it runs in place on
+    adjacent rows. Compiled, every operation runs on all images and unwanted results are dropped: shapes stay fixed, and
+    it is one kernel.
 
     Args:
         images: float [B, 3, h, w] in [0, 1].
         factors: [B, 4], multiplicative for brightness, contrast and saturation (1 changes nothing), a shift in turns
-            for hue (0 changes nothing). With ``additive_brightness`` the first is what is added (0 changes nothing).
-        order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is nothing.
-            On the CPU, so that nothing waits for a GPU; beside the images in compiled code.
-        additive_brightness: brightness as TensorFlow's ``random_brightness`` instead of torchvision's.
+            for hue (0 changes nothing). With ``additive_brightness`` the first is added (0 changes nothing).
+        order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is no
+            operation. On the CPU, so that nothing waits for a GPU; in compiled code on the images' device.
+        additive_brightness: as TensorFlow's ``random_brightness`` instead of torchvision's.
 
     Returns:
-        [B, 3, h, w], of its own memory.
+        [B, 3, h, w], in new memory.
     """
     if torch.compiler.is_compiling():
         for turn, operation in itertools.product(range(4), range(4)):
             changed = _change(images.clone(), operation, factors[:, operation], additive_brightness)
             images = torch.where((order[:, turn] == operation)[:, None, None, None], changed, images)
         return images
-    place = torch.arange(len(images))  # which image stands where
+    place = torch.arange(len(images))  # the image in each row
     for turn in range(4):
         kinds, by_kind = order[place, turn].sort(stable=True)
         images, place = images.index_select(0, by_kind.to(images.device, non_blocking=True)), place[by_kind]
@@ -81,10 +82,10 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
 
 
 def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
-    """One operation on all of ``images``, in place.
+    """Applies one operation to all of ``images``, in place.
 
-    Brightness, contrast and saturation are one formula: factor · image + (1 − factor) · what factor 0 leaves, which is
-    black, the mean grey value of the image, or its grey picture.
+    Brightness, contrast and saturation share one formula: factor · image + (1 − factor) · base, where base is black,
+    the mean grey value of the image, or its grey picture.
     """
     if operation == 3:
         return shift_hue(images, factor)
@@ -96,19 +97,19 @@ def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness:
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Turn bright values over: v → 1 − v where v ≥ ``threshold`` [B] in [0, 1]; [B, C, h, w], in place."""
+    """Inverts bright values: v → 1 − v where v ≥ ``threshold`` [B] in [0, 1]; [B, C, h, w], in place."""
     bright = (images - threshold[:, None, None, None]).mul_(_HUGE).add_(1).clamp_(0, 1)
     return images.addcmul_(bright, 1 - 2 * images)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spread the values of each channel so that their histogram is as even as PIL's ``ImageOps.equalize`` makes it.
+    """Equalises the histogram of each channel as PIL's ``ImageOps.equalize`` does.
 
     Args:
         images: float [B, C, h, w] in [0, 1]; rounded to 256 levels first.
 
     Returns:
-        [B, C, h, w]; a channel with one value, or nearly so, stays as it is.
+        [B, C, h, w]; a channel with one value, or almost, stays as it is.
     """
     levels = (images * 255).round().long().flatten(2)  # [B, C, pixels]
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))

@@ -1,8 +1,8 @@
-"""Crop, resize and flip of a whole batch, each image with its own box.
+"""Crops, resizes and flips a whole batch, each image with its own box.
 
-Resizing is linear and separable: out = R · image · Cᵀ, where row i of R holds the weights of the pixels that output
-row i is made of. Weights are those of PIL and of torchvision with ``antialias=True``; the box and the flip are folded
-into them. kornia's crop has no antialias.
+Resizing is linear and separable: out = R · image · Cᵀ, where row i of R holds the weights of the source pixels of
+output row i. Weights are those of PIL and of torchvision with ``antialias=True``; they include the box and the flip.
+kornia's crop has no antialias.
 """
 
 import math
@@ -17,7 +17,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpolation: Interpolation) -> Tensor:
-    """Cut ``boxes`` out of ``images``, resize them to ``size`` × ``size`` and mirror those where ``flip`` holds.
+    """Cuts ``boxes`` out of ``images``, resizes them to ``size`` × ``size`` and mirrors those where ``flip`` holds.
 
     Args:
         images: float [B, C, H, W].
@@ -38,7 +38,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpol
 
 
 class Kernel(NamedTuple):
-    """How intervals of lines are resized. Pixels count from the start of the interval."""
+    """Describes how intervals of lines are resized. Pixels count from the start of the interval."""
 
     start: Tensor  # [B, 1, 1], where the interval begins in its line
     length: Tensor  # [B, 1, 1], pixels
@@ -48,11 +48,11 @@ class Kernel(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Pixels to each side that count, at a stretch of 1."""
+        """Returns the number of pixels with weight to each side, at a stretch of 1."""
         return 1 if self.interpolation == "bilinear" else 2
 
     def weights(self, position: Tensor) -> Tensor:
-        """Of the pixels at ``position`` [B, size or 1, K], whole numbers; those outside the interval count nothing."""
+        """Returns the weights of pixels at integers ``position`` [B, size or 1, K]; 0 outside of the interval."""
         distance = ((position + 0.5 - self.centre) / self.stretch).abs_()
         weight = _triangle(distance) if self.interpolation == "bilinear" else _cubic(distance)
         inside = (position + 1).clamp_(0, 1) * (self.length - position).clamp_(0, 1)
@@ -61,7 +61,7 @@ class Kernel(NamedTuple):
 
 
 def kernel(start: Tensor, length: Tensor, flip: Tensor, size: int, interpolation: Interpolation) -> Kernel:
-    """Of intervals [B] that become ``size`` pixels, in the other direction where ``flip`` holds."""
+    """Returns the kernel of intervals [B] resized to ``size`` pixels, reversed where ``flip`` holds."""
     start, length, flip = (each[:, None, None].float() for each in (start, length, flip))
     number = torch.arange(size, device=start.device)[:, None] + 0.5
     scale = length / size
@@ -69,7 +69,7 @@ def kernel(start: Tensor, length: Tensor, flip: Tensor, size: int, interpolation
 
 
 def taps(lines: Kernel) -> Taps:
-    """The few pixels that count, for a CPU."""
+    """Returns the few pixels with weight, for a CPU."""
     support = lines.stretch * lines.reach
     position = (lines.centre - support).floor() + torch.arange(2 * math.ceil(float(support.max())) + 1)
     nearest = position.clamp(min=0).minimum(lines.length - 1)
@@ -77,7 +77,7 @@ def taps(lines: Kernel) -> Taps:
 
 
 def matrix(lines: Kernel, pixels: int) -> Tensor:
-    """Weights of all ``pixels`` of a line, [B, size, pixels]: no shape depends on a box, so a GPU is not waited for."""
+    """Returns the weights of all ``pixels`` of a line, [B, size, pixels]: fixed shapes, so nothing waits for a GPU."""
     return lines.weights(torch.arange(pixels, device=lines.start.device) - lines.start)
 
 
@@ -88,7 +88,7 @@ def _triangle(distance: Tensor) -> Tensor:
 def _cubic(distance: Tensor) -> Tensor:
     """Keys' kernel with a = −0.5, as PIL has it: u² (u − 1) / 2 + v² (1 − 2v), u = 2 − |x| and v = 1 − |x| or 0.
 
-    Without a choice between two polynomials: ``where`` took thirty times as long as a product on a CPU.
+    It avoids ``where`` between two polynomials, which took thirty times as long as a product on a CPU.
     """
     far, near = (2 - distance).clamp_(min=0), (1 - distance).clamp_(min=0)
     return (far * far).mul_(far.sub_(1)).mul_(0.5).addcmul_(near * near, near.mul_(-2).add_(1))

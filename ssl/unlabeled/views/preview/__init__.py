@@ -1,1 +1,1 @@
-"""A page that shows the views of a pipeline before training."""
+"""Makes a page that shows the views of a pipeline before training."""

@@ -1,4 +1,4 @@
-"""What operations draw, in words and numbers: named columns of their parameters, beside what is configured."""
+"""Describes the draws of operations: named columns of their parameters, beside the configured values."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from torch import Tensor
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
 
-DRAWS = 2000  # that are measured, per group of views
-FLAGGED = 4.0  # standard errors: one honest rate in 16,000 lies further off
+DRAWS = 2000  # measured draws per group of views
+FLAGGED = 4.0  # standard errors: one correct rate in 16,000 is further off
 JITTER = ("brightness", "contrast", "saturation", "hue")
 TITLES = {
     "RandomResizedCrop": "crop",
@@ -22,8 +22,8 @@ TITLES = {
     "Equalize": "equalize",
     "RemoveBackground": "background",
 }
-HIDDEN = ("ids", "seed", "order")  # parameters that say nothing as numbers
-MOST_COLUMNS = 8  # of a parameter that are shown; a larger one is a picture, not a number
+HIDDEN = ("ids", "seed", "order")  # parameters that mean nothing as numbers
+MOST_COLUMNS = 8  # per parameter; a larger one is a picture, not a number
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,24 @@ class RecordedStep:
     """One operation on one view of some images."""
 
     operation: Operation
-    sizes: Tensor  # int64 [B, 2], height and width of what it was given
-    drawn: Parameters  # one row per image, see settled
-    changed: Tensor | None  # bool [B], whether a pixel became another; None where the shape did
+    sizes: Tensor  # int64 [B, 2], height and width of its input
+    drawn: Parameters  # one row per image, see resolve_boxes
+    changed: Tensor | None  # bool [B], whether a pixel changed; None if the shape changed
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Numbers [n] as drawn for the images that got the operation, and the range that the configuration gives."""
+    """Numbers [n] as drawn for the images that got the operation, and the configured range."""
 
     name: str
     values: Tensor
-    configured: tuple[float, float] | None  # None: an operation that the preview does not know
-    logarithmic: bool = False  # its logarithm is uniform, not itself
+    configured: tuple[float, float] | None  # None: unknown to the preview
+    logarithmic: bool = False  # its logarithm has a uniform distribution
 
 
 @dataclass(frozen=True)
 class MeasuredRate:
-    """How often something was drawn, bool [n], and its configured probability."""
+    """Compares how often something was drawn, bool [n], with its configured probability."""
 
     name: str
     drawn: Tensor
@@ -56,12 +56,12 @@ class MeasuredRate:
 
     @property
     def measured(self) -> float:
-        """Share of the draws."""
+        """Returns the share of the draws."""
         return float(self.drawn.double().mean())
 
     @property
     def errors(self) -> float:
-        """Binomial standard errors between measured and configured; 0 where nothing is configured."""
+        """Returns the deviation from the configured rate in binomial standard errors; 0 if none is configured."""
         if self.configured is None or self.measured == self.configured:
             return 0.0
         variance = self.configured * (1 - self.configured) / len(self.drawn)
@@ -69,13 +69,13 @@ class MeasuredRate:
 
     @property
     def flagged(self) -> bool:
-        """Whether that is more than chance explains."""
+        """Returns whether the deviation is more than chance explains."""
         return self.errors > FLAGGED
 
 
 @dataclass(frozen=True)
 class GroupDraws:
-    """What was measured of views that are drawn alike."""
+    """The measured draws of views with the same distribution."""
 
     numbers: range  # which views, from 0
     size: int  # their height and width, pixels
@@ -83,7 +83,7 @@ class GroupDraws:
 
 
 def resolve_boxes(operation: Operation, drawn: Parameters, sizes: Tensor) -> Parameters:
-    """What was drawn for images of ``sizes`` [B, 2], and of crops the boxes that it comes to."""
+    """Returns the draws for images of ``sizes`` [B, 2], those of crops as boxes."""
     if isinstance(operation, RandomResizedCrop):
         return drawn | {"box": operation.boxes(drawn, sizes.cpu())}
     return drawn
@@ -92,11 +92,11 @@ def resolve_boxes(operation: Operation, drawn: Parameters, sizes: Tensor) -> Par
 def draw_parameters(
     steps: Sequence[RecordedStep], numbers: Sequence[int], seed: int, batch_size: int
 ) -> list[Parameters]:
-    """The first ``DRAWS`` parameters that a run draws for some views, one dict per operation.
+    """Draws the first ``DRAWS`` parameters of a run for some views, one dict per operation.
 
     Args:
-        steps: of one of these views, for the operations and the sizes of images, which take turns.
-        numbers: of the views, from 0, which are drawn alike.
+        steps: of one of these views; gives the operations and the image sizes, which are used in turn.
+        numbers: the views' numbers, from 0; they have the same distribution.
         seed, batch_size: of the run.
     """
     rounds: list[list[Parameters]] = []
@@ -114,12 +114,12 @@ def draw_parameters(
 
 
 def repeat_sizes(sizes: Tensor) -> Tensor:
-    """Sizes [B, 2] of some images for ``DRAWS`` draws."""
+    """Repeats the sizes [B, 2] of some images for ``DRAWS`` draws."""
     return sizes[torch.arange(DRAWS) % len(sizes)]
 
 
 def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quantity | MeasuredRate]:
-    """Every number and every yes or no that was drawn for images of ``sizes`` [n, 2], beside what is configured."""
+    """Returns all drawn numbers and rates for images of ``sizes`` [n, 2], beside the configured values."""
     title, ranges, named = operation_title(operation), _ranges(operation), parameter_columns(operation, drawn, sizes)
     applied = named.get("applied")
     measured: list[Quantity | MeasuredRate] = []
@@ -134,7 +134,7 @@ def measure(operation: Operation, drawn: Parameters, sizes: Tensor) -> list[Quan
 
 
 def parameter_columns(operation: Operation, drawn: Parameters, sizes: Tensor) -> dict[str, Tensor]:
-    """Parameters as named columns [n]: those of our operations in words, any other's by its own names."""
+    """Returns parameters as named columns [n]: readable names for our operations, the own names of any other."""
     found: dict[str, Tensor] = {}
     if isinstance(operation, RandomResizedCrop):
         height, width = drawn["box"][:, 2].double(), drawn["box"][:, 3].double()
@@ -152,7 +152,7 @@ def parameter_columns(operation: Operation, drawn: Parameters, sizes: Tensor) ->
 
 
 def operation_title(operation: Operation) -> str:
-    """What the page calls an operation."""
+    """Returns the page's name for an operation."""
     name = type(operation).__name__
     return TITLES.get(name, name)
 
@@ -168,6 +168,6 @@ def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
 
 
 def _probability(operation: Operation, name: str) -> float | None:
-    """Configured probability of ``applied`` or of ``flip``; any operation may keep one in ``probability``."""
+    """Returns the configured probability of ``applied`` or ``flip``; any operation may have ``probability``."""
     found = getattr(operation, {"applied": "probability"}.get(name, name), None)
     return float(found) if isinstance(found, float | int) else None

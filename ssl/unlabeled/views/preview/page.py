@@ -1,4 +1,4 @@
-"""The page of a preview: one HTML file with its pictures inside; no other file, no script, no network."""
+"""Builds the page of a preview: one HTML file with its pictures inside; no other file, script or network access."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ svg text { font-size: 9px; fill: #666; }
 
 @dataclass(frozen=True)
 class PreviewImage:
-    """One view of some images, and how it came about."""
+    """One view of some images, with the operations that made it."""
 
     pixels: Tensor  # float [B, 3, h, w] in [0, 1]
     steps: list[RecordedStep]
@@ -52,15 +52,15 @@ def page(
     shown: Sequence[PreviewImage],
     groups: Sequence[GroupDraws],
 ) -> str:
-    """The HTML text.
+    """Returns the HTML text.
 
     Args:
         title: of the page.
-        facts: what stands at the top, by its title.
+        facts: the values at the top of the page, by their titles.
         names: of the images, one or more lines each.
         images: uint8 [3, h, w] each, as decoded.
         shown: their views.
-        groups: what was measured.
+        groups: the measured draws.
     """
     tile = WIDE if len(shown) <= 5 else NARROW
     top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
@@ -104,13 +104,13 @@ def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewI
 
 
 def _cell(pixels: Tensor, over: str, below: str) -> str:
-    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # a browser smooths what it enlarges
+    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # else a browser smooths them
     picture = f'<img alt=""{enlarged} src="{inline_png(pixels)}">'
     return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
 
 
 def _box(view: PreviewImage, row: int, colour: str) -> str:
-    """Where a view was cut out, if its first operation that is not of the whole image is a crop."""
+    """Draws the box of a view, if its first operation that changes the frame is a crop."""
     for step in view.steps:
         if isinstance(step.operation, RandomResizedCrop):
             top, left, height, width = step.drawn["box"][row].tolist()
@@ -122,7 +122,7 @@ def _box(view: PreviewImage, row: int, colour: str) -> str:
 
 
 def _captions(steps: Sequence[RecordedStep], row: int) -> str:
-    """What was done to an image, a line per operation, and what was not."""
+    """Lists the operations on an image, one per line, and those that were not applied."""
     done, left_out = [], []
     for step in steps:
         values = {
@@ -140,27 +140,29 @@ def _captions(steps: Sequence[RecordedStep], row: int) -> str:
 
 
 def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:
-    """One operation on one image, e.g. ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
+    """Describes one operation on one image in a line.
+
+    For example ``jitter: hue +0.031 → contrast 1.20 → saturation 0.93 → brightness 1.11``.
 
     Args:
         step: with the rows of all images.
         values: the columns of this image.
-        row: which it is.
+        row: the row of this image.
     """
     if isinstance(step.operation, RandomResizedCrop):
         top, left, height, width = step.drawn["box"][row].tolist()
         parts = [f"crop {width} × {height}", f"at {left}, {top}:", f"area {float(values['area']):.0%}"]
-        return " ".join(_together(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
+        return " ".join(_without_breaks(part) for part in parts) + (", flipped" if bool(values["flip"]) else "")
     if isinstance(step.operation, ColorJitter):
         order = [JITTER[which] for which in step.drawn["order"][row].tolist()]
         parts = [f"{name} {_number(name, values[name])}" for name in order]
-        return "jitter: " + " ".join(_together(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
-    words = ", ".join(_together(f"{name} {_number(name, value)}") for name, value in values.items())
+        return "jitter: " + " ".join(_without_breaks(part) for part in [parts[0], *(f"→ {part}" for part in parts[1:])])
+    words = ", ".join(_without_breaks(f"{name} {_number(name, value)}") for name, value in values.items())
     return operation_title(step.operation) + (f": {words}" if words else "")
 
 
-def _together(words: str) -> str:
-    """No line ends within."""
+def _without_breaks(words: str) -> str:
+    """Joins words so that no line breaks inside."""
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 

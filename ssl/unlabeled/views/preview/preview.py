@@ -1,7 +1,7 @@
-"""What a run's views look like before it is trained: the pictures that its first step sees, and what is drawn.
+"""Shows a run's views before training: the pictures of its first step, and the distributions of all draws.
 
-Nothing is drawn anew for the page. The run's own ``Views`` make the pictures while each operation writes down what it
-was given; the distributions are those of the first draws of this very run. On a GPU the pixels differ by rounding.
+The page shows the run's own draws. The run's ``Views`` make the pictures while each operation records its input; the
+distributions are those of the first draws of this run. On a GPU the pixels differ by rounding.
 """
 
 import copy
@@ -37,7 +37,7 @@ from unlabeled.views.preview.page import PreviewImage, page
 
 
 class _Recorder:
-    """An operation that notes what it is given and how large the images are; its draws and its pixels are the same."""
+    """An operation that records its parameters and the image sizes; draws and pixels stay the same."""
 
     def __init__(self, operation: Operation, steps: list[RecordedStep]) -> None:
         self.operation, self.steps = operation, steps
@@ -59,7 +59,7 @@ class _Recorder:
 def trace_views(
     views: Views, images: Tensor, ids: Tensor, key: ViewKey, sizes: Tensor | None = None
 ) -> list[PreviewImage]:
-    """The views of a batch as pixels, with every operation's parameters; ``views`` stays as it is.
+    """Returns the views of a batch as pixels, with every operation's parameters; ``views`` is not changed.
 
     Args:
         views: of a run.
@@ -79,16 +79,16 @@ def trace_views(
 
 @dataclass(frozen=True)
 class Preview:
-    """The page of one run.
+    """The preview page of one run.
 
     Args:
         views: of the run.
-        splits: its data.
+        splits: the run's data.
         seed, batch_size: of the run.
         images: how many of the first batch are shown.
 
     Raises:
-        UserError: the batch has not so many.
+        UserError: the batch has fewer images.
     """
 
     views: Views
@@ -103,7 +103,7 @@ class Preview:
             raise UserError(f"preview={self.images}: it must lie between 1 and batch_size={self.batch_size}")
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``index.html`` and ``views.png`` into ``folder`` and return their paths; nothing else is touched."""
+        """Writes ``index.html`` and ``views.png`` into ``folder`` and returns their paths; writes nothing else."""
         batch = first_images(self.splits.train, self.images, self.batch_size, self.seed)
         shown = trace_views(self.views, batch.images, batch.ids, ViewKey(self.seed, 0, 0, self.batch_size), batch.sizes)
         title, rows = f"Views of {folder.parent.name}", self._rows(batch)
@@ -113,7 +113,7 @@ class Preview:
         return [folder / "index.html", folder / "views.png"]
 
     def measured(self, shown: Sequence[PreviewImage]) -> list[GroupDraws]:
-        """What is drawn for each group of views, by the images of the first of them in ``shown``."""
+        """Returns the measured draws of each group of views, for the images of its first view in ``shown``."""
         found, first = [], 0
         for group in self.views.groups:
             numbers = range(first, first + group.count)
@@ -138,7 +138,7 @@ class Preview:
         }
 
     def _rows(self, batch: Batch) -> list[str]:
-        """What stands under each image: its name in the source, and its class if it has one."""
+        """Returns the caption of each image: its name in the source, and its class if it has one."""
         classes, train = self.splits.train.classes, self.splits.train
         names = [train.name(index).rsplit("/", 1)[-1] for index in batch.ids.tolist()]
         labels = [f"class {classes[label]}" if 0 <= label < len(classes) else "" for label in batch.labels.tolist()]
@@ -146,10 +146,11 @@ class Preview:
 
 
 def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batch:
-    """The first ``count`` images of a run's first batch, decoded here: uint8 [count, 3, H, W].
+    """Returns the first ``count`` images of a run's first batch, decoded here: uint8 [count, 3, H, W].
 
-    A corrupt one is replaced by its successor, as in training from a source that does not fit into memory. One that
-    fits is decoded as a whole there and its corrupt images are left out: with such, training begins with other images.
+    A corrupt image is replaced by its successor, as in training from a source that does not fit into memory. A source
+    that fits is decoded as a whole and its corrupt images are left out: then training begins with other images than
+    shown here.
     """
     blocks = getattr(source, "blocks", None)
     order = GlobalOrder(len(source), batch_size, 1, seed, 0, 1, next_step=lambda: 0, blocks=blocks)
@@ -159,7 +160,7 @@ def first_images(source: Source, count: int, batch_size: int, seed: int) -> Batc
 
 
 def crop_padding(batch: Batch) -> list[Tensor]:
-    """Each image as decoded, uint8 [3, h, w], without what its canvas has around it."""
+    """Returns each image as decoded, uint8 [3, h, w], without the padding of its canvas."""
     if batch.sizes is None:
         return list(in_colour(batch.images))
     return [
@@ -169,7 +170,7 @@ def crop_padding(batch: Batch) -> list[Tensor]:
 
 
 def _of_one_size(images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> dict[str, Tensor]:
-    """Columns for a picture: the images and their views, enlarged without smoothing; the larger side fills a square."""
+    """Returns columns for a picture: images and views, enlarged without smoothing until they fill a square."""
     columns = {"as decoded": [image.float() / 255 for image in images]}
     columns |= {f"view {number}": list(view.pixels) for number, view in enumerate(shown, 1)}
     side = max(max(image.shape[1:]) for column in columns.values() for image in column)
@@ -177,7 +178,7 @@ def _of_one_size(images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> dic
 
 
 def _in_square(image: Tensor, side: int) -> Tensor:
-    """[3, h, w] → [3, side, side], the image in the upper left corner on white."""
+    """Puts [3, h, w] into the upper left corner of a white square, [3, side, side]."""
     height, width = (max(1, round(side * length / max(image.shape[1:]))) for length in image.shape[1:])
     square = image.new_ones(3, side, side)
     square[:, :height, :width] = F.interpolate(image[None], (height, width), mode="nearest-exact")[0]

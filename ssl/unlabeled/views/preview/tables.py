@@ -1,4 +1,4 @@
-"""Measured beside configured: a table of each group of views, with a small picture in every line."""
+"""Compares measured with configured values: a table of each group of views, with a small plot in every line."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from unlabeled.views.preview.draws import FLAGGED, GroupDraws, MeasuredRate, Quantity
 
-BINS, AROUND, MOST_BINS = 24, 2, 60  # within the configured range, to each side of it, in all
-WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a picture and of the text below it, pixels
+BINS, AROUND, MOST_BINS = 24, 2, 60  # bins in the configured range, on each side of it, at most
+WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a plot, and height of the text below it, pixels
 INK, PALE, LINE = "#0072B2", "#e3edf4", "#D55E00"  # measured, configured range, configured density
 
 
 def group_table(group: GroupDraws) -> str:
-    """The measurements of one group as HTML."""
+    """Returns the measurements of one group as HTML."""
     first, last = group.numbers[0] + 1, group.numbers[-1] + 1
     views = f"View {first}" if first == last else f"Views {first} to {last}"
     titles = ("", "configured", "measured", "draws", "distribution")
@@ -25,7 +25,7 @@ def group_table(group: GroupDraws) -> str:
 
 
 def rates_verdict(groups: Sequence[GroupDraws]) -> str:
-    """One line: whether every operation applies as often as it should."""
+    """Returns one line on whether every operation applies as often as it should."""
     rates = [each for group in groups for each in group.measured if isinstance(each, MeasuredRate)]
     known = [rate for rate in rates if rate.configured is not None]
     off = [rate.name for rate in known if rate.flagged]
@@ -62,7 +62,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _bar(rate: MeasuredRate) -> str:
-    """A share from 0 to 1, with the configured one as a line."""
+    """Draws a share from 0 to 1 as a bar, with the configured one as a line."""
     bar = _rectangle(0, 3, WIDTH, 6, PALE) + _rectangle(0, 3, WIDTH * rate.measured, 6, INK)
     if rate.configured is not None:
         x = min(max(WIDTH * rate.configured, 1), WIDTH - 1)
@@ -71,7 +71,7 @@ def _bar(rate: MeasuredRate) -> str:
 
 
 def _histogram(quantity: Quantity) -> str:
-    """Shares of the draws in bins; the configured range behind them, its density as a line."""
+    """Draws the shares of the draws in bins, with the configured range behind them and its density as a line."""
     edges = bin_edges(quantity)
     counts = torch.histogram(quantity.values.double().cpu(), edges).hist / len(quantity.values)
     expected = expected_shares(quantity, edges)
@@ -87,7 +87,7 @@ def _histogram(quantity: Quantity) -> str:
 
 
 def bin_edges(quantity: Quantity) -> Tensor:
-    """Of the bins, float64: the configured range in ``BINS`` parts, and as many to each side as the values need."""
+    """Returns bin edges, float64: ``BINS`` over the configured range, and as many to each side as the values need."""
     least, most = float(quantity.values.min()), float(quantity.values.max())
     low, high = quantity.configured or (least, most)
     width = (high - low) / BINS
@@ -101,7 +101,7 @@ def bin_edges(quantity: Quantity) -> Tensor:
 
 
 def expected_shares(quantity: Quantity, edges: Tensor) -> Tensor:
-    """Share of the draws that each bin should hold; zeros where nothing is known, or but one value is possible."""
+    """Returns the expected share of draws in each bin; zeros if unknown, or if only one value is possible."""
     if quantity.configured is None or quantity.configured[0] == quantity.configured[1]:
         return torch.zeros(len(edges) - 1)
     low, high = quantity.configured
@@ -112,7 +112,7 @@ def expected_shares(quantity: Quantity, edges: Tensor) -> Tensor:
 
 
 def _range(quantity: Quantity, edges: Tensor) -> tuple[str, str]:
-    """The configured range as a pale ground, and its ends, else the measured ones, in small figures."""
+    """Draws the configured range as a pale background, and its ends (else the measured ones) in small digits."""
     ends = quantity.configured or (float(quantity.values.min()), float(quantity.values.max()))
     first, width = float(edges[0]), float(edges[-1] - edges[0])
     left, right = (WIDTH * (end - first) / width for end in ends)

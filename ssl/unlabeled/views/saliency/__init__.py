@@ -1,1 +1,1 @@
-"""Foreground maps without labels."""
+"""Computes foreground maps without labels."""

@@ -1,4 +1,4 @@
-"""From several saliency maps to one that a threshold of 0.5 turns into a mask."""
+"""Fuses several saliency maps into one that a threshold of 0.5 turns into a mask."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,19 +8,20 @@ from torch import Tensor
 
 from unlabeled.views.saliency.maps import MAPS, blur, scale_to_unit
 
-SMOOTHING = 0.03  # of the fused map, share of the side: about a pixel of CIFAR. Ours, by eye
-GENEROSITY = 0.8  # of Otsu's threshold: rather some ground kept than half an animal lost. Ours, by eye
+SMOOTHING = 0.03  # sigma as a share of the side: about a pixel of CIFAR. Our choice, by eye
+GENEROSITY = 0.8  # factor on Otsu's threshold: rather keeps background than loses half an animal. Our choice
 FILLING_ROUNDS = 2
-BINS = 64  # of the histogram whose two classes Otsu's threshold parts
+BINS = 64  # of the histogram for Otsu's threshold
 
 
 def fuse(images: Tensor, maps: Sequence[str], centre_sigma: float | None) -> Tensor:
-    """Mean of several maps, times a centre prior, smoothed, holes filled, stretched so that 0.5 parts it best.
+    """Averages several maps, applies a centre prior, smooths, fills holes, and stretches so that 0.5 separates best.
 
     Args:
         images: float [B, 3, H, W] in [0, 1].
         maps: names in ``MAPS``, at least one.
-        centre_sigma: of a Gaussian prior, share of the side; None for none. It assumes that photographers centre.
+        centre_sigma: of a Gaussian prior, as a share of the side; None for no prior. It assumes that photographers
+            centre objects.
 
     Returns:
         [B, H, W] in [0, 1].
@@ -32,16 +33,16 @@ def fuse(images: Tensor, maps: Sequence[str], centre_sigma: float | None) -> Ten
 
 
 def _centre_prior(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian of the distance from the centre, [H, W], about 1 there."""
+    """Returns a Gaussian of the distance from the centre, [H, W], about 1 there."""
     lines = [(torch.arange(side, device=maps.device) + 0.5) / side - 0.5 for side in maps.shape[1:]]
     y, x = ((-line.square() / (2 * sigma**2)).exp() for line in lines)
     return y[:, None] * x
 
 
 def fill_holes(maps: Tensor) -> Tensor:
-    """Raise each pixel [B, H, W] to the lowest value over which one must climb to reach it from the border.
+    """Raises each pixel [B, H, W] to the lowest maximum on any path from it to the border.
 
-    Grey-level reconstruction (Vincent 1993), by the sweeps of ``saliency_maps.minimum_barrier``: a window amid a car
+    Grey-level reconstruction (Vincent 1993), by the sweeps of ``saliency_maps.minimum_barrier``: a window inside a car
     becomes as salient as the car.
     """
     values = maps.permute(1, 2, 0).contiguous()
@@ -58,17 +59,17 @@ def fill_holes(maps: Tensor) -> Tensor:
 
 
 def stretch_at_otsu(maps: Tensor) -> Tensor:
-    """Stretch maps [B, H, W] in [0, 1] piecewise linearly: ``GENEROSITY`` · Otsu's threshold of each comes to 0.5."""
+    """Stretches maps [B, H, W] in [0, 1] piecewise linearly: ``GENEROSITY`` · Otsu's threshold is moved to 0.5."""
     threshold = (GENEROSITY * otsu(maps))[:, None, None]
     return torch.where(maps < threshold, maps / threshold / 2, 1 - (1 - maps) / (1 - threshold) / 2)
 
 
 def otsu(maps: Tensor) -> Tensor:
-    """The threshold [B] that parts the values of [B, H, W] into two classes as far apart as can be (Otsu 1979)."""
+    """Returns the threshold [B] that best separates the values of [B, H, W] into two classes (Otsu 1979)."""
     index = (maps.flatten(1) * BINS).long().clamp(max=BINS - 1)
     counts = torch.zeros(len(maps), BINS, device=maps.device)
     share = counts.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float)) / index.shape[1]
     centres = (torch.arange(BINS, device=maps.device) + 0.5) / BINS
     below, moment = share.cumsum(1), (share * centres).cumsum(1)
     between = (moment[:, -1:] * below - moment).square() / (below * (1 - below)).clamp(min=1e-6)
-    return (between[:, :-1].argmax(1) + 1) / BINS  # the last bin parts nothing from nothing
+    return (between[:, :-1].argmax(1) + 1) / BINS  # a threshold after the last bin separates nothing

@@ -1,7 +1,7 @@
-"""Where the object is, guessed from pixels alone: handcrafted saliency maps of a whole batch.
+"""Estimates where the object is from pixels alone, by handcrafted saliency maps of a whole batch.
 
-Each map is a function float [B, 3, H, W] in [0, 1] → [B, H, W] in [0, 1], 0 for an image of one colour; nothing was
-trained and nothing is random. Colours are compared in CIE Lab. No Python per image: the same code runs on a GPU.
+Each map is a function float [B, 3, H, W] in [0, 1] → [B, H, W] in [0, 1], 0 for an image of one colour; nothing is
+trained or random. Colours are compared in CIE Lab. All of it is batched: the same code runs on a GPU.
 """
 
 from collections.abc import Callable
@@ -17,36 +17,36 @@ Map = Callable[[Tensor], Tensor]
 
 BORDER = 0.1  # width of the border band, share of the side; Zhang et al. 2015, section 4
 LEVELS = 12  # per RGB channel; Cheng et al. 2011, section 3
-BARRIER_ROUNDS = 2  # our choice; theirs: three passes over the image
+BARRIER_ROUNDS = 2  # our choice; the paper has three passes over the image
 
 
 def spectral_residual(images: Tensor) -> Tensor:
-    """What is unexpected in the log spectrum of the grey image (Hou and Zhang 2007).
+    """Returns the unexpected part of the grey image's log spectrum (Hou and Zhang 2007).
 
-    Their images are 64 pixels wide, and so is the usual working resolution here.
+    The paper's images are 64 pixels wide, and so is the usual working resolution here.
     """
     spectrum = torch.fft.fft2(images.mean(1))
     log_amplitude = (spectrum.abs() + 1e-6).log()
     around = F.avg_pool2d(F.pad(log_amplitude[:, None], (1, 1, 1, 1), "circular"), 3, 1)[:, 0]
     residual = torch.polar((log_amplitude - around).exp(), spectrum.angle())
     energy = torch.fft.ifft2(residual).abs().square()
-    flat = images.flatten(1).amax(1) - images.flatten(1).amin(1) < 1e-6  # a spectrum of rounding errors
+    flat = images.flatten(1).amax(1) - images.flatten(1).amin(1) < 1e-6  # constant images: only rounding errors
     return scale_to_unit(blur(energy, energy.shape[-1] / 25)).where(~flat[:, None, None], 0.0)
 
 
 def frequency_tuned(images: Tensor) -> Tensor:
-    """Distance of the slightly blurred colour from the mean colour (Achanta et al. 2009, equation 4)."""
+    """Returns the distance of the slightly blurred colour from the mean colour (Achanta et al. 2009, equation 4)."""
     lab = _lab(images)
     taps = lab.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    padded = F.pad(lab, (2, 2, 2, 2), "replicate").flatten(0, 1)[:, None]  # without groups, which are slow on a CPU
-    smooth = F.conv2d(padded, (taps[:, None] * taps)[None, None]).view_as(lab)  # their 5 × 5 binomial kernel
+    padded = F.pad(lab, (2, 2, 2, 2), "replicate").flatten(0, 1)[:, None]  # no grouped convolution: it is slow on a CPU
+    smooth = F.conv2d(padded, (taps[:, None] * taps)[None, None]).view_as(lab)  # the paper's 5 × 5 binomial kernel
     return scale_to_unit((lab.mean((2, 3), keepdim=True) - smooth).square().sum(1).sqrt())
 
 
 def boundary_distance(images: Tensor) -> Tensor:
-    """Mahalanobis distance from the colours of each side of the border (MB+; Zhang et al. 2015, equations 7 and 8).
+    """Returns the Mahalanobis distance from the border colours (MB+; Zhang et al. 2015, equations 7 and 8).
 
-    The four distances are added without the largest, so that an object may touch one side.
+    The four distances are added without the largest one, so that an object may touch one side.
     """
     lab = _lab(images)
     band = max(1, round(BORDER * images.shape[-1]))
@@ -56,7 +56,7 @@ def boundary_distance(images: Tensor) -> Tensor:
 
 
 def _colour_distance(lab: Tensor, reference: Tensor) -> Tensor:
-    """Mahalanobis distance of ``lab`` [B, 3, H, W] from the colours ``reference`` [B, 3, n], largest value 1."""
+    """Returns the Mahalanobis distance of ``lab`` [B, 3, H, W] from ``reference`` [B, 3, n], scaled to maximum 1."""
     mean = reference.mean(2)
     centred = reference - mean[:, :, None]
     covariance = centred @ centred.mT / reference.shape[2] + 4.0 * torch.eye(3, device=lab.device)  # 2 units of noise
@@ -67,9 +67,9 @@ def _colour_distance(lab: Tensor, reference: Tensor) -> Tensor:
 
 
 def global_contrast(images: Tensor) -> Tensor:
-    """Lab distance of a pixel's colour from all colours of the image, by how frequent they are (Cheng et al. 2011, HC).
+    """Returns the Lab distance of a pixel from all colours, weighted by their frequency (Cheng et al. 2011, HC).
 
-    Colours are quantised to 12³; they also drop rare colours and smooth among similar ones, which is left out.
+    Colours are quantised to 12³. The paper also drops rare colours and smooths among similar ones; this does not.
     """
     levels = (images * LEVELS).long().clamp(max=LEVELS - 1)
     colour = (levels[:, 0] * LEVELS + levels[:, 1]) * LEVELS + levels[:, 2]
@@ -82,7 +82,7 @@ def global_contrast(images: Tensor) -> Tensor:
 
 
 def _palette_distance(device: torch.device) -> Tensor:
-    """Lab distances [12³, 12³] between the centres of the quantised colours."""
+    """Returns the Lab distances [12³, 12³] between the centres of the quantised colours."""
     centres = (torch.arange(LEVELS, device=device) + 0.5) / LEVELS
     palette = torch.cartesian_prod(centres, centres, centres).T.reshape(1, 3, -1, 1)
     points = _lab(palette)[0, :, :, 0].T
@@ -90,11 +90,11 @@ def _palette_distance(device: torch.device) -> Tensor:
 
 
 def minimum_barrier(images: Tensor) -> Tensor:
-    """How much a channel must change on the best way to the border (Zhang et al. 2015, FastMBD), over Lab's channels.
+    """Returns the least change of a channel on a path to the border, over Lab's channels (Zhang et al. 2015, FastMBD).
 
-    Theirs scans pixel after pixel; here whole lines go down, up, right and left, twice.
+    The paper scans pixel by pixel; here whole lines are swept down, up, right and left, twice.
     """
-    values = _lab(images).permute(2, 3, 0, 1).flatten(2).contiguous()  # [H, W, 3B]: lines of both kinds are slices
+    values = _lab(images).permute(2, 3, 0, 1).flatten(2).contiguous()  # [H, W, 3B]: rows and columns are both slices
     distance = torch.full_like(values, torch.inf)
     distance[0] = distance[-1] = distance[:, 0] = distance[:, -1] = 0
     highest, lowest = values.clone(), values.clone()
@@ -109,7 +109,7 @@ def minimum_barrier(images: Tensor) -> Tensor:
 
 
 def _sweep(order: range, values: Tensor, distance: Tensor, highest: Tensor, lowest: Tensor) -> None:
-    """Offer each line the ways of the line before it; ``highest`` and ``lowest`` are the values met on the best one."""
+    """Updates each line from the line before it; ``highest`` and ``lowest`` are the extremes on the best path."""
     for before, here in pairwise(order):
         high = torch.maximum(highest[before], values[here])
         low = torch.minimum(lowest[before], values[here])
@@ -129,7 +129,7 @@ MAPS: dict[str, Map] = {
 
 
 def scale_to_unit(maps: Tensor) -> Tensor:
-    """Smallest value of each map to 0 and largest to 1; a constant one to 0."""
+    """Scales each map so that its smallest value is 0 and its largest 1; a constant map becomes 0."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return ((maps - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
@@ -140,7 +140,7 @@ def _lab(images: Tensor) -> Tensor:
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [B, H, W], ``sigma`` in pixels."""
+    """Blurs [B, H, W] with a Gaussian, ``sigma`` in pixels."""
     taps = 2 * max(1, round(3 * sigma)) + 1
     blurred: Tensor = gaussian_blur2d(maps[:, None], (taps, taps), (sigma, sigma), "reflect")
     return blurred[:, 0]

@@ -1,7 +1,7 @@
-"""A small network that learns what handcrafted maps have in common and leaves out where they err at random.
+"""A small network that learns what handcrafted maps have in common, and so averages out their random errors.
 
-In the manner of DeepUSPS (Nguyen et al. 2019, arXiv:1909.13055), much shortened: one network instead of one per map and
-a fusion, one round of training, no conditional random field, cross entropy instead of an F-measure.
+A much shorter form of DeepUSPS (Nguyen et al. 2019, arXiv:1909.13055): one network instead of one per map and a fusion,
+one round of training, no conditional random field, cross entropy instead of an F-measure.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from unlabeled.core.seeding import derive_seed
 
-WIDTH = 32  # channels; ours
-DILATIONS = (1, 2, 4, 8, 4, 2, 1)  # of the 3 × 3 convolutions: 45 pixels are seen; ours
-LEARNING_RATE = 3e-3  # of AdamW, falling to 0 as a cosine; ours
-BATCH = 50  # images a step; ours
+WIDTH = 32  # channels; our choice
+DILATIONS = (1, 2, 4, 8, 4, 2, 1)  # of the 3 × 3 convolutions: receptive field of 45 pixels; our choice
+LEARNING_RATE = 3e-3  # of AdamW, with a cosine to 0; our choice
+BATCH = 50  # images per step; our choice
 
 
 class SaliencyNetwork(nn.Module):
-    """Float [B, 3, h, w] in [0, 1] → logits [B, h, w], from colours and the place in the image."""
+    """Maps float [B, 3, h, w] in [0, 1] to logits [B, h, w], from colours and the position in the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class SaliencyNetwork(nn.Module):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
-        """Saliency [B, h, w] in [0, 1]; the network must be in eval mode."""
+        """Returns the saliency [B, h, w] in [0, 1]; the network must be in eval mode."""
         logits: Tensor = self(images)
         return logits.sigmoid()
 
 
 def train_network(images: Tensor, target: Callable[[Tensor], Tensor], epochs: int, seed: int) -> SaliencyNetwork:
-    """A network that was trained to give the same maps as ``target``, in eval mode.
+    """Trains a network to predict the maps ``target``; returns it in eval mode.
 
     Args:
         images: float [N, 3, h, w] in [0, 1], on the device to train on.
