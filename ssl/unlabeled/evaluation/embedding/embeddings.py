@@ -98,7 +98,7 @@ class Embeddings:
         return order, unusual[order]
 
     def duplicates(self, similarity: float = 0.99) -> tuple[Ints, Floats]:
-        """Finds pairs of images whose cosine is at least ``similarity``: rows [P, 2] and cosines [P], most similar first.
+        """Finds pairs of images whose cosine is at least ``similarity``, most similar first: rows [P, 2], cosines [P].
 
         Every pair is compared. Raises UserError for a ``similarity`` outside of (0, 1] and at more than a million
         pairs.
