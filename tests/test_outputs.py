@@ -96,7 +96,7 @@ IN_A_FOLDER = {
     "unlabeled.commands.represent": ("run=x", "out="),
 }
 IN_A_FILE = {
-    "unlabeled.commands.embed": ("run=x", "out="),
+    "unlabeled.commands.evaluate.embed": ("run=x", "out="),
     "unlabeled.commands.table": ("x", "out="),
     "unlabeled.commands.saliency": ("out=",),
 }

@@ -144,7 +144,6 @@ def test_data_path_alone_names_images_where_those_of_the_run_have_no_path(
         "experiment": "digits",
         "max_steps": 1,
         "batch_size": 64,
-        "backbone": {"width": 0.125},
         "probe": "none",
     }
     quick: dict[str, Any] = {"online_knn": None, "pictures": None, "num_workers": 0, "trainer.accelerator": "cpu"}

@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "embed": Command(
         "Writes the features of images as a table: parquet, CSV, npy, npz or safetensors.",
-        "unlabeled.commands.embed:embed",
+        "unlabeled.commands.evaluate.embed:embed",
         "embed",
         "run",
     ),
