@@ -163,8 +163,8 @@ def part_path(out: Path) -> Path:
 
 def check_out(out: Path) -> None:
     """Raises UserError, before the work, for an output that cannot be written."""
-    check_ending(out)
     check_file("out", out)
+    check_ending(out)
     for beside in (record_file(out), part_path(out), rows_file(out)):
         if beside is not None:
             check_file("out", beside)
