@@ -150,7 +150,7 @@ def test_data_path_alone_judges_a_run_whose_images_have_moved_and_each_of_severa
 
 
 def test_without_the_list_of_files_a_change_is_noticed_too(begun: Path) -> None:
-    (begun / "run" / "data_files.arrow").write_bytes(b"damaged")
+    (begun / "run" / "data_files.npz").write_bytes(b"damaged")
     (train(begun) / "a/30.png").unlink()
     with pytest.raises(UserError, match="32 images in 32 files then, 31 in 31 now; put them back"):
         run(config_of(begun / "images", begun / "run"))

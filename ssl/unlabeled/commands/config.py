@@ -42,7 +42,6 @@ EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 @contextmanager
 def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | None = None) -> Iterator[None]:
     """Turn a mistake in the command into one line on stderr and exit code 2; other errors keep their traceback."""
-    _take_moved_data(config_dir / f"{config_name}.yaml")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths may hold bytes that are no UTF-8, and a terminal may know less
             stream.reconfigure(errors="backslashreplace")
@@ -91,16 +90,18 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _take_moved_data(primary: Path) -> None:
-    """Let ``data.path=…`` alone name where the images of a run have moved to, where the group is null by default.
+def _with_moved_data(primary: Path, arguments: list[str]) -> list[str]:
+    """Lets ``data.path=…`` alone name where the images of a run have moved to, if the group is null by default.
 
     Hydra takes such a key for a mistake: there is no ``data`` yet that it could be a key of.
     """
     moved = tuple(f"{key}=" for key in MOVABLE_KEYS if key.startswith("data."))
-    if not any(each.startswith(moved) for each in sys.argv[1:]) or any(each.startswith("data=") for each in sys.argv):
-        return
-    if primary.is_file() and {"data": None} in OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", []):  # type: ignore[union-attr]
-        sys.argv[1:] = [f"+{each}" if each.startswith(moved) else each for each in sys.argv[1:]]
+    if not any(each.startswith(moved) for each in arguments) or any(each.startswith("data=") for each in arguments):
+        return arguments
+    defaults = OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", [])  # type: ignore[union-attr]
+    if {"data": None} not in defaults:
+        return arguments
+    return [f"+{each}" if each.startswith(moved) else each for each in arguments]
 
 
 def _of_the_disk(error: OSError) -> str:
@@ -131,8 +132,9 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     import_from_beside(own_folders(sys.argv[1:] if arguments is None else arguments))
     whole.__module__ = config_name  # what Hydra calls the job, on a cluster too
     try:
-        sys.argv = [typed[0], *(typed[1:] if arguments is None else arguments)]
         with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
+            given = typed[1:] if arguments is None else list(arguments)
+            sys.argv = [typed[0], *_with_moved_data(conf / f"{config_name}.yaml", given)]
             read_command_line(conf, config_name)
             hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
     finally:

@@ -10,7 +10,7 @@ from unlabeled.data.identity import Identity, changes, identity_of, read_identit
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 
-DATA_FILES = "data_files.arrow"  # in run_dir: the identity of each file, to name changes
+DATA_FILES = "data_files.npz"  # in run_dir: the identity of each file, to name changes
 
 
 def same_data(train: Source, kept: Path, checkpoint: Path | None, resolved: dict[str, Any]) -> Identity | None:

@@ -1,5 +1,6 @@
 """Whether a value is what its key may have, and if not, what it may: types with ranges, as signatures give them."""
 
+import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -76,7 +77,15 @@ def check_value(value: Any, expected: Any, path: str) -> None:
     if elements:
         for position, (element, kind) in enumerate(zip(value, elements, strict=True)):
             check_value(element, kind, f"{path}[{position}]")
-    raise UserError(f"{path}={_shown(value)}: must be {in_words(expected, value)}")
+    raise UserError(f"{path}={_shown(value)}: {_suggestion(value, expected)}must be {in_words(expected, value)}")
+
+
+def _suggestion(value: Any, expected: Any) -> str:
+    """Names the choice that is spelled most like a value, where there is one."""
+    kinds = _options(plain(expected)[0]) or [expected]
+    words = [str(each) for kind in kinds for each in get_args(kind) if get_origin(kind) is Literal]
+    close = difflib.get_close_matches(str(value), words, n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def fits(value: Any, expected: Any) -> bool:
