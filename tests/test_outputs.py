@@ -96,6 +96,7 @@ IN_A_FOLDER = {
     "unlabeled.commands.represent": ("run=x", "out="),
 }
 IN_A_FILE = {
+    "unlabeled.commands.evaluate.embed": ("run=x", "out="),
     "unlabeled.commands.table": ("x", "out="),
     "unlabeled.commands.saliency": ("out=",),
 }
@@ -341,6 +342,8 @@ OWN = {
     "run_lock.py",  # must fail where a file is there
     "loggers.py",  # a line of metrics.csv
     "saliency.py",  # a file that is mapped
+    "formats.py",  # what replacing gives, written a part at a time
+    "part_file.py",  # goes on where it was
 }
 
 

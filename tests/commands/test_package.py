@@ -89,6 +89,11 @@ def test_a_digits_run_is_trained_judged_and_exported_from_an_empty_folder(instal
     again = json.loads((installed.folder / "again" / "results.json").read_text())
     assert [row["top1"] for row in again["rows"]] == [row["top1"] for row in first["rows"]]
     assert first["provenance"]["command"].startswith("unlabeled train experiment=digits ")
+    written = installed("unlabeled", "embed", "run=outputs/digits", "data=digits", "out=x.parquet")
+    assert written.startswith("x.parquet: 1,797 images (1,347 train, 450 test) with ")
+    code = "import unlabeled, pandas, numpy; t = pandas.read_parquet('x.parquet'); print(len(t), list(t), "
+    code += "numpy.array_equal(numpy.stack(t.features), unlabeled.embed('outputs/digits', 'digits').x))"
+    assert installed("python", "-c", code) == "1797 ['name', 'label', 'split', 'features'] True\n"
     installed("unlabeled", "export", "outputs/digits", "to=safetensors", "out=exported")
     assert (installed.folder / "exported" / "model.safetensors").exists()
 

@@ -59,7 +59,9 @@ def data_of(
         if needed:
             raise
         return None
-    return OmegaConf.create({**values, **(given or {})})
+    both: DictConfig = OmegaConf.create({**values, **(given or {})})
+    check_node(OmegaConf.to_container(both), "data")  # the file's source may not have the keys that were given
+    return both
 
 
 def seed_of(config: Mapping[str, Any] | None, otherwise: int, file: Path) -> int:

@@ -25,6 +25,7 @@ a path may be a URL where the data source reads one; lists are `[a,b]`; `key=nul
 COMMANDS = {
     "train": "train.py",
     "eval_linear": "eval_linear.py",
+    "embed": "unlabeled embed",
     "export": "unlabeled export",
     "inspect": "unlabeled inspect",
     "representation": "unlabeled represent",

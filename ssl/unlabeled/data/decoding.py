@@ -48,9 +48,8 @@ class Decoding:
 
     def of(self, splits: Splits) -> Splits:
         """Sets these settings on all sources of a data set."""
-        for source in (splits.train, splits.test, *splits.others.values()):
-            if source is not None:
-                source.decoding = self  # type: ignore[attr-defined]
+        for source in splits.every().values():
+            source.decoding = self  # type: ignore[attr-defined]
         return splits
 
 

@@ -56,6 +56,12 @@ class Splits:
     left_out: LeftOut = field(default_factory=dict)  # files that are not used, by reason
     warnings: list[str] = field(default_factory=list)  # possible mistakes, one sentence each
     others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
+    unjudged: dict[str, Source] = field(default_factory=dict)  # likewise of images without labels: nothing is tested on
+
+    def every(self) -> dict[str, Source]:
+        """Returns all splits by name, train first."""
+        test = {} if self.test is None else {"test": self.test}
+        return {"train": self.train, **test, **self.others, **self.unjudged}
 
 
 def common_folder(source: Source) -> str:

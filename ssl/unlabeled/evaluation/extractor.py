@@ -114,16 +114,8 @@ class Extractor:
         """Returns cache keys of everything that decides the numbers; None where that is not known."""
         if self.cache is None or (data := self.fingerprint(split)) is None:
             return None
-        shared = {
-            "network": hashlib.sha256("\n".join(_geometry(network)).encode()).hexdigest(),
-            "weights": state_hash(network),
-            "views": self.views.evaluation(),
-            "precision": "32-true" if isinstance(network, PixelNetwork) else self.precision,
-            "device": _device_name(self.device),
-            "data": data,
-            "versions": versions(),
-            "code": code_hash(),
-        }
+        precision = "32-true" if isinstance(network, PixelNetwork) else self.precision
+        shared = network_key(network, self.views.evaluation(), precision, self.device) | {"data": data}
         return {kind: shared | {"kind": kind} for kind in kinds}
 
     def _kept(self, key: Key) -> Features | None:
@@ -140,6 +132,19 @@ class Extractor:
         for kind, key in keys.items():
             x = features.x if kind == "last" else features.others[kind]
             cache.put(key, {"x": x, "labels": features.labels, "ids": features.ids}, notes)
+
+
+def network_key(network: nn.Module, views: Any, precision: str, device: torch.device) -> Key:
+    """Returns everything that decides the features a network gives for images, as plain values."""
+    return {
+        "network": hashlib.sha256("\n".join(_geometry(network)).encode()).hexdigest(),
+        "weights": state_hash(network),
+        "views": views,
+        "precision": precision,
+        "device": _device_name(device),
+        "versions": versions(),
+        "code": code_hash(),
+    }
 
 
 def _by_any_process(missing: list[str]) -> list[str]:

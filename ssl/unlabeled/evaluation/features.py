@@ -79,18 +79,31 @@ def extract(
     e.g. ``batched(...)`` or a loader; a generator can be read only once. ``kinds`` of features besides ``last``
     need a Backbone that has them. Raises UserError on features that are not finite, where ``check_finite``.
     """
+    rows: list[Features] = []
+    extract_each(network, batches, transform, device, precision, kinds, rows.append)
+    if not rows:
+        raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
+    return require_finite_images(concatenate(rows), precision) if check_finite else concatenate(rows)
+
+
+def extract_each(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    transform: Transform,
+    device: torch.device | str,
+    precision: str,
+    kinds: Sequence[str],
+    take: Callable[[Features], None],
+) -> None:
+    """Hands the features of one batch after another to ``take`` and keeps none; all else as :func:`extract`."""
     if precision not in AUTOCAST:
         raise UserError(f"precision {precision!r} is unknown to the evaluation; allowed: {', '.join(AUTOCAST)}")
     device = torch.device(device)
     network.to(device)
-    rows: list[Features] = []
     with eval_mode(network), _random_state_kept(device), torch.no_grad():
         for batch in batches:
             found = _forward(network, transform(*batch_to_device(batch, device)), AUTOCAST[precision], kinds)
-            rows.append(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
-    if not rows:
-        raise ValueError("no batches to extract features from; a generator can be read only once, hand over a list")
-    return _finite(concatenate(rows), precision) if check_finite else concatenate(rows)
+            take(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
@@ -162,6 +175,19 @@ def require_finite(probe: str, *features: Tensor) -> None:
         raise UserError(f"{probe} was given features that are not finite: the network has diverged")
 
 
+def require_finite_images(features: Features, precision: str) -> Features:
+    """Returns the features unchanged. Raises UserError where those of an image are not finite."""
+    every = (features.x, *features.others.values())
+    broken = torch.stack([~x.flatten(1).isfinite().all(dim=1) for x in every]).any(dim=0)
+    if bool(broken.any()):
+        first = int(features.ids[broken][0])
+        raise UserError(
+            f"the features of {int(broken.sum())} of {len(broken)} images are not finite (first id {first}) under "
+            f"precision {precision}: the network has diverged, or 16-mixed overflows and 32-true would not"
+        )
+    return features
+
+
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Sets eval mode, uncompiled; restores every submodule's mode afterwards, frozen parts included."""
@@ -213,15 +239,3 @@ def _forward(network: nn.Module, images: Tensor, dtype: torch.dtype | None, kind
 
 def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {kind: values.cpu() for kind, values in found.items()}
-
-
-def _finite(features: Features, precision: str) -> Features:
-    every = (features.x, *features.others.values())
-    broken = torch.stack([~x.flatten(1).isfinite().all(dim=1) for x in every]).any(dim=0)
-    if bool(broken.any()):
-        first = int(features.ids[broken][0])
-        raise UserError(
-            f"the features of {int(broken.sum())} of {len(broken)} images are not finite (first id {first}) under "
-            f"precision {precision}: the network has diverged, or 16-mixed overflows and 32-true would not"
-        )
-    return features

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlabeled.data.decode import to_rgb
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
+from unlabeled.views.pipeline import Views
 from unlabeled.weights.preprocess import Preprocess
 
 
@@ -28,10 +29,15 @@ class Transform:
         """Transforms images. Raises UserError for inputs of any other kind."""
         if isinstance(images, list | tuple):
             return torch.stack([self(image) for image in images])
-        pixels = _pixels(images)
+        pixels = uint8_pixels(images)
         return (
             self._views.evaluation_view(pixels) if pixels.dim() == 4 else self._views.evaluation_view(pixels[None])[0]
         )
+
+    @property
+    def views(self) -> Views:
+        """Returns the views whose ``evaluation_view`` does the same for images of different sizes at once."""
+        return self._views
 
 
 class Pretrained(nn.Module):
@@ -57,8 +63,8 @@ class Pretrained(nn.Module):
         return self.backbone.features(images, kinds)
 
 
-def _pixels(image: Any) -> Tensor:
-    """Returns uint8 [3, H, W] or [B, 3, H, W]."""
+def uint8_pixels(image: Any) -> Tensor:
+    """Converts an image, or several in one array, to uint8 [3, H, W] or [B, 3, H, W]. Raises UserError for others."""
     if isinstance(image, Image.Image):
         return to_rgb(image, max(image.size), square=False)
     if isinstance(image, np.ndarray):

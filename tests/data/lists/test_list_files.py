@@ -128,7 +128,9 @@ def test_keys_of_lists_are_checked(images: Path) -> None:
     assert "no column named nope; give data.label_column" in refusal(images / "list.csv", label_column="nope")
     assert "they are of lists, and none is read" in refusal(images, label_column="label", labels="none")
     assert "leave data.train out" in refusal(images / "list.csv", train="x")
-    assert "give a folder of images, or a list of them (.csv" in refusal(images / "x/1.png")
+    (images / "notes.md").write_text("no image")
+    assert "give a folder of images, or a list of them (.csv" in refusal(images / "notes.md")
+    assert [opened(images / "x/1.png").train.name(0)] == [str(images / "x/1.png")]
     pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), images / "own.parquet")
     assert "data=parquet for a file that holds the images" in refusal(images / "own.parquet")
     os.mkfifo(images / "pipe.csv")

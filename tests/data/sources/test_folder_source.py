@@ -141,10 +141,24 @@ def test_a_test_split_for_images_without_labels_is_refused_when_asked_for(tmp_pa
 def test_a_missing_path_names_the_path_and_the_key(tmp_path: Path) -> None:
     given = f"{tmp_path}/nowhere"
     assert refusal(path=given) == f"data.path={given}: {given} does not exist; give a folder of images"
+    (tmp_path / "a.md").write_text("no image")
+    assert "a.md is a file" in refusal(path=f"{tmp_path}/a.md")
     put(tmp_path, "a.png")
-    assert "a.png is a file" in refusal(path=f"{tmp_path}/a.png")
     assert refusal(path=str(tmp_path), train="x").startswith(f"data.train=x: {tmp_path}/x does not exist")
     assert refusal(path=str(tmp_path), test="y").startswith(f"data.test=y: {tmp_path}/y does not exist")
+
+
+def test_an_image_is_a_data_set_of_one_and_test_images_without_labels_are_kept_and_not_tested_on(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "train/a.png")
+    put(tmp_path, "test/b.png")
+    one = folder(f"{tmp_path}/train/a.png", image_size=4)
+    assert (len(one.train), one.train.labels.tolist(), one.test) == (1, [-1], None)
+    both = folder(str(tmp_path), image_size=4)
+    assert both.test is None
+    assert list(both.every()) == ["train", "test"]
+    assert both.every()["test"].name(0) == f"{tmp_path}/test/b.png"
 
 
 def test_an_empty_folder_names_the_path_and_the_key(tmp_path: Path) -> None:

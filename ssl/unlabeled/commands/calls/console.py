@@ -40,6 +40,12 @@ COMMANDS = {
         folder="run",
         called="python eval_linear.py",
     ),
+    "embed": Command(
+        "Writes the features of images as a table: parquet, CSV, npy, npz or safetensors.",
+        "unlabeled.commands.evaluate.embed:embed",
+        "embed",
+        "run",
+    ),
     "export": Command(
         "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
         "unlabeled.commands.export:export",

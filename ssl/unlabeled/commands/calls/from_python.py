@@ -21,6 +21,9 @@ from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from unlabeled.evaluation.embedding.embeddings import Embeddings
     from unlabeled.evaluation.reporting.results import Results
     from unlabeled.health.diagnosis import Finding
     from unlabeled.weights.pretrained import Pretrained
@@ -141,6 +144,48 @@ def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretra
         return Pretrained(source.backbone, source.preprocess)
 
 
+def embed(
+    model: "Weights | nn.Module", data: Any = None, *, overrides: Sequence[str] = (), **keys: Any
+) -> "Embeddings":
+    """Computes features of images, those that ``unlabeled embed`` writes.
+
+    Args:
+        model: a run, its folder, a file of weights, what :func:`load` gives, or any module from images [B, C, h, w] to
+            features [B, D] whose ``transform`` makes its input of a Pillow image.
+        data: a folder, a list or an image by its path, a choice such as ``"digits"``, or images: a list of Pillow
+            images, arrays [H, W, 3] and uint8 tensors [3, H, W], or several in one array. None: the run's own.
+        overrides, keys: as in :func:`train`; ``features``, ``pooling``, ``normalize``, ``batch_size``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    of_file = isinstance(model, str | os.PathLike | Run)
+    named = data is None or isinstance(data, str | os.PathLike)
+    weights = {_kind(model): _path(model)} if of_file else {}
+    images = {"data": data} if named and data is not None else {}
+    given = with_data_source([*overrides_of(weights | images | keys), *overrides])
+    config = composed("embed", given)
+    if config.out is not None:
+        raise UserError('out: what is returned has .save("features.parquet")')
+    if not named and config.get("data") is not None:
+        raise UserError("data: images are given already; leave the keys of data out")
+    if not of_file and (unused := [key for key in ("run", "checkpoint", "views", "backbone") if config.get(key)]):
+        raise UserError(f"{unused[0]}: a network is given already; leave it out")
+    with _as_found(), user_errors(conf_folder(), "embed", given):
+        from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
+        from unlabeled.evaluation.embedding.given_images import given_splits
+        from unlabeled.evaluation.embedding.table import embed_in_memory
+        from unlabeled.weights import checkpoint_path, read_checkpoint
+
+        splits = None if named else given_splits(data)
+        if of_file:
+            checkpoint = read_checkpoint(checkpoint_path(config.run, config.checkpoint))
+            built = build_of_checkpoint(config, checkpoint, splits)
+        else:
+            built = build_of_module(config, _module(model), splits)
+        return embed_in_memory(*built, _silent)
+
+
 def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any) -> Path:
     """Write a backbone for another library and make sure that it gives the same features there: ``unlabeled export``.
 
@@ -164,6 +209,14 @@ def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any)
 
         plain: Any = OmegaConf.to_container(config)
         return write(config, plain, _silent)
+
+
+def _module(model: Any) -> "nn.Module":
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{type(model).__name__}: give a run, a file of weights, or a network")
+    return model
 
 
 def _path(run: Any) -> str:

@@ -1,1 +1,1 @@
-"""``unlabeled evaluate`` and ``unlabeled compare``."""
+"""``unlabeled evaluate``, ``unlabeled embed`` and ``unlabeled compare``."""

@@ -48,6 +48,12 @@ def of_folder(root: Path, place: str | None) -> Listing:
     return Listing(root, index, index.numbers("owner"), index.note["classes"], str(root), index.note["left_out"])
 
 
+def of_image(file: Path) -> Listing:
+    """Returns a list of a single image, of no class."""
+    index = make_index({"path": [os.fsencode(file.name)]}, {})
+    return Listing(file.parent, index, np.array([-1]), [], str(file), of_folder=False)
+
+
 def join_listings(parts: list[Listing]) -> Listing:
     """Joins several lists into one, one after the other; classes with the same name become one."""
     if len(parts) == 1:

@@ -11,7 +11,8 @@ from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
-from unlabeled.data.lists.listing import Listing, join_listings, of_folder
+from unlabeled.data.lists.listing import Listing, join_listings, of_folder, of_image
+from unlabeled.data.lists.pictures import looks_like_image
 from unlabeled.errors import UserError
 
 
@@ -27,10 +28,12 @@ class Reader:
         self.place, self.columns, self.lists = place, (path_column, label_column), 0
 
     def __call__(self, path: Path, given: str) -> Listing:
-        """Raises UserError, with the key and value ``given``, for what is neither a folder nor a list."""
+        """Raises UserError, with the key and value ``given``, for what is no folder, list or image."""
         if is_list(path) and path.is_file():
             self.lists += 1
             return of_list(path, given, *self.columns)
+        if path.is_file() and looks_like_image(path):
+            return of_image(path)
         if path.is_file():
             ends = ", ".join(LISTS)
             raise UserError(

@@ -103,6 +103,7 @@ def folder(
         found.warnings.append(f"{found.tests[0].where} is not tested on: {found.train.where} has no labels")
     tests = [by_name(listed, found.train, found.warnings) for listed in found.tests] if source.classes else []
     others = [_source(listed, "folders", image_size, square) for listed in tests]
+    untested = [] if source.classes else [_source(listed, "none", image_size, square) for listed in found.tests]
     splits = Splits(
         source,
         others[0] if others else None,
@@ -110,6 +111,7 @@ def folder(
         left_out=sum_counts([found.train.left_out, *(listed.left_out for listed in tests)]),
         warnings=found.warnings,
         others=dict(zip(distinct_names(tests)[1:], others[1:], strict=True)),
+        unjudged=dict(zip(["test", *distinct_names(found.tests)[1:]], untested, strict=False)),
     )
     return decoding.of(splits)
 

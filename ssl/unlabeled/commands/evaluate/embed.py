@@ -1,0 +1,64 @@
+"""Features of images as a table: ``unlabeled embed run=outputs/NAME out=features.parquet``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unlabeled.commands.build.embedding import build_of_checkpoint
+from unlabeled.commands.config import run_module
+from unlabeled.commands.given.typed import typed_command
+from unlabeled.core.environment import git_state
+from unlabeled.distributed import rank
+from unlabeled.distributed.launch import process_group
+from unlabeled.errors import UserError
+from unlabeled.evaluation.embedding.table import Written, check_out, embed_to_file
+from unlabeled.evaluation.provenance import checkpoint_provenance
+from unlabeled.weights import checkpoint_path, read_checkpoint
+
+
+def embed(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Written:
+    """Runs all images through one backbone and writes its features.
+
+    Args:
+        config: as composed from ``conf/embed.yaml``.
+        resolved: the same as plain values.
+        log: takes lines.
+
+    Raises:
+        UserError: a mistake; or ``out`` is there and was made otherwise.
+    """
+    if resolved["out"] is None:
+        raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
+    out = Path(resolved["out"]).expanduser()
+    check_out(out)
+    checkpoint = read_checkpoint(checkpoint_path(resolved["run"], resolved["checkpoint"]))
+    with process_group(config.accelerator):
+        embedder, images = build_of_checkpoint(config, checkpoint)
+        about = {
+            "command": typed_command(),
+            "checkpoint": checkpoint_provenance(checkpoint),
+            "data": images.data.splits.description,
+            "git": git_state(),
+        }
+        written = embed_to_file(out, embedder, images, about, log)
+        if rank() == 0:
+            _tell(out, written, log)
+    return written
+
+
+def _tell(out: Path, written: Written, log: Callable[[str], None]) -> None:
+    if not written.files:
+        log(f"{out} is there already, made with the same settings")
+        return
+    count, width = written.shape
+    splits = ", ".join(f"{rows:,} {split}" for split, rows in written.counts.items())
+    left = f"; {written.corrupt:,} corrupt images are left out" if written.corrupt else ""
+    log(
+        f"{out}: {count:,} images ({splits}) with {width:,} features each, {written.images_per_second:,.0f} "
+        f"images/s{left}"
+    )
+    log(f"also written: {', '.join(str(each) for each in written.files[1:])}")
+
+
+if __name__ == "__main__":
+    run_module("embed", embed)
