@@ -364,6 +364,7 @@ def writes(path: Path) -> list[str]:
 
 
 def test_files_are_opened_for_writing_at_one_place() -> None:
-    elsewhere = {path.name: writes(path) for path in SOURCES if path.name not in {*OWN, "writing.py"}}
+    others = [path for path in SOURCES if path.name not in {*OWN, "writing.py"} and path.parent.name != "skeletons"]
+    elsewhere = {path.name: writes(path) for path in others}
     found = {name: calls for name, calls in elsewhere.items() if calls}
     assert found == {"export.py": ["mkdir", "rename", "rename"]}  # a whole folder, put in place at the end

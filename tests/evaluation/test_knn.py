@@ -199,7 +199,7 @@ def test_the_k_largest_by_groups_are_those_of_a_stable_sort(distinct: int) -> No
 MEASURE = """
 import resource, torch
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.knn import KNN
+from unlabeled.evaluation.probes.knn import KNN
 
 torch.set_num_threads(1)
 x, y = torch.randn(26_000, 128), torch.randint(1000, (26_000,))

@@ -15,6 +15,7 @@ from uuid import uuid4
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from PIL.Image import Image
     from torch import Tensor
@@ -76,6 +77,14 @@ def save_safetensors(path: Path, tensors: "Mapping[str, Tensor]", notes: dict[st
             save_file(dict(tensors), unfinished, notes)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def save_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
+    """Writes NumPy arrays by name as an uncompressed ``.npz``. Raises Unwritable."""
+    import numpy as np
+
+    with replacing(path, sync=False) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 @contextmanager

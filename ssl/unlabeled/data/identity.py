@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from unlabeled.core.reading import open_regular, require_regular, shown_path
-from unlabeled.core.writing import replacing
+from unlabeled.core.writing import save_arrays
 from unlabeled.data.fingerprint import HasFiles
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
@@ -48,15 +48,9 @@ class Identity:
 
     def write(self, path: Path) -> None:
         """Writes the identity atomically; 50,000 files take 3 MB. Raises Unwritable."""
-        with replacing(path, sync=False) as part, part.open("wb") as file:
-            np.savez(
-                file,
-                names=np.frombuffer(b"\0".join(self.names), np.uint8),
-                facts=self.facts,
-                contents=self.contents,
-                digest=np.array(self.digest),
-                images=np.array(self.images),
-            )
+        arrays = {"names": np.frombuffer(b"\0".join(self.names), np.uint8), "facts": self.facts}
+        arrays |= {"contents": self.contents, "digest": np.array(self.digest), "images": np.array(self.images)}
+        save_arrays(path, arrays)
 
 
 def read_identity(path: Path) -> Identity | None:

@@ -41,7 +41,9 @@ class SyncBatchNorms(TorchSyncBatchNorm):
 def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         kind = type(norm).__name__
-        raise UserError(f"trainer.sync_batchnorm=true: several CPU processes cannot synchronise {kind}; set false")
+        raise UserError(
+            f"trainer.sync_batchnorm=true: several CPU processes cannot synchronise {kind}; set it to false"
+        )
     return SyncedBatchNorm(norm)
 
 

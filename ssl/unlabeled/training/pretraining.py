@@ -141,10 +141,14 @@ class Pretraining(pl.LightningModule):
         views = self.views_of(batch, self.view_key(batch))
         support = None if batch.support is None else self._support_with_views(batch.support)
         output: Output = self.objective(batch._replace(views=views, support=support), progress)
-        if output.loss.dtype != torch.float32:
-            name, kind = type(self.objective).__name__, str(output.loss.dtype).removeprefix("torch.")
+        # a network in float64, as tests have it, has a loss in float64; half precision is never enough for a loss
+        own = next((parameter.dtype for parameter in self.objective.parameters()), torch.float32)
+        wanted = torch.float64 if own == torch.float64 else torch.float32
+        if output.loss.dtype != wanted:
+            name = type(self.objective).__name__
+            kind, needed = (str(dtype).removeprefix("torch.") for dtype in (output.loss.dtype, wanted))
             raise UserError(
-                f"objective: the loss of {name} is {kind}, and must be float32 whatever the network runs in: decorate "
+                f"objective: the loss of {name} is {kind}, and must be {needed} whatever the network runs in: decorate "
                 "its function with unlabeled.objectives.parts.precision.full_precision"
             )
         return output

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from unlabeled.core.run_config import write_config
-from unlabeled.core.writing import Unwritable, write_atomic
+from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.training.checkpoints import CheckpointFolder
@@ -55,7 +55,7 @@ class Run:
             copied = write_start(self.checkpoints.folder, self.module.objective.backbone)
             self.module.weights = self.module.weights | {"start_sha256": copied}
         if self.trainer.is_global_zero:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(run_dir)
             same = same_data(self.data.splits.train, run_dir / DATA_FILES, begun, resolved)
             self.module.data_identity = None if same is None else same.brief()
             written, override = run_dir / "config.yaml", resolved.get("resume") == "override"

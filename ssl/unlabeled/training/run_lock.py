@@ -59,6 +59,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path) -> None:
+        self._made_folder = not run_dir.exists()
         self.path = (make_folder(run_dir) / NAME).resolve()
         for before in list(_held.values()):
             before.release()
@@ -88,6 +89,8 @@ class RunLock:
         if found is not None and found.token == self.owner.token and found.pid == os.getpid():
             with suppress(OSError):
                 self.path.unlink()
+                if self._made_folder:
+                    self.path.parent.rmdir()  # fails, as it should, once the run has written anything
 
     def _acquire(self) -> None:
         waited = False

@@ -174,7 +174,7 @@ def test_a_port_that_is_taken_is_said_in_one_line_and_by_default_the_next_is_use
 
 def command(*arguments: str) -> "subprocess.Popen[str]":
     code = "import sys; sys.modules['torch'] = None; import runpy; "
-    code += "runpy.run_module('unlabeled.health.dashboard', run_name='__main__', alter_sys=True)"
+    code += "runpy.run_module('unlabeled.commands.watch', run_name='__main__', alter_sys=True)"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT / "ssl")},

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 
 KINDS = {"objective": "objective", "view": "views", "source": "data", "probe": "probe"}  # kind → folder in conf/
@@ -68,8 +69,7 @@ def write_skeleton(kind: str, name: str, folder: Path) -> list[Path]:
     if there:
         raise UserError(f"{there[0]}: is there already; give another name, or remove it")
     for template, path in paths.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_named(template.read_text(encoding="utf-8"), kind, name), encoding="utf-8")
+        write_atomic(path, _named(template.read_text(encoding="utf-8"), kind, name))
     return list(paths.values())
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.writing import make_folder
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.load import checkpoint_of, read_checkpoint
@@ -120,7 +121,7 @@ def _torch_file(origin: str, url: str) -> Path:
     path = folder / os.path.basename(url)
     if not path.exists():
         _require_online(origin, url, str(folder))
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             torch.hub.download_url_to_file(url, str(path), _hash_in(path), progress=False)
         except Exception as error:  # of any library below
