@@ -146,7 +146,7 @@ def test_test_classes_in_another_order_than_trains_are_refused(tmp_path: Path) -
         for name in classes:
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
-    with pytest.raises(InstantiationException, match="is a class that .* lacks|has no class"):
+    with pytest.raises(InstantiationException, match=r"is a class that .* lacks|has no class"):
         judged(stored(tmp_path), "data=folder", f"data.path={tmp_path}", "probe=knn")
 
 
