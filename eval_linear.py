@@ -1,4 +1,4 @@
-"""Judge a frozen backbone by k-NN and linear probes: ``python eval_linear.py run=outputs/NAME``.
+"""Evaluate a frozen backbone by k-NN and linear probes: ``python eval_linear.py run=outputs/NAME``.
 
 The same as ``unlabeled evaluate`` of an installed package; what happens, in order, is in the file imported here.
 """

@@ -1,4 +1,4 @@
-"""Pretrain a backbone without labels, then judge it: ``python train.py experiment=digits``.
+"""Pretrain a backbone without labels, then evaluate it: ``python train.py experiment=digits``.
 
 The same as ``unlabeled train`` of an installed package; what happens, in order, is in the file imported here.
 """

@@ -21,8 +21,8 @@ from PIL import Image
 from tests.small import CONF
 from unlabeled.commands.inspect import inspect_data
 from unlabeled.commands.table import make_table
+from unlabeled.core.escaping import escaped, in_csv, in_markdown, in_table
 from unlabeled.core.json_text import parse_json
-from unlabeled.core.shown import in_csv, in_markdown, in_table, shown
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
@@ -40,11 +40,11 @@ NAMES = [b"caf\xe9.png", b"line\nbreak.png", b"\x1b[31mred.png", b"<b>bold<b>.pn
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))
 def test_text_is_shown_in_one_line_that_any_terminal_and_file_takes_and_ordinary_text_as_it_is(text: str) -> None:
-    line = shown(text)
+    line = escaped(text)
     assert not re.search("[\0-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]", line)
     assert line.encode().decode() == line
     assert len(line.splitlines()) <= 1
-    assert shown(line) == line
+    assert escaped(line) == line
     if text.isprintable():
         assert line == text
     assert "<" not in in_markdown(text)
@@ -54,8 +54,8 @@ def test_text_is_shown_in_one_line_that_any_terminal_and_file_takes_and_ordinary
 
 
 def test_bytes_that_are_no_utf8_are_shown_as_themselves() -> None:
-    assert shown(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
-    assert shown("a\tb\u202ec\x1b") == r"a\tb\u202ec\x1b"
+    assert escaped(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert escaped("a\tb\u202ec\x1b") == r"a\tb\u202ec\x1b"
     assert [in_csv(each) for each in ("=1", "-1.5", "+x", "-", "x")] == ["'=1", "-1.5", "'+x", "'-", "x"]
 
 
@@ -77,7 +77,7 @@ def test_images_of_any_name_are_decoded_listed_and_named_in_print(images: Path, 
     assert train.classes == [r"<i>|cl\nass\x1b[1m", r"caf\xe9"]
     names = [train.name(index) for index in range(len(train))]
     assert len(set(names)) == len(names)
-    assert all(shown(name) == name for name in names)
+    assert all(escaped(name) == name for name in names)
     assert all(train.decode(index).shape == (3, 9, 9) for index in range(len(train)))
     listed = LabelSelection(None, None, 2, 0, "x").of(train)
     (tmp_path / "labels.txt").write_text(listed.text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """``python -m unlabeled COMMAND``, the same as ``unlabeled COMMAND``."""
 
-from unlabeled.commands.calls.console import main
+from unlabeled.commands.entry_points.console import main
 
 if __name__ == "__main__":
     main()

@@ -80,7 +80,7 @@ def test_few_labels_come_first(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sessions of a run that has ended: what the end has written is there once."""
-    from unlabeled.commands.given.compose import composed
+    from unlabeled.commands.arguments.compose import composed
     from unlabeled.commands.train.train import train
 
     folder = tmp_path_factory.mktemp("logged")

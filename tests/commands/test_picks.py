@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.small import composed
-from unlabeled.commands.given.data_path import with_data_source
+from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.train.picks import Look, completed, pick_for
 from unlabeled.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, Script
-from unlabeled.commands.calls.console import COMMANDS, folders_as, main, overview
-from unlabeled.commands.given import typed
+from unlabeled.commands.arguments import typed
+from unlabeled.commands.entry_points.console import COMMANDS, folders_as, main, overview
 from unlabeled.commands.setup.new import KINDS, write_skeleton
 from unlabeled.errors import UserError
 

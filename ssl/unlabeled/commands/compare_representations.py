@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.representation import build_compared_networks
 from unlabeled.commands.config import run_module
-from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, plain_values, versions
 from unlabeled.core.writing import check_file, kept_anyway, save_plot, write_atomic
 from unlabeled.data.fingerprint import fingerprint

@@ -29,9 +29,9 @@ from unlabeled.commands.checks.values import check_value
 from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.escaping import escaped
 from unlabeled.core.file_config import as_data
 from unlabeled.core.run_config import EARLIER_VALUES, FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
-from unlabeled.core.shown import shown
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -51,7 +51,7 @@ def one_line_errors(config_dir: Path, config_name: str, arguments: Sequence[str]
         with user_errors(config_dir, config_name, arguments):
             yield
     except UserError as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {escaped(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -337,7 +337,7 @@ def _check_weights(resolved: dict[str, Any]) -> None:
 def _check_place(resolved: dict[str, Any]) -> None:
     """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
     name, run_dir = str(resolved["name"]), resolved["run_dir"]
-    if not name.strip() or shown(name) != name or {"", ".", ".."} & {*name.split("/")}:
+    if not name.strip() or escaped(name) != name or {"", ".", ".."} & {*name.split("/")}:
         raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
     if not run_dir.strip() or "\0" in run_dir:
         raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")

@@ -207,8 +207,8 @@ def _facts(
 ) -> CardFacts:
     run = folder_of(checkpoint.path)
     results = read_json(run / "report" / "results.json")
-    judged = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
-    rows = results.get("rows", []) if judged == checkpoint.sha256 else []
+    evaluated = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
+    rows = results.get("rows", []) if evaluated == checkpoint.sha256 else []
     noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
     kind = class_name((checkpoint.config or {}).get("data")) or "not known"
     return CardFacts(

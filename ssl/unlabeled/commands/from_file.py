@@ -1,7 +1,7 @@
 """Parts of a file's configuration, for commands that build them: checked first, whoever wrote the file.
 
 Allowed are this package's own parts, and what the yamls name that the command itself was given: those of ``conf/`` and
-of ``--config-dir``. So an objective of the user's own can be judged, with the folder that names it.
+of ``--config-dir``. So an objective of the user's own can be evaluated, with the folder that names it.
 """
 
 from collections.abc import Iterator, Mapping

@@ -18,6 +18,7 @@ from unlabeled.commands.build.run import build_splits
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
 from unlabeled.core.writing import check_folder, kept_anyway, save_picture, write_atomic
+from unlabeled.data.data_summary import summarize_data
 from unlabeled.data.inspect.decode_speed import decode_speed
 from unlabeled.data.inspect.duplicates import (
     ExactDuplicates,
@@ -32,7 +33,6 @@ from unlabeled.data.inspect.picture import draw_pairs
 from unlabeled.data.inspect.survey import Survey, survey
 from unlabeled.data.inspect.text import format_report
 from unlabeled.data.source import Source, Splits
-from unlabeled.data.understood import understood
 from unlabeled.errors import UserError
 
 ASPECTS = {"up to 1:2": 0.5, "up to 3:4": 0.75, "up to 1:1": 1 - 1e-9, "1:1": 1.0, "up to 4:3": 4 / 3, "up to 2:1": 2.0}
@@ -101,7 +101,7 @@ def _inspect(splits: Splits, settings: dict[str, Any], out: Path) -> None:
     near = None if distance is None else find_near(images, exact, distance)
     report = {
         "data": splits.description,
-        "understood": understood(splits),
+        "understood": summarize_data(splits),
         "left_out": splits.left_out,
         "damaged": splits.corrupt,
         "warnings": splits.warnings,

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.representation import build_analysis_subject
 from unlabeled.commands.config import run_module
-from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.core.writing import check_folder, kept_anyway
 from unlabeled.data.fingerprint import fingerprint

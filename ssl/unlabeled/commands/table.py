@@ -1,4 +1,4 @@
-"""One table of many judged runs: ``unlabeled table outputs/* [format=latex] [out=FILE]``.
+"""One table of many evaluated runs: ``unlabeled table outputs/* [format=latex] [out=FILE]``.
 
 A line is a configuration, its seeds together; a column is a protocol on some data under some transform, never two.
 """
@@ -57,7 +57,7 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
 
 
 def make_table(folders: Sequence[Path], baselines: bool = False) -> ComparisonTable:
-    """Of the runs in ``folders``; those that are no runs, not judged or damaged are in its notes.
+    """Of the runs in ``folders``; those that are no runs, not evaluated or damaged are in its notes.
 
     ``baselines``: further lines for random networks, raw pixels and chance.
 
@@ -81,7 +81,7 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> ComparisonTa
 
 
 def group_by_config(found: Iterable[EvaluatedRun]) -> list[list[EvaluatedRun]]:
-    """By all that decides a run's numbers but the seed: its configuration and the step that was judged.
+    """By all that decides a run's numbers but the seed: its configuration and the step that was evaluated.
 
     A run that cannot be read stands with those of its configuration; one of an unknown configuration stands alone.
     """

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from unlabeled.core.escaping import escaped
 from unlabeled.core.moved_targets import with_current_targets
-from unlabeled.core.shown import shown
 from unlabeled.core.yaml_text import tree
 from unlabeled.errors import UserError
 
@@ -185,7 +185,7 @@ def _base(dotted: str) -> type:
 def short(value: Any) -> str:
     """Returns a value of a file for a message: one printable line of at most 200 characters."""
     text = value if isinstance(value, str) else repr(value)
-    text = shown(text)
+    text = escaped(text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
-from unlabeled.core.shown import shown
+from unlabeled.core.escaping import escaped
 from unlabeled.errors import UserError
 
 _KINDS = {
@@ -78,8 +78,8 @@ def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
 
 
 def shown_path(path: str | bytes | Path) -> str:
-    """Returns a path as :func:`unlabeled.core.shown.shown` does; shortens a very long one in the middle."""
-    line = shown(os.fsdecode(path))
+    """Returns a path as :func:`unlabeled.core.escaping.shown` does; shortens a very long one in the middle."""
+    line = escaped(os.fsdecode(path))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
 
 

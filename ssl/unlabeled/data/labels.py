@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unlabeled.core.escaping import escaped
 from unlabeled.core.reading import read_text
 from unlabeled.core.seeding import derive_seed
-from unlabeled.core.shown import shown
 from unlabeled.data.source import Source, common_folder
 from unlabeled.errors import UserError
 
@@ -116,7 +116,7 @@ class LabelSelection:
 
     def _read(self, path: Path, source: Source) -> Tensor:
         text = read_text(path, f"{self.key}.labels_file={path}")
-        lines = [shown(line.strip()) for line in text.splitlines() if line.strip()]
+        lines = [escaped(line.strip()) for line in text.splitlines() if line.strip()]
         if not lines:
             raise UserError(f"{self.key}.labels_file={path}: names no image")
         found = _matches(lines, source)

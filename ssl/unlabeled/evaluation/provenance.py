@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
+from unlabeled.core.escaping import escaped
 from unlabeled.core.json_text import parse_json
-from unlabeled.core.shown import shown
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.module import DataModule
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = None
     if isinstance(content, dict):
         return content
-    print(f"warning: {shown(path)} is damaged and left out")
+    print(f"warning: {escaped(path)} is damaged and left out")
     return {}
 
 

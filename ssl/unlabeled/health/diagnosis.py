@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from unlabeled.core.shown import shown
+from unlabeled.core.escaping import escaped
 from unlabeled.health.facts import RunFacts
 from unlabeled.health.rules import Rule, Severity, rules_for
 from unlabeled.health.signals import MetricRecord
@@ -93,13 +93,13 @@ class Diagnosis:
     def describe(self) -> str:
         """Returns a line for each finding, or one that there is none, and how much of the run was examined."""
         of = f" of {self.facts.total_steps:,}" if self.facts.total_steps else ""
-        upto = f"after {self.last_step:,}{of} steps ({shown(self.facts.objective)})"
+        upto = f"after {self.last_step:,}{of} steps ({escaped(self.facts.objective)})"
         lines = [f"{finding.severity}: {finding.sentence}" for finding in self.findings]
         return "\n".join([*lines, f"{len(lines)} findings, {upto}"] if lines else [f"healthy: no finding, {upto}"])
 
 
 def _finding(rule: Rule, of: str, stretch: _Stretch) -> Finding:
-    what = rule.what.format(value=stretch.value, of=shown(of.replace("_", " ")))
+    what = rule.what.format(value=stretch.value, of=escaped(of.replace("_", " ")))
     when = f"since step {stretch.since}" if stretch.holds else f"from step {stretch.since} to {stretch.last}"
-    sentence = f"{what[:1].upper()}{what[1:]}, {when}: {shown(rule.meaning)}. Try: {shown(rule.remedy)}."
+    sentence = f"{what[:1].upper()}{what[1:]}, {when}: {escaped(rule.meaning)}. Try: {escaped(rule.remedy)}."
     return Finding(rule.name, rule.severity, stretch.since, stretch.last, stretch.holds, rule.collapse, sentence)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.core.environment import plain_values
-from unlabeled.core.shown import in_markdown
+from unlabeled.core.escaping import in_markdown
 from unlabeled.core.writing import save_picture, save_plot, write_atomic
 from unlabeled.pages.draw import draw_columns
 from unlabeled.representation.analysis import Analysis

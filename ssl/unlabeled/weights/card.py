@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from unlabeled.core.escaping import escaped, in_markdown, in_table
 from unlabeled.core.run_config import to_yaml
-from unlabeled.core.shown import in_markdown, in_table, shown
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
@@ -173,7 +173,7 @@ def _literal(value: Any) -> Any:
         return {_literal(key): _literal(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_literal(each) for each in value]
-    return shown(value).replace("${", "$ {") if isinstance(value, str) else value
+    return escaped(value).replace("${", "$ {") if isinstance(value, str) else value
 
 
 def _without_conversion(value: Any) -> Any:

@@ -9,10 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from unlabeled.commands.arguments.compose import composed
+from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.run import build_backbone, build_data, resolve_precision
-from unlabeled.commands.given.compose import composed
-from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Splits
 from unlabeled.distributed.launch import local_rank

@@ -72,7 +72,7 @@ def _check_lists(config: DictConfig, file: Path) -> None:
 def build_evaluation(
     config: DictConfig, data: DataModule | None = None, accelerator: str = "auto", precision: str = "32-true"
 ) -> Evaluation:
-    """The parts for judging a checkpoint, from the configuration of a run or of :func:`complete_config`.
+    """The parts for evaluating a checkpoint, from the configuration of a run or of :func:`complete_config`.
 
     Args:
         config: holds backbone, views, data, probe, seed, batch_size, num_workers, memory_gib, cache and cache_gib.
@@ -130,7 +130,7 @@ def build_visualized_objective(config: DictConfig) -> Objective | None:
 
 
 def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
-    """How the checkpoint of the self-test is judged: with the settings that it carries, on the CPU, nothing kept."""
+    """How the checkpoint of the self-test is evaluated: with the settings that it carries, on the CPU, nothing kept."""
 
     def build(checkpoint: Checkpoint) -> Evaluation:
         whole = complete_config(config, checkpoint)

@@ -330,7 +330,7 @@ def seeded_init(seed: int) -> Iterator[None]:
 
 
 def build_probes(config: DictConfig) -> dict[str, Probe | ImageProbe]:
-    """How frozen features are judged, by name; none with ``probe=none``, and without one that is null.
+    """How frozen features are evaluated, by name; none with ``probe=none``, and without one that is null.
 
     What an experiment sets of a probe that was not chosen has no ``_target_`` and is left alone.
     """

@@ -1,10 +1,10 @@
-"""``unlabeled compare A B`` of two judged runs, ``unlabeled compare first=A second=B out=cka.png`` of two networks."""
+"""Compares two evaluated runs (``unlabeled compare A B``) or the layers of two networks (``first=A second=B``)."""
 
 from collections.abc import Sequence
 
 from unlabeled.commands.config import run_module
 
-USAGE = """Compares two judged runs by a paired test, image by image; several seeds of each in brackets:
+USAGE = """Compares two evaluated runs by a paired test, image by image; several seeds of each in brackets:
 
   unlabeled compare outputs/A outputs/B
   unlabeled compare 'compare=[[outputs/A0,outputs/A1],[outputs/B0,outputs/B1]]' report_dir=outputs/A-and-B

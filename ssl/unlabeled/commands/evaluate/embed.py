@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.embedding import build_of_checkpoint
 from unlabeled.commands.config import run_module
-from unlabeled.commands.given.typed import typed_command
 from unlabeled.core.environment import git_state
 from unlabeled.distributed import rank
 from unlabeled.distributed.launch import process_group

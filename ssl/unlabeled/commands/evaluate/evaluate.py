@@ -1,4 +1,4 @@
-"""Judge a frozen backbone by k-NN and linear probes: ``unlabeled evaluate run=outputs/NAME``."""
+"""Evaluate a frozen backbone by k-NN and linear probes: ``unlabeled evaluate run=outputs/NAME``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.commands.arguments.data_path import with_data_source
+from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.config import check_command, check_no_other_overrides, conf_folder, launch
-from unlabeled.commands.given.data_path import with_data_source
-from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.core.writing import check_folder
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlabeled.commands.given.typed import typed_command, without_name
+from unlabeled.commands.arguments.typed import typed_command, without_name
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.health.folder import diagnose_run
@@ -21,7 +21,7 @@ def scores(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def score(rows: Sequence[Row]) -> float | None:
-    """What a sweep maximises: the linear probe's top-1, of other probes the first; None where nothing was judged."""
+    """What a sweep maximises: the linear probe's top-1, of other probes the first; None where nothing was evaluated."""
     row = _first(rows)
     return None if row is None else row.top1
 
@@ -37,7 +37,7 @@ def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_
 
     Args:
         run_dir: of the run that has ended.
-        rows: of its report; none where nothing was judged.
+        rows: of its report; none where nothing was evaluated.
         say: gets it line by line.
         one_of_many: a job of a sweep, after which the next one comes.
     """
@@ -55,7 +55,7 @@ def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_
 def _quality(rows: Sequence[Row]) -> str:
     best = _first(rows)
     if best is None:
-        return "nothing was judged: no probe, or no labelled test images"
+        return "nothing was evaluated: no probe, or no labelled test images"
     lines = [f"{best.top1:.1f} % of {best.n_test:,} test images by {best.protocol.split('/')[0]}{_beside(best, rows)}"]
     few = [row for row in _pretrained(rows) if FEW in row.protocol]
     if few:
@@ -102,7 +102,7 @@ def _speed(run_dir: Path) -> str:
 
 def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
     lines = [("look at the report", f"open {run_dir / 'report' / 'report.html'}")] if rows else []
-    lines.append(("judge it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+    lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
     lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=timm"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
     lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from unlabeled.commands.given.compose import composed
-from unlabeled.commands.given.data_path import data_path, with_data_source
+from unlabeled.commands.arguments.compose import composed
+from unlabeled.commands.arguments.data_path import data_path, with_data_source
 from unlabeled.errors import UserError
 
 LOOKED_AT = 200  # images whose headers are read, evenly spaced

@@ -1,4 +1,4 @@
-"""Pretrain a backbone without labels, then judge it: ``unlabeled train experiment=digits``."""
+"""Pretrain a backbone without labels, then evaluate it: ``unlabeled train experiment=digits``."""
 
 import os
 import sys
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from unlabeled.commands.arguments.data_path import data_path
+from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.config import (
     check_command,
     check_no_other_overrides,
@@ -19,8 +21,6 @@ from unlabeled.commands.config import (
     one_line_errors,
     open_run,
 )
-from unlabeled.commands.given.data_path import data_path
-from unlabeled.commands.given.typed import typed_command
 from unlabeled.commands.importing import heavy_imports
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a command: nothing is judged where there is no probe or no test split."""
+    """What came of a command: nothing is evaluated where there is no probe or no test split."""
 
     run_dir: Path
     rows: "list[Row]" = field(default_factory=list)  # of the report
@@ -37,12 +37,12 @@ class Trained:
 
 
 def train(config: DictConfig, command: str, log: Callable[[str], None] = print) -> Trained:
-    """One run: go on where it stopped, train to the end, judge the last state; or only look at views or a bad step.
+    """One run: go on where it stopped, train to the end, evaluate the last state; or only look at views or a bad step.
 
     Args:
         config: as composed from ``conf/train.yaml``.
         command: that goes on with it.
-        say: how it is judged, line by line.
+        log: is given each line about the evaluation.
 
     Raises:
         SystemExit: stopped by a signal, after the state was written; a replay or a plan has ended.
@@ -70,8 +70,8 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
     run = build_run(config, resolved)
     if config.plan_only:
         raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)
-    judged = bool(build_probes(config)) and run.data.splits.test is not None
-    if judged:
+    evaluated = bool(build_probes(config)) and run.data.splits.test is not None
+    if evaluated:
         wait_for_scores(run.trainer.loggers)
     with closing(run):  # its folder is for another process then
         try:
@@ -84,12 +84,12 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
         if not run.trainer.is_global_zero:
             return Trained(run_dir)
         rows: list[Row] = []
-        if judged:
+        if evaluated:
             with local_only():
                 evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
                 rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, log)
         else:
-            log(f"no probe, or no test split: nothing is judged; the trained state is {run.checkpoint}")
+            log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
         speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
         log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
         return Trained(run_dir, rows, ended=True)

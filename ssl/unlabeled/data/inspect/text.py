@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from unlabeled.core.shown import in_markdown
+from unlabeled.core.escaping import in_markdown
 from unlabeled.data.inspect.perceptual import SIDE
 from unlabeled.data.lists.left_out import lines
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.escaping import escaped
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import shorten_list
-from unlabeled.core.shown import shown
 from unlabeled.errors import UserError
 
 MAX_CLASSES = (
@@ -116,7 +116,7 @@ def require_same_split(train: ColumnData, test: ColumnData) -> None:
 
 def row_name(table: ColumnData, index: int) -> str:
     part = bisect_right(table.starts, index) - 1
-    return shown(f"{table.files[part]} row {index - table.starts[part]}")
+    return escaped(f"{table.files[part]} row {index - table.starts[part]}")
 
 
 def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
@@ -126,6 +126,6 @@ def _class_names(schema: Any, label_column: str | None) -> list[str] | None:
         return None
     try:
         feature = parse_json(metadata)["info"]["features"][label_column]
-        return [shown(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
+        return [escaped(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
     except (ValueError, KeyError, TypeError):  # no ClassLabel feature, or metadata of another kind
         return None

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unlabeled.core.escaping import escaped
 from unlabeled.core.ranges import Channels, Count, FilePath, Paths, Pixels
-from unlabeled.core.shown import shown
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
@@ -48,7 +48,7 @@ class FolderSource:
         return ""
 
     def name(self, index: int) -> str:
-        return shown(self.encoded(index))
+        return escaped(self.encoded(index))
 
 
 def folder(
@@ -119,16 +119,16 @@ def folder(
 def _source(listed: Listing, labels: str, image_size: int, square: bool) -> FolderSource:
     loose, nested = listed.first(listed.owners < 0), listed.first(listed.owners >= 0)
     if listed.of_folder and loose and (labels == "folders" or (labels == "auto" and nested)):
-        other = f"others in sub-folders ({shown(nested)})" if nested else "none in sub-folders"
+        other = f"others in sub-folders ({escaped(nested)})" if nested else "none in sub-folders"
         raise UserError(
-            f"{listed.where} is no set of class folders: {shown(loose)} lies directly in it, {other};"
+            f"{listed.where} is no set of class folders: {escaped(loose)} lies directly in it, {other};"
             " give data.labels=none to read all without labels, or move the file"
         )
     if labels == "none" or not nested:
         unlabelled = torch.full((len(listed.owners),), -1)
         return FolderSource(listed.root, listed.index, unlabelled, [], image_size, square)
     owners = torch.from_numpy(listed.owners.copy())
-    return FolderSource(listed.root, listed.index, owners, [*map(shown, listed.classes)], image_size, square)
+    return FolderSource(listed.root, listed.index, owners, [*map(escaped, listed.classes)], image_size, square)
 
 
 def _counts(train: FolderSource, listed: Listing, others: list[FolderSource], tests: list[Listing]) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlabeled.core.escaping import escaped
 from unlabeled.core.phrases import one_line
-from unlabeled.core.shown import shown
 from unlabeled.data.decode import decode_bytes
 from unlabeled.data.decoding import RGB, Decoding
 from unlabeled.data.lists.index import Index
@@ -81,8 +81,8 @@ class RecordSource:
     def name(self, index: int) -> str:
         row = index - int(self._first[self._file[index]])
         if not self._index.has("name"):
-            return shown(f"{self._path(index)} row {row}")
-        return shown(f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}")
+            return escaped(f"{self._path(index)} row {row}")
+        return escaped(f"{self._path(index)}/{os.fsdecode(self._index.text('name', index))}")
 
     def _path(self, index: int) -> str:
         return str(self._paths[self._file[index]])

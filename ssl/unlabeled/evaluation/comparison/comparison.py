@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from math import isfinite
 
+from unlabeled.core.escaping import in_markdown, in_table
 from unlabeled.core.run_config import differences
-from unlabeled.core.shown import in_markdown, in_table
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, run_identity
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import Predictions

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from unlabeled.core.shown import in_markdown, in_table
+from unlabeled.core.escaping import in_markdown, in_table
 from unlabeled.core.writing import check_folder, kept_anyway, write_atomic
 from unlabeled.evaluation.comparison.evaluated_run import read_evaluated_run
 from unlabeled.evaluation.predictions import read_predictions

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unlabeled.core.shown import in_csv, in_markdown, in_table, shown
+from unlabeled.core.escaping import escaped, in_csv, in_markdown, in_table
 from unlabeled.evaluation.statistics import Interval
 
 MISSING, FAILED = "–", "✗"
@@ -109,7 +109,7 @@ FORMATS: dict[str, Callable[[ComparisonTable], str]] = {"markdown": as_markdown,
 
 def escape_latex(text: str) -> str:
     """Escapes every character that LaTeX would read as a command."""
-    return "".join(LATEX.get(character, character) for character in shown(text))
+    return "".join(LATEX.get(character, character) for character in escaped(text))
 
 
 def _titles(columns: list[TableColumn]) -> tuple[list[str], list[str]]:

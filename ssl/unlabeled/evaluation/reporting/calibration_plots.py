@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.core.shown import in_markdown
+from unlabeled.core.escaping import in_markdown
 from unlabeled.evaluation.reporting.gallery import ImagesOf
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage

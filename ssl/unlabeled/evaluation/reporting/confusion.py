@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from unlabeled.core.shown import in_table
+from unlabeled.core.escaping import in_table
 from unlabeled.pages.plots import INK, PALETTE, new_figure, plain_text
 from unlabeled.pages.section import Section, plot_section
 

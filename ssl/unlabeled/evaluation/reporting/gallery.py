@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.core.shown import in_markdown
+from unlabeled.core.escaping import in_markdown
 from unlabeled.evaluation.features import Features, unit_rows
 from unlabeled.evaluation.knn import neighbours
 from unlabeled.pages.section import Section, Tile, save_columns, tile_html

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unlabeled.core.shown import in_markdown, in_table, shown
+from unlabeled.core.escaping import escaped, in_markdown, in_table
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.results_table import accuracy_table, markdown_table, other_metrics
@@ -65,7 +65,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _folded(key: str, value: Any) -> str:
-    text = "\n".join(map(shown, json.dumps(value, indent=2, ensure_ascii=False).split("\n")))
+    text = "\n".join(map(escaped, json.dumps(value, indent=2, ensure_ascii=False).split("\n")))
     return f"<details><summary>{key}</summary>\n\n```json\n{text}\n```\n\n</details>"
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlabeled.core.shown import in_table
+from unlabeled.core.escaping import in_table
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.probe import MEAN_PER_CLASS
 

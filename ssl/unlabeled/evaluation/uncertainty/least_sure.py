@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlabeled.core.shown import in_csv
+from unlabeled.core.escaping import in_csv
 from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.uncertainty.members import entropy
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.writing import write_atomic
+from unlabeled.data.data_summary import all_left_out, summarize_data
 from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
-from unlabeled.data.understood import all_left_out, understood
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
 from unlabeled.training.plan.checks import check_continued_rate, check_schedule
 from unlabeled.training.plan.trial import TrialResult
@@ -106,7 +106,7 @@ def make_plan(
         steps_per_epoch=module.steps_per_epoch,
         epochs=epochs,
         images=len(data.train.labels),
-        data=understood(data.splits),
+        data=summarize_data(data.splits),
         left_out=all_left_out(data.splits, data.corrupt),
         data_warnings=list(data.splits.warnings),
         device=device,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.build.run import build_objective
-from unlabeled.commands.given.compose import composed
 from unlabeled.commands.setup.skeletons.objective import skeleton_loss
 from unlabeled.objective import Batch, Progress
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.build.run import build_probes
-from unlabeled.commands.given.compose import composed
 from unlabeled.commands.setup.skeletons.probe import Skeleton
 from unlabeled.evaluation.features import Features
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.build.run import build_data
-from unlabeled.commands.given.compose import composed
 from unlabeled.commands.setup.skeletons.source import skeleton
 from unlabeled.errors import UserError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 
-from unlabeled.commands.given.compose import composed
+from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.setup.skeletons.view import Skeleton
 from unlabeled.views.key import ViewKey
 

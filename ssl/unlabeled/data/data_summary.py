@@ -6,7 +6,7 @@ from unlabeled.data.lists.left_out import LeftOut, of_corrupt, sum_counts
 from unlabeled.data.source import Source, Splits
 
 
-def understood(splits: Splits) -> list[str]:
+def summarize_data(splits: Splits) -> list[str]:
     """Returns a line for each split: "train: 1,347 images, 10 classes of 131 to 140 images"."""
     tests = {} if splits.test is None else {"test": splits.test}
     named = {"train": splits.train} | tests | {f"test {name}": other for name, other in splits.others.items()}

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.commands.arguments.compose import composed, overrides_of
+from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
-from unlabeled.commands.given.compose import composed, overrides_of
-from unlabeled.commands.given.data_path import with_data_source
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def report(self) -> Path | None:
-        """The page, or None where nothing was judged."""
+        """The page, or None where nothing was evaluated."""
         return None if self.results is None else self.results.report
 
     @cached_property
@@ -70,7 +70,7 @@ Weights = str | os.PathLike[str] | Run
 
 
 def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[str] = (), **keys: Any) -> Run:
-    """Pretrain a backbone and judge it: ``unlabeled train``.
+    """Pretrain a backbone and evaluate it: ``unlabeled train``.
 
     Args:
         out: the run's folder, ``run_dir``; a run that is there already goes on.
@@ -101,7 +101,7 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
 
 
 def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Results":
-    """Judge a frozen backbone: ``unlabeled evaluate``.
+    """Evaluate a frozen backbone: ``unlabeled evaluate``.
 
     Args:
         run: its folder or a file of weights.

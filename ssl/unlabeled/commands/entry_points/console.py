@@ -30,12 +30,12 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "Pretrains a backbone on images without labels, then judges it.",
+        "Pretrains a backbone on images without labels, then evaluates it.",
         "unlabeled.commands.train.train:main",
         called="python train.py",
     ),
     "evaluate": Command(
-        "Judges a frozen backbone by k-NN and linear probes beside a random one, raw pixels and chance.",
+        "Evaluates a frozen backbone by k-NN and linear probes beside a random one, raw pixels and chance.",
         "unlabeled.commands.evaluate.evaluate:main",
         folder="run",
         called="python eval_linear.py",
@@ -86,12 +86,12 @@ COMMANDS = {
         "run",
     ),
     "compare": Command(
-        "Compares two judged runs image by image, or by first=… second=… the layers of two networks.",
+        "Compares two evaluated runs image by image, or by first=… second=… the layers of two networks.",
         "unlabeled.commands.evaluate.compare:main",
         folder="compare",
     ),
     "table": Command(
-        "Puts many judged runs into one table.",
+        "Puts many evaluated runs into one table.",
         "unlabeled.commands.table:table_command",
         "table",
         "runs",
@@ -159,8 +159,8 @@ def _start(command: Command, arguments: list[str]) -> None:
         module, function = command.home.split(":")
         getattr(import_module(module), function)(arguments)
         return
+    from unlabeled.commands.arguments.data_path import with_data_source
     from unlabeled.commands.config import run_module
-    from unlabeled.commands.given.data_path import with_data_source
 
     run_module(command.primary, command.home, with_data_source(arguments))
 

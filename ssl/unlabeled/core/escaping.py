@@ -12,7 +12,7 @@ _ODD = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def shown(text: object) -> str:
+def escaped(text: object) -> str:
     """Returns one printable line: odd characters as ``\\n``, ``\\x1b``, ``\\u202e``, non-UTF-8 bytes as ``\\xe9``."""
     return _ODD.sub(_escaped, str(text))
 
@@ -26,7 +26,7 @@ def _escaped(odd: re.Match[str]) -> str:
 
 def in_markdown(text: object) -> str:
     """Returns the text as :func:`shown` does, escaped so that Markdown makes no HTML, link or picture of it."""
-    return shown(text).replace("<", "&lt;").replace("](", "]\\(")
+    return escaped(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def in_table(text: object) -> str:
@@ -36,7 +36,7 @@ def in_table(text: object) -> str:
 
 def in_csv(text: object) -> str:
     """Returns the text as :func:`shown` does, with an apostrophe before formulas; numbers stay as they are."""
-    line = shown(text)
+    line = escaped(text)
     return f"'{line}" if line.startswith(_FORMULA) and not _is_number(line) else line
 
 
