@@ -341,7 +341,7 @@ def test_an_experiments_settings_of_a_probe_that_was_not_chosen_are_no_mistake_a
     short = ["experiment=cifar10_cpu", "data=digits", "max_steps=1", "batch_size=16", "online_knn=null", "views.size=8"]
     finished = script("train.py", *short, "probe=none", "run_dir=x", "trainer.accelerator=cpu")
     assert finished.returncode == 0, finished.stderr
-    assert "nothing is judged" in finished.stdout
+    assert "nothing is evaluated" in finished.stdout
     refused = script("train.py", *short, "run_dir=y", "+probe.knnn.k=3")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: probe.knnn: no such probe; did you mean probe.knn?")

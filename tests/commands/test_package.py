@@ -113,7 +113,7 @@ def test_an_own_objective_passes_its_test_and_trains_on_two_processes_that_the_c
     chosen = ["--config-dir=conf", "objective=mine", "backbone=resnet_thin", "views.size=8", "data=digits"]
     printed = installed("unlabeled", "train", *chosen, *SHORT, "name=mine", "max_steps=2", "probe=none", *TWO)
     assert printed.count("2 processes on 1 machine, all-reduce") == 1
-    assert "nothing was judged" in printed
+    assert "nothing was evaluated" in printed
     progress = torch.load(installed.folder / "outputs/mine/checkpoints/last.ckpt", weights_only=True)["progress"]
     assert progress["step"] == 2
 
