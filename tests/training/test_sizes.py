@@ -59,7 +59,10 @@ def test_views_of_a_batch_and_of_its_support_are_made_with_their_sizes(known: bo
     support = Support(beside, torch.arange(2), torch.arange(2), sizes=others)
     batch = Batch(together, torch.arange(4), torch.arange(4), support=support, sizes=sizes)
     views = Seeing()
-    wanted = partial(lambda batch, progress: batch)  # as an objective, to see what it is given
+    loss = torch.zeros(())
+    # as an objective, to see what it is given
+    wanted = partial(lambda batch, progress: SimpleNamespace(loss=loss, sizes=batch.sizes, support=batch.support))
+    wanted.parameters = lambda: iter(())  # type: ignore[attr-defined]
     wanted.support = SimpleNamespace(views=1, images_per_step=2)  # type: ignore[attr-defined]
     progress = Progress(0, 1, 1, 0)
     run = SimpleNamespace(objective=wanted, views=views, seed=0, progress=progress, global_rank=0, batch_size=4)

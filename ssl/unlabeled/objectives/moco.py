@@ -19,7 +19,7 @@ from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.arguments import check_count, check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
@@ -43,8 +43,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> T
     Raises:
         UserError: shapes that do not fit together, or a temperature that is not above 0.
     """
-    check_shapes("queue_contrast", {"q": (q, "BD"), "k": (k, "BD"), "queue": (queue, "KD")})
-    check_range("queue_contrast", temperature=temperature)
+    check_shapes("queue_contrast", {"q": (q, "BD"), "k": (k, "BD"), "queue": (queue, "KD")}, temperature=temperature)
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     positive = (q * k).sum(1)
     return (torch.logaddexp(positive, log_sum_exp(q, queue.detach())) - positive).mean()
@@ -67,8 +66,11 @@ def batch_contrast(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: 
     Raises:
         UserError: shapes that do not fit together, or a temperature that is not above 0.
     """
-    check_shapes("batch_contrast", {"q1": (q1, "BD"), "q2": (q2, "BD"), "k1": (k1, "BD"), "k2": (k2, "BD")})
-    check_range("batch_contrast", temperature=temperature)
+    check_shapes(
+        "batch_contrast",
+        {"q1": (q1, "BD"), "q2": (q2, "BD"), "k1": (k1, "BD"), "k2": (k2, "BD")},
+        temperature=temperature,
+    )
     return _one_way(q1, k2, temperature) + _one_way(q2, k1, temperature)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlabeled import distributed
 from unlabeled.core.ranges import Channels, Layers, Temperature
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
-from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.heads import simclr_projector
 from unlabeled.objectives.parts.precision import full_precision
@@ -37,8 +37,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Raises:
         UserError: the views differ in shape, or a temperature that is not above 0.
     """
-    check_shapes("nt_xent", {"z1": (z1, "BD"), "z2": (z2, "BD")})
-    check_range("nt_xent", temperature=temperature)
+    check_shapes("nt_xent", {"z1": (z1, "BD"), "z2": (z2, "BD")}, temperature=temperature)
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     anchors = torch.cat([z1, z2]) / temperature
     others = torch.cat([distributed.gather(z1), distributed.gather(z2)])

@@ -82,6 +82,7 @@ class Pretraining(pl.LightningModule):
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
         self.steps_taken = 0  # by this process, since it was started
+        self.logs_next_step = True  # whether the metrics of the next step are logged
 
     @property
     def progress(self) -> Progress:
@@ -118,6 +119,9 @@ class Pretraining(pl.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer_config.build(self.objective, self.images_per_step)
 
+    def on_train_start(self) -> None:
+        self.logs_next_step = self.is_written(self.global_step + 1)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.faults.begin(self, batch)
         output = self.output_of(batch)
@@ -126,7 +130,7 @@ class Pretraining(pl.LightningModule):
             hook(batch, output)
         self.part += 1
         # Reading a loss waits for the device.
-        if self.part == self.accumulate and self.is_written(self.global_step + 1):
+        if self.part == self.accumulate and self.logs_next_step:
             metrics = {"loss": output.loss, **output.metrics, "learning_rate": torch.tensor(self.learning_rate)}
             metrics["skipped_steps"] = torch.tensor(float(self.faults.skipped))
             self.write({f"train/{name}": value for name, value in metrics.items()}, self.global_step + 1)
@@ -188,6 +192,7 @@ class Pretraining(pl.LightningModule):
 
         If the loss or a gradient is not finite, neither is done: the step counts, but changes nothing.
         """
+        step = self.global_step  # steps that are done
         loss = optimizer_closure()  # training_step and backward of the step's last batch
         good, self.part = self.faults.allows_step(self), 0
         if good:
@@ -197,6 +202,7 @@ class Pretraining(pl.LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
             self.objective.after_step(progress)
         self.steps_taken += 1
+        self.logs_next_step = self.is_written(step + 2)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what identifies the checkpoint, as plain values that ``torch.load(weights_only=True)`` can read."""

@@ -63,8 +63,8 @@ def test_both_skip_where_one_has_a_bad_loss_and_go_on_alike(folder: Path) -> Non
     assert same(state_of(folder / "skipped"), state_of(folder / "expected"))
     assert same(*(torch.load(folder / f"skipped{rank}.pt") for rank in range(2)))
     text = (folder / "skipped" / "metrics.jsonl").read_text()
-    assert text.count("train/skipped_steps") == 2  # when the count changed, and at the end
-    assert metrics_of(folder / "skipped", "train/skipped_steps") == {STEP + 1: 1, 8: 1}
+    assert text.count("train/skipped_steps") == 3  # at the first step, when the count changed, and at the end
+    assert metrics_of(folder / "skipped", "train/skipped_steps") == {1: 0, STEP + 1: 1, 8: 1}
 
 
 @pytest.mark.parametrize("name", ["skipped", "ddp", "fsdp"])

@@ -104,7 +104,7 @@ def test_a_step_with_labelled_images_in_bfloat16_is_replayed_with_them(tmp_path:
         "objective.projection_hidden=[16,16]",
         "objective.projection_dim=16",
         "trainer.precision=bf16-mixed",
-        "views.std=[0.0,0.0,0.0]",  # what is divided by it is not finite
+        "views.std=[1e-39,1e-39,1e-39]",  # what is divided by it is not finite
         "max_faults_in_a_row=1",
     )
     with pytest.raises(UserError, match=r"trainer.precision=32-true"):

@@ -12,13 +12,16 @@ from torch import Tensor
 from unlabeled.errors import UserError
 
 
-def check_shapes(caller: str, tensors: Mapping[str, tuple[Tensor, str]], empty: bool = False) -> dict[str, int]:
-    """Refuses tensors that do not fit together: a letter stands for one size wherever it occurs.
+def check_shapes(
+    caller: str, tensors: Mapping[str, tuple[Tensor, str]], empty: bool = False, **positive: Any
+) -> dict[str, int]:
+    """Refuses tensors that do not fit together, a letter being one size wherever it occurs, and numbers not above 0.
 
     Args:
         caller: name of the function whose arguments they are.
         tensors: name → (tensor, a letter for each of its dimensions): ``{"z1": (z1, "BD"), …}``.
         empty: whether a size may be 0.
+        positive: further numbers by name, finite and above 0; tensors are skipped.
 
     Returns:
         The size of each letter.
@@ -33,6 +36,8 @@ def check_shapes(caller: str, tensors: Mapping[str, tuple[Tensor, str]], empty: 
             for letter, size in zip(letters, tensor.shape, strict=True)
         ):
             raise UserError(f"{caller}: {_shapes_in_words(tensors)}")
+    if any(not isinstance(value, Tensor) and not 0 < value < math.inf for value in positive.values()):
+        check_range(caller, **positive)
     return sizes
 
 

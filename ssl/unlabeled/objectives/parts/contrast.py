@@ -37,7 +37,9 @@ class _LogSumExp(torch.autograd.Function):
         blocks = [slice(first, first + size) for first in range(0, len(queries), size)]
         keep = ctx.needs_input_grad[1]
         for rows in blocks:
-            similarity = _similarity(queries, keys, left_out, rows)
+            similarity = queries[rows] @ keys.T
+            if left_out is not None:
+                similarity.scatter_(1, left_out[rows, None], float("-inf"))
             largest = similarity.amax(1, keepdim=True)
             shares = similarity.sub_(largest).exp_()  # shares of the total: one exponential, no copy of the block
             total = shares.sum(1, keepdim=True)
@@ -58,11 +60,9 @@ class _LogSumExp(torch.autograd.Function):
             return of_queries, shares.T @ (weighted / total), None
         of_keys = torch.zeros_like(keys)
         for rows in ctx.blocks:
-            probability = _similarity(queries, keys, left_out, rows).sub_(sums[rows, None]).exp_()
+            similarity = queries[rows] @ keys.T
+            if left_out is not None:
+                similarity.scatter_(1, left_out[rows, None], float("-inf"))
+            probability = similarity.sub_(sums[rows, None]).exp_()
             of_keys.addmm_(probability.T, weighted[rows])
         return of_queries, of_keys, None
-
-
-def _similarity(queries: Tensor, keys: Tensor, left_out: Tensor | None, rows: slice) -> Tensor:
-    similarity = queries[rows] @ keys.T
-    return similarity if left_out is None else similarity.scatter_(1, left_out[rows, None], float("-inf"))
