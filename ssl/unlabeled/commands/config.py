@@ -226,7 +226,10 @@ def _explain(error: Exception, config_dir: Path, config_name: str, arguments: li
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = error.options or [path.stem for path in (config_dir / group).glob("*.yaml")]  # none for a list
-        return f"{group}={name}: unknown; {nearest(name, options)}"
+        hint = nearest(name, options)
+        if group == "data" and not hint.startswith("did you mean"):
+            return f"data={name}: no folder of that name is here, and no choice {hint}"
+        return f"{group}={name}: unknown; {hint}"
     return _unknown_key(config_dir, config_name, arguments) or str(error)
 
 

@@ -124,7 +124,7 @@ def _missing(folder: Path) -> str:
 
 
 def _command(folder: Path) -> str:
-    return f"python eval_linear.py run={folder} writes its report"
+    return f"unlabeled evaluate run={folder} writes its report"
 
 
 def _config(path: Path) -> dict[str, Any]:
