@@ -58,7 +58,7 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert said[6].split("  ")[-1] == f"open {tmp_path}/report/report.html"
     assert said[-1].endswith("python train.py experiment=digits max_epochs=MORE resume=override")
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
-    assert told(tmp_path, [])[1] == "nothing was judged: no probe, or no labelled test images"
+    assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
 
 
 def test_few_labels_come_first(tmp_path: Path) -> None:

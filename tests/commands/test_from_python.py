@@ -151,7 +151,7 @@ def test_an_export_returns_its_folder(run: Run, folder: Path) -> None:
         (lambda: unlabeled.evaluate("/no/run"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
         (lambda: unlabeled.evaluate("x", compare=["a", "b"]), "compare: gives nothing back to Python"),
         (lambda: unlabeled.load("/no/run"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
-        (lambda: unlabeled.export("/no/run", "tim"), "to=tim: must be timm or torchvision or "),
+        (lambda: unlabeled.export("/no/run", "tim"), "to=tim: did you mean timm? must be timm or torchvision or "),
     ],
 )
 def test_a_mistake_is_a_user_error_with_the_line_of_the_command(call: Any, line: str) -> None:

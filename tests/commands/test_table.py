@@ -131,7 +131,7 @@ def test_a_half_written_report_does_not_kill_the_table_and_is_marked_with_its_re
         ["c", "1 ✗", "✗"],
         ["gone", "1 ✗", "✗"],
     ]
-    assert f"- {torn}: ✗, {torn}/report/results.json is damaged (JSONDecodeError); python eval_linear.py run=" in text
+    assert f"- {torn}: ✗, {torn}/report/results.json is damaged (JSONDecodeError); unlabeled evaluate run=" in text
     assert f"- {alone}: ✗, {alone}/report/results.json is damaged (TypeError)" in text
     assert f"- {unjudged}: ✗, not evaluated yet; unlabeled evaluate run={unjudged} writes its report" in text
     assert f"- {tmp_path / 'gone'}: ✗, no such folder" in text

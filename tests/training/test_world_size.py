@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def train(config: DictConfig, folder: Path, devices: int, until: int = STEPS) ->
     watch = Watch(until)
     run.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     try:
-        run.fit(resolved)
+        with closing(run):  # releases the folder: another process resumes this run
+            run.fit(resolved)
     except Interrupted:
         assert until < STEPS
     assert run.trainer.global_step == until
