@@ -112,7 +112,6 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["batch_size=64.5"], ["batch_size=64.5", "a whole number"]),
         (["trainer.strategy=fsdp", "trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "32-true or bf16"]),
         (["trainer.strategy=deepspeed"], ["trainer.strategy=deepspeed", "ddp or fsdp"]),
-        (["probe.knn.k=[2000]"], ["probe.knn", "2000", "1347"]),
         (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
         ([*PAWS, "objective.support.views=3"], ["objective.support.views=3", "at most 2"]),
         ([*PAWS, "objective.support.per_class=3"], ["not fraction=0.1 and per_class=3"]),

@@ -59,10 +59,10 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._made_folder = not run_dir.exists()
-        self.path = (make_folder(run_dir) / NAME).resolve()
         for before in list(_held.values()):
             before.release()
+        self._made_folder = not run_dir.exists()
+        self.path = (make_folder(run_dir) / NAME).resolve()
         self.owner = _this_process(self.path.parent)
         self._over = threading.Event()
         self._taken_by: Owner | None = None

@@ -90,8 +90,10 @@ def build_evaluation(
         if isinstance(probe, KNN):
             probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
-    trained = {**config.backbone, "freeze": None} if config.backbone.get("freeze") else config.backbone
-    network = OmegaConf.create(trained)  # a probe that trains it all may do so
+    trained = resolved["backbone"]  # resolved: an interpolation needs the root of the configuration
+    network = OmegaConf.create(
+        {**trained, "freeze": None} if trained.get("freeze") else trained
+    )  # a probe may train all
     backbone = build_backbone(network, config.seed)
     check_kinds(config, backbone)
     views: Views = instantiate(config.views)
