@@ -154,7 +154,7 @@ def test_a_value_out_of_range_costs_one_line_that_says_what_is_allowed_and_nothi
     ("overrides", "words"),
     [
         (["probe=[knn,nope]"], ["probe=nope", "knn", "linear"]),
-        (["logger=[csv,nope]"], ["logger=nope", "csv, tensorboard, wandb"]),
+        (["logger=[csv,nope]"], ["logger=nope", "csv, mlflow, tensorboard, wandb"]),
         (["optimizer=adamw", "optimizer.optimizer.betas=[0.9]"], ["optimizer.optimizer.betas=[0.9]", "a list of 2"]),
         (["experiment=digits", "probe.knn.features=foo"], ["probe.knn.features=foo", "last, last4"]),
         (["experiment=digits", "batch_size=1"], ["batch_size=1", "negatives"]),
