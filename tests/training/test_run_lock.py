@@ -53,7 +53,12 @@ def test_a_lock_lasts_from_its_making_to_its_release(tmp_path: Path) -> None:
     assert owner_of(tmp_path / "new") == os.getpid()
     lock.release()
     lock.release()
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()  # made for the lock, and nothing was written to it
+
+
+def test_a_folder_that_was_there_stays_when_its_lock_is_released(tmp_path: Path) -> None:
+    RunLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_lives_on_this_machine_keeps_its_run_to_itself(tmp_path: Path) -> None:
