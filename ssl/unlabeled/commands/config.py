@@ -366,7 +366,6 @@ def _values_of(path: Path) -> dict[str, Any]:
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
-    before = {"weights_of": "backbone"} | before  # runs of earlier versions have no such key
     free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
     differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
     differing = [key for key in differing if not _is_new_key(key, before, resolved)]

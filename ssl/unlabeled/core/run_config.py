@@ -50,6 +50,7 @@ EARLIER_VALUES = {
     "data.max_pixels": 178_956_970,  # Pillow's own limit
     "data.path_column": None,
     "data.label_column": None,
+    "weights_of": "backbone",
 }
 
 

@@ -140,7 +140,7 @@ def test_few_label_scores_are_compared_over_their_draws(tmp_path: Path) -> None:
         (["{a}", ["{b}", "{c}"]], "two of each"),
         ([["{a}", "{c}"], ["{b}", "{d}"]], "share a seed"),
         (["{a}", "{nothing}"], "no such folder"),
-        (["{a}", "{raw}"], "python eval_linear.py run="),
+        (["{a}", "{raw}"], "unlabeled evaluate run="),
         (["{a}", "{begun}"], "the run has not come to one"),
         (["{a}", "{damaged}"], "results.json is damaged"),
         (["{a}", "{without}"], "predictions.safetensors: no such file"),
