@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.file_config import KINDS, as_data
+from unlabeled.core.phrases import shorten_list
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
@@ -116,6 +117,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
     wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
     division = _divide(checkpoint.tensors, layout, wanted)
+    _check_any_known(division, checkpoint, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
     resized = fit_positions(division.found, wanted, backbone) if any_size else None
     if resized is not None:
@@ -182,6 +184,15 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
         else:
             division.unknown.append(path)
     return division
+
+
+def _check_any_known(division: _Division, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
+    if not division.found:
+        raise UserError(
+            f"checkpoint={checkpoint.path}: no tensor has a name that the backbone knows; the file holds "
+            f"{shorten_list([*checkpoint.tensors], 5)}, the backbone {shorten_list([*wanted], 5)}; give the backbone "
+            "of the file, or rename its tensors: docs/weights.md lists the layouts that are known"
+        )
 
 
 def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
