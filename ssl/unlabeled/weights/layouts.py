@@ -5,7 +5,7 @@ without the words that wrappers add (``module``, ``_orig_mod``). Each layout was
 it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -297,5 +297,9 @@ def strip_wrappers(path: str) -> str:
 
 def recognize_layout(names: Collection[str]) -> CheckpointLayout:
     """Returns, with whole paths, the first layout that tensors of these :func:`strip_wrappers` names fit."""
-    placed = (layout.at(root) for layout in LAYOUTS for root in layout.roots)
-    return next(layout for layout in placed if layout.fits(names))
+    return next(layout for layout in placed_layouts() if layout.fits(names))
+
+
+def placed_layouts() -> Iterator[CheckpointLayout]:
+    """Yields every layout with whole paths, for each place that its state dict may have in a file."""
+    return (layout.at(root) for layout in LAYOUTS for root in layout.roots)

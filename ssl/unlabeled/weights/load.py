@@ -16,7 +16,7 @@ from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
 from unlabeled.weights.key_mapping import map_key
-from unlabeled.weights.layouts import CheckpointLayout, recognize_layout, strip_wrappers
+from unlabeled.weights.layouts import CheckpointLayout, placed_layouts, recognize_layout, strip_wrappers
 from unlabeled.weights.positions import fit_positions
 from unlabeled.weights.safe_load import read_tensors
 
@@ -115,8 +115,8 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
             the message lists all of them. Or the weights fit but belong to another network. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
-    division = _divide(checkpoint.tensors, layout, wanted)
+    wanted = backbone.state_dict()
+    layout, division = _divide_best(checkpoint.tensors, wanted)
     _check_any_known(division, checkpoint, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
     resized = fit_positions(division.found, wanted, backbone) if any_size else None
@@ -184,6 +184,16 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
         else:
             division.unknown.append(path)
     return division
+
+
+def _divide_best(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[CheckpointLayout, _Division]:
+    """Divides by the file's layout, or, where that finds nothing, by the one that finds most: the error then says more."""
+    layout = recognize_layout([strip_wrappers(path) for path in tensors])
+    division = _divide(tensors, layout, wanted)
+    if division.found:
+        return layout, division
+    others = ((other, _divide(tensors, other, wanted)) for other in placed_layouts())
+    return max(((layout, division), *others), key=lambda pair: len(pair[1].found))
 
 
 def _check_any_known(division: _Division, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
