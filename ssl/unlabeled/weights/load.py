@@ -187,7 +187,7 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
 
 
 def _divide_best(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[CheckpointLayout, _Division]:
-    """Divides by the file's layout, or, where that finds nothing, by the one that finds most: the error then says more."""
+    """Divides by the layout of the file, or where that finds nothing by the one that finds most, for the error."""
     layout = recognize_layout([strip_wrappers(path) for path in tensors])
     division = _divide(tensors, layout, wanted)
     if division.found:
