@@ -225,5 +225,5 @@ class Pretraining(pl.LightningModule):
 
 def name_of_product(objective: Objective) -> str:
     """Returns the path of the network that is evaluated among the objective's modules."""
-    product = objective.product()
-    return next(name for name, module in objective.named_modules() if module is product)
+    product, named = objective.product(), objective.named_modules()
+    return next(str(name) for name, module in named if module is product)

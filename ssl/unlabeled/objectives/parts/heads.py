@@ -160,15 +160,16 @@ def swav_projector(
     return nn.Sequential(*modules, nn.Linear(in_features, out_features))
 
 
-def byol_mlp(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+def byol_mlp(in_features: int, hidden_features: int, out_features: int, last_bias: bool = False) -> nn.Sequential:
     """Builds projector or predictor of BYOL (google-deepmind/deepmind-research, byol/utils/networks.py ``MLP``).
 
-    Linear with bias, BatchNorm, ReLU, Linear without bias; weights are drawn as Haiku does: normal with a variance of 1
-    / inputs, truncated at two deviations.
+    Linear with bias, BatchNorm, ReLU, Linear without bias unless ``last_bias``; weights are drawn as Haiku does: normal
+    with a variance of 1 / inputs, truncated at two deviations.
     """
-    first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, bias=False)
-    nn.init.zeros_(first.bias)
+    first, last = nn.Linear(in_features, hidden_features), nn.Linear(hidden_features, out_features, last_bias)
     for linear in (first, last):
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
         std = linear.in_features**-0.5
         nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
     return nn.Sequential(first, nn.BatchNorm1d(hidden_features), nn.ReLU(inplace=True), last)
