@@ -3,6 +3,7 @@
 Chen and He 2020, arXiv:2011.10566. Official code: github.com/facebookresearch/simsiam.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -116,4 +117,5 @@ class SimSiam(Objective):
 @full_precision
 def _spread(z: Tensor) -> Tensor:
     """Returns √D times the deviation of the columns of unit rows, their mean: 1 for even rows, 0 for equal ones."""
-    return F.normalize(z, dim=1).std(0, unbiased=False).mean() * z.shape[1] ** 0.5
+    deviation: Tensor = F.normalize(z, dim=1).std(0, unbiased=False).mean()
+    return deviation * math.sqrt(z.shape[1])

@@ -1,6 +1,7 @@
 """The moving average follows parameters, and nothing else."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_the_momentum_may_end_elsewhere_and_go_in_a_straight_line() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((1.1,), "start=1.1"), ((0.9, -0.1), "end=-0.1")])
-def test_a_momentum_out_of_its_range_is_refused_by_its_name(arguments: tuple[float, ...], message: str) -> None:
+def test_a_momentum_out_of_its_range_is_refused_by_its_name(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^momentum_at: {message} must be at least 0 and at most 1$"):
         ema.momentum_at(0.5, *arguments)
 
