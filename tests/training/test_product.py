@@ -1,12 +1,12 @@
 """The network that a method publishes, its backbone or a teacher, is the one that is evaluated, loaded and exported."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import unlabeled
@@ -34,8 +34,8 @@ def trained(folder: Path, objective: str, *overrides: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    yield trained(tmp_path_factory.mktemp("runs") / "teacher", "byol", "objective.evaluated=target")
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("runs") / "teacher", "byol", "objective.evaluated=target")
 
 
 def part(run: Run, name: str) -> dict[str, Tensor]:
@@ -46,8 +46,6 @@ def part(run: Run, name: str) -> dict[str, Tensor]:
 
 def loaded(run: Run, path: Path | None = None) -> dict[str, Tensor]:
     config = run.module.config["backbone"]
-    from omegaconf import OmegaConf
-
     backbone = build_backbone(OmegaConf.create(config), 7)
     return load_backbone(path or run.checkpoint, backbone).state_dict()
 
@@ -104,8 +102,6 @@ def test_the_online_knn_asks_the_teacher(teacher_run: Run, monkeypatch: pytest.M
 
 
 def test_lidar_sees_the_teachers_projector(teacher_run: Run) -> None:
-    from omegaconf import OmegaConf
-
     config = OmegaConf.create(teacher_run.module.config)
     projector = _projector(config, read_checkpoint(teacher_run.checkpoint))
     assert projector is not None
