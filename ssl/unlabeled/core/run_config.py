@@ -51,6 +51,10 @@ EARLIER_VALUES = {
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
+    "optimizer.optimizer.clip": False,
+    "optimizer.warmup_start_lr": 0.0,
+    "optimizer.final_lr": 0.0,
+    "optimizer.final_weight_decay": None,
 }
 
 

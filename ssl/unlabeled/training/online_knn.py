@@ -16,7 +16,8 @@ from unlabeled.training.pretraining import Pretraining
 
 
 class OnlineKNN(pl.Callback):
-    """Every n epochs, classifies labelled training images by the others, with features of the current backbone.
+    """Every n epochs, classifies labelled training images by the others, with features of the current network, the
+    one that the method publishes.
 
     Queries and bank are disjoint parts of the labelled training images, the same for the whole run and for every run
     with the same seed; the test split is never used. Images are seen as in evaluation. Logs ``probe/knn_top1`` in per
@@ -85,5 +86,5 @@ class OnlineKNN(pl.Callback):
     def _extract(self, module: Pretraining, data: DataModule, positions: Tensor, device: torch.device) -> Features:
         batches = data.batches(data.train, positions, self.batch_size)
         return extract(
-            module.objective.backbone, batches, module.views.evaluation_view, device, module.trainer.precision
+            module.objective.product(), batches, module.views.evaluation_view, device, module.trainer.precision
         )

@@ -23,3 +23,5 @@ class Checkpoint:
     left_out: dict[str, int] = field(default_factory=dict)  # number of tensors per part that is not the backbone
     notes: list[str] = field(default_factory=list)  # remarks on the loading, for reports
     weights: dict[str, Any] = field(default_factory=dict)  # record of what our run started from; empty: random weights
+    product: str = "backbone"  # which network of our run's objective is evaluated: its path among the modules
+    uses_labels: bool = False  # whether our run was trained with labels
