@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
-from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.commands.checks.former_run import check_same
+from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
 from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.labels import shared_names

@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 
 from unlabeled.commands.arguments.data_path import data_path
 from unlabeled.commands.arguments.typed import typed_command
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.config import (
+    check_asked,
     check_command,
     check_no_other_overrides,
     conf_folder,
     is_sweep,
     launch,
     one_line_errors,
-    open_run,
 )
 from unlabeled.commands.importing import heavy_imports
 
@@ -48,6 +49,12 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
         SystemExit: stopped by a signal, after the state was written; a replay or a plan has ended.
     """
     check_command(config, conf_folder() / "train.yaml")
+    if config.replay is not None:
+        check_no_other_overrides("replay")
+    else:
+        check_asked()
+    run_dir = Path(config.run_dir)
+    resolved = open_run(config) if config.replay is None else {}
     with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
         from unlabeled.commands.build.evaluation import build_evaluation
         from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
@@ -59,10 +66,7 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
         from unlabeled.weights import read_checkpoint
 
     if config.replay is not None:
-        check_no_other_overrides("replay")
         raise SystemExit(0 if build_replay(config.replay).run() else 1)
-    run_dir = Path(config.run_dir)
-    resolved = open_run(config)
     if config.preview is not None:
         page, picture = build_preview(config).write(run_dir / "preview")
         print(f"nothing is trained; the views are in {page} and {picture}")
@@ -120,8 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _completed(arguments: list[str]) -> list[str]:
     if data_path(arguments) is None:
         return arguments
-    with heavy_imports():
-        from unlabeled.commands.train.picks import completed
+    from unlabeled.commands.train.picks import completed
+
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process says it
         return completed(arguments, lambda line: None)
     whole = completed(arguments)
