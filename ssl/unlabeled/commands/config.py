@@ -36,7 +36,15 @@ from unlabeled.core.run_config import MOVABLE_KEYS
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
 
-CHOICES = {"data", "experiment", "objective", "backbone", "views", "optimizer", "replay"}  # a training names one of them
+CHOICES = {
+    "data",
+    "experiment",
+    "objective",
+    "backbone",
+    "views",
+    "optimizer",
+    "replay",
+}  # a training names one of them
 EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 
 

@@ -8,7 +8,13 @@ from unlabeled.errors import UserError
 
 NEWEST = Path("checkpoints") / "last.ckpt"  # below the folder of a run
 RUNS = Path("outputs")  # where runs are unless run_dir says otherwise
-PARTS = ("checkpoints", "config.yaml", "metrics.jsonl", "report", "results.json")  # one of them is in each run or report
+PARTS = (
+    "checkpoints",
+    "config.yaml",
+    "metrics.jsonl",
+    "report",
+    "results.json",
+)  # each run or report has one
 LOOKED_AT = 10_000  # neighbours of a folder that is not there
 
 

@@ -14,7 +14,8 @@ FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 def files_of(which: str, given: Any) -> dict[str, Any]:
     """``run`` and ``checkpoint`` of a network; raises UserError for what is neither a name nor keys."""
     if isinstance(given, str):
-        return {"run": given, "checkpoint": None} if Path(given).expanduser().is_dir() else {"checkpoint": given, "run": None}
+        kind = "run" if Path(given).expanduser().is_dir() else "checkpoint"
+        return dict.fromkeys(FILES) | {kind: given}
     if not isinstance(given, dict):
         raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
     return {key: given.get(key) for key in FILES}

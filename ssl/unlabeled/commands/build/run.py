@@ -127,8 +127,8 @@ def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> Sta
 
 
 def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
-    """One for all processes of a run, held by the first; a plan alone needs none."""
-    if config.plan_only or not trainer.is_global_zero:
+    """One for all processes of a run, held by the first; a plan alone is not written beside a process that trains."""
+    if not trainer.is_global_zero:
         return None
     lock = RunLock(Path(config.run_dir))
     trainer.callbacks.insert(0, Held(lock))  # type: ignore[attr-defined]

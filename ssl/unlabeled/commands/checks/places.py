@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.places import NEWEST, checkpoint_file, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.places import NEWEST, checkpoint_path, run_folder, similar_runs, why_not_evaluated
 from unlabeled.core.writing import check_file, check_folder
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
