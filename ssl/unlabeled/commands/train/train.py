@@ -51,11 +51,10 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
     Raises:
         SystemExit: stopped by a signal, after the state was written; a replay or a plan has ended.
     """
-    check_command(config, conf_folder() / "train.yaml")
     if config.replay is not None:
         check_no_other_overrides("replay")
-    else:
-        check_asked()
+    check_command(config, conf_folder() / "train.yaml")
+    check_asked()
     run_dir = Path(config.run_dir)
     resolved = open_run(config) if config.replay is None else {}
     with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
