@@ -21,7 +21,7 @@ from tests.training.test_kill import Killed
 from tests.training.test_resume import CtrlC
 from tests.weights import test_layouts as official
 from unlabeled.commands.build.run import build_backbone, build_objective, build_run
-from unlabeled.commands.config import check_same, open_run
+from unlabeled.commands.checks.former_run import check_same, open_run
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, HasTeacher
 from unlabeled.training.checkpointing import Interrupted

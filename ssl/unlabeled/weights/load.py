@@ -32,13 +32,6 @@ class _Division:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    """Returns the file that a command names: a run's last state, or a checkpoint. Raises UserError for both or none."""
-    if (run is None) == (checkpoint is None):
-        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
-    return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
-
-
 def folder_of(checkpoint: Path) -> Path:
     """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

@@ -10,7 +10,6 @@ from unlabeled.commands.config import run_module
 from unlabeled.core.environment import git_state
 from unlabeled.distributed import rank
 from unlabeled.distributed.launch import process_group
-from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.table import Written, check_out, embed_to_file
 from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.weights import checkpoint_path, read_checkpoint
@@ -27,8 +26,6 @@ def embed(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = pr
     Raises:
         UserError: a mistake; or ``out`` is there and was made otherwise.
     """
-    if resolved["out"] is None:
-        raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
     out = Path(resolved["out"]).expanduser()
     check_out(out)
     checkpoint = read_checkpoint(checkpoint_path(resolved["run"], resolved["checkpoint"]))
