@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
-from unlabeled.commands.config import conf_folder, names_library, user_errors
+from unlabeled.commands.config import conf_folder, user_errors
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
@@ -228,8 +228,8 @@ def _kind(run: Any) -> str:
 
 def _source(run: Any) -> dict[str, str]:
     """The key that names what a backbone is loaded from."""
-    named = _kind(run) == "run" and names_library(_path(run))
-    return {"weights" if named else _kind(run): _path(run)}
+    in_library = ":" in _path(run) and not Path(_path(run)).expanduser().exists()
+    return {"weights" if in_library else _kind(run): _path(run)}
 
 
 def _refuse_all_but(overrides: Sequence[str], keys: Sequence[str]) -> None:
