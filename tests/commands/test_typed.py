@@ -36,7 +36,24 @@ def message(*typed: str, command: str = "train") -> str:
     return str(refused.value)
 
 
-PATHS = ["/d/ünï", "/d/(en)", "/d/#x", "/d/eq=ual", "/d/a b", "/d/it's", '/d/"', "/d/x,y", "/d/{a", "2024", "/d/%"]
+PATHS = [
+    "true",
+    "False",
+    "nan",
+    "inf",
+    "Null",
+    "/d/ünï",
+    "/d/(en)",
+    "/d/#x",
+    "/d/eq=ual",
+    "/d/a b",
+    "/d/it's",
+    '/d/"',
+    "/d/x,y",
+    "/d/{a",
+    "2024",
+    "/d/%",
+]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "C:\\d"])
@@ -73,6 +90,11 @@ def test_the_home_folder_is_expanded_in_a_path_and_in_no_name(monkeypatch: pytes
         ("probe.few_labels.labels_files=[/d/(a).txt,b=1]", "train", ["/d/(a).txt", "b=1"]),
         ("name=2024", "train", "2024"),
         ("name=1e3", "train", "1e3"),
+        ("name=true", "train", "true"),
+        ("name=NaN", "train", "NaN"),
+        ("plan_only=true", "train", True),
+        ("resume=true", "train", True),
+        ("checkpoint_every_n_minutes=inf", "train", float("inf")),
         ("name=a(b", "train", "a(b"),
         ("logger.wandb.name=12", "train", "12"),
         ("out=~x=1", "export", "~x=1"),

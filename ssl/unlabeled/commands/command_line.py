@@ -28,6 +28,7 @@ from unlabeled.errors import UserError
 KEY = re.compile(r"(\+\+|\+|~)?([^=]*?)=(.*)", re.DOTALL)
 HYDRAS = re.compile(r"[A-Za-z_$][\w$/@:.-]*", re.ASCII)  # a key, or a group with its package
 HARMLESS = re.compile(r"[A-Za-z_./][\w./:-]*|", re.ASCII)  # a value that Hydra reads as it stands
+SPECIAL = {"null", "true", "false", "nan", "inf"}  # what Hydra's grammar makes no text of
 ALONE = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m"}
 WITH_VALUE = {
     *("cfg", "c", "package", "p", "shell-completion", "sc", "config-path", "cp", "config-name", "cn"),
@@ -140,7 +141,8 @@ class Reader:
 
     def _value(self, key: str, value: str) -> str:
         """Quoted where the key holds text or a path."""
-        if HARMLESS.fullmatch(value) or value == "null" or (self.sweeps and "," in value):
+        harmless = HARMLESS.fullmatch(value) and value.lower() not in SPECIAL
+        if harmless or value == "null" or (self.sweeps and "," in value):
             return value
         kinds = list(self._kinds(key))
         return _quoted(value, kinds) if kinds else value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.file_config import KINDS, as_data
+from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return checkpoint_of(content, path, sha256)
 

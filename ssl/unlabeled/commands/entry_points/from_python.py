@@ -3,7 +3,6 @@
 The same configuration gives the same folder and the same bits as on the command line.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """What ``metrics.jsonl`` holds: a dict a line, with ``step``, ``epoch`` and values by name."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [parse_json(line) for line in read_utf8(self.folder / "metrics.jsonl").splitlines()]
 
     @property
     def findings(self) -> "list[Finding]":
