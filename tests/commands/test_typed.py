@@ -17,6 +17,7 @@ from unlabeled.commands import command_line
 from unlabeled.commands.aliases import ALIASES, meant
 from unlabeled.commands.command_line import Reader, as_typed
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.escaping import escaped, for_shell
 from unlabeled.errors import UserError
 
 
@@ -167,6 +168,16 @@ def test_a_printed_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert shlex.split(as_typed("python", "train.py")) == [
         "python", "train.py", "data.path=/d/a b", "probe=[knn,linear]", "name=it's",
     ]  # fmt: skip
+
+
+ODD = ["it's", "a b", "caf\udce9", "\x1b[31m", "new\nline", "back\\slash '\x07'", "$HOME", "\u202e", "ünï", ""]
+
+
+def test_a_printed_command_with_odd_letters_is_one_printable_line_and_means_the_same() -> None:
+    line = for_shell(["printf", "%s\\0", *ODD])
+    assert escaped(line) == line
+    said = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=True).stdout
+    assert said.split(b"\0")[:-1] == [os.fsencode(word) for word in ODD]
 
 
 WITHOUT_TORCH = """

@@ -5,7 +5,6 @@ Hydra's own would want ``'data.path="/d/a=b"'``. No torch in here.
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,6 +21,7 @@ from unlabeled.commands.checks.help import help_text
 from unlabeled.commands.checks.signatures import parameters_of
 from unlabeled.commands.checks.values import LISTS, alternatives, in_words, takes
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.escaping import for_shell
 from unlabeled.core.ranges import InFile
 from unlabeled.errors import UserError
 
@@ -59,7 +59,7 @@ def read_command_line(conf: Path, config_name: str) -> None:
 
 def as_typed(*program: str) -> str:
     """The command for a shell: what was typed after the words that start the program."""
-    return shlex.join([*program, *(_typed or sys.argv[1:])])
+    return for_shell([*program, *(_typed or sys.argv[1:])])
 
 
 class Reader:
@@ -117,7 +117,7 @@ class Reader:
             return f"must be {in_words(kinds[0])}"
         quoted = f"{prefix}{key}={QuotedString(value, Quote.double).with_quotes()}"
         meaning = "its value has letters that mean something to Hydra; where they are meant as they stand, give"
-        return f"{meaning} {shlex.quote(quoted)}"
+        return f"{meaning} {for_shell([quoted])}"
 
     def help(self) -> str:
         """The primary yaml's own text, the choices, and what each key at the top may be."""
