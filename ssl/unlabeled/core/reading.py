@@ -53,6 +53,17 @@ def open_regular(path: str | Path) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """Reads a regular file whole. Raises OSError, NotRegular among them."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_utf8(path: str | Path, errors: str = "strict") -> str:
+    """Reads the text of a regular file, with ``errors`` as in ``bytes.decode``. Raises OSError and ValueError."""
+    return read_bytes(path).decode("utf-8", errors)
+
+
 def read_text(path: str | Path, given: str, most: int = 2**30) -> str:
     """Reads the text of a regular file in UTF-8, with or without a byte order mark.
 

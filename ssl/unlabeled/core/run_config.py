@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.core.yaml_text import parse_yaml
 
@@ -71,7 +72,7 @@ def to_yaml(values: dict[str, Any]) -> str:
 def read_yaml(path: Path) -> Any:
     """Reads a file as plain values. Raises ValueError if it is not YAML, OSError if it cannot be read."""
     try:
-        return parse_yaml(path.read_bytes())
+        return parse_yaml(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlabeled.core.file_config import KINDS, as_data
 from unlabeled.core.phrases import shorten_list
+from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return checkpoint_of(content, path, sha256)
 

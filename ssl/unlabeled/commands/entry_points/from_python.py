@@ -3,10 +3,8 @@
 The same configuration gives the same folder and the same bits as on the command line.
 """
 
-import json
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.core.escaping import for_shell
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """What ``metrics.jsonl`` holds: a dict a line, with ``step``, ``epoch`` and values by name."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [parse_json(line) for line in read_utf8(self.folder / "metrics.jsonl").splitlines()]
 
     @property
     def findings(self) -> "list[Finding]":
@@ -94,7 +95,7 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
     config = composed("train", given := completed(given, log=_silent))
     with _as_found(), user_errors(conf_folder(), "train", given):
         try:
-            trained = pretrain(config, shlex.join(["unlabeled", "train", *given]), _silent)
+            trained = pretrain(config, for_shell(["unlabeled", "train", *given]), _silent)
         except SystemExit:  # stopped by a signal; what it said is printed
             raise KeyboardInterrupt from None
     report = trained.run_dir / "report" / "report.html"
@@ -117,7 +118,7 @@ def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Re
     _refuse(given, NO_JUDGING)
     config = composed("eval_linear", given := with_data_source(given))
     with _as_found(), user_errors(conf_folder(), "eval_linear", given):
-        results = evaluate_checkpoint(config, shlex.join(["unlabeled", "evaluate", *given]), _silent)
+        results = evaluate_checkpoint(config, for_shell(["unlabeled", "evaluate", *given]), _silent)
     assert results is not None
     return results
 

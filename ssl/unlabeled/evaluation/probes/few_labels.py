@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.ranges import Between, Count, FilePath, Seed
+from unlabeled.core.reading import read_bytes
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
@@ -188,4 +189,4 @@ def _shared_keys(scores: Sequence[Score]) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

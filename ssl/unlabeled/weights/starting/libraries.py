@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import make_folder
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
@@ -163,7 +164,7 @@ def is_online(url: str) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
