@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import unlabeled
 from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.checks.decoder import settle_decoder
 from unlabeled.commands.checks.machine import check_machine
 from unlabeled.commands.checks.signatures import parameters_of
 from unlabeled.commands.checks.values import check_value
@@ -316,6 +317,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
+    settle_decoder(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_place(resolved)
     resolved = with_absolute_paths(resolved)

@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 
 from unlabeled.core.phrases import one_line, shorten_list
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
@@ -44,6 +44,7 @@ def shards(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, URL or prefix.
 
@@ -59,7 +60,7 @@ def shards(
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if labels not in ("cls", "none") and not (labels.startswith("json:") and len(labels) > 5):
         raise UserError(f"data.labels={labels} is not known: give cls, json:FIELD or none")
     if test is not None and labels == "none":
