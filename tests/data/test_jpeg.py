@@ -13,9 +13,10 @@ from sklearn.datasets import load_sample_images
 from unlabeled.commands.checks.decoder import with_earlier_decoder
 from unlabeled.commands.checks.machine import check_machine
 from unlabeled.commands.config import open_run
+from unlabeled.core.ranges import Decoder
 from unlabeled.core.run_config import write_config
 from unlabeled.data.decode import decode_bytes
-from unlabeled.data.decoding import Decoder, Decoding
+from unlabeled.data.decoding import Decoding
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.jpeg.header import JpegHeader, jpeg_header
 from unlabeled.data.source import CorruptImage
