@@ -49,6 +49,7 @@ EARLIER_VALUES = {
     "data.channels": 3,
     "data.bits": 8,
     "data.max_pixels": 178_956_970,  # Pillow's own limit
+    "data.decode": "pillow",
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
