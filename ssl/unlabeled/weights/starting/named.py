@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unlabeled.core.places import checkpoint_path
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
-from unlabeled.weights.load import checkpoint_path, read_checkpoint
+from unlabeled.weights.load import read_checkpoint
 from unlabeled.weights.starting.description import describe
 from unlabeled.weights.starting.libraries import READERS
 from unlabeled.weights.starting.start import read_start
