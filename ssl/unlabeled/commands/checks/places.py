@@ -63,9 +63,9 @@ def _embed(keys: Keys) -> None:
     if keys["out"] is None:
         raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
     out = Path(keys["out"]).expanduser()
+    check_file("out", out)
     if out.suffix not in TABLES:
         raise UserError(f"out={out}: the ending says how it is written; allowed: {', '.join(TABLES)}")
-    check_file("out", out)
     _network(keys)
 
 
