@@ -378,7 +378,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     ("given", "line"),
     [
         (["run=/no/run", "out=x.npy"], "error: run=/no/run: no such folder"),
-        (["out=x.npy"], "error: give either run=outputs/NAME or checkpoint=FILE"),
+        (["out=x.npy"], "error: give one of run=outputs/NAME, checkpoint=FILE and weights=…"),
         (["run=/no/run"], "error: out: has no default; give out=features.parquet, "),
         (["run=/no/run", "out=x.hdf5"], "error: out=x.hdf5: the ending says how it is written; allowed: .parquet, "),
         (["run=/no/run", "out=/proc/x.npy"], "error: out=/proc/x.npy: "),

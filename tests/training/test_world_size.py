@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "projection_hidden": [24],
     "projection_dim": 16,
     "hidden_dim": 24,
+    "predictor_dim": 8,
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,

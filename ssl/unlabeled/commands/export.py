@@ -21,6 +21,7 @@ from unlabeled.commands.build.export import ExportInputs, build_export_inputs
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
 from unlabeled.core.places import checkpoint_path
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
@@ -169,7 +170,7 @@ def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
     held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
     readme = out / "README.md"
-    ours = readme.is_file() and _is_card(readme.read_text(encoding="utf-8", errors="replace"))
+    ours = readme.is_file() and _is_card(read_utf8(readme, "replace"))
     foreign = [name for name in held if not ours or name not in FILES]
     if foreign:
         raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_bytes, read_utf8
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.facts import RunFacts, facts_from_dict
@@ -45,7 +46,7 @@ def _records(run_dir: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
     try:
-        lines = path.read_text().splitlines()
+        lines = read_utf8(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     for line in lines:
@@ -84,6 +85,6 @@ def _facts(run_dir: Path) -> RunFacts:
 
 def _read(path: Path) -> Any:
     try:
-        return parse_json(path.read_text())
+        return parse_json(read_bytes(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

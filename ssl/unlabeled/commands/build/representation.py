@@ -17,6 +17,7 @@ from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
+from unlabeled.objective import HasTeacher
 from unlabeled.representation.analysis import AnalysisSubject
 from unlabeled.representation.comparison import ComparedNetwork
 from unlabeled.views.pipeline import Views
@@ -95,10 +96,14 @@ def _name(path: Path | None, backbone: DictConfig) -> str:
 
 
 def _projector(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
-    """What an objective calls so; None for those that have none, and for files from elsewhere."""
+    """What an objective calls so, or its teacher's where that is evaluated; None for others and files of others."""
     if not config.get("objective"):
         return None
-    projector = getattr(load_objective(checkpoint, build_objective(config)), "projector", None)
+    objective = load_objective(checkpoint, build_objective(config))
+    projector = getattr(objective, "projector", None)
+    if objective.product() is not objective.backbone and isinstance(objective, HasTeacher):
+        pairs = objective.teacher_student_pairs()
+        projector = next((teacher for teacher, student in pairs if student is projector), None)
     return projector if isinstance(projector, nn.Module) else None
 
 

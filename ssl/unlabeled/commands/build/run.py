@@ -83,6 +83,9 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if start is not None and trainer.is_global_zero:
         print(start)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
+    if objective.uses_labels and trainer.is_global_zero:
+        print(f"LABELS ARE USED: {type(objective).__name__} trains with them; its numbers are not those of a method")
+        print("that sees none.")
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
@@ -174,7 +177,8 @@ def build_replay(path: str) -> Replay:
 
 def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:
     """What the run gives its objective; raises UserError for parts that each can work, and together cannot."""
-    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size))
+    classes = len(train.classes) if bool((train.labels >= 0).any()) else None
+    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size), classes)
     objective.check(plan)
     backbone = objective.backbone
     if backbone.channels != views.channels:

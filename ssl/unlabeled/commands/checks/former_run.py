@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.commands.checks.decoder import settle_decoder
 from unlabeled.commands.checks.places import names_library
 from unlabeled.core.escaping import escaped
 from unlabeled.core.file_config import as_data
@@ -22,6 +23,7 @@ def open_run(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: there is a checkpoint of a run with other values; the message names the keys.
     """
+    settle_decoder(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_place(resolved)
     resolved = with_absolute_paths(resolved)

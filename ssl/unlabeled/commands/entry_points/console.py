@@ -57,6 +57,11 @@ COMMANDS = {
         "unlabeled.commands.inspect:inspect_data",
         "inspect",
     ),
+    "pack": Command(
+        "Writes a data set once as tar shards of resized images, which train faster than photographs.",
+        "unlabeled.commands.setup.pack:pack_data",
+        "pack",
+    ),
     "saliency": Command(
         "Makes foreground masks without labels, for the views of ReLICv2.",
         "unlabeled.commands.saliency:make_masks",

@@ -1,6 +1,5 @@
 """What a training says at its end: the results that count and what to do next; and what every logger gets of it."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +10,7 @@ from unlabeled.core.json_text import parse_json
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.provenance import read_json
 from unlabeled.health.folder import diagnose_run, losses_of
 
 FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
@@ -32,8 +32,7 @@ def score(rows: Sequence[Row]) -> float | None:
 
 def training_of(run_dir: Path) -> dict[str, Any]:
     """``training.json``; empty where no step was taken, or nobody wrote one."""
-    path = run_dir / "training.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_json(run_dir / "training.json")
 
 
 def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_many: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from unlabeled.core.file_config import as_data
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.places import why_not_evaluated
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import TENSORS, Row
@@ -84,7 +85,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:
-        results = parse_json((report / "results.json").read_text(encoding="utf-8"))
+        results = parse_json(read_bytes(report / "results.json"))
         found.rows = [_row(row) for row in results["rows"]]
         found.provenance = dict(results["provenance"])
     except FileNotFoundError:
