@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.places import NEWEST, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.places import NEWEST, check_one_named, checkpoint_path, run_folder, similar_runs, why_not_evaluated
 from unlabeled.core.writing import check_file, check_folder
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -63,10 +63,14 @@ def _embed(keys: Keys) -> None:
     if keys["out"] is None:
         raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
     out = Path(keys["out"]).expanduser()
+    check_file("out", out)
     if out.suffix not in TABLES:
         raise UserError(f"out={out}: the ending says how it is written; allowed: {', '.join(TABLES)}")
-    check_file("out", out)
-    _network(keys)
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
 
 
 def _in_a_folder(keys: Keys) -> None:
@@ -81,6 +85,20 @@ def _inspect(keys: Keys) -> None:
     if not keys["out"]:
         raise UserError(f"out={keys['out']}: give the name of a folder, which may be new")
     check_folder("out", Path(keys["out"]).expanduser(), ["inspect.json", "inspect.md", "near_duplicates.png"])
+    _check_data(keys["data"])
+
+
+def _pack(keys: Keys) -> None:
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=FOLDER, which may be new")
+    out = Path(keys["out"]).expanduser()
+    if keys["check"]:
+        if not out.is_dir():
+            raise UserError(f"out={keys['out']}: no such folder; give one that unlabeled pack has written")
+        return
+    if not keys.get("data"):
+        raise UserError("data: has no default; give data=PATH, or a choice such as data=cifar10")
+    check_folder("out", out, ["pack.json", "SHA256SUMS", "train-000000.tar"])
     _check_data(keys["data"])
 
 
@@ -142,6 +160,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,
+    "pack": _pack,
     "saliency": _saliency,
     "health": _health,
     "representation_compare": _compare_networks,
