@@ -213,7 +213,7 @@ def test_an_official_checkpoint_gives_the_teachers_backbone_and_its_head_fits_te
     networks = {name: ViT(16, 4, 12, 2, 3, "learned", initialisation="dino") for name in ("student", "teacher")}
     official: dict[str, Any] = {"epoch": 100, "dino_loss": {"center": torch.rand(1, 9)}}
     for name, network in networks.items():
-        last = nn.utils.weight_norm(nn.Linear(5, 9, bias=False))  # type: ignore[no-untyped-call]
+        last = nn.utils.weight_norm(nn.Linear(5, 9, bias=False))
         layers = [nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 5)]
         head = nn.ModuleDict({"mlp": nn.Sequential(*layers), "last_layer": last})
         parts = {"backbone": network, "head": head}
