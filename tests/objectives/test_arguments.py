@@ -14,13 +14,27 @@ from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
-from unlabeled.objectives.mae import masked_patch_loss, patchify, random_masking, unpatchify
+from unlabeled.objectives.mae import (
+    MaskedAutoencoder,
+    masked_patch_loss,
+    num_kept_patches,
+    patchify,
+    random_masking,
+    unpatchify,
+)
 from unlabeled.objectives.moco import KeyQueue, batch_contrast, queue_contrast
-from unlabeled.objectives.paws import paws_loss, soft_nearest_neighbours
-from unlabeled.objectives.relic import relic_loss
+from unlabeled.objectives.parts import ema
+from unlabeled.objectives.paws import (
+    paws_loss,
+    prediction_losses,
+    sharpen_probabilities,
+    soft_nearest_neighbours,
+    target_classes,
+)
+from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.objectives.simsiam import simsiam_loss
-from unlabeled.objectives.swav import FeatureQueue, sinkhorn, swapped_prediction
+from unlabeled.objectives.swav import FeatureQueue, code_prediction_loss, compute_codes, sinkhorn, swapped_prediction
 from unlabeled.objectives.vicreg import vicreg_loss
 from unlabeled.optimizers import LARS
 
@@ -243,6 +257,60 @@ def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_stude
             dino_loss(crops, crops[:2], center, 0.1, value)
     with pytest.raises(ValueError, match=r"^moved_center: momentum=1\.5"):
         moved_center(center, rows(4, 3), 1.5)
+
+
+def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
+    logs, negatives = rows(4, 3).log_softmax(1), torch.tensor([[1], [2], [3], [0]])
+    crops, numbers = [rows(4, 3)] * 3, {"epsilon": 0.05, "iterations": 3}
+    codes = compute_codes(crops, [0, 1], **numbers)
+    anchors, supports, wanted = rows(12, 8), rows(6, 8), torch.ones(12, 3) / 3
+    wrong: dict[str, Callable[[], Any]] = {
+        r"log_q \[1, 3\]": lambda: kl_divergence(logs, logs[:1], "entropy"),
+        "stop_gradient=foo: allowed are entropy and first": lambda: kl_divergence(logs, logs, "foo"),  # type: ignore[arg-type]
+        "temperature=0": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives, 0.0),
+        r"negatives \[3, 1\]": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives[:3], 0.5),
+        "must be int64": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives > 0, 0.5),
+        "of 4 rows 3 are other": lambda: sample_negatives(4, 4, torch.Generator()),
+        "count=0": lambda: sample_negatives(4, 0, torch.Generator()),
+        r"codes\[1\] \[1, 3\]": lambda: code_prediction_loss(crops, [0, 1], [codes[0], codes[1][:1]], 0.1),
+        "1 codes for 2 assigned": lambda: code_prediction_loss(crops, [0, 1], codes[:1], 0.1),
+        "temperature=-1": lambda: code_prediction_loss(crops, [0, 1], codes, -1),
+        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),  # type: ignore[arg-type]
+        r"wanted \[1, 3\]": lambda: prediction_losses(anchors, supports, wanted[:1], LABELS, 0.1, 0.25),
+        "3 targets": lambda: target_classes(anchors[:3], supports, LABELS, 1, 0.1, 0.25),
+        "sharpen=2": lambda: sharpen_probabilities(wanted, 2),
+        "mask_ratio=-0.1": lambda: num_kept_patches(16, -0.1),
+        "mask_ratio=nan": lambda: num_kept_patches(16, math.nan),
+        "momentum=2": lambda: ema.update(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), 2),
+        "momentum=nan": lambda: ema.update(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), math.nan),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(UserError, match=words) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [name for name in FITTING if name != "random_masking"])
+def test_what_is_not_a_number_never_becomes_a_finite_loss(name: str) -> None:
+    function, fitting, _ = FITTING[name]
+    for argument, value in fitting.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found = function(**{**fitting, argument: torch.full_like(value, math.nan)})
+            first = found[0] if isinstance(found, tuple) else found
+            assert first.isnan().any(), argument
+
+
+def test_a_masked_autoencoder_of_no_size_and_noise_of_another_are_refused() -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+    sizes |= {f"decoder_{name}": sizes[name] for name in ("width", "depth", "heads")}
+    model = MaskedAutoencoder(**sizes, normalize_targets=False)
+    for name in sizes:
+        for value in (0, -4):
+            with pytest.raises(UserError, match=rf"{name}={value} must be a whole number of at least 1"):
+                MaskedAutoencoder(**(sizes | {name: value}), normalize_targets=False)
+    for noise in (rows(1, 4), rows(2, 5), rows(2, 16)):
+        with pytest.raises(UserError, match=r"^noise .* for images \[2, 3, 8, 8\]: must be \[B, 4\]$"):
+            model.forward_masked(rows(2, 3, 8, 8), noise, 0.5)
 
 
 def test_queues_take_keys_of_their_own_width_only() -> None:

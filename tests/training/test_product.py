@@ -13,7 +13,7 @@ import unlabeled
 from tests.small import small_run
 from unlabeled.commands.build.representation import _projector
 from unlabeled.commands.build.run import build_backbone, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract
 from unlabeled.objective import Plan

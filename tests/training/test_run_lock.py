@@ -103,7 +103,7 @@ def test_a_lock_whose_owner_is_known_to_be_gone_is_broken_at_once(
 HOSTILE = json.dumps(dict.fromkeys((each.name for each in fields(Owner)), -1) | {"pid": 2**80})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\x00\x01", HOSTILE])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', "\x00\x01", "[" * 100_000, HOSTILE])
 def test_a_damaged_lock_is_broken(content: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(content)
     os.utime(tmp_path / "lock", (1e9, 1e9))

@@ -19,7 +19,7 @@ from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed, members, missing_keys, shrink, views_for
 from unlabeled.commands.build.run import build_objective, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run
 

@@ -6,7 +6,7 @@ type says otherwise: see :mod:`unlabeled.commands.checks.values`, which checks v
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
@@ -59,6 +59,9 @@ Channels = Annotated[int, Interval(ge=1, le=2**20)]
 Layers = Annotated[int, Interval(ge=1, le=10_000)]
 Classes = Annotated[int, Interval(ge=1, le=10**7)]
 Processes = Annotated[int, Interval(ge=0, le=1024)]
+
+Decoder = Literal["auto", "pillow", "torchvision", "cuda"]  # of JPEG
+NEW_DECODER: Literal["torchvision"] = "torchvision"  # what auto stands for, unless a run began with another
 
 Span = Annotated[tuple[Positive, Positive], Ascending()]
 ShareSpan = Annotated[tuple[SomeShare, SomeShare], Ascending()]

@@ -2,8 +2,9 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unlabeled.core.escaping import escaped
 from unlabeled.errors import UserError
@@ -38,7 +39,7 @@ def require_regular(path: str | Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading bytes; never waits for a FIFO.
 
     Raises:
@@ -51,6 +52,17 @@ def open_regular(path: str | Path) -> IO[bytes]:
         os.close(descriptor)
         raise NotRegular(path, kind)
     return open(descriptor, "rb")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Reads a regular file whole. Raises OSError, NotRegular among them."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_utf8(path: str | Path, errors: str = "strict") -> str:
+    """Reads the text of a regular file, with ``errors`` as in ``bytes.decode``. Raises OSError and ValueError."""
+    return read_bytes(path).decode("utf-8", errors)
 
 
 def read_text(path: str | Path, given: str, most: int = 2**30) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.core.yaml_text import parse_yaml
 
@@ -48,6 +49,7 @@ EARLIER_VALUES = {
     "data.channels": 3,
     "data.bits": 8,
     "data.max_pixels": 178_956_970,  # Pillow's own limit
+    "data.decode": "pillow",
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
@@ -76,7 +78,7 @@ def to_yaml(values: dict[str, Any]) -> str:
 def read_yaml(path: Path) -> Any:
     """Reads a file as plain values. Raises ValueError if it is not YAML, OSError if it cannot be read."""
     try:
-        return parse_yaml(path.read_bytes())
+        return parse_yaml(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -6,6 +6,7 @@ from typing import Any
 from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.core.escaping import escaped
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.module import DataModule
@@ -39,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_bytes(path))
     except (OSError, ValueError):
         content = None
     if isinstance(content, dict):

@@ -7,7 +7,7 @@ arguments.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
 from unlabeled.objectives.parts.crops import check_large_first
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
@@ -83,6 +83,13 @@ def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Te
     Returns:
         [B, 1 + n], its own image first.
     """
+    fitting = {"online": (online, "BD"), "targets": (targets, "ND"), "negatives": (negatives, "BM")}
+    check_shapes("contrastive_log_probabilities", fitting)
+    check_range("contrastive_log_probabilities", temperature=temperature)
+    if negatives.dtype != torch.int64:
+        raise UserError(
+            f"contrastive_log_probabilities: negatives are {negatives.dtype}, and must be int64 row numbers"
+        )
     own = distributed.rank() * len(online) + torch.arange(len(online), device=online.device)
     cosines = F.normalize(online, dim=1) @ targets.T  # [B, N]
     return F.log_softmax(cosines.gather(1, torch.cat([own[:, None], negatives], 1)) / temperature, dim=1)
@@ -107,6 +114,8 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
         stop_gradient: ``entropy`` stops the gradient only in Σ p ln p, and p still learns through Σ p ln q, as in
             SemPPL's formula; ``first_argument`` stops it for p everywhere.
     """
+    check_shapes("kl_divergence", {"log_p": (log_p, "BN"), "log_q": (log_q, "BN")})
+    _check_stop_gradient("kl_divergence: ", stop_gradient)
     held = log_p.detach()
     entropy = (held.exp() * held).sum(1)
     p = log_p.exp() if stop_gradient == "entropy" else held.exp()
@@ -121,7 +130,13 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
 
     Returns:
         int64 [images, count], on the CPU.
+
+    Raises:
+        UserError: there are not so many other rows.
     """
+    check_count("sample_negatives", images=images, count=count)
+    if count >= images:
+        raise UserError(f"sample_negatives: count={count}: of {images} rows {images - 1} are other ones")
     chosen = torch.arange(count).repeat(images, 1)  # all other rows, if there are no more than count
     for turn in range(count if count < images - 1 else 0):
         last = images - 1 - count + turn  # an index among the other rows, 0 … images − 2
@@ -282,9 +297,13 @@ def _own_first(log_p: Tensor) -> Tensor:
 
 
 def _check(stop_gradient: str, negatives: int | None, momentum: float) -> None:
-    if stop_gradient not in ("entropy", "first_argument"):
-        raise UserError(f"objective.stop_gradient={stop_gradient}: allowed are entropy and first_argument")
+    _check_stop_gradient("objective.", stop_gradient)
     if negatives is not None and negatives < 1:
         raise UserError(f"objective.negatives={negatives}: must be at least 1, or null for all other images")
     if not 0 <= momentum <= 1:
         raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
+
+
+def _check_stop_gradient(where: str, stop_gradient: str) -> None:
+    if stop_gradient not in get_args(StopGradient):
+        raise UserError(f"{where}stop_gradient={stop_gradient}: allowed are {' and '.join(get_args(StopGradient))}")

@@ -88,8 +88,6 @@ def swapped_prediction(
         UserError: crops of different shapes, indices of crops that do not exist, or a queue for other crops than those
             assigned.
     """
-    _check_crops(scores, assigned, queue_scores)
-    check_range("swapped_prediction", temperature=temperature)
     codes = compute_codes(scores, assigned, epsilon, iterations, queue_scores)
     return code_prediction_loss(scores, assigned, codes, temperature)
 
@@ -103,6 +101,7 @@ def compute_codes(
     queue_scores: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Returns codes [B, K] of each assigned crop: the first half of :func:`swapped_prediction`, same arguments."""
+    _check_crops(scores, assigned, queue_scores)
     queued = [[] for _ in assigned] if queue_scores is None else [[rows] for rows in queue_scores]
     all_scores = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
     images = len(scores[assigned[0]])
@@ -114,6 +113,12 @@ def code_prediction_loss(
     scores: Sequence[Tensor], assigned: Sequence[int], codes: Sequence[Tensor], temperature: float
 ) -> Tensor:
     """Returns the mean cross-entropy of codes and predictions: the second half of :func:`swapped_prediction`."""
+    _check_crops(scores, assigned, None)
+    check_range("swapped_prediction", temperature=temperature)
+    fitting = {"scores": (scores[0], "BK")} | {f"codes[{place}]": (code, "BK") for place, code in enumerate(codes)}
+    check_shapes("swapped_prediction", fitting)
+    if len(codes) != len(assigned):
+        raise UserError(f"swapped_prediction: {len(codes)} codes for {len(assigned)} assigned crops")
     predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]
     losses = []
     for crop, code in zip(assigned, codes, strict=True):

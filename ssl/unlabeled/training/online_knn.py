@@ -10,7 +10,7 @@ from unlabeled.core.ranges import AtLeastTwo, Count, Temperature
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
-from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_mean_per_class
+from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_metrics
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.training.pretraining import Pretraining
 
@@ -74,7 +74,7 @@ class OnlineKNN(pl.Callback):
         features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
         with local_only():
             (score,) = probe.fit_predict(features[0], features[1], num_classes)
-        add_mean_per_class(score, features[1].labels)
+        add_metrics(score, features[1].labels)
         return score
 
     def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

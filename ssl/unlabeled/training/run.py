@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
@@ -85,7 +86,7 @@ class Run:
         if labels is None or not resumes or not path.exists():
             return
         try:
-            same = path.read_text(encoding="utf-8") == labels.text
+            same = read_utf8(path) == labels.text
         except (OSError, ValueError):
             same = False
         if not same:

@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
-from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.commands.checks.former_run import check_same
+from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
 from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.labels import shared_names
@@ -129,8 +130,8 @@ def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> Sta
 
 
 def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
-    """One for all processes of a run, held by the first; a plan alone needs none."""
-    if config.plan_only or not trainer.is_global_zero:
+    """One for all processes of a run, held by the first; a plan alone is not written beside a process that trains."""
+    if not trainer.is_global_zero:
         return None
     lock = RunLock(Path(config.run_dir))
     trainer.callbacks.insert(0, Held(lock))  # type: ignore[attr-defined]

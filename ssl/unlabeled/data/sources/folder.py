@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import escaped
-from unlabeled.core.ranges import Channels, Count, FilePath, Paths, Pixels
+from unlabeled.core.ranges import Channels, Count, Decoder, FilePath, Paths, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
@@ -64,6 +64,7 @@ def folder(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
@@ -82,8 +83,9 @@ def folder(
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
     ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead
-    to it; a link to a parent folder is not followed. ``Splits.left_out`` counts the files that are not used, and
-    ``Splits.warnings`` names possible mistakes.
+    to it and however many of several folders and lists give it; a link to a parent folder is not followed.
+    ``Splits.left_out`` counts the files that are not used, and ``Splits.warnings`` names possible mistakes. Test images
+    that are training images too are a warning, and an error if all of them are.
 
     Files and classes are in sorted order. A long list of them is stored in the folder ``index``, see
     :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time shows that a file was added or
@@ -92,7 +94,7 @@ def folder(
     Raises UserError for an ambiguous layout.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if labels not in ("auto", "folders", "none"):
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column))

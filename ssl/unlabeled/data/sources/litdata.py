@@ -4,7 +4,6 @@ A chunk holds the number of items n, n + 1 offsets, and the items; an item holds
 leaves. Numbers are uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
 """
 
-import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
@@ -55,6 +55,7 @@ def litdata(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 
@@ -69,7 +70,7 @@ def litdata(
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if test is not None and label_field == "none":
         raise UserError("data.label_field=none leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_field, label_field, index)
@@ -93,7 +94,7 @@ def _read(path: str, split: str, key: str, image: str | None, label: str | None,
         raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
     try:
         with open_file(file) as stream:
-            content = json.loads(stream.read())
+            content = parse_json(stream.read())
         leaves = _leaves(content["config"], file, image, label)
         names = [name_inside(each["filename"], file) for each in content["chunks"]]
     except UserError:  # a ValueError too
@@ -127,10 +128,10 @@ def _leaves(config: IndexNote, file: str, image: str | None, label: str | None) 
     for key in ("compression", "encryption"):
         if config.get(key):
             raise UserError(f"{file}: {key}={config[key]} cannot be read by index; optimize again without {key}")
-    formats, spec = config["data_format"], json.loads(config["data_spec"])[1]
+    formats, spec = config["data_format"], parse_json(config["data_spec"])[1]
     if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader" or len(spec["children_spec"]) != len(formats):
         raise UserError(f"{file}: its items are no plain dict or tuple of an image and a label; optimize it again so")
-    named = json.loads(spec["context"] or "null")
+    named = parse_json(spec["context"] or "null")
     names = [str(name) for name in named] if isinstance(named, list) else [str(place) for place in range(len(formats))]
     encoded = [place for place, kind in enumerate(formats) if kind.startswith(_ENCODED)]
     numbers = [place for place, kind in enumerate(formats) if kind == "int"]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import check_file, write_atomic
 from unlabeled.data.source import Source
 from unlabeled.distributed import rank, world_size
@@ -214,8 +216,8 @@ def _settings_of(out: Path) -> dict[str, Any] | None:
     if not out.exists() or not file.is_file() or (beside is not None and not beside.exists()):
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        found = parse_json(read_bytes(file))
+    except (OSError, ValueError):
         return None
     settings = found.get("settings") if isinstance(found, dict) else None
     return settings if isinstance(settings, dict) else None

@@ -1,6 +1,5 @@
 """Reads ``metrics.jsonl`` while it grows, and reduces curves to as many points as a page can show."""
 
-import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -8,6 +7,9 @@ from io import BufferedReader
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
+
+from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import open_regular
 
 Point = tuple[int, float | None]  # step and value; None: not finite
 
@@ -88,7 +90,7 @@ class GrowingFile:
         if not self.path.exists():
             self._reset()
             return
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             if self._was_replaced(file):
                 self._reset()
             while block := self._whole_lines(file):
@@ -120,7 +122,7 @@ class GrowingFile:
         """Yields the lines that can be parsed; counts the others."""
         for line in block.splitlines():
             try:
-                read = json.loads(line)
+                read = parse_json(line)
             except (ValueError, RecursionError):
                 read = None
             step = read.get("step") if isinstance(read, dict) else None

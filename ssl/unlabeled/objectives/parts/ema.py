@@ -11,6 +11,7 @@ from unlabeled.errors import UserError
 from unlabeled.objectives.parts.arguments import check_range
 
 Shape = Literal["cosine", "linear"]
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,7 +39,12 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
         target: a :func:`frozen_copy` of ``online``.
         online: the trained network.
         momentum: m in [0, 1].
+
+    Raises:
+        UserError: a momentum outside of it.
     """
+    if not 0 <= momentum <= 1:
+        raise UserError(f"ema.update: momentum={momentum} must be from 0 to 1")
     pairs = list(zip(target.parameters(), online.parameters(), strict=True))
     if pairs:
         # lerp keeps equal weights equal bit for bit, m·θ + (1 − m)·θ does not; foreach: one kernel for all tensors

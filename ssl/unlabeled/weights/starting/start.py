@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import save_safetensors
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
@@ -174,5 +175,5 @@ def _same_shapes(state: Any, wanted: Mapping[str, Tensor]) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
