@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 import unlabeled
 from tests.small import members, small_objective, small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.support import NeedsSupport
 from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.evaluation.reporting.run_summary import report_warnings
