@@ -103,7 +103,10 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
-NARROW, WIDTHS = 256, ("hidden_dim", "projection_dim", "predictor_dim")  # heads of 8192 would take seconds a step
+NARROW, WIDTHS = (
+    256,
+    ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
+)  # heads of 8192 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",
@@ -120,6 +123,7 @@ TINY = {
     "projection_dim": 16,
     "hidden_dim": 16,
     "predictor_dim": 8,
+    "bottleneck_dim": 8,
     "prototypes": 12,
     "queue_size": 48,
     "queue_length": 32,

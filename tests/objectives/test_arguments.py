@@ -13,6 +13,7 @@ import unlabeled.objectives
 from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
     masked_patch_loss,
@@ -64,6 +65,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         {"z1": rows(4, 8), "z2": rows(4, 8), "invariance": 25.0, "variance": 25.0, "covariance": 1.0},
         (),
     ),
+    "moved_center": (moved_center, {"center": rows(8), "teacher": rows(4, 8), "momentum": 0.9}, ()),
     "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
     "relic_loss": (
         relic_loss,
@@ -110,7 +112,14 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         ("patch_size",),
     ),
 }
-ALONE = {"scores", "noise", "images", "queries", "patches"}  # of any number of rows; with another one they still fit
+ALONE = {
+    "scores",
+    "noise",
+    "images",
+    "queries",
+    "patches",
+    "teacher",
+}  # of any number of rows; with another one they still fit
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -128,6 +137,7 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
         if not isinstance(value, Tensor):
             continue
         free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
+        free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
         free_columns = name in ("sinkhorn", "random_masking") or argument in ("negatives", "labels")
         wrong = changed_shapes(value, free_rows, free_columns)
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
@@ -158,7 +168,8 @@ def test_every_loss_of_the_contract_is_tried_here() -> None:
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
         if name.endswith(("_loss", "_xent", "_contrast", "_neighbours"))
     }
-    halves = {"code_prediction_loss", "contrastive_loss"}  # of swapped_prediction and relic_loss, which are tried
+    # halves of swapped_prediction and relic_loss, which are tried; dino_loss takes lists
+    halves = {"code_prediction_loss", "contrastive_loss", "dino_loss"}
     assert losses - halves <= set(FITTING), losses - halves - set(FITTING)
 
 
@@ -223,6 +234,29 @@ def test_crops_of_swav_have_one_shape_and_those_that_give_codes_are_there() -> N
     for scores, assigned, queued, message in wrong:
         with pytest.raises(UserError, match=message):
             swapped_prediction(scores, assigned, **numbers, queue_scores=queued)
+
+
+def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_student() -> None:
+    crops, center = [rows(4, 3)] * 3, rows(3)
+    dino_loss(crops, crops[:2], center, 0.1, 0.04)
+    wrong: list[tuple[list[Tensor], list[Tensor], Tensor, str]] = [
+        ([rows(4, 3), rows(5, 3)], crops[:1], center, r"student\[1\] \[5, 3\]"),
+        (crops, [rows(4, 2)], center, r"teacher\[0\] \[4, 2\]"),
+        (crops, crops[:2], rows(4), r"center \[4\]"),
+        (crops[:1], crops[:1], center, "1 crops of the student, 1 of the teacher"),
+        (crops, [], center, "3 crops of the student, 0 of the teacher"),
+        (crops, [*crops, *crops], center, "3 crops of the student, 6 of the teacher"),
+    ]
+    for student, teacher, middle, message in wrong:
+        with pytest.raises(ValueError, match=f"^dino_loss: .*{message}"):
+            dino_loss(student, teacher, middle, 0.1, 0.04)
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"^dino_loss: student_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, value, 0.04)
+        with pytest.raises(ValueError, match=f"^dino_loss: teacher_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, 0.1, value)
+    with pytest.raises(ValueError, match=r"^moved_center: momentum=1\.5"):
+        moved_center(center, rows(4, 3), 1.5)
 
 
 def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:

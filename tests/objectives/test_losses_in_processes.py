@@ -13,6 +13,7 @@ from tests.group import leave
 from tests.objectives.two_views import draw
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.vicreg import vicreg_loss
 
@@ -23,6 +24,8 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "simsiam": (simsiam_loss, 4, ()),
     "barlow_twins": (barlow_twins_loss, 2, (0.0051,)),
     "vicreg": (vicreg_loss, 2, (25.0, 25.0, 1.0)),
+    "dino": (lambda s1, s2, t1, t2: dino_loss([s1, s2, s1 - s2], [t1, t2], draw(5, seed=9), 0.1, 0.04), 4, ()),
+    "dino's centre": (lambda t1, t2: moved_center(draw(5), torch.stack([t1, t2]).flatten(0, 1), 0.9).sum(), 2, ()),
 }
 
 
@@ -31,7 +34,7 @@ def loss_and_gradients(name: str, rows: slice) -> dict[str, Tensor]:
     loss, tensors, more = LOSSES[name]
     inputs = [draw(IMAGES, 5, seed=seed)[rows].requires_grad_() for seed in range(tensors)]
     value = loss(*inputs, *more)
-    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else ()
     return {"loss": value.detach()} | {str(n): each for n, each in enumerate(gradients) if each is not None}
 
 
