@@ -1,5 +1,6 @@
 """Diagnoses a run from its folder: while it trains, when it is finished, or from a copy."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
     Raises:
         UserError: the folder holds no metrics, or a file cannot be read.
     """
-    if not (run_dir / METRICS).is_file():
+    if not os.path.isfile(run_dir / METRICS):
         raise UserError(f"run={run_dir}: there is no {METRICS} in it; give the folder of a run")
     diagnosis = Diagnosis(_facts(run_dir))
     add_metrics(run_dir, diagnosis)
@@ -29,7 +30,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
 def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -> None:
     """Adds the metrics of a run up to a step, without a line that is incomplete."""
     path = run_dir / METRICS
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
         lines = read_utf8(path).splitlines()
@@ -54,14 +55,14 @@ def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
 def _facts(run_dir: Path) -> RunFacts:
     """Reads ``health.json``, else the loss at collapse from the ``training.json`` of a finished run."""
     path = run_dir / FILE
-    if path.exists():
+    if os.path.exists(path):
         try:
             return facts_from_dict(_read(path)["facts"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{path}: is of another version or damaged ({error}); remove it to diagnose the run by its loss alone"
             ) from error
-    training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
+    training = _read(run_dir / "training.json") if os.path.exists(run_dir / "training.json") else {}
     if not isinstance(training, dict):
         raise UserError(f"{run_dir / 'training.json'}: is damaged, it holds no keys; remove it")
     collapsed_at = training.get("collapsed_at")

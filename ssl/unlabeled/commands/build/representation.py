@@ -1,5 +1,6 @@
 """From a composed configuration to what :mod:`unlabeled.representation` looks at."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def choose_split(data: DataModule, split: str) -> Source:
 def _side(which: str, given: Any) -> ComparedNetwork:
     """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
     if isinstance(given, str):
-        given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
+        given = {"run" if os.path.isdir(Path(given).expanduser()) else "checkpoint": given}
     if not isinstance(given, dict):
         raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
     overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]

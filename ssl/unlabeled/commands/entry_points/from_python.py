@@ -225,7 +225,7 @@ def _path(run: Any) -> str:
 
 
 def _kind(run: Any) -> str:
-    return "checkpoint" if Path(_path(run)).expanduser().is_file() else "run"
+    return "checkpoint" if os.path.isfile(Path(_path(run)).expanduser()) else "run"
 
 
 def _refuse(overrides: Sequence[str], elsewhere: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Reads the results of past evaluations: rows, provenance, and the configuration of the evaluated run."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -75,12 +76,12 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 def is_run(folder: Path) -> bool:
     """Checks whether this is the folder of a run or of a report."""
-    return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
+    return any(os.path.exists(folder / name) for name in ("checkpoints", "config.yaml", "report", "results.json"))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """Reads the folder of a run or of a report. Never raises: ``problem`` names what is missing or damaged."""
-    report = folder if (folder / "results.json").exists() else folder / "report"
+    report = folder if os.path.exists(folder / "results.json") else folder / "report"
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:
@@ -117,9 +118,9 @@ def _is_percent(value: Any) -> bool:
 
 
 def _missing(folder: Path) -> str:
-    if not folder.exists():
+    if not os.path.exists(folder):
         return "no such folder"
-    if (folder / "checkpoints" / "last.ckpt").exists():
+    if os.path.exists(folder / "checkpoints" / "last.ckpt"):
         return f"not evaluated yet; {_command(folder)}"
     return "no report and no checkpoint: the run has not come to one"
 
