@@ -77,6 +77,7 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
         shrink(config.views, 16)
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
             config.objective.support.classes_per_batch = 2
+        config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
         try:
             return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
         except InstantiationException as error:
@@ -102,6 +103,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
+NARROW, WIDTHS = 256, ("hidden_dim", "projection_dim", "predictor_dim")  # heads of 8192 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",
@@ -117,6 +119,7 @@ TINY = {
     "projection_hidden": [16, 16],
     "projection_dim": 16,
     "hidden_dim": 16,
+    "predictor_dim": 8,
     "prototypes": 12,
     "queue_size": 48,
     "queue_length": 32,

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.small import composed, small_run
 from unlabeled.commands.build.evaluation import build_evaluation
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import one_line_errors, open_run
+from unlabeled.commands.checks.former_run import open_run
+from unlabeled.commands.config import one_line_errors
 from unlabeled.core import writing
 from unlabeled.core.writing import (
     Unwritable,
@@ -92,6 +93,7 @@ IN_A_FOLDER = {
     "compare": ("compare=[x,y]", "report_dir="),
     "ensemble": ("ensemble=[x,y]", "report_dir="),
     "unlabeled.commands.inspect": ("out=",),
+    "unlabeled.commands.setup.pack": ("data=digits", "out="),
     "unlabeled.commands.export": ("run=x", "to=timm", "out="),
     "unlabeled.commands.represent": ("run=x", "out="),
 }
@@ -343,6 +345,7 @@ OWN = {
     "loggers.py",  # a line of metrics.csv
     "saliency.py",  # a file that is mapped
     "formats.py",  # what replacing gives, written a part at a time
+    "shard.py",  # likewise, a member at a time
     "part_file.py",  # goes on where it was
 }
 

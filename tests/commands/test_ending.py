@@ -61,6 +61,30 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
 
 
+def test_a_run_is_not_called_healthy_whose_loss_rose_or_whose_plan_has_failed_checks(tmp_path: Path) -> None:
+    losses = [*[4.0] * 5, *[3.0] * 20, *[4.5] * 5]
+    records = [json.dumps({"step": step + 1, "train/loss": loss}) for step, loss in enumerate(losses)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(records))
+    assert "warning: the loss rose from 4 at the beginning to 4.5 at the end" in told(tmp_path, ROWS)
+    checks = [
+        {"name": "rate", "passed": False, "found": "lr is 3", "remedy": "give 0.1"},
+        {"name": "size", "passed": True, "found": "32", "remedy": "-"},
+    ]
+    (tmp_path / "plan.json").write_text(json.dumps({"checks": checks}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(records[:25]))  # 4 to 3
+    said = told(tmp_path, ROWS)
+    assert said[3] == "warning: a check of the plan failed: rate: lr is 3; give 0.1"
+    assert not [line for line in said if "healthy" in line or "rose" in line]
+
+
+def test_own_labels_that_were_evaluated_are_not_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data:\n  path: /my/images\n")
+    assert "evaluate it on your labels" not in "".join(told(tmp_path, ROWS))
+    assert "evaluate it on your labels" in "".join(told(tmp_path, []))
+    (tmp_path / "config.yaml").write_text("data:\n  image_size: 8\n")
+    assert "evaluate it on your labels" in "".join(told(tmp_path, ROWS))
+
+
 def test_few_labels_come_first(tmp_path: Path) -> None:
     protocol = "linear/cached-lbfgs-v1/{} per class/3 draws"
     few = [

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.injected.failures import FAILURES, Failure
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 
 AT_ONCE = {
     "no stop-gradient": "gradient-reaches-targets",

@@ -1,5 +1,7 @@
+import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import unlabeled.objectives
 from unlabeled.errors import UserError
+from unlabeled.objectives.barlow_twins import barlow_twins_loss
+from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
     masked_patch_loss,
@@ -27,7 +32,9 @@ from unlabeled.objectives.paws import (
 )
 from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
 from unlabeled.objectives.simclr import nt_xent
+from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.swav import FeatureQueue, code_prediction_loss, compute_codes, sinkhorn, swapped_prediction
+from unlabeled.objectives.vicreg import vicreg_loss
 from unlabeled.optimizers import LARS
 
 
@@ -48,6 +55,14 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         batch_contrast,
         {"q1": rows(4, 8), "q2": rows(4, 8), "k1": rows(4, 8), "k2": rows(4, 8), "temperature": 0.5},
         ("temperature",),
+    ),
+    "byol_loss": (byol_loss, {name: rows(4, 8) for name in ("p1", "p2", "z1", "z2")}, ()),
+    "simsiam_loss": (simsiam_loss, {name: rows(4, 8) for name in ("p1", "p2", "z1", "z2")}, ()),
+    "barlow_twins_loss": (barlow_twins_loss, {"z1": rows(4, 8), "z2": rows(4, 8), "off_diagonal_weight": 0.005}, ()),
+    "vicreg_loss": (
+        vicreg_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+        (),
     ),
     "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
     "relic_loss": (
@@ -131,17 +146,32 @@ def test_a_number_out_of_its_range_is_refused_by_its_name(name: str) -> None:
 
 
 def test_every_loss_of_the_contract_is_tried_here() -> None:
-    from unlabeled.objectives import mae, moco, paws, relic, simclr, swav
-
+    modules = [
+        importlib.import_module(f"unlabeled.objectives.{found.name}")
+        for found in pkgutil.iter_modules(unlabeled.objectives.__path__)
+        if not found.ispkg
+    ]
     losses = {
         name
-        for module in (mae, moco, paws, relic, simclr, swav)
+        for module in modules
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
         if name.endswith(("_loss", "_xent", "_contrast", "_neighbours"))
     }
     halves = {"code_prediction_loss", "contrastive_loss"}  # of swapped_prediction and relic_loss, which are tried
     assert losses - halves <= set(FITTING), losses - halves - set(FITTING)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("barlow_twins_loss", "off_diagonal_weight"), *(("vicreg_loss", each) for each in ("invariance", "variance"))],
+)
+def test_a_weight_below_zero_is_refused_by_its_name(name: str, weight: str) -> None:
+    function, fitting, _ = FITTING[name]
+    function(**{**fitting, weight: 0.0})
+    for value in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"^{name}: {weight}={value} must be at least 0"):
+            function(**{**fitting, weight: value})
 
 
 def test_four_rows_and_five_are_not_paired() -> None:
@@ -197,7 +227,8 @@ def test_crops_of_swav_have_one_shape_and_those_that_give_codes_are_there() -> N
 
 def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
     logs, negatives = rows(4, 3).log_softmax(1), torch.tensor([[1], [2], [3], [0]])
-    crops, numbers = [rows(4, 3)] * 3, {"epsilon": 0.05, "iterations": 3}
+    crops = [rows(4, 3)] * 3
+    numbers: dict[str, Any] = {"epsilon": 0.05, "iterations": 3}
     codes = compute_codes(crops, [0, 1], **numbers)
     anchors, supports, wanted = rows(12, 8), rows(6, 8), torch.ones(12, 3) / 3
     wrong: dict[str, Callable[[], Any]] = {
@@ -211,7 +242,7 @@ def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
         r"codes\[1\] \[1, 3\]": lambda: code_prediction_loss(crops, [0, 1], [codes[0], codes[1][:1]], 0.1),
         "1 codes for 2 assigned": lambda: code_prediction_loss(crops, [0, 1], codes[:1], 0.1),
         "temperature=-1": lambda: code_prediction_loss(crops, [0, 1], codes, -1),
-        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),  # type: ignore[arg-type]
+        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),
         r"wanted \[1, 3\]": lambda: prediction_losses(anchors, supports, wanted[:1], LABELS, 0.1, 0.25),
         "3 targets": lambda: target_classes(anchors[:3], supports, LABELS, 1, 0.1, 0.25),
         "sharpen=2": lambda: sharpen_probabilities(wanted, 2),
@@ -261,8 +292,8 @@ def test_queues_take_keys_of_their_own_width_only() -> None:
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "trust_coefficient"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_lars_refuses_what_the_optimizers_of_torch_refuse_for_a_group_too(name: str, value: float) -> None:
-    weight = torch.nn.Parameter(rows(2, 2))
+    weight, given = torch.nn.Parameter(rows(2, 2)), {"lr": 0.1, name: value}
     with pytest.raises(ValueError, match=f"^LARS: {name}={value} must be at least 0 and finite$"):
-        LARS([weight], **{"lr": 0.1, name: value})
+        LARS([weight], **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{name}={value}"):
         LARS([{"params": [weight], name: value}], lr=0.1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.training.loggers import MLflow, load_or_create_id
 from unlabeled.training.run import Run

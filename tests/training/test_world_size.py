@@ -19,7 +19,7 @@ from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed, members, missing_keys, shrink, views_for
 from unlabeled.commands.build.run import build_objective, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run
 
@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "projection_hidden": [24],
     "projection_dim": 16,
     "hidden_dim": 24,
+    "predictor_dim": 8,
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,

@@ -6,7 +6,7 @@ Hydra's own would want ``'data.path="/d/a=b"'``. No torch in here.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -55,6 +55,19 @@ def read_command_line(conf: Path, config_name: str) -> None:
         print(reader.help())
         raise SystemExit(0)
     sys.argv[1:] = reader.arguments()
+
+
+def settled(arguments: Sequence[str]) -> list[str]:
+    """What a command gives to its configuration: no options, and of each list of a sweep its first value."""
+    sweeps, found = bool(SWEEPS & {*arguments}), list[str]()
+    for before, argument in pairwise(["", *arguments]):
+        if argument.startswith("-") or (_option(before) in WITH_VALUE and "=" not in before):
+            continue
+        key, equals, value = argument.partition("=")
+        if sweeps and re.match(r"(choice|range|interval|glob)\(", value):
+            continue
+        found.append(f"{key}{equals}{_split(value)[0]}" if sweeps and "," in value else argument)
+    return found
 
 
 def as_typed(*program: str) -> str:

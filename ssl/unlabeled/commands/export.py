@@ -20,6 +20,7 @@ from torch import Tensor
 from unlabeled.commands.build.export import ExportInputs, build_export_inputs
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
+from unlabeled.core.places import checkpoint_path
 from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
@@ -28,7 +29,7 @@ from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
-from unlabeled.weights.load import checkpoint_path, folder_of, read_checkpoint
+from unlabeled.weights.load import folder_of, read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
 from unlabeled.weights.targets import (
     WRITERS,
@@ -87,8 +88,8 @@ def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str],
 def _check(to: str, data_images: int) -> None:
     if to not in WRITERS:
         close = difflib.get_close_matches(to, WRITERS, n=1)
-        suggestion = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"to={to}: no such target; {suggestion}(allowed: {', '.join(WRITERS)})")
+        hint = f"did you mean {close[0]}?" if close else f"(allowed: {', '.join(WRITERS)})"
+        raise UserError(f"to={to}: no such target; {hint}")
     if data_images < 0:
         raise UserError(f"data_images={data_images}: must be at least 0, which leaves the data alone")
     require_packages(to)

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.commands.checks.decoder import with_earlier_decoder
 from unlabeled.commands.config import check_node, conf_folder
 from unlabeled.core.file_config import check_opened, check_part
 from unlabeled.core.reading import read_utf8
@@ -32,7 +33,7 @@ def part_of(config: Mapping[str, Any] | None, part: str, file: Path) -> DictConf
         check_node(values, part)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    found: DictConfig = OmegaConf.create(values)
+    found: DictConfig = OmegaConf.create(with_earlier_decoder(values) if part == "data" else values)
     return found
 
 

@@ -95,5 +95,10 @@ TYPES: dict[str, Any] = {
     "images": Annotated[int, Ge(4)],
     "lidar_images": AtLeastTwo,
     "lidar_views": AtLeastTwo,
+    "encoding": Literal["jpeg", "png", "raw"],
+    "quality": Annotated[int, Interval(ge=1, le=100)],
+    "shard_images": Count,
+    "image_size": Pixels | None,
+    "check": bool,
     "alpha_window": Annotated[tuple[Count, Count], Increasing()],
 }

@@ -28,6 +28,7 @@ COMMANDS = {
     "embed": "unlabeled embed",
     "export": "unlabeled export",
     "inspect": "unlabeled inspect",
+    "pack": "unlabeled pack",
     "representation": "unlabeled represent",
     "representation_compare": "unlabeled compare",
     "representation_side": "first={…} and second={…} of it",

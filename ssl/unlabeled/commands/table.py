@@ -15,7 +15,7 @@ from typing import Any
 
 from unlabeled.commands.config import run_module
 from unlabeled.core.run_config import differences
-from unlabeled.core.writing import check_file, write_atomic
+from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.evaluated_run import (
     EvaluatedRun,
@@ -43,11 +43,7 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
     """
     given, out = resolved["runs"], resolved["out"]
     runs = [Path(str(run)).expanduser() for run in (given if isinstance(given, list) else [given])]
-    if not runs:
-        raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
     path = Path(out).expanduser()
-    if out != "-":
-        check_file("out", path)
     kind = resolved["format"] or ENDINGS.get(Path(out).suffix, "markdown")
     text = FORMATS[kind](make_table(runs, resolved["baselines"]))
     if out == "-":

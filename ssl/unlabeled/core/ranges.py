@@ -6,7 +6,7 @@ type says otherwise: see :mod:`unlabeled.commands.checks.values`, which checks v
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
@@ -45,6 +45,7 @@ Between = Annotated[float, Interval(gt=0, lt=1)]  # a share that is not all
 AtMostHalf = Annotated[float, Interval(gt=0, le=0.5)]  # share of the training split to hold out
 Temperature = Annotated[float, Interval(gt=0, le=1000)]
 LearningRate = Annotated[float, Interval(gt=0, le=1e6)]
+EndRate = Annotated[float, Interval(ge=0, le=1e6)]  # a learning rate at an end of the schedule, which may be 0
 WeightDecay = Annotated[float, Interval(ge=0, le=1000)]
 Epochs = Annotated[float, Interval(ge=0, le=1e6)]
 Gib = Annotated[float, Interval(ge=0, le=1e6)]
@@ -58,6 +59,9 @@ Channels = Annotated[int, Interval(ge=1, le=2**20)]
 Layers = Annotated[int, Interval(ge=1, le=10_000)]
 Classes = Annotated[int, Interval(ge=1, le=10**7)]
 Processes = Annotated[int, Interval(ge=0, le=1024)]
+
+Decoder = Literal["auto", "pillow", "torchvision", "cuda"]  # of JPEG
+NEW_DECODER: Literal["torchvision"] = "torchvision"  # what auto stands for, unless a run began with another
 
 Span = Annotated[tuple[Positive, Positive], Ascending()]
 ShareSpan = Annotated[tuple[SomeShare, SomeShare], Ascending()]

@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unlabeled.core.escaping import escaped
 from unlabeled.errors import UserError
@@ -39,7 +40,7 @@ def require_regular(path: str | Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading bytes; never waits for a FIFO.
 
     Raises:

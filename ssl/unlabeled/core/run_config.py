@@ -49,9 +49,14 @@ EARLIER_VALUES = {
     "data.channels": 3,
     "data.bits": 8,
     "data.max_pixels": 178_956_970,  # Pillow's own limit
+    "data.decode": "pillow",
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
+    "optimizer.optimizer.clip": False,
+    "optimizer.warmup_start_lr": 0.0,
+    "optimizer.final_lr": 0.0,
+    "optimizer.final_weight_decay": None,
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from unlabeled.core.reading import NotRegular, require_regular
 from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, warn_once
+from unlabeled.data.jpeg.header import jpeg_header, read_jpeg
+from unlabeled.data.jpeg.pixels import check_process, decode_jpeg
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -28,6 +30,7 @@ _UPRIGHT = {
 }
 
 
+_WHOLE = 2  # factor of reduction up to which torchvision's decoder of all pixels is the faster one
 _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF: first column right, first row at the bottom
 
 # Pillow warns at half the number of pixels that it refuses; data.max_pixels is the only limit here, with its own error.
@@ -77,8 +80,12 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
 
     A TIFF that Pillow cannot read, of floats or of many bands, is read by tifffile, where that is installed.
 
-    A JPEG with at least four times the needed pixels along each side is decoded at 1/2, 1/4 or 1/8, but never below
+    Pillow decodes a JPEG with at least four times the needed pixels along each side at 1/2, 1/4 or 1/8, but never below
     twice the needed size: ``benchmarks/results/scaled_decode.md`` shows the time saved and the differences.
+
+    With ``decoding.decode=torchvision`` libjpeg-turbo decodes JPEGs without CMYK, and torch resizes them: 2.3 times as
+    fast, see ``benchmarks/results/jpeg_decode.md``. What it refuses Pillow decodes, or names as corrupt, and also what
+    Pillow decodes at 1/4 or 1/8, as that is faster. ``cuda`` is the same with nvJPEG, for a process without workers.
 
     Raises CorruptImage, in one line with ``name`` and the reason, for damaged data; UserError where other channels are
     asked for and tifffile is not installed.
@@ -90,6 +97,8 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         if decoding.channels != 3:
             return _decode_bands(data, size, square, decoding)
         try:
+            if decoding.decoder != "pillow" and (fast := _fast(data, size, square, decoding)) is not None:
+                return fast
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
                 deep = deep_colours(image)
                 if not (deep and decoding.bits != 8) and not hidden_bands(image):
@@ -105,6 +114,20 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
+
+
+def _fast(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor | None:
+    """Decodes a JPEG without Pillow; None for what it is not meant for."""
+    encoded = data if isinstance(data, bytes) else read_jpeg(data)
+    header = None if encoded is None else jpeg_header(encoded)
+    if encoded is None or header is None or header.width * header.height >= decoding.max_pixels:
+        return None
+    if _factor(header.width, header.height, size) > _WHOLE:
+        return None
+    if decoding.decoder == "cuda":
+        check_process()
+    orientation = _orientation_of(encoded) if header.may_turn else 1
+    return decode_jpeg(encoded, orientation, size, square, "cuda" if decoding.decoder == "cuda" else "cpu")
 
 
 class Header(NamedTuple):
@@ -160,12 +183,17 @@ def _reduce(image: Image.Image, size: int) -> tuple[float, float] | None:
 
     At least twice the size is kept for the antialiased resize, as in Pillow's ``thumbnail`` (``reducing_gap=2.0``).
     """
-    factor = next((factor for factor in (8, 4, 2) if min(image.size) >= 2 * factor * size), 1)
+    factor = _factor(*image.size, size)
     if factor == 1:
         return None
     width, height = image.size
     drafted = image.draft(None, (width // factor, height // factor))  # None: not a JPEG
     return None if drafted is None else drafted[1][2:]
+
+
+def _factor(width: int, height: int, size: int) -> int:
+    """Returns by how much a JPEG may be reduced while it is decoded."""
+    return next((factor for factor in (8, 4, 2) if min(width, height) >= 2 * factor * size), 1)
 
 
 def check_image_size(size: int) -> None:
@@ -184,6 +212,11 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF does not mean damaged pixels
         return 1
+
+
+def _orientation_of(encoded: bytes) -> int:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return _orientation(image)
 
 
 def _colours(image: Image.Image, bits: Bits) -> Image.Image:

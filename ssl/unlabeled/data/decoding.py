@@ -1,14 +1,15 @@
-"""Settings of decoding besides the image size: number of channels, value of white, largest file allowed."""
+"""Settings of decoding besides the image size: channels, value of white, largest file allowed, decoder of JPEG."""
 
 import multiprocessing
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Interval
 from torch import Tensor
 
+from unlabeled.core.ranges import NEW_DECODER, Decoder
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -29,6 +30,7 @@ class Decoding:
             14 and 16 bits that hold all values of an image. With the default of 8 white is 65,535 in 16-bit files (see
             :func:`unlabeled.data.decode.to_rgb`), and a warning names files that come out dark.
         max_pixels: most pixels of a file that is decoded; larger files may be made to fill the memory.
+        decode: the decoder of JPEG, see :func:`unlabeled.data.decode.decode_bytes`; ``auto`` is torchvision.
 
     Raises:
         UserError: a value outside these ranges.
@@ -37,6 +39,7 @@ class Decoding:
     channels: int = 3
     bits: Bits = 8
     max_pixels: int = MOST_PIXELS
+    decode: Decoder = "pillow"
 
     def __post_init__(self) -> None:
         if isinstance(self.channels, bool) or not 1 <= self.channels <= MOST_CHANNELS:
@@ -45,6 +48,13 @@ class Decoding:
             raise UserError(f"data.bits={self.bits}: must be a whole number from 8 to 16, or auto")
         if isinstance(self.max_pixels, bool) or self.max_pixels < 1:
             raise UserError(f"data.max_pixels={self.max_pixels}: must be a whole number of at least 1")
+        if self.decode not in get_args(Decoder):
+            raise UserError(f"data.decode={self.decode}: must be {', '.join(get_args(Decoder)[:-1])} or cuda")
+
+    @property
+    def decoder(self) -> Decoder:
+        """Returns the decoder of JPEG, never ``auto``."""
+        return NEW_DECODER if self.decode == "auto" else self.decode
 
     def of(self, splits: Splits) -> Splits:
         """Sets these settings on all sources of a data set."""

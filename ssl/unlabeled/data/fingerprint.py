@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from unlabeled.data.decoding import RGB
+from unlabeled.data.decoding import RGB, Decoding
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.source import Source, shared_folder
 from unlabeled.data.sources.files import file_stamps, is_url
@@ -38,8 +39,7 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
     """
     digest = hashlib.sha256(f"{len(source)} {source.image_size} {source.square} {source.classes}\n".encode())
     digest.update(_bytes(source.labels))
-    if (decoding := getattr(source, "decoding", RGB)) != RGB:
-        digest.update(f"{decoding}\n".encode())
+    digest.update(_settings(getattr(source, "decoding", RGB)).encode())
     if isinstance(source, ArraySource):
         digest.update(_bytes(source.images))
         return digest.hexdigest()
@@ -55,6 +55,12 @@ def fingerprint(source: Source, moved: bool = False) -> str | None:
         where = path.removeprefix(shared) if moved else path if is_url(path) else os.path.abspath(path)
         digest.update(f"{where} {size} {'' if moved else time}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _settings(decoding: Decoding) -> str:
+    """Describes the settings; "" for those that were always in effect, so that stored features are found again."""
+    told = f"{replace(decoding, decode='pillow')}\n" if replace(decoding, decode="pillow") != RGB else ""
+    return told + ("" if decoding.decoder == "pillow" else f"{decoding.decoder}\n")
 
 
 def _bytes(values: Tensor) -> memoryview:

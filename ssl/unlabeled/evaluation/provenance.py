@@ -63,6 +63,7 @@ def checkpoint_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "layout": checkpoint.layout,
         "encoder": checkpoint.part,
+        **({"uses_labels": True} if checkpoint.uses_labels else {}),
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
         **({"started_from": checkpoint.weights} if checkpoint.weights else {}),

@@ -1,6 +1,8 @@
 """Diagnoses a run from its folder: while it trains, when it is finished, or from a copy."""
 
 import os
+from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,18 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
 
 def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -> None:
     """Adds the metrics of a run up to a step, without a line that is incomplete."""
+    for step, metrics in _records(run_dir):
+        if until is None or step <= until:
+            diagnosis.add(step, metrics)
+
+
+def losses_of(run_dir: Path) -> list[float]:
+    """Returns the finite losses that a run has written, in order. Raises UserError if they cannot be read."""
+    losses = [metrics.get("train/loss") for _, metrics in _records(run_dir)]
+    return [float(loss) for loss in losses if isinstance(loss, int | float) and isfinite(loss)]
+
+
+def _records(run_dir: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = run_dir / METRICS
     if not os.path.exists(path):
         return
@@ -38,8 +52,8 @@ def add_metrics(run_dir: Path, diagnosis: Diagnosis, until: int | None = None) -
         raise UserError(f"{path}: cannot be read ({error})") from error
     for line in lines:
         step, metrics = _parsed(line)
-        if step is not None and (until is None or step <= until):
-            diagnosis.add(step, metrics)
+        if step is not None:
+            yield step, metrics
 
 
 def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:

@@ -19,9 +19,10 @@ from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_count, check_shapes
+from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.precision import full_precision
+from unlabeled.objectives.parts.queue import KeyQueue as KeyQueue
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
@@ -78,46 +79,6 @@ def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """Returns 2T·CE; the factor makes the size of the gradient depend less on the temperature."""
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     return 2 * temperature * (log_sum_exp(q, distributed.gather(k)) - (q * k).sum(1)).mean()
-
-
-class KeyQueue(nn.Module):
-    """Holds the last ``size`` keys of all processes, first in, first out.
-
-    Starts with random unit rows drawn from torch's global generator, which a run seeds.
-
-    Args:
-        size: number of keys, K.
-        dim: their width, D.
-    """
-
-    keys: Tensor  # [K, D], unit rows
-    pointer: Tensor  # int64 [], the row to write next; it holds the oldest key
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        if size < 1:
-            raise UserError(f"objective.queue_size={size}: a queue holds at least one key")
-        check_count("KeyQueue", dim=dim)
-        self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def enqueue(self, k: Tensor) -> None:
-        """Replaces the oldest keys by ``k`` of all processes, in rank order.
-
-        Args:
-            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue, the last K are kept.
-
-        Raises:
-            UserError: keys of another width than the queue's.
-        """
-        check_shapes("KeyQueue.enqueue", {"queue": (self.keys, "KD"), "k": (k, "BD")})
-        new = distributed.gather(F.normalize(k.to(self.keys.dtype), dim=1))
-        kept = new[-len(self.keys) :]
-        skipped = len(new) - len(kept)
-        rows = self.pointer + skipped + torch.arange(len(kept), device=new.device)
-        self.keys.index_copy_(0, rows % len(self.keys), kept)
-        self.pointer.add_(len(new)).remainder_(len(self.keys))
 
 
 @torch.no_grad()

@@ -149,6 +149,8 @@ class PAWS(Objective):
         UserError: values that cannot work.
     """
 
+    uses_labels = True  # those of the support
+
     def __init__(
         self,
         backbone: Backbone,

@@ -23,6 +23,9 @@ class LARS(Optimizer):
     (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
     Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
+
+    With ``clip`` as in solo-learn (solo/utils/lars.py): the scale is min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1), so
+    that no weight moves faster than by plain SGD; where a norm is 0, g is neither scaled nor decayed.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class LARS(Optimizer):
         momentum: PartialShare = 0.9,
         weight_decay: WeightDecay = 0.0,
         trust_coefficient: Annotated[float, Interval(gt=0, le=1000)] = 0.001,
+        clip: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "clip": clip,
         }
         super().__init__(params, defaults)
 
@@ -58,7 +63,7 @@ class LARS(Optimizer):
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             for matrices in _together([parameter for parameter in trained if parameter.ndim > 1]):
-                self._move(matrices, _adapted(matrices, group), group)
+                self._move(matrices, (_clipped if group["clip"] else _adapted)(matrices, group), group)
             if vectors := [parameter for parameter in trained if parameter.ndim <= 1]:
                 self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
         return loss
@@ -98,6 +103,21 @@ def _adapted(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
     torch._foreach_mul_(updates, list(ratios.unbind()))
     return updates
+
+
+def _clipped(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Returns (g + λw) · min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) of each, or g where a norm is 0."""
+    weights = [local_shard(parameter) for parameter in parameters]
+    gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    decay = group["weight_decay"]
+    weight_norms, gradient_norms = _norms([*weights, *gradients], isinstance(parameters[0], DTensor)).chunk(2)
+    rates = group["trust_coefficient"] * weight_norms / (gradient_norms + decay * weight_norms + 1e-8)
+    adapted = (weight_norms > 0) & (gradient_norms > 0)
+    ratios = torch.where(adapted, (rates / group["lr"]).clamp(max=1), torch.ones_like(rates))
+    updates = torch._foreach_mul(weights, list((decay * adapted.to(rates.dtype)).unbind()))
+    torch._foreach_add_(updates, gradients)
+    torch._foreach_mul_(updates, list(ratios.unbind()))
+    return list(updates)
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:

@@ -53,7 +53,7 @@ class Run:
         if begun is not None:
             check_fits(begun, self.module)
         elif self.module.weights is not None and self.trainer.is_global_zero:
-            copied = write_start(self.checkpoints.folder, self.module.objective.backbone)
+            copied = write_start(self.checkpoints.folder, self.module.objective.product())
             self.module.weights = self.module.weights | {"start_sha256": copied}
         if self.trainer.is_global_zero:
             make_folder(run_dir)
@@ -109,6 +109,8 @@ class Run:
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
             "collapsed_at": self.module.objective.collapsed_at(self.module.plan),
         }
+        if self.module.objective.uses_labels:
+            summary["uses_labels"] = True
         if self.data.labels is not None:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         try:

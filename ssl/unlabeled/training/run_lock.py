@@ -94,6 +94,8 @@ class RunLock:
                 if self._made_folder:
                     self.path.parent.rmdir()  # fails, as it should, once the run has written anything
 
+    close = release  # for contextlib.closing
+
     def _acquire(self) -> None:
         waited = False
         while not self._make():

@@ -91,7 +91,7 @@ class RandomResizedCrop:
                 "crops no larger than twice the images",
                 self.size <= 2 * pixels,
                 f"crops of {self.size} pixels from images of {pixels}",
-                f"most pixels are made up: give a size of at most {2 * pixels} in views, or larger images",
+                f"most pixels are interpolated: give a size of at most {2 * pixels} in views, or larger images",
             ),
             Check(
                 "crops that show something",

@@ -29,7 +29,15 @@ def with_data_source(arguments: Sequence[str]) -> list[str]:
     )
     if source in ("huggingface", "litdata") and has_test:
         named.append("data.test=test")
+    if source == "shards" and _is_pack_with_test(Path(path).expanduser(), arguments):
+        named.append("data.test=test-*.tar")
     return [each for argument in arguments for each in (named if argument.startswith("data=") else [argument])]
+
+
+def _is_pack_with_test(path: Path, arguments: Sequence[str]) -> bool:
+    """Whether ``unlabeled pack`` wrote this folder, a test split with it, and no other key of the split is given."""
+    given = any(argument.startswith(("data.test=", "data.labels=")) for argument in arguments)
+    return not given and os.path.isfile(path / "pack.json") and any(path.glob("test-*.tar"))
 
 
 def data_path(arguments: Sequence[str]) -> str | None:

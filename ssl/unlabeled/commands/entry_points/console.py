@@ -57,6 +57,11 @@ COMMANDS = {
         "unlabeled.commands.inspect:inspect_data",
         "inspect",
     ),
+    "pack": Command(
+        "Writes a data set once as tar shards of resized images, which train faster than photographs.",
+        "unlabeled.commands.setup.pack:pack_data",
+        "pack",
+    ),
     "saliency": Command(
         "Makes foreground masks without labels, for the views of ReLICv2.",
         "unlabeled.commands.saliency:make_masks",
@@ -127,7 +132,7 @@ def overview() -> str:
     lines = [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "Self-supervised pretraining of image backbones, with numbers that can be believed.",
+            "Self-supervised pretraining of image backbones, evaluated beside baselines, with intervals.",
             "",
             *lines,
             "",
@@ -189,8 +194,8 @@ def _refuse(name: str) -> NoReturn:
     if "=" in name:
         _stop(f"{name}: give a command first: unlabeled train {name}")
     close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    suggestion = f"did you mean {close[0]}? " if close else ""
-    _stop(f"{name}: no such command; {suggestion}(allowed: {', '.join(COMMANDS)})")
+    hint = f"did you mean {close[0]}?" if close else f"(allowed: {', '.join(COMMANDS)})"
+    _stop(f"{name}: no such command; {hint}")
 
 
 def _stop(message: str) -> NoReturn:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import escaped
-from unlabeled.core.ranges import Channels, Count, FilePath, Paths, Pixels
+from unlabeled.core.ranges import Channels, Count, Decoder, FilePath, Paths, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
@@ -64,6 +64,7 @@ def folder(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
@@ -93,7 +94,7 @@ def folder(
     Raises UserError for an ambiguous layout.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if labels not in ("auto", "folders", "none"):
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column))

@@ -8,7 +8,7 @@ import numpy as np
 
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside, read_text, require_regular
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
@@ -40,6 +40,7 @@ def huggingface(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the arrow files of ``path``, a folder that ``save_to_disk`` of a Dataset or DatasetDict made.
 
@@ -51,7 +52,7 @@ def huggingface(
     Raises UserError for a folder of another kind, missing files or columns, and labels outside the classes.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_column, label_column)

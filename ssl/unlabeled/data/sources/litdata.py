@@ -13,7 +13,7 @@ import numpy as np
 
 from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
@@ -55,6 +55,7 @@ def litdata(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the folders ``train`` and ``test`` of ``path``, local or a URL; "." is ``path`` itself.
 
@@ -69,7 +70,7 @@ def litdata(
     Raises UserError for missing chunks or fields, compressed chunks, and labels outside the classes.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if test is not None and label_field == "none":
         raise UserError("data.label_field=none leaves nothing to test with: give data.test=null too")
     table = _read(path, train, "data.train", image_field, label_field, index)

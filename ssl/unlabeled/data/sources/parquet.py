@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from unlabeled.core.phrases import one_line
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import require_regular
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
@@ -84,6 +84,7 @@ def parquet(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the parquet files ``train`` and ``test``: names or glob patterns in the folder ``path``.
 
@@ -100,7 +101,7 @@ def parquet(
     Raises UserError for missing files or columns, columns of another type, and labels outside the classes.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if test is not None and label_column is None:
         raise UserError("data.label_column=null leaves nothing to test with: give data.test=null too")
     train_table = _read(path, train, "data.train", image_column, label_column)

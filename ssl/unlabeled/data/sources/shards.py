@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from unlabeled.core.json_text import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
-from unlabeled.core.ranges import Channels, Classes, Count, FilePath, Pixels
+from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
+from unlabeled.core.reading import open_regular
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
@@ -44,6 +47,7 @@ def shards(
     channels: Channels = 3,
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
+    decode: Decoder = "auto",
 ) -> Splits:
     """Reads images from the tar files ``train`` and ``test``: names or patterns in ``path``, a folder, URL or prefix.
 
@@ -51,7 +55,8 @@ def shards(
     image is the first member whose extension Pillow reads, see :class:`unlabeled.data.sources.members.Records`. Labels
     are integers from 0: ``cls`` of the member ``KEY.cls``, ``json:FIELD`` of that field in ``KEY.json``, ``none``
     nowhere; a record without it is unlabelled. Class names are their numbers, up to the greatest label of train or
-    ``num_classes``. Images are whole or ``square``, see :func:`unlabeled.data.decode.to_rgb`.
+    ``num_classes``, and those of ``pack.json`` in a folder that ``unlabeled pack`` wrote. Images are whole or
+    ``square``, see :func:`unlabeled.data.decode.to_rgb`.
 
     The shards are scanned once and listed in ``index``, see :func:`unlabeled.data.lists.index.load_or_build`. Of
     truncated or damaged shards the records before the damage are used; ``Splits.corrupt`` names the shards.
@@ -59,7 +64,7 @@ def shards(
     Raises UserError for missing shards, no images, and labels that are no class numbers.
     """
     check_image_size(image_size)
-    decoding = Decoding(channels, bits, max_pixels)
+    decoding = Decoding(channels, bits, max_pixels, decode)
     if labels not in ("cls", "none") and not (labels.startswith("json:") and len(labels) > 5):
         raise UserError(f"data.labels={labels} is not known: give cls, json:FIELD or none")
     if test is not None and labels == "none":
@@ -73,6 +78,8 @@ def shards(
     listed = _listed(found, labels, index, f"data.train={train}")
     greatest = int(labels_of(listed).max())
     classes = [str(label) for label in range(num_classes or greatest + 1)]
+    if num_classes is None and classes:
+        classes = names_of_classes(path, greatest + 1) or classes
     source = _source(listed, classes, image_size, square)
     kind = f"{_count(classes)}, {describe_size(image_size, square)}"
     if test is None:
@@ -85,6 +92,17 @@ def shards(
     tests = _source(other, classes, image_size, square)
     left_out = sum_counts([listed.note["left_out"], other.note["left_out"]])
     return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
+
+
+def names_of_classes(path: str, least: int) -> list[str] | None:
+    """Returns the names in the ``pack.json`` of a local pack, if there are at least so many, else None."""
+    try:
+        with open_regular(Path(path).expanduser() / "pack.json") as file:
+            names = parse_json(file.read())["classes"]
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if are_names and len(set(names)) == len(names) >= least else None
 
 
 def _source(listed: Index, classes: list[str], image_size: int, square: bool) -> RecordSource:

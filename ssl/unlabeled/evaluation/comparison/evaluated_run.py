@@ -9,6 +9,7 @@ from typing import Any
 
 from unlabeled.core.file_config import as_data
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.places import why_not_evaluated
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
 from unlabeled.errors import UserError
@@ -89,7 +90,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         found.rows = [_row(row) for row in results["rows"]]
         found.provenance = dict(results["provenance"])
     except FileNotFoundError:
-        found.problem = _missing(folder)
+        found.problem = why_not_evaluated(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
@@ -115,14 +116,6 @@ def _row(stored: Mapping[str, Any]) -> Row:
 
 def _is_percent(value: Any) -> bool:
     return type(value) in (int, float) and (0 <= value <= 100 or value != value)
-
-
-def _missing(folder: Path) -> str:
-    if not os.path.exists(folder):
-        return "no such folder"
-    if os.path.exists(folder / "checkpoints" / "last.ckpt"):
-        return f"not evaluated yet; {_command(folder)}"
-    return "no report and no checkpoint: the run has not come to one"
 
 
 def _command(folder: Path) -> str:

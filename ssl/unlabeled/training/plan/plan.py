@@ -135,7 +135,7 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     """Returns the values that the method uses in the step after ``step`` steps."""
     progress = module.progress._replace(step=step, part=0)
     own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
-    own["weight_decay"] = module.optimizer_config.weight_decay
+    own["weight_decay"] = module.optimizer_config.weight_decay_at(progress)
     if isinstance(module.objective, HasSchedules):
         own |= module.objective.scheduled_values(progress, module.plan)
     return {"step": step} | own

@@ -50,7 +50,7 @@ def _timm(origin: str, name: str) -> Checkpoint:
         known = timm.list_pretrained(f"{architecture}*")
         raise UserError(f"weights={origin}: timm has no such weights{_close(name, known)}")
     if published.hf_hub_id:
-        file = _hub_file(origin, published.hf_hub_id, published.hf_hub_filename)
+        file = hub_file(origin, published.hf_hub_id, published.hf_hub_filename)
     elif published.url:
         file = _torch_file(origin, published.url)
     else:
@@ -80,7 +80,7 @@ def _torchvision(origin: str, name: str) -> Checkpoint:
 def _huggingface(origin: str, name: str) -> Checkpoint:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name, re.ASCII):
         raise UserError(f"weights={origin}: must be hf:ORG/NAME, or hf:ORG/NAME@REVISION")
-    return _called(read_checkpoint(_hub_file(origin, name, None)), origin)
+    return _called(read_checkpoint(hub_file(origin, name, None)), origin)
 
 
 READERS: Mapping[str, Callable[[str, str], Checkpoint]] = {
@@ -95,7 +95,7 @@ def _called(checkpoint: Checkpoint, origin: str) -> Checkpoint:
     return checkpoint
 
 
-def _hub_file(origin: str, repository: str, file: str | None) -> Path:
+def hub_file(origin: str, repository: str, file: str | None) -> Path:
     """A file of the Hugging Face Hub, from its cache where it is there."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError

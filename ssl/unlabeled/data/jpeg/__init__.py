@@ -1,0 +1,1 @@
+"""Decodes JPEG by libjpeg-turbo or nvJPEG through torchvision; :mod:`unlabeled.data.decode` calls it."""
