@@ -261,7 +261,8 @@ def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_stude
 
 def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
     logs, negatives = rows(4, 3).log_softmax(1), torch.tensor([[1], [2], [3], [0]])
-    crops, numbers = [rows(4, 3)] * 3, {"epsilon": 0.05, "iterations": 3}
+    crops = [rows(4, 3)] * 3
+    numbers: dict[str, Any] = {"epsilon": 0.05, "iterations": 3}
     codes = compute_codes(crops, [0, 1], **numbers)
     anchors, supports, wanted = rows(12, 8), rows(6, 8), torch.ones(12, 3) / 3
     wrong: dict[str, Callable[[], Any]] = {
@@ -275,7 +276,7 @@ def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
         r"codes\[1\] \[1, 3\]": lambda: code_prediction_loss(crops, [0, 1], [codes[0], codes[1][:1]], 0.1),
         "1 codes for 2 assigned": lambda: code_prediction_loss(crops, [0, 1], codes[:1], 0.1),
         "temperature=-1": lambda: code_prediction_loss(crops, [0, 1], codes, -1),
-        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),  # type: ignore[arg-type]
+        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),
         r"wanted \[1, 3\]": lambda: prediction_losses(anchors, supports, wanted[:1], LABELS, 0.1, 0.25),
         "3 targets": lambda: target_classes(anchors[:3], supports, LABELS, 1, 0.1, 0.25),
         "sharpen=2": lambda: sharpen_probabilities(wanted, 2),

@@ -33,7 +33,7 @@ def _nothing(keys: Keys) -> None:
 
 def _train(keys: Keys) -> None:
     if keys["replay"] is not None:
-        if not Path(keys["replay"]).is_file():
+        if not os.path.isfile(keys["replay"]):
             raise UserError(f"replay={keys['replay']}: no such file; a run writes them to its folder faults/")
         return
     if keys["run_dir"].strip():
@@ -114,7 +114,7 @@ def _saliency(keys: Keys) -> None:
 def _health(keys: Keys) -> None:
     if keys["run"] is None:
         raise UserError("run=null: give the folder of a run: unlabeled health run=outputs/digits")
-    if not (run_folder("run", keys["run"]) / "metrics.jsonl").is_file():
+    if not os.path.isfile(run_folder("run", keys["run"]) / "metrics.jsonl"):
         raise UserError(f"run={keys['run']}: there is no metrics.jsonl in it; give the folder of a run")
 
 
@@ -134,9 +134,9 @@ def _compare_networks(keys: Keys) -> None:
 def _check_side(which: str, given: Any) -> None:
     if isinstance(given, str):
         path = Path(given).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{which}={given}: no such folder of a run and no such file{similar_runs(path)}")
-        if path.is_dir() and not (path / NEWEST).exists():
+        if os.path.isdir(path) and not os.path.exists(path / NEWEST):
             raise UserError(f"{which}={given}: there is no {NEWEST} in it; give the folder of a run that has a state")
     elif given.get("run") is not None or given.get("checkpoint") is not None:
         checkpoint_path(given.get("run"), given.get("checkpoint"))
@@ -149,7 +149,7 @@ def _table(keys: Keys) -> None:
         raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
     for given in keys["runs"]:
         path = Path(given).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"runs: {given}: no such folder{similar_runs(path)}")
 
 
@@ -173,9 +173,9 @@ def _check_weights(origin: str | None) -> None:
     if origin is None or names_library(origin):
         return
     path = Path(origin).expanduser()
-    if path.is_dir() and not (path / NEWEST).exists():
+    if os.path.isdir(path) and not os.path.exists(path / NEWEST):
         raise UserError(f"weights={origin}: no run: it has no {NEWEST}; {LIBRARIES}")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"weights={origin}: no such file or folder of a run{similar_runs(path)}; {LIBRARIES}")
 
 
