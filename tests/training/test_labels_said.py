@@ -53,9 +53,9 @@ def test_a_method_that_does_not_say_so_has_the_same_loss_whatever_the_labels(nam
     config, objective = small_objective(name)
     if objective.uses_labels:
         return  # it says so
-    views, images = instantiate(config.views), torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    ids = torch.arange(8)
-    made = views(images, ids, ViewKey(0, 0, 0, 8))
+    views, images = instantiate(config.views), torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
+    ids = torch.arange(12)
+    made = views(images, ids, ViewKey(0, 0, 0, 12))
     before = {key: value.clone() for key, value in objective.state_dict().items()}
     losses = []
     for labels in (torch.zeros_like(ids), ids % 3, torch.full_like(ids, -1)):
