@@ -52,8 +52,8 @@ def missing_keys(config: DictConfig) -> set[str]:
 
 
 def views_for(objective: str) -> str:
-    """Views that an experiment trains this objective with; SimCLR's two where there is none."""
-    choices = [chosen(experiment) for experiment in members("experiment")]
+    """Views that an experiment trains this objective with, first one on a CPU; SimCLR's two where there is none."""
+    choices = [chosen(experiment) for experiment in sorted(members("experiment"), key=lambda each: "_cpu" not in each)]
     return next(
         (each["views"] for each in choices if each.get("objective") == objective and "views" in each), "simclr_small"
     )

@@ -14,6 +14,7 @@ from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
     masked_patch_loss,
@@ -23,6 +24,7 @@ from unlabeled.objectives.mae import (
     unpatchify,
 )
 from unlabeled.objectives.moco import KeyQueue, batch_contrast, queue_contrast
+from unlabeled.objectives.nnclr import nnclr_loss
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.paws import (
     paws_loss,
@@ -34,6 +36,8 @@ from unlabeled.objectives.paws import (
 from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.objectives.simsiam import simsiam_loss
+from unlabeled.objectives.supcon import supcon_loss, triplet_loss
+from unlabeled.objectives.supervised import classification_loss
 from unlabeled.objectives.swav import FeatureQueue, code_prediction_loss, compute_codes, sinkhorn, swapped_prediction
 from unlabeled.objectives.vicreg import vicreg_loss
 from unlabeled.optimizers import LARS
@@ -66,6 +70,28 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         (),
     ),
     "moved_center": (moved_center, {"center": rows(8), "teacher": rows(4, 8), "momentum": 0.9}, ()),
+    "nnclr_loss": (
+        nnclr_loss,
+        {"neighbours": rows(4, 8), "predictions": rows(4, 8), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "supcon_loss": (
+        supcon_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "labels": torch.tensor([0, 1, 0, -1]), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "triplet_loss": (
+        triplet_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "labels": torch.tensor([0, 1, 0, -1]), "margin": 0.2},
+        ("margin",),
+    ),
+    "classification_loss": (
+        classification_loss,
+        {"logits": rows(4, 3), "labels": torch.tensor([0, 1, 1, -1]), "label_smoothing": 0.1},
+        (),
+    ),
+    "sigreg": (sigreg, {"embeddings": rows(4, 8), "directions": rows(8, 5)}, ()),
+    "invariance": (invariance, {"views": rows(3, 4, 8), "large": 2}, ()),
     "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
     "relic_loss": (
         relic_loss,
@@ -112,14 +138,8 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         ("patch_size",),
     ),
 }
-ALONE = {
-    "scores",
-    "noise",
-    "images",
-    "queries",
-    "patches",
-    "teacher",
-}  # of any number of rows; with another one they still fit
+# Of any number of rows; with another one they still fit.
+ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher"}
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -138,8 +158,9 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
             continue
         free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
-        free_columns = name in ("sinkhorn", "random_masking") or argument in ("negatives", "labels")
-        wrong = changed_shapes(value, free_rows, free_columns)
+        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss")
+        free_columns |= argument in ("negatives", "directions", "labels")
+        wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
             with pytest.raises(UserError, match=f"^{name}|^patchify") as refusal:
                 function(**{**fitting, argument: tensor})

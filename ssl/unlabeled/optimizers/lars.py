@@ -20,9 +20,12 @@ class LARS(Optimizer):
     """SGD with momentum that scales the step of each weight w with gradient g by trust · ‖w‖ / ‖g + λw‖.
 
     d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate is outside of the momentum buffer
-    (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
+    (facebookresearch/moco-v3, deepmind byol), which differs from the other way only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
     Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
+
+    With ``adapt_all`` those too are scaled and decayed, as by the LARC of apex, which SwAV and SEER use. With
+    ``rate_in_momentum`` u ← m·u + lr·d · trust·‖w‖/‖d‖ and w ← w − u, as in the code of SimCLR and PAWS.
 
     With ``clip`` as in solo-learn (solo/utils/lars.py): the scale is min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1), so
     that no weight moves faster than by plain SGD; where a norm is 0, g is neither scaled nor decayed.
@@ -36,6 +39,8 @@ class LARS(Optimizer):
         weight_decay: WeightDecay = 0.0,
         trust_coefficient: Annotated[float, Interval(gt=0, le=1000)] = 0.001,
         clip: bool = False,
+        adapt_all: bool = False,
+        rate_in_momentum: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -43,6 +48,8 @@ class LARS(Optimizer):
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "clip": clip,
+            "adapt_all": adapt_all,
+            "rate_in_momentum": rate_in_momentum,
         }
         super().__init__(params, defaults)
 
@@ -62,17 +69,18 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for matrices in _together([parameter for parameter in trained if parameter.ndim > 1]):
-                self._move(matrices, (_clipped if group["clip"] else _adapted)(matrices, group), group)
-            if vectors := [parameter for parameter in trained if parameter.ndim <= 1]:
+            for adapted in _together([each for each in trained if each.ndim > 1 or group["adapt_all"]]):
+                self._move(adapted, (_clipped if group["clip"] else _adapted)(adapted, group), group)
+            if vectors := [each for each in trained if each.ndim <= 1 and not group["adapt_all"]]:
                 self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [local_shard(self._momentum_of(parameter)) for parameter in parameters]
+        into, out = (group["lr"], 1.0) if group["rate_in_momentum"] else (1.0, group["lr"])
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, updates)
-        torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-group["lr"])
+        torch._foreach_add_(buffers, updates, alpha=into)
+        torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-out)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
