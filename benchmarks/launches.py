@@ -210,7 +210,7 @@ class Step:
         self.module = Pretraining(
             objective, instantiate(config.views), instantiate(config.optimizer), plan, 1, 100, 10, 0, 10, {}, guard
         )
-        self.module.part = 0
+        self.module.views.compiles = False  # no code is made for a device that is not there
         self.progress = Progress(50, 100, 10, 0)
 
     def run(self, launches: Launches, device: str) -> None:
