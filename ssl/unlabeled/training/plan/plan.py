@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.data_summary import all_left_out, summarize_data
