@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.places import NEWEST, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.places import NEWEST, check_named_once, checkpoint_path, run_folder, similar_runs, why_not_evaluated
 from unlabeled.core.writing import check_file, check_folder
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -66,7 +66,12 @@ def _embed(keys: Keys) -> None:
     if out.suffix not in TABLES:
         raise UserError(f"out={out}: the ending says how it is written; allowed: {', '.join(TABLES)}")
     check_file("out", out)
-    _network(keys)
+    check_named_once(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        _network(keys)
+    else:
+        _check_weights(keys["weights"])
+        _check_data(keys.get("data"))
 
 
 def _in_a_folder(keys: Keys) -> None:
