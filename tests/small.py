@@ -52,8 +52,8 @@ def missing_keys(config: DictConfig) -> set[str]:
 
 
 def views_for(objective: str) -> str:
-    """Views that an experiment trains this objective with; SimCLR's two where there is none."""
-    choices = [chosen(experiment) for experiment in members("experiment")]
+    """Views that an experiment trains this objective with, first one on a CPU; SimCLR's two where there is none."""
+    choices = [chosen(experiment) for experiment in sorted(members("experiment"), key=lambda each: "_cpu" not in each)]
     return next(
         (each["views"] for each in choices if each.get("objective") == objective and "views" in each), "simclr_small"
     )
@@ -103,7 +103,10 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
-NARROW, WIDTHS = 256, ("hidden_dim", "projection_dim", "predictor_dim")  # heads of 8192 would take seconds a step
+NARROW, WIDTHS = (
+    256,
+    ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
+)  # heads of 8192 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",
@@ -120,6 +123,7 @@ TINY = {
     "projection_dim": 16,
     "hidden_dim": 16,
     "predictor_dim": 8,
+    "bottleneck_dim": 8,
     "prototypes": 12,
     "queue_size": 48,
     "queue_length": 32,

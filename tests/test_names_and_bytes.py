@@ -225,7 +225,8 @@ def test_a_file_of_a_run_that_is_no_regular_file_is_never_waited_for(kind: str, 
     path = tmp_path / "run" / file
     path.unlink(missing_ok=True)
     OTHERS[kind](path)
-    readers = [*every_reader(tmp_path / "run"), *readers_of_training(tmp_path / "run"), lambda: listed(tmp_path)]
+    readers: list[Callable[[], Any]] = [*every_reader(tmp_path / "run"), *readers_of_training(tmp_path / "run")]
+    readers.append(lambda: listed(tmp_path))
     ended: list[str] = []
 
     def read_all() -> None:

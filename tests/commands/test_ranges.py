@@ -73,6 +73,7 @@ def wrong_values(key: Key) -> Iterator[Any]:
     literals = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
     lists = [kind for kind in kinds if get_origin(kind) in LISTS]
     yield from (NAN, INFINITE, -INFINITE, HUGE, -HUGE, float(HUGE), -1, "")
+    yield "a\0b"
     if str not in kinds:
         yield from ("word", "１２")
     if 0 not in literals and not (key.name in ZERO and {int, float} & {*kinds}):

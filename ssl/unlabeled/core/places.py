@@ -34,8 +34,8 @@ def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
     return path
 
 
-def check_named_once(run: str | None, checkpoint: str | None, weights: str | None) -> None:
-    """Raises UserError where a command that takes any of the three names several of them, or none."""
+def check_one_named(run: str | None, checkpoint: str | None, weights: str | None) -> None:
+    """Raises UserError where several or none of the three are given."""
     if sum(each is not None for each in (run, checkpoint, weights)) != 1:
         raise UserError("give one of run=outputs/NAME, checkpoint=FILE and weights=… (a file, timm:NAME, …)")
 

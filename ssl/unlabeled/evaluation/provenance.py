@@ -1,5 +1,6 @@
 """Collects what a report says of the checkpoint, the data, the run and the machine."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def trained_epochs(checkpoint: Checkpoint) -> float | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads an optional file; a damaged one is reported and left out, as no number depends on it."""
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
     try:
         content = parse_json(read_bytes(path))

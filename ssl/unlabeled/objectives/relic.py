@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import check_large_first
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -199,10 +200,7 @@ class ReLIC(Objective):
         """Requires at least two large views, and as many other images as negatives."""
         plan.needs_views(2)
         plan.needs_negatives()
-        if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
-            raise UserError(
-                f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"
-            )
+        check_large_first(plan)
         if self.negatives is not None and self.negatives > plan.batch_size - 1:
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
@@ -235,14 +233,15 @@ class ReLIC(Objective):
         return sample_negatives(total, count, generator)[first : first + images]
 
     def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the mean over pairs of an online and a target view (Algorithm 1), also those without invariance term.
+        """Returns the mean contrast over pairs of an online and a target view, and the mean invariance.
 
-        A view has no invariance term with itself: the divergence is 0, and ``entropy`` would leave a gradient of that
-        zero.
+        Algorithm 1 counts all pairs. The invariance is the mean over those that have one, or small views would make β
+        smaller: a view has none with itself, and a small view has none unless ``small_invariance``.
         """
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
         contrasts = torch.stack([contrastive_loss(log_p[i][j]) for i, j in pairs]).mean()
-        divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
+        found_divergences = [self._divergence(log_p, i, j) for i, j in pairs]
+        divergences = torch.stack([each for each in found_divergences if each is not None]).mean()
         found = torch.stack([_own_first(log_p[i][j].detach()) for i, j in pairs]).mean()
         metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "instance_top1": found}
         return self.alpha * contrasts + self.beta * divergences, metrics
@@ -250,13 +249,13 @@ class ReLIC(Objective):
     def _pairs(self, views: int, large: int) -> Iterator[tuple[int, int]]:
         return ((i, j) for i in range(views) for j in range(large) if self.include_same_view or i != j)
 
-    def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor:
+    def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor | None:
         large = len(log_p[0])
         if i < large and i != j:
             return kl_divergence(log_p[i][j], log_p[j][i], self.stop_gradient)
         if i >= large and self.small_invariance:
             return kl_divergence(log_p[(j + 1) % large][j], log_p[i][j], "first_argument")
-        return log_p[i][j].new_zeros(())
+        return None
 
     def after_step(self, progress: Progress) -> None:
         """Updates θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""

@@ -5,7 +5,6 @@ RegNet on uncurated images: Goyal et al. 2021, arXiv:2103.01988; configurations 
 """
 
 import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -20,6 +19,7 @@ from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temper
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import by_resolution
 from unlabeled.objectives.parts.heads import swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -277,7 +277,7 @@ class SwAV(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Runs one backbone forward per resolution, one projector forward over all crops, as in the official code."""
-        features = _by_resolution(self.backbone, batch.views)
+        features = by_resolution(self.backbone, batch.views)
         projected = self.projector(features)
         embeddings = _unit_rows(projected)
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
@@ -368,12 +368,6 @@ def _spread(probabilities: Tensor) -> Tensor:
 def _reset_was_full(objective: nn.Module, keys: object) -> None:
     """Forgets that the queue was full: a loaded one may be empty."""
     objective.was_full = False  # type: ignore[assignment]
-
-
-def _by_resolution(backbone: Backbone, views: Sequence[Tensor]) -> Tensor:
-    """Returns features of all views, [V·B, F] in order; adjacent views of equal size share one forward."""
-    groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
-    return torch.cat([backbone(torch.cat(list(group))) for _, group in groups])
 
 
 @full_precision

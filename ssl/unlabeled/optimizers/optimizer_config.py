@@ -32,6 +32,7 @@ class OptimizerConfig:
             the heads, and what follows the blocks, have the whole rate. None: one rate for all.
         milestones: epochs after which the rate is divided by ten; None: it falls to ``final_lr`` by half a cosine.
         warmup_start_lr, final_lr: ends of the schedule, whatever the batch: ``lr_scaling`` does not change them.
+        decayed_also: endings of names of biases and norms that are treated as weights: decayed, and adapted by LARS.
         final_weight_decay: to which ``weight_decay`` goes by half a cosine over the whole run; None: it is constant.
 
     Raises:
@@ -49,6 +50,7 @@ class OptimizerConfig:
     warmup_start_lr: EndRate = 0.0
     final_lr: EndRate = 0.0
     final_weight_decay: WeightDecay | None = None
+    decayed_also: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.milestones is not None and self.final_lr:
@@ -85,16 +87,16 @@ class OptimizerConfig:
         rate, peak = self.lr_at(progress, batch_size), self.peak_lr(batch_size)
         for group in optimizer.param_groups:
             group["lr"] = (peak if group.get("constant_lr") else rate) * group.get("lr_scale", 1.0)
-            if self.final_weight_decay is not None and self._decays(group["params"]):
+            if self.final_weight_decay is not None and self._decays(group):
                 group["weight_decay"] = self.weight_decay_at(progress)
 
-    def _decays(self, parameters: Sequence[Tensor]) -> bool:
+    def _decays(self, group: Mapping[str, Any]) -> bool:
         """Tells whether a group of :func:`parameter_groups` is decayed."""
-        return self.decay_bias_and_norm or parameters[0].ndim > 1
+        return self.decay_bias_and_norm or group["params"][0].ndim > 1 or group.get("adapt_all", False)
 
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
         """Returns an optimizer for every trainable parameter of ``module``."""
-        groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm)
+        groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm, self.decayed_also)
         if self.layer_decay is not None:
             groups = by_layer(groups, module, self.layer_decay)
         if isinstance(module, HasRateFactors):
@@ -104,12 +106,29 @@ class OptimizerConfig:
         return optimizer
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_bias_and_norm: bool) -> list[dict[str, Any]]:
-    """Returns trainable parameters in up to two groups: those with weight decay, and biases and norms (ndim ≤ 1)."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim > 1 or decay_bias_and_norm]
-    spared = [parameter for parameter in trained if parameter.ndim <= 1 and not decay_bias_and_norm]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay_bias_and_norm: bool, decayed_also: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Returns trainable parameters in up to three groups, of which an empty one is left out.
+
+    Those with weight decay; biases and norms (ndim ≤ 1) without it; and those of them whose names end as
+    ``decayed_also`` says, with decay and ``adapt_all``, by which LARS scales them as it does weights.
+
+    Raises:
+        UserError: an ending that no parameter's name has.
+    """
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if unknown := [end for end in decayed_also if not any(name.endswith(end) for name, _ in trained)]:
+        raise UserError(f"optimizer.decayed_also={list(decayed_also)}: no parameter's name ends in {unknown[0]}")
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+        {"params": [], "weight_decay": weight_decay, "adapt_all": True},
+    ]
+    for name, parameter in trained:
+        named = parameter.ndim <= 1 and name.endswith(tuple(decayed_also))
+        place = 2 if named else 0 if parameter.ndim > 1 or decay_bias_and_norm else 1
+        groups[place]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 

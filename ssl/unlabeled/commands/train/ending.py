@@ -7,6 +7,7 @@ from typing import Any
 
 from unlabeled.commands.arguments.typed import typed_command, without_name
 from unlabeled.core.json_text import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
@@ -112,7 +113,7 @@ def _loss_rose(run_dir: Path) -> list[str]:
 def _failed_checks(run_dir: Path) -> list[str]:
     """Of the plan that was made before the first step; none where there is no plan, or nobody can read it."""
     try:
-        checks = parse_json((run_dir / "plan.json").read_text())["checks"]
+        checks = parse_json(read_bytes(run_dir / "plan.json"))["checks"]
         failed = [f"{check['name']}: {check['found']}; {check['remedy']}" for check in checks if not check["passed"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -118,7 +118,9 @@ def _weight_norm(rows: Tensor, g: Tensor, v: Tensor) -> Tensor:
     return F.linear(rows, g * v / v.norm(dim=1, keepdim=True))
 
 
-def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
+def simclr_projector(
+    in_features: int, layers: int, out_features: int, hidden_features: int | None = None
+) -> nn.Sequential:
     """Builds the non-linear projector of SimCLR (google-research/simclr, model_util.projection_head).
 
     Every layer is Linear without bias and BatchNorm; hidden layers keep the input width and end in ReLU; the last
@@ -128,15 +130,28 @@ def simclr_projector(in_features: int, layers: int, out_features: int) -> nn.Seq
         in_features: width of the backbone's features.
         layers: at least 1; 2 in v1, 3 in v2.
         out_features: width of the embeddings.
+        hidden_features: width of hidden layers; None: the input width, as officially.
     """
-    if layers < 1:
-        raise UserError(f"objective.projection_layers={layers}: a projector has at least one layer")
+    _check_layers(layers)
+    widths = [in_features, *[hidden_features or in_features] * (layers - 1)]
     modules: list[nn.Module] = []
-    for _ in range(layers - 1):
-        modules += [_linear(in_features, in_features), nn.BatchNorm1d(in_features), nn.ReLU(inplace=True)]
+    for before, after in itertools.pairwise(widths):
+        modules += [_linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     last = nn.BatchNorm1d(out_features)
     last.register_parameter("bias", None)  # a scale only: batch_norm accepts None as bias
-    return nn.Sequential(*modules, _linear(in_features, out_features), last)
+    return nn.Sequential(*modules, _linear(widths[-1], out_features), last)
+
+
+def plain_projector(in_features: int, layers: int, out_features: int, hidden_features: int) -> nn.Sequential:
+    """Builds linear layers with bias and ReLU between them, as solo-learn for SimCLR (solo/methods/simclr.py)."""
+    _check_layers(layers)
+    widths = [in_features, *[hidden_features] * (layers - 1), out_features]
+    return mlp(widths, norm=False, bias_hidden=True, bias_last=True)
+
+
+def _check_layers(layers: int) -> None:
+    if layers < 1:
+        raise UserError(f"objective.projection_layers={layers}: a projector has at least one layer")
 
 
 def swav_projector(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unlabeled.core.places import check_named_once, checkpoint_path
+from unlabeled.core.places import check_one_named, checkpoint_path
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.load import read_checkpoint
@@ -18,7 +18,7 @@ def read_named(run: str | None, checkpoint: str | None, weights: str | None) -> 
     Raises:
         UserError: several or none are given, there is no such thing, or it is no checkpoint.
     """
-    check_named_once(run, checkpoint, weights)
+    check_one_named(run, checkpoint, weights)
     if weights is None:
         return read_checkpoint(checkpoint_path(run, checkpoint))
     found = read_start(weights, "backbone", None).checkpoint
