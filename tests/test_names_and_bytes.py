@@ -26,7 +26,7 @@ from unlabeled.commands.inspect import inspect_data
 from unlabeled.commands.table import make_table
 from unlabeled.commands.train.ending import training_of
 from unlabeled.core.escaping import escaped, in_csv, in_markdown, in_table
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.run_config import read_yaml
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.folder import folder

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from unlabeled.core.escaping import escaped
 from unlabeled.core.moved_targets import with_current_targets
-from unlabeled.core.yaml_text import tree
+from unlabeled.core.parsing import tree
 from unlabeled.errors import UserError
 
 LONGEST = 200  # characters of a value that a message shows

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.parsing import parse_yaml
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
-from unlabeled.core.yaml_text import parse_yaml
 
 # Keys that may differ when a run is resumed: they change no number that the run computes.
 FREE_KEYS = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.core.escaping import escaped
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.lists.left_out import lines

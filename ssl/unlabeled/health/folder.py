@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes, read_utf8
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis

@@ -17,7 +17,7 @@ from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
 from unlabeled.core.escaping import for_shell
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
 

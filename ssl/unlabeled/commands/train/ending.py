@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from unlabeled.commands.arguments.typed import typed_command, without_name
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import open_regular, read_bytes
 from unlabeled.core.writing import replacing, write_atomic
 from unlabeled.data.pack.images import Encoding, encode, member_name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.core.file_config import as_data
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.places import why_not_evaluated
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import FREE_KEYS, read_yaml

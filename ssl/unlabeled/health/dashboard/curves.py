@@ -7,7 +7,7 @@ from math import inf, isfinite, nan
 from pathlib import Path
 from typing import IO, Any
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import open_regular
 
 Point = tuple[int, float | None]  # step and value; None: not finite
