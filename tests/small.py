@@ -94,7 +94,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     config.run_dir = str(run_dir)
     config.views.update({key: None for key in missing_keys(config.views)})
     shrink(config.views, 8)
-    tiny = {key: value for key, value in TINY.items() if key in config.objective}
+    tiny = {key: value for key, value in TINY.items() if config.objective.get(key) is not None}
     config.objective.update(
         {key: value[: len(config.objective[key])] if isinstance(value, list) else value for key, value in tiny.items()}
     )
