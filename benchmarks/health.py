@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, "simsiam")
+METHODS = (*ALL, "simsiam", "nnclr", "supcon", "triplet", "supervised", "lejepa")
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -34,6 +34,11 @@ NAMES = {
     "paws": "PAWS",
     "mae": "MAE",
     "simsiam": "SimSiam",
+    "nnclr": "NNCLR",
+    "supcon": "SupCon",
+    "triplet": "Triplets",
+    "supervised": "Supervised",
+    "lejepa": "LeJEPA",
 }
 
 

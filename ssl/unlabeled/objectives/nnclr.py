@@ -129,7 +129,19 @@ class NNCLR(Objective):
         return Output(loss, features[0].detach(), metrics, p2, near1)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        return (VIEWS_ALIKE,)
+        """Bounds the cosine of projections and neighbours too: 1 when the batch is in the queue that it is looked up in."""
+        return (
+            VIEWS_ALIKE,
+            MetricBound(
+                "neighbour-is-itself",
+                "neighbour_similarity",
+                -1.0,
+                0.9999,
+                "the nearest neighbour of every image is the image itself, or all images get one embedding",
+                "look neighbours up before the batch enters the queue; a look at optimizer.lr",
+                lasting=True,
+            ),
+        )
 
     def collapsed_at(self, plan: Plan) -> float | None:
         """Returns ln N for a global batch of N images."""
