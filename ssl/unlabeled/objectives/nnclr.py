@@ -129,7 +129,7 @@ class NNCLR(Objective):
         return Output(loss, features[0].detach(), metrics, p2, near1)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Bounds the cosine of projections and neighbours too: 1 when the batch is in the queue that it is looked up in."""
+        """Bounds the cosine with neighbours too: 1 if the batch is in the queue before the look-up."""
         return (
             VIEWS_ALIKE,
             MetricBound(
