@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, "simsiam", *FURTHER)
+METHODS = (*ALL, "simsiam", *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa")
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -38,6 +38,11 @@ NAMES = {
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
     "dino": "DINO",
+    "nnclr": "NNCLR",
+    "supcon": "SupCon",
+    "triplet": "Triplets",
+    "supervised": "Supervised",
+    "lejepa": "LeJEPA",
 }
 
 

@@ -85,6 +85,15 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
     pytest.fail(f"no small backbone serves objective={name}: {refusals}")
 
 
+def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
+    """Those of the values that an objective has a key for; a list only where it has one."""
+    return {
+        key: value
+        for key, value in values.items()
+        if key in objective and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
+    }
+
+
 def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     """A whole run of an objective that takes milliseconds a step; ``data.path`` and such are among the overrides."""
     backbone = "vit_tiny_small" if name == "mae" else "resnet_thin"
@@ -94,7 +103,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     config.run_dir = str(run_dir)
     config.views.update({key: None for key in missing_keys(config.views)})
     shrink(config.views, 8)
-    tiny = {key: value for key, value in TINY.items() if config.objective.get(key) is not None}
+    tiny = fitting(TINY, config.objective)
     config.objective.update(
         {key: value[: len(config.objective[key])] if isinstance(value, list) else value for key, value in tiny.items()}
     )
@@ -122,6 +131,8 @@ TINY = {
     "projection_hidden": [16, 16],
     "projection_dim": 16,
     "hidden_dim": 16,
+    "embedding_dim": 16,
+    "directions": 16,
     "predictor_dim": 8,
     "bottleneck_dim": 8,
     "prototypes": 12,

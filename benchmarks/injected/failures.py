@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
-from unlabeled.objectives import byol, dino, moco, paws, relic, simclr, swav
+from unlabeled.objectives import byol, dino, moco, nnclr, paws, relic, simclr, supcon, swav
 from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.queue import KeyQueue
 from unlabeled.training.run import Run
 
 
@@ -50,7 +51,7 @@ class _NoNormalize:
 
 
 def without_normalisation(stack: ExitStack) -> None:
-    for module in (simclr, moco, relic, paws, swav, byol):
+    for module in (simclr, moco, relic, paws, swav, byol, nnclr, supcon):
         replace(stack, module, F=_NoNormalize())
 
 
@@ -96,6 +97,16 @@ def without_sinkhorn(stack: ExitStack) -> None:
     replace(stack, swav, sinkhorn=lambda scores, epsilon, iterations: F.softmax(scores.detach() / epsilon, dim=1))
 
 
+def enqueued_before_look_up(stack: ExitStack) -> None:
+    look_up = KeyQueue.nearest
+
+    def nearest(queue: KeyQueue, z: Tensor) -> Tensor:
+        queue.enqueue(z.detach())
+        return look_up(queue, z)
+
+    replace(stack, KeyQueue, nearest=nearest)
+
+
 def frozen_teacher(stack: ExitStack) -> None:
     replace(stack, ema, update=lambda target, online, momentum: None)
 
@@ -139,8 +150,10 @@ FAILURES = [
     Failure("no stop-gradient", ("moco_v2", "relicv2", "paws", "swav", "byol", "dino"), before=without_stop_gradient),
     Failure("no stop-gradient", ("simsiam",), ["objective.stop_gradient=false"]),
     Failure("no predictor", ("relicv2", "simsiam"), ["objective.predictor=false"]),
-    Failure("no normalisation", (*ALL[:-1], "byol"), before=without_normalisation),
+    Failure("no normalisation", (*ALL[:-1], "byol", "nnclr", "supcon", "triplet"), before=without_normalisation),
     Failure("frozen centre", ("dino",), before=frozen_centre),
+    Failure("enqueued before look-up", ("nnclr",), before=enqueued_before_look_up),
+    Failure("no SIGReg", ("lejepa",), ["objective.regularisation=0.0"]),
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
     Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),

@@ -51,7 +51,11 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER, "simsiam"])
+HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER, "simsiam"]
+HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa"]
+
+
+@pytest.mark.parametrize("objective", HEALTHY)
 def test_a_run_without_a_failure_has_no_finding(objective: str, tmp_path: Path) -> None:
     assert names_of(objective, None, tmp_path) == []
     signs = json.loads((tmp_path / "health.json").read_text())["facts"]["signs"]

@@ -95,7 +95,7 @@ def test_in_bfloat16_the_losses_are_float32_and_within_one_per_cent() -> None:
 def test_the_objectives_loss_is_both_terms_of_all_views_and_its_metrics_are_the_terms() -> None:
     objective, batch = make_objective(), make_batch(views=3)
     rows = [seen_by(module) for module in (objective.backbone, objective.projector)]
-    z = objective.projector(objective.embedding(objective.backbone(torch.cat(batch.views))))
+    z = objective.projector(objective.backbone(torch.cat(batch.views)))
     output = objective(batch, FIRST)
     near = literal_invariance(z.unflatten(0, (3, 8)), 3)
     normal = literal_sigreg(z, objective._directions(FIRST, torch.device("cpu")).double())
@@ -116,7 +116,7 @@ def test_views_of_the_first_views_size_give_the_centre() -> None:
     objective.backbone.forward = lambda images: draw(len(images), 6, seed=images.shape[-2])  # type: ignore[method-assign]
     output = objective(batch._replace(views=(*batch.views, *small)), FIRST)
     features = torch.cat([draw(16, 6, seed=2), draw(16, 6, seed=1)])
-    z = objective.projector(objective.embedding(features)).unflatten(0, (4, 8))
+    z = objective.projector(features).unflatten(0, (4, 8))
     assert float(output.metrics["invariance"]) == pytest.approx(float(literal_invariance(z, 2).detach()))
 
 
@@ -131,11 +131,12 @@ def test_directions_are_unit_columns_of_seed_and_step() -> None:
     assert not torch.equal(drawn_at[0], drawn_at[2])
 
 
-def test_the_projector_has_a_linear_layer_before_it_and_ends_in_one() -> None:
+def test_the_projector_begins_with_a_linear_layer_and_ends_in_one() -> None:
     objective = make_objective()
     layer = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
-    assert [type(module) for module in objective.projector.children()] == [*layer, *layer, nn.Linear]
-    assert (objective.embedding.in_features, objective.embedding.out_features) == (6, 5)
+    first, *others = objective.projector.children()
+    assert (first.in_features, first.out_features) == (6, 5)
+    assert [type(module) for module in others] == [*layer, *layer, nn.Linear]
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -117,5 +117,5 @@ def test_what_cannot_work_is_refused_and_a_long_queue_is_warned_of() -> None:
         make_objective(projection_layers=0)
     with pytest.raises(UserError, match=r"^batch_size=1: "):
         make_objective().check(Plan(1, 1, 100, (2, 2)))
-    assert [check.passed for check in make_objective(queue_size=100).plan_warnings(PLAN)] == [False]
+    assert [check.passed for check in make_objective(queue_size=200).plan_warnings(PLAN)] == [False]
     assert [check.passed for check in make_objective().plan_warnings(PLAN)] == [True]

@@ -178,3 +178,35 @@ def test_with_a_cap_a_zero_weight_and_a_zero_gradient_are_neither_scaled_nor_dec
     gradient, weight = torch.tensor([[0.5, 0.25]]), torch.tensor([[3.0, 4.0]])
     assert torch.equal(one_step(torch.zeros(1, 2), gradient, weight_decay=0.1, clip=True), -gradient)
     assert torch.equal(one_step(weight, torch.zeros(1, 2), weight_decay=0.5, clip=True), weight)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4)])
+@pytest.mark.parametrize("rate_in_momentum", [False, True])
+def test_adapted_biases_and_a_rate_within_the_momentum_equal_the_literal_loop(
+    shape: tuple[int, ...], rate_in_momentum: bool
+) -> None:
+    """As apex' LARC (SwAV), and as the code of PAWS and of SimCLR."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64, generator=generator)
+    gradients = torch.randn((10, *shape), dtype=torch.float64, generator=generator)
+    parameter = nn.Parameter(weight.clone())
+    given: dict[str, Any] = {"adapt_all": True, "rate_in_momentum": rate_in_momentum}
+    train(LARS([parameter], 0.1, 0.9, 1e-2, 0.02, **given), parameter, gradients, RATES)
+    expected, buffer = weight.numpy(), np.zeros(shape)
+    for gradient, lr in zip(gradients.numpy(), RATES, strict=True):
+        step = gradient + 1e-2 * expected
+        step = step * 0.02 * norm(expected) / norm(step)
+        buffer = 0.9 * buffer + (lr * step if rate_in_momentum else step)
+        expected = expected - (buffer if rate_in_momentum else lr * buffer)
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_group_may_have_its_biases_adapted_and_another_not() -> None:
+    bias, gradient = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    pair = [nn.Parameter(bias.clone()), nn.Parameter(bias.clone())]
+    for each in pair:
+        each.grad = gradient.clone()
+    groups = [{"params": pair[:1], "adapt_all": True}, {"params": pair[1:]}]
+    LARS(groups, lr=1.0, momentum=0.0, trust_coefficient=0.02).step()
+    torch.testing.assert_close(pair[0].detach(), bias - torch.tensor([0.0, 0.02 * 5]))
+    torch.testing.assert_close(pair[1].detach(), bias - gradient)

@@ -180,3 +180,18 @@ def test_a_factor_for_a_parameter_that_is_not_there_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"^Mistaken\.lr_factors: head\.weight is no parameter$"):
         recipe().build(Mistaken(), 256)
+
+
+def test_named_norms_are_decayed_and_adapted_as_weights_are_and_a_name_of_none_is_refused() -> None:
+    network = Network()
+    groups = parameter_groups(network, 0.1, False, ["norm.weight"])
+    found = [(len(group["params"]), group["weight_decay"], group.get("adapt_all", False)) for group in groups]
+    assert found == [(1, 0.1, False), (3, 0.0, False), (1, 0.1, True)]
+    assert groups[2]["params"][0] is network.norm.weight
+    with pytest.raises(UserError, match=r"^optimizer\.decayed_also=\['bn9'\]: no parameter's name ends in bn9$"):
+        recipe(decayed_also=["bn9"]).build(network, 256)
+    config = recipe(decayed_also=["norm.weight"], final_weight_decay=1e-3)
+    optimizer = config.build(network, 256)
+    config.set_step(optimizer, at(500), 256)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([(1e-3 + 1e-6) / 2, 0.0, (1e-3 + 1e-6) / 2])

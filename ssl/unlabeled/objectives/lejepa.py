@@ -90,9 +90,9 @@ class LeJEPA(Objective):
 
     Args:
         backbone: the network to pretrain.
-        embedding_dim: width of a linear layer between backbone and projector.
-        projection_layers: depth of the projector.
-        hidden_dim: width inside the projector.
+        embedding_dim: width of the linear layer with which the projector begins.
+        projection_layers: depth of the MLP after it.
+        hidden_dim: width inside that MLP.
         projection_dim: width of the embeddings, D.
         directions: number of random directions in a step, R.
         regularisation: weight λ of :func:`sigreg`.
@@ -115,9 +115,9 @@ class LeJEPA(Objective):
         if projection_layers < 1:
             raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
         self.backbone = backbone
-        self.embedding = nn.Linear(backbone.num_features, embedding_dim)
         widths = [embedding_dim, *[hidden_dim] * (projection_layers - 1), projection_dim]
-        self.projector: nn.Module = mlp(widths, bias_hidden=True, bias_last=True)
+        first = nn.Linear(backbone.num_features, embedding_dim)
+        self.projector: nn.Module = nn.Sequential(first, *mlp(widths, bias_hidden=True, bias_last=True))
         self.projection_dim, self.directions, self.regularisation = projection_dim, directions, regularisation
 
     def check(self, plan: Plan) -> None:
@@ -134,7 +134,7 @@ class LeJEPA(Objective):
         views = batch.views
         large = sum(view.shape == views[0].shape for view in views)
         features = by_resolution(self.backbone, views)
-        z = self.projector(self.embedding(features))
+        z = self.projector(features)
         near = invariance(z.unflatten(0, (len(views), -1)), large)
         normal = sigreg(z, self._directions(progress, z.device))
         loss = near + self.regularisation * normal

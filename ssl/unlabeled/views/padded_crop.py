@@ -27,7 +27,7 @@ class RandomCrop:
         UserError: a fill of another name; or, at the first batch, images smaller than the result or than the border.
     """
 
-    framed = crops = True
+    crops = True  # and not framed: nothing is resized, so that all images have one size
 
     def __init__(self, size: Pixels, padding: NoneOrMore, fill: Fill, flip: Share) -> None:
         if fill not in ("black", "reflect"):
@@ -44,33 +44,32 @@ class RandomCrop:
         self._check(images)
         device = images.device
         where, flip = (parameters[name].to(device, non_blocking=True) for name in ("where", "flip"))
-        sizes = parameters.get("sizes")
-        if sizes is None:
-            sizes = torch.stack([torch.full((len(images),), side, device=device) for side in images.shape[2:]], 1)
-        sizes = sizes.to(device, non_blocking=True)
-        places = (sizes + 2 * self.padding - self.size + 1).clamp(min=1)
-        first = (where * places).long() - self.padding  # [B, 2], row and column of the first pixel
         pixel = torch.arange(self.size, device=device)
-        columns = first[:, 1:] + torch.where(flip[:, None], self.size - 1 - pixel, pixel)
-        return self._take(images, first[:, :1] + pixel, columns, sizes)
+        top, left = ((where[:, axis : axis + 1] * self._places(images.shape[2 + axis])).long() for axis in (0, 1))
+        columns = left + torch.where(flip[:, None], self.size - 1 - pixel, pixel)
+        return self._take(images, top + pixel - self.padding, columns - self.padding)
 
-    def _take(self, images: Tensor, rows: Tensor, columns: Tensor, sizes: Tensor) -> Tensor:
+    def _places(self, side: int) -> int:
+        """Returns at how many pixels of a line, with its borders, the square can begin."""
+        return side + 2 * self.padding - self.size + 1
+
+    def _take(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Returns the pixels at rows and columns, [B, size] each, which may be outside of the image."""
-        rows, rows_inside = self._inside(rows, sizes[:, :1])
-        columns, columns_inside = self._inside(columns, sizes[:, 1:])
+        rows, rows_inside = self._inside(rows, images.shape[2])
+        columns, columns_inside = self._inside(columns, images.shape[3])
         number = torch.arange(len(images), device=images.device)[:, None, None]
         taken = images[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.fill == "reflect":
             return taken.contiguous()
         return taken * (rows_inside[:, None, :, None] & columns_inside[:, None, None, :])
 
-    def _inside(self, places: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns places moved into the image, and which of them were there; ``side`` [B, 1] is its length."""
+    def _inside(self, places: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Returns places moved into an image of ``side`` pixels, and which of them were there."""
         inside = (places >= 0) & (places < side)
         if self.fill == "reflect":
             places = places.abs()
             places = torch.where(places < side, places, 2 * (side - 1) - places)
-        return places.clamp(min=0).minimum(side - 1), inside
+        return places.clamp(0, side - 1), inside
 
     def _check(self, images: Tensor) -> None:
         smallest = min(images.shape[2:])
