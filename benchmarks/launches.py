@@ -1,16 +1,18 @@
 """How many kernels one training step launches on a GPU, counted on a machine that has none.
 
-    python benchmarks/launches.py                          the table of benchmarks/results/launches.md
-    python benchmarks/launches.py swav_cifar10 mae         recipes, or objectives on a small network, by name
+    python benchmarks/launches.py swav_cifar10 mae_cifar10       a row of the table for each recipe
 
 Tensors of the step are torch's fake ones with ``device="cuda"``: every operation is dispatched as on a GPU, and none is
-computed. Tensors of the host are real. An operation counts as one kernel if it has a tensor on the device and is no view
-of another; backward is counted on ``meta`` tensors, since autograd refuses fake GPUs. It is a count and no time.
+computed. Tensors of the host are real. An operation counts as one kernel if it has a tensor on the device and is no
+view of another; backward is counted on ``meta`` tensors, since autograd refuses fake GPUs. Views are counted
+uncompiled; ``compiled_launches.py`` counts what inductor makes of them. It is a count and no time. The tables are in
+benchmarks/results/launches.md.
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ from unlabeled.objectives.moco import KeyQueue
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.swav import FeatureQueue
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.views import draw_ahead
 from unlabeled.views.key import ViewKey
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -40,7 +43,7 @@ FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"
 FREE |= {"resize_", "record_stream", "is_pinned", "device", "detach_"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount", "is_nonzero"}
 IN_PLACE = {"_fused_sgd_"}  # torch has no fake form of it; it returns nothing
-PHASES = ("views", "forward", "loss", "backward", "updates", "optimizer", "guard")
+PHASES = ("draws", "views", "forward", "loss", "backward", "updates", "optimizer")
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Counts:
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations; those with a tensor on the device ``cuda`` are not computed. Use it within :func:`fake_gpu`."""
+    """Counts operations; those with a tensor on the device ``cuda`` are not computed. For :func:`fake_gpu`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -137,7 +140,7 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if to.type == "cpu" or not free:
             return f"{name} that blocks"
         pinned = source.untyped_storage().data_ptr() in self._pinned
-        return None if pinned or (source.numel() == 1 and source.dim() == 0) else f"{name} from unpinned memory"
+        return None if pinned or source.dim() == 0 else f"{name} from unpinned memory"
 
 
 def _slow_foreach(name: str, args: Any) -> int:
@@ -212,17 +215,18 @@ class Step:
         self.module.views.compiles = False  # no code is made for a device that is not there
         self.progress = Progress(50, 100, 10, 0)
 
-    def run(self, launches: Launches, device: str) -> None:
+    def run(self, launches: Launches, device: str, step: int) -> None:
         """Runs it once; the tensors of the device have no values."""
         module, objective = self.module, self.module.objective
         if next(objective.parameters()).device.type == "cpu":
             module.to(device)
         with launches.within("views"):
             images, ids = (torch.zeros(shape, dtype=kind).to(device) for shape, kind in self._images(self.batch))
-            key = ViewKey(0, 50, 0, self.batch)
+            support = self._support(device)
+            key = ViewKey(0, step, 0, self.batch)
         launches.counts["views"] = Counts()
         with launches.within("views"):
-            batch = Batch(images, ids, ids, (), self._support(device))
+            batch = Batch(images, ids, ids, (), support)
             views = module.views_of(batch, key)
             if batch.support is not None:
                 support = module.views_of(
@@ -289,18 +293,61 @@ def _within(launches: Launches, function: Any) -> Any:
 
 
 def count(config: DictConfig, batch: int | None = None, pixels: int = 32) -> dict[str, Counts]:
-    """Returns the counts of the second step of a recipe, which has nothing to make that stays."""
+    """Returns the counts of the second step of a recipe, for which all that stays is made.
+
+    What is drawn ahead in a thread is counted as ``draws``.
+    """
     step = Step(config, batch, pixels)
-    with fake_gpu() as launches:
-        step.run(launches, "cuda")
+    with fake_gpu() as launches, mock.patch.object(draw_ahead, "_begin", _drawn_now(launches)):
+        step.run(launches, "cuda", 50)
         launches.counts = {phase: Counts() for phase in PHASES}
-        step.run(launches, "cuda")
+        step.run(launches, "cuda", 51)
     return launches.counts
 
 
-def count_backward(config: DictConfig, batch: int | None = None, pixels: int = 32) -> Counts:
-    """Returns the counts of backward, on ``meta`` tensors and in float32: autocast knows no such device."""
+def _drawn_now(launches: Launches) -> Any:
+    def begin(groups: Any, key: ViewKey, images: int) -> Future[Any]:
+        made: Future[Any] = Future()
+        with launches.within("draws"):
+            made.set_result(draw_ahead.draw(groups, key, images, True))
+        return made
+
+    return begin
+
+
+def count_backward(config: DictConfig, batch: int | None = None, pixels: int = 32) -> int:
+    """Returns the kernels of backward, on ``meta`` tensors and in float32: autocast knows no such device."""
     step = Step(config, batch, pixels)
-    with mock.patch.object(torch, "autocast", lambda *given, **named: nullcontext()), Launches() as launches:  # type: ignore[no-untyped-call]
-        step.run(launches, "meta")
-    return launches.counts["backward"]
+    without = mock.patch.object(torch, "autocast", mock.Mock(side_effect=lambda *_, **__: nullcontext()))
+    with without, Launches() as launches:  # type: ignore[no-untyped-call]
+        step.run(launches, "meta", 50)
+    return launches.counts["backward"].total
+
+
+def row(name: str, pixels: int) -> str:
+    """Returns a row of the table for one recipe."""
+    counts = count(composed(f"experiment={name}"), None, pixels)
+    backward = count_backward(composed(f"experiment={name}"), None, pixels)
+    kernels = [counts[phase].total for phase in ("views", "forward", "loss")]
+    rest = [backward, counts["updates"].total, counts["optimizer"].total]
+    host = sum(sum(each.host.values()) for phase, each in counts.items() if phase != "draws")
+    waits, copies = (
+        sum(values) for values in zip(*[(sum(c.waits.values()), c.copies) for c in counts.values()], strict=True)
+    )
+    cells = [*kernels, *rest, sum(kernels + rest), host, sum(counts["draws"].host.values()), copies, waits]
+    return f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+", help="of conf/experiment")
+    print(
+        "| recipe | views | forward | loss | backward | updates | optimizer | all | on the host | drawn ahead | copies | waits |"
+    )
+    print("|---|" + "---:|" * 11)
+    for name in parser.parse_args().recipes:
+        print(row(name, 256 if "imagenet" in name or "seer" in name else 32), flush=True)
+
+
+if __name__ == "__main__":
+    main()

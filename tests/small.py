@@ -90,7 +90,7 @@ def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key in objective and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
+        if objective.get(key) is not None and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
     }
 
 
