@@ -9,6 +9,7 @@ uncompiled; ``compiled_launches.py`` counts what inductor makes of them. It is a
 benchmarks/results/launches.md.
 """
 
+import argparse
 import warnings
 from collections import Counter
 from collections.abc import Iterator
