@@ -53,8 +53,8 @@ class Launches(pl.Callback):
             self.per_step = {name: count / PROFILED for name, count in self._counts().items()}
 
     def _counts(self) -> dict[str, int]:
-        events = self._profile.events() or []
-        on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        events = self._profile.events() or []  # type: ignore[no-untyped-call]
+        on_device = [event for event in events if event.device_type.name == "CUDA"]
         copies = [event for event in on_device if event.name.startswith(("Memcpy", "Memset"))]
         waits = [event for event in events if "Synchronize" in event.name]
         operations = [event for event in events if event.name.startswith("aten::")]
@@ -100,7 +100,7 @@ class Check:
             run = fit((*overrides, *self.device), Path(folder) / "run", turns.steps_needed, turns)
         images = self.steps * run.module.images_per_step
         each = efficiencies(turns.run, turns.limit)
-        found = {
+        found: dict[str, Any] = {
             "images_per_second": images / statistics.median(turns.run),
             "limit_images_per_second": images / statistics.median(turns.limit),
             "efficiency": statistics.median(each),
