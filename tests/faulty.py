@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.small import composed
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.order import GlobalOrder
 from unlabeled.evaluation.features import state_hash
 from unlabeled.objective import Batch, Objective, Output, Progress

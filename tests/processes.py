@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.forked import SERVER, write_to
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
 

@@ -52,8 +52,8 @@ def missing_keys(config: DictConfig) -> set[str]:
 
 
 def views_for(objective: str) -> str:
-    """Views that an experiment trains this objective with; SimCLR's two where there is none."""
-    choices = [chosen(experiment) for experiment in members("experiment")]
+    """Views that an experiment trains this objective with, first one on a CPU; SimCLR's two where there is none."""
+    choices = [chosen(experiment) for experiment in sorted(members("experiment"), key=lambda each: "_cpu" not in each)]
     return next(
         (each["views"] for each in choices if each.get("objective") == objective and "views" in each), "simclr_small"
     )
@@ -77,11 +77,21 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
         shrink(config.views, 16)
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
             config.objective.support.classes_per_batch = 2
+        config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
         try:
             return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
         except InstantiationException as error:
             refusals.append(error.__cause__)
     pytest.fail(f"no small backbone serves objective={name}: {refusals}")
+
+
+def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
+    """Those of the values that an objective has a key for; a list only where it has one."""
+    return {
+        key: value
+        for key, value in values.items()
+        if objective.get(key) is not None and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
+    }
 
 
 def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
@@ -93,7 +103,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     config.run_dir = str(run_dir)
     config.views.update({key: None for key in missing_keys(config.views)})
     shrink(config.views, 8)
-    tiny = {key: value for key, value in TINY.items() if key in config.objective}
+    tiny = fitting(TINY, config.objective)
     config.objective.update(
         {key: value[: len(config.objective[key])] if isinstance(value, list) else value for key, value in tiny.items()}
     )
@@ -102,6 +112,10 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
+NARROW, WIDTHS = (
+    256,
+    ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
+)  # heads of 8192 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",
@@ -117,6 +131,10 @@ TINY = {
     "projection_hidden": [16, 16],
     "projection_dim": 16,
     "hidden_dim": 16,
+    "embedding_dim": 16,
+    "directions": 16,
+    "predictor_dim": 8,
+    "bottleneck_dim": 8,
     "prototypes": 12,
     "queue_size": 48,
     "queue_length": 32,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,21 +19,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.core.test_reading import OTHERS
+from tests.health.dashboard.test_watch_runs import listed
 from tests.small import CONF
 from unlabeled.commands.inspect import inspect_data
 from unlabeled.commands.table import make_table
+from unlabeled.commands.train.ending import training_of
 from unlabeled.core.escaping import escaped, in_csv, in_markdown, in_table
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.run_config import read_yaml
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.compare import compare
 from unlabeled.evaluation.comparison.table_text import as_csv, as_latex, as_markdown
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.evaluation.predictions import write_predictions
+from unlabeled.evaluation.predictions import read_predictions, write_predictions
+from unlabeled.evaluation.reporting.figures import read_metrics
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
 from unlabeled.health.folder import diagnose_run
+from unlabeled.health.heartbeat import Heartbeat
+from unlabeled.training.plan.plan import read_trial
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b]0;owned\x07\x9b31m\u202e![p](http://x/y)|\n=cmd|' /C calc'!A0"
 NAMES = [b"caf\xe9.png", b"line\nbreak.png", b"\x1b[31mred.png", b"<b>bold<b>.png", b"=1+1.png", "ünï.png".encode()]
@@ -205,6 +213,43 @@ def test_a_file_of_a_run_with_any_value_replaced_is_read_or_refused_in_one_line(
         for read in every_reader(tmp_path / "run"):
             with suppress(UserError):
                 printable(str(read()))
+
+
+@pytest.mark.parametrize("file", [*FILES, "training.json", "state.json", "plan.json", "report/predictions.safetensors"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_file_of_a_run_that_is_no_regular_file_is_never_waited_for(kind: str, file: str, tmp_path: Path) -> None:
+    for name in ("run", "other"):
+        run_of(tmp_path / name, "knn", "toy")
+    (tmp_path / "run" / "health.json").write_text(json.dumps({"facts": FACTS, "findings": []}))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n')
+    path = tmp_path / "run" / file
+    path.unlink(missing_ok=True)
+    OTHERS[kind](path)
+    readers: list[Callable[[], Any]] = [*every_reader(tmp_path / "run"), *readers_of_training(tmp_path / "run")]
+    readers.append(lambda: listed(tmp_path))
+    ended: list[str] = []
+
+    def read_all() -> None:
+        for read in readers:
+            with suppress(UserError, OSError):
+                read()
+            ended.append("whatever came of it")
+
+    reader = threading.Thread(target=read_all, daemon=True)
+    reader.start()
+    reader.join(60)
+    assert len(ended) == len(readers)
+
+
+def readers_of_training(folder: Path) -> list[Callable[[], Any]]:
+    return [
+        lambda: read_metrics(folder / "metrics.jsonl"),
+        lambda: training_of(folder),
+        lambda: read_trial(folder / "plan.json", "x"),
+        lambda: read_predictions(folder / "report"),
+        lambda: read_yaml(folder / "config.yaml"),
+        lambda: Heartbeat(folder / "state.json"),
+    ]
 
 
 @settings(max_examples=30, deadline=None)

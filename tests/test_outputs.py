@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.small import composed, small_run
 from unlabeled.commands.build.evaluation import build_evaluation
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import one_line_errors, open_run
+from unlabeled.commands.checks.former_run import open_run
+from unlabeled.commands.config import one_line_errors
 from unlabeled.core import writing
 from unlabeled.core.writing import (
     Unwritable,

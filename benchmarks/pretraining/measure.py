@@ -19,7 +19,8 @@ from benchmarks.pretraining.limit import InTurn
 from benchmarks.pretraining.phases import Phases
 from benchmarks.pretraining.rows import Row
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import check_keys, open_run
+from unlabeled.commands.checks.former_run import open_run
+from unlabeled.commands.config import check_keys
 from unlabeled.core.environment import machine, versions
 from unlabeled.training.run import Run
 

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining of image backbones, with numbers that can be believed.
+"""Self-supervised pretraining of image backbones, evaluated beside baselines, with intervals.
 
 What stands in ``__all__`` is imported when it is asked for: ``import unlabeled`` takes milliseconds and no torch.
 """

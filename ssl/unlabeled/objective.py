@@ -1,8 +1,8 @@
 """Defines the contract between data, views, backbone, objective and the training loop, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ class Support(NamedTuple):
     slots: Tensor  # int64 [S], number of each image's class among the classes of this step, from 0
     views: tuple[Tensor, ...] = ()  # float [S, 3, h, w] each, made on the device, as the first views of a batch
     sizes: Tensor | None = None  # int64 [S, 2], height and width of each image; None: every image fills H × W
+    labels: Tensor | None = None  # int64 [S], number of each image's class among those of the data set
 
 
 class Batch(NamedTuple):
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [B, 3, H, W], as decoded, each in the upper left corner
     ids: Tensor  # int64 [B], position of each image in its source
-    labels: Tensor  # int64 [B], -1 where there is none; for probes, never for a loss that is said to need no labels
+    labels: Tensor  # int64 [B], -1 where there is none; for probes, and a loss only if Objective.uses_labels
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
     support: Support | None = None  # labelled images, only for an objective that needs them (NeedsSupport)
     sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
@@ -63,6 +64,13 @@ class Plan(NamedTuple):
     processes: int
     images: int  # in the training split
     views: Sequence[int]  # height and width of each view of an image, pixels
+    classes: int | None = None  # of the training split's labels; None: it has no labels
+
+    def needs_labels(self) -> int:
+        """Returns the number of classes; raises UserError where the training images have no labels."""
+        if self.classes is None:
+            raise UserError("objective: it trains with labels, and the training images have none: give other data=…")
+        return self.classes
 
     def needs_views(self, at_least: int, at_most: int | None = None) -> None:
         """Raises UserError unless the number of views is in the given range."""
@@ -182,6 +190,14 @@ class Objective(nn.Module):
     """
 
     backbone: Backbone
+    uses_labels: bool = False  # True: the method trains with labels, which the run says in its log, report and card
+
+    def product(self) -> Backbone:
+        """Returns the network that is evaluated, exported and published: the backbone, or a teacher of the same kind.
+
+        A checkpoint holds both and names this one.
+        """
+        return self.backbone
 
     def check(self, plan: Plan) -> None:
         """Raises UserError, in one line, for a run that cannot work. It is called before any image is read."""
@@ -208,6 +224,15 @@ class AfterBackward(Protocol):
 
     def after_backward(self, progress: Progress) -> None:
         """Changes the gradients. It is called once per optimizer step, before they are clipped and used."""
+        ...
+
+
+@runtime_checkable
+class HasRateFactors(Protocol):
+    """A method some of whose parameters have learning rates of their own (Barlow Twins, SimSiam)."""
+
+    def lr_factors(self) -> Mapping[str, float | Literal["constant"]]:
+        """Returns factors on the learning rate by the name of the parameter; ``constant`` keeps it at the peak."""
         ...
 
 

@@ -10,7 +10,7 @@ from tests.small import small_run
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.optimizers.layer_decay import by_layer

@@ -159,7 +159,7 @@ def test_data_path_alone_names_images_where_those_of_the_run_have_no_path(
     assert np.array_equal(unlabeled.embed(loaded, "digits").x, unlabeled.embed(run.folder).x)
     code, said = printed(capfd, monkeypatch, "embed", f"run={run.folder}", "data.path=/no/cat.jpg", "out=x.npy", *CPU)
     assert (code, said.count("\n"), "/no/cat.jpg does not exist" in said) == (2, 1, True), said
-    code, said = printed(capfd, monkeypatch, "evaluate", f"run={run.folder}", "data.path=/no", *CPU)
+    code, said = printed(capfd, monkeypatch, "evaluate", f"run={run.folder}", f"data.path={photos}", *CPU)
     assert (code, said) == (2, "error: data.path: no such key; (allowed: image_size)\n")
 
 
@@ -377,8 +377,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["run=/no/run", "out=x.npy"], "error: checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
-        (["out=x.npy"], "error: give either run=outputs/NAME or checkpoint=FILE"),
+        (["run=/no/run", "out=x.npy"], "error: run=/no/run: no such folder"),
+        (["out=x.npy"], "error: give one of run=outputs/NAME, checkpoint=FILE and weights=…"),
         (["run=/no/run"], "error: out: has no default; give out=features.parquet, "),
         (["run=/no/run", "out=x.hdf5"], "error: out=x.hdf5: the ending says how it is written; allowed: .parquet, "),
         (["run=/no/run", "out=/proc/x.npy"], "error: out=/proc/x.npy: "),
@@ -429,7 +429,7 @@ def test_a_mistake_that_only_the_weights_and_images_show_is_one_line_too(
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda: unlabeled.embed("/no/run", "digits"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
+        (lambda: unlabeled.embed("/no/run", "digits"), "run=/no/run: no such folder"),
         (
             lambda: unlabeled.embed(3, "digits"),  # type: ignore[arg-type]
             "int: give a run, a file of weights, or a network",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Script
-from unlabeled.commands.train.ending import score, scores, tell
+from unlabeled.commands.train.ending import score, scores, tell, training_of
 from unlabeled.evaluation.evaluate_probes import Row
 
 TINY = (
@@ -59,6 +59,30 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert said[-1].endswith("python train.py experiment=digits max_epochs=MORE resume=override")
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
     assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
+
+
+def test_a_run_is_not_called_healthy_whose_loss_rose_or_whose_plan_has_failed_checks(tmp_path: Path) -> None:
+    losses = [*[4.0] * 5, *[3.0] * 20, *[4.5] * 5]
+    records = [json.dumps({"step": step + 1, "train/loss": loss}) for step, loss in enumerate(losses)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(records))
+    assert "warning: the loss rose from 4 at the beginning to 4.5 at the end" in told(tmp_path, ROWS)
+    checks = [
+        {"name": "rate", "passed": False, "found": "lr is 3", "remedy": "give 0.1"},
+        {"name": "size", "passed": True, "found": "32", "remedy": "-"},
+    ]
+    (tmp_path / "plan.json").write_text(json.dumps({"checks": checks}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(records[:25]))  # 4 to 3
+    said = told(tmp_path, ROWS)
+    assert said[3] == "warning: a check of the plan failed: rate: lr is 3; give 0.1"
+    assert not [line for line in said if "healthy" in line or "rose" in line]
+
+
+def test_own_labels_that_were_evaluated_are_not_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data:\n  path: /my/images\n")
+    assert "evaluate it on your labels" not in "".join(told(tmp_path, ROWS))
+    assert "evaluate it on your labels" in "".join(told(tmp_path, []))
+    (tmp_path / "config.yaml").write_text("data:\n  image_size: 8\n")
+    assert "evaluate it on your labels" in "".join(told(tmp_path, ROWS))
 
 
 def test_few_labels_come_first(tmp_path: Path) -> None:
@@ -169,3 +193,13 @@ def test_weights_and_biases_hears_the_score_before_its_session_ends(
     assert summary[summary.index("speed/images_per_second") + 1] == "9"
     assert json.loads(lines.path.read_text()) == {"step": 5, "epoch": 1.0, "score/knn": 60.0}
     assert not (tmp_path / "wandb" / "unfinished").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_record_of_a_training_is_left_out_and_said(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "training.json").write_bytes(content)
+    assert training_of(tmp_path) == {}
+    assert capsys.readouterr().out == f"warning: {tmp_path}/training.json is damaged and left out\n"
+    assert training_of(tmp_path / "none") == {}

@@ -148,9 +148,9 @@ def test_an_export_returns_its_folder(run: Run, folder: Path) -> None:
             lambda: unlabeled.train(preview=8),
             "preview: gives nothing back to Python; call unlabeled preview in a shell",
         ),
-        (lambda: unlabeled.evaluate("/no/run"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
+        (lambda: unlabeled.evaluate("/no/run"), "run=/no/run: no such folder"),
         (lambda: unlabeled.evaluate("x", compare=["a", "b"]), "compare: gives nothing back to Python"),
-        (lambda: unlabeled.load("/no/run"), "checkpoint=/no/run/checkpoints/last.ckpt: no such file"),
+        (lambda: unlabeled.load("/no/run"), "run=/no/run: no such folder"),
         (lambda: unlabeled.export("/no/run", "tim"), "to=tim: did you mean timm? must be timm or torchvision or "),
     ],
 )

@@ -14,6 +14,7 @@ CELLS = [
     '    online_knn=None, pictures=None, num_workers=0, log_every_n_steps=5, probe="knn", '
     '    overrides=["probe.knn.k=[20]"], trainer={"accelerator": "cpu"}, out="outputs/notebook")\nlen(run.metrics)',
     'model = unlabeled.load("outputs/notebook")\nmodel.num_features',
+    'vectors = unlabeled.embed(model, "digits", num_workers=0)\nvectors.x.shape[0], vectors.neighbours(3)[0].shape[1]',
     'unlabeled.evaluate(run, probe="knn", overrides=["probe.knn.k=[20]"], num_workers=0)',
 ]
 
@@ -39,5 +40,6 @@ def test_a_notebook_trains_with_a_progress_line_and_shows_its_results(
     ]
     assert int(results[0]) > 2
     assert results[1] == "64"
-    assert results[2].startswith("| top-1, %")
-    assert "text/markdown" in outputs[3][-1].data
+    assert results[2] == "(1797, 3)"
+    assert results[3].startswith("| top-1, %")
+    assert "text/markdown" in outputs[4][-1].data

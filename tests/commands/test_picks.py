@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.small import composed
 from unlabeled.commands.arguments.data_path import with_data_source
+from unlabeled.commands.train import picks
 from unlabeled.commands.train.picks import Look, completed, pick_for
 from unlabeled.errors import UserError
 
@@ -93,3 +94,34 @@ def test_the_files_say_which_source_reads_them(tmp_path: Path, file: str, source
     (tmp_path / "test").mkdir()
     last = with_data_source([f"data={tmp_path}"])[-1]
     assert (last == "data.test=test") == (source in ("huggingface", "litdata"))
+
+
+def test_what_was_typed_is_checked_before_an_image_is_looked_at_whatever_may_be_picked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(path: str, overrides: list[str]) -> None:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(picks, "look", looked)
+    data = f"data={tmp_path}/"
+    for typed, message in (
+        ("batch_size=0", "batch_size=0: must be a whole number"),
+        ("optimizer.momentun=1", "optimizer.momentun: no such key"),
+        ("views.size=0", "views.size=0: must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            completed([data, typed])
+    for right in (
+        *(["backbone.stem=cifar"], ["optimizer.optimizer.momentum=0.8"], ["objective=moco_v2", "views.size=64"]),
+        *(["objective=swav", "optimizer.optimizer.trust_coefficient=0.01"], ["batch_size=32,64", "-m"]),
+        ["seed=choice(1,2)", "--multirun"],
+    ):
+        with pytest.raises((AssertionError, UserError)) as stopped:
+            completed([data, *right])
+        assert str(stopped.value) == "looked", right
+
+
+def test_one_minute_is_one_minute() -> None:
+    assert "about 1 minute on" in next(
+        p.why for p in pick_for(seen(100, 32, gpu=False), {}) if "max_epochs" in p.values
+    )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 from tests.small import CONF, small_run
 from unlabeled.commands.build.representation import build_analysis_subject
@@ -105,6 +106,21 @@ def test_every_number_carries_what_decides_it_and_few_images_are_said(tmp_path: 
     assert told["views"]["operations"][0]["_target_"].endswith("RandomResizedCrop")
     assert any("100 images for 128 dimensions" in note for note in found["notes"])
     assert any("LiDAR of 40 images cannot pass 39" in note for note in found["notes"])
+
+
+def test_a_corrupt_image_is_left_out_and_its_batch_counts(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path / "run", "simclr")
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        noise = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    given = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=8"]
+    found = represented(run, *given)
+    assert (found["spaces"]["backbone"]["images"], found["cka"]["images"]) == (19, 19)
+    sides = [f"first={run}", f"second={run}", f"out={tmp_path}/c.png", "images=20", "split=train"]
+    compare_command(*composed("representation_compare", *given, *sides))
+    assert (tmp_path / "c.png").is_file()
 
 
 def test_a_vit_has_attention_distances_and_rollouts_and_a_method_without_projector_one_space(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from unlabeled.commands import command_line
 from unlabeled.commands.aliases import ALIASES, meant
 from unlabeled.commands.command_line import Reader, as_typed
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.escaping import escaped, for_shell
 from unlabeled.errors import UserError
 
 
@@ -36,7 +37,24 @@ def message(*typed: str, command: str = "train") -> str:
     return str(refused.value)
 
 
-PATHS = ["/d/ünï", "/d/(en)", "/d/#x", "/d/eq=ual", "/d/a b", "/d/it's", '/d/"', "/d/x,y", "/d/{a", "2024", "/d/%"]
+PATHS = [
+    "true",
+    "False",
+    "nan",
+    "inf",
+    "Null",
+    "/d/ünï",
+    "/d/(en)",
+    "/d/#x",
+    "/d/eq=ual",
+    "/d/a b",
+    "/d/it's",
+    '/d/"',
+    "/d/x,y",
+    "/d/{a",
+    "2024",
+    "/d/%",
+]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "C:\\d"])
@@ -73,6 +91,11 @@ def test_the_home_folder_is_expanded_in_a_path_and_in_no_name(monkeypatch: pytes
         ("probe.few_labels.labels_files=[/d/(a).txt,b=1]", "train", ["/d/(a).txt", "b=1"]),
         ("name=2024", "train", "2024"),
         ("name=1e3", "train", "1e3"),
+        ("name=true", "train", "true"),
+        ("name=NaN", "train", "NaN"),
+        ("plan_only=true", "train", True),
+        ("resume=true", "train", True),
+        ("checkpoint_every_n_minutes=inf", "train", float("inf")),
         ("name=a(b", "train", "a(b"),
         ("logger.wandb.name=12", "train", "12"),
         ("out=~x=1", "export", "~x=1"),
@@ -145,6 +168,16 @@ def test_a_printed_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert shlex.split(as_typed("python", "train.py")) == [
         "python", "train.py", "data.path=/d/a b", "probe=[knn,linear]", "name=it's",
     ]  # fmt: skip
+
+
+ODD = ["it's", "a b", "caf\udce9", "\x1b[31m", "new\nline", "back\\slash '\x07'", "$HOME", "\u202e", "ünï", ""]
+
+
+def test_a_printed_command_with_odd_letters_is_one_printable_line_and_means_the_same() -> None:
+    line = for_shell(["printf", "%s\\0", *ODD])
+    assert escaped(line) == line
+    said = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=True).stdout
+    assert said.split(b"\0")[:-1] == [os.fsencode(word) for word in ODD]
 
 
 WITHOUT_TORCH = """

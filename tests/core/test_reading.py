@@ -1,5 +1,6 @@
 """Files that are read: regular ones alone, as text or one line that says why not."""
 
+import ast
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from unlabeled.core.reading import name_inside, open_regular, read_text, require_regular, shown_path
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.digits import digits
@@ -97,3 +99,51 @@ def test_lists_of_labels_and_kept_features_that_are_no_regular_files_do_not_hang
     reader.start()
     reader.join(20)
     assert found == [None]
+
+
+# Who opens for reading besides reading.py, and why it cannot be a stranger's file
+OWN = {
+    "cache.py": "the source files of this package",
+    "doctor.py": "/proc",
+    "environment.py": "/proc, and what the same process has made as JSON",
+    "help.py": "the yamls of a command",
+    "new.py": "its own templates",
+    "page.py": "its own style",
+    "preflight.py": "the source files of this package",
+    "rendezvous.py": "what other processes of the run send",
+    "run.py": "/proc/cpuinfo",
+    "run_lock.py": "/proc",
+    "self_test.py": "its own numbers",
+    "server.py": "its own scripts",
+    "shared_memory.py": "/proc, and a file in shared memory that it made",
+    "signatures.py": "source files",
+    "verdict.py": "/proc",
+    "index.py": "the note of a table that was checked",
+    "extractor.py": "the note of kept features that were checked",
+    "table_text.py": "what it has made itself as JSON",
+    "table.py": "what it has made itself as JSON",
+    "part_file.py": "what it has made itself as JSON",
+}
+
+
+def reads(path: Path) -> list[str]:
+    """Calls that open a file for reading, or parse JSON whose depth may have no end."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        modes = [each.value for each in node.args if isinstance(each, ast.Constant) and each.value in ("r", "rb", "rt")]
+        if name.endswith((".read_text", ".read_bytes")) or name in ("json.loads", "json.load"):
+            found.append(name)
+        if name == "open" and (modes or len(node.args) == 1):
+            found.append(name)
+        if name.endswith(".open") and modes and not name.startswith(("system", "os")):
+            found.append(name)
+    return found
+
+
+def test_files_are_opened_for_reading_at_one_place() -> None:
+    sources = [path for path in (ROOT / "ssl").rglob("*.py") if path.parent.name != "skeletons"]
+    elsewhere = {path.name: reads(path) for path in sources if path.name not in (*OWN, "reading.py", "parsing.py")}
+    assert {name: calls for name, calls in elsewhere.items() if calls} == {}

@@ -18,7 +18,7 @@ from tests.forked import spawn
 from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.training.checkpointing import Interrupted
 

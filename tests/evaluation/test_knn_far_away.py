@@ -105,3 +105,19 @@ def test_k_means_on_features_that_are_not_finite_is_one_line() -> None:
     )
     with pytest.raises(UserError, match=r"^probe\.kmeans was given features that are not finite"):
         KMeans(None, "l2", 1, 10, 0).fit_predict(train, test, 4)
+
+
+@pytest.mark.parametrize("length", [1e20, 1e38])
+def test_products_that_overflow_are_one_line_and_no_neighbours(length: float) -> None:
+    x = unit_rows(grid(3, 3) + 1) * length
+    with pytest.raises(UserError, match=r"^k-NN was given features whose products overflow: the network has diverged"):
+        neighbours(x, x, 2)
+
+
+def test_a_distance_of_another_name_and_a_temperature_without_an_end_are_refused() -> None:
+    x = unit_rows(grid(3, 3) + 1)
+    with pytest.raises(UserError, match=r"distance=manhattan is not known; allowed: product, cosine, euclidean$"):
+        neighbours(x, x, 2, distance="manhattan")
+    for temperature in (float("inf"), float("nan"), 0.0, -1.0):
+        with pytest.raises(UserError, match=rf"temperature is {temperature}"):
+            knn_scores(x, x, torch.zeros(len(x), dtype=torch.int64), 2, temperature, 1)

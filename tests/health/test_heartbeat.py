@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.health import heartbeat
 from unlabeled.training.checkpointing import Interrupted

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.injected.failures import FAILURES, Failure
+from benchmarks.injected.failures import FAILURES, FURTHER, Failure
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 
 AT_ONCE = {
     "no stop-gradient": "gradient-reaches-targets",
@@ -51,7 +51,11 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae"])
+HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER, "simsiam"]
+HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa"]
+
+
+@pytest.mark.parametrize("objective", HEALTHY)
 def test_a_run_without_a_failure_has_no_finding(objective: str, tmp_path: Path) -> None:
     assert names_of(objective, None, tmp_path) == []
     signs = json.loads((tmp_path / "health.json").read_text())["facts"]["signs"]

@@ -1,5 +1,7 @@
+import importlib
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -7,13 +9,37 @@ import pytest
 import torch
 from torch import Tensor
 
+import unlabeled.objectives
 from unlabeled.errors import UserError
-from unlabeled.objectives.mae import masked_patch_loss, patchify, random_masking, unpatchify
+from unlabeled.objectives.barlow_twins import barlow_twins_loss
+from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.lejepa import invariance, sigreg
+from unlabeled.objectives.mae import (
+    MaskedAutoencoder,
+    masked_patch_loss,
+    num_kept_patches,
+    patchify,
+    random_masking,
+    unpatchify,
+)
 from unlabeled.objectives.moco import KeyQueue, batch_contrast, queue_contrast
-from unlabeled.objectives.paws import paws_loss, soft_nearest_neighbours
-from unlabeled.objectives.relic import relic_loss
+from unlabeled.objectives.nnclr import nnclr_loss
+from unlabeled.objectives.parts import ema
+from unlabeled.objectives.paws import (
+    paws_loss,
+    prediction_losses,
+    sharpen_probabilities,
+    soft_nearest_neighbours,
+    target_classes,
+)
+from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
 from unlabeled.objectives.simclr import nt_xent
-from unlabeled.objectives.swav import FeatureQueue, sinkhorn, swapped_prediction
+from unlabeled.objectives.simsiam import simsiam_loss
+from unlabeled.objectives.supcon import supcon_loss, triplet_loss
+from unlabeled.objectives.supervised import classification_loss
+from unlabeled.objectives.swav import FeatureQueue, code_prediction_loss, compute_codes, sinkhorn, swapped_prediction
+from unlabeled.objectives.vicreg import vicreg_loss
 from unlabeled.optimizers import LARS
 
 
@@ -35,6 +61,37 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         {"q1": rows(4, 8), "q2": rows(4, 8), "k1": rows(4, 8), "k2": rows(4, 8), "temperature": 0.5},
         ("temperature",),
     ),
+    "byol_loss": (byol_loss, {name: rows(4, 8) for name in ("p1", "p2", "z1", "z2")}, ()),
+    "simsiam_loss": (simsiam_loss, {name: rows(4, 8) for name in ("p1", "p2", "z1", "z2")}, ()),
+    "barlow_twins_loss": (barlow_twins_loss, {"z1": rows(4, 8), "z2": rows(4, 8), "off_diagonal_weight": 0.005}, ()),
+    "vicreg_loss": (
+        vicreg_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+        (),
+    ),
+    "moved_center": (moved_center, {"center": rows(8), "teacher": rows(4, 8), "momentum": 0.9}, ()),
+    "nnclr_loss": (
+        nnclr_loss,
+        {"neighbours": rows(4, 8), "predictions": rows(4, 8), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "supcon_loss": (
+        supcon_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "labels": torch.tensor([0, 1, 0, -1]), "temperature": 0.5},
+        ("temperature",),
+    ),
+    "triplet_loss": (
+        triplet_loss,
+        {"z1": rows(4, 8), "z2": rows(4, 8), "labels": torch.tensor([0, 1, 0, -1]), "margin": 0.2},
+        ("margin",),
+    ),
+    "classification_loss": (
+        classification_loss,
+        {"logits": rows(4, 3), "labels": torch.tensor([0, 1, 1, -1]), "label_smoothing": 0.1},
+        (),
+    ),
+    "sigreg": (sigreg, {"embeddings": rows(4, 8), "directions": rows(8, 5)}, ()),
+    "invariance": (invariance, {"views": rows(3, 4, 8), "large": 2}, ()),
     "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
     "relic_loss": (
         relic_loss,
@@ -81,7 +138,8 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         ("patch_size",),
     ),
 }
-ALONE = {"scores", "noise", "images", "queries", "patches"}  # of any number of rows; with another one they still fit
+# Of any number of rows; with another one they still fit.
+ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher"}
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -99,8 +157,10 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
         if not isinstance(value, Tensor):
             continue
         free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
-        free_columns = name in ("sinkhorn", "random_masking") or argument in ("negatives", "labels")
-        wrong = changed_shapes(value, free_rows, free_columns)
+        free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
+        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss")
+        free_columns |= argument in ("negatives", "directions", "labels")
+        wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
             with pytest.raises(UserError, match=f"^{name}|^patchify") as refusal:
                 function(**{**fitting, argument: tensor})
@@ -117,17 +177,33 @@ def test_a_number_out_of_its_range_is_refused_by_its_name(name: str) -> None:
 
 
 def test_every_loss_of_the_contract_is_tried_here() -> None:
-    from unlabeled.objectives import mae, moco, paws, relic, simclr, swav
-
+    modules = [
+        importlib.import_module(f"unlabeled.objectives.{found.name}")
+        for found in pkgutil.iter_modules(unlabeled.objectives.__path__)
+        if not found.ispkg
+    ]
     losses = {
         name
-        for module in (mae, moco, paws, relic, simclr, swav)
+        for module in modules
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
         if name.endswith(("_loss", "_xent", "_contrast", "_neighbours"))
     }
-    halves = {"code_prediction_loss", "contrastive_loss"}  # of swapped_prediction and relic_loss, which are tried
+    # halves of swapped_prediction and relic_loss, which are tried; dino_loss takes lists
+    halves = {"code_prediction_loss", "contrastive_loss", "dino_loss"}
     assert losses - halves <= set(FITTING), losses - halves - set(FITTING)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("barlow_twins_loss", "off_diagonal_weight"), *(("vicreg_loss", each) for each in ("invariance", "variance"))],
+)
+def test_a_weight_below_zero_is_refused_by_its_name(name: str, weight: str) -> None:
+    function, fitting, _ = FITTING[name]
+    function(**{**fitting, weight: 0.0})
+    for value in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"^{name}: {weight}={value} must be at least 0"):
+            function(**{**fitting, weight: value})
 
 
 def test_four_rows_and_five_are_not_paired() -> None:
@@ -181,6 +257,84 @@ def test_crops_of_swav_have_one_shape_and_those_that_give_codes_are_there() -> N
             swapped_prediction(scores, assigned, **numbers, queue_scores=queued)
 
 
+def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_student() -> None:
+    crops, center = [rows(4, 3)] * 3, rows(3)
+    dino_loss(crops, crops[:2], center, 0.1, 0.04)
+    wrong: list[tuple[list[Tensor], list[Tensor], Tensor, str]] = [
+        ([rows(4, 3), rows(5, 3)], crops[:1], center, r"student\[1\] \[5, 3\]"),
+        (crops, [rows(4, 2)], center, r"teacher\[0\] \[4, 2\]"),
+        (crops, crops[:2], rows(4), r"center \[4\]"),
+        (crops[:1], crops[:1], center, "1 crops of the student, 1 of the teacher"),
+        (crops, [], center, "3 crops of the student, 0 of the teacher"),
+        (crops, [*crops, *crops], center, "3 crops of the student, 6 of the teacher"),
+    ]
+    for student, teacher, middle, message in wrong:
+        with pytest.raises(ValueError, match=f"^dino_loss: .*{message}"):
+            dino_loss(student, teacher, middle, 0.1, 0.04)
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"^dino_loss: student_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, value, 0.04)
+        with pytest.raises(ValueError, match=f"^dino_loss: teacher_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, 0.1, value)
+    with pytest.raises(ValueError, match=r"^moved_center: momentum=1\.5"):
+        moved_center(center, rows(4, 3), 1.5)
+
+
+def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
+    logs, negatives = rows(4, 3).log_softmax(1), torch.tensor([[1], [2], [3], [0]])
+    crops = [rows(4, 3)] * 3
+    numbers: dict[str, Any] = {"epsilon": 0.05, "iterations": 3}
+    codes = compute_codes(crops, [0, 1], **numbers)
+    anchors, supports, wanted = rows(12, 8), rows(6, 8), torch.ones(12, 3) / 3
+    wrong: dict[str, Callable[[], Any]] = {
+        r"log_q \[1, 3\]": lambda: kl_divergence(logs, logs[:1], "entropy"),
+        "stop_gradient=foo: allowed are entropy and first": lambda: kl_divergence(logs, logs, "foo"),  # type: ignore[arg-type]
+        "temperature=0": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives, 0.0),
+        r"negatives \[3, 1\]": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives[:3], 0.5),
+        "must be int64": lambda: contrastive_log_probabilities(rows(4, 8), rows(4, 8), negatives > 0, 0.5),
+        "of 4 rows 3 are other": lambda: sample_negatives(4, 4, torch.Generator()),
+        "count=0": lambda: sample_negatives(4, 0, torch.Generator()),
+        r"codes\[1\] \[1, 3\]": lambda: code_prediction_loss(crops, [0, 1], [codes[0], codes[1][:1]], 0.1),
+        "1 codes for 2 assigned": lambda: code_prediction_loss(crops, [0, 1], codes[:1], 0.1),
+        "temperature=-1": lambda: code_prediction_loss(crops, [0, 1], codes, -1),
+        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),
+        r"wanted \[1, 3\]": lambda: prediction_losses(anchors, supports, wanted[:1], LABELS, 0.1, 0.25),
+        "3 targets": lambda: target_classes(anchors[:3], supports, LABELS, 1, 0.1, 0.25),
+        "sharpen=2": lambda: sharpen_probabilities(wanted, 2),
+        "mask_ratio=-0.1": lambda: num_kept_patches(16, -0.1),
+        "mask_ratio=nan": lambda: num_kept_patches(16, math.nan),
+        "momentum=2": lambda: ema.update(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), 2),
+        "momentum=nan": lambda: ema.update(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), math.nan),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(UserError, match=words) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [name for name in FITTING if name != "random_masking"])
+def test_what_is_not_a_number_never_becomes_a_finite_loss(name: str) -> None:
+    function, fitting, _ = FITTING[name]
+    for argument, value in fitting.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found = function(**{**fitting, argument: torch.full_like(value, math.nan)})
+            first = found[0] if isinstance(found, tuple) else found
+            assert first.isnan().any(), argument
+
+
+def test_a_masked_autoencoder_of_no_size_and_noise_of_another_are_refused() -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+    sizes |= {f"decoder_{name}": sizes[name] for name in ("width", "depth", "heads")}
+    model = MaskedAutoencoder(**sizes, normalize_targets=False)
+    for name in sizes:
+        for value in (0, -4):
+            with pytest.raises(UserError, match=rf"{name}={value} must be a whole number of at least 1"):
+                MaskedAutoencoder(**(sizes | {name: value}), normalize_targets=False)
+    for noise in (rows(1, 4), rows(2, 5), rows(2, 16)):
+        with pytest.raises(UserError, match=r"^noise .* for images \[2, 3, 8, 8\]: must be \[B, 4\]$"):
+            model.forward_masked(rows(2, 3, 8, 8), noise, 0.5)
+
+
 def test_queues_take_keys_of_their_own_width_only() -> None:
     with pytest.raises(UserError, match=r"queue \[9, 8\], k \[4, 7\]"):
         KeyQueue(9, 8).enqueue(rows(4, 7))
@@ -193,8 +347,8 @@ def test_queues_take_keys_of_their_own_width_only() -> None:
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "trust_coefficient"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_lars_refuses_what_the_optimizers_of_torch_refuse_for_a_group_too(name: str, value: float) -> None:
-    weight = torch.nn.Parameter(rows(2, 2))
+    weight, given = torch.nn.Parameter(rows(2, 2)), {"lr": 0.1, name: value}
     with pytest.raises(ValueError, match=f"^LARS: {name}={value} must be at least 0 and finite$"):
-        LARS([weight], **{"lr": 0.1, name: value})
+        LARS([weight], **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{name}={value}"):
         LARS([{"params": [weight], name: value}], lr=0.1)

@@ -209,31 +209,29 @@ def test_the_whole_loss_is_algorithm_1_pair_by_pair(large: int, small: int, incl
     output = objective(batch, Progress(3, 10, 5, 1))
     online, targets = embeddings(objective, batch, large)
     negatives = objective._negatives(8, Progress(3, 10, 5, 1))
-    total, pairs = torch.zeros((), dtype=torch.float64), 0
-    for i in range(large):
+    contrasts, divergences = [], []
+    for i in range(large + small):
         for j in range(large):
             if i == j and not include_same_view:
                 continue
-            beta = 0.0 if i == j else 2.0
-            total = total + literal_relic_loss(
-                online[i], online[j], targets[i], targets[j], negatives, 0.3, alpha=0.7, beta=beta
-            )
-            pairs += 1
-    for i in range(large, large + small):
-        for j in range(large):
-            total = total + literal_relic_loss(
-                online[i], online[0], targets[0], targets[j], negatives, 0.3, alpha=0.7, beta=0.0
-            )
-            pairs += 1
-    assert pairs == ((large + small) * large if include_same_view else large * (large - 1) + small * large)
-    assert float(output.loss.detach()) == pytest.approx(float(total.detach()) / pairs, abs=1e-12)
+            o = online[j] if i < large else online[0]
+            t = targets[i] if i < large else targets[0]
+            contrasts.append(literal_relic_loss(online[i], o, t, targets[j], negatives, 0.3, alpha=1.0, beta=0.0))
+            if i < large and i != j:
+                divergences.append(literal_relic_loss(online[i], o, t, targets[j], negatives, 0.3, alpha=0.0, beta=1.0))
+    assert len(contrasts) == (large + small) * large - (0 if include_same_view else large)
+    assert len(divergences) == large * (large - 1)  # β is not made smaller by pairs that have no invariance term
+    expected = 0.7 * torch.stack(contrasts).mean() + 2.0 * torch.stack(divergences).mean()
+    assert float(output.loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-12)
 
 
 def test_a_small_view_may_be_held_to_what_the_next_large_view_sees() -> None:
     batch = make_batch(large=2, small=1)
     objective, without = make_objective(small_invariance=True), make_objective()
     progress = Progress(0, 10, 5, 0)
-    extra = objective(batch, progress).loss - without(batch, progress).loss
+    both, large_only = objective(batch, progress), without(batch, progress)
+    of_large = float(large_only.metrics["divergence"])  # mean over the 2 pairs of large views
+    extra = 4 * float(both.metrics["divergence"]) - 2 * of_large  # of the 2 pairs with the small view
     online, targets = embeddings(objective, batch, 2)
     negatives = objective._negatives(8, progress)
     expected = torch.zeros((), dtype=torch.float64)
@@ -242,7 +240,10 @@ def test_a_small_view_may_be_held_to_what_the_next_large_view_sees() -> None:
             p = literal_probabilities(online[reference].detach(), targets[j], n, others, 0.3)
             q = literal_probabilities(online[2], targets[j], n, others, 0.3)
             expected = expected + sum(p_m * (p_m / q_m).log() for p_m, q_m in zip(p, q, strict=True)) / 8
-    assert float(extra.detach()) == pytest.approx(2.0 * float(expected.detach()) / 6, abs=1e-12)
+    assert extra == pytest.approx(float(expected.detach()), abs=1e-12)
+    assert float(both.loss.detach()) == pytest.approx(
+        float(large_only.loss.detach()) + 2.0 * (float(both.metrics["divergence"]) - of_large), abs=1e-12
+    )
 
 
 def test_the_target_network_follows_after_the_step_with_the_new_weights_and_rises_to_one() -> None:

@@ -146,3 +146,21 @@ def test_both_views_go_through_the_network_in_one_forward() -> None:
     assert seen == [16]  # BatchNorm would see the statistics of all 2B images
     torch.testing.assert_close(output.features, objective.backbone(make_batch(slice(0, 8)).views[0]))
     assert not output.features.requires_grad
+
+
+def test_the_sum_of_both_directions_is_twice_the_mean_and_collapses_at_twice_the_value() -> None:
+    losses, plan = [], Plan(8, 1, 8, (2, 2))
+    for both in (False, True):
+        torch.manual_seed(0)
+        objective = SimCLR(LinearBackbone(), 2, 4, 0.2, sum=both).double()
+        losses.append(float(objective(make_batch(slice(0, 8)), Progress(0, 10, 10, 0)).loss.detach()))
+        assert objective.collapsed_at(plan) == pytest.approx((1 + both) * math.log(15))
+    assert losses[1] == 2 * losses[0]
+
+
+def test_the_projector_may_be_wider_and_without_batchnorm() -> None:
+    wide = SimCLR(LinearBackbone(), 3, 4, 0.2, projection_hidden=10).projector
+    assert [tuple(each.weight.shape) for each in wide if isinstance(each, nn.Linear)] == [(10, 6), (10, 10), (4, 10)]  # type: ignore[attr-defined]
+    plain = SimCLR(LinearBackbone(), 2, 4, 0.2, projection_hidden=10, projection_norm=False).projector
+    assert [type(each) for each in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert all(each.bias is not None for each in plain.children() if isinstance(each, nn.Linear))

@@ -135,3 +135,78 @@ def test_a_closure_is_called_with_gradients_on_and_its_value_returned() -> None:
 
     assert optimizer.step(closure) == 4.0
     assert parameter.item() == 2.0 - 4.0
+
+
+def literal_clipped(weight: Array, gradients: Array, momentum: float, decay: float, trust: float) -> Array:
+    """solo-learn, solo/utils/lars.py with clip_lr: neither scaled nor decayed where a norm is 0."""
+    buffer = None
+    for gradient, lr in zip(gradients, RATES, strict=True):
+        step = gradient
+        if weight.ndim > 1 and norm(weight) > 0 and norm(gradient) > 0:
+            rate = trust * norm(weight) / (norm(gradient) + decay * norm(weight) + 1e-8)
+            step = (gradient + decay * weight) * (1.0 if lr == 0 else min(rate / lr, 1.0))
+        buffer = step if buffer is None else momentum * buffer + step
+        weight = weight - lr * buffer
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4), (6, 3, 3, 3)])
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+@pytest.mark.parametrize(("momentum", "decay", "trust"), [(0.9, 1e-2, 0.02), (0.0, 0.0, 0.02), (0.5, 1e-4, 1.0)])
+def test_with_a_cap_ten_steps_equal_solo_learns_loop(
+    shape: tuple[int, ...], size: float, momentum: float, decay: float, trust: float
+) -> None:
+    """Small gradients meet the cap, large ones do not."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64, generator=generator)
+    gradients = size * torch.randn((10, *shape), dtype=torch.float64, generator=generator)
+    parameter = nn.Parameter(weight.clone())
+    train(LARS([parameter], 0.1, momentum, decay, trust, clip=True), parameter, gradients, RATES)
+    expected = literal_clipped(weight.numpy(), gradients.numpy(), momentum, decay, trust)
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_capped_weight_moves_no_faster_than_by_plain_gradient_descent() -> None:
+    weight, gradient = torch.tensor([[3.0, 4.0]]), torch.tensor([[3e-4, 4e-4]])
+    moved = one_step(weight, gradient, trust_coefficient=0.02, clip=True)
+    torch.testing.assert_close(moved, weight - gradient, rtol=0, atol=1e-7)
+    far = one_step(weight, 1e4 * gradient, lr=0.5, trust_coefficient=0.02, clip=True)
+    torch.testing.assert_close(far, weight - 0.02 * weight)  # 0.5 · g · (0.02 · 5 / 5) / 0.5
+
+
+def test_with_a_cap_a_zero_weight_and_a_zero_gradient_are_neither_scaled_nor_decayed() -> None:
+    gradient, weight = torch.tensor([[0.5, 0.25]]), torch.tensor([[3.0, 4.0]])
+    assert torch.equal(one_step(torch.zeros(1, 2), gradient, weight_decay=0.1, clip=True), -gradient)
+    assert torch.equal(one_step(weight, torch.zeros(1, 2), weight_decay=0.5, clip=True), weight)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4)])
+@pytest.mark.parametrize("rate_in_momentum", [False, True])
+def test_adapted_biases_and_a_rate_within_the_momentum_equal_the_literal_loop(
+    shape: tuple[int, ...], rate_in_momentum: bool
+) -> None:
+    """As apex' LARC (SwAV), and as the code of PAWS and of SimCLR."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64, generator=generator)
+    gradients = torch.randn((10, *shape), dtype=torch.float64, generator=generator)
+    parameter = nn.Parameter(weight.clone())
+    given: dict[str, Any] = {"adapt_all": True, "rate_in_momentum": rate_in_momentum}
+    train(LARS([parameter], 0.1, 0.9, 1e-2, 0.02, **given), parameter, gradients, RATES)
+    expected, buffer = weight.numpy(), np.zeros(shape)
+    for gradient, lr in zip(gradients.numpy(), RATES, strict=True):
+        step = gradient + 1e-2 * expected
+        step = step * 0.02 * norm(expected) / norm(step)
+        buffer = 0.9 * buffer + (lr * step if rate_in_momentum else step)
+        expected = expected - (buffer if rate_in_momentum else lr * buffer)
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_group_may_have_its_biases_adapted_and_another_not() -> None:
+    bias, gradient = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    pair = [nn.Parameter(bias.clone()), nn.Parameter(bias.clone())]
+    for each in pair:
+        each.grad = gradient.clone()
+    groups = [{"params": pair[:1], "adapt_all": True}, {"params": pair[1:]}]
+    LARS(groups, lr=1.0, momentum=0.0, trust_coefficient=0.02).step()
+    torch.testing.assert_close(pair[0].detach(), bias - torch.tensor([0.0, 0.02 * 5]))
+    torch.testing.assert_close(pair[1].detach(), bias - gradient)

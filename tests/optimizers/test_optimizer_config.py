@@ -114,3 +114,84 @@ def test_the_optimizer_is_built_with_the_peak_rate_and_the_groups_decay() -> Non
     assert isinstance(optimizer, LARS)
     found = [(group["lr"], group["weight_decay"], group["momentum"]) for group in optimizer.param_groups]
     assert found == [(pytest.approx(0.6), 0.01, 0.9), (pytest.approx(0.6), 0.0, 0.9)]
+
+
+def test_the_schedule_begins_and_ends_at_rates_that_the_batch_does_not_scale() -> None:
+    """SwAV: 0.3, then 4.8 at its peak for 4096 images, then 0.0048."""
+    ends = recipe(warmup_start_lr=0.3, final_lr=0.0048)
+    rate = [ends.lr_at(at(step), 4096) for step in (0, 50, 100, 550, 1000)]
+    assert rate == pytest.approx([0.3, (0.3 + 4.8) / 2, 4.8, (4.8 + 0.0048) / 2, 0.0048], rel=1e-12)
+    tenths = recipe(warmup_epochs=2, milestones=[12], warmup_start_lr=0.1)
+    assert [tenths.lr_at(at(step), 256) for step in (0, 10, 20, 130)] == pytest.approx([0.1, 0.2, 0.3, 0.03])
+
+
+def test_ends_of_zero_leave_every_rate_as_it_was_bit_for_bit() -> None:
+    for step in range(1000):
+        warm = step / 100 if step < 100 else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 100) / 900)))
+        assert recipe().lr_at(at(step), 4096) == 4.8 * warm
+
+
+def test_a_last_rate_beside_milestones_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^optimizer\.final_lr=0\.01: optimizer\.milestones end"):
+        recipe(milestones=[12], final_lr=0.01)
+
+
+def test_weight_decay_rises_along_half_a_cosine_in_decayed_groups_alone() -> None:
+    """DINO: from 0.04 to 0.4; biases and norms stay at 0."""
+    rising, network = recipe(weight_decay=0.04, final_weight_decay=0.4), Network()
+    optimizer = rising.build(network, 256)
+    found = []
+    for step in (0, 250, 500, 1000):
+        rising.set_step(optimizer, at(step), 256)
+        found.append([group["weight_decay"] for group in optimizer.param_groups])
+    quarter = 0.4 - 0.36 * 0.5 * (1 + math.sqrt(0.5))
+    assert [decay for decay, _ in found] == pytest.approx([0.04, quarter, 0.22, 0.4], rel=1e-12)
+    assert [spared for _, spared in found] == [0, 0, 0, 0]
+    assert recipe(weight_decay=0.04).weight_decay_at(at(700)) == 0.04
+
+
+class WithFactors(Network):
+    def lr_factors(self) -> dict[str, Any]:
+        return {"convolution.weight": "constant", "norm.bias": 0.25}
+
+
+def test_a_method_keeps_one_rate_at_the_peak_and_another_at_a_quarter_of_the_schedule() -> None:
+    network = WithFactors()
+    optimizer = recipe().build(network, 256)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    rates: dict[str, list[float]] = {}
+    for step in (0, 50, 550):
+        recipe().set_step(optimizer, at(step), 256)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                rates.setdefault(names[id(parameter)], []).append(group["lr"])
+    usual = pytest.approx([0, 0.15, 0.15])
+    assert rates["convolution.weight"] == pytest.approx([0.3, 0.3, 0.3])
+    assert rates["norm.bias"] == pytest.approx([0, 0.0375, 0.0375])
+    assert rates["convolution.bias"] == rates["norm.weight"] == rates["scale"] == usual
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 5
+    assert [group["weight_decay"] for group in optimizer.param_groups if group.get("constant_lr")] == [1e-6]
+
+
+def test_a_factor_for_a_parameter_that_is_not_there_is_refused() -> None:
+    class Mistaken(Network):
+        def lr_factors(self) -> dict[str, Any]:
+            return {"head.weight": 0.5}
+
+    with pytest.raises(UserError, match=r"^Mistaken\.lr_factors: head\.weight is no parameter$"):
+        recipe().build(Mistaken(), 256)
+
+
+def test_named_norms_are_decayed_and_adapted_as_weights_are_and_a_name_of_none_is_refused() -> None:
+    network = Network()
+    groups = parameter_groups(network, 0.1, False, ["norm.weight"])
+    found = [(len(group["params"]), group["weight_decay"], group.get("adapt_all", False)) for group in groups]
+    assert found == [(1, 0.1, False), (3, 0.0, False), (1, 0.1, True)]
+    assert groups[2]["params"][0] is network.norm.weight
+    with pytest.raises(UserError, match=r"^optimizer\.decayed_also=\['bn9'\]: no parameter's name ends in bn9$"):
+        recipe(decayed_also=["bn9"]).build(network, 256)
+    config = recipe(decayed_also=["norm.weight"], final_weight_decay=1e-3)
+    optimizer = config.build(network, 256)
+    config.set_step(optimizer, at(500), 256)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([(1e-3 + 1e-6) / 2, 0.0, (1e-3 + 1e-6) / 2])

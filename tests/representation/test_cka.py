@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unlabeled.errors import UserError
 from unlabeled.representation.cka import CKA, cka
 
 
@@ -79,3 +80,17 @@ def test_three_images_and_a_batch_larger_than_the_others_are_refused() -> None:
         gathered.matrix()
     with pytest.raises(ValueError, match="after batches of 8"):
         gathered.update([gaussian(9, 4, 0)], [gaussian(9, 4, 1)])
+
+
+def test_without_a_size_the_first_batch_gives_it_though_images_of_it_were_corrupt() -> None:
+    x, y = gaussian(31, 4, 0), gaussian(31, 6, 1)
+    adaptive, fixed = CKA(), CKA(15)
+    for gathered in (adaptive, fixed):
+        gathered.update([x[:15]], [y[:15]])
+    adaptive.update([x[15:31]], [y[15:31]])  # one more than the first: it had a corrupt image
+    fixed.update([x[15:30]], [y[15:30]])
+    adaptive.update([x[:7]], [y[:7]])
+    assert adaptive.images == 30
+    assert torch.equal(adaptive.matrix(), fixed.matrix())
+    with pytest.raises(UserError, match=r"^data: 3 intact images in a batch; similarities of layers need at least 4$"):
+        CKA().update([x[:3]], [y[:3]])

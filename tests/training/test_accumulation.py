@@ -10,7 +10,7 @@ from omegaconf import open_dict
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.order import GlobalOrder
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Progress

@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.evaluation.features import state_hash
 from unlabeled.training.online_knn import OnlineKNN
 from unlabeled.training.run import Run

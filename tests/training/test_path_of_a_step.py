@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import unlabeled
 from tests.small import composed, small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.loaders import ArrayLoader
 from unlabeled.training.pretraining import Pretraining
 

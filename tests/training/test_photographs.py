@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from unlabeled.commands.build.run import build_preview, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.views.key import ViewKey
 from unlabeled.views.preview.draws import Quantity
 from unlabeled.views.preview.preview import first_images, trace_views

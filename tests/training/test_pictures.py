@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from tests.small import small_objective, small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.evaluation.features import state_hash
 from unlabeled.objective import Batch
 from unlabeled.objectives.swav import SwAV

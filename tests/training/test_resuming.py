@@ -1,6 +1,7 @@
 """What a run writes down of itself: once, whole, of the step that it names, and refused where it is damaged."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from PIL import Image
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
-from unlabeled.training.loggers import load_or_create_id
+from unlabeled.training.loggers import MLflow, load_or_create_id
 from unlabeled.training.run import Run
 
 
@@ -111,11 +112,14 @@ def test_a_damaged_configuration_is_one_line_and_without_it_the_checkpoint_says_
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two words\n"])
-def test_a_damaged_id_of_weights_and_biases_is_one_line(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "wandb_run_id").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two words\n", b"x" * 10_000, None])
+def test_a_damaged_id_of_a_logger_is_one_line(content: bytes | None, tmp_path: Path) -> None:
+    for name in ("wandb_run_id", "mlflow_run_id"):
+        os.mkfifo(tmp_path / name) if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"wandb_run_id is damaged: it holds no id of a run; remove it"):
         load_or_create_id(tmp_path / "wandb_run_id")
+    with pytest.raises(UserError, match=r"mlflow_run_id is damaged: it holds no id of a run; remove it"):
+        MLflow(str(tmp_path), "x", "x", f"file:{tmp_path}/mlruns")
 
 
 OTHERS = {

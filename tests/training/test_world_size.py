@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.forked import spawn
 from tests.group import leave
-from tests.small import composed, members, missing_keys, shrink, views_for
+from tests.small import composed, fitting, members, missing_keys, shrink, views_for
 from unlabeled.commands.build.run import build_objective, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run
 
@@ -29,6 +29,9 @@ SMALL: dict[str, Any] = {
     "projection_hidden": [24],
     "projection_dim": 16,
     "hidden_dim": 24,
+    "predictor_dim": 8,
+    "bottleneck_dim": 8,
+    "freeze_last_layer_epochs": 2 / 84,
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,
@@ -53,7 +56,7 @@ def small_config(name: str) -> DictConfig:
         config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
         config.backbone.update({"width": 0.125} if backbone == "resnet_thin" else {"width": 16, "depth": 2, "heads": 2})
-        config.objective.update({key: value for key, value in SMALL.items() if key in config.objective})
+        config.objective.update(fitting(SMALL, config.objective))
         if "support" in config.objective:
             config.objective.support.update(SUPPORT)
         config.update({"batch_size": 16, "max_steps": STEPS, "num_workers": 0, "log_every_n_steps": 1})

@@ -281,6 +281,82 @@ def lightly_sequence(state: State) -> State:
     return {"state_dict": under("backbone.", numbered) | linear("projection_head.layers.0", 64, 16)}
 
 
+def lightly_vit(copy: str) -> Callable[[State], State]:
+    """Its MaskedVisionTransformerTIMM, in MAE and, with a trained copy, in DINO."""
+
+    def layout(state: State) -> State:
+        network = {"backbone.mask_token": torch.rand(1, 1, 32)} | under("backbone.vit.", state)
+        if copy:
+            network |= under(f"{copy}backbone.vit.", moved(state)) | {
+                f"{copy}backbone.mask_token": torch.rand(1, 1, 32)
+            }
+        return {"state_dict": network | linear("decoder.decoder_embed", 32, 16), "optimizer_states": [sgd()]}
+
+    return layout
+
+
+# github.com/facebookresearch/barlowtwins, main.py: DDP's state dict, with the BatchNorm of the cross-correlation
+def barlow_twins(state: State) -> State:
+    network = under("backbone.", state) | linear("projector.0", 64, 16, bias=False) | norm("projector.1", 16)
+    network |= {key: value for key, value in norm("bn", 16).items() if not key.endswith(("weight", "bias"))}
+    return {"epoch": 1000, "model": under("module.", network), "optimizer": sgd()}
+
+
+# github.com/facebookresearch/msn, src/msn_train.py: save_checkpoint
+def msn(state: State) -> State:
+    head = linear("fc.fc1", 32, 64) | norm("fc.bn1", 64) | linear("fc.fc3", 64, 16)
+    content = {"encoder": under("module.", moved(state) | head), "opt": adamw(), "prototypes": torch.rand(30, 16)}
+    return content | {"target_encoder": under("module.", state | head), "epoch": 800, "loss": 0.3, "batch_size": 16}
+
+
+# github.com/galilai-group/stable-pretraining, module.py, backbone/utils.py and callbacks/probe.py, by Lightning
+def stable_pretraining(state: State) -> State:
+    network = under("backbone.", state) | linear("projector.0", 64, 16)
+    network |= linear("callbacks_modules.linear_probe", 64, 10)
+    network |= {"callbacks_metrics.linear_probe._val.top1.tp": torch.zeros(1)}
+    return {"epoch": 99, "state_dict": network, "optimizer_states": [sgd()], "callbacks": {}, "loops": {}}
+
+
+def stable_pretraining_teacher(state: State) -> State:
+    network: State = {}
+    head = linear("0", 64, 16)
+    for part, inner, other in (("backbone", state, moved(state)), ("projector", head, moved(head))):
+        network |= under(f"{part}.student.", other) | under(f"{part}.teacher.", inner)
+        network |= {f"{part}.{end}ema_coefficient": torch.tensor(0.99) for end in ("base_", "final_", "")}
+    return {"state_dict": network | {"dino_loss.center": torch.rand(1, 8)}, "optimizer_states": [sgd()]}
+
+
+# github.com/open-mmlab/mmselfsup: models/algorithms/moco.py of its first version, byol.py and mocov3.py of its last
+def mm_moco(state: State) -> State:
+    neck = linear("mlp.0", 64, 64) | linear("mlp.2", 64, 16)
+    network = under("backbone.", state) | under("neck.", neck)
+    network |= under("encoder_q.0.", {key: value.clone() for key, value in state.items()}) | under("encoder_q.1.", neck)
+    network |= under("encoder_k.0.", moved(state)) | under("encoder_k.1.", neck)
+    network |= {"queue": torch.rand(16, 32), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    return {"meta": {"epoch": 200}, "state_dict": network, "optimizer": sgd()}
+
+
+def mm_byol(state: State) -> State:
+    neck = linear("fc0", 64, 64) | norm("bn0", 64) | linear("fc1", 64, 16)
+    network = under("data_preprocessor.", {"mean": torch.rand(3, 1, 1), "std": torch.rand(3, 1, 1)})
+    network |= under("backbone.", state) | under("neck.", neck) | under("target_net.module.0.", moved(state))
+    network |= under("target_net.module.1.", neck) | {"target_net.steps": torch.tensor(9)}
+    network |= linear("head.predictor.fc0", 16, 16)
+    return {"meta": {"epoch": 200}, "state_dict": network, "optimizer": sgd(), "message_hub": {}}
+
+
+def mm_vit(state: State) -> State:
+    """Names of mmpretrain's vision_transformer.py."""
+    names = {"norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
+    names |= {"patch_embed.proj": "patch_embed.projection", "blocks.": "layers."}
+    renamed: State = {}
+    for key, value in state.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        renamed[re.sub(r"^norm\.", "ln1.", key)] = value
+    return {"state_dict": under("backbone.", renamed) | linear("neck.fc0", 32, 16), "meta": {}}
+
+
 def own_run(state: State) -> State:
     network = under("objective.backbone.", state) | linear("objective.projector.0", 64, 16)
     network |= under("objective.momentum_encoder.backbone.", moved(state)) | {"objective.queue.keys": torch.rand(4, 8)}
@@ -347,6 +423,36 @@ CASES = [
         "lightly DINO", resnet, lightly_dino, "lightly", "backbone, the momentum copy, as in lightly's benchmarks", {}
     ),
     Case("lightly sequence", resnet, lightly_sequence, "lightly", "backbone", {"projector": 2}),
+    Case("lightly MAE", vit, lightly_vit(""), "lightly", "backbone", {"decoder": 3, "optimizer": 2}),
+    Case(
+        "lightly DINO ViT",
+        vit,
+        lightly_vit("student_"),
+        "lightly",
+        "backbone, the momentum copy, as in lightly's benchmarks",
+        {},
+    ),
+    Case("Barlow Twins", resnet, barlow_twins, "Barlow Twins", "backbone", {}),
+    Case("MSN", vit, msn, "MSN", "target encoder, as in the official evaluation", {}),
+    Case(
+        "stable-pretraining",
+        resnet,
+        stable_pretraining,
+        "stable-pretraining",
+        "backbone",
+        {"projector": 2, "classifier": 2, "accuracy": 1, "optimizer": 2},
+    ),
+    Case(
+        "stable-pretraining teacher",
+        resnet,
+        stable_pretraining_teacher,
+        "stable-pretraining",
+        "teacher, as in its probes",
+        {},
+    ),
+    Case("mmselfsup MoCo", resnet, mm_moco, "mmselfsup", "backbone", {}),
+    Case("mmselfsup BYOL", resnet, mm_byol, "mmselfsup", "backbone", {}),
+    Case("mmselfsup ViT", vit, mm_vit, "mmselfsup", "backbone", {"projector": 2}),
     Case("own", resnet, own_run, "own run", "the objective's backbone", {}),
     *(
         Case(prefix, resnet, prefixed(f"{prefix}."), f"state dict below {word}.", word, {"projector": 2})
@@ -452,6 +558,15 @@ def test_a_tensor_that_nobody_knows_is_refused_and_named(case: Case, tmp_path: P
     content["adapter"] = {"weight": torch.rand(2)}
     message = refusal(saved(content, tmp_path), seeded(case.make, 1))
     assert "unknown adapter.weight" in message
+
+
+def test_a_layout_that_nobody_knows_is_told_in_five_names_and_a_count(tmp_path: Path) -> None:
+    content = {f"tower.part{number}.weight": torch.rand(2) for number in range(300)}
+    message = refusal(saved(content, tmp_path), seeded(resnet, 1))
+    assert "tower.part4.weight, … (300)" in message
+    assert "part5" not in message
+    assert "docs/weights.md" in message
+    assert len(message) < 500 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

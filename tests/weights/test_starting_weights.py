@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,14 @@ import torchvision
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from tests.libraries import hub_cache, torch_cache, without_network
 from tests.processes import start
 from tests.small import composed, members, small_objective, small_run
 from tests.training.test_kill import Killed
 from tests.training.test_resume import CtrlC
 from tests.weights import test_layouts as official
 from unlabeled.commands.build.run import build_backbone, build_objective, build_run
-from unlabeled.commands.config import check_same, open_run
+from unlabeled.commands.checks.former_run import check_same, open_run
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, HasTeacher
 from unlabeled.training.checkpointing import Interrupted
@@ -293,18 +293,7 @@ def test_a_run_is_not_gone_on_with_from_other_weights(first: Path) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No cache, and servers that nobody answers for."""
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    monkeypatch.setattr(socket, "create_connection", _refused)
-    return tmp_path
-
-
-def _refused(*given: Any, **named: Any) -> None:
-    raise ConnectionRefusedError
+    return without_network(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("origin", ["timm:test_vit", "torchvision:resnet18", "hf:timm/test_vit.r160_in1k"])
@@ -318,13 +307,7 @@ def test_without_a_network_weights_of_a_library_are_one_line_at_once(origin: str
 
 def test_weights_of_libraries_come_from_their_caches(offline: Path) -> None:
     source = timm.create_model("test_vit", num_classes=1000)
-    place = offline / "hub" / "models--timm--test_vit.r160_in1k"
-    (place / "snapshots" / "abc").mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc")
-    from safetensors.torch import save_file
-
-    save_file(source.state_dict(), place / "snapshots" / "abc" / "model.safetensors")
+    file = hub_cache(offline, "timm/test_vit.r160_in1k", source)
     spec = {"_target_": "unlabeled.backbones.timm.TimmBackbone", "model": "test_vit", "image_size": 160}
     source.reset_classifier(0)
     for origin in ("timm:test_vit", "hf:timm/test_vit.r160_in1k"):
@@ -332,10 +315,9 @@ def test_weights_of_libraries_come_from_their_caches(offline: Path) -> None:
         objective = build_objective(config_with(spec), start)
         check_features(objective.backbone, source, 160)
         assert start.record()["origin"] == origin
-        assert start.checkpoint.sha256 == read_checkpoint(place / "snapshots" / "abc" / "model.safetensors").sha256
+        assert start.checkpoint.sha256 == read_checkpoint(file).sha256
     network = torchvision.models.resnet18()
-    (offline / "torch" / "checkpoints").mkdir(parents=True)
-    torch.save(network.state_dict(), offline / "torch" / "checkpoints" / "resnet18-f37072fd.pth")
+    torch_cache(offline, "resnet18-f37072fd.pth", network)
     resnet = RESNET | {"depth": 18, "width": 1.0}
     objective = build_objective(config_with(resnet), read_start("torchvision:resnet18", "backbone", None))
     network.fc = nn.Identity()

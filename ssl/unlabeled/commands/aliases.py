@@ -65,7 +65,7 @@ def meant(key: str, known: Collection[str]) -> str | None:
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
-    """What may stand in the place of a wrong name, the likeliest first.
+    """What is meant by a wrong name; where nothing is like it, all that may stand in its place.
 
     Args:
         name: the last part of the key.
@@ -76,4 +76,4 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     whole = f"{prefix}." if prefix else ""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     suggestion = (meant(f"{whole}{name}", allowed) if not prefix else None) or (f"{whole}{close[0]}" if close else None)
-    return f"{f'did you mean {suggestion}? ' if suggestion else ''}(allowed: {', '.join(allowed)})"
+    return f"did you mean {suggestion}?" if suggestion else f"(allowed: {', '.join(allowed)})"

@@ -5,9 +5,8 @@ Hydra's own would want ``'data.path="/d/a=b"'``. No torch in here.
 
 import os
 import re
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -22,12 +21,14 @@ from unlabeled.commands.checks.help import help_text
 from unlabeled.commands.checks.signatures import parameters_of
 from unlabeled.commands.checks.values import LISTS, alternatives, in_words, takes
 from unlabeled.commands.keys import TYPES
+from unlabeled.core.escaping import for_shell
 from unlabeled.core.ranges import InFile
 from unlabeled.errors import UserError
 
 KEY = re.compile(r"(\+\+|\+|~)?([^=]*?)=(.*)", re.DOTALL)
 HYDRAS = re.compile(r"[A-Za-z_$][\w$/@:.-]*", re.ASCII)  # a key, or a group with its package
 HARMLESS = re.compile(r"[A-Za-z_./][\w./:-]*|", re.ASCII)  # a value that Hydra reads as it stands
+SPECIAL = {"null", "true", "false", "nan", "inf"}  # what Hydra's grammar makes no text of
 ALONE = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m"}
 WITH_VALUE = {
     *("cfg", "c", "package", "p", "shell-completion", "sc", "config-path", "cp", "config-name", "cn"),
@@ -56,9 +57,22 @@ def read_command_line(conf: Path, config_name: str) -> None:
     sys.argv[1:] = reader.arguments()
 
 
+def settled(arguments: Sequence[str]) -> list[str]:
+    """What a command gives to its configuration: no options, and of each list of a sweep its first value."""
+    sweeps, found = bool(SWEEPS & {*arguments}), list[str]()
+    for before, argument in pairwise(["", *arguments]):
+        if argument.startswith("-") or (_option(before) in WITH_VALUE and "=" not in before):
+            continue
+        key, equals, value = argument.partition("=")
+        if sweeps and re.match(r"(choice|range|interval|glob)\(", value):
+            continue
+        found.append(f"{key}{equals}{_split(value)[0]}" if sweeps and "," in value else argument)
+    return found
+
+
 def as_typed(*program: str) -> str:
     """The command for a shell: what was typed after the words that start the program."""
-    return shlex.join([*program, *(_typed or sys.argv[1:])])
+    return for_shell([*program, *(_typed or sys.argv[1:])])
 
 
 class Reader:
@@ -116,7 +130,7 @@ class Reader:
             return f"must be {in_words(kinds[0])}"
         quoted = f"{prefix}{key}={QuotedString(value, Quote.double).with_quotes()}"
         meaning = "its value has letters that mean something to Hydra; where they are meant as they stand, give"
-        return f"{meaning} {shlex.quote(quoted)}"
+        return f"{meaning} {for_shell([quoted])}"
 
     def help(self) -> str:
         """The primary yaml's own text, the choices, and what each key at the top may be."""
@@ -140,7 +154,8 @@ class Reader:
 
     def _value(self, key: str, value: str) -> str:
         """Quoted where the key holds text or a path."""
-        if HARMLESS.fullmatch(value) or value == "null" or (self.sweeps and "," in value):
+        harmless = HARMLESS.fullmatch(value) and value.lower() not in SPECIAL
+        if harmless or value == "null" or (self.sweeps and "," in value):
             return value
         kinds = list(self._kinds(key))
         return _quoted(value, kinds) if kinds else value

@@ -23,21 +23,28 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import unlabeled
 from unlabeled.commands.aliases import meant, nearest
-from unlabeled.commands.checks.decoder import settle_decoder
+from unlabeled.commands.checks.former_run import check_place
 from unlabeled.commands.checks.machine import check_machine
+from unlabeled.commands.checks.places import check_places
 from unlabeled.commands.checks.signatures import parameters_of
 from unlabeled.commands.checks.values import check_value
 from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.escaping import escaped
-from unlabeled.core.file_config import as_data
-from unlabeled.core.run_config import EARLIER_VALUES, FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
+from unlabeled.core.run_config import MOVABLE_KEYS
 from unlabeled.core.writing import reason
 from unlabeled.errors import UserError
-from unlabeled.training.run_folder import check_run_folder
 
-_ABSENT = object()
+CHOICES = {
+    "data",
+    "experiment",
+    "objective",
+    "backbone",
+    "views",
+    "optimizer",
+    "replay",
+}  # a training names one of them
 EXTRAS = ("kornia",)  # packages that a command may need and a training does not
 
 
@@ -263,10 +270,14 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
 
 
 def check_command(config: DictConfig, primary: Path) -> None:
-    """Raise UserError for a wrong key or value, or for what this machine does not have."""
+    """Raise UserError for a wrong key or value, for what this machine does not have, or for a place that is not there.
+
+    All without torch, so that each mistake is answered at once.
+    """
     check_keys(config, primary)
     values: Any = OmegaConf.to_container(config, resolve=True)
     check_machine(values)
+    check_places(primary.stem, values)
 
 
 def check_keys(config: DictConfig, primary: Path) -> None:
@@ -311,110 +322,11 @@ def check_node(node: Any, path: str) -> None:
         check_node(value, f"{path}.{key}")
 
 
-def open_run(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values, after making sure that ``run_dir`` does not hold another run.
-
-    Raises:
-        UserError: there is a checkpoint of a run with other values; the message names the keys.
-    """
-    settle_decoder(config)
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    _check_place(resolved)
-    resolved = with_absolute_paths(resolved)
-    _check_weights(resolved)
-    run_dir = Path(resolved["run_dir"])
-    check_run_folder(run_dir)
-    begun = any((run_dir / "checkpoints").glob("*.ckpt")) and (run_dir / "config.yaml").exists()
-    if begun and resolved.get("resume") != "override":
-        check_same(_values_of(run_dir / "config.yaml"), resolved)
-    return dict(resolved)
-
-
-def _check_weights(resolved: dict[str, Any]) -> None:
-    """Nothing is given that only means something beside ``weights``."""
-    if resolved.get("weights") is not None:
-        return
-    for key, otherwise in (("weights_of", "backbone"), ("weights_sha256", None)):
-        if resolved.get(key, otherwise) != otherwise:
-            raise UserError(f"{key}={resolved[key]}: weights=null: give weights=… too, or leave {key} out")
-
-
-def _check_place(resolved: dict[str, Any]) -> None:
-    """A name is that of a folder in outputs/, and no way out of it; a run has a folder."""
-    name, run_dir = str(resolved["name"]), resolved["run_dir"]
-    if not name.strip() or escaped(name) != name or {"", ".", ".."} & {*name.split("/")}:
-        raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
-    if not run_dir.strip() or "\0" in run_dir:
-        raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
-
-
 def _check_typed_place(arguments: list[str]) -> None:
     """The same of what was typed: Hydra makes the folder before it calls anybody."""
     typed = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("name=", "run_dir=")))
     given = {key: value.strip("'\"") for key, value in typed.items()}
-    _check_place({"name": "x", "run_dir": "x"} | given)
-
-
-def _values_of(path: Path) -> dict[str, Any]:
-    try:
-        before = read_yaml(path)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        raise UserError(f"{path} is damaged ({why}); remove it: the checkpoints hold the same values") from error
-    if not isinstance(before, dict) or not before:
-        raise UserError(f"{path} is damaged, it holds no keys; remove it: the checkpoints hold the same values")
-    return dict(as_data(before, str(path)))
-
-
-def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
-    """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
-    free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
-    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
-    differing = [key for key in differing if not _is_new_key(key, before, resolved)]
-    if differing:
-        raise UserError(
-            f"{resolved['run_dir']} holds a run with another {', '.join(differing)}; give another name=…, or "
-            "resume=override to go on with the new values, or remove that folder"
-        )
-
-
-def _is_new_key(key: str, before: dict[str, Any], resolved: dict[str, Any]) -> bool:
-    """Returns whether a run of an earlier version lacks a key, and it has the value that was in effect then."""
-    then, now = (_value_at(values, key) for values in (before, resolved))
-    return key in EARLIER_VALUES and then is _ABSENT and now == EARLIER_VALUES[key]
-
-
-def _value_at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return _ABSENT
-        values = values[part]
-    return values
-
-
-def with_absolute_paths(resolved: Any) -> dict[str, Any]:
-    """Plain values in which :data:`MOVABLE_KEYS` hold from whatever folder the run is looked at; URLs stay."""
-    made = {key: dict(value) if isinstance(value, dict) else value for key, value in dict(resolved).items()}
-    for key in MOVABLE_KEYS:
-        group, _, name = key.rpartition(".")
-        node = made.get(group) if group else made
-        if isinstance(node, dict) and node.get(name):
-            node[name] = _absolute(node[name])
-    weights = made.get("weights")
-    if isinstance(weights, str) and not names_library(weights):
-        made["weights"] = _absolute(weights)
-    return made
-
-
-def names_library(weights: str) -> bool:
-    """Whether ``weights=`` names what another library has, and no file."""
-    return weights.partition(":")[0] in ("timm", "torchvision", "hf") and ":" in weights
-
-
-def _absolute(path: Any) -> Any:
-    if isinstance(path, list):
-        return [_absolute(each) for each in path]
-    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and "://" not in path else path
+    check_place({"name": "x", "run_dir": "x"} | given)
 
 
 def check_no_other_overrides(key: str, *beside: str) -> None:
@@ -423,6 +335,16 @@ def check_no_other_overrides(key: str, *beside: str) -> None:
     others = [override for override in given if override.split("=")[0] not in (key, *beside)]
     if others:
         raise UserError(f"{key}=… takes everything else from what it names: leave out {' '.join(others)}")
+
+
+def check_asked() -> None:
+    """Raise UserError for a training that nobody has asked for: neither images nor a part of it is named."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["data"]
+    if not {override.lstrip("+~").split("=")[0].split(".")[0] for override in given} & CHOICES:
+        raise UserError(
+            "data: nothing says what to train on; unlabeled train data=PATH takes your images, "
+            "unlabeled train experiment=digits is a first run"
+        )
 
 
 def is_sweep() -> bool:

@@ -20,6 +20,8 @@ from torch import Tensor
 from unlabeled.commands.build.export import ExportInputs, build_export_inputs
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
+from unlabeled.core.places import checkpoint_path
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
@@ -27,7 +29,7 @@ from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
-from unlabeled.weights.load import checkpoint_path, folder_of, read_checkpoint
+from unlabeled.weights.load import folder_of, read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
 from unlabeled.weights.targets import (
     WRITERS,
@@ -86,8 +88,8 @@ def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str],
 def _check(to: str, data_images: int) -> None:
     if to not in WRITERS:
         close = difflib.get_close_matches(to, WRITERS, n=1)
-        suggestion = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"to={to}: no such target; {suggestion}(allowed: {', '.join(WRITERS)})")
+        hint = f"did you mean {close[0]}?" if close else f"(allowed: {', '.join(WRITERS)})"
+        raise UserError(f"to={to}: no such target; {hint}")
     if data_images < 0:
         raise UserError(f"data_images={data_images}: must be at least 0, which leaves the data alone")
     require_packages(to)
@@ -166,9 +168,9 @@ def silence() -> Iterator[None]:
 
 def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
-    held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    held = sorted(each.name for each in out.iterdir()) if os.path.isdir(out) else []
     readme = out / "README.md"
-    ours = readme.is_file() and _is_card(readme.read_text(encoding="utf-8", errors="replace"))
+    ours = os.path.isfile(readme) and _is_card(read_utf8(readme, "replace"))
     foreign = [name for name in held if not ours or name not in FILES]
     if foreign:
         raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")
@@ -181,7 +183,7 @@ def _is_card(text: str) -> bool:
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
     """A new folder that becomes ``out`` at the end, or goes, whatever happens; an earlier ``out`` stays until then."""
-    anchor = next(parent for parent in out.parents if parent.is_dir())
+    anchor = next(parent for parent in out.parents if os.path.isdir(parent))
     folder, old = (anchor / f".{out.name}.{os.getpid()}.{end}" for end in ("unfinished", "old"))
     with one_line(out):
         folder.mkdir()
@@ -189,7 +191,7 @@ def unfinished(out: Path) -> Iterator[Path]:
         yield folder
         make_folder(out.parent)
         with one_line(out):
-            if out.is_dir():
+            if os.path.isdir(out):
                 os.rename(out, old)
             os.rename(folder, out)
     finally:

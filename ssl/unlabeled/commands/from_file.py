@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlabeled.commands.checks.decoder import with_earlier_decoder
 from unlabeled.commands.config import check_node, conf_folder
 from unlabeled.core.file_config import check_opened, check_part
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 
@@ -94,7 +95,7 @@ def _folders() -> list[Path]:
 
 def _content(path: Path, target: str) -> Any:
     """What is in a yaml; None where the target is not, which is quick to see."""
-    return read_yaml(path) if target in path.read_text(encoding="utf-8") else None
+    return read_yaml(path) if target in read_utf8(path) else None
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.commands.config import run_module
-from unlabeled.errors import UserError
 from unlabeled.health.folder import diagnose_run
 
 
@@ -15,8 +14,6 @@ def health_command(config: Any, resolved: dict[str, Any]) -> None:
         config: as composed from ``conf/health.yaml``.
         resolved: the same as plain values.
     """
-    if resolved["run"] is None:
-        raise UserError("run=null: give the folder of a run: unlabeled health run=outputs/digits")
     diagnosis = diagnose_run(Path(resolved["run"]).expanduser())
     print(diagnosis.describe())
     if any(finding.severity == "alarm" and finding.holds for finding in diagnosis.findings):

@@ -17,7 +17,7 @@ from torch import Tensor
 from unlabeled.commands.build.run import build_splits
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
-from unlabeled.core.writing import check_folder, kept_anyway, save_picture, write_atomic
+from unlabeled.core.writing import kept_anyway, save_picture, write_atomic
 from unlabeled.data.data_summary import summarize_data
 from unlabeled.data.inspect.decode_speed import decode_speed
 from unlabeled.data.inspect.duplicates import (
@@ -73,10 +73,7 @@ def inspect_data(config: Any, resolved: dict[str, Any]) -> None:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    distance, limit, out = settings["near_distance"], settings["limit"], settings["out"]
-    if not out:
-        raise UserError(f"out={out}: give the name of a folder, which may be new")
-    check_folder("out", Path(out).expanduser(), ["inspect.json", "inspect.md", "near_duplicates.png"])
+    distance, limit = settings["near_distance"], settings["limit"]
     if settings["num_workers"] < 0:
         raise UserError(f"num_workers={settings['num_workers']}: must be at least 0, which decodes in this process")
     if limit is not None and limit < 1:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from unlabeled.commands.build.run import build_data
 from unlabeled.commands.config import run_module
 from unlabeled.core.seeding import derive_seed
-from unlabeled.core.writing import check_file, kept_anyway, make_folder, one_line, save_picture
+from unlabeled.core.writing import kept_anyway, make_folder, one_line, save_picture
 from unlabeled.data.decoding import channels_of
 from unlabeled.data.module import DataModule
 from unlabeled.data.padding import batch_to_device, image_sizes
@@ -74,11 +74,6 @@ def _check(settings: dict[str, Any]) -> None:
     unknown = [name for name in settings["maps"] if name not in MAPS]
     if unknown or not settings["maps"]:
         raise UserError(f"maps={settings['maps']}: give one or more of {', '.join(MAPS)}")
-    out = settings["out"] or ""
-    if not out or out.endswith(".png"):
-        raise UserError(f"out={settings['out']}: give the name of a file like masks.pt; its picture is masks.png")
-    check_file("out", Path(out).expanduser())
-    check_file("out", Path(out).expanduser().with_suffix(".png"))
     for key in ("work_size", "mask_size", "batch_size", "refine_images", "refine_epochs"):
         if settings[key] is not None and settings[key] < 1:
             raise UserError(f"{key}={settings[key]}: must be at least 1")
@@ -86,8 +81,6 @@ def _check(settings: dict[str, Any]) -> None:
         raise UserError(f"work_size={settings['work_size']}: must be at least 8 pixels")
     if not 0 < settings["threshold"] < 1:
         raise UserError(f"threshold={settings['threshold']}: must lie between 0 and 1")
-    if settings["device"] == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: there is no GPU; give device=cpu, or auto")
 
 
 def build_saliency(settings: dict[str, Any], data: DataModule, device: torch.device) -> Saliency:

@@ -4,6 +4,7 @@ A line is a configuration, its seeds together; a column is a protocol on some da
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from unlabeled.commands.config import run_module
 from unlabeled.core.run_config import differences
-from unlabeled.core.writing import check_file, write_atomic
+from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.evaluated_run import (
     EvaluatedRun,
@@ -42,11 +43,7 @@ def table_command(config: Any, resolved: dict[str, Any]) -> None:
     """
     given, out = resolved["runs"], resolved["out"]
     runs = [Path(str(run)).expanduser() for run in (given if isinstance(given, list) else [given])]
-    if not runs:
-        raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
     path = Path(out).expanduser()
-    if out != "-":
-        check_file("out", path)
     kind = resolved["format"] or ENDINGS.get(Path(out).suffix, "markdown")
     text = FORMATS[kind](make_table(runs, resolved["baselines"]))
     if out == "-":
@@ -65,7 +62,7 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> ComparisonTa
         UserError: not one of them is a run.
     """
     given = list({folder.resolve(): folder for folder in folders}.values())
-    others = [folder for folder in given if folder.exists() and not is_run(folder)]
+    others = [folder for folder in given if os.path.exists(folder) and not is_run(folder)]
     found = [read_evaluated_run(folder) for folder in given if folder not in others]
     if not found:
         raise UserError(f"runs: no run among {', '.join(map(str, given[:5]))}{' …' if len(given) > 5 else ''}")
@@ -202,7 +199,7 @@ def folders_as_override(arguments: Sequence[str]) -> list[str]:
     others: list[str] = []
     for before, argument in pairwise(["", *arguments]):
         is_option = argument.startswith("-") or before.startswith("-") or "=" in argument
-        (others if is_option and not Path(argument).exists() else folders).append(argument)
+        (others if is_option and not os.path.exists(argument) else folders).append(argument)
     if folders and any(other.startswith("runs=") for other in others):
         print("error: runs=[…] and folders without a key: give one of the two", file=sys.stderr)
         raise SystemExit(2)

@@ -5,6 +5,8 @@ cursor, be read as HTML, load a picture, act as a formula, or fail to be encoded
 """
 
 import re
+import shlex
+from collections.abc import Iterable
 
 # Control characters, line and paragraph separators, marks of writing direction, and lone surrogates, which is
 # how Python represents bytes in a file name that are not UTF-8.
@@ -37,7 +39,29 @@ def in_table(text: object) -> str:
 def in_csv(text: object) -> str:
     """Returns the text as :func:`shown` does, with an apostrophe before formulas; numbers stay as they are."""
     line = escaped(text)
-    return f"'{line}" if line.startswith(_FORMULA) and not _is_number(line) else line
+    return f"'{line}" if is_formula(line) else line
+
+
+def is_formula(text: str) -> bool:
+    """Checks whether a spreadsheet would compute a cell; numbers are none."""
+    return text.startswith(_FORMULA) and not _is_number(text)
+
+
+def for_shell(words: Iterable[str]) -> str:
+    """Returns a command that bash and zsh read as these words; odd characters are escaped, so it can be printed."""
+    return " ".join(map(_word, words))
+
+
+def _word(word: str) -> str:
+    if not _ODD.search(word):
+        return shlex.quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{_ODD.sub(_as_bytes, plain)}'"
+
+
+def _as_bytes(odd: re.Match[str]) -> str:
+    of_a_name = "\udc80" <= odd[0] <= "\udcff"  # os.fsdecode
+    return "".join(f"\\x{byte:02x}" for byte in odd[0].encode("utf-8", "surrogateescape" if of_a_name else "replace"))
 
 
 def _is_number(text: str) -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 
-def shorten_list(names: Sequence[str]) -> str:
-    """Returns the first ten names, and how many there are."""
-    return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "") or "nothing"
+def shorten_list(names: Sequence[str], most: int = 10) -> str:
+    """Returns the first ``most`` names, and how many there are."""
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "") or "nothing"
 
 
 def one_line(error: BaseException) -> str:

@@ -45,6 +45,7 @@ Between = Annotated[float, Interval(gt=0, lt=1)]  # a share that is not all
 AtMostHalf = Annotated[float, Interval(gt=0, le=0.5)]  # share of the training split to hold out
 Temperature = Annotated[float, Interval(gt=0, le=1000)]
 LearningRate = Annotated[float, Interval(gt=0, le=1e6)]
+EndRate = Annotated[float, Interval(ge=0, le=1e6)]  # a learning rate at an end of the schedule, which may be 0
 WeightDecay = Annotated[float, Interval(ge=0, le=1000)]
 Epochs = Annotated[float, Interval(ge=0, le=1e6)]
 Gib = Annotated[float, Interval(ge=0, le=1e6)]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unlabeled.core.reading import open_regular
 from unlabeled.data.decoding import Decoding
 from unlabeled.errors import UserError
 
@@ -23,7 +24,7 @@ def is_tiff(data: bytes | Path) -> bool:
     """Checks whether the data begin with the signature of a TIFF file."""
     if isinstance(data, bytes):
         return data[:4] in _TIFF
-    with data.open("rb") as file:
+    with open_regular(data) as file:
         return file.read(4) in _TIFF
 
 

@@ -65,7 +65,7 @@ class ArrayLoader(Resumable):
     def _take_support(self, positions: list[int]) -> Support:
         assert self.slots is not None
         taken = _take(self.source, positions, self.device)
-        return Support(taken.images, taken.ids, self.slots, sizes=taken.sizes)
+        return Support(taken.images, taken.ids, self.slots, sizes=taken.sizes, labels=taken.labels)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -173,7 +173,8 @@ class _LazyImages(Dataset[Batch]):
             return batch
         labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
         images, ids, sizes = _pad(labelled)
-        return batch._replace(support=Support(images, ids, self.slots, sizes=sizes))
+        support = Support(images, ids, self.slots, sizes=sizes, labels=self.source.labels[ids])
+        return batch._replace(support=support)
 
 
 class IgnoreSignals:

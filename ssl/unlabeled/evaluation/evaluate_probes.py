@@ -18,7 +18,7 @@ from unlabeled.evaluation.probe import (
     Probe,
     Score,
     Task,
-    add_mean_per_class,
+    add_metrics,
     imbalanced,
     kinds_of,
     notes_on_labels,
@@ -185,7 +185,7 @@ def _run(
         scores = probe.fit_predict(*seen, classes)
         seconds = time.perf_counter() - start
         for score in scores:
-            add_mean_per_class(score, test.labels)
+            add_metrics(score, test.labels)
             log(f"{name}: {score.top1:.2f} % {score.protocol} ({seconds:.1f} s)")
             if name == "pretrained":
                 for note in score.notes:
@@ -208,7 +208,7 @@ def _run_on_images(
         if name == "pretrained" or probe.baselines:
             start, given = time.perf_counter(), task(network)
             for score in probe.train_predict(given):
-                add_mean_per_class(score, given.test_labels)
+                add_metrics(score, given.test_labels)
                 log(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
                 rows.append(make_row(name, score, len(given.train_labels), len(given.test_labels)))
     return rows

@@ -1,5 +1,7 @@
 """Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -14,6 +16,7 @@ SMALLEST_TEMPERATURE = 0.002  # the sum of exp(1/T) over many neighbours overflo
 # A matrix product has the same bits however it is divided if both sides are multiples of this: MKL's kernels work
 # on tiles of up to 48 rows or columns and add up those at an edge in another order.
 TILE = 48
+DISTANCES = ("product", "cosine", "euclidean")
 CENTRE_OF = 1000  # queries whose median becomes the origin for Euclidean distances
 
 
@@ -59,7 +62,9 @@ def neighbours(
     _check_k(k, len(bank))
     _check_same_width(queries, bank)
     _check_finite(all_finite(queries) and all_finite(bank))
-    return _search(queries, bank, k, chunk_bytes, distance)
+    similarity, index = _search(queries, bank, k, chunk_bytes, distance)
+    _check_overflow(similarity, distance)
+    return similarity, index
 
 
 def sharded_neighbours(
@@ -86,7 +91,9 @@ def sharded_neighbours(
     parts = max(1, chunk_bytes // (k * distributed.world_size() * 32))
     pairs = zip(torch.split(similarity, parts), torch.split(index, parts), strict=True)
     found = [_merged(*pair, k, device) for pair in pairs]
-    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+    similarity, index = torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+    _check_overflow(similarity, distance)
+    return similarity, index
 
 
 def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -99,6 +106,8 @@ def _merged(similarity: Tensor, index: Tensor, k: int, device: torch.device) -> 
 
 
 def _search(queries: Tensor, bank: Tensor, k: int, chunk_bytes: int, distance: str) -> tuple[Tensor, Tensor]:
+    if distance not in DISTANCES:
+        raise UserError(f"k-NN: distance={distance} is not known; allowed: {', '.join(DISTANCES)}")
     dtype = torch.promote_types(queries.dtype, torch.float32)  # float16 → float32, float64 stays
     centre = None
     if distance == "euclidean":
@@ -180,6 +189,12 @@ def _check_finite(finite: bool) -> None:
         raise UserError("k-NN was given features that are not finite: the network has diverged")
 
 
+def _check_overflow(similarity: Tensor, distance: str) -> None:
+    """Of squared distances the probe says more, and cosines cannot overflow."""
+    if distance == "product" and not all_finite(similarity):
+        raise UserError("k-NN was given features whose products overflow: the network has diverged, or give unit rows")
+
+
 def _check_same_width(queries: Tensor, bank: Tensor) -> None:
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
         raise UserError(f"k-NN: queries {list(queries.shape)} and bank {list(bank.shape)} must be [Q, D] and [N, D]")
@@ -199,5 +214,5 @@ def _check_k(k: int, n: int) -> None:
 def check_temperature(temperature: float | None, weights: str) -> None:
     if weights == "uniform" and temperature is not None:
         raise UserError(f"probe.knn.temperature is {temperature}, and uniform weights have none: set it to null")
-    if weights == "exp" and (temperature is None or not temperature >= SMALLEST_TEMPERATURE):
+    if weights == "exp" and (temperature is None or not SMALLEST_TEMPERATURE <= temperature < math.inf):
         raise UserError(f"probe.knn.temperature is {temperature}; allowed: at least {SMALLEST_TEMPERATURE}")

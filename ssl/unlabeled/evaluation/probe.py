@@ -13,6 +13,8 @@ from unlabeled.views.pipeline import Views
 
 MOST_IMBALANCE = 2  # ratio of largest to smallest class above which the mean over classes is reported too
 MEAN_PER_CLASS = "mean_per_class_top1"
+TOP5 = "top5"
+TOP5_CLASSES = 20  # with fewer, a guess is right for more than a quarter of the images
 CLASSES_SHOWN = 5  # most classes without images that are named
 
 
@@ -102,10 +104,27 @@ def mean_per_class(predictions: Tensor, labels: Tensor) -> float:
     return 100 * float((hits[present] / images[present]).mean())
 
 
-def add_mean_per_class(score: Score, labels: Tensor) -> None:
-    """Adds this metric to a score with one prediction per test image, where classes are imbalanced."""
+def top5(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Returns the share in per cent of rows of float [N, C] whose label int64 [N] is among the five likeliest classes.
+
+    Of equal classes the first are likelier, as ``argmax`` has it; a class of probability 0 is never among them.
+    """
+    own = log_probabilities.gather(1, labels[:, None])
+    before = torch.arange(log_probabilities.shape[1], device=labels.device) < labels[:, None]
+    rank = ((log_probabilities > own) | ((log_probabilities == own) & before)).sum(dim=1)
+    return 100 * float(((rank < 5) & (own.flatten() > -torch.inf)).double().mean())
+
+
+def add_metrics(score: Score, labels: Tensor) -> None:
+    """Adds the mean over classes where these are imbalanced, and top-5 where there are at least ``TOP5_CLASSES``.
+
+    Only to a score with one prediction (for top-5: one distribution) for each of the test images' labels int64 [N].
+    """
     if score.predictions is not None and imbalanced(labels):
         score.metrics.setdefault(MEAN_PER_CLASS, mean_per_class(score.predictions.to(labels.device), labels))
+    found = score.log_probabilities
+    if found is not None and found.shape[1] >= TOP5_CLASSES:
+        score.metrics.setdefault(TOP5, top5(found.to(labels.device), labels))
 
 
 def notes_on_labels(labels: Tensor, classes: int | list[str], where: str) -> list[str]:

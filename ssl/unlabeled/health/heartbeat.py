@@ -11,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
@@ -116,7 +117,7 @@ def _pace(since: tuple[int, float], until: tuple[int, float]) -> float | None:
 
 def _sessions_before(path: Path) -> int:
     try:
-        return int(parse_json(path.read_text())["sessions"])
+        return int(parse_json(read_bytes(path))["sessions"])
     except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete: of a version without this file
         return 1
 

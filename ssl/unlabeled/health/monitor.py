@@ -13,6 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch.optim import Optimizer
 
 from unlabeled.core.ranges import AtLeastTwo, Count
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
@@ -155,7 +156,7 @@ def write_findings(diagnosis: Diagnosis, run_dir: Path) -> None:
     findings = [finding._asdict() for finding in diagnosis.findings]
     text = json.dumps({"findings": findings, "facts": diagnosis.facts.as_dict()}, indent=2) + "\n"
     try:
-        if path.read_text(encoding="utf-8") == text:
+        if read_utf8(path) == text:
             return
     except (OSError, ValueError):
         pass  # the file is missing or damaged: it is written anew

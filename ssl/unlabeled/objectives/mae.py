@@ -61,8 +61,10 @@ def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
     """Returns the number of patches that the encoder sees: L·(1 − ratio) rounded down, at least 1.
 
     It equals the official ``int(L * (1 - mask_ratio))`` without its rounding errors: that keeps 9 of 100 at a ratio of
-    0.9, and 0 of 10.
+    0.9, and 0 of 10. Raises UserError for a ratio outside of [0, 1).
     """
+    if not 0 <= mask_ratio < 1:
+        raise UserError(f"random_masking: mask_ratio={mask_ratio} must be at least 0 and below 1")
     return max(1, math.floor(num_patches * (1 - mask_ratio) + 1e-6))
 
 
@@ -82,10 +84,9 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
         UserError: a ratio outside of [0, 1), or noise that is no matrix.
     """
     check_shapes("random_masking", {"noise": (noise, "BL")})
-    if not 0 <= mask_ratio < 1:
-        raise UserError(f"random_masking: mask_ratio={mask_ratio} must be at least 0 and below 1")
+    kept = num_kept_patches(noise.shape[1], mask_ratio)
     ids_shuffle = noise.argsort(dim=1, stable=True)
-    ids_keep = ids_shuffle[:, : num_kept_patches(noise.shape[1], mask_ratio)]
+    ids_keep = ids_shuffle[:, :kept]
     mask = torch.ones_like(noise).scatter(1, ids_keep, 0.0)
     return ids_keep, mask, ids_shuffle.argsort(dim=1)
 
@@ -181,6 +182,9 @@ def reconstruct(
     Returns:
         prediction [B, L, p·p·3], mask [B, L] and the encoder's tokens [B, 1 + k, width].
     """
+    patches = encoder.grid**2
+    if noise.shape != (len(images), patches):
+        raise UserError(f"noise {list(noise.shape)} for images {list(images.shape)}: must be [B, {patches}]")
     ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
     tokens = encoder.tokens(images, ids_keep)
     return decoder(tokens, ids_restore), mask, tokens
@@ -209,6 +213,9 @@ class MaskedAutoencoder(nn.Module):
         normalize_targets: bool,
     ) -> None:
         super().__init__()
+        sizes = {"image_size": image_size, "patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
+        decoder_sizes = {"decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
+        check_count("MaskedAutoencoder", **sizes, **decoder_sizes)
         self.encoder = ViT(image_size, patch_size, width, depth, heads)
         self.decoder = Decoder(self.encoder.grid, patch_size, width, decoder_width, decoder_depth, decoder_heads)
         self.normalize_targets = normalize_targets
@@ -265,6 +272,11 @@ class MAE(Objective):
         if not isinstance(backbone, ViT):
             given = type(backbone).__name__
             raise UserError(f"objective=mae needs a ViT, which {given} is not: give backbone={' or '.join(VITS)}")
+        if backbone.prefix != 1 or backbone.cls_token is None:
+            raise UserError(
+                "objective=mae: its decoder takes a class token and no register: give backbone.registers=0 and"
+                " backbone.class_token=true"
+            )
         if not 0 < mask_ratio < 1 or backbone.num_patches < 2:
             raise UserError(f"objective.mask_ratio={mask_ratio} of {backbone.num_patches} patches: some must be left")
         self.backbone = backbone

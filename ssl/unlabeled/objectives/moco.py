@@ -19,9 +19,10 @@ from unlabeled.distributed.batchnorm import split_batchnorm
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_count, check_shapes
+from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
 from unlabeled.objectives.parts.precision import full_precision
+from unlabeled.objectives.parts.queue import KeyQueue as KeyQueue
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
 _SHUFFLE = 0x5EAF  # keeps the permutations apart from the draws of the views, which mix (seed, step, view)
@@ -80,46 +81,6 @@ def _one_way(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     return 2 * temperature * (log_sum_exp(q, distributed.gather(k)) - (q * k).sum(1)).mean()
 
 
-class KeyQueue(nn.Module):
-    """Holds the last ``size`` keys of all processes, first in, first out.
-
-    Starts with random unit rows drawn from torch's global generator, which a run seeds.
-
-    Args:
-        size: number of keys, K.
-        dim: their width, D.
-    """
-
-    keys: Tensor  # [K, D], unit rows
-    pointer: Tensor  # int64 [], the row to write next; it holds the oldest key
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        if size < 1:
-            raise UserError(f"objective.queue_size={size}: a queue holds at least one key")
-        check_count("KeyQueue", dim=dim)
-        self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def enqueue(self, k: Tensor) -> None:
-        """Replaces the oldest keys by ``k`` of all processes, in rank order.
-
-        Args:
-            k: [B, D], unnormalised, the same B on every process; of a batch longer than the queue, the last K are kept.
-
-        Raises:
-            UserError: keys of another width than the queue's.
-        """
-        check_shapes("KeyQueue.enqueue", {"queue": (self.keys, "KD"), "k": (k, "BD")})
-        new = distributed.gather(F.normalize(k.to(self.keys.dtype), dim=1))
-        kept = new[-len(self.keys) :]
-        skipped = len(new) - len(kept)
-        rows = self.pointer + skipped + torch.arange(len(kept), device=new.device)
-        self.keys.index_copy_(0, rows % len(self.keys), kept)
-        self.pointer.add_(len(new)).remainder_(len(self.keys))
-
-
 @torch.no_grad()
 def encode_shuffled(encode: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Tensor:
     """Encodes another share of the global batch and returns this one's rows: ShuffleBN (arXiv:1911.05722, section 3.3).
@@ -154,10 +115,14 @@ class MoCo(Objective):
         projection_layers: depth of the projector, 1 (linear) in v1 and 2 in v2.
         projection_dim: width of the embeddings, D.
         temperature: of the softmax.
-        momentum: of the momentum encoder, constant.
+        momentum: of the momentum encoder.
         queue_size: number of keys, K.
         symmetric: use each view once as query and once as key, and add the two losses (CIFAR demo).
         bn_splits: parts of the global batch with BatchNorm statistics of their own; 1 leaves BatchNorm as it is.
+        projection_hidden: width of the projector's hidden layers; None: that of the features.
+        final_momentum: to which ``momentum`` goes by half a cosine; None: it is constant.
+        two_queues: if symmetric, a queue for the keys of each view, as in MoCo v2+ of solo-learn.
+        direction_mean: if symmetric, the mean of the two losses and not their sum, as there.
 
     Raises:
         UserError: an argument that cannot work.
@@ -173,20 +138,28 @@ class MoCo(Objective):
         queue_size: Count,
         symmetric: bool,
         bn_splits: Count,
+        projection_hidden: Channels | None = None,
+        final_momentum: Share | None = None,
+        two_queues: bool = False,
+        direction_mean: bool = False,
     ) -> None:
         super().__init__()
         _check(momentum, projection_layers)
+        _check_directions(symmetric, two_queues, direction_mean)
         if bn_splits < 1:
             raise UserError(f"objective.bn_splits={bn_splits}: must be at least 1")
         if bn_splits > 1:
             split_batchnorm(backbone, bn_splits)
         self.backbone = backbone
-        self.projector: nn.Module = moco_projector(backbone.num_features, projection_layers, projection_dim)
+        self.projector: nn.Module = moco_projector(
+            backbone.num_features, projection_layers, projection_dim, projection_hidden
+        )
         self.momentum_backbone = ema.frozen_copy(self.backbone)
         self.momentum_projector: nn.Module = ema.frozen_copy(self.projector)
-        self.queue = KeyQueue(queue_size, projection_dim)
-        self.temperature, self.momentum = temperature, momentum
-        self.symmetric, self.bn_splits = symmetric, bn_splits
+        self.queue = KeyQueue(queue_size, projection_dim)  # with two queues: of the second view's keys
+        self.first_view_queue = KeyQueue(queue_size, projection_dim) if two_queues else None
+        self.temperature, self.momentum, self.final_momentum = temperature, momentum, final_momentum
+        self.symmetric, self.bn_splits, self.direction_mean = symmetric, bn_splits, direction_mean
 
     def check(self, plan: Plan) -> None:
         """Requires two views, a queue no longer than the data set, and ``bn_splits`` equal parts over all processes."""
@@ -216,17 +189,25 @@ class MoCo(Objective):
         """Returns ``queue_fill``, the share of keys that come from images (others are random), and ``queue_age`` in
         steps.
         """
-        size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + self.symmetric)
+        one_of_two = self.symmetric and self.first_view_queue is None
+        size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + one_of_two)
         fill = min(1.0, progress.batch * keys_per_batch / size)
         age = fill * size / (keys_per_batch * progress.parts)
-        return {"momentum": self.momentum, "temperature": self.temperature, "queue_fill": fill, "queue_age": age}
+        momentum = self._momentum_at(progress)
+        return {"momentum": momentum, "temperature": self.temperature, "queue_fill": fill, "queue_age": age}
+
+    def _momentum_at(self, progress: Progress) -> float:
+        if self.final_momentum is None:
+            return self.momentum
+        return ema.momentum_at(progress.fraction, self.momentum, self.final_momentum)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Runs the momentum encoder first, with the weights before this step; fills the queue after the logits."""
         x1, x2 = batch.views
         if self.training and progress.part == 0:  # once a step
-            ema.update(self.momentum_backbone, self.backbone, self.momentum)
-            ema.update(self.momentum_projector, self.projector, self.momentum)
+            momentum = self._momentum_at(progress)
+            ema.update(self.momentum_backbone, self.backbone, momentum)
+            ema.update(self.momentum_projector, self.projector, momentum)
         features, seeds = self.backbone(x1), (progress.seed, progress.batch)
 
         def encode(images: Tensor) -> Tensor:
@@ -235,13 +216,15 @@ class MoCo(Objective):
 
         q1, k2 = self.projector(features), encode_shuffled(encode, x2, derive_seed(*seeds, 0, _SHUFFLE))
         similarity = F.cosine_similarity(q1.detach().float(), k2.float()).mean()
-        loss, keys = queue_contrast(q1, k2, self.queue.keys, self.temperature), [k2]
+        loss, keys = queue_contrast(q1, k2, self.queue.keys, self.temperature), [(self.queue, k2)]
         if self.symmetric:
+            queue = self.queue if self.first_view_queue is None else self.first_view_queue
             q2, k1 = self.projector(self.backbone(x2)), encode_shuffled(encode, x1, derive_seed(*seeds, 1, _SHUFFLE))
-            loss, keys = loss + queue_contrast(q2, k1, self.queue.keys, self.temperature), [k1, k2]
+            loss, keys = loss + queue_contrast(q2, k1, queue.keys, self.temperature), [(queue, k1), *keys]
         if self.training:
-            for k in keys:  # one by one: the order in the queue is then that of the global batch
-                self.queue.enqueue(k)
+            for queue, k in keys:  # one by one: the order in the queue is then that of the global batch
+                queue.enqueue(k)
+        loss = loss / 2 if self.direction_mean else loss
         return Output(loss, features.detach(), {"positive_similarity": similarity}, q1, k2)
 
     def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
@@ -251,8 +234,8 @@ class MoCo(Objective):
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Returns ln(K+1), twice that if symmetric; a queue that is still random gives less."""
-        return (1 + self.symmetric) * math.log(len(self.queue.keys) + 1)
+        """Returns ln(K+1), twice that for the sum of both directions; a queue that is still random gives less."""
+        return (1 + (self.symmetric and not self.direction_mean)) * math.log(len(self.queue.keys) + 1)
 
 
 class MoCoV3(Objective):
@@ -342,12 +325,18 @@ class MoCoV3(Objective):
         return 4 * self.temperature * math.log(plan.batch_size)
 
 
-def moco_projector(in_features: int, layers: int, out_features: int) -> nn.Sequential:
-    """Builds linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py)."""
+def moco_projector(
+    in_features: int, layers: int, out_features: int, hidden_features: int | None = None
+) -> nn.Sequential:
+    """Builds linear layers with bias and ReLU between them, no BatchNorm, torch's initial weights (moco/builder.py).
+
+    ``hidden_features`` is the width of hidden layers; None: that of the input, as officially.
+    """
+    widths = [in_features, *[hidden_features or in_features] * (layers - 1)]
     modules: list[nn.Module] = []
-    for _ in range(layers - 1):
-        modules += [nn.Linear(in_features, in_features), nn.ReLU(inplace=True)]
-    return nn.Sequential(*modules, nn.Linear(in_features, out_features))
+    for before, after in itertools.pairwise(widths):
+        modules += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules, nn.Linear(widths[-1], out_features))
 
 
 def moco_v3_head(widths: list[int], last_norm: bool) -> nn.Sequential:
@@ -379,3 +368,9 @@ def _check(momentum: float, projection_layers: int) -> None:
         raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
     if projection_layers < 1:
         raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
+
+
+def _check_directions(symmetric: bool, two_queues: bool, direction_mean: bool) -> None:
+    for name, given in (("two_queues", two_queues), ("direction_mean", direction_mean)):
+        if given and not symmetric:
+            raise UserError(f"objective.{name}=true: it is for both directions: give objective.symmetric=true too")

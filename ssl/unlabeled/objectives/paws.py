@@ -48,6 +48,7 @@ def soft_nearest_neighbours(queries: Tensor, supports: Tensor, labels: Tensor, t
 
 def sharpen_probabilities(probabilities: Tensor, sharpen: float) -> Tensor:
     """Returns ρ(p) = p^(1/T) / Σ p^(1/T) (eq. 2) of each row [B, C], with T = ``sharpen`` in (0, 1]."""
+    check_range("sharpen_probabilities", most=1, sharpen=sharpen)
     largest = probabilities.detach().amax(1, keepdim=True)  # does not change ρ; without it 1000 classes underflow
     powers = (probabilities / largest) ** (1 / sharpen)
     return powers / powers.sum(1, keepdim=True)
@@ -104,9 +105,11 @@ def target_classes(
     """Returns the targets of the anchors, [(2+M)·B, C]: half of :func:`paws_loss`, with all processes' labels."""
     supports = distributed.gather(_unit_rows(target_supports))
     wanted = sharpen_probabilities(soft_nearest_neighbours(targets, supports, labels, temperature), sharpen)
+    if len(wanted) % LARGE:
+        raise UserError(f"target_classes: {len(wanted)} targets; needed are those of {LARGE} large views, equally many")
     first, second = wanted.chunk(LARGE)
     wanted = torch.cat([wanted, *[(first + second) / 2] * small_views])
-    return wanted.where(wanted >= SMALLEST_TARGET, torch.zeros_like(wanted))
+    return torch.where(wanted < SMALLEST_TARGET, 0.0, wanted)  # NaN stays, and with it the loss says so
 
 
 @full_precision
@@ -114,6 +117,8 @@ def prediction_losses(
     anchors: Tensor, supports: Tensor, wanted: Tensor, labels: Tensor, temperature: float, sharpen: float
 ) -> tuple[Tensor, Tensor]:
     """Returns cross-entropy and me-max, the other half of :func:`paws_loss`, with the labels of all processes."""
+    fitting = {"anchors": (anchors, "AD"), "supports": (supports, "SD")}
+    check_shapes("prediction_losses", {**fitting, "wanted": (wanted, "AC"), "labels": (labels, "LC")})
     supports = distributed.gather(_unit_rows(supports))
     predictions = soft_nearest_neighbours(anchors, supports, labels, temperature)
     mean = distributed.mean(sharpen_probabilities(predictions, sharpen).mean(0))
@@ -143,6 +148,8 @@ class PAWS(Objective):
     Raises:
         UserError: values that cannot work.
     """
+
+    uses_labels = True  # those of the support
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ arguments.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import check_large_first
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -82,6 +83,13 @@ def contrastive_log_probabilities(online: Tensor, targets: Tensor, negatives: Te
     Returns:
         [B, 1 + n], its own image first.
     """
+    fitting = {"online": (online, "BD"), "targets": (targets, "ND"), "negatives": (negatives, "BM")}
+    check_shapes("contrastive_log_probabilities", fitting)
+    check_range("contrastive_log_probabilities", temperature=temperature)
+    if negatives.dtype != torch.int64:
+        raise UserError(
+            f"contrastive_log_probabilities: negatives are {negatives.dtype}, and must be int64 row numbers"
+        )
     own = distributed.rank() * len(online) + torch.arange(len(online), device=online.device)
     cosines = F.normalize(online, dim=1) @ targets.T  # [B, N]
     return F.log_softmax(cosines.gather(1, torch.cat([own[:, None], negatives], 1)) / temperature, dim=1)
@@ -106,6 +114,8 @@ def kl_divergence(log_p: Tensor, log_q: Tensor, stop_gradient: StopGradient) -> 
         stop_gradient: ``entropy`` stops the gradient only in Σ p ln p, and p still learns through Σ p ln q, as in
             SemPPL's formula; ``first_argument`` stops it for p everywhere.
     """
+    check_shapes("kl_divergence", {"log_p": (log_p, "BN"), "log_q": (log_q, "BN")})
+    _check_stop_gradient("kl_divergence: ", stop_gradient)
     held = log_p.detach()
     entropy = (held.exp() * held).sum(1)
     p = log_p.exp() if stop_gradient == "entropy" else held.exp()
@@ -120,7 +130,13 @@ def sample_negatives(images: int, count: int, generator: torch.Generator) -> Ten
 
     Returns:
         int64 [images, count], on the CPU.
+
+    Raises:
+        UserError: there are not so many other rows.
     """
+    check_count("sample_negatives", images=images, count=count)
+    if count >= images:
+        raise UserError(f"sample_negatives: count={count}: of {images} rows {images - 1} are other ones")
     chosen = torch.arange(count).repeat(images, 1)  # all other rows, if there are no more than count
     for turn in range(count if count < images - 1 else 0):
         last = images - 1 - count + turn  # an index among the other rows, 0 … images − 2
@@ -184,10 +200,7 @@ class ReLIC(Objective):
         """Requires at least two large views, and as many other images as negatives."""
         plan.needs_views(2)
         plan.needs_negatives()
-        if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
-            raise UserError(
-                f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"
-            )
+        check_large_first(plan)
         if self.negatives is not None and self.negatives > plan.batch_size - 1:
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")
@@ -220,14 +233,15 @@ class ReLIC(Objective):
         return sample_negatives(total, count, generator)[first : first + images]
 
     def _all_pairs(self, log_p: Sequence[Sequence[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the mean over pairs of an online and a target view (Algorithm 1), also those without invariance term.
+        """Returns the mean contrast over pairs of an online and a target view, and the mean invariance.
 
-        A view has no invariance term with itself: the divergence is 0, and ``entropy`` would leave a gradient of that
-        zero.
+        Algorithm 1 counts all pairs. The invariance is the mean over those that have one, or small views would make β
+        smaller: a view has none with itself, and a small view has none unless ``small_invariance``.
         """
         pairs = list(self._pairs(len(log_p), len(log_p[0])))
         contrasts = torch.stack([contrastive_loss(log_p[i][j]) for i, j in pairs]).mean()
-        divergences = torch.stack([self._divergence(log_p, i, j) for i, j in pairs]).mean()
+        found_divergences = [self._divergence(log_p, i, j) for i, j in pairs]
+        divergences = torch.stack([each for each in found_divergences if each is not None]).mean()
         found = torch.stack([_own_first(log_p[i][j].detach()) for i, j in pairs]).mean()
         metrics = {"contrast": contrasts.detach(), "divergence": divergences.detach(), "instance_top1": found}
         return self.alpha * contrasts + self.beta * divergences, metrics
@@ -235,13 +249,13 @@ class ReLIC(Objective):
     def _pairs(self, views: int, large: int) -> Iterator[tuple[int, int]]:
         return ((i, j) for i in range(views) for j in range(large) if self.include_same_view or i != j)
 
-    def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor:
+    def _divergence(self, log_p: Sequence[Sequence[Tensor]], i: int, j: int) -> Tensor | None:
         large = len(log_p[0])
         if i < large and i != j:
             return kl_divergence(log_p[i][j], log_p[j][i], self.stop_gradient)
         if i >= large and self.small_invariance:
             return kl_divergence(log_p[(j + 1) % large][j], log_p[i][j], "first_argument")
-        return log_p[i][j].new_zeros(())
+        return None
 
     def after_step(self, progress: Progress) -> None:
         """Updates θ_target ← m·θ_target + (1 − m)·θ_online with the weights after the step."""
@@ -284,9 +298,13 @@ def _own_first(log_p: Tensor) -> Tensor:
 
 
 def _check(stop_gradient: str, negatives: int | None, momentum: float) -> None:
-    if stop_gradient not in ("entropy", "first_argument"):
-        raise UserError(f"objective.stop_gradient={stop_gradient}: allowed are entropy and first_argument")
+    _check_stop_gradient("objective.", stop_gradient)
     if negatives is not None and negatives < 1:
         raise UserError(f"objective.negatives={negatives}: must be at least 1, or null for all other images")
     if not 0 <= momentum <= 1:
         raise UserError(f"objective.momentum={momentum}: must be from 0 to 1")
+
+
+def _check_stop_gradient(where: str, stop_gradient: str) -> None:
+    if stop_gradient not in get_args(StopGradient):
+        raise UserError(f"{where}stop_gradient={stop_gradient}: allowed are {' and '.join(get_args(StopGradient))}")

@@ -15,7 +15,7 @@ from unlabeled.core.ranges import Channels, Layers, Temperature
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
-from unlabeled.objectives.parts.heads import simclr_projector
+from unlabeled.objectives.parts.heads import plain_projector, simclr_projector
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
@@ -55,15 +55,35 @@ class SimCLR(Objective):
         projection_layers: depth of the projector, 2 in v1 and 3 in v2.
         projection_dim: width of the embeddings that the loss compares.
         temperature: of the softmax.
+        sum: add the means of the two views, as the official code; False: their mean, as in the paper. LARS gives biases
+            and norms the raw gradient, of which this is a factor of 2.
+        projection_hidden: width of the projector's hidden layers; None: that of the features.
+        projection_norm: whether the projector is the official one with BatchNorm; False: as solo-learn has it, linear
+            layers with bias and ReLU between them.
+
+    Raises:
+        UserError: a projector without a layer.
     """
 
     def __init__(
-        self, backbone: Backbone, projection_layers: Layers, projection_dim: Channels, temperature: Temperature
+        self,
+        backbone: Backbone,
+        projection_layers: Layers,
+        projection_dim: Channels,
+        temperature: Temperature,
+        sum: bool = False,
+        projection_hidden: Channels | None = None,
+        projection_norm: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector: nn.Module = simclr_projector(backbone.num_features, projection_layers, projection_dim)
-        self.temperature = temperature
+        width = projection_hidden or backbone.num_features
+        self.projector: nn.Module = (
+            simclr_projector(backbone.num_features, projection_layers, projection_dim, width)
+            if projection_norm
+            else plain_projector(backbone.num_features, projection_layers, projection_dim, width)
+        )
+        self.temperature, self.sum = temperature, sum
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
@@ -77,12 +97,12 @@ class SimCLR(Objective):
         features = self.backbone(torch.cat(batch.views))
         z1, z2 = self.projector(features).chunk(2)
         similarity = F.cosine_similarity(z1.detach().float(), z2.detach().float()).mean()
-        loss = nt_xent(z1, z2, self.temperature)
+        loss = nt_xent(z1, z2, self.temperature) * (1 + self.sum)
         return Output(loss, features.detach().chunk(2)[0], {"positive_similarity": similarity}, embeddings=z1)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         return (VIEWS_ALIKE,)
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Returns ln(2N−1) for a global batch of N images."""
-        return math.log(2 * plan.batch_size - 1)
+        """Returns ln(2N−1) for a global batch of N images, twice that for the sum of both views."""
+        return (1 + self.sum) * math.log(2 * plan.batch_size - 1)

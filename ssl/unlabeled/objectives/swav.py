@@ -5,7 +5,6 @@ RegNet on uncurated images: Goyal et al. 2021, arXiv:2103.01988; configurations 
 """
 
 import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated
@@ -20,6 +19,7 @@ from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temper
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import by_resolution
 from unlabeled.objectives.parts.heads import swav_projector
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -88,8 +88,6 @@ def swapped_prediction(
         UserError: crops of different shapes, indices of crops that do not exist, or a queue for other crops than those
             assigned.
     """
-    _check_crops(scores, assigned, queue_scores)
-    check_range("swapped_prediction", temperature=temperature)
     codes = compute_codes(scores, assigned, epsilon, iterations, queue_scores)
     return code_prediction_loss(scores, assigned, codes, temperature)
 
@@ -103,6 +101,7 @@ def compute_codes(
     queue_scores: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Returns codes [B, K] of each assigned crop: the first half of :func:`swapped_prediction`, same arguments."""
+    _check_crops(scores, assigned, queue_scores)
     queued = [[] for _ in assigned] if queue_scores is None else [[rows] for rows in queue_scores]
     all_scores = [torch.cat([*rows, scores[crop]]) for rows, crop in zip(queued, assigned, strict=True)]
     images = len(scores[assigned[0]])
@@ -114,6 +113,12 @@ def code_prediction_loss(
     scores: Sequence[Tensor], assigned: Sequence[int], codes: Sequence[Tensor], temperature: float
 ) -> Tensor:
     """Returns the mean cross-entropy of codes and predictions: the second half of :func:`swapped_prediction`."""
+    _check_crops(scores, assigned, None)
+    check_range("swapped_prediction", temperature=temperature)
+    fitting = {"scores": (scores[0], "BK")} | {f"codes[{place}]": (code, "BK") for place, code in enumerate(codes)}
+    check_shapes("swapped_prediction", fitting)
+    if len(codes) != len(assigned):
+        raise UserError(f"swapped_prediction: {len(codes)} codes for {len(assigned)} assigned crops")
     predictions = [F.log_softmax(crop / temperature, dim=1) for crop in scores]
     losses = []
     for crop, code in zip(assigned, codes, strict=True):
@@ -272,7 +277,7 @@ class SwAV(Objective):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Runs one backbone forward per resolution, one projector forward over all crops, as in the official code."""
-        features = _by_resolution(self.backbone, batch.views)
+        features = by_resolution(self.backbone, batch.views)
         projected = self.projector(features)
         embeddings = _unit_rows(projected)
         scores = _dot_products(embeddings, self.prototypes.weight).chunk(len(batch.views))
@@ -363,12 +368,6 @@ def _spread(probabilities: Tensor) -> Tensor:
 def _reset_was_full(objective: nn.Module, keys: object) -> None:
     """Forgets that the queue was full: a loaded one may be empty."""
     objective.was_full = False  # type: ignore[assignment]
-
-
-def _by_resolution(backbone: Backbone, views: Sequence[Tensor]) -> Tensor:
-    """Returns features of all views, [V·B, F] in order; adjacent views of equal size share one forward."""
-    groups = itertools.groupby(views, key=lambda view: view.shape[-2:])
-    return torch.cat([backbone(torch.cat(list(group))) for _, group in groups])
 
 
 @full_precision

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
+from unlabeled.core.few_launches import few_launches
 from unlabeled.core.ranges import LearningRate, PartialShare, WeightDecay
+from unlabeled.core.seeding import to_device
 from unlabeled.distributed.dtensor import local_shard
 from unlabeled.errors import UserError
 
@@ -20,9 +23,15 @@ class LARS(Optimizer):
     """SGD with momentum that scales the step of each weight w with gradient g by trust · ‖w‖ / ‖g + λw‖.
 
     d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate is outside of the momentum buffer
-    (facebookresearch/moco-v3, deepmind byol); SimCLR's code has it inside, which differs only while lr changes.
+    (facebookresearch/moco-v3, deepmind byol), which differs from the other way only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
     Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
+
+    With ``adapt_all`` those too are scaled and decayed, as by the LARC of apex, which SwAV and SEER use. With
+    ``rate_in_momentum`` u ← m·u + lr·d · trust·‖w‖/‖d‖ and w ← w − u, as in the code of SimCLR and PAWS.
+
+    With ``clip`` as in solo-learn (solo/utils/lars.py): the scale is min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1), so
+    that no weight moves faster than by plain SGD; where a norm is 0, g is neither scaled nor decayed.
     """
 
     def __init__(
@@ -32,14 +41,21 @@ class LARS(Optimizer):
         momentum: PartialShare = 0.9,
         weight_decay: WeightDecay = 0.0,
         trust_coefficient: Annotated[float, Interval(gt=0, le=1000)] = 0.001,
+        clip: bool = False,
+        adapt_all: bool = False,
+        rate_in_momentum: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "clip": clip,
+            "adapt_all": adapt_all,
+            "rate_in_momentum": rate_in_momentum,
         }
         super().__init__(params, defaults)
+        self._rows: dict[tuple[int, ...], Rows] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
@@ -57,17 +73,64 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for matrices in _together([parameter for parameter in trained if parameter.ndim > 1]):
-                self._move(matrices, _adapted(matrices, group), group)
-            if vectors := [parameter for parameter in trained if parameter.ndim <= 1]:
+            if trained and few_launches(trained[0].device):
+                self._move_together(trained, group)
+                continue
+            for adapted in _together([each for each in trained if each.ndim > 1 or group["adapt_all"]]):
+                self._move(adapted, (_clipped if group["clip"] else _adapted)(adapted, group), group)
+            if vectors := [each for each in trained if each.ndim <= 1 and not group["adapt_all"]]:
                 self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [local_shard(self._momentum_of(parameter)) for parameter in parameters]
+        into, out = (group["lr"], 1.0) if group["rate_in_momentum"] else (1.0, group["lr"])
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, updates)
-        torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-group["lr"])
+        torch._foreach_add_(buffers, updates, alpha=into)
+        torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-out)
+
+    def _move_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Takes the same step with at most 11 kernels for all parameters of a group; 15 with ``clip``."""
+        adapted = [parameter for parameter in parameters if parameter.ndim > 1 or group["adapt_all"]]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1 and not group["adapt_all"]]
+        raw = [local_shard(each.grad) for each in vectors if each.grad is not None]
+        lr = group["lr"]
+        if group["rate_in_momentum"]:  # the updates of the matrices have the rate already
+            raw, lr = list(torch._foreach_mul(raw, lr)) if raw else [], 1.0
+        weights = [local_shard(parameter) for parameter in (*adapted, *vectors)]
+        buffers = [local_shard(self._momentum_of(parameter)) for parameter in (*adapted, *vectors)]
+        settings = {"weight_decay": 0.0, "momentum": group["momentum"], "lr": lr, "dampening": 0.0}
+        torch._fused_sgd_(  # u ← m·u + d;  w ← w − lr·u
+            weights,
+            [*self._scaled(adapted, group), *raw],
+            buffers,
+            **settings,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+    def _scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Returns the update of each adapted parameter before momentum, in memory that is kept for the next step."""
+        if not parameters:
+            return []
+        rows = self._rows.get(key := tuple(map(id, parameters)))
+        if rows is None:
+            rows = self._rows[key] = Rows([local_shard(parameter) for parameter in parameters])
+        weights, cut = [local_shard(parameter) for parameter in parameters], isinstance(parameters[0], DTensor)
+        torch._foreach_copy_(rows.parts, [local_shard(each.grad) for each in parameters if each.grad is not None])
+        if group["clip"]:
+            ratios = _clipped_ratios(*_norms([*weights, *rows.parts], cut).chunk(2), group)
+            torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
+        else:
+            torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
+            weight_norms, update_norms = _norms([*weights, *rows.parts], cut).chunk(2)
+            ratios = group["trust_coefficient"] * weight_norms / update_norms
+            ratios = F.threshold_(ratios, 0.0, 1.0).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
+        if group["rate_in_momentum"]:
+            ratios.mul_(group["lr"])
+        rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
+        return rows.parts
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -75,6 +138,27 @@ class LARS(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+class Rows:
+    """Tensors of one shape each, in rows of one matrix: one kernel multiplies each tensor by a number of its own.
+
+    Args:
+        like: the tensors' shapes, memory formats and type.
+    """
+
+    WIDTH = 1024  # values in a row; of the last row of a tensor some are not used
+
+    def __init__(self, like: list[Tensor]) -> None:
+        counts = [-(-each.numel() // self.WIDTH) for each in like]
+        self.values = like[0].new_zeros(sum(counts), self.WIDTH)
+        part = torch.repeat_interleave(torch.arange(len(like)), torch.tensor(counts))
+        self.part = to_device(part, like[0].device)  # the tensor of each row
+        starts = (self.WIDTH * (sum(counts[:number])) for number in range(len(like)))
+        self.parts = [
+            self.values.as_strided(each.shape, torch.empty_like(each).stride(), start)
+            for each, start in zip(like, starts, strict=True)
+        ]
 
 
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -98,6 +182,28 @@ def _adapted(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, torch.ones_like(ratios))
     torch._foreach_mul_(updates, list(ratios.unbind()))
     return updates
+
+
+def _clipped(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Returns (g + λw) · min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) of each, or g where a norm is 0."""
+    weights = [local_shard(parameter) for parameter in parameters]
+    gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    decay = group["weight_decay"]
+    weight_norms, gradient_norms = _norms([*weights, *gradients], isinstance(parameters[0], DTensor)).chunk(2)
+    rates = group["trust_coefficient"] * weight_norms / (gradient_norms + decay * weight_norms + 1e-8)
+    adapted = (weight_norms > 0) & (gradient_norms > 0)
+    ratios = torch.where(adapted, (rates / group["lr"]).clamp(max=1), torch.ones_like(rates))
+    updates = torch._foreach_mul(weights, list((decay * adapted.to(rates.dtype)).unbind()))
+    torch._foreach_add_(updates, gradients)
+    torch._foreach_mul_(updates, list(ratios.unbind()))
+    return list(updates)
+
+
+def _clipped_ratios(weight_norms: Tensor, gradient_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    """Returns min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) [n]; 1 where ‖w‖ is 0, and 0 where ‖g‖ is: no decay then."""
+    lengths = torch.add(gradient_norms, weight_norms, alpha=group["weight_decay"]).add_(1e-8)
+    ratios = (weight_norms * (group["trust_coefficient"] / group["lr"]) / lengths).clamp_(max=1)
+    return F.threshold_(ratios, 0.0, 1.0).mul_(gradient_norms.sign())
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:

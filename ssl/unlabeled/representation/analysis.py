@@ -152,7 +152,7 @@ def _evaluation_features(
             for batch in _batches(subject, settings.images, settings)
         ]
         return concatenate(parts), [], None
-    cka, parts = CKA(min(settings.batch_size, settings.images, len(subject.source))), []
+    cka, parts = CKA(), []
     with layers.recording():
         for batch in _batches(subject, settings.images, settings):
             parts.append(_features(subject, batch, subject.views.evaluation_view))

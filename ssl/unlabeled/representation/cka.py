@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unlabeled.errors import UserError
+
 
 class CKA:
     """Accumulates batches and returns the matrix of all layers of one network against all of another.
@@ -17,15 +19,17 @@ class CKA:
     of each layer.
 
     Args:
-        batch_size: of all batches, at least 4; a smaller batch, such as the last of an epoch, is ignored.
+        batch_size: of all batches, at least 4; a smaller batch, such as the last of an epoch, is ignored. None: the
+            size of the first batch; of larger ones as many images are used.
 
     Attributes:
         images: number of images so far.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        if batch_size < 4:
+    def __init__(self, batch_size: int | None = None) -> None:
+        if batch_size is not None and batch_size < 4:
             raise ValueError(f"batch_size={batch_size}: the estimator needs at least four images")
+        self._crops = batch_size is None
         self.batch_size, self.images = batch_size, 0
         self._sums: list[Tensor] = []
 
@@ -38,8 +42,16 @@ class CKA:
 
         Raises:
             ValueError: a batch larger than the others.
+            UserError: a first batch of fewer than 4 images.
         """
         size = len(first[0])
+        if self.batch_size is None:
+            if size < 4:
+                raise UserError(f"data: {size} intact images in a batch; similarities of layers need at least 4")
+            self.batch_size = size
+        if self._crops and size > self.batch_size:  # the first batch had a corrupt image
+            size = self.batch_size
+            first, second = ([x[:size] for x in each] for each in (first, second))
         if size > self.batch_size:
             raise ValueError(f"a batch of {size} images, after batches of {self.batch_size}")
         if size < self.batch_size:

@@ -67,7 +67,7 @@ def compare(
         check_size(side.backbone, side.views)
     positions = choose_images(source, images, seed)
     size = min(batch_size, len(positions))
-    alone, across = [CKA(size), CKA(size)], CKA(size)
+    alone, across = [CKA(), CKA()], CKA()
     with full_float32(device), layers[0].recording(), layers[1].recording():
         for batch in data.batches(source, positions, size):
             for side in (first, second):

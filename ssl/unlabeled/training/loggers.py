@@ -23,7 +23,9 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.ranges import FilePath
+from unlabeled.core.reading import open_regular, read_bytes, read_utf8
 from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
@@ -37,11 +39,15 @@ def load_or_create_id(path: Path) -> str:
         _draw_id(path)
     if not path.exists():
         return ""
+    return _kept_id(path)
+
+
+def _kept_id(path: Path) -> str:
     try:
-        kept = path.read_text(encoding="utf-8").strip()
+        kept = read_utf8(path).strip()
     except (OSError, ValueError):
         kept = ""
-    if not re.fullmatch(r"[\w-]+", kept):
+    if not re.fullmatch(r"[\w-]{1,200}", kept, re.ASCII):
         raise UserError(f"{path} is damaged: it holds no id of a run; remove it, and a new one begins there")
     return kept
 
@@ -81,7 +87,7 @@ class JsonLines(Logger):
         """Waits until all lines are on the disk and returns the size of the file in bytes."""
         if not self.path.exists():
             return 0
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
@@ -133,7 +139,7 @@ class Csv(Logger):
         """Writes the table anew from ``metrics.jsonl``, whose last line is this row (or those values that every session
         has).
         """
-        rows = _rows(self.lines.read_bytes()) if self.lines.exists() else []
+        rows = _rows(read_bytes(self.lines)) if self.lines.exists() else []
         if rows and rows[-1].items() <= row.items():
             rows.pop()
         rows.append(row)
@@ -233,7 +239,7 @@ class WeightsAndBiases(WandbLogger):
     def begin(self, step: int) -> None:
         """Starts a session after ``step`` steps; sends again what a killed session may have lost."""
         if step and self.unfinished.exists():
-            for row in _rows(self.lines.read_bytes()[-UNWRITTEN:]):
+            for row in _rows(read_bytes(self.lines)[-UNWRITTEN:]):
                 self.log_metrics(row, row.pop("step"))
         self.unfinished.parent.mkdir(exist_ok=True)  # WANDB_MODE=disabled makes no folder
         self.unfinished.touch()
@@ -264,7 +270,7 @@ class MLflow(MLFlowLogger):
         if tracking_uri.startswith("file:"):  # since version 3.5, file stores must be allowed
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.id_file, self.tracking_uri = Path(run_dir) / "mlflow_run_id", tracking_uri
-        known = self.id_file.read_text().strip() if self.id_file.exists() else None
+        known = _kept_id(self.id_file) if self.id_file.exists() else None
         super().__init__(experiment, name, tracking_uri, run_id=known)
 
     @rank_zero_only
@@ -312,7 +318,7 @@ def _rows(lines: bytes) -> list[dict[str, Any]]:
     rows = []
     for line in lines.splitlines():
         with suppress(ValueError):
-            row = json.loads(line)
+            row = parse_json(line)
             if isinstance(row, dict) and "step" in row:
                 rows.append(row)
     return rows

@@ -10,13 +10,14 @@ from unlabeled.core.ranges import AtLeastTwo, Count, Temperature
 from unlabeled.data.module import DataModule
 from unlabeled.distributed import local_only
 from unlabeled.evaluation.features import Features, extract
-from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_mean_per_class
+from unlabeled.evaluation.probe import MEAN_PER_CLASS, Score, add_metrics
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.training.pretraining import Pretraining
 
 
 class OnlineKNN(pl.Callback):
-    """Every n epochs, classifies labelled training images by the others, with features of the current backbone.
+    """Every n epochs, classifies labelled training images by the others, with features of the current network, the
+    one that the method publishes.
 
     Queries and bank are disjoint parts of the labelled training images, the same for the whole run and for every run
     with the same seed; the test split is never used. Images are seen as in evaluation. Logs ``probe/knn_top1`` in per
@@ -73,7 +74,7 @@ class OnlineKNN(pl.Callback):
         features = [self._extract(module, data, positions, device) for positions in (bank, queries)]
         with local_only():
             (score,) = probe.fit_predict(features[0], features[1], num_classes)
-        add_mean_per_class(score, features[1].labels)
+        add_metrics(score, features[1].labels)
         return score
 
     def _parts(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -85,5 +86,5 @@ class OnlineKNN(pl.Callback):
     def _extract(self, module: Pretraining, data: DataModule, positions: Tensor, device: torch.device) -> Features:
         batches = data.batches(data.train, positions, self.batch_size)
         return extract(
-            module.objective.backbone, batches, module.views.evaluation_view, device, module.trainer.precision
+            module.objective.product(), batches, module.views.evaluation_view, device, module.trainer.precision
         )

@@ -132,7 +132,7 @@ class Pictures(pl.Callback):
 
         batches = data.batches(data.train, self._positions(module, data, count), BATCH)
         precision = str(module.trainer.precision)
-        features = extract(module.objective.backbone, batches, plain, device, precision, check_finite=False)
+        features = extract(module.objective.product(), batches, plain, device, precision, check_finite=False)
         return torch.cat(pixels), features
 
     def _positions(self, module: Pretraining, data: DataModule, count: int) -> Tensor:

@@ -196,9 +196,8 @@ class Pretraining(pl.LightningModule):
         loss = optimizer_closure()  # training_step and backward of the step's last batch
         good, self.part = self.faults.allows_step(self), 0
         if good:
-            progress, rate = self.progress, self.learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)  # of optimizer.layer_decay
+            progress = self.progress
+            self.optimizer_config.set_step(optimizer, progress, self.images_per_step)
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
             self.objective.after_step(progress)
         self.steps_taken += 1
@@ -213,8 +212,18 @@ class Pretraining(pl.LightningModule):
         if self.weights is not None:
             checkpoint["weights"] = self.weights
         checkpoint["progress"] = self.progress._asdict()
+        if self.objective.product() is not self.objective.backbone:
+            checkpoint["product"] = name_of_product(self.objective)
+        if self.objective.uses_labels:
+            checkpoint["uses_labels"] = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.weights = checkpoint.get("weights")
         if "faults" in checkpoint:  # not in those of earlier versions
             self.faults.load_state_dict(checkpoint["faults"])
+
+
+def name_of_product(objective: Objective) -> str:
+    """Returns the path of the network that is evaluated among the objective's modules."""
+    product, named = objective.product(), objective.named_modules()
+    return next(str(name) for name, module in named if module is product)

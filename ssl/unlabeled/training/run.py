@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
@@ -52,7 +53,7 @@ class Run:
         if begun is not None:
             check_fits(begun, self.module)
         elif self.module.weights is not None and self.trainer.is_global_zero:
-            copied = write_start(self.checkpoints.folder, self.module.objective.backbone)
+            copied = write_start(self.checkpoints.folder, self.module.objective.product())
             self.module.weights = self.module.weights | {"start_sha256": copied}
         if self.trainer.is_global_zero:
             make_folder(run_dir)
@@ -85,7 +86,7 @@ class Run:
         if labels is None or not resumes or not path.exists():
             return
         try:
-            same = path.read_text(encoding="utf-8") == labels.text
+            same = read_utf8(path) == labels.text
         except (OSError, ValueError):
             same = False
         if not same:
@@ -108,6 +109,8 @@ class Run:
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
             "collapsed_at": self.module.objective.collapsed_at(self.module.plan),
         }
+        if self.module.objective.uses_labels:
+            summary["uses_labels"] = True
         if self.data.labels is not None:
             summary["labels"] = self.data.labels.summary() | {"test_split": DISJOINT}
         try:

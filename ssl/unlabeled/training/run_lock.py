@@ -20,6 +20,8 @@ from uuid import uuid4
 
 import pytorch_lightning as pl
 
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import make_folder, one_line
 from unlabeled.errors import UserError
 
@@ -91,6 +93,8 @@ class RunLock:
                 self.path.unlink()
                 if self._made_folder:
                     self.path.parent.rmdir()  # fails, as it should, once the run has written anything
+
+    close = release  # for contextlib.closing
 
     def _acquire(self) -> None:
         waited = False
@@ -194,8 +198,8 @@ def _refusal(path: Path, owner: Owner) -> str:
 def _read(path: Path) -> Owner | None:
     """Reads the owner of a lock; None if there is no lock or a damaged one."""
     try:
-        with path.open(encoding="utf-8") as file:  # NFS refreshes a file when it is opened
-            found = Owner(**json.loads(file.read(10_000)))
+        with open_regular(path) as file:  # NFS refreshes a file when it is opened
+            found = Owner(**parse_json(file.read(10_000)))
     except (OSError, ValueError, TypeError):
         return None
     kinds = {each.name: str if each.type in (str, "str") else int for each in fields(Owner)}

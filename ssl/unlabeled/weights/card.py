@@ -48,7 +48,8 @@ def write_card(facts: CardFacts) -> str:
     parts = [
         _front_matter(facts, objective),
         f"# {in_markdown(name)}",
-        f"{_article(class_name(facts.spec))} pretrained without labels{f' by {objective}' if objective else ''}, "
+        f"{_article(class_name(facts.spec))} pretrained {_labels(facts.checkpoint)}"
+        f"{f' by {objective}' if objective else ''}, "
         f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier.",
         "## How to use it",
         _images(facts.preprocess),
@@ -89,12 +90,17 @@ def _last_part(place: re.Match[str]) -> str:
     return parts[-1] or "…"
 
 
+def _labels(checkpoint: Checkpoint) -> str:
+    return "WITH the labels of its images" if checkpoint.uses_labels else "without labels"
+
+
 def _article(name: str) -> str:
     return f"{'An' if name[:1] in 'AEIOU' else 'A'} {name}"
 
 
 def _front_matter(facts: CardFacts, objective: str) -> str:
-    tags = ["self-supervised-learning", "image-feature-extraction", *([objective.lower()] if objective else [])]
+    kind = "supervised-learning" if facts.checkpoint.uses_labels else "self-supervised-learning"
+    tags = [kind, "image-feature-extraction", *([objective.lower()] if objective else [])]
     lines = [
         f"library_name: {facts.written.library}",
         "pipeline_tag: image-feature-extraction",

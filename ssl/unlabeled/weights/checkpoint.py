@@ -22,4 +22,7 @@ class Checkpoint:
     part: str  # which of its encoders the backbone is
     left_out: dict[str, int] = field(default_factory=dict)  # number of tensors per part that is not the backbone
     notes: list[str] = field(default_factory=list)  # remarks on the loading, for reports
+    described: dict[str, Any] = field(default_factory=dict)  # its backbone and views, as its library describes them
     weights: dict[str, Any] = field(default_factory=dict)  # record of what our run started from; empty: random weights
+    product: str = "backbone"  # which network of our run's objective is evaluated: its path among the modules
+    uses_labels: bool = False  # whether our run was trained with labels

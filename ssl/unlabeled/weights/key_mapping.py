@@ -18,6 +18,11 @@ _SIMCLR_V2 = {
     "projection.shortcut": "downsample.0",
     "projection.bn.0": "downsample.1",
 }
+# mmpretrain's and mmselfsup's vision_transformer.py (mmpretrain/models/backbones): ours are timm's names.
+_MM_VIT = {"ln1": "norm1", "ln2": "norm2", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
+_MM_VIT |= {"attn.qkv": "attn.qkv", "attn.proj": "attn.proj"}
+_MM_VIT_ENDS = {"patch_embed.projection": "patch_embed.proj", "ln1": "norm"}
+_MM_VIT_BLOCK = re.compile(r"layers\.(?P<block>\d+)\.(?P<part>.+)")
 _SIMCLR_V2_STEM = {"net.0.0": "conv1", "net.0.1.0": "bn1"}
 _SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(?P<part>.+)")
 
@@ -36,7 +41,7 @@ def _candidates(name: str) -> Iterator[str]:
     yield name.removeprefix("_feature_blocks.")  # VISSL's ResNet
     layer, dot, rest = name.partition(".")
     yield f"{_SEQUENCE.get(layer, layer)}{dot}{rest}"
-    ours = from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or name
+    ours = from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or _from_mm_vit(name) or name
     yield ours
     yield to_timm(ours) or ours  # another library's RegNetY in backbone=timm
 
@@ -49,3 +54,13 @@ def _from_simclr_v2(name: str) -> str | None:
     if found is None or found["part"] not in _SIMCLR_V2:
         return None
     return f"layer{found['stage']}.{found['block']}.{_SIMCLR_V2[found['part']]}.{tensor}"
+
+
+def _from_mm_vit(name: str) -> str | None:
+    part, _, tensor = name.rpartition(".")
+    if part in _MM_VIT_ENDS:
+        return f"{_MM_VIT_ENDS[part]}.{tensor}"
+    found = _MM_VIT_BLOCK.fullmatch(part)
+    if found is None or found["part"] not in _MM_VIT:
+        return None
+    return f"blocks.{found['block']}.{_MM_VIT[found['part']]}.{tensor}"

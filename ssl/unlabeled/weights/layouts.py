@@ -5,7 +5,7 @@ without the words that wrappers add (``module``, ``_orig_mod``). Each layout was
 it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -33,6 +33,8 @@ TRAINING = {
     "callbacks": "state of the run",
     "loops": "state of the run",
     "faults": "state of the run",
+    "message_hub": "state of the run",
+    "param_schedulers": "schedule",
     "hyper_parameters": "settings",
     "args": "settings",
     "model_ema": "momentum copy",
@@ -56,6 +58,10 @@ AROUND = CLASSIFIER | {  # parts beside a backbone, in solo-learn, lightly and m
     "projection_head_momentum.": "momentum copy",
     "online_classifier.": "classifier",
 }
+
+# Parts of stable-pretraining's Module and buffers of its TeacherStudentWrapper
+_STABLE = {"callbacks_modules.": "classifier", "callbacks_metrics.": "accuracy", "dino_loss.": "loss"}
+_STABLE |= {f"backbone.{end}ema_coefficient": "schedule" for end in ("", "base_", "final_")}
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,28 @@ LAYOUTS = (
         "objective.backbone.",
         {"objective.": "", "": ""},
         roots=("state_dict.", ""),
+    ),
+    # github.com/open-mmlab/mmselfsup, models/algorithms: ``backbone`` and ``neck``; encoder_q and online_net of its
+    # first version are second names of the same tensors
+    CheckpointLayout(
+        "mmselfsup",
+        "backbone",
+        "backbone.",
+        {
+            "neck.": "projector",
+            "head.": "predictor",
+            "predictor.": "predictor",
+            "encoder_q.": "second names of the backbone",
+            "base_encoder.": "second names of the backbone",
+            "online_net.": "second names of the backbone",
+            "encoder_k.": "momentum copy",
+            "momentum_encoder.": "momentum copy",
+            "target_net.": "momentum copy",
+            "queue": "queue",
+            "data_preprocessor.": "mean and std",
+        },
+        ("backbone.", "neck."),
+        ("state_dict.", ""),
     ),
     # github.com/facebookresearch/moco, moco/builder.py; version 2 has an MLP for its last layer
     *(
@@ -165,6 +193,23 @@ LAYOUTS = (
         ROOTS,
         views="swav",
     ),
+    # github.com/facebookresearch/barlowtwins, main.py: checkpoint.pth; its resnet50.pth is a plain state dict
+    CheckpointLayout(
+        "Barlow Twins",
+        "backbone",
+        "backbone.",
+        {"projector.": "projector", "bn.": "normalisation of the projections"},
+        ("backbone.", "projector.", "bn.running_mean"),
+        ROOTS,
+    ),
+    # github.com/facebookresearch/msn, src/msn_train.py; its evaluations take the target encoder
+    CheckpointLayout(
+        "MSN",
+        "target encoder, as in the official evaluation",
+        "target_encoder.",
+        {"target_encoder.fc.": "projector", "encoder.": "trained copy", "prototypes": "prototypes"},
+        ("target_encoder.", "encoder.fc.fc1.", "prototypes"),
+    ),
     # github.com/facebookresearch/suncet, src/paws_train.py and src/resnet.py
     CheckpointLayout(
         "PAWS",
@@ -196,17 +241,39 @@ LAYOUTS = (
         },
         roots=("classy_state_dict.",),
     ),
-    # github.com/lightly-ai/lightly, benchmarks/imagenet/resnet50: the trained copy has the longer name
+    # github.com/galilai-group/stable-pretraining, module.py and backbone/utils.py: its probes read the teacher
+    CheckpointLayout(
+        "stable-pretraining",
+        "teacher, as in its probes",
+        "backbone.teacher.",
+        AROUND | _STABLE | {"backbone.student.": "student"},
+        ("backbone.teacher.", "backbone.student."),
+        ROOTS,
+    ),
+    CheckpointLayout(
+        "stable-pretraining", "backbone", "backbone.", AROUND | _STABLE, ("backbone.", "callbacks_"), ROOTS
+    ),
+    # github.com/lightly-ai/lightly, benchmarks/imagenet: the trained copy has the longer name, and a ViT of timm lies
+    # in models/modules/masked_vision_transformer_timm.py
     *(
         CheckpointLayout(
             "lightly",
             "backbone, the momentum copy, as in lightly's benchmarks",
-            "backbone.",
-            AROUND | {copy: "trained copy"},
-            ("backbone.", f"{copy}backbone."),
+            f"backbone.{inner}",
+            AROUND | {copy: "trained copy", "backbone.mask_token": "decoder"},
+            (f"backbone.{inner}", f"{copy}backbone."),
             ROOTS,
         )
+        for inner in ("vit.", "")
         for copy in ("student_", "query_", "online_")
+    ),
+    CheckpointLayout(
+        "lightly",
+        "backbone",
+        "backbone.vit.",
+        AROUND | {"backbone.mask_token": "decoder"},
+        ("backbone.vit.patch_embed.",),
+        ROOTS,
     ),
     CheckpointLayout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "projection_head."), ROOTS),
     CheckpointLayout("lightly", "backbone", "backbone.", AROUND, ("backbone.", "online_classifier."), ROOTS),
@@ -219,7 +286,7 @@ LAYOUTS = (
     # torchvision, timm, tonylins/simclr-converter, dino_*_pretrain.pth, mae_pretrain_*.pth
     CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), exclusive=True),
     _below("model"),
-    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=("state_dict.", "model_state_dict.", "")),
+    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=ROOTS),
 )
 
 
@@ -230,5 +297,9 @@ def strip_wrappers(path: str) -> str:
 
 def recognize_layout(names: Collection[str]) -> CheckpointLayout:
     """Returns, with whole paths, the first layout that tensors of these :func:`strip_wrappers` names fit."""
-    placed = (layout.at(root) for layout in LAYOUTS for root in layout.roots)
-    return next(layout for layout in placed if layout.fits(names))
+    return next(layout for layout in placed_layouts() if layout.fits(names))
+
+
+def placed_layouts() -> Iterator[CheckpointLayout]:
+    """Yields every layout with whole paths, for each place that its state dict may have in a file."""
+    return (layout.at(root) for layout in LAYOUTS for root in layout.roots)

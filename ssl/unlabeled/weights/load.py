@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.file_config import KINDS, as_data
+from unlabeled.core.phrases import shorten_list
+from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
 from unlabeled.weights.key_mapping import map_key
-from unlabeled.weights.layouts import CheckpointLayout, recognize_layout, strip_wrappers
+from unlabeled.weights.layouts import CheckpointLayout, placed_layouts, recognize_layout, strip_wrappers
 from unlabeled.weights.positions import fit_positions
 from unlabeled.weights.safe_load import read_tensors
 
@@ -31,13 +33,6 @@ class _Division:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
-    """Returns the file that a command names: a run's last state, or a checkpoint. Raises UserError for both or none."""
-    if (run is None) == (checkpoint is None):
-        raise UserError("give either run=outputs/NAME or checkpoint=FILE")
-    return Path(checkpoint).expanduser() if checkpoint else Path(str(run)).expanduser() / "checkpoints" / "last.ckpt"
-
-
 def folder_of(checkpoint: Path) -> Path:
     """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -51,7 +46,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             run with an invalid ``config`` or ``progress``.
     """
     content = read_tensors(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return checkpoint_of(content, path, sha256)
 
@@ -62,19 +57,41 @@ def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
     if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")
     inner = content.get("state_dict", content)
-    layout = recognize_layout([strip_wrappers(name) for name in tensors])
-    own = layout.name == "own run"
+    layout, own = _layout(tensors), content.get("product")
+    ours = layout.name == "own run"
+    product = _product(own, path, tensors) if ours and own is not None else "backbone"
     return Checkpoint(
         path=path,
         sha256=sha256,
         state_dict=inner if isinstance(inner, dict) else content,
-        config=_config(content.get("config"), path) if own else None,
-        progress=_progress(content.get("progress", {}), path) if own else {},
+        config=_config(content.get("config"), path) if ours else None,
+        progress=_progress(content.get("progress", {}), path) if ours else {},
         tensors=tensors,
         layout=layout.name,
-        part=layout.part,
-        weights=_weights(content.get("weights"), path) if own else {},
+        part=_of_product(layout, product).part,
+        weights=_weights(content.get("weights"), path) if ours else {},
+        product=product,
+        uses_labels=ours and content.get("uses_labels") is True,
     )
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> CheckpointLayout:
+    return recognize_layout([strip_wrappers(name) for name in tensors])
+
+
+def _product(product: Any, path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Returns the name of the network that a run of ours is evaluated by, if there are tensors of it."""
+    if isinstance(product, str) and any(f"objective.{product}." in strip_wrappers(name) for name in tensors):
+        return product
+    raise UserError(f"checkpoint={path}: its product is no network of its objective")
+
+
+def _of_product(layout: CheckpointLayout, product: str) -> CheckpointLayout:
+    """Returns the layout in which another network of our objective than its backbone is the one to load."""
+    if layout.name != "own run" or product == "backbone":
+        return layout
+    where = f"{layout.backbone.removesuffix('backbone.')}{product}."
+    return replace(layout, backbone=where, part=f"the objective's {product}, as the method says")
 
 
 def _config(config: Any, path: Path) -> dict[str, Any] | None:
@@ -114,8 +131,9 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
             the message lists all of them. Or the weights fit but belong to another network. Nothing is loaded then.
     """
     checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
-    wanted, layout = backbone.state_dict(), recognize_layout([strip_wrappers(path) for path in checkpoint.tensors])
-    division = _divide(checkpoint.tensors, layout, wanted)
+    wanted = backbone.state_dict()
+    layout, division = _divide_best(checkpoint, wanted)
+    _check_any_known(division, checkpoint, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
     resized = fit_positions(division.found, wanted, backbone) if any_size else None
     if resized is not None:
@@ -182,6 +200,26 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
         else:
             division.unknown.append(path)
     return division
+
+
+def _divide_best(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> tuple[CheckpointLayout, _Division]:
+    """Divides by the layout of the file, or where that finds nothing by the one that finds most, for the error."""
+    tensors = checkpoint.tensors
+    layout = _of_product(_layout(tensors), checkpoint.product)
+    division = _divide(tensors, layout, wanted)
+    if division.found:
+        return layout, division
+    others = ((other, _divide(tensors, other, wanted)) for other in placed_layouts())
+    return max(((layout, division), *others), key=lambda pair: len(pair[1].found))
+
+
+def _check_any_known(division: _Division, checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
+    if not division.found:
+        raise UserError(
+            f"checkpoint={checkpoint.path}: no tensor has a name that the backbone knows; the file holds "
+            f"{shorten_list([*checkpoint.tensors], 5)}, the backbone {shorten_list([*wanted], 5)}; give the backbone "
+            "of the file, or rename its tensors: docs/weights.md lists the layouts that are known"
+        )
 
 
 def _fill_counters(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -1,5 +1,6 @@
 """Reads files from others without running any code in them."""
 
+import os
 import pickletools
 import re
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from unlabeled.core.archive import damage_of
+from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 
 # Classes in official checkpoints, of settings and metrics that are not needed. Each is replaced by SkippedObject; the
@@ -86,7 +88,7 @@ def read_tensors(path: Path) -> Any:
         UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; the message says
         which.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint={path}: no such file")
     try:
         if _is_safetensors(path):
@@ -108,7 +110,7 @@ def read_tensors(path: Path) -> Any:
 
 def _is_safetensors(path: Path) -> bool:
     """Checks whether the file has the header of safetensors: eight bytes with the length of the JSON that follows."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
     return first == b"{" and length < path.stat().st_size
 
@@ -137,7 +139,7 @@ def _globals_of(path: Path) -> list[str]:
     It is empty for files of ``torch.save``: zip files, or in the old format files that begin with a pickled number.
     """
     words, found = [""], []
-    with path.open("rb") as file, suppress(ValueError):  # damaged
+    with open_regular(path) as file, suppress(ValueError):  # damaged
         for instruction, value, _ in pickletools.genops(file):
             if instruction.name == "GLOBAL":
                 found.append(str(value).replace(" ", "."))

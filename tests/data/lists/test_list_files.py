@@ -66,6 +66,27 @@ def test_a_parquet_file_gives_paths_and_labels_and_whole_numbers_are_in_their_or
     assert (splits.train.classes, splits.train.labels.tolist()) == (["9", "10"], [1, 0, -1, 1])
 
 
+def test_labels_and_paths_as_pandas_writes_them_are_read(images: Path) -> None:
+    """Categories are text, and NaN in a column of numbers is no label."""
+    paths = pa.array(["x/1.png", "x/2.png", "y 3,4.png"]).dictionary_encode()
+    for labels, classes in (
+        (pa.array([1.0, float("nan"), 2.0]), ["1", "2"]),
+        (pa.array(["cat", None, "dog"]).dictionary_encode(), ["cat", "dog"]),
+    ):
+        pq.write_table(pa.table({"path": paths, "label": labels}), images / "list.parquet")
+        train = opened(images / "list.parquet").train
+        assert (train.classes, train.labels.tolist()) == (classes, [0, -1, 1])
+
+
+def test_a_test_list_of_training_images_is_refused_and_some_are_said(images: Path) -> None:
+    (images / "train.csv").write_text("path,label\nx/1.png,b\nx/2.png,a\n")
+    (images / "test.csv").write_text('path,label\nx/../x/2.png,a\n"y 3,4.png",b\n')
+    assert "all 2 images of" in refusal(images / "train.csv", test="train.csv")
+    (warning,) = opened(images / "train.csv", test="test.csv").warnings
+    assert "1 of the 2 images of" in warning
+    assert "are trained on too (x/2.png)" in warning
+
+
 def test_a_text_file_gives_paths_without_labels_and_what_is_not_there_or_again_is_counted(images: Path) -> None:
     os.mkfifo(images / "pipe.png")
     (images / "list.txt").write_text("x/2.png\n\nx/gone.png\ny 3,4.png\nx/../x/2.png\npipe.png\nx\n")
@@ -90,7 +111,7 @@ def test_train_and_test_may_be_lists_and_tests_go_by_the_names_of_classes(images
         assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([1, 0], [1])
         assert splits.description.startswith("2 train (train.csv) and 1 test (test.csv) images from ")
         assert len(splits.warnings) == 1
-    (images / "other.csv").write_text("path,label\nx/2.png,c\n")
+    (images / "other.csv").write_text("path,label\n[a]*.png,c\n")
     both = opened([str(images / "train.csv"), str(images / "other.csv")])
     assert (both.train.classes, both.train.labels.tolist()) == (["a", "b", "c"], [1, 0, 2])
 
@@ -134,7 +155,7 @@ def test_keys_of_lists_are_checked(images: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), images / "own.parquet")
     assert "data=parquet for a file that holds the images" in refusal(images / "own.parquet")
     os.mkfifo(images / "pipe.csv")
-    assert "does not exist" in refusal(images / "pipe.csv") or "is a file" in refusal(images / "pipe.csv")
+    assert "pipe.csv is a FIFO; give" in refusal(images / "pipe.csv")
     for given in ([], [""], [str(images), str(images)]):
         with pytest.raises(UserError, match=r"^data\.path="):
             opened(given)

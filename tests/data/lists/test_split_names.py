@@ -69,6 +69,62 @@ def test_classes_that_look_like_dates_or_hold_splits_are_warned_of_and_not_where
     assert warning == f"{tmp_path}/rail: train is taken for a class, and has the name of a split"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2023", "2024"],
+        ["2023-01", "2023-1-5", "20230105_101500"],
+        ["01-05-2023", "05.01.2023", "5 jan 2023"],
+        ["2024-05-01T10:00:00", "2024-05-02 walk"],
+        ["jan", "February", "mar 2023"],
+    ],
+)
+def test_dates_of_any_spelling_are_warned_of(tmp_path: Path, names: list[str]) -> None:
+    put(tmp_path, *(f"{name}/1.png" for name in names))
+    (warning,) = opened(tmp_path).warnings
+    assert f"look like dates ({', '.join(sorted(names))})" in warning
+    put(tmp_path, "cat/1.png")
+    assert opened(tmp_path).warnings == []
+
+
+@pytest.mark.parametrize("names", [["5", "7"], ["2023 cats", "2024 dogs"], ["19000", "20000"], ["1-2", "3-4"]])
+def test_numbers_and_other_names_are_no_dates(tmp_path: Path, names: list[str]) -> None:
+    put(tmp_path, *(f"{name}/1.png" for name in names))
+    assert opened(tmp_path).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *[("train_set", "test_set"), ("images_train", "images_val"), ("train2017", "val2017"), ("TrainSet", "TestSet")],
+        *[("seg_train", "seg_pred_test"), ("training-data", "validation-data"), ("train images", "holdout images")],
+    ],
+)
+def test_classes_that_are_named_like_splits_are_warned_of(tmp_path: Path, train: str, test: str) -> None:
+    put(tmp_path, f"{train}/a/1.png", f"{test}/a/2.png")
+    (warning,) = opened(tmp_path).warnings
+    assert warning == (
+        f"{tmp_path}: {train} and {test} are taken for classes, and look like splits: give data.train={train} "
+        f"data.test={test} if they are"
+    )
+    splits = opened(tmp_path, train=train, test=test)
+    assert (len(splits.train), splits.test is not None and len(splits.test), splits.warnings) == (1, 1, [])
+
+
+def test_classes_of_trains_and_contests_are_not_taken_for_splits(tmp_path: Path) -> None:
+    put(tmp_path, "bullet_train/1.png", "contest/2.png", "value/3.png", "training_shoe/4.png")
+    assert opened(tmp_path).warnings == []
+
+
+def test_folders_without_an_image_beside_classes_are_counted(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
+    for name in ("train/c/d", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+    splits = opened(tmp_path)
+    assert splits.left_out == {"folders beside the classes that hold no image": {"count": 2, "examples": ["c", "b"]}}
+    assert splits.warnings == [f"{tmp_path}/test has no image of 1 of the 2 classes of train (b)"]
+
+
 def test_splits_without_class_folders_are_not_tested_on_and_that_is_said(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "test/2.png")
     splits = opened(tmp_path)
@@ -103,6 +159,48 @@ def test_a_file_counts_once_whatever_links_lead_to_it_and_the_one_that_is_no_lin
         "folders that are listed under another name": 2,
         "files that are listed under another name": 2,
     }
+
+
+def test_test_images_that_are_trained_on_are_said_and_refused_where_all_are(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png")
+    os.link(tmp_path / "train/a/1.png", tmp_path / "test/a/hard.png")
+    (tmp_path / "test/b/soft.png").symlink_to(tmp_path / "train/b/2.png")
+    assert opened(tmp_path).warnings == [
+        f"2 of the 4 images of {tmp_path}/test are trained on too (a/hard.png), so accuracies on them say little"
+    ]
+    for name in ("a/3.png", "b/4.png"):
+        (tmp_path / "test" / name).unlink()
+    with pytest.raises(UserError, match=r"^all 2 images of .*/test are trained on too \(a/hard\.png\): give data"):
+        opened(tmp_path)
+
+
+def test_a_test_split_that_is_a_link_to_the_training_images_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png")
+    (tmp_path / "test").symlink_to("train")
+    splits = opened(tmp_path)
+    assert splits.test is None
+    assert splits.warnings == [
+        f"{tmp_path}/test is not tested on: it is a link to {tmp_path}/train, which is trained on"
+    ]
+
+
+def test_a_file_that_several_folders_and_lists_give_counts_once(tmp_path: Path) -> None:
+    put(tmp_path, "A/a/1.png", "A/b/2.png", "B/a/3.png")
+    (tmp_path / "B/a/0.png").symlink_to(tmp_path / "A/b/2.png")
+    os.link(tmp_path / "A/a/1.png", tmp_path / "B/a/4.png")
+    (tmp_path / "list.csv").write_text("path,label\nB/a/3.png,b\nA/b/2.png,a\n")
+    splits = folder([str(tmp_path / "A"), str(tmp_path / "B"), str(tmp_path / "list.csv")], image_size=4)
+    assert names(splits.train, tmp_path) == ["A/a/1.png", "A/b/2.png", "B/a/3.png"]
+    assert splits.train.labels.tolist() == [0, 1, 0]
+    assert counts(splits) == {"files that are listed under another name": 4}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "\0", "x\0y.csv", "x" * 300 + ".csv"])
+@pytest.mark.parametrize("key", ["path", "train", "test"])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path, key: str, name: str) -> None:
+    put(tmp_path, "train/a/1.png", "test/a/2.png")
+    with pytest.raises(UserError, match=rf"^data\.{key}=.* does not exist; give a folder of images$"):
+        folder(**{"path": str(tmp_path), "image_size": 4} | {key: name})  # type: ignore[arg-type]
 
 
 def test_links_that_branch_at_every_level_cost_one_look_at_each_folder(tmp_path: Path) -> None:

@@ -162,6 +162,9 @@ def test_every_experiment_is_recognised_or_known_to_have_no_published_number() -
     assert names["mae_imagenet_vit_base"] == (["mae"], "vit_base/16")
     assert names["swav_cifar10"] == (["swav"], "resnet18/cifar")
     assert names["seer_regnety_32gf"][1] is None
+    for method in ("byol", "simsiam", "barlow_twins", "vicreg"):
+        assert names[f"{method}_imagenet"] == ([method], "resnet50/imagenet")
+        assert names[f"{method}_cifar10"] == ([method], "resnet18/cifar")
 
 
 def config_of(experiment: str) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def test_every_published_number_has_a_source_and_is_of_something_known() -> None
     backbones = {"resnet18/cifar", "resnet18/imagenet", "resnet50/imagenet"}
     backbones |= {"vit_small/16", "vit_base/16", "vit_large/16", "vit_huge/14"}
     objectives = {"simclr", "simclr_v1", "simclr_v2", "moco", "moco_v1", "moco_v2", "moco_v3"}
-    objectives |= {"swav", "relicv2", "paws", "mae"}
+    objectives |= {"swav", "relicv2", "paws", "mae", "byol", "simsiam", "barlow_twins", "vicreg", "dino"}
     protocol = {"family", "how", "epoch", "same_as", "k", "T"}
     keys = {"source", "data", "backbone", "epochs", "batch", "crops", "protocol", "values", "recipe", "labels", "note"}
     assert set(COUNTS) == set(SIZES)

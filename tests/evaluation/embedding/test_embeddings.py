@@ -15,6 +15,7 @@ from unlabeled.evaluation.embedding import rows
 from unlabeled.evaluation.embedding.embeddings import Embeddings
 
 NAMES = ["a.jpg", 'with, a "comma"', "ä/ö 図.png", "=1+1", "two\nlines", "", "12"]
+CELLS = [f"'{name}" if name.startswith("=") else name for name in NAMES]  # a spreadsheet must not compute it
 SPLITS = ["train", "train", "train", "test", "test", "test-2", "test"]
 
 
@@ -51,13 +52,13 @@ def test_a_csv_is_read_back_equal_by_pandas_and_by_python(tmp_path: Path) -> Non
     table = pandas.read_csv(tmp_path / "x.csv", keep_default_na=False)
     assert list(table) == ["name", "label", "class", "split", *(f"f{place}" for place in range(5))]
     assert np.array_equal(table[[f"f{place}" for place in range(5)]].to_numpy().astype(np.float32), some().x)
-    assert (table["name"].tolist(), table["split"].tolist()) == (NAMES, SPLITS)
+    assert (table["name"].tolist(), table["split"].tolist()) == (CELLS, SPLITS)
     assert (table["label"].tolist(), table["class"].tolist()) == (
         some().labels.tolist(),
         [each or "" for each in CLASSES],
     )
     with (tmp_path / "x.csv").open(newline="") as file:
-        assert [line[0] for line in csv.reader(file)][1:] == NAMES
+        assert [line[0] for line in csv.reader(file)][1:] == CELLS
 
 
 def test_npy_npz_and_safetensors_are_read_back_equal_by_their_own_libraries(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_npy_npz_and_safetensors_are_read_back_equal_by_their_own_libraries(tmp_
     assert np.array_equal(read["label"], some().labels)
     for beside in ("x.rows.csv", "y.rows.csv"):
         table = pandas.read_csv(tmp_path / beside, keep_default_na=False)
-        assert (table["name"].tolist(), table["split"].tolist()) == (NAMES, SPLITS)
+        assert (table["name"].tolist(), table["split"].tolist()) == (CELLS, SPLITS)
         assert list(table) == ["name", "label", "class", "split"]
     archive = np.load(some().save(tmp_path / "z.npz"))
     assert np.array_equal(archive["features"], some().x)
@@ -167,3 +168,12 @@ def test_a_number_out_of_range_is_one_line(call: object, line: str) -> None:
     with pytest.raises(UserError) as caught:
         call()  # type: ignore[operator]
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-x.png", "@sum(a)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_is_computed_by_a_spreadsheet(name: str, tmp_path: Path) -> None:
+    table = Embeddings(some(2).x, [name, "-1.5"], np.array([0, 1]), ["train", "test"], [name, "plain"])
+    for file in (table.save(tmp_path / "x.csv"), table.save(tmp_path / "x.npy").with_name("x.rows.csv")):
+        read = pandas.read_csv(file, keep_default_na=False, dtype=str)
+        assert read["name"].tolist() == [f"'{name}", "-1.5"]
+        assert read["class"].tolist() == [f"'{name}", "plain"]

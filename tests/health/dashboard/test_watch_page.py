@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from tests.browser import Browser, browser, contrast, luminance
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.health import heartbeat
 from unlabeled.health.dashboard.listing import RunListing
 from unlabeled.health.dashboard.server import Server

@@ -1,6 +1,7 @@
 """The moving average follows parameters, and nothing else."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +75,23 @@ def test_the_momentum_starts_at_its_value_is_half_way_in_the_middle_and_ends_at_
     assert ema.momentum_at(0.5, 0.99) == pytest.approx(0.995, abs=1e-15)
     assert ema.momentum_at(1.0, 0.99) == 1.0
     assert ema.momentum_at(0.25, 0.9) == pytest.approx(1 - 0.1 * (1 + math.sqrt(0.5)) / 2, abs=1e-15)
+
+
+def test_the_momentum_may_end_elsewhere_and_go_in_a_straight_line() -> None:
+    """MoCo v2+ in solo-learn: 0.99 to 0.999 by a cosine; I-JEPA: 0.996 to 1 linearly."""
+    assert [ema.momentum_at(share, 0.99, 0.999) for share in (0, 0.5, 1)] == pytest.approx([0.99, 0.9945, 0.999])
+    quarter = 0.999 - 0.009 * (1 + math.sqrt(0.5)) / 2
+    assert ema.momentum_at(0.25, 0.99, 0.999) == pytest.approx(quarter, abs=1e-15)
+    line = [ema.momentum_at(share, 0.996, 1.0, "linear") for share in (0, 0.25, 1)]
+    assert line == pytest.approx([0.996, 0.997, 1.0], abs=1e-15)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((1.1,), "start=1.1"), ((0.9, -0.1), "end=-0.1")])
+def test_a_momentum_out_of_its_range_is_refused_by_its_name(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^momentum_at: {message} must be at least 0 and at most 1$"):
+        ema.momentum_at(0.5, *arguments)
+
+
+def test_a_shape_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^momentum_at: shape=step is neither cosine nor linear$"):
+        ema.momentum_at(0.5, 0.9, 1.0, "step")  # type: ignore[arg-type]

@@ -111,7 +111,7 @@ def test_a_step_with_labelled_images_in_bfloat16_is_replayed_with_them(tmp_path:
         run_of(config_of(tmp_path, SimCLR, *paws))
     path = str(tmp_path / "faults" / "step_000001.pt")
     record = read_record(path)
-    assert record["support"].keys() == {"images", "ids", "slots"}
+    assert record["support"].keys() == {"images", "ids", "slots", "labels"}
     assert record["named"].startswith("view 0 of image ")
     assert build_replay(path).run()
     printed = capsys.readouterr().out

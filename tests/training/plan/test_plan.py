@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.training.plan import callback as planning
 from unlabeled.training.plan.callback import PlanCallback

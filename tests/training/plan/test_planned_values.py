@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.objectives.moco import KeyQueue
 from unlabeled.objectives.swav import FeatureQueue
 from unlabeled.training.checkpointing import Interrupted

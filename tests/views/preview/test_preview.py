@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from tests.conftest import ROOT, Script
 from unlabeled.commands.build.run import build_preview, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.core.run_config import write_config
 from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError

@@ -1,9 +1,10 @@
 """What was typed to start this process."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from unlabeled.core.escaping import for_shell
 
 SCRIPTS = ("train.py", "eval_linear.py")  # at the top of a checkout
 
@@ -16,10 +17,10 @@ def typed_command(arguments: Sequence[str] | None = None) -> str:
     """
     program = Path(sys.argv[0])
     if program.name in SCRIPTS:
-        return shlex.join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
+        return for_shell(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
     start = ["python", "-m", "unlabeled"] if program.name == "__main__.py" else ["unlabeled"]
     name = [program.stem.partition("_")[0]] if _is_module() else sys.argv[1:2]
-    return shlex.join([*start, *name, *(without_name() if arguments is None else arguments)])
+    return for_shell([*start, *name, *(without_name() if arguments is None else arguments)])
 
 
 def without_name() -> list[str]:

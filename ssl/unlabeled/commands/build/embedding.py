@@ -21,7 +21,9 @@ from unlabeled.evaluation.embedding.stream import Embedder, Images
 from unlabeled.evaluation.features import Transform
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone
+from unlabeled.weights.preprocess import read_preprocess
 from unlabeled.weights.pretrained import Pretrained
+from unlabeled.weights.starting.named import named_as_given
 
 
 def build_of_checkpoint(
@@ -38,14 +40,36 @@ def build_of_checkpoint(
         UserError: as the evaluation.
     """
     needs = ("views", "backbone") if given else ("data", "views", "backbone")
-    filled = complete_config(_with_folder(config, checkpoint), checkpoint, needs)
-    backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
+    with named_as_given(checkpoint, config.weights):
+        filled = complete_config(_with_folder(config, checkpoint), checkpoint, needs)
+        network = build_backbone(filled.backbone, filled.seed)
+        backbone = load_backbone(checkpoint, network, any_size=config.weights is not None)
     views: Views = instantiate(filled.views)
     views.compiles = False
     backbone.check_size(views.size)
     images = build_images(filled, given)
     views.require_channels(images.data.splits.train)
     return _embedder(config, backbone, views.evaluation_view, views.evaluation()), images
+
+
+def build_pretrained(config: DictConfig, checkpoint: Checkpoint) -> Pretrained:
+    """Builds a checkpoint's backbone with its weights and its transform; needs no images.
+
+    Args:
+        config: as composed from ``conf/embed.yaml``.
+        checkpoint: that the weights are of.
+
+    Raises:
+        UserError: as :func:`build_of_checkpoint`.
+    """
+    with named_as_given(checkpoint, config.weights):
+        filled = complete_config(config, checkpoint, ("views", "backbone"))
+        network = build_backbone(filled.backbone, filled.seed)
+        backbone = load_backbone(checkpoint, network, any_size=config.weights is not None).float()
+    views: Any = OmegaConf.to_container(filled.views, resolve=True)
+    preprocess = read_preprocess(views)
+    backbone.check_size(preprocess.size)
+    return Pretrained(backbone, preprocess)
 
 
 def build_of_module(config: DictConfig, network: nn.Module, given: Splits | None = None) -> tuple[Embedder, Images]:

@@ -54,7 +54,7 @@ def complete_config(
     config["objective"] = part_of(own, "objective", file) if "objective" in needs else None
     config["data"] = data_of(config.get("data"), own, file, "data" in needs)
     for name in ("views", "backbone"):
-        config[name] = config.get(name) or part_of(own, name, file)
+        config[name] = config.get(name) or part_of(own or checkpoint.described, name, file)
     for name in ("data", "views", "backbone"):
         if config[name] is None and name in needs:
             raise UserError(f"checkpoint={file} does not say what it was made with: give {name}=…")

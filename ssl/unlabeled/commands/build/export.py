@@ -31,12 +31,18 @@ def build_export_inputs(config: DictConfig, checkpoint: Checkpoint) -> ExportInp
     filled = complete_config(config, checkpoint, needs=("views", "backbone"))
     plain: Any = OmegaConf.to_container(filled, resolve=True)
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
-    splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled)
+    given = bool(config.get("data"))
+    splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled, given)
     return ExportInputs(backbone, plain["backbone"], plain["views"], splits, why_not)
 
 
-def find_splits(config: DictConfig) -> tuple[Splits | None, str]:
-    """The data set if it is there, else why not. Nothing is downloaded for this."""
+def find_splits(config: DictConfig, given: bool = False) -> tuple[Splits | None, str]:
+    """The data set if it is there, else why not. Nothing is downloaded for this.
+
+    Args:
+        config: with its ``data``.
+        given: whether the command named them: then it is a mistake if they are not there.
+    """
     if config.data is None:
         return None, "no data=… is known"
     config = copy.deepcopy(config)
@@ -45,6 +51,6 @@ def find_splits(config: DictConfig) -> tuple[Splits | None, str]:
     try:
         return build_splits(config), ""
     except InstantiationException as error:  # what a mistake in the code raises goes on
-        if not isinstance(error.__cause__, UserError | OSError):
+        if given or not isinstance(error.__cause__, UserError | OSError):
             raise
         return None, " ".join(str(error.__cause__).split())

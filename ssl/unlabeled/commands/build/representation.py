@@ -9,20 +9,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from unlabeled.commands.arguments.sides import compose_side, files_of
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.run import build_backbone, build_data, build_objective
-from unlabeled.commands.config import compose_config
 from unlabeled.commands.from_file import data_of
 from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
+from unlabeled.objective import HasTeacher
 from unlabeled.representation.analysis import AnalysisSubject
 from unlabeled.representation.comparison import ComparedNetwork
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, load_backbone, load_objective, read_checkpoint
-
-FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 
 
 def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[AnalysisSubject, dict[str, Any]]:
@@ -72,13 +71,7 @@ def choose_split(data: DataModule, split: str) -> Source:
 
 def _side(which: str, given: Any) -> ComparedNetwork:
     """A network by its run, its file, or the overrides of ``conf/representation_side.yaml``."""
-    if isinstance(given, str):
-        given = {"run" if Path(given).expanduser().is_dir() else "checkpoint": given}
-    if not isinstance(given, dict):
-        raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")
-    overrides = [f"{key}={'null' if value is None else value}" for key, value in given.items() if key not in FILES]
-    config = compose_config("representation_side", overrides)
-    files = {key: given.get(key) for key in FILES}
+    files, config = files_of(which, given), compose_side(which, given)
     path = checkpoint_path(**files) if any(files.values()) else None
     checkpoint = None if path is None else read_checkpoint(path)
     if checkpoint is not None:
@@ -103,10 +96,14 @@ def _name(path: Path | None, backbone: DictConfig) -> str:
 
 
 def _projector(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
-    """What an objective calls so; None for those that have none, and for files from elsewhere."""
+    """What an objective calls so, or its teacher's where that is evaluated; None for others and files of others."""
     if not config.get("objective"):
         return None
-    projector = getattr(load_objective(checkpoint, build_objective(config)), "projector", None)
+    objective = load_objective(checkpoint, build_objective(config))
+    projector = getattr(objective, "projector", None)
+    if objective.product() is not objective.backbone and isinstance(objective, HasTeacher):
+        pairs = objective.teacher_student_pairs()
+        projector = next((teacher for teacher, student in pairs if student is projector), None)
     return projector if isinstance(projector, nn.Module) else None
 
 

@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
 
-from unlabeled.commands.config import check_same, is_sweep
+from unlabeled.commands.checks.former_run import check_same
+from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
 from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.labels import shared_names
@@ -82,6 +83,9 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if start is not None and trainer.is_global_zero:
         print(start)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
+    if objective.uses_labels and trainer.is_global_zero:
+        print(f"LABELS ARE USED: {type(objective).__name__} trains with them; its numbers are not those of a method")
+        print("that sees none.")
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     if config.compile is not None:
@@ -126,8 +130,8 @@ def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> Sta
 
 
 def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:
-    """One for all processes of a run, held by the first; a plan alone needs none."""
-    if config.plan_only or not trainer.is_global_zero:
+    """One for all processes of a run, held by the first; a plan alone is not written beside a process that trains."""
+    if not trainer.is_global_zero:
         return None
     lock = RunLock(Path(config.run_dir))
     trainer.callbacks.insert(0, Held(lock))  # type: ignore[attr-defined]
@@ -173,7 +177,8 @@ def build_replay(path: str) -> Replay:
 
 def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:
     """What the run gives its objective; raises UserError for parts that each can work, and together cannot."""
-    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size))
+    classes = len(train.classes) if bool((train.labels >= 0).any()) else None
+    plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size), classes)
     objective.check(plan)
     backbone = objective.backbone
     if backbone.channels != views.channels:

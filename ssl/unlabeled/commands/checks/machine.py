@@ -20,6 +20,8 @@ def check_machine(keys: Mapping[str, Any]) -> None:
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
     if keys.get("accelerator") in ("gpu", "cuda", "mps") and not _has(keys["accelerator"]):
         raise UserError(f"accelerator={keys['accelerator']}: torch finds none on this machine: give auto or cpu")
+    if keys.get("device") == "cuda" and not _has("cuda"):
+        raise UserError("device=cuda: there is no GPU; give device=cpu, or auto")
     if accelerator in ("gpu", "cuda", "mps") and not _has(accelerator):
         raise UserError(
             f"trainer.accelerator={accelerator}: torch finds none on this machine: give auto or cpu, or install the "

@@ -3,12 +3,12 @@
 import contextlib
 import difflib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import NoReturn
 
 from unlabeled import __version__
@@ -132,7 +132,7 @@ def overview() -> str:
     lines = [f"  {name:<{width}}  {command.sentence}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "Self-supervised pretraining of image backbones, with numbers that can be believed.",
+            "Self-supervised pretraining of image backbones, evaluated beside baselines, with intervals.",
             "",
             *lines,
             "",
@@ -179,7 +179,7 @@ def folders_as(key: str, arguments: Sequence[str]) -> list[str]:
     others: list[str] = []
     for before, argument in pairwise(["", *arguments]):
         is_option = argument.startswith("-") or before in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i")
-        (others if is_option or ("=" in argument and not Path(argument).exists()) else folders).append(argument)
+        (others if is_option or ("=" in argument and not os.path.exists(argument)) else folders).append(argument)
     if not folders:
         return others
     if any(other.startswith(f"{key}=") for other in others):
@@ -194,8 +194,8 @@ def _refuse(name: str) -> NoReturn:
     if "=" in name:
         _stop(f"{name}: give a command first: unlabeled train {name}")
     close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    suggestion = f"did you mean {close[0]}? " if close else ""
-    _stop(f"{name}: no such command; {suggestion}(allowed: {', '.join(COMMANDS)})")
+    hint = f"did you mean {close[0]}?" if close else f"(allowed: {', '.join(COMMANDS)})"
+    _stop(f"{name}: no such command; {hint}")
 
 
 def _stop(message: str) -> NoReturn:

@@ -3,10 +3,8 @@
 The same configuration gives the same folder and the same bits as on the command line.
 """
 
-import json
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.core.escaping import for_shell
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from unlabeled.weights.pretrained import Pretrained
 
 NO_TRAINING = {"preview": "unlabeled preview", "plan_only": "unlabeled plan", "replay": "unlabeled train replay=FILE"}
+LOADED = ("run", "checkpoint", "weights", "backbone", "views")  # what decides a backbone
 NO_JUDGING = {
     "compare": "unlabeled compare A B",
     "ensemble": "unlabeled evaluate ensemble=[A,B]",
@@ -46,7 +48,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """What ``metrics.jsonl`` holds: a dict a line, with ``step``, ``epoch`` and values by name."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [parse_json(line) for line in read_utf8(self.folder / "metrics.jsonl").splitlines()]
 
     @property
     def findings(self) -> "list[Finding]":
@@ -93,7 +95,7 @@ def train(*, out: "str | os.PathLike[str] | None" = None, overrides: Sequence[st
     config = composed("train", given := completed(given, log=_silent))
     with _as_found(), user_errors(conf_folder(), "train", given):
         try:
-            trained = pretrain(config, shlex.join(["unlabeled", "train", *given]), _silent)
+            trained = pretrain(config, for_shell(["unlabeled", "train", *given]), _silent)
         except SystemExit:  # stopped by a signal; what it said is printed
             raise KeyboardInterrupt from None
     report = trained.run_dir / "report" / "report.html"
@@ -116,7 +118,7 @@ def evaluate(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Re
     _refuse(given, NO_JUDGING)
     config = composed("eval_linear", given := with_data_source(given))
     with _as_found(), user_errors(conf_folder(), "eval_linear", given):
-        results = evaluate_checkpoint(config, shlex.join(["unlabeled", "evaluate", *given]), _silent)
+        results = evaluate_checkpoint(config, for_shell(["unlabeled", "evaluate", *given]), _silent)
     assert results is not None
     return results
 
@@ -125,23 +127,21 @@ def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretra
     """A backbone with its weights, in eval mode: an ``nn.Module`` with ``transform``, ``num_features``, ``image_size``.
 
     Args:
-        run: its folder or a file of weights, of this project or official.
+        run: its folder, a file of weights, of this project or official, or ``"timm:NAME"``,
+            ``"torchvision:NAME[:WEIGHTS]"`` or ``"hf:ORG/NAME"``.
         overrides, keys: ``backbone=…`` and ``views=…`` for files that do not say what they are.
 
     Raises:
         UserError: not every tensor finds its place, or the file does not say what it is.
     """
-    given = overrides_of({_kind(run): _path(run)} | keys) + list(overrides)
-    config = composed("export", [*given, "to=safetensors", "data_images=0"])
-    with user_errors(conf_folder(), "export", given):
-        from unlabeled.commands.build.export import build_export_inputs
-        from unlabeled.commands.export import open_source
-        from unlabeled.weights import checkpoint_path, read_checkpoint
-        from unlabeled.weights.pretrained import Pretrained
+    given = overrides_of(_source(run) | keys) + list(overrides)
+    config = composed("embed", given)
+    _refuse_all_but(given, LOADED)
+    with user_errors(conf_folder(), "embed", given):
+        from unlabeled.commands.build.embedding import build_pretrained
+        from unlabeled.weights.starting.named import read_named
 
-        checkpoint = read_checkpoint(checkpoint_path(config.run, config.checkpoint))
-        source = open_source(build_export_inputs(config, checkpoint))
-        return Pretrained(source.backbone, source.preprocess)
+        return build_pretrained(config, read_named(config.run, config.checkpoint, config.weights))
 
 
 def embed(
@@ -150,8 +150,8 @@ def embed(
     """Computes features of images, those that ``unlabeled embed`` writes.
 
     Args:
-        model: a run, its folder, a file of weights, what :func:`load` gives, or any module from images [B, C, h, w] to
-            features [B, D] whose ``transform`` makes its input of a Pillow image.
+        model: what :func:`load` takes or gives, or any module from images [B, C, h, w] to features [B, D] whose
+            ``transform`` makes its input of a Pillow image.
         data: a folder, a list or an image by its path, a choice such as ``"digits"``, or images: a list of Pillow
             images, arrays [H, W, 3] and uint8 tensors [3, H, W], or several in one array. None: the run's own.
         overrides, keys: as in :func:`train`; ``features``, ``pooling``, ``normalize``, ``batch_size``.
@@ -161,7 +161,7 @@ def embed(
     """
     of_file = isinstance(model, str | os.PathLike | Run)
     named = data is None or isinstance(data, str | os.PathLike)
-    weights = {_kind(model): _path(model)} if of_file else {}
+    weights = _source(model) if of_file else {}
     images = {"data": data} if named and data is not None else {}
     given = with_data_source([*overrides_of(weights | images | keys), *overrides])
     config = composed("embed", given)
@@ -169,17 +169,17 @@ def embed(
         raise UserError('out: what is returned has .save("features.parquet")')
     if not named and config.get("data") is not None:
         raise UserError("data: images are given already; leave the keys of data out")
-    if not of_file and (unused := [key for key in ("run", "checkpoint", "views", "backbone") if config.get(key)]):
+    if not of_file and (unused := [key for key in LOADED if config.get(key)]):
         raise UserError(f"{unused[0]}: a network is given already; leave it out")
     with _as_found(), user_errors(conf_folder(), "embed", given):
         from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
         from unlabeled.evaluation.embedding.given_images import given_splits
         from unlabeled.evaluation.embedding.table import embed_in_memory
-        from unlabeled.weights import checkpoint_path, read_checkpoint
+        from unlabeled.weights.starting.named import read_named
 
         splits = None if named else given_splits(data)
         if of_file:
-            checkpoint = read_checkpoint(checkpoint_path(config.run, config.checkpoint))
+            checkpoint = read_named(config.run, config.checkpoint, config.weights)
             built = build_of_checkpoint(config, checkpoint, splits)
         else:
             built = build_of_module(config, _module(model), splits)
@@ -224,7 +224,20 @@ def _path(run: Any) -> str:
 
 
 def _kind(run: Any) -> str:
-    return "checkpoint" if Path(_path(run)).expanduser().is_file() else "run"
+    return "checkpoint" if os.path.isfile(Path(_path(run)).expanduser()) else "run"
+
+
+def _source(run: Any) -> dict[str, str]:
+    """The key that names what a backbone is loaded from."""
+    in_library = ":" in _path(run) and not os.path.exists(Path(_path(run)).expanduser())
+    return {"weights" if in_library else _kind(run): _path(run)}
+
+
+def _refuse_all_but(overrides: Sequence[str], keys: Sequence[str]) -> None:
+    for each in overrides:
+        key = each.lstrip("+~").split("=")[0]
+        if not each.startswith("--") and key.split(".")[0].split("@")[0] not in keys:
+            raise UserError(f"{key}: decides nothing of a backbone that is loaded; allowed: {', '.join(keys)}")
 
 
 def _refuse(overrides: Sequence[str], elsewhere: dict[str, str]) -> None:

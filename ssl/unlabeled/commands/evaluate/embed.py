@@ -10,10 +10,9 @@ from unlabeled.commands.config import run_module
 from unlabeled.core.environment import git_state
 from unlabeled.distributed import rank
 from unlabeled.distributed.launch import process_group
-from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.table import Written, check_out, embed_to_file
 from unlabeled.evaluation.provenance import checkpoint_provenance
-from unlabeled.weights import checkpoint_path, read_checkpoint
+from unlabeled.weights.starting.named import read_named
 
 
 def embed(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Written:
@@ -27,13 +26,14 @@ def embed(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = pr
     Raises:
         UserError: a mistake; or ``out`` is there and was made otherwise.
     """
-    if resolved["out"] is None:
-        raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
     out = Path(resolved["out"]).expanduser()
     check_out(out)
-    checkpoint = read_checkpoint(checkpoint_path(resolved["run"], resolved["checkpoint"]))
+    checkpoint = read_named(resolved["run"], resolved["checkpoint"], resolved["weights"])
     with process_group(config.accelerator):
         embedder, images = build_of_checkpoint(config, checkpoint)
+        if rank() == 0 and resolved["weights"] is not None:
+            origin = f"weights={resolved['weights']} ({checkpoint.layout}: {checkpoint.part})"
+            log("; ".join([origin, *checkpoint.notes]))
         about = {
             "command": typed_command(),
             "checkpoint": checkpoint_provenance(checkpoint),

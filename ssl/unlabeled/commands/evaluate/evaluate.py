@@ -11,7 +11,6 @@ from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.config import check_command, check_no_other_overrides, conf_folder, launch
 from unlabeled.commands.importing import heavy_imports
-from unlabeled.core.writing import check_folder
 
 if TYPE_CHECKING:
     from unlabeled.evaluation.reporting.results import Results
@@ -21,18 +20,15 @@ def evaluate_checkpoint(config: DictConfig, command: str, log: Callable[[str], N
     """One checkpoint, one report, whose results are returned; or something else that the configuration asks for."""
     check_command(config, conf_folder() / "eval_linear.yaml")
     given: Any = OmegaConf.to_container(config)
-    if config.report_dir:
-        check_folder("report_dir", Path(config.report_dir))
+    _check_alone(config)
     if config.compare is not None:
         from unlabeled.evaluation.comparison.compare import compare
 
-        check_no_other_overrides("compare", "report_dir")
         log(compare(given["compare"], config.report_dir))
         return None
     if config.ensemble is not None:
         from unlabeled.evaluation.comparison.ensemble_of_runs import ensemble
 
-        check_no_other_overrides("ensemble", "report_dir")
         log(ensemble(given["ensemble"], config.report_dir))
         return None
     with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
@@ -44,7 +40,6 @@ def evaluate_checkpoint(config: DictConfig, command: str, log: Callable[[str], N
         from unlabeled.weights import checkpoint_path, folder_of, read_checkpoint
 
     if config.self_test:
-        check_no_other_overrides("self_test")
         raise SystemExit(0 if self_test(build_self_test(config)) else 1)
     path = checkpoint_path(config.run, config.checkpoint)
     report_dir = Path(config.report_dir or folder_of(path) / "report")
@@ -53,6 +48,13 @@ def evaluate_checkpoint(config: DictConfig, command: str, log: Callable[[str], N
         evaluation = build_evaluation(complete_config(config, checkpoint), None, config.accelerator, config.precision)
         rows = evaluate(evaluation, checkpoint, report_dir, command, log)
     return Results(rows, report_dir / "report.html")
+
+
+def _check_alone(config: DictConfig) -> None:
+    """What compares runs or tests this machine evaluates no run: the other keys would not be read."""
+    for key, beside in (("compare", ("report_dir",)), ("ensemble", ("report_dir",)), ("self_test", ())):
+        if config[key]:
+            check_no_other_overrides(key, *beside)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,8 +41,8 @@ def _checked(arguments: Sequence[str]) -> tuple[str, str]:
     kind, name = arguments
     if kind not in KINDS:
         close = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
-        suggestion = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{kind}: no such kind; {suggestion}(allowed: {', '.join(KINDS)})")
+        hint = f"did you mean {close[0]}?" if close else f"(allowed: {', '.join(KINDS)})"
+        raise UserError(f"{kind}: no such kind; {hint}")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
         raise UserError(f"{name}: give a name of small letters, digits and _ that no module of Python has")
     return kind, name

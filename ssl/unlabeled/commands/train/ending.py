@@ -1,16 +1,21 @@
 """What a training says at its end: the results that count and what to do next; and what every logger gets of it."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from unlabeled.commands.arguments.typed import typed_command, without_name
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_bytes
+from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.health.folder import diagnose_run
+from unlabeled.evaluation.provenance import read_json
+from unlabeled.health.folder import diagnose_run, losses_of
 
 FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
+SHOWN = 3  # failed checks of the plan
 FEW = " per class/"  # in protocols with few labels
 BASELINES = {"start": "at the start", "random init": "random network", "raw pixels": "raw pixels"}
 
@@ -28,8 +33,7 @@ def score(rows: Sequence[Row]) -> float | None:
 
 def training_of(run_dir: Path) -> dict[str, Any]:
     """``training.json``; empty where no step was taken, or nobody wrote one."""
-    path = run_dir / "training.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return read_json(run_dir / "training.json")
 
 
 def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_many: bool = False) -> None:
@@ -81,15 +85,40 @@ def _doubt(rows: Sequence[Row]) -> str:
 
 
 def _health(run_dir: Path) -> str:
+    """What is wrong with the run, the most serious first; that nothing is only where plan, loss and monitor agree."""
     try:
         findings = diagnose_run(run_dir).findings
     except UserError:  # a run of no step has written no metrics
         return ""
-    serious = [finding for finding in findings if finding.severity != "note"]
-    if not serious:
+    serious = [f"{each.severity}: {each.sentence}" for each in findings if each.severity != "note"]
+    wrong = [*serious, *_loss_rose(run_dir), *_failed_checks(run_dir)]
+    if not wrong:
         return "healthy: nothing to warn of"
-    more = f" (and {len(serious) - 1} more: unlabeled health {run_dir})" if len(serious) > 1 else ""
-    return f"{serious[0].severity}: {serious[0].sentence}{more}"
+    more = f"and {len(serious) - 1} more: unlabeled health {run_dir}" if len(serious) > 1 else ""
+    return "\n".join([*([f"{serious[0]}{f' ({more})' if more else ''}"] if serious else []), *wrong[len(serious) :]])
+
+
+def _loss_rose(run_dir: Path) -> list[str]:
+    """Of the first and the last tenth of what was written, at least three records each."""
+    losses = losses_of(run_dir)
+    few = max(3, len(losses) // 10)
+    if len(losses) < 2 * few:
+        return []
+    first, last = fmean(losses[:few]), fmean(losses[-few:])
+    if last <= first:
+        return []
+    return [f"warning: the loss rose from {first:.3g} at the beginning to {last:.3g} at the end"]
+
+
+def _failed_checks(run_dir: Path) -> list[str]:
+    """Of the plan that was made before the first step; none where there is no plan, or nobody can read it."""
+    try:
+        checks = parse_json(read_bytes(run_dir / "plan.json"))["checks"]
+        failed = [f"{check['name']}: {check['found']}; {check['remedy']}" for check in checks if not check["passed"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    more = [f"warning: {len(failed) - SHOWN} more checks of the plan failed: {run_dir / 'plan.json'}"]
+    return [f"warning: a check of the plan failed: {each}" for each in failed[:SHOWN]] + more * (len(failed) > SHOWN)
 
 
 def _speed(run_dir: Path) -> str:
@@ -102,11 +131,20 @@ def _speed(run_dir: Path) -> str:
 
 def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
     lines = [("look at the report", f"open {run_dir / 'report' / 'report.html'}")] if rows else []
-    lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+    if not (rows and _has_own_data(run_dir)):
+        lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
     lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=timm"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
     lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))
     return lines
+
+
+def _has_own_data(run_dir: Path) -> bool:
+    """Whether the run's images are the user's own, which have a path, and no data set that everybody has."""
+    try:
+        return "path" in read_yaml(run_dir / "config.yaml")["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _pretrained(rows: Sequence[Row]) -> list[Row]:

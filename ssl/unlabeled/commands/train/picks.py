@@ -13,6 +13,9 @@ from typing import Any
 
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import data_path, with_data_source
+from unlabeled.commands.command_line import Reader, settled
+from unlabeled.commands.config import check_command, conf_folder, own_folders, user_errors
+from unlabeled.commands.importing import heavy_imports
 from unlabeled.errors import UserError
 
 LOOKED_AT = 200  # images whose headers are read, evenly spaced
@@ -21,6 +24,11 @@ LARGE = 224
 # Images that a thin ResNet sees in a quarter of an hour on two cores at 32 pixels, as experiment=cifar10_cpu goes.
 CPU_IMAGES, MINUTES = 1_200_000, 15
 GPU_IMAGES = 20_000_000  # 400 epochs of CIFAR-10, a sixth of SimCLR's 100 epochs of ImageNet
+PICKED = {  # group → choices of which one may be picked; "": that of conf/train.yaml
+    "backbone": ("resnet_thin", "resnet18", "resnet50"),
+    "views": ("simclr_small", "simclr", "moco_small", "moco_v2"),
+    "optimizer": ("sgd", ""),
+}
 LEAST = 16  # images; fewer are no data set
 
 
@@ -61,6 +69,7 @@ def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> l
     asked = {argument.lstrip("+").split("=")[0] for argument in arguments}
     if path is None or asked & {"experiment", "replay", "--help", "-h", "--cfg", "-c"}:
         return named
+    check_typed(named)
     seen = look(path, [each for each in named if each.startswith(("data", "--config-dir"))])
     picks = [_open(pick, asked) for pick in pick_for(seen, dict(each.split("=", 1) for each in named if "=" in each))]
     picks = [pick for pick in picks if pick.values]
@@ -70,6 +79,29 @@ def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> l
     for line, pick in zip(lines, picks, strict=True):
         log(f"  {line:<{width}}  {pick.why}")
     return named + [f"{key}={value}" for pick in picks for key, value in pick.values.items()]
+
+
+def check_typed(named: Sequence[str]) -> None:
+    """Raise UserError for a mistake that what was typed has whatever is picked, before an image is looked at.
+
+    A key may belong to a part that only some images get, such as ``backbone.stem``: any of these parts is enough.
+    """
+    with user_errors(conf_folder(), "train", list(named)):
+        Reader(conf_folder(), "train", list(named)).arguments()
+    asked = {each.lstrip("+").split("=")[0] for each in named}
+    given = [*settled(named), *(f"--config-dir={folder}" for folder in own_folders(named))]
+    left = {group: list(choices) for group, choices in PICKED.items() if group not in asked}
+    first: UserError | None = None
+    while True:
+        parts = [f"{group}={choices[0]}" for group, choices in left.items() if choices[0]]
+        try:
+            return check_command(composed("train", [*given, *parts]), conf_folder() / "train.yaml")
+        except UserError as mistake:
+            first = first or mistake
+            group = str(mistake).partition(".")[0]
+            if len(left.get(group, ())) < 2:
+                raise first from None
+            left[group].pop(0)
 
 
 def _open(pick: Pick, asked: set[str]) -> Pick:
@@ -85,12 +117,12 @@ def look(path: str, overrides: Sequence[str]) -> Look:
         path: as it was given.
         overrides: of ``data``.
     """
-    import torch
+    with heavy_imports():
+        import torch
 
-    from unlabeled.commands.build.run import build_splits
-    from unlabeled.commands.config import conf_folder, user_errors
-    from unlabeled.data.decode import read_header
-    from unlabeled.data.source import HasEncodedImages
+        from unlabeled.commands.build.run import build_splits
+        from unlabeled.data.decode import read_header
+        from unlabeled.data.source import HasEncodedImages
 
     with user_errors(conf_folder(), "inspect", overrides):
         splits = build_splits(composed("inspect", overrides))
@@ -167,8 +199,9 @@ def epochs_for(images: int, size: int, gpu: bool) -> int:
 
 
 def _how_long(seen: int, size: int, gpu: bool) -> str:
-    minutes = MINUTES * seen / (CPU_IMAGES * 32**2 / size**2)
-    return f"{seen:,} images seen" + ("" if gpu else f", about {max(1, round(minutes))} minutes on two cores")
+    minutes = max(1, round(MINUTES * seen / (CPU_IMAGES * 32**2 / size**2)))
+    time = f", about {minutes} {'minute' if minutes == 1 else 'minutes'} on two cores"
+    return f"{seen:,} images seen{'' if gpu else time}"
 
 
 def _views(objective: str, size: int, side: int, gpu: bool) -> tuple[dict[str, Any], str]:

@@ -6,25 +6,29 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from unlabeled.commands.arguments.data_path import data_path
 from unlabeled.commands.arguments.typed import typed_command
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.config import (
+    check_asked,
     check_command,
     check_no_other_overrides,
     conf_folder,
     is_sweep,
     launch,
     one_line_errors,
-    open_run,
 )
 from unlabeled.commands.importing import heavy_imports
+from unlabeled.commands.train.stopping import stoppable
+from unlabeled.core.places import NEWEST
 
 if TYPE_CHECKING:
     from unlabeled.evaluation.evaluate_probes import Row
+    from unlabeled.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -47,52 +51,88 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
     Raises:
         SystemExit: stopped by a signal, after the state was written; a replay or a plan has ended.
     """
-    check_command(config, conf_folder() / "train.yaml")
-    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
-        from unlabeled.commands.build.evaluation import build_evaluation
-        from unlabeled.commands.build.run import build_preview, build_probes, build_replay, build_run
-        from unlabeled.commands.train.ending import scores, training_of
-        from unlabeled.distributed import local_only
-        from unlabeled.evaluation.evaluate import evaluate
-        from unlabeled.training.checkpointing import Interrupted, requeue
-        from unlabeled.training.loggers import log_end, wait_for_scores
-        from unlabeled.weights import read_checkpoint
-
     if config.replay is not None:
         check_no_other_overrides("replay")
-        raise SystemExit(0 if build_replay(config.replay).run() else 1)
+    check_command(config, conf_folder() / "train.yaml")
+    check_asked()
     run_dir = Path(config.run_dir)
-    resolved = open_run(config)
+    resolved = open_run(config) if config.replay is None else {}
+    with heavy_imports():  # so late that --help, a mistyped key and a wrong value are answered at once
+        from unlabeled.commands.build.run import build_preview, build_replay, build_run
+        from unlabeled.training.run_lock import RunLock
+
+    if config.replay is not None:
+        raise SystemExit(0 if build_replay(config.replay).run() else 1)
     if config.preview is not None:
-        page, picture = build_preview(config).write(run_dir / "preview")
+        with closing(RunLock(run_dir)):  # not beside a process that trains this run
+            page, picture = build_preview(config).write(run_dir / "preview")
         print(f"nothing is trained; the views are in {page} and {picture}")
         return Trained(run_dir)
-    run = build_run(config, resolved)
-    if config.plan_only:
-        raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)
+    with stoppable(lambda number: _kept(run_dir, number, command)):
+        run = build_run(config, resolved)
+        with closing(run):  # its folder is for another process then
+            if config.plan_only:
+                raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)
+            return _train(config, resolved, run, command, log)
+
+
+def _train(
+    config: DictConfig, resolved: dict[str, Any], run: "Run", command: str, log: Callable[[str], None]
+) -> Trained:
+    """All steps, then the evaluation."""
+    from unlabeled.commands.build.run import build_probes
+    from unlabeled.commands.train.ending import scores, training_of
+    from unlabeled.training.checkpointing import Interrupted, requeue
+    from unlabeled.training.loggers import log_end, wait_for_scores
+
+    run_dir = Path(config.run_dir)
     evaluated = bool(build_probes(config)) and run.data.splits.test is not None
     if evaluated:
         wait_for_scores(run.trainer.loggers)
-    with closing(run):  # its folder is for another process then
-        try:
-            run.fit(resolved)
-        except Interrupted as stop:
-            if run.trainer.is_global_zero:
-                again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
-                print(f"stopped after step {run.trainer.global_step}; {again}")
-            raise SystemExit(128 + stop.number) from None
-        if not run.trainer.is_global_zero:
-            return Trained(run_dir)
-        rows: list[Row] = []
-        if evaluated:
-            with local_only():
-                evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
-                rows = evaluate(evaluation, read_checkpoint(run.checkpoint), run_dir / "report", command, log)
-        else:
-            log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
-        speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
-        log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
-        return Trained(run_dir, rows, ended=True)
+    try:
+        run.fit(resolved)
+    except Interrupted as stop:
+        if run.trainer.is_global_zero:
+            again = requeue(stop.number) or f"the same command goes on from there:\n  {command}"
+            print(f"stopped after step {run.trainer.global_step}; {again}")
+        raise SystemExit(128 + stop.number) from None
+    if not run.trainer.is_global_zero:
+        return Trained(run_dir)
+    rows: list[Row] = []
+    if evaluated:
+        rows = _evaluate(config, run, command, log)
+    else:
+        log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
+    speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
+    log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
+    return Trained(run_dir, rows, ended=True)
+
+
+def _evaluate(config: DictConfig, run: "Run", command: str, log: Callable[[str], None]) -> "list[Row]":
+    from unlabeled.commands.build.evaluation import build_evaluation
+    from unlabeled.distributed import local_only
+    from unlabeled.evaluation.evaluate import evaluate
+    from unlabeled.weights import read_checkpoint
+
+    def kept(number: int) -> str:
+        return f"stopped while it is evaluated; the trained state is {run.checkpoint}; {_go_on(number, command)}"
+
+    with stoppable(kept), local_only():
+        evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
+        return evaluate(evaluation, read_checkpoint(run.checkpoint), Path(config.run_dir) / "report", command, log)
+
+
+def _kept(run_dir: Path, number: int, command: str) -> str:
+    """What a signal says that comes before the first step of this process, or while a run ends."""
+    state = run_dir / NEWEST
+    what = f"stopped; the state is {state}" if state.exists() else "stopped before the first step"
+    return f"{what}; {_go_on(number, command)}"
+
+
+def _go_on(number: int, command: str) -> str:
+    from unlabeled.training.checkpointing import requeue
+
+    return requeue(number) or f"the same command goes on:\n  {command}"
 
 
 def job(config: DictConfig) -> float | None:
@@ -112,16 +152,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Of ``data=PATH`` alone the rest is picked, and the whole command said.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with one_line_errors(conf_folder(), "train", given):
-        whole = _completed(given)
-    launch("train", job, whole)
+    with stoppable(lambda number: "stopped before the first step; the same command starts it"):
+        with one_line_errors(conf_folder(), "train", given):
+            whole = _completed(given)
+        launch("train", job, whole)
 
 
 def _completed(arguments: list[str]) -> list[str]:
     if data_path(arguments) is None:
         return arguments
-    with heavy_imports():
-        from unlabeled.commands.train.picks import completed
+    from unlabeled.commands.train.picks import completed
+
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process says it
         return completed(arguments, lambda line: None)
     whole = completed(arguments)

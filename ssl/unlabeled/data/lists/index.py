@@ -14,7 +14,7 @@ from unlabeled.core.writing import Unwritable, check_folder, replacing
 from unlabeled.errors import UserError
 
 MANY = 10_000  # rows: shorter lists are quick to make, and are stored only if data.index is given
-_FORMAT = 2  # version of stored files; files of another version are not used
+_FORMAT = 3  # version of stored files; files of another version are not used
 
 IndexNote = dict[str, Any]  # plain values that JSON holds
 

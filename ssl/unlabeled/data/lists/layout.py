@@ -5,12 +5,25 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlabeled.core.reading import kind_of, shown_path
 from unlabeled.data.lists.listing import Listing, first_image
 from unlabeled.errors import UserError
 
 TRAIN = ("train", "training")  # in any letter case
 TEST = ("test", "testing", "val", "valid", "validation")  # in this order, where data.test is not given
-_DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?")
+_YEAR, _MONTH, _DAY, _GAP = r"(19|20)\d\d", r"(0?[1-9]|1[0-2])", r"(0?[1-9]|[12]\d|3[01])", r"[-_. ]"
+_NAMED = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?|september|oct(ober)?|nov(ember)?"
+    r"|dec(ember)?)"
+)
+_DATE = re.compile(
+    rf"{_YEAR}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?([-_T ].*)?"  # 20230105, 202301, 20230105_101500
+    rf"|{_YEAR}({_GAP}({_MONTH}|{_NAMED})({_GAP}{_DAY}([T_ -].*)?)?)?"  # 2023, 2023-01, 2023-jan, 2023-01-05 walk
+    rf"|{_DAY}{_GAP}({_MONTH}|{_NAMED}){_GAP}{_YEAR}([T_ -].*)?"  # 05.01.2023, 5 jan 2023
+    rf"|{_NAMED}({_GAP}?{_YEAR})?",  # january, jan 2023
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"(train|test|val)(ing|id|idation)?(set|data|images|imgs)?|dev|eval|holdout")
 
 
 def splits_in(base: Path) -> dict[str, list[str]]:
@@ -74,10 +87,13 @@ def test_root(base: Path, own: Path, test: str | None) -> Path | None:
 
 def require_folder(folder: Path, given: str) -> None:
     """Raises UserError, with the key and value ``given``, unless ``folder`` is a folder."""
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False for names that no file can have, where Path.is_dir raises
         return
-    problem = "is a file" if folder.exists() else "does not exist"
-    raise UserError(f"{given}: {folder.absolute()} {problem}; give a folder of images")
+    try:
+        problem = f"is {kind_of(os.stat(folder).st_mode) or 'a file'}"
+    except (OSError, ValueError):
+        problem = "does not exist"
+    raise UserError(f"{given}: {shown_path(folder.absolute())} {problem}; give a folder of images")
 
 
 def unused_splits(base: Path, used: list[Path]) -> list[str]:
@@ -86,7 +102,12 @@ def unused_splits(base: Path, used: list[Path]) -> list[str]:
     if base.resolve() in taken:
         return []
     unused = [name for name in (*found["train"], *found["test"]) if (base / name).resolve() not in taken]
-    return [f"{base} holds {', '.join(unused)} too, not used: data.test={unused[0]} would test on it"] if unused else []
+    lines = (
+        [f"{base} holds {', '.join(unused)} too, not used: data.test={unused[0]} would test on it"] if unused else []
+    )
+    own = used[0]
+    same = [name for name in found["test"] if (base / name) != own and (base / name).resolve() == own.resolve()]
+    return lines + [f"{base / name} is not tested on: it is a link to {own}, which is trained on" for name in same]
 
 
 def class_warnings(listed: Listing, guessed: bool) -> list[str]:
@@ -107,7 +128,25 @@ def class_warnings(listed: Listing, guessed: bool) -> list[str]:
     odd = [name for name in listed.classes if name.lower() in (*TRAIN, *TEST)]
     if odd:
         found.append(f"{listed.where}: {odd[0]} is taken for a class, and has the name of a split")
+    train, test = _named_like_splits(listed.classes)
+    if train and test and not odd:
+        found.append(
+            f"{listed.where}: {train} and {test} are taken for classes, and look like splits: give data.train={train} "
+            f"data.test={test} if they are"
+        )
     return found
+
+
+def _named_like_splits(names: Sequence[str]) -> tuple[str | None, str | None]:
+    """Returns a name that speaks of training and one that speaks of testing: train_images, seg_test, Val2017."""
+    spoken = {name: [word for word in _words(name) if _WORD.fullmatch(word)] for name in names}
+    train = next((name for name, words in spoken.items() if any(word.startswith("train") for word in words)), None)
+    test = next((name for name, words in spoken.items() if words and not words[0].startswith("train")), None)
+    return train, test
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _splits_within(listed: Listing) -> dict[str, set[str]]:

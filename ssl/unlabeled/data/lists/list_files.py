@@ -12,9 +12,8 @@ import numpy as np
 
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import open_regular, read_text, shown_path
-from unlabeled.data.lists.index import make_index
 from unlabeled.data.lists.left_out import LeftOut, leave_out
-from unlabeled.data.lists.listing import Listing
+from unlabeled.data.lists.listing import Listing, index_of
 from unlabeled.errors import UserError
 
 LISTS = (".csv", ".tsv", ".parquet", ".txt")
@@ -77,7 +76,8 @@ def _checked(file: Path, given: str, rows: Rows) -> Listing:
     classes = _classes([label for label in labels if label is not None])
     number = {name: place for place, name in enumerate(classes)}
     owners = np.array([-1 if label is None else number[label] for label in labels], np.int64)
-    return Listing(base, make_index({"path": paths}, {}), owners, classes, str(file), left_out, False)
+    inodes = [inode for _, inode in seen]
+    return Listing(base, index_of(paths, inodes), owners, classes, str(file), left_out, False)
 
 
 def _identity(path: Path, name: str, left_out: LeftOut) -> tuple[int, int] | None:
@@ -126,7 +126,7 @@ def _of_csv(file: Path, given: str, path_column: str | None, label_column: str |
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.is_file()
+        return os.path.isfile(path)
     except (OSError, ValueError):  # too long a name; a NUL in it
         return False
 
@@ -143,6 +143,7 @@ def _of_parquet(file: Path, given: str, path_column: str | None, label_column: s
         raise UserError(f"{given}: is not a parquet file, or cut short ({one_line(error)}); fetch it again") from error
     path, label = _columns(table.schema.names, given, path_column, label_column)
     kind = table.schema.field(path).type
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind  # pandas' categories
     if not (kinds.is_string(kind) or kinds.is_large_string(kind)):
         raise UserError(
             f"{given}: column {table.schema.names[path]} is {kind}, not text: give data.path_column=… with paths, or "
@@ -150,12 +151,22 @@ def _of_parquet(file: Path, given: str, path_column: str | None, label_column: s
         )
     try:
         names = table.column(path).cast("string").fill_null("").to_pylist()
-        found = None if label is None else table.column(label).cast("string").to_pylist()
+        found = None if label is None else _without_nan(table.column(label)).cast("string").to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(
             f"{given}: columns cannot be read as text ({one_line(error)}); give text or whole numbers"
         ) from error
     return names, [None] * len(names) if found is None else [each or None for each in found]
+
+
+def _without_nan(column: Any) -> Any:
+    """Returns the column with null for NaN, which pandas writes where a number is missing."""
+    import pyarrow.compute as pc
+    import pyarrow.types as kinds
+
+    if not kinds.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), None, column)
 
 
 def _columns(head: list[str], given: str, path: str | None, label: str | None) -> tuple[int, int | None]:

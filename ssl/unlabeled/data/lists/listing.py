@@ -14,6 +14,7 @@ from unlabeled.data.lists.walk import Folder, walk
 
 _SETTLED = 2 * 10**9  # ns: a folder changed this recently may change again without a new time stamp
 _NO_IMAGE = "files that are no images by their names"
+_EMPTY = "folders beside the classes that hold no image"
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Listing:
     """A list of N image files of one split."""
 
     root: Path  # of the paths
-    index: Index  # column ``path``: relative to ``root``, or absolute
+    index: Index  # columns ``path``: relative to ``root``, or absolute; ``inode``: of the file
     owners: np.ndarray  # int64 [N], number of the class, -1 for none
     classes: list[str]
     where: str  # folder or list file, for errors
@@ -50,8 +51,17 @@ def of_folder(root: Path, place: str | None) -> Listing:
 
 def of_image(file: Path) -> Listing:
     """Returns a list of a single image, of no class."""
-    index = make_index({"path": [os.fsencode(file.name)]}, {})
+    index = index_of([os.fsencode(file.name)], [file.stat().st_ino])
     return Listing(file.parent, index, np.array([-1]), [], str(file), of_folder=False)
+
+
+def index_of(paths: list[bytes], inodes: list[int] | np.ndarray) -> Index:
+    """Returns the index of a short list in memory."""
+    return make_index({"path": paths, "inode": _as_int64(inodes)}, {})
+
+
+def _as_int64(inodes: list[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(inodes, np.uint64).view(np.int64) if isinstance(inodes, list) else inodes
 
 
 def join_listings(parts: list[Listing]) -> Listing:
@@ -66,33 +76,38 @@ def join_listings(parts: list[Listing]) -> Listing:
         owners.append(own[part.owners])
     every, where = sum_counts(part.left_out for part in parts), ", ".join(part.where for part in parts)
     folders = all(part.of_folder for part in parts)
-    return Listing(
-        Path(os.sep), make_index({"path": paths}, {}), np.concatenate(owners), classes, where, every, folders
-    )
+    inodes = np.concatenate([part.index.numbers("inode") for part in parts])
+    return Listing(Path(os.sep), index_of(paths, inodes), np.concatenate(owners), classes, where, every, folders)
 
 
 def first_image(root: Path, skip: list[str]) -> str | None:
     """Returns some image under a folder (relative path), not in the top folders ``skip``; None if there is none."""
     extensions = readable_extensions()
     for folder in walk(root, {}, skip):
-        names = _images(root, folder, extensions, {})
-        if names:
-            return os.path.normpath(os.path.join(folder.inside, names[0]))
+        found = _images(root, folder, extensions, {})
+        if found:
+            return os.path.normpath(os.path.join(folder.inside, found[0][0]))
     return None
 
 
 def _scan(root: Path) -> tuple[dict[str, np.ndarray | list[bytes]], IndexNote]:
     settled, left_out = time.time_ns() - _SETTLED, LeftOut()
     paths, owners, classes, folders = list[bytes](), list[int](), dict[str, int](), list[tuple[str, int]]()
+    inodes = list[int]()
     extensions = readable_extensions()
     for folder in walk(root, left_out):
-        names = _images(root, folder, extensions, left_out)
+        found = _images(root, folder, extensions, left_out)
         folders.append((folder.inside, folder.changed if folder.changed < settled else 0))
         owner = folder.inside.split(os.sep, 1)[0]
-        number = -1 if folder.inside == "." else classes.setdefault(owner, len(classes)) if names else 0
-        paths += [os.fsencode(os.path.normpath(os.path.join(folder.inside, name))) for name in names]
-        owners += [number] * len(names)
+        number = -1 if folder.inside == "." else classes.setdefault(owner, len(classes)) if found else 0
+        paths += [os.fsencode(os.path.normpath(os.path.join(folder.inside, name))) for name, _ in found]
+        owners += [number] * len(found)
+        inodes += [inode for _, inode in found]
+    for inside, _ in folders:
+        if classes and inside != "." and os.sep not in inside and inside not in classes:
+            leave_out(left_out, _EMPTY, inside)
     columns: dict[str, np.ndarray | list[bytes]] = {"path": paths, "owner": np.array(owners, np.int64)}
+    columns["inode"] = _as_int64(inodes)
     return columns, {"classes": list(classes), "folders": folders, "left_out": left_out}
 
 
@@ -104,13 +119,13 @@ def _unchanged(root: Path, folders: list[tuple[str, int]]) -> bool:
         return False
 
 
-def _images(root: Path, folder: Folder, extensions: set[str], left_out: LeftOut) -> list[str]:
-    """Returns the names of the images in a folder; a file without an extension is recognised by its first bytes."""
+def _images(root: Path, folder: Folder, extensions: set[str], left_out: LeftOut) -> list[tuple[str, int]]:
+    """Returns name and inode of each image in a folder; one without an extension is recognised by its first bytes."""
     found = []
-    for name in folder.names:
+    for name, inode in zip(folder.names, folder.inodes, strict=True):
         extension = extension_of(name)
         if extension in extensions or (not extension and looks_like_image(root / folder.inside / name)):
-            found.append(name)
+            found.append((name, inode))
         else:
             leave_out(left_out, _NO_IMAGE, os.path.normpath(os.path.join(folder.inside, name)))
     return found

@@ -13,6 +13,7 @@ from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
 from unlabeled.data.lists.listing import Listing, join_listings, of_folder, of_image
 from unlabeled.data.lists.pictures import looks_like_image
+from unlabeled.data.lists.same_files import each_once, trained_on
 from unlabeled.errors import UserError
 
 
@@ -29,12 +30,12 @@ class Reader:
 
     def __call__(self, path: Path, given: str) -> Listing:
         """Raises UserError, with the key and value ``given``, for what is no folder, list or image."""
-        if is_list(path) and path.is_file():
+        if is_list(path) and os.path.isfile(path):
             self.lists += 1
             return of_list(path, given, *self.columns)
-        if path.is_file() and looks_like_image(path):
+        if os.path.isfile(path) and looks_like_image(path):
             return of_image(path)
-        if path.is_file():
+        if os.path.isfile(path):
             ends = ", ".join(LISTS)
             raise UserError(
                 f"{given}: {path.absolute()} is a file; give a folder of images, or a list of them ({ends})"
@@ -70,6 +71,7 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")
     found.warnings += class_warnings(found.train, guessed)
+    found.warnings += [line for listed in found.tests for line in trained_on(listed, found.train)]
     return found
 
 
@@ -117,10 +119,10 @@ def _several(given: Paths, key: str) -> list[str]:
 
 def _places(base: Path, given: str, train: str | None, tests: list[str | None]) -> tuple[Path, dict[str | None, Path]]:
     """Returns the folder or list to train on, and those to test on, keyed by the value that names them."""
-    if base.is_dir():
+    if os.path.isdir(base):
         named = [name for name in tests if name not in (None, "none")]
         own = base / train if train is not None and is_list(train) else train_root(base, train, named)
-    elif train is not None and base.is_file():
+    elif train is not None and os.path.isfile(base):
         raise UserError(f"data.train={train}: {given} is a file and all of it is trained on; leave data.train out")
     else:
         own, base = base, base.parent
@@ -128,7 +130,7 @@ def _places(base: Path, given: str, train: str | None, tests: list[str | None]) 
     for name in tests:
         if name is not None and is_list(name):
             places[name] = base / name
-        elif own.is_dir() or name not in (None, "none"):
+        elif os.path.isdir(own) or name not in (None, "none"):
             place = test_root(base, own, name)
             places |= {} if place is None else {name: place}
     return own, places
@@ -148,4 +150,4 @@ def _joined(parts: list[Listing]) -> Listing:
         inner = [other for place, other in enumerate(roots) if place != number and other.is_relative_to(root)]
         if inner:
             raise UserError(f"data.path: {inner[0]} lies in {root}, whose images it would give twice; leave one out")
-    return join_listings(parts)
+    return parts[0] if len(parts) == 1 else each_once(join_listings(parts))

@@ -13,7 +13,7 @@ from unlabeled.data.lists.left_out import LeftOut, leave_out
 
 _LOOP = "links to a folder above them, not followed"
 _AGAIN = "folders that are listed under another name"
-_SAME = "files that are listed under another name"
+SAME = "files that are listed under another name"
 _CLOSED = "folders that may not be read"
 _HIDDEN = "hidden files and folders"
 
@@ -139,8 +139,8 @@ def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> Non
                     groups[status.st_dev, status.st_ino].insert(0, (False, -1, name))
     further = {(n, name) for group in groups.values() for _, n, name in sorted(group)[1:] if n >= 0}
     for number, folder in enumerate(folders):
-        kept = [name for name in folder.names if (number, name) not in further]
+        kept = [place for place, name in enumerate(folder.names) if (number, name) not in further]
         for name in folder.names if len(kept) < len(folder.names) else ():
             if (number, name) in further:
-                leave_out(left_out, _SAME, os.path.normpath(os.path.join(folder.inside, name)))
-        folder.names = kept
+                leave_out(left_out, SAME, os.path.normpath(os.path.join(folder.inside, name)))
+        folder.names, folder.inodes = [folder.names[place] for place in kept], [folder.inodes[place] for place in kept]

@@ -83,8 +83,9 @@ def folder(
 
     Images. ``square`` or whole, see :func:`unlabeled.data.decode.to_rgb`, with ``image_size`` in pixels; ``channels``,
     ``bits`` and ``max_pixels`` see :class:`unlabeled.data.decoding.Decoding`. A file counts once, whatever links lead
-    to it; a link to a parent folder is not followed. ``Splits.left_out`` counts the files that are not used, and
-    ``Splits.warnings`` names possible mistakes.
+    to it and however many of several folders and lists give it; a link to a parent folder is not followed.
+    ``Splits.left_out`` counts the files that are not used, and ``Splits.warnings`` names possible mistakes. Test images
+    that are training images too are a warning, and an error if all of them are.
 
     Files and classes are in sorted order. A long list of them is stored in the folder ``index``, see
     :func:`unlabeled.data.lists.index.load_or_build`, and made again when a folder's time shows that a file was added or

@@ -4,7 +4,6 @@ A chunk holds the number of items n, n + 1 offsets, and the items; an item holds
 leaves. Numbers are uint32 (litdata 0.2, ``streaming/item_loader.py``, PyTreeLoader).
 """
 
-import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside
@@ -94,7 +94,7 @@ def _read(path: str, split: str, key: str, image: str | None, label: str | None,
         raise UserError(f"{key}={split}: {file} does not exist; give a folder that litdata.optimize filled")
     try:
         with open_file(file) as stream:
-            content = json.loads(stream.read())
+            content = parse_json(stream.read())
         leaves = _leaves(content["config"], file, image, label)
         names = [name_inside(each["filename"], file) for each in content["chunks"]]
     except UserError:  # a ValueError too
@@ -128,10 +128,10 @@ def _leaves(config: IndexNote, file: str, image: str | None, label: str | None) 
     for key in ("compression", "encryption"):
         if config.get(key):
             raise UserError(f"{file}: {key}={config[key]} cannot be read by index; optimize again without {key}")
-    formats, spec = config["data_format"], json.loads(config["data_spec"])[1]
+    formats, spec = config["data_format"], parse_json(config["data_spec"])[1]
     if config.get("item_loader", "PyTreeLoader") != "PyTreeLoader" or len(spec["children_spec"]) != len(formats):
         raise UserError(f"{file}: its items are no plain dict or tuple of an image and a label; optimize it again so")
-    named = json.loads(spec["context"] or "null")
+    named = parse_json(spec["context"] or "null")
     names = [str(name) for name in named] if isinstance(named, list) else [str(place) for place in range(len(formats))]
     encoded = [place for place, kind in enumerate(formats) if kind.startswith(_ENCODED)]
     numbers = [place for place, kind in enumerate(formats) if kind == "int"]

@@ -1,11 +1,11 @@
 """Finds the members of a tar shard that are images, and the label of each."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line
 from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.left_out import LeftOut, leave_out
@@ -135,7 +135,7 @@ class Records:
 def _label(content: bytes, labels: str, name: str) -> int:
     """Returns the class number in a member; -1 where its field is missing or null."""
     try:
-        value = content.decode().strip() if labels == "cls" else json.loads(content).get(labels[5:])
+        value = content.decode().strip() if labels == "cls" else parse_json(content).get(labels[5:])
         label = -1 if value is None else int(value)
         if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
             raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")

@@ -1,13 +1,16 @@
 """Reads the results of past evaluations: rows, provenance, and the configuration of the evaluated run."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from unlabeled.core.file_config import as_data
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.places import why_not_evaluated
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import TENSORS, Row
@@ -74,20 +77,20 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 def is_run(folder: Path) -> bool:
     """Checks whether this is the folder of a run or of a report."""
-    return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
+    return any(os.path.exists(folder / name) for name in ("checkpoints", "config.yaml", "report", "results.json"))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """Reads the folder of a run or of a report. Never raises: ``problem`` names what is missing or damaged."""
-    report = folder if (folder / "results.json").exists() else folder / "report"
+    report = folder if os.path.exists(folder / "results.json") else folder / "report"
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:
-        results = parse_json((report / "results.json").read_text(encoding="utf-8"))
+        results = parse_json(read_bytes(report / "results.json"))
         found.rows = [_row(row) for row in results["rows"]]
         found.provenance = dict(results["provenance"])
     except FileNotFoundError:
-        found.problem = _missing(folder)
+        found.problem = why_not_evaluated(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
         found.rows = []
         found.problem = f"{report / 'results.json'} is damaged ({type(error).__name__}); {_command(folder)}"
@@ -113,14 +116,6 @@ def _row(stored: Mapping[str, Any]) -> Row:
 
 def _is_percent(value: Any) -> bool:
     return type(value) in (int, float) and (0 <= value <= 100 or value != value)
-
-
-def _missing(folder: Path) -> str:
-    if not folder.exists():
-        return "no such folder"
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        return f"not evaluated yet; {_command(folder)}"
-    return "no report and no checkpoint: the run has not come to one"
 
 
 def _command(folder: Path) -> str:

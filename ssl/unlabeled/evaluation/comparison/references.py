@@ -20,7 +20,6 @@ COUNTS = {
 }
 SIZES = {"imagenet": 224, "imagenet100": 224, "cifar10": 32, "cifar100": 32}  # image size in evaluation, pixels
 VITS: dict[Any, str] = {(384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large", (1280, 32): "vit_huge"}
-OBJECTIVES = {"MoCoV3": "moco_v3", "SwAV": "swav", "PAWS": "paws", "MAE": "mae"}
 EPOCH = {
     "best": "the published number is the best epoch's on the test set; ours is the last's",
     "unknown": "the source does not say of which epoch it is; ours is the last",
@@ -57,14 +56,15 @@ def references_for(config: Mapping[str, Any], rows: Sequence[Row], epochs: float
 def objective_names(config: Mapping[str, Any]) -> list[str]:
     """Returns the objective's names in references.yaml, with and without its version."""
     objective = config.get("objective") or {}
-    kind, layers = str(objective.get("_target_", "")).rpartition(".")[2], objective.get("projection_layers")
+    file, _, kind = str(objective.get("_target_", "")).removeprefix("unlabeled.objectives.").partition(".")
+    layers = objective.get("projection_layers")
     if kind == "SimCLR":
         return ["simclr", "simclr_v2" if layers == 3 else "simclr_v1"]
     if kind == "MoCo":
         return ["moco", "moco_v1" if layers == 1 else "moco_v2"]
     if kind == "ReLIC":
         return ["relicv2"] if objective.get("predictor") else []
-    return [name for each, name in OBJECTIVES.items() if each == kind]
+    return ["moco_v3" if kind == "MoCoV3" else file] if kind else []
 
 
 def backbone_name(config: Mapping[str, Any]) -> str | None:

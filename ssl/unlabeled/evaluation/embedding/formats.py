@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unlabeled.core.escaping import is_formula
 from unlabeled.core.writing import replacing
 from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.rows import Rows, class_names, classes_of
@@ -82,14 +83,19 @@ def _csv(path: Path, rows: Rows, features: bool = True) -> None:
             for name, label, own, split, x in zip(
                 chunk.names, chunk.labels.tolist(), known, chunk.splits, chunk.x, strict=True
             ):
-                told = [name, label, *([own or ""] if names else []), split]
+                told = [_as_cell(name), label, *([_as_cell(own or "")] if names else []), split]
                 file.write(_csv_line(told) + (number % tuple(x.tolist()) if width else "") + "\n")
+
+
+def _as_cell(text: str) -> str:
+    """Returns text with an apostrophe before what a spreadsheet would compute; all else as it is, lines too."""
+    return f"'{text}" if is_formula(text) else text
 
 
 def _csv_line(values: list[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)  # with another it would not quote a name of two lines
-    return text.getvalue()[:-1]
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # with another it would not quote a name of two lines
+    return text.getvalue()[:-2]
 
 
 def _npy(path: Path, rows: Rows) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import require_regular
 from unlabeled.core.writing import make_folder, one_line
 from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.rows import Floats, rows_at_a_time
@@ -41,6 +43,7 @@ class PartFile:
         make_folder(path.parent)
         with one_line(path):
             path.touch()
+            require_regular(path)
             self._file = path.open("r+b")
             self._lock()
             self._resume()
@@ -139,7 +142,7 @@ def other_settings(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _head(line: bytes) -> dict[str, Any] | None:
     try:
-        head = json.loads(line) if line.endswith(b"\n") else None
+        head = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     if not isinstance(head, dict) or not isinstance(head.get("settings"), dict) or type(head.get("width")) is not int:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.ranges import Between, Count, FilePath, Seed
+from unlabeled.core.reading import read_bytes
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.probe import Probe, Score, add_mean_per_class, kinds_of
+from unlabeled.evaluation.probe import Probe, Score, add_metrics, kinds_of
 
 KEY = "probe.few_labels"
 
@@ -125,7 +126,7 @@ class FewLabels:
             classifier = self._of_singles if drawn.smallest_class == 1 else self._classifier
             found.append(classifier.fit_predict(listed, test, num_classes))
             for score in found[-1]:
-                add_mean_per_class(score, test.labels)
+                add_metrics(score, test.labels)
         gone = list(self._notes[name])
         gone += [f"{missing} of the listed images could not be decoded and were left out."] if missing else []
         suffix = f"{name}/{len(lists)} draws" if len(lists) > 1 else name
@@ -188,4 +189,4 @@ def _shared_keys(scores: Sequence[Score]) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

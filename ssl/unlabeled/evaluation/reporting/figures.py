@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_utf8
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
 
@@ -117,7 +118,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     JSON objects with a step are left out.
     """
     steps: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_utf8(path, "replace").splitlines():
         try:
             entry = parse_json(line)
         except ValueError:

@@ -12,8 +12,9 @@ ORDER = ["pretrained", "start", "random init", "raw pixels"]
 GAINS = {name: f"pretrained − {name}" for name in ("start", "random init", "raw pixels")}  # over what it has to beat
 CHANCE = {"chance/majority-class": "chance: largest class of test", "chance/uniform": "chance: uniform guess"}
 NOTHING = "–"
-DEFAULT_METRICS = ["nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
-METRIC_TITLES = {"brier": "Brier"} | {
+RANKED = ["top5", "recall_at_5", "recall_at_10", "map", "map_at_r"]  # in per cent
+DEFAULT_METRICS = [*RANKED, "nmi", "ari", "nll", "brier", "ece", "ece_after_temperature"]
+METRIC_TITLES = {"brier": "Brier", "top5": "top-5", "map": "mAP", "r": "R"} | {
     name: name.upper() for name in ("nmi", "ari", "nll", "ece", "auroc", "aurc", "aupr")
 }
 
@@ -121,7 +122,8 @@ def format_uncertainty(row: Row) -> tuple[str, ...]:
 
 def _metric(key: str) -> str:
     """Formats the key of a metric: ``ece_after_temperature`` becomes ECE after temperature."""
-    return " ".join(METRIC_TITLES.get(word, word) for word in key.split("_"))
+    title = " ".join(METRIC_TITLES.get(word, word) for word in key.split("_"))
+    return f"{title}, %" if key in RANKED else title
 
 
 def _cell(row: Row | None) -> ResultCell:

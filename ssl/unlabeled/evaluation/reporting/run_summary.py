@@ -10,6 +10,7 @@ from unlabeled.evaluation.reporting.results_table import format_signed, format_u
 
 FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
+LABELS = "LABELS WERE USED: the network was trained with labels; compare it with no method that sees none."
 CORRUPT_LISTED = 3  # names listed in a warning
 MOST_LISTED = 4  # rows listed in a warning
 Reference = Mapping[str, Any]  # as references_for gives it
@@ -74,7 +75,8 @@ def _count(n: int) -> str:
 
 def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
     git, data, checkpoint = (provenance.get(name) or {} for name in ("git", "data", "checkpoint"))
-    found = [f"{note}." for note in checkpoint.get("notes", ())] if isinstance(checkpoint, Mapping) else []
+    found = [LABELS] if isinstance(checkpoint, Mapping) and checkpoint.get("uses_labels") else []
+    found += [f"{note}." for note in checkpoint.get("notes", ())] if isinstance(checkpoint, Mapping) else []
     if git.get("dirty"):
         found.append("The code had changes that are in no commit.")
     if isinstance(data, Mapping) and data.get("corrupt_images"):

@@ -1,13 +1,14 @@
 """Reads ``metrics.jsonl`` while it grows, and reduces curves to as many points as a page can show."""
 
-import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
 from math import inf, isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import open_regular
 
 Point = tuple[int, float | None]  # step and value; None: not finite
 
@@ -88,18 +89,18 @@ class GrowingFile:
         if not self.path.exists():
             self._reset()
             return
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             if self._was_replaced(file):
                 self._reset()
             while block := self._whole_lines(file):
                 self.version += 1
                 self.take(block)
 
-    def _was_replaced(self, file: BufferedReader) -> bool:
+    def _was_replaced(self, file: IO[bytes]) -> bool:
         file.seek(self._position - len(self._before))
         return file.read(len(self._before)) != self._before
 
-    def _whole_lines(self, file: BufferedReader) -> bytes:
+    def _whole_lines(self, file: IO[bytes]) -> bytes:
         file.seek(self._position)
         read = file.read(BLOCK)
         block = read[: read.rfind(b"\n") + 1]
@@ -120,7 +121,7 @@ class GrowingFile:
         """Yields the lines that can be parsed; counts the others."""
         for line in block.splitlines():
             try:
-                read = json.loads(line)
+                read = parse_json(line)
             except (ValueError, RecursionError):
                 read = None
             step = read.get("step") if isinstance(read, dict) else None

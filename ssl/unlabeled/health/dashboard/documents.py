@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unlabeled.core.reading import read_bytes
+
 LARGEST = 4 << 20  # bytes: a run writes no larger file
 
 
@@ -47,7 +49,7 @@ class Document:
         try:
             if refused := _refused(self.path, found, self.root):
                 return None, f"{self.path.name} {refused}"
-            content = self.parse(self.path.read_bytes())
+            content = self.parse(read_bytes(self.path))
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             return None, f"{self.path.name} cannot be read: {reason}"

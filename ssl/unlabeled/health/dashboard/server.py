@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 from unlabeled.health.dashboard.listing import RunListing
 from unlabeled.health.dashboard.page import ICON, POLICY, SCRIPTS, page
@@ -108,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if path is None:
             self._send_json(None)
             return
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             self._head(HTTPStatus.OK, path.stat().st_size, TYPES[path.suffix], FOREIGN)
             if self.command == "GET":
                 shutil.copyfileobj(file, self.wfile)

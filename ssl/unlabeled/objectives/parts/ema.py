@@ -2,10 +2,15 @@
 
 import copy
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+
+from unlabeled.errors import UserError
+from unlabeled.objectives.parts.arguments import check_range
+
+Shape = Literal["cosine", "linear"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -13,6 +18,14 @@ M = TypeVar("M", bound=nn.Module)
 def frozen_copy(module: M) -> M:
     """Returns a copy with its own parameters and buffers, none of which an optimizer trains."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def without_drop_path(module: M) -> M:
+    """Sets every drop path of ``module`` to 0, in place: teachers leave out nothing, in train mode too."""
+    for each in module.modules():
+        if isinstance(getattr(each, "drop_prob", None), float):  # ours and timm's DropPath
+            each.drop_prob = 0.0  # type: ignore[assignment]
+    return module
 
 
 @torch.no_grad()
@@ -26,16 +39,30 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
         target: a :func:`frozen_copy` of ``online``.
         online: the trained network.
         momentum: m in [0, 1].
+
+    Raises:
+        UserError: a momentum outside of it.
     """
+    if not 0 <= momentum <= 1:
+        raise UserError(f"ema.update: momentum={momentum} must be from 0 to 1")
     pairs = list(zip(target.parameters(), online.parameters(), strict=True))
     if pairs:
         # lerp keeps equal weights equal bit for bit, m·θ + (1 − m)·θ does not; foreach: one kernel for all tensors
         torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - momentum)
 
 
-def momentum_at(fraction: float, start: float) -> float:
-    """Returns the momentum at ``fraction`` in [0, 1] of the run: it rises from ``start`` to 1 by half a cosine.
+def momentum_at(fraction: float, start: float, end: float = 1.0, shape: Shape = "cosine") -> float:
+    """Returns the momentum at ``fraction`` in [0, 1] of the run, on its way from ``start`` to ``end``.
 
-    1 − (1 − m₀)·(1 + cos πf)/2, as BYOL (arXiv:2006.07733, section 3.2) and MoCo v3 (``adjust_moco_momentum``).
+    ``cosine`` is m₁ − (m₁ − m₀)·(1 + cos πf)/2, as BYOL (arXiv:2006.07733, section 3.2) and MoCo v3
+    (``adjust_moco_momentum``) have it with m₁ = 1; ``linear`` is m₀ + (m₁ − m₀)·f, as I-JEPA and data2vec.
+
+    Raises:
+        UserError: a momentum outside of [0, 1], or a shape of another name.
     """
-    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * fraction))
+    check_range("momentum_at", most=1, at_least=True, start=start, end=end)
+    if shape == "linear":
+        return start + (end - start) * fraction
+    if shape != "cosine":
+        raise UserError(f"momentum_at: shape={shape} is neither cosine nor linear")
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * fraction))

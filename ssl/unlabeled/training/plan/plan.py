@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.data_summary import all_left_out, summarize_data
 from unlabeled.data.lists.left_out import LeftOut
@@ -141,7 +142,7 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     """Returns the values that the method uses in the step after ``step`` steps."""
     progress = module.progress._replace(step=step, part=0)
     own = {"learning_rate": module.optimizer_config.lr_at(progress, module.images_per_step)}
-    own["weight_decay"] = module.optimizer_config.weight_decay
+    own["weight_decay"] = module.optimizer_config.weight_decay_at(progress)
     if isinstance(module.objective, HasSchedules):
         own |= module.objective.scheduled_values(progress, module.plan)
     return {"step": step} | own
@@ -160,7 +161,7 @@ def _part(name: str, module: nn.Module) -> PlanPart:
 def read_trial(path: Path, of: str) -> TrialResult | None:
     """Returns the measurements of an earlier plan of the same configuration and device, or None."""
     try:
-        kept: dict[str, Any] | None = parse_json(path.read_text())["trial"]
+        kept: dict[str, Any] | None = parse_json(read_bytes(path))["trial"]
         return None if kept is None or kept["of"] != of else TrialResult(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no plan, or one of another version

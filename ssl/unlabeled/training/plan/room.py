@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from unlabeled.core.reading import read_utf8
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.training.plan.memory import GIB, StepMemory, count_memory, largest_batch, optimizer_slots
@@ -65,12 +66,12 @@ def free_memory(root: Path = Path("/")) -> float:
     found = [float("inf")]
     for most, used in _CGROUPS:
         try:
-            limit, now = ((root / "sys/fs/cgroup" / name).read_text().strip() for name in (most, used))
+            limit, now = (read_utf8(root / "sys/fs/cgroup" / name).strip() for name in (most, used))
             found += [float(limit) - float(now)] if limit != "max" else []
         except (OSError, ValueError):
             continue
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = read_utf8(root / "proc/meminfo").splitlines()
         found += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     except (OSError, ValueError):
         pass  # no Linux: no limit is known

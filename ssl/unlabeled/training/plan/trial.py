@@ -97,8 +97,7 @@ class _Steps:
         )
         self.module.at_step, self.module.at_rank = step, trainer.global_rank
         self.optimizer = module.optimizer_config.build(self.module.objective, module.images_per_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.module.learning_rate * group.get("lr_scale", 1.0)
+        module.optimizer_config.set_step(self.optimizer, self.module.progress, module.images_per_step)
         self.before = Snapshot(self.module.objective)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
         self.network = _with_ddp(self.module, trainer)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import make_folder
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def _timm(origin: str, name: str) -> Checkpoint:
         known = timm.list_pretrained(f"{architecture}*")
         raise UserError(f"weights={origin}: timm has no such weights{_close(name, known)}")
     if published.hf_hub_id:
-        file = _hub_file(origin, published.hf_hub_id, published.hf_hub_filename)
+        file = hub_file(origin, published.hf_hub_id, published.hf_hub_filename)
     elif published.url:
         file = _torch_file(origin, published.url)
     else:
@@ -79,7 +80,7 @@ def _torchvision(origin: str, name: str) -> Checkpoint:
 def _huggingface(origin: str, name: str) -> Checkpoint:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name, re.ASCII):
         raise UserError(f"weights={origin}: must be hf:ORG/NAME, or hf:ORG/NAME@REVISION")
-    return _called(read_checkpoint(_hub_file(origin, name, None)), origin)
+    return _called(read_checkpoint(hub_file(origin, name, None)), origin)
 
 
 READERS: Mapping[str, Callable[[str, str], Checkpoint]] = {
@@ -94,7 +95,7 @@ def _called(checkpoint: Checkpoint, origin: str) -> Checkpoint:
     return checkpoint
 
 
-def _hub_file(origin: str, repository: str, file: str | None) -> Path:
+def hub_file(origin: str, repository: str, file: str | None) -> Path:
     """A file of the Hugging Face Hub, from its cache where it is there."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
@@ -119,7 +120,7 @@ def _torch_file(origin: str, url: str) -> Path:
     """A file that torch.hub keeps, whose name ends in the beginning of its hash, which is verified."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / os.path.basename(url)
-    if not path.exists():
+    if not os.path.exists(path):
         _require_online(origin, url, str(folder))
         make_folder(folder)
         try:
@@ -163,7 +164,7 @@ def is_online(url: str) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

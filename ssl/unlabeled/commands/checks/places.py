@@ -1,0 +1,210 @@
+"""Whether what a command names is there and what it writes can be written: answered before torch is imported."""
+
+import glob
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unlabeled.core.places import NEWEST, check_one_named, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.writing import check_file, check_folder
+from unlabeled.errors import UserError
+from unlabeled.training.run_folder import check_run_folder
+
+Keys = Mapping[str, Any]
+SOURCES = "unlabeled.data.sources."
+FOLDERS = ("folder.folder", "huggingface.huggingface")  # sources whose data.path is there itself
+TABLES = (".parquet", ".npy", ".npz", ".csv", ".safetensors")  # endings of what embed writes
+
+
+def check_places(command: str, keys: Keys) -> None:
+    """Raise UserError for an output that cannot be written, or a run, file or folder that is not there.
+
+    Args:
+        command: name of its primary yaml.
+        keys: of the whole command, each in its own range.
+    """
+    CHECKS.get(command, _nothing)(keys)
+
+
+def _nothing(keys: Keys) -> None:
+    """For commands that name no place."""
+
+
+def _train(keys: Keys) -> None:
+    if keys["replay"] is not None:
+        if not os.path.isfile(keys["replay"]):
+            raise UserError(f"replay={keys['replay']}: no such file; a run writes them to its folder faults/")
+        return
+    if keys["run_dir"].strip():
+        check_run_folder(Path(keys["run_dir"]))
+    if not any((Path(keys["run_dir"]) / "checkpoints").glob("*.ckpt")):  # a run that goes on reads them no more
+        _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
+
+
+def _evaluate(keys: Keys) -> None:
+    if keys["report_dir"]:
+        check_folder("report_dir", Path(keys["report_dir"]))
+    sides = [*(keys["compare"] or []), *(keys["ensemble"] or [])]
+    for run in [each for side in sides for each in ([side] if isinstance(side, str) else side)]:
+        if (problem := why_not_evaluated(Path(run))) is not None:
+            raise UserError(f"{'compare' if keys['compare'] else 'ensemble'}: {run}: {problem}")
+    if not sides and not keys["self_test"]:
+        _network(keys)
+
+
+def _network(keys: Keys) -> None:
+    checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_data(keys.get("data"))
+
+
+def _embed(keys: Keys) -> None:
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
+    out = Path(keys["out"]).expanduser()
+    check_file("out", out)
+    if out.suffix not in TABLES:
+        raise UserError(f"out={out}: the ending says how it is written; allowed: {', '.join(TABLES)}")
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
+
+
+def _in_a_folder(keys: Keys) -> None:
+    """Of export and represent."""
+    if keys["out"]:
+        check_folder("out", Path(keys["out"]).expanduser())
+    checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_data(keys.get("data"))
+
+
+def _inspect(keys: Keys) -> None:
+    if not keys["out"]:
+        raise UserError(f"out={keys['out']}: give the name of a folder, which may be new")
+    check_folder("out", Path(keys["out"]).expanduser(), ["inspect.json", "inspect.md", "near_duplicates.png"])
+    _check_data(keys["data"])
+
+
+def _pack(keys: Keys) -> None:
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=FOLDER, which may be new")
+    out = Path(keys["out"]).expanduser()
+    if keys["check"]:
+        if not out.is_dir():
+            raise UserError(f"out={keys['out']}: no such folder; give one that unlabeled pack has written")
+        return
+    if not keys.get("data"):
+        raise UserError("data: has no default; give data=PATH, or a choice such as data=cifar10")
+    check_folder("out", out, ["pack.json", "SHA256SUMS", "train-000000.tar"])
+    _check_data(keys["data"])
+
+
+def _saliency(keys: Keys) -> None:
+    out = keys["out"] or ""
+    if not out or out.endswith(".png"):
+        raise UserError(f"out={keys['out']}: give the name of a file like masks.pt; its picture is masks.png")
+    for path in (Path(out).expanduser(), Path(out).expanduser().with_suffix(".png")):
+        check_file("out", path)
+    _check_data(keys["data"])
+
+
+def _health(keys: Keys) -> None:
+    if keys["run"] is None:
+        raise UserError("run=null: give the folder of a run: unlabeled health run=outputs/digits")
+    if not os.path.isfile(run_folder("run", keys["run"]) / "metrics.jsonl"):
+        raise UserError(f"run={keys['run']}: there is no metrics.jsonl in it; give the folder of a run")
+
+
+def _compare_networks(keys: Keys) -> None:
+    out = Path(keys["out"] or "").expanduser()
+    if out.suffix != ".png":
+        raise UserError(f"out={keys['out']}: give the name of a picture like cka.png; its numbers are cka.json")
+    for path in (out, out.with_suffix(".json")):
+        check_file("out", path)
+    if keys["batch_size"] < 4:
+        raise UserError(f"batch_size={keys['batch_size']}: must be at least 4")
+    for which in ("first", "second"):
+        _check_side(which, keys[which])
+    _check_data(keys.get("data"))
+
+
+def _check_side(which: str, given: Any) -> None:
+    if isinstance(given, str):
+        path = Path(given).expanduser()
+        if not os.path.exists(path):
+            raise UserError(f"{which}={given}: no such folder of a run and no such file{similar_runs(path)}")
+        if os.path.isdir(path) and not os.path.exists(path / NEWEST):
+            raise UserError(f"{which}={given}: there is no {NEWEST} in it; give the folder of a run that has a state")
+    elif given.get("run") is not None or given.get("checkpoint") is not None:
+        checkpoint_path(given.get("run"), given.get("checkpoint"))
+
+
+def _table(keys: Keys) -> None:
+    if keys["out"] != "-":
+        check_file("out", Path(keys["out"] or "").expanduser())
+    if not keys["runs"]:
+        raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
+    for given in keys["runs"]:
+        path = Path(given).expanduser()
+        if not os.path.exists(path):
+            raise UserError(f"runs: {given}: no such folder{similar_runs(path)}")
+
+
+CHECKS: dict[str, Callable[[Keys], None]] = {
+    "train": _train,
+    "eval_linear": _evaluate,
+    "embed": _embed,
+    "export": _in_a_folder,
+    "representation": _in_a_folder,
+    "inspect": _inspect,
+    "pack": _pack,
+    "saliency": _saliency,
+    "health": _health,
+    "representation_compare": _compare_networks,
+    "table": _table,
+}
+
+
+def _check_weights(origin: str | None) -> None:
+    """What another library has is looked for later: that takes its import."""
+    if origin is None or names_library(origin):
+        return
+    path = Path(origin).expanduser()
+    if os.path.isdir(path) and not os.path.exists(path / NEWEST):
+        raise UserError(f"weights={origin}: no run: it has no {NEWEST}; {LIBRARIES}")
+    if not os.path.exists(path):
+        raise UserError(f"weights={origin}: no such file or folder of a run{similar_runs(path)}; {LIBRARIES}")
+
+
+LIBRARIES = "timm:NAME, torchvision:NAME and hf:ORG/NAME are known too"
+
+
+def names_library(weights: str) -> bool:
+    """Whether ``weights=`` names what another library has, and no file."""
+    return weights.partition(":")[0] in ("timm", "torchvision", "hf") and ":" in weights
+
+
+def _check_data(data: Mapping[str, Any] | None) -> None:
+    """Of our own sources; what a source of the user's takes for a path only that source knows."""
+    target = str((data or {}).get("_target_", SOURCES))
+    if data is None or not target.startswith(SOURCES):
+        return
+    given = data.get("path")
+    for path in [given] if isinstance(given, str) else given or []:
+        _check_images(path, target.removeprefix(SOURCES))
+    root = data.get("root")
+    if root is not None and not data.get("download") and not os.path.isdir(os.path.expanduser(root)):
+        where = f"data.root={root} ({Path(root).expanduser().absolute()})"
+        raise UserError(f"{where}: no such folder; set data.root=… to the data set's folder, or data.download=true")
+
+
+def _check_images(path: str, source: str) -> None:
+    """Data that are not there. A beginning of several paths is enough for a source of shards or of parquet files."""
+    place = os.path.expanduser(path)
+    if "://" in path or os.path.lexists(place) or (source not in FOLDERS and glob.glob(glob.escape(place) + "*")):
+        return
+    what = "a folder of images" if source in ("", FOLDERS[0]) else "the folder of the data set"
+    raise UserError(f"data.path={path}: {os.path.abspath(place)} does not exist; give {what}")

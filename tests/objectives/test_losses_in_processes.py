@@ -1,0 +1,72 @@
+"""Losses on two and four processes: the value, and every gradient, of one process with the joined batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.forked import spawn
+from tests.group import leave
+from tests.objectives.two_views import draw
+from unlabeled.objectives.barlow_twins import barlow_twins_loss
+from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.lejepa import invariance, sigreg
+from unlabeled.objectives.nnclr import nnclr_loss
+from unlabeled.objectives.simsiam import simsiam_loss
+from unlabeled.objectives.supcon import supcon_loss, triplet_loss
+from unlabeled.objectives.supervised import classification_loss
+from unlabeled.objectives.vicreg import vicreg_loss
+
+IMAGES = 8  # over all processes
+LABELS = torch.tensor([0, 1, 0, -1, 2, -1, 1, 0])  # halves have other numbers of labelled images
+# A loss, how many tensors [B, D] it compares, and its further arguments.
+LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
+    "byol": (byol_loss, 4, ()),
+    "simsiam": (simsiam_loss, 4, ()),
+    "barlow_twins": (barlow_twins_loss, 2, (0.0051,)),
+    "vicreg": (vicreg_loss, 2, (25.0, 25.0, 1.0)),
+    "dino": (lambda s1, s2, t1, t2: dino_loss([s1, s2, s1 - s2], [t1, t2], draw(5, seed=9), 0.1, 0.04), 4, ()),
+    "dino's centre": (lambda t1, t2: moved_center(draw(5), torch.stack([t1, t2]).flatten(0, 1), 0.9).sum(), 2, ()),
+    "nnclr": (nnclr_loss, 2, (0.3,)),
+    "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
+    "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
+    "supcon": (supcon_loss, 2, (LABELS, 0.3)),
+    "triplet": (triplet_loss, 2, (LABELS, 0.2)),
+    "triplet, soft margin": (triplet_loss, 2, (LABELS, None)),
+    "supervised": (classification_loss, 1, (LABELS, 0.1)),
+}
+
+
+def loss_and_gradients(name: str, rows: slice) -> dict[str, Tensor]:
+    """The mean of the loss over processes, and the gradients of these rows as DDP's mean over processes has them."""
+    loss, tensors, more = LOSSES[name]
+    inputs = [draw(IMAGES, 5, seed=seed)[rows].requires_grad_() for seed in range(tensors)]
+    value = loss(*inputs, *(each[rows] if each is LABELS else each for each in more))
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else ()
+    return {"loss": value.detach()} | {str(n): each for n, each in enumerate(gradients) if each is not None}
+
+
+def one_of_several(rank: int, folder: str, processes: int) -> None:
+    init = f"file://{folder}/rendezvous-{processes}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=processes)
+    share = IMAGES // processes
+    results = {name: loss_and_gradients(name, slice(rank * share, (rank + 1) * share)) for name in LOSSES}
+    torch.save(results, f"{folder}/{processes}-{rank}.pt")
+    leave()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_have_the_loss_and_every_gradient_of_one(tmp_path: Path, processes: int) -> None:
+    spawn(one_of_several, (str(tmp_path), processes), processes)
+    parts = [torch.load(tmp_path / f"{processes}-{rank}.pt") for rank in range(processes)]
+    for name in LOSSES:
+        one = loss_and_gradients(name, slice(None))
+        found = {key: torch.cat([part[name][key] for part in parts]) / processes for key in one if key != "loss"}
+        found["loss"] = torch.stack([part[name]["loss"] for part in parts]).mean()
+        for key, expected in one.items():
+            torch.testing.assert_close(found[key], expected, rtol=0, atol=1e-12, msg=f"{name} {key}")
