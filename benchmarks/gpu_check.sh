@@ -35,7 +35,7 @@ if [ -n "$small" ]; then export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1; fi
 if [ -n "$wheels" ]; then
   "$python" -m pip install --quiet --no-index --no-deps --target "$out/site" "$wheels"/*.whl > "$out/wheels.log" 2>&1 ||
     for wheel in "$wheels"/*.whl; do "$python" -m zipfile -e "$wheel" "$out/site"; done >> "$out/wheels.log" 2>&1
-  export PYTHONPATH="$PYTHONPATH:$out/site" # behind what the machine has
+  export PYTHONPATH="$PYTHONPATH:$out/site" # before what the machine has: give only what it lacks
 fi
 
 # part NAME SECONDS COMMAND…: what is left of the whole time is a limit too
