@@ -30,8 +30,8 @@ def pack_data(config: Any, resolved: dict[str, Any], log: Callable[[str], None] 
     if resolved["image_size"] is not None:
         config.data.image_size = resolved["image_size"]
     splits = build_splits(config)
-    keys = [resolved[key] for key in ("encoding", "quality", "shard_images", "num_workers")]
-    packed = pack(splits, out, *keys, log=log)
+    encoding, quality, shard_images = (resolved[key] for key in ("encoding", "quality", "shard_images"))
+    packed = pack(splits, out, encoding, quality, shard_images, resolved["num_workers"], log)
     _tell(out, packed, log)
     return packed
 

@@ -102,11 +102,11 @@ def largest_batch(one: StepMemory, other: StepMemory, room: float, device: str) 
     return max(0, int(one.batch + (room - one.needed(device)) / each))
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that are in use, and remembers the most."""
 
     def __init__(self, before: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.finalize[Any, Any]] = {}
         self.now = self.peak = 0
         for tensor in before:
