@@ -152,4 +152,4 @@ def test_the_projector_has_two_layers_and_no_batchnorm() -> None:
 def test_labels_of_another_type_are_refused() -> None:
     for loss, more in ((supcon_loss, 0.3), (triplet_loss, 0.2)):
         with pytest.raises(ValueError, match=r"_loss: labels are int32: they must be int64$"):
-            loss(draw(4, 5), draw(4, 5), torch.zeros(4, dtype=torch.int32), more)  # type: ignore[operator]
+            loss(draw(4, 5), draw(4, 5), torch.zeros(4, dtype=torch.int32), more)

@@ -206,7 +206,7 @@ def test_one_group_may_have_its_biases_adapted_and_another_not() -> None:
     pair = [nn.Parameter(bias.clone()), nn.Parameter(bias.clone())]
     for each in pair:
         each.grad = gradient.clone()
-    groups = [{"params": pair[:1], "adapt_all": True}, {"params": pair[1:]}]
+    groups: list[dict[str, Any]] = [{"params": pair[:1], "adapt_all": True}, {"params": pair[1:]}]
     LARS(groups, lr=1.0, momentum=0.0, trust_coefficient=0.02).step()
     torch.testing.assert_close(pair[0].detach(), bias - torch.tensor([0.0, 0.02 * 5]))
     torch.testing.assert_close(pair[1].detach(), bias - gradient)

@@ -83,9 +83,9 @@ class NNCLR(Objective):
             raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
         self.backbone = backbone
         widths = [backbone.num_features, *[hidden_dim] * (projection_layers - 1), projection_dim]
-        biases = {"bias_hidden": True, "bias_last": True}
-        self.projector: nn.Module = mlp(widths, last_norm="affine", **biases)
-        self.predictor: nn.Module = mlp([projection_dim, predictor_dim, projection_dim], **biases)
+        self.projector: nn.Module = mlp(widths, last_norm="affine", bias_hidden=True, bias_last=True)
+        predictor_widths = [projection_dim, predictor_dim, projection_dim]
+        self.predictor: nn.Module = mlp(predictor_widths, bias_hidden=True, bias_last=True)
         self.queue = KeyQueue(queue_size, projection_dim)
         self.temperature = temperature
 

@@ -101,5 +101,5 @@ class Supervised(Objective):
 def _top1(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the share of labelled images of all processes that are classified right; 0 without a label."""
     counts = torch.stack([(logits.argmax(1) == labels).sum(), (labels >= 0).sum()]).to(torch.float32)
-    right, labelled = distributed.total(counts)
-    return right / labelled.clamp(min=1)
+    counts = distributed.total(counts)
+    return counts[0] / counts[1].clamp(min=1)

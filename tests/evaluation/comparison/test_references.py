@@ -48,8 +48,9 @@ def test_the_same_recipe_lists_its_number_with_the_difference_and_the_flags_of_t
     assert demo["published"] == 85.3  # symmetric, 200 epochs
     assert (demo["ours"], demo["ours_protocol"]) == (84.8, KNN200)
     assert demo["difference"] == pytest.approx(-0.5)
-    assert demo["protocol"] == "k-NN, k = 200, T = 0.1"
-    assert demo["differs"] == ["the source does not say of which epoch it is; ours is the last"]
+    assert demo["protocol"] == "k-NN of the head's 128 outputs, not of the backbone's features, k = 200, T = 0.1"
+    unknown = "the source does not say of which epoch it is; ours is the last"
+    assert demo["differs"] == [f"ours is {KNN200}", unknown]
 
 
 def test_other_epochs_another_batch_and_other_settings_are_flags() -> None:
@@ -162,7 +163,8 @@ def test_every_experiment_is_recognised_or_known_to_have_no_published_number() -
     assert names["mae_imagenet_vit_base"] == (["mae"], "vit_base/16")
     assert names["swav_cifar10"] == (["swav"], "resnet18/cifar")
     assert names["seer_regnety_32gf"][1] is None
-    for method in ("byol", "simsiam", "barlow_twins", "vicreg"):
+    assert names["triplet_cifar10_cpu"][0] == ["triplet"]
+    for method in ("byol", "simsiam", "barlow_twins", "vicreg", "nnclr"):
         assert names[f"{method}_imagenet"] == ([method], "resnet50/imagenet")
         assert names[f"{method}_cifar10"] == ([method], "resnet18/cifar")
 
@@ -193,7 +195,19 @@ def test_every_published_number_has_a_source_and_is_of_something_known() -> None
     backbones = {"resnet18/cifar", "resnet18/imagenet", "resnet50/imagenet"}
     backbones |= {"vit_small/16", "vit_base/16", "vit_large/16", "vit_huge/14"}
     objectives = {"simclr", "simclr_v1", "simclr_v2", "moco", "moco_v1", "moco_v2", "moco_v3"}
-    objectives |= {"swav", "relicv2", "paws", "mae", "byol", "simsiam", "barlow_twins", "vicreg", "dino"}
+    objectives |= {
+        "swav",
+        "relicv2",
+        "paws",
+        "mae",
+        "byol",
+        "simsiam",
+        "barlow_twins",
+        "vicreg",
+        "dino",
+        "nnclr",
+        "supcon",
+    }
     protocol = {"family", "how", "epoch", "same_as", "k", "T"}
     keys = {"source", "data", "backbone", "epochs", "batch", "crops", "protocol", "values", "recipe", "labels", "note"}
     assert set(COUNTS) == set(SIZES)

@@ -64,6 +64,8 @@ def objective_names(config: Mapping[str, Any]) -> list[str]:
         return ["moco", "moco_v1" if layers == 1 else "moco_v2"]
     if kind == "ReLIC":
         return ["relicv2"] if objective.get("predictor") else []
+    if kind == "Triplet":  # in the file of SupCon
+        return ["triplet"]
     return ["moco_v3" if kind == "MoCoV3" else file] if kind else []
 
 
