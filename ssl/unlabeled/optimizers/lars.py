@@ -104,7 +104,7 @@ class LARS(Optimizer):
         norms = _norms([*weights, *rows.parts], isinstance(parameters[0], DTensor))
         weight_norms, update_norms = norms.chunk(2)
         ratios = group["trust_coefficient"] * weight_norms / update_norms
-        ratios = F.threshold_(ratios, 0.0, 1.0).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
+        ratios = F.threshold(ratios, 0.0, 1.0, inplace=True).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
         rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
         return rows.parts
 
