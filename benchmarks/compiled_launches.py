@@ -56,8 +56,8 @@ H100 = types.SimpleNamespace(
 @contextmanager
 def pretended_gpu() -> Iterator[FakeTensorMode]:
     """Lets inductor write code for an H100 that is not there."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
+    from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
+    from triton.runtime import driver  # type: ignore[import-untyped]
 
     driver.set_active(types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32)))
     answers: list[tuple[Any, str, Any]] = [
@@ -119,19 +119,19 @@ def _kernels(group: DrawnGroup, images: Tensor, drawn: Any, normal: Tensor | Non
         there = [torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in given]
         with mock.patch.object(torch.compiler, "is_compiling", mock.Mock(return_value=True)):
             pure = torch.func.functionalize(function, remove="mutations_and_views")
-            traced = make_fx(pure, decomposition_table=select_decomp_table())(*here)  # type: ignore[no-untyped-call]
+            traced = make_fx(pure, decomposition_table=select_decomp_table())(*here)
         for node in traced.graph.nodes:
             if "device" in node.kwargs:
                 node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
         traced.graph.eliminate_dead_code()
         traced.recompile()
         with V.set_fake_mode(mode):
-            FakeTensorProp(traced, mode).propagate(*there)  # type: ignore[no-untyped-call]
-            view_to_reshape(traced)
-            FakeTensorProp(traced, mode).propagate(*there)  # type: ignore[no-untyped-call]
+            FakeTensorProp(traced, mode).propagate(*there)
+            view_to_reshape(traced)  # type: ignore[no-untyped-call]
+            FakeTensorProp(traced, mode).propagate(*there)
             graph = GraphLowering(traced, example_inputs=there, is_inference=True)
             with V.set_graph_handler(graph), V.set_debug_handler(DebugContext()):
-                graph.run(*there)  # type: ignore[no-untyped-call]
+                graph.run(*there)
                 text: Any = graph.codegen()[0]
     code = str(getattr(text, "value", text))
     return code.count(".run(") + code.count("extern_kernels.bmm(")

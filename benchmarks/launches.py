@@ -41,7 +41,8 @@ from unlabeled.views.key import ViewKey
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh", "set_"}
-FREE |= {"resize_", "record_stream", "is_pinned", "device", "detach_"}
+FREE |= {"resize_", "record_stream", "is_pinned", "device", "detach_", "promote_types"}
+FREE |= {"_record_function_enter_new", "_record_function_exit"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount", "is_nonzero"}
 IN_PLACE = {"_fused_sgd_"}  # torch has no fake form of it; it returns nothing
 PHASES = ("draws", "views", "forward", "loss", "backward", "updates", "optimizer")
@@ -175,14 +176,14 @@ def counted() -> Iterator[Launches]:
 
     def begin(context: torch.autocast) -> Any:
         launches.exact += 1
-        return enter(context)
+        return enter(context)  # type: ignore[no-untyped-call]
 
     def end(context: torch.autocast, *error: Any) -> Any:
         launches.exact -= 1
         return leave(context, *error)
 
     with (
-        Launches() as launches,  # type: ignore[no-untyped-call]
+        Launches() as launches,
         mock.patch.object(torch.autocast, "__enter__", begin),
         mock.patch.object(torch.autocast, "__exit__", end),
     ):
@@ -207,7 +208,8 @@ class Step:
         config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
         self.config, self.pixels = config, pixels
         self.batch = batch or min(512, config.batch_size)
-        objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+        with mock.patch.object(torch.cuda, "is_available", mock.Mock(return_value=True)):  # as where it will run
+            objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
         plan = Plan(self.batch, 1, 10**6, ())
         guard: Any = None
         self.module = Pretraining(
@@ -229,11 +231,10 @@ class Step:
         with launches.within("views"):
             batch = Batch(images, ids, ids, (), support)
             views = module.views_of(batch, key)
-            if batch.support is not None:
-                support = module.views_of(
-                    batch.support, key._replace(total=len(batch.support.images)), objective.support.views
-                )
-                batch = batch._replace(support=batch.support._replace(views=support))
+            if batch.support is not None and isinstance(objective, NeedsSupport):
+                own = key._replace(total=len(batch.support.images))
+                made = module.views_of(batch.support, own, objective.support.views)
+                batch = batch._replace(support=batch.support._replace(views=made))
         with launches.within("forward"), self._updates(launches):
             output = objective(batch._replace(views=views), self.progress)
         self._backward(launches, output.loss, device)
@@ -320,9 +321,10 @@ def count_backward(config: DictConfig, batch: int | None = None, pixels: int = 3
     """Returns the kernels of backward, on ``meta`` tensors and in float32: autocast knows no such device."""
     step = Step(config, batch, pixels)
     without = mock.patch.object(torch, "autocast", mock.Mock(side_effect=lambda *_, **__: nullcontext()))
-    with without, Launches() as launches:  # type: ignore[no-untyped-call]
+    with without, Launches() as launches:
         step.run(launches, "meta", 50)
-    return launches.counts["backward"].total
+    kernels: int = launches.counts["backward"].total
+    return kernels
 
 
 def row(name: str, pixels: int) -> str:
@@ -342,9 +344,8 @@ def row(name: str, pixels: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", help="of conf/experiment")
-    print(
-        "| recipe | views | forward | loss | backward | updates | optimizer | all | on the host | drawn ahead | copies | waits |"
-    )
+    columns = "recipe views forward loss backward updates optimizer all on_the_host drawn_ahead copies waits"
+    print("| " + " | ".join(column.replace("_", " ") for column in columns.split()) + " |")
     print("|---|" + "---:|" * 11)
     for name in parser.parse_args().recipes:
         print(row(name, 256 if "imagenet" in name or "seer" in name else 32), flush=True)

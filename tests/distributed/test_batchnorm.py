@@ -8,7 +8,7 @@ from torch import nn
 
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.distributed import batchnorm
-from unlabeled.distributed.batchnorm import SplitBatchNorm, split_batchnorm
+from unlabeled.distributed.batchnorm import SplitBatchNorm, split_batchnorm, split_layers
 from unlabeled.errors import UserError
 
 
@@ -100,7 +100,10 @@ def test_a_network_updates_the_statistics_of_all_its_layers_together_and_so_does
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = ResNet(10, 0.125, "cifar").double()
-    split_batchnorm(network, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        split_batchnorm(network, 4)
+    assert all(layer.in_network for layer in split_layers(network))
     x = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     one_by_one, at_once = both_forms(network, x, monkeypatch)
     assert int(at_once["state bn1.num_batches_tracked"]) == 2

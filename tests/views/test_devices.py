@@ -162,9 +162,14 @@ def test_draws_in_a_thread_ahead_of_their_step_are_those_of_the_step(monkeypatch
     views = everything()
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *given, pin_memory=False, **named: empty(*given, **named))
-    groups, ahead, begun = views._numbered(None), DrawAhead(), []
+    groups, ahead, begun = views._numbered(None), DrawAhead(), list[int]()
     thread = draw_ahead._begin
-    monkeypatch.setattr(draw_ahead, "_begin", lambda *given: begun.append(given[1].step) or thread(*given))
+
+    def noted(groups: Any, key: ViewKey, images: int) -> Any:
+        begun.append(key.step)
+        return thread(groups, key, images)
+
+    monkeypatch.setattr(draw_ahead, "_begin", noted)
     for step in (3, 4, 5, 9, 10, 2):
         for total in (12, 16):  # two kinds of draws, as of a batch and of its labelled images
             key = ViewKey(7, step, 4, total)

@@ -1,6 +1,7 @@
 """BatchNorm whose results do not depend on the number of processes: over the whole batch or over parts of it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -44,27 +45,33 @@ class SplitBatchNorm(nn.Module):
         self.train(norm.training)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
+        normalise = partial(
+            F.batch_norm,
+            weight=self.weight,
+            bias=self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
         if not self.training:
-            return self._normalise(images, self.running_mean, self.running_var)
-        parts = self.splits // collectives.world_size()
-        if not few_launches(images.device):
-            return self._part_by_part(images.chunk(parts))
+            return normalise(images, self.running_mean, self.running_var)
+        splits = self.splits // collectives.world_size()
+        if few_launches(images.device):
+            return self._at_once(images, splits)
+        parts = images.chunk(splits)
+        running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
+        normalised = [normalise(part, *each) for part, each in zip(parts, running, strict=True)]
+        self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
+        self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
+        self.num_batches_tracked.add_(1)
+        return torch.cat(normalised)
+
+    def _at_once(self, images: Tensor, parts: int) -> Tensor:
         normalised, mean, deviation = normalise_parts(images, self.weight, self.bias, parts, self.eps)
         self.last = BatchStatistics(mean, deviation, images[:, 0].numel() // parts)
         if not self.in_network:
             follow_batch([self])
         return normalised
-
-    def _normalise(self, images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(images, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
-
-    def _part_by_part(self, parts: Sequence[Tensor]) -> Tensor:
-        running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
-        normalised = [self._normalise(part, *each) for part, each in zip(parts, running, strict=True)]
-        self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
-        self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
-        self.num_batches_tracked.add_(1)
-        return torch.cat(normalised)
 
 
 class BatchStatistics(NamedTuple):
@@ -72,7 +79,7 @@ class BatchStatistics(NamedTuple):
 
     mean: Tensor  # [parts, C]
     inverse: Tensor  # [parts, C], 1 / √(biased variance + eps)
-    count: int  # values of a channel in a part
+    values: int  # of a channel in a part
 
 
 @torch.no_grad()
@@ -86,9 +93,9 @@ def follow_batch(layers: Sequence[SplitBatchNorm]) -> None:
         return
     both = torch.cat([last.mean for _, last in seen] + [last.inverse for _, last in seen], 1)
     both[:, both.shape[1] // 2 :].pow_(-2)
-    batch = both.mean(0).split([len(layer.running_mean) for layer, _ in seen] * 2)
+    batch = torch.split(both.mean(0), [len(layer.running_mean) for layer, _ in seen] * 2)
     variances = list(batch[len(seen) :])
-    unbiased = [last.count / (last.count - 1) for _, last in seen]
+    unbiased = [last.values / (last.values - 1) for _, last in seen]
     torch._foreach_sub_(variances, [layer.eps for layer, _ in seen])
     torch._foreach_mul_(variances, unbiased)
     running = [layer.running_mean for layer, _ in seen] + [layer.running_var for layer, _ in seen]
@@ -128,9 +135,9 @@ class _Parts(torch.autograd.Function):
         made, mean, inverse = torch.native_batch_norm(joined, None, None, None, None, True, 0.0, eps)
         apart, out = _one_below_the_other(made, parts), torch.empty_like(images)
         if weight is None or bias is None:
-            out.unflatten(0, (parts, -1)).copy_(apart)
+            _in_parts(out, parts).copy_(apart)
         else:
-            torch.addcmul(_per_channel(bias), apart, _per_channel(weight), out=out.unflatten(0, (parts, -1)))
+            torch.addcmul(_per_channel(bias), apart, _per_channel(weight), out=_in_parts(out, parts))
         ctx.save_for_backward(images, weight, mean, inverse)
         ctx.parts, ctx.eps = parts, eps
         mean, inverse = mean.view(parts, -1), inverse.view(parts, -1)
@@ -138,7 +145,7 @@ class _Parts(torch.autograd.Function):
         return out, mean, inverse
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, inverse = ctx.saved_tensors
         parts, joined = ctx.parts, _side_by_side(images, ctx.parts)
@@ -147,7 +154,7 @@ class _Parts(torch.autograd.Function):
             _side_by_side(gradient, parts), joined, repeated, None, None, mean, inverse, True, ctx.eps, [True] * 3
         )
         made = torch.empty_like(images)
-        made.unflatten(0, (parts, -1)).copy_(_one_below_the_other(of_images, parts))
+        _in_parts(made, parts).copy_(_one_below_the_other(of_images, parts))
         if weight is None:
             return made, None, None, None, None
         sums = (each.view(parts, -1).sum(0).to(weight.dtype) for each in (of_weight, of_bias))
@@ -156,14 +163,18 @@ class _Parts(torch.autograd.Function):
 
 def _side_by_side(images: Tensor, parts: int) -> Tensor:
     """Maps [B, C, h, w] → float [B / parts, parts · C, h, w]: each part has channels of its own. One kernel."""
-    apart = images.unflatten(0, (parts, -1)).transpose(0, 1)
+    apart = _in_parts(images, parts).transpose(0, 1)
     made = torch.empty(apart.shape, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
     return made.copy_(apart).flatten(1, 2)
 
 
 def _one_below_the_other(joined: Tensor, parts: int) -> Tensor:
     """Maps [B / parts, parts · C, h, w] → [parts, B / parts, C, h, w], in the same memory."""
-    return joined.unflatten(1, (parts, -1)).transpose(0, 1)
+    return joined.view(len(joined), parts, -1, *joined.shape[2:]).transpose(0, 1)
+
+
+def _in_parts(images: Tensor, parts: int) -> Tensor:
+    return images.view(parts, -1, *images.shape[1:])
 
 
 def _per_channel(values: Tensor) -> Tensor:
@@ -185,9 +196,10 @@ def split_batchnorm(network: nn.Module, splits: int) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, SplitBatchNorm(child, splits))
-    for layer in split_layers(network):
-        layer.in_network = True
-    network.register_forward_hook(_after_forward)
+    if torch.cuda.is_available():  # on a CPU each layer updates its own
+        for layer in split_layers(network):
+            layer.in_network = True
+        network.register_forward_hook(_after_forward)
 
 
 def split_layers(network: nn.Module) -> list[SplitBatchNorm]:

@@ -126,7 +126,7 @@ class LARS(Optimizer):
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
             weight_norms, update_norms = _norms([*weights, *rows.parts], cut).chunk(2)
             ratios = group["trust_coefficient"] * weight_norms / update_norms
-            ratios = F.threshold_(ratios, 0.0, 1.0).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
+            ratios = F.threshold(ratios, 0.0, 1.0, inplace=True).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
         if group["rate_in_momentum"]:
             ratios.mul_(group["lr"])
         rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
@@ -203,7 +203,7 @@ def _clipped_ratios(weight_norms: Tensor, gradient_norms: Tensor, group: dict[st
     """Returns min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) [n]; 1 where ‖w‖ is 0, and 0 where ‖g‖ is: no decay then."""
     lengths = torch.add(gradient_norms, weight_norms, alpha=group["weight_decay"]).add_(1e-8)
     ratios = (weight_norms * (group["trust_coefficient"] / group["lr"]) / lengths).clamp_(max=1)
-    return F.threshold_(ratios, 0.0, 1.0).mul_(gradient_norms.sign())
+    return F.threshold(ratios, 0.0, 1.0, inplace=True).mul_(gradient_norms.sign())
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:

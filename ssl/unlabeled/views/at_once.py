@@ -54,7 +54,7 @@ class AtOnce:
             compiles: whether to compile.
             block: images that are processed together; None: as many as the memory allows.
         """
-        pinned, made = images.device.type == "cuda", []
+        pinned, made = images.device.type == "cuda", list[Tensor]()
         draws = self._ahead.take(groups, key, len(images)) if pinned else draw(groups, key, len(images), False)
         for group, drawn in zip(groups, draws.parameters(images.device), strict=True):
             views, parts = len(group.views), []
@@ -187,4 +187,4 @@ def _normalised(images: Tensor, normal: Tensor | None) -> Tensor:
 
 def _in_order(images: Tensor, views: int) -> Tensor:
     """Maps [n · views, C, h, w] → [views, n, h, w, C]."""
-    return images.unflatten(0, (-1, views)).permute(1, 0, 3, 4, 2).contiguous()
+    return images.reshape(-1, views, *images.shape[1:]).permute(1, 0, 3, 4, 2).contiguous()

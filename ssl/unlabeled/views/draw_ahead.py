@@ -1,4 +1,4 @@
-"""Draws the parameters of all views of a step, packed into one buffer: one copy to the device, made ahead of the step."""
+"""Draws the parameters of all views of a step ahead of it, packed into one buffer: one copy to the device."""
 
 import threading
 from collections.abc import Sequence

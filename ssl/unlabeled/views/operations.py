@@ -355,9 +355,9 @@ def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor]
     """
     if not few_launches(images.device):
         return apply_to_rows(images, applied, change, *parameters)
-    applied, *parameters = _beside(images, applied, *parameters)
-    changed = change(images.to(torch.float32, copy=True), *parameters).to(images.dtype)
-    return torch.where(applied[:, None, None, None], changed, images)
+    chosen, *own = _beside(images, applied, *parameters)
+    changed = change(images.to(torch.float32, copy=True), *own).to(images.dtype)
+    return torch.where(chosen[:, None, None, None], changed, images)
 
 
 def apply_to_rows(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from unlabeled.views.draw_ahead import DrawnGroup
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
-from unlabeled.views.operations import HasPlanWarnings, Operation, Parameters
+from unlabeled.views.operations import HasPlanWarnings, Operation
 from unlabeled.views.per_image import PerImageTransform
 
 # Pixels of one view that the operations process together. On a CPU few enough to stay in its caches,
@@ -96,7 +96,7 @@ class Views(nn.Module):
         self.block: int | None = None  # images that the operations process together; None: chosen by speed
         normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
         self._normal = None if normal is None else normal[:, :, None, None]  # [2, C, 1, 1], mean and deviation
-        self._normal_on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._normal_on: dict[torch.device, Tensor] = {}
         self._at_once = AtOnce()
 
     def _check_channels(self) -> None:
@@ -178,17 +178,22 @@ class Views(nn.Module):
         Raises:
             UserError: images of another type or shape, or of different sizes if a group does not begin with a crop.
         """
-        self._require_images(images)
         groups = [group for group in self.groups for _ in range(group.count)][:first]
         if sizes is not None:
             _require_crop_first(groups)
-        if few_launches(images.device) or self._compiles_on(images.device):
+        compiles = self.compiles is True or (self.compiles == "auto" and images.device.type == "cuda")
+        if compiles or few_launches(images.device):
+            if (
+                images.dtype != torch.uint8
+                or images.dim() != 4
+                or images.shape[1] != self.channels
+                or 0 in images.shape
+            ):
+                raise self._refusal(images)
+            ids = ids if self.masks is None else ids.cpu()  # beside the masks: waits for a GPU once, not per group
             batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
-            normal, compiles = (
-                self._normal_of(images.device),
-                self.compiles if self._compiles_on(images.device) else False,
-            )
-            return self._at_once.make(images, self._numbered(first), key, batch, normal, compiles, self.block)
+            how = self._normal_of(images.device), self.compiles if compiles else False, self.block
+            return self._at_once.make(images, self._numbered(first), key, batch, *how)
         drawn = []  # for the whole global batch, of which this process keeps its rows
         for number, group in enumerate(groups):
             generator = key.generator(number)
@@ -198,33 +203,28 @@ class Views(nn.Module):
             own = slice(key.first + rows.start, key.first + rows.stop)
             of_batch = {"ids": ids[rows]} if sizes is None else {"ids": ids[rows], "sizes": sizes[rows]}
             for view, group, each in zip(parts, groups, drawn, strict=True):
-                mine = [{name: values[own] for name, values in parameters.items()} for parameters in each]
-                view.append(self._view(some, group, mine, of_batch))
+                kept = any(getattr(step, "crops", False) for step in group.operations[:1])
+                made = some if kept else some.clone()  # other operations may overwrite it, and other views use it too
+                for operation, parameters in zip(group.operations, each, strict=True):
+                    mine = {name: values[own] for name, values in parameters.items()}
+                    made = operation.apply(made, mine | of_batch)
+                view.append(self._finish(made))
         return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
-    def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
-        """Makes one view of some images, float [n, C, H, W]; keeps them unchanged, as other views use them too."""
-        cut = group.after_crop
-        if not any(getattr(step, "crops", False) for step in group.operations[:1]):
-            images = images.clone()  # other operations may overwrite it
-        for operation, parameters in zip(group.operations[:cut], drawn[:cut], strict=True):
-            images = operation.apply(images, parameters | batch)
-        return self._finish(images, drawn[cut:], group.operations[cut:])
+    def _finish(self, images: Tensor) -> Tensor:
+        """Normalises, in place."""
+        if self._normal is None:
+            return images
+        mean, std = self._normal.to(images.device, images.dtype, non_blocking=True)
+        return images.sub_(mean).div_(std)
 
-    def _finish(self, images: Tensor, drawn: Sequence[Parameters] = (), operations: Sequence[Operation] = ()) -> Tensor:
-        """Applies the operations after the crop, then normalises; in place."""
-        for operation, parameters in zip(operations, drawn, strict=True):
-            images = operation.apply(images, parameters)
-        normal = self._normal_of(images.device, images.dtype)
-        return images if normal is None else images.sub_(normal[0]).div_(normal[1])
-
-    def _normal_of(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """Returns mean and deviation on a device, where they stay."""
+    def _normal_of(self, device: torch.device) -> Tensor | None:
+        """Returns mean and deviation as float32 on a device, where they stay."""
         if self._normal is None:
             return None
-        if (device, dtype) not in self._normal_on:
-            self._normal_on[device, dtype] = to_device(self._normal.to(dtype), device)
-        return self._normal_on[device, dtype]
+        if device not in self._normal_on:
+            self._normal_on[device] = to_device(self._normal.float(), device)
+        return self._normal_on[device]
 
     def _numbered(self, first: int | None) -> list[DrawnGroup]:
         """Returns the groups with the numbers of their views, of the ``first`` views alone."""
@@ -232,16 +232,17 @@ class Views(nn.Module):
         groups = [DrawnGroup(group.operations, tuple(islice(numbers, group.count))) for group in self.groups]
         return [group for group in groups if group.views]
 
-    def _compiles_on(self, device: torch.device) -> bool:
-        return self.compiles is True or (self.compiles == "auto" and device.type == "cuda")
-
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
 
         A block has at most so many rows that its floats are no larger than four times one view of the whole batch, and
         on a CPU fewer, so that they stay in its caches.
+
+        Raises:
+            UserError: images of another type or shape, which would silently give wrong views.
         """
-        self._require_images(images)
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
+            raise self._refusal(images)
         view, pixels = self.size**2, max(self.size**2, images.shape[2] * images.shape[3] / 4)
         limit = min(CPU_BLOCK if images.device.type == "cpu" else GPU_BLOCK, len(images) * view)
         step = self.block or 1 << max(0, int(limit / pixels).bit_length() - 1)
@@ -250,14 +251,12 @@ class Views(nn.Module):
             # Stored column after column: a crop on a CPU starts with columns (resample.resize_sparse).
             yield rows, images[rows].mT.contiguous().float().div_(255).mT
 
-    def _require_images(self, images: Tensor) -> None:
-        """Raises UserError for images of another type or shape, which would silently give wrong views."""
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
-            given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-            raise UserError(
-                f"views are made of uint8 [B, {self.channels}, H, W], and not of {given}: unlabeled.data.decode.to_rgb "
-                "makes that of grey, RGBA and 16-bit images"
-            )
+    def _refusal(self, images: Tensor) -> UserError:
+        given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        return UserError(
+            f"views are made of uint8 [B, {self.channels}, H, W], and not of {given}: unlabeled.data.decode.to_rgb "
+            "makes that of grey, RGBA and 16-bit images"
+        )
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
