@@ -120,7 +120,8 @@ class LARS(Optimizer):
         weights, cut = [local_shard(parameter) for parameter in parameters], isinstance(parameters[0], DTensor)
         torch._foreach_copy_(rows.parts, [local_shard(each.grad) for each in parameters if each.grad is not None])
         if group["clip"]:
-            ratios = _clipped_ratios(*_norms([*weights, *rows.parts], cut).chunk(2), group)
+            weight_norms, gradient_norms = _norms([*weights, *rows.parts], cut).chunk(2)
+            ratios = _clipped_ratios(weight_norms, gradient_norms, group)
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
         else:
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
