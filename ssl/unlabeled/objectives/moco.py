@@ -205,7 +205,7 @@ class MoCo(Objective):
         """Runs the momentum encoder first, with the weights before this step; fills the queue after the logits."""
         x1, x2 = batch.views
         if self.training and progress.part == 0:  # once a step
-            momentum = self._momentum_at(progress)
+            momentum = self.momentum if self.final_momentum is None else self._momentum_at(progress)
             ema.update(self.momentum_backbone, self.backbone, momentum)
             ema.update(self.momentum_projector, self.projector, momentum)
         features, seeds = self.backbone(x1), (progress.seed, progress.batch)
