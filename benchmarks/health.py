@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
-from benchmarks.injected.failures import ALL, FAILURES, Failure
+from benchmarks.injected.failures import ALL, FAILURES, FURTHER, Failure
 from unlabeled.core.environment import versions
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.folder import diagnose_run
@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, "simsiam", "nnclr", "supcon", "triplet", "supervised", "lejepa")
+METHODS = (*ALL, "simsiam", *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa")
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -34,6 +34,10 @@ NAMES = {
     "paws": "PAWS",
     "mae": "MAE",
     "simsiam": "SimSiam",
+    "byol": "BYOL",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "dino": "DINO",
     "nnclr": "NNCLR",
     "supcon": "SupCon",
     "triplet": "Triplets",

@@ -90,7 +90,7 @@ def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key in objective and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
+        if objective.get(key) is not None and (not isinstance(value, list) or OmegaConf.is_list(objective[key]))
     }
 
 
@@ -112,7 +112,10 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
-NARROW, WIDTHS = 256, ("hidden_dim", "projection_dim", "predictor_dim")  # heads of 8192 would take seconds a step
+NARROW, WIDTHS = (
+    256,
+    ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
+)  # heads of 8192 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",
@@ -131,6 +134,7 @@ TINY = {
     "embedding_dim": 16,
     "directions": 16,
     "predictor_dim": 8,
+    "bottleneck_dim": 8,
     "prototypes": 12,
     "queue_size": 48,
     "queue_length": 32,

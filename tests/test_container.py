@@ -60,3 +60,7 @@ def test_known_good_versions_name_no_host_and_cover_what_the_image_installs() ->
     wanted = project["dependencies"] + project["optional-dependencies"]["tensorboard"]
     names = {re.split(r"[\s<>=!~\[;]", each)[0].lower() for each in wanted}
     assert names - pinned == set()
+
+
+def test_hadolint_looks_at_the_image_in_ci() -> None:
+    assert re.search(r"^hadolint docker/Dockerfile$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)

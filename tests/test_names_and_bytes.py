@@ -26,7 +26,7 @@ from unlabeled.commands.inspect import inspect_data
 from unlabeled.commands.table import make_table
 from unlabeled.commands.train.ending import training_of
 from unlabeled.core.escaping import escaped, in_csv, in_markdown, in_table
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.run_config import read_yaml
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.sources.folder import folder
@@ -225,7 +225,8 @@ def test_a_file_of_a_run_that_is_no_regular_file_is_never_waited_for(kind: str, 
     path = tmp_path / "run" / file
     path.unlink(missing_ok=True)
     OTHERS[kind](path)
-    readers = [*every_reader(tmp_path / "run"), *readers_of_training(tmp_path / "run"), lambda: listed(tmp_path)]
+    readers: list[Callable[[], Any]] = [*every_reader(tmp_path / "run"), *readers_of_training(tmp_path / "run")]
+    readers.append(lambda: listed(tmp_path))
     ended: list[str] = []
 
     def read_all() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
-from unlabeled.objectives import moco, nnclr, paws, relic, simclr, supcon, swav
+from unlabeled.objectives import byol, dino, moco, nnclr, paws, relic, simclr, supcon, swav
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.queue import KeyQueue
 from unlabeled.training.run import Run
@@ -47,11 +47,11 @@ class _NoNormalize:
     """``torch.nn.functional`` whose normalize does nothing."""
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda x, dim=1: x) if name == "normalize" else getattr(F, name)
+        return (lambda x, dim=1, eps=0.0: x) if name == "normalize" else getattr(F, name)
 
 
 def without_normalisation(stack: ExitStack) -> None:
-    for module in (simclr, moco, relic, paws, swav, nnclr, supcon):
+    for module in (simclr, moco, relic, paws, swav, byol, nnclr, supcon):
         replace(stack, module, F=_NoNormalize())
 
 
@@ -74,6 +74,10 @@ def without_stop_gradient(stack: ExitStack) -> None:
     replace(stack, relic, gather_targets=undetached(relic.gather_targets))
     replace(stack, paws, target_classes=paws.target_classes.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, swav, sinkhorn=sinkhorn_with_gradient)
+    replace(stack, byol.BYOL, _targets=byol.BYOL._targets.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, byol, byol_loss=undetached(byol.byol_loss))
+    replace(stack, dino.DINO, _teach=dino.DINO._teach.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, dino, dino_loss=undetached(dino.dino_loss))
 
 
 def queue_contrast_with_gradient(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -136,19 +140,25 @@ def constant_images(run: Run) -> None:
     setattr(run.data, "train_dataloader", lambda: _Grey(serve()))  # noqa: B010, mypy minds a method
 
 
+def frozen_centre(stack: ExitStack) -> None:
+    replace(stack, dino, moved_center=lambda center, teacher, momentum: center.clone())
+
+
 ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
+FURTHER = ("byol", "barlow_twins", "vicreg", "dino")
 FAILURES = [
-    Failure("no stop-gradient", ("moco_v2", "relicv2", "paws", "swav"), before=without_stop_gradient),
+    Failure("no stop-gradient", ("moco_v2", "relicv2", "paws", "swav", "byol", "dino"), before=without_stop_gradient),
     Failure("no stop-gradient", ("simsiam",), ["objective.stop_gradient=false"]),
     Failure("no predictor", ("relicv2", "simsiam"), ["objective.predictor=false"]),
-    Failure("no normalisation", (*ALL[:-1], "nnclr", "supcon", "triplet"), before=without_normalisation),
+    Failure("no normalisation", (*ALL[:-1], "byol", "nnclr", "supcon", "triplet"), before=without_normalisation),
+    Failure("frozen centre", ("dino",), before=frozen_centre),
     Failure("enqueued before look-up", ("nnclr",), before=enqueued_before_look_up),
     Failure("no SIGReg", ("lejepa",), ["objective.regularisation=0.0"]),
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
     Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),
-    Failure("frozen teacher", ("moco_v2", "relicv2"), before=frozen_teacher),
-    Failure("constant images", ALL, after=constant_images),
-    Failure("not shuffled", ALL, before=not_shuffled),
+    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", "dino"), before=frozen_teacher),
+    Failure("constant images", (*ALL, *FURTHER), after=constant_images),
+    Failure("not shuffled", (*ALL, *FURTHER), before=not_shuffled),
     Failure("no ShuffleBN", ("moco_v2",), before=without_shuffled_batchnorm),
 ]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from PIL import Image
 
 import unlabeled
 from tests.commands.test_from_python import KEYS
-from tests.commands.test_unlabeled_command import printed
 from tests.conftest import ROOT
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import with_data_source
-from unlabeled.commands.entry_points.console import COMMANDS, folders_as
+from unlabeled.commands.entry_points.console import COMMANDS, folders_as, main
 from unlabeled.commands.setup import new
 from unlabeled.training import run_lock
 
@@ -105,8 +105,11 @@ def test_a_mistake_costs_the_line_of_the_page_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(home)
     before = sorted(home.rglob("*"))
-    code, said = printed(capfd, monkeypatch, *shlex.split(typed.removeprefix("$ unlabeled ")))
-    assert (code, said.count("\n")) == (2, 1), said
+    monkeypatch.setattr(sys, "argv", ["/bin/unlabeled", *shlex.split(typed.removeprefix("$ unlabeled "))])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capfd.readouterr().err
+    assert (stopped.value.code, said.count("\n")) == (2, 1), said
     wanted = ".*".join(map(re.escape, line.split("…")))
     assert re.fullmatch(wanted, said.strip().replace(str(home), HOME)), said
     for lock in list(run_lock._held.values()):  # as the end of the command does

@@ -155,11 +155,12 @@ def test_data_path_alone_names_images_where_those_of_the_run_have_no_path(
     found = np.load(tmp_path / "x.npz")
     assert (found["name"].tolist(), found["features"].shape[0]) == ([str(cat)], 1)
     assert np.array_equal(unlabeled.embed(run, cat).x, found["features"])
+    assert np.array_equal(unlabeled.embed(run.folder, overrides=[f"data.path={cat}"]).x, found["features"])
     loaded = unlabeled.load(run)
     assert np.array_equal(unlabeled.embed(loaded, "digits").x, unlabeled.embed(run.folder).x)
     code, said = printed(capfd, monkeypatch, "embed", f"run={run.folder}", "data.path=/no/cat.jpg", "out=x.npy", *CPU)
     assert (code, said.count("\n"), "/no/cat.jpg does not exist" in said) == (2, 1, True), said
-    code, said = printed(capfd, monkeypatch, "evaluate", f"run={run.folder}", "data.path=/no", *CPU)
+    code, said = printed(capfd, monkeypatch, "evaluate", f"run={run.folder}", f"data.path={photos}", *CPU)
     assert (code, said) == (2, "error: data.path: no such key; (allowed: image_size)\n")
 
 

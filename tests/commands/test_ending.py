@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Script
-from unlabeled.commands.train.ending import score, scores, tell
+from unlabeled.commands.train.ending import score, scores, tell, training_of
 from unlabeled.evaluation.evaluate_probes import Row
 
 TINY = (
@@ -193,3 +193,13 @@ def test_weights_and_biases_hears_the_score_before_its_session_ends(
     assert summary[summary.index("speed/images_per_second") + 1] == "9"
     assert json.loads(lines.path.read_text()) == {"step": 5, "epoch": 1.0, "score/knn": 60.0}
     assert not (tmp_path / "wandb" / "unfinished").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_record_of_a_training_is_left_out_and_said(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "training.json").write_bytes(content)
+    assert training_of(tmp_path) == {}
+    assert capsys.readouterr().out == f"warning: {tmp_path}/training.json is damaged and left out\n"
+    assert training_of(tmp_path / "none") == {}

@@ -27,6 +27,7 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "embed": ("embed", ["run=trained", "out=x.npy"]),
     "export": ("export", ["run=trained", "to=timm"]),
     "inspect": ("inspect", ["data=images"]),
+    "pack": ("pack", ["data=images", "out=packed"]),
     "saliency": ("saliency", ["data=images", "out=masks.pt"]),
     "health": ("health", ["run=trained"]),
     "represent": ("representation", ["run=trained"]),
@@ -48,9 +49,10 @@ MISSING: dict[str, list[str]] = {
     "preview": [*DATA, ""],
     "evaluate": [*NETWORK, "nowhere", "run=images", "", f"run=trained {DATA[1]}"],
     "eval_linear.py": [*NETWORK, "compare=[nowhere,trained]", "ensemble=[trained,nowhere]"],
-    "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained out=x.npy data=./nowhere", "run=trained", ""],
+    "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
     "export": [*(f"{each} to=timm" for each in NETWORK), "run=trained"],
     "inspect": DATA,
+    "pack": ["out=packed data=./nowhere", "out=packed", "data=images", "out=packed check=true", ""],
     "saliency": [*(f"{each} out=masks.pt" for each in DATA), ""],
     "health": ["run=nowhere", "run=images", "file", ""],
     "represent": [*NETWORK, f"run=trained {DATA[0]}"],
@@ -75,7 +77,7 @@ OUTPUTS = {  # command → what may be an output
         command: ["report_dir={}", "compare=[trained,trained] report_dir={}"]
         for command in ("evaluate", "eval_linear.py")
     },
-    **{command: ["out={}"] for command in ("export", "represent", "inspect")},
+    **{command: ["out={}"] for command in ("export", "represent", "inspect", "pack")},
     **{"embed": ["out={}/x.npy"], "saliency": ["out={}/x.pt"], "compare": ["out={}/x.png"], "table": ["out={}/x.md"]},
 }
 PLACES = ["file", "file/below", "/dev/null"]
@@ -109,16 +111,17 @@ def mistyped() -> Iterator[list[str]]:
         yield ["train", "data=images", f"{key}=1"]
 
 
+def refused_values(key: str) -> list[str]:
+    return [text for text, value in VALUES.items() if not any(fits(each, TYPES[key]) for each in (text, value))]
+
+
 def of_a_wrong_value() -> Iterator[list[str]]:
     """A wrong type or a value out of range, of each sixth key of each command, and of some below groups."""
     for command, (primary, right) in COMPOSED.items():
-        for number, key in enumerate(keys_of(primary)):
-            wrong = [
-                text for text, value in VALUES.items() if not any(fits(each, TYPES[key]) for each in (text, value))
-            ]
-            if wrong and number % 6 == 0:
-                others = [each for each in right if not each.startswith(f"{key}=")]
-                yield [command, *others, f"{key}={wrong[number % len(wrong)]}"]
+        refused = {key: wrong for key in keys_of(primary) if (wrong := refused_values(key))}
+        for number, (key, wrong) in enumerate([*refused.items()][::6]):
+            others = [each for each in right if not each.startswith(f"{key}=")]
+            yield [command, *others, f"{key}={wrong[number % len(wrong)]}"]
     for override in (
         "objective.temperature=0",
         "optimizer.lr=-1",
@@ -167,7 +170,10 @@ def test_a_mistake_in_any_command_is_one_line_without_torch_and_leaves_nothing(k
             wrong.append((" ".join(case), answer))
     assert wrong == []
     assert tree(furnished) == before
-    assert {case[0] for case in cases} >= set(MISSING if kind == "missing" else OUTPUTS)
+    tried = {"missing": MISSING, "unwritable": OUTPUTS}.get(
+        kind, COMPOSED.keys() - {"health"}
+    )  # it has one key, a path
+    assert {case[0] for case in cases} >= {*tried}
 
 
 def test_every_command_is_among_those_that_are_tried() -> None:

@@ -28,7 +28,8 @@ HUGE = 10**18
 ZERO = {
     *("seed", "labels_seed", "num_workers", "memory_gib", "cache_gib", "near_distance", "trial_steps", "trial_from"),
     *("warmup_epochs", "weight_decay", "weight_decays", "final_weight_decay", "final_learning_rate", "momentum"),
-    *("warmup_start_lr", "final_lr"),
+    *("warmup_start_lr", "final_lr", "final_momentum", "center_momentum", "temperature_epochs", "registers"),
+    *("freeze_last_layer_epochs", "off_diagonal_weight", "invariance", "variance", "covariance"),
     *("betas", "dampening", "w_a", "mean", "alpha", "beta", "label_smoothing", "assigned", "queue_length", "devices"),
     *("queue_from_epoch", "freeze_prototypes_epochs", "brightness", "contrast", "saturation", "hue", "probability"),
     *("flip", "sigma", "kernel_fraction", "threshold", "erasing", "mixup", "cutmix", "drop_path", "head_init_std"),
@@ -73,6 +74,7 @@ def wrong_values(key: Key) -> Iterator[Any]:
     literals = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
     lists = [kind for kind in kinds if get_origin(kind) in LISTS]
     yield from (NAN, INFINITE, -INFINITE, HUGE, -HUGE, float(HUGE), -1, "")
+    yield "a\0b"
     if str not in kinds:
         yield from ("word", "１２")
     if 0 not in literals and not (key.name in ZERO and {int, float} & {*kinds}):

@@ -118,11 +118,9 @@ def test_a_corrupt_image_is_left_out_and_its_batch_counts(tmp_path: Path) -> Non
     given = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=8"]
     found = represented(run, *given)
     assert (found["spaces"]["backbone"]["images"], found["cka"]["images"]) == (19, 19)
-    compare_command(
-        *composed(
-            "representation_compare", *given, f"first={run}", f"second={run}", f"out={tmp_path}/c.png", "images=20"
-        )
-    )
+    sides = [f"first={run}", f"second={run}", f"out={tmp_path}/c.png", "images=20", "split=train"]
+    compare_command(*composed("representation_compare", *given, *sides))
+    assert (tmp_path / "c.png").is_file()
 
 
 def test_a_vit_has_attention_distances_and_rollouts_and_a_method_without_projector_one_space(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_sample_images
 
 from unlabeled.commands.checks.decoder import with_earlier_decoder
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.checks.machine import check_machine
-from unlabeled.commands.config import open_run
 from unlabeled.core.ranges import Decoder
 from unlabeled.core.run_config import write_config
 from unlabeled.data.decode import decode_bytes

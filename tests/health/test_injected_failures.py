@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.injected.failures import FAILURES, Failure
+from benchmarks.injected.failures import FAILURES, FURTHER, Failure
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
@@ -51,7 +51,7 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
-HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae"]
+HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER, "simsiam"]
 HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa"]
 
 

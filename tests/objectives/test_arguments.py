@@ -13,6 +13,7 @@ import unlabeled.objectives
 from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
@@ -68,6 +69,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         {"z1": rows(4, 8), "z2": rows(4, 8), "invariance": 25.0, "variance": 25.0, "covariance": 1.0},
         (),
     ),
+    "moved_center": (moved_center, {"center": rows(8), "teacher": rows(4, 8), "momentum": 0.9}, ()),
     "nnclr_loss": (
         nnclr_loss,
         {"neighbours": rows(4, 8), "predictions": rows(4, 8), "temperature": 0.5},
@@ -137,7 +139,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     ),
 }
 # Of any number of rows; with another one they still fit.
-ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches"}
+ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher"}
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -155,9 +157,10 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
         if not isinstance(value, Tensor):
             continue
         free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
-        free_columns = name in ("sinkhorn", "random_masking", "invariance")
-        free_columns |= name == "classification_loss" or argument in ("negatives", "directions") or argument == "labels"
-        wrong = changed_shapes(value, free_rows, free_columns or value.ndim == 1)
+        free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
+        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss")
+        free_columns |= argument in ("negatives", "directions", "labels")
+        wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
             with pytest.raises(UserError, match=f"^{name}|^patchify") as refusal:
                 function(**{**fitting, argument: tensor})
@@ -186,7 +189,8 @@ def test_every_loss_of_the_contract_is_tried_here() -> None:
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
         if name.endswith(("_loss", "_xent", "_contrast", "_neighbours"))
     }
-    halves = {"code_prediction_loss", "contrastive_loss"}  # of swapped_prediction and relic_loss, which are tried
+    # halves of swapped_prediction and relic_loss, which are tried; dino_loss takes lists
+    halves = {"code_prediction_loss", "contrastive_loss", "dino_loss"}
     assert losses - halves <= set(FITTING), losses - halves - set(FITTING)
 
 
@@ -253,9 +257,33 @@ def test_crops_of_swav_have_one_shape_and_those_that_give_codes_are_there() -> N
             swapped_prediction(scores, assigned, **numbers, queue_scores=queued)
 
 
+def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_student() -> None:
+    crops, center = [rows(4, 3)] * 3, rows(3)
+    dino_loss(crops, crops[:2], center, 0.1, 0.04)
+    wrong: list[tuple[list[Tensor], list[Tensor], Tensor, str]] = [
+        ([rows(4, 3), rows(5, 3)], crops[:1], center, r"student\[1\] \[5, 3\]"),
+        (crops, [rows(4, 2)], center, r"teacher\[0\] \[4, 2\]"),
+        (crops, crops[:2], rows(4), r"center \[4\]"),
+        (crops[:1], crops[:1], center, "1 crops of the student, 1 of the teacher"),
+        (crops, [], center, "3 crops of the student, 0 of the teacher"),
+        (crops, [*crops, *crops], center, "3 crops of the student, 6 of the teacher"),
+    ]
+    for student, teacher, middle, message in wrong:
+        with pytest.raises(ValueError, match=f"^dino_loss: .*{message}"):
+            dino_loss(student, teacher, middle, 0.1, 0.04)
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"^dino_loss: student_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, value, 0.04)
+        with pytest.raises(ValueError, match=f"^dino_loss: teacher_temperature={value} must be above 0"):
+            dino_loss(crops, crops[:2], center, 0.1, value)
+    with pytest.raises(ValueError, match=r"^moved_center: momentum=1\.5"):
+        moved_center(center, rows(4, 3), 1.5)
+
+
 def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
     logs, negatives = rows(4, 3).log_softmax(1), torch.tensor([[1], [2], [3], [0]])
-    crops, numbers = [rows(4, 3)] * 3, {"epsilon": 0.05, "iterations": 3}
+    crops = [rows(4, 3)] * 3
+    numbers: dict[str, Any] = {"epsilon": 0.05, "iterations": 3}
     codes = compute_codes(crops, [0, 1], **numbers)
     anchors, supports, wanted = rows(12, 8), rows(6, 8), torch.ones(12, 3) / 3
     wrong: dict[str, Callable[[], Any]] = {
@@ -269,7 +297,7 @@ def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:
         r"codes\[1\] \[1, 3\]": lambda: code_prediction_loss(crops, [0, 1], [codes[0], codes[1][:1]], 0.1),
         "1 codes for 2 assigned": lambda: code_prediction_loss(crops, [0, 1], codes[:1], 0.1),
         "temperature=-1": lambda: code_prediction_loss(crops, [0, 1], codes, -1),
-        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),  # type: ignore[arg-type]
+        r"assigned=\[-1\]": lambda: compute_codes(crops, [-1], **numbers),
         r"wanted \[1, 3\]": lambda: prediction_losses(anchors, supports, wanted[:1], LABELS, 0.1, 0.25),
         "3 targets": lambda: target_classes(anchors[:3], supports, LABELS, 1, 0.1, 0.25),
         "sharpen=2": lambda: sharpen_probabilities(wanted, 2),

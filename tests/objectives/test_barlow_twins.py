@@ -30,7 +30,7 @@ def literal_barlow_twins_loss(z1: Tensor, z2: Tensor, weight: float) -> Tensor:
     def standard(z: Tensor, column: int) -> Tensor:
         mean = sum(z[n, column] for n in range(images)) / images
         variance = sum((z[n, column] - mean) ** 2 for n in range(images)) / images
-        return torch.stack([(z[n, column] - mean) / torch.sqrt(variance + 1e-5) for n in range(images)])
+        return torch.stack([(z[n, column] - mean) / (variance + 1e-5) ** 0.5 for n in range(images)])
 
     total = z1.new_zeros(())
     for i in range(width):

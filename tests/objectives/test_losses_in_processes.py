@@ -14,6 +14,7 @@ from tests.group import leave
 from tests.objectives.two_views import draw
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.nnclr import nnclr_loss
 from unlabeled.objectives.simsiam import simsiam_loss
@@ -29,6 +30,8 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "simsiam": (simsiam_loss, 4, ()),
     "barlow_twins": (barlow_twins_loss, 2, (0.0051,)),
     "vicreg": (vicreg_loss, 2, (25.0, 25.0, 1.0)),
+    "dino": (lambda s1, s2, t1, t2: dino_loss([s1, s2, s1 - s2], [t1, t2], draw(5, seed=9), 0.1, 0.04), 4, ()),
+    "dino's centre": (lambda t1, t2: moved_center(draw(5), torch.stack([t1, t2]).flatten(0, 1), 0.9).sum(), 2, ()),
     "nnclr": (nnclr_loss, 2, (0.3,)),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
@@ -44,7 +47,7 @@ def loss_and_gradients(name: str, rows: slice) -> dict[str, Tensor]:
     loss, tensors, more = LOSSES[name]
     inputs = [draw(IMAGES, 5, seed=seed)[rows].requires_grad_() for seed in range(tensors)]
     value = loss(*inputs, *(each[rows] if each is LABELS else each for each in more))
-    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else ()
     return {"loss": value.detach()} | {str(n): each for n, each in enumerate(gradients) if each is not None}
 
 

@@ -34,8 +34,8 @@ def literal_vicreg_loss(z1: Tensor, z2: Tensor, invariance: float, variance: flo
                 products = [(z[n, i] - means[i]) * (z[n, j] - means[j]) for n in range(images)]
                 cov = sum(products) / (images - 1)
                 if i == j:
-                    spread = torch.sqrt(cov + 1e-4)
-                    total = total + variance * torch.clamp(1 - spread, min=0) / width / 2
+                    spread = (cov + 1e-4) ** 0.5
+                    total = total + variance * torch.clamp(torch.as_tensor(1 - spread), min=0) / width / 2
                 else:
                     total = total + covariance * cov**2 / width
     assert isinstance(total, Tensor)

@@ -116,6 +116,64 @@ def test_lars_on_all_weights_together_as_on_a_gpu_takes_the_steps_of_one_by_one(
     assert [*first.state_dict()["state"][0]] == [*second.state_dict()["state"][0]] == ["momentum_buffer"]
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("cut", [False, True])
+def test_lars_with_few_launches_takes_the_steps_of_one_by_one_within_a_few_roundings(
+    monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    one_by_one, at_once = network(), network()
+    if cut:
+        fully_shard(at_once, mesh=init_device_mesh("cpu", (1,)))
+    first = train(one_by_one, RECIPES["lars"])
+    monkeypatch.setattr(lars, "few_launches", lambda device: True)
+    second = train(at_once, RECIPES["lars"])
+    assert_weights_alike(at_once, one_by_one, 1e-6)
+    states = [[*each.state_dict()["state"][0]] for each in (first, second)]
+    assert states == [["momentum_buffer"]] * 2
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("adapt_all", [False, True])
+@pytest.mark.parametrize("rate_in_momentum", [False, True])
+def test_lars_of_every_kind_takes_the_same_steps_with_few_launches_also_where_a_norm_is_zero(
+    clip: bool, adapt_all: bool, rate_in_momentum: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 0.5), torch.ones(4)]
+    gradients = [torch.ones(3, 2), torch.zeros(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 2.0), torch.ones(4)]
+    made = []
+    for at_once in (False, True):
+        monkeypatch.setattr(lars, "few_launches", lambda device, at_once=at_once: at_once)
+        weights = [nn.Parameter(each.clone()) for each in values]
+        optimizer = LARS(
+            weights, 0.1, 0.9, 0.3, 0.02, clip=clip, adapt_all=adapt_all, rate_in_momentum=rate_in_momentum
+        )
+        for step in range(3):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient / (step + 1)
+            optimizer.param_groups[0]["lr"] = 0.1 + step
+            optimizer.step()
+        made.append(weights)
+    for mine, wanted in zip(made[1], made[0], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_lars_with_few_launches_scales_by_one_where_a_norm_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 0.5), torch.ones(4)]
+    gradients = [torch.ones(3, 2), torch.zeros(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 2.0), torch.ones(4)]
+    made = []
+    for at_once in (False, True):
+        monkeypatch.setattr(lars, "few_launches", lambda device, at_once=at_once: at_once)
+        weights = [nn.Parameter(each.clone()) for each in values]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        LARS(weights, 0.1, trust_coefficient=0.02).step()
+        made.append(weights)
+    for mine, wanted in zip(made[1], made[0], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(made[1][0], torch.full((3, 2), -0.1))
+    torch.testing.assert_close(made[1][1], torch.ones(3, 2))
+
+
 def test_a_state_of_the_plain_adamw_goes_on_fused_with_the_settings_of_now() -> None:
     before, after = network(), network()
     state = train(before, plain := adamw("adamw", fused=False)).state_dict()

@@ -13,7 +13,7 @@ import unlabeled
 from tests.small import small_run
 from unlabeled.commands.build.representation import _projector
 from unlabeled.commands.build.run import build_backbone, build_run
-from unlabeled.commands.config import open_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract
 from unlabeled.objective import Plan
@@ -82,8 +82,7 @@ def test_a_name_of_nothing_in_the_file_is_refused(teacher_run: Run, tmp_path: Pa
 def test_the_loaded_network_gives_the_teachers_features(teacher_run: Run) -> None:
     network = unlabeled.load(str(teacher_run.checkpoints.folder.parent))
     images = torch.rand(4, 3, 8, 8)
-    teacher = teacher_run.module.objective.target_backbone.eval()
-    assert isinstance(teacher, torch.nn.Module)
+    teacher = teacher_run.module.objective.product().eval()
     with torch.no_grad():
         torch.testing.assert_close(network(images), teacher(images))
 

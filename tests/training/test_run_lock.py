@@ -70,6 +70,20 @@ def test_a_process_that_lives_on_this_machine_keeps_its_run_to_itself(tmp_path: 
     assert owner_of(tmp_path) == os.getppid()
 
 
+@pytest.mark.parametrize("spelling", ["link", "link to a link", "dots", "relative"])
+def test_a_run_is_one_run_however_its_folder_is_called(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("runs/a")
+    (tmp_path / "second").symlink_to("link")
+    leave(tmp_path / "runs" / "a", someone(tmp_path / "runs" / "a"))
+    monkeypatch.chdir(tmp_path)
+    called = {"link": tmp_path / "link", "link to a link": tmp_path / "second", "relative": Path("link")}
+    with pytest.raises(UserError, match=REFUSED):
+        RunLock(called.get(spelling, tmp_path / "runs" / ".." / "runs" / "a"))
+
+
 def gone(tmp_path: Path) -> Owner:
     child = multiprocessing.get_context("fork").Process(target=int)
     child.start()

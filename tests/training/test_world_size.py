@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = {
     "projection_dim": 16,
     "hidden_dim": 24,
     "predictor_dim": 8,
+    "bottleneck_dim": 8,
+    "freeze_last_layer_epochs": 2 / 84,
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,

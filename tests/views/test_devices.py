@@ -1,18 +1,22 @@
 """What a GPU needs of the views, as far as a CPU can tell: precision, compiled code, bounded memory, products."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.small import composed, members, missing_keys, shrink
 from unlabeled.errors import UserError
-from unlabeled.views import operations, pipeline
-from unlabeled.views.kernels import crop
+from unlabeled.views import draw_ahead, operations, pipeline
+from unlabeled.views.draw_ahead import DrawAhead, Draws, draw
+from unlabeled.views.kernels import colour, resample
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import (
     ColorJitter,
@@ -78,7 +82,7 @@ def test_compiled_views_are_the_same_and_nothing_is_compiled_again_from_step_to_
                 # an equalized image is rounded to 256 levels before: one may fall on the other side, one in a thousand
                 assert float(difference.quantile(0.75)) < 2e-5
                 assert float((one - other).abs().mean()) < 1e-3
-    assert len(compiled._compiled) == 2  # one graph for each group; a break in it would have been an error
+    assert len(compiled._at_once._compiled) == 2  # one graph for each group; a break in it would have been an error
 
 
 def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> None:
@@ -90,9 +94,8 @@ def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> Non
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crop, "use_sparse_weights", lambda images: False)
-    monkeypatch.setattr(operations, "use_sparse_weights", lambda images: False)
-    monkeypatch.setattr(pipeline, "CPU_BLOCK", pipeline.GPU_BLOCK)
+    for module in (pipeline, operations, colour, resample):
+        monkeypatch.setattr(module, "few_launches", lambda device: True)
 
 
 def test_the_products_of_a_gpu_and_the_sums_of_a_cpu_give_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +106,89 @@ def test_the_products_of_a_gpu_and_the_sums_of_a_cpu_give_the_same_views(monkeyp
     for one, other in zip(summed, views(images, ids, key), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
     torch.testing.assert_close(plain, views.evaluation_view(images), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", members("views"))
+def test_all_views_at_once_as_on_a_gpu_are_those_of_a_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Largest difference measured 4e-6 of normalised values; rows 4 to 12 of a batch of 16, then some views alone."""
+    config = composed(f"views={name}")
+    config.views.update({key: None for key in missing_keys(config.views)})
+    shrink(config.views, 32)
+    views, images, ids = instantiate(config.views), photographs(8, 50, 60), torch.arange(8)
+    key = ViewKey(3, 5, 4, 16)
+    one_by_one = views(images, ids, key)
+    as_on_a_gpu(monkeypatch)
+    at_once = views(images, ids, key)
+    assert len(at_once) == len(one_by_one)
+    rounds = any(isinstance(step, Equalize) for group in views.groups for step in group.operations)  # to 256 levels
+    for one, other in zip(one_by_one, at_once, strict=True):
+        assert float(((one - other).abs() > 2e-5).float().mean()) <= (0.02 if rounds else 0)
+        assert other.is_contiguous(memory_format=torch.channels_last)
+    first = views(images, ids, key, first=1)
+    torch.testing.assert_close(first[0], at_once[0], rtol=0, atol=1e-6)
+
+
+def test_views_at_once_are_the_same_for_any_number_of_processes_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    views, images, ids = everything(), photographs(12, 40, 48), torch.arange(12)
+    whole = views(images, ids, ViewKey(0, 5, 0, 12))
+    parts = [views(images[i : i + 4], ids[i : i + 4], ViewKey(0, 5, i, 12)) for i in range(0, 12, 4)]
+    views.block = 5
+    blocks = views(images, ids, ViewKey(0, 5, 0, 12))
+    for number, view in enumerate(whole):
+        torch.testing.assert_close(torch.cat([part[number] for part in parts]), view, rtol=0, atol=1e-6)
+        torch.testing.assert_close(blocks[number], view, rtol=0, atol=1e-6)
+
+
+def test_views_at_once_of_images_on_canvases_are_those_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, images, ids, key = everything(), photographs(8, 40, 48), torch.arange(8), ViewKey(0, 5, 0, 8)
+    sizes = torch.tensor([[40, 48], [30, 48], [40, 20], [25, 26]] * 2)
+    one_by_one = views(images, ids, key, sizes=sizes)
+    as_on_a_gpu(monkeypatch)
+    for one, other in zip(one_by_one, views(images, ids, key, sizes=sizes), strict=True):
+        assert float((one - other).abs().flatten(1).amax(1).quantile(0.7)) < 2e-5  # equalize rounds to 256 levels
+        assert float((one - other).abs().mean()) < 1e-3
+
+
+def same(one: Draws, other: Draws) -> bool:
+    """Compares values; bytes between them are not written."""
+    pairs = zip(
+        *(torch.utils._pytree.tree_leaves(each.parameters(torch.device("cpu"))) for each in (one, other)), strict=True
+    )
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_draws_in_a_thread_ahead_of_their_step_are_those_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = everything()
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory=False, **named: empty(*given, **named))
+    groups, ahead, begun = views._numbered(None), DrawAhead(), list[int]()
+    thread = draw_ahead._begin
+
+    def noted(groups: Any, key: ViewKey, images: int) -> Any:
+        begun.append(key.step)
+        return thread(groups, key, images)
+
+    monkeypatch.setattr(draw_ahead, "_begin", noted)
+    for step in (3, 4, 5, 9, 10, 2):
+        for total in (12, 16):  # two kinds of draws, as of a batch and of its labelled images
+            key = ViewKey(7, step, 4, total)
+            taken, wanted = ahead.take(groups, key, 8), draw(groups, key, 8, False)
+            assert same(taken, wanted)
+    assert begun == [step + 1 for step in (3, 4, 5, 9, 10, 2) for _ in range(2)]
+    assert copy.deepcopy(ahead)._next == {}
+
+
+def test_packed_draws_are_bit_for_bit_those_that_each_operation_makes() -> None:
+    views, key = everything(), ViewKey(7, 3, 4, 16)
+    groups = views._numbered(None)
+    packed = draw(groups, key, 8, False).parameters(torch.device("cpu"))
+    for group, drawn in zip(groups, packed, strict=True):
+        for view, number in enumerate(group.views):
+            generator = key.generator(number)
+            for operation, found in zip(group.operations, drawn, strict=True):
+                for name, value in operation.sample(16, generator).items():
+                    assert torch.equal(found[name][view :: len(group.views)], value[4:12])
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]

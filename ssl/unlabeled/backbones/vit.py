@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from unlabeled.backbones.freezing import freeze_blocks
 from unlabeled.backbones.recomputation import recompute
-from unlabeled.core.ranges import Channels, Count, Layers, Pixels
+from unlabeled.backbones.transformer import EPSILON as EPSILON
+from unlabeled.backbones.transformer import Attention as Attention
+from unlabeled.backbones.transformer import Block as Block
+from unlabeled.core.ranges import Channels, Count, Layers, NoneOrMore, PartialShare, Pixels, SomeShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 Position = Literal["sincos", "sincos_rows_first", "learned"]
-Initialisation = Literal["mae", "moco_v3"]
+Initialisation = Literal["mae", "moco_v3", "dino"]
 Pooling = Literal["cls", "gap"]
-
-EPSILON = 1e-6  # of every LayerNorm, as timm, MAE and MoCo v3; torch's own default is 1e-5
 
 
 class ViT(Backbone):
@@ -43,6 +44,12 @@ class ViT(Backbone):
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
         freeze: how many blocks are not trained, nor is what makes the tokens before them.
+        drop_path: share of images whose attention or MLP a block leaves out while it is trained (stochastic depth,
+            arXiv:1603.09382): rises from 0 in the first block to this in the last.
+        uniform_drop_path: it is the same in every block, as in DINOv2.
+        layer_scale: initial factor of each channel of what attention and MLP add (arXiv:2103.17239); None: no factors.
+        registers: further learned tokens behind the class token, without positions (arXiv:2309.16588).
+        class_token: whether there is one; if not, as in I-JEPA, features are the mean of the patches.
 
     Shape: images [B, channels, image_size, image_size] → features [B, width]; images of another size, if it is made of
     whole patches, get positions interpolated from the table.
@@ -64,12 +71,19 @@ class ViT(Backbone):
         gradient_checkpointing: bool = False,
         channels: Channels = 3,
         freeze: Count | None = None,
+        drop_path: PartialShare = 0.0,
+        uniform_drop_path: bool = False,
+        layer_scale: SomeShare | None = None,
+        registers: NoneOrMore = 0,
+        class_token: bool = True,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise UserError(f"backbone.patch_size={patch_size} does not divide backbone.image_size={image_size}")
         if pooling not in ("cls", "gap"):
             raise UserError(f"backbone.pooling={pooling} is neither cls nor gap")
+        if pooling == "cls" and not class_token:
+            raise UserError("backbone.pooling=cls: with backbone.class_token=false there is none: give gap")
         check_width(width, heads, "backbone.")
         self.image_size: int = image_size
         self.patch_size, self.pooling, self.position = patch_size, pooling, position
@@ -79,27 +93,38 @@ class ViT(Backbone):
         self.num_patches = self.grid**2
         self.channels = channels
         self.patch_embed = PatchEmbedding(patch_size, width, channels)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(_position(position, width, self.grid), requires_grad=position == "learned")
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.own_position = int(class_token)  # first rows of the table that belong to no patch
+        self.prefix = self.own_position + registers  # tokens before the patches
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        table = _position(position, width, self.grid)[:, 1 - self.own_position :]
+        self.pos_embed = nn.Parameter(table, requires_grad=position == "learned")
+        dropped = [drop_path if uniform_drop_path else drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.Sequential(*(Block(width, heads, share, layer_scale) for share in dropped))
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self._initialise(initialisation)
         if gradient_checkpointing:
             recompute(self.shards())
+        if not class_token:
+            self.kinds = tuple(kind for kind in self.kinds if kind != "cls")
         if freeze_blocks([self.patch_embed], self.shards(), freeze):
-            self.cls_token.requires_grad_(False)
-            self.pos_embed.requires_grad_(False)
+            for tokens in (self.cls_token, self.reg_token, self.pos_embed):
+                if tokens is not None:
+                    tokens.requires_grad_(False)
 
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    kinds = ("last", "last4", "cls", "patches", "tokens")
+    kinds: tuple[str, ...] = ("last", "last4", "cls", "patches", "tokens")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """See :meth:`Backbone.features`; ``last4``: class tokens through the last norm (DINO's linear evaluation)."""
+        """See :meth:`Backbone.features`; ``last4``: class tokens through the last norm (DINO's linear evaluation).
+
+        Without a class token they are the means of the patches.
+        """
         self.check_kinds(kinds)
         outputs = []
         x = self._embed(images)
@@ -109,33 +134,57 @@ class ViT(Backbone):
         tokens = self.norm(x)
         made: dict[str, Callable[[], Tensor]] = {
             "last": lambda: self.pool(tokens),
-            "last4": lambda: torch.cat([self.norm(each)[:, 0] for each in outputs[-4:]], 1),
+            "last4": lambda: torch.cat([self._summary(self.norm(each)) for each in outputs[-4:]], 1),
             "cls": lambda: tokens[:, 0],
-            "patches": lambda: tokens[:, 1:].mean(1),
-            "tokens": lambda: tokens[:, 1:],
+            "patches": lambda: tokens[:, self.prefix :].mean(1),
+            "tokens": lambda: tokens[:, self.prefix :],
         }
         return {kind: made[kind]() for kind in kinds}
 
-    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Returns the class token and the patches after the last norm.
+    def _summary(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.prefix :].mean(1) if self.cls_token is None else tokens[:, 0]
+
+    def tokens(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        replace: Tensor | None = None,
+        token: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the class token, the registers and the patches after the last norm.
 
         Args:
             images: [B, channels, image_size, image_size].
             keep: int64 [B, k], the patches that the blocks see, in this order; None for all L of them. Patches count
                 row by row; positions are added before any is left out.
+            replace: bool [B, L], the patches that become ``token`` before positions are added; None for none.
+            token: [1, 1, width], a mask token, which the method owns.
 
         Returns:
-            [B, 1 + k, width], or [B, 1 + L, width]; the class token comes first.
+            [B, prefix + k, width], or [B, prefix + L, width]; the class token comes first, then the registers.
+
+        Raises:
+            UserError: only one of ``replace`` and ``token``, or a ``replace`` of another shape.
         """
-        tokens: Tensor = self.norm(self.blocks(self._embed(images, keep)))
+        tokens: Tensor = self.norm(self.blocks(self._embed(images, keep, replace, token)))
         return tokens
 
-    def _embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        patches = self.patch_embed(images) + self._positions(images)
+    def _embed(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        replace: Tensor | None = None,
+        token: Tensor | None = None,
+    ) -> Tensor:
+        patches = self.patch_embed(images)
+        if replace is not None or token is not None:
+            patches = replace_patches(patches, replace, token)
+        patches = patches + self._positions(images)
         if keep is not None:
             patches = gather_tokens(patches, keep)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(images.shape[0], -1, -1)
-        return torch.cat([first, patches], 1)
+        tokens = [] if self.cls_token is None else [self.cls_token + self.pos_embed[:, :1]]
+        tokens += [] if self.reg_token is None else [self.reg_token]
+        return torch.cat([*(each.expand(len(images), -1, -1) for each in tokens), patches], 1)
 
     def _positions(self, images: Tensor) -> Tensor:
         """Returns the patches' positions, [1, L, width], interpolated for images of another size.
@@ -145,7 +194,7 @@ class ViT(Backbone):
         sizes, to avoid a rounding error). Nothing is computed for images of ``image_size``.
         """
         height, width = images.shape[2:]
-        table = self.pos_embed[:, 1:]
+        table = self.pos_embed[:, self.own_position :]
         if (height, width) == (self.image_size, self.image_size):
             return table
         p = self.patch_size
@@ -160,7 +209,7 @@ class ViT(Backbone):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pools tokens [B, 1 + n, width] → features [B, width]."""
-        return tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(1)
+        return tokens[:, 0] if self.pooling == "cls" else tokens[:, self.prefix :].mean(1)
 
     def freeze_patch_projection(self) -> None:
         """Freezes the random projection of the patches, for stability (MoCo v3, arXiv:2104.02057, section 4)."""
@@ -171,22 +220,33 @@ class ViT(Backbone):
 
         Both use Xavier for linear layers, with biases of 0, and treat the patch projection as a linear layer. ``mae``
         draws the class token from N(0, 0.02²) and keeps the projection's bias as convolutions have it; ``moco_v3`` uses
-        N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers.
+        N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers. ``dino``
+        (facebookresearch/dino, vision_transformer.py) draws linear layers from N(0, 0.02²) cut at ±2, as timm, and
+        leaves the projection as convolutions have it.
         """
-        if scheme not in ("mae", "moco_v3"):
-            raise UserError(f"backbone.initialisation={scheme} is neither mae nor moco_v3")
+        if scheme not in ("mae", "moco_v3", "dino"):
+            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino")
+        if scheme == "dino":
+            init_linears_truncated(self)
+            self._initialise_tokens(0.02)
+            return
         init_linears_xavier(self)
         projection = self.patch_embed.proj
         init_xavier_uniform(projection.weight, inputs=self.channels * self.patch_size**2, outputs=self.num_features)
-        nn.init.normal_(self.cls_token, std=0.02 if scheme == "mae" else 1e-6)
-        if self.pos_embed.requires_grad:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self._initialise_tokens(0.02 if scheme == "mae" else 1e-6)
         if scheme == "moco_v3":
             assert projection.bias is not None
             nn.init.zeros_(projection.bias)
             for block in self.blocks.modules():
                 if isinstance(block, Attention):
                     init_xavier_uniform(block.qkv.weight, inputs=self.num_features, outputs=self.num_features)
+
+    def _initialise_tokens(self, std: float) -> None:
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=std)
+        if self.pos_embed.requires_grad:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
 
 class PatchEmbedding(nn.Module):
@@ -201,56 +261,18 @@ class PatchEmbedding(nn.Module):
         return projected.flatten(2).transpose(1, 2)
 
 
-class Block(nn.Module):
-    """Attention, then a two-layer MLP of four times the width, each with pre-norm and residual: [B, n, width]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPSILON)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPSILON)
-        self.mlp = MLP(width, 4 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        added: Tensor = x + self.mlp(self.norm2(x))
-        return added
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one linear layer for queries, keys and values: [B, n, width]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, n, width / heads] each
-        attended = F.scaled_dot_product_attention(q, k, v)
-        mixed: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, length, width))
-        return mixed
-
-
-class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Selects rows of each image's tokens: [B, n, D] and int64 [B, k] → [B, k, D]."""
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def replace_patches(patches: Tensor, replace: Tensor | None, token: Tensor | None) -> Tensor:
+    """Returns patches [B, L, D] in which those where ``replace`` [B, L] is true are ``token`` [1, 1, D]."""
+    if replace is None or token is None:
+        raise UserError("ViT.tokens: replace and token belong together: give both or none")
+    if replace.shape != patches.shape[:2]:
+        raise UserError(f"ViT.tokens: replace {list(replace.shape)} must be {list(patches.shape[:2])}")
+    return torch.where(replace[:, :, None], token.to(patches.dtype), patches)
 
 
 def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
@@ -273,6 +295,14 @@ def init_linears_xavier(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def init_linears_truncated(network: nn.Module) -> None:
+    """Initialises every linear layer of ``network`` from N(0, 0.02²), cut at ±2, with bias 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
 

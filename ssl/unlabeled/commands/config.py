@@ -99,7 +99,7 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _with_moved_data(primary: Path, arguments: list[str]) -> list[str]:
+def with_moved_data(primary: Path, arguments: list[str]) -> list[str]:
     """Lets ``data.path=…`` alone name where the images of a run have moved to, if the group is null by default.
 
     Hydra takes such a key for a mistake: there is no ``data`` yet that it could be a key of.
@@ -143,7 +143,7 @@ def launch(config_name: str, job: Callable[[DictConfig], Any], arguments: Sequen
     try:
         with one_line_errors(conf, config_name, arguments):  # mistakes that Hydra finds before it calls the job
             given = typed[1:] if arguments is None else list(arguments)
-            sys.argv = [typed[0], *_with_moved_data(conf / f"{config_name}.yaml", given)]
+            sys.argv = [typed[0], *with_moved_data(conf / f"{config_name}.yaml", given)]
             read_command_line(conf, config_name)
             hydra_main(version_base="1.3", config_path=str(conf), config_name=config_name)(whole)()
     finally:

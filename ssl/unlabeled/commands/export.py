@@ -168,9 +168,9 @@ def silence() -> Iterator[None]:
 
 def check_replaceable(out: Path) -> None:
     """Raise UserError if ``out`` is a file, or a folder with anything but an earlier export."""
-    held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    held = sorted(each.name for each in out.iterdir()) if os.path.isdir(out) else []
     readme = out / "README.md"
-    ours = readme.is_file() and _is_card(read_utf8(readme, "replace"))
+    ours = os.path.isfile(readme) and _is_card(read_utf8(readme, "replace"))
     foreign = [name for name in held if not ours or name not in FILES]
     if foreign:
         raise UserError(f"out={out}: holds {foreign[0]}, which is of no earlier export; give another folder")
@@ -183,7 +183,7 @@ def _is_card(text: str) -> bool:
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
     """A new folder that becomes ``out`` at the end, or goes, whatever happens; an earlier ``out`` stays until then."""
-    anchor = next(parent for parent in out.parents if parent.is_dir())
+    anchor = next(parent for parent in out.parents if os.path.isdir(parent))
     folder, old = (anchor / f".{out.name}.{os.getpid()}.{end}" for end in ("unfinished", "old"))
     with one_line(out):
         folder.mkdir()
@@ -191,7 +191,7 @@ def unfinished(out: Path) -> Iterator[Path]:
         yield folder
         make_folder(out.parent)
         with one_line(out):
-            if out.is_dir():
+            if os.path.isdir(out):
                 os.rename(out, old)
             os.rename(folder, out)
     finally:

@@ -4,6 +4,7 @@ A line is a configuration, its seeds together; a column is a protocol on some da
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,7 @@ def make_table(folders: Sequence[Path], baselines: bool = False) -> ComparisonTa
         UserError: not one of them is a run.
     """
     given = list({folder.resolve(): folder for folder in folders}.values())
-    others = [folder for folder in given if folder.exists() and not is_run(folder)]
+    others = [folder for folder in given if os.path.exists(folder) and not is_run(folder)]
     found = [read_evaluated_run(folder) for folder in given if folder not in others]
     if not found:
         raise UserError(f"runs: no run among {', '.join(map(str, given[:5]))}{' …' if len(given) > 5 else ''}")
@@ -198,7 +199,7 @@ def folders_as_override(arguments: Sequence[str]) -> list[str]:
     others: list[str] = []
     for before, argument in pairwise(["", *arguments]):
         is_option = argument.startswith("-") or before.startswith("-") or "=" in argument
-        (others if is_option and not Path(argument).exists() else folders).append(argument)
+        (others if is_option and not os.path.exists(argument) else folders).append(argument)
     if folders and any(other.startswith("runs=") for other in others):
         print("error: runs=[…] and folders without a key: give one of the two", file=sys.stderr)
         raise SystemExit(2)

@@ -1,6 +1,7 @@
 """A page of all runs, for a browser on this machine: ``unlabeled watch outputs/ [--port N]``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ class OneLineParser(argparse.ArgumentParser):
 def make_listing(folder: str) -> RunListing:
     """Raises UserError for what is no folder."""
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        reason = "is a file; give the folder of runs" if path.exists() else "no such folder; runs are in outputs/"
+    if not os.path.isdir(path):
+        reason = (
+            "is a file; give the folder of runs" if os.path.exists(path) else "no such folder; runs are in outputs/"
+        )
         raise UserError(f"{folder}: {reason}")
     return RunListing(path)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from unlabeled.core.escaping import escaped
 from unlabeled.core.moved_targets import with_current_targets
-from unlabeled.core.yaml_text import tree
+from unlabeled.core.parsing import tree
 from unlabeled.errors import UserError
 
 LONGEST = 200  # characters of a value that a message shows
@@ -201,7 +201,7 @@ def is_own_run(file: Path) -> bool:
         owners = {path.stat().st_uid for path in (file, config)}
     except OSError:
         return False
-    return file.parent.name in RUN_FOLDERS and config.is_file() and (os.name == "nt" or owners == {os.getuid()})
+    return file.parent.name in RUN_FOLDERS and os.path.isfile(config) and (os.name == "nt" or owners == {os.getuid()})
 
 
 def check_opened(part: str, values: Mapping[str, Any], file: Path, keys: Collection[str] | None = None) -> None:

@@ -34,6 +34,12 @@ def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
     return path
 
 
+def check_one_named(run: str | None, checkpoint: str | None, weights: str | None) -> None:
+    """Raises UserError where several or none of the three are given."""
+    if sum(each is not None for each in (run, checkpoint, weights)) != 1:
+        raise UserError("give one of run=outputs/NAME, checkpoint=FILE and weights=… (a file, timm:NAME, …)")
+
+
 def checkpoint_file(key: str, given: str) -> Path:
     """Returns a file that is there. Raises UserError, which begins with the key, for anything else."""
     path = Path(given).expanduser()

@@ -1,9 +1,11 @@
 """Opens only regular files for reading: a FIFO, a socket or a device could block or never end."""
 
+import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unlabeled.core.escaping import escaped
 from unlabeled.errors import UserError
@@ -31,26 +33,33 @@ def require_regular(path: str | Path) -> os.stat_result:
         NotRegular: it is a folder, a FIFO, a socket or a device.
         OSError: it does not exist, or its status cannot be read.
     """
-    status = os.stat(path)
+    status = os.stat(_possible(path))
     kind = kind_of(status.st_mode)
     if kind is not None:
         raise NotRegular(path, kind)
     return status
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading bytes; never waits for a FIFO.
 
     Raises:
         NotRegular: it is a folder, a FIFO, a socket or a device.
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(_possible(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     kind = kind_of(os.fstat(descriptor).st_mode)
     if kind is not None:
         os.close(descriptor)
         raise NotRegular(path, kind)
     return open(descriptor, "rb")
+
+
+def _possible(path: str | Path) -> str | Path:
+    """Returns the path. Raises FileNotFoundError for one with a NUL, for which Python raises a ValueError."""
+    if "\0" in os.fspath(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    return path
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from unlabeled.core.parsing import parse_yaml
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
-from unlabeled.core.yaml_text import parse_yaml
 
 # Keys that may differ when a run is resumed: they change no number that the run computes.
 FREE_KEYS = (
@@ -53,6 +53,11 @@ EARLIER_VALUES = {
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
+    "backbone.drop_path": 0.0,
+    "backbone.uniform_drop_path": False,
+    "backbone.layer_scale": None,
+    "backbone.registers": 0,
+    "backbone.class_token": True,
     "optimizer.optimizer.clip": False,
     "optimizer.warmup_start_lr": 0.0,
     "optimizer.final_lr": 0.0,

@@ -4,6 +4,7 @@ If something cannot be written, the error is one line with its path (:class:`Unw
 written to a temporary folder (:func:`kept_anyway`).
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+LONGEST = 255  # bytes of a name, on the usual file systems
 
 
 class Unwritable(UserError, OSError):
@@ -194,10 +196,13 @@ def _obstacle(folder: Path) -> str | None:
         nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"\0")
-        # folders that do not exist yet may have invalid names
+        if any(len(os.fsencode(name)) > LONGEST for name in folder.parts):  # of folders that do not exist yet
+            return os.strerror(errno.ENAMETOOLONG)
         os.stat(folder)
     except FileNotFoundError as error:
         return None if error.filename is not None and Path(error.filename) == folder else reason(error)
+    except ValueError as error:  # a NUL in the name
+        return str(error)
     except OSError as error:
         return reason(error)
     return None
@@ -205,9 +210,11 @@ def _obstacle(folder: Path) -> str | None:
 
 def _obstacle_to_file(path: Path) -> str | None:
     try:
+        if len(os.fsencode(path.name)) > LONGEST:
+            return os.strerror(errno.ENAMETOOLONG)
         return _obstacle(_target(path).parent)
-    except OSError as error:
-        return reason(error)
+    except (OSError, ValueError) as error:
+        return reason(error) if isinstance(error, OSError) else str(error)
 
 
 def _why_not_a_folder(folder: Path) -> str | None:

@@ -1,13 +1,16 @@
 """BatchNorm whose results do not depend on the number of processes: over the whole batch or over parts of it."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlabeled.core.few_launches import few_launches
 from unlabeled.distributed import collectives
 from unlabeled.errors import UserError
 
@@ -18,7 +21,7 @@ class SplitBatchNorm(nn.Module):
     Like ``SplitBatchNorm`` of facebookresearch/moco's CIFAR demo, it normalises every part by itself and updates the
     running statistics once per batch, by the mean over the parts. Parts are consecutive images, as if on that many
     GPUs. In evaluation it equals BatchNorm2d. It is not a subclass of it, so that ``sync_batchnorm`` does not replace
-    it.
+    it. On a GPU all parts are one call, and :func:`split_batchnorm` updates the statistics of all layers together.
 
     Args:
         norm: the layer whose tensors it takes over, with their names.
@@ -37,6 +40,8 @@ class SplitBatchNorm(nn.Module):
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
         self.momentum, self.eps, self.splits = cast(float, norm.momentum), norm.eps, splits
+        self.in_network = False  # whether a network updates the running statistics after its forward
+        self.last: BatchStatistics | None = None  # of the last batch, until they are in the running ones
         self.train(norm.training)
 
     def forward(self, images: Tensor) -> Tensor:  # [B, C, h, w]
@@ -50,13 +55,130 @@ class SplitBatchNorm(nn.Module):
         )
         if not self.training:
             return normalise(images, self.running_mean, self.running_var)
-        parts = images.chunk(self.splits // collectives.world_size())
+        splits = self.splits // collectives.world_size()
+        if few_launches(images.device):
+            return self._at_once(images, splits)
+        parts = images.chunk(splits)
         running = [(self.running_mean.clone(), self.running_var.clone()) for _ in parts]
         normalised = [normalise(part, *each) for part, each in zip(parts, running, strict=True)]
         self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
         self.running_var.copy_(torch.stack([variance for _, variance in running]).mean(0))
         self.num_batches_tracked.add_(1)
         return torch.cat(normalised)
+
+    def _at_once(self, images: Tensor, parts: int) -> Tensor:
+        normalised, mean, deviation = normalise_parts(images, self.weight, self.bias, parts, self.eps)
+        self.last = BatchStatistics(mean, deviation, images[:, 0].numel() // parts)
+        if not self.in_network:
+            follow_batch([self])
+        return normalised
+
+
+class BatchStatistics(NamedTuple):
+    """Of the parts of one batch."""
+
+    mean: Tensor  # [parts, C]
+    inverse: Tensor  # [parts, C], 1 / √(biased variance + eps)
+    values: int  # of a channel in a part
+
+
+@torch.no_grad()
+def follow_batch(layers: Sequence[SplitBatchNorm]) -> None:
+    """Moves the running statistics of all layers towards their last batches, by the means over the parts.
+
+    A few kernels for all layers. Layers without a batch since the last call stay as they are.
+    """
+    seen = [(layer, layer.last) for layer in layers if layer.last is not None]
+    if not seen:
+        return
+    both = torch.cat([last.mean for _, last in seen] + [last.inverse for _, last in seen], 1)
+    both[:, both.shape[1] // 2 :].pow_(-2)
+    batch = torch.split(both.mean(0), [len(layer.running_mean) for layer, _ in seen] * 2)
+    variances = list(batch[len(seen) :])
+    unbiased = [last.values / (last.values - 1) for _, last in seen]
+    torch._foreach_sub_(variances, [layer.eps for layer, _ in seen])
+    torch._foreach_mul_(variances, unbiased)
+    running = [layer.running_mean for layer, _ in seen] + [layer.running_var for layer, _ in seen]
+    torch._foreach_lerp_(running, [each.to(running[0].dtype) for each in batch], seen[0][0].momentum)
+    torch._foreach_add_([layer.num_batches_tracked for layer, _ in seen], 1)
+    for layer, _ in seen:
+        layer.last = None
+
+
+def normalise_parts(
+    images: Tensor, weight: Tensor | None, bias: Tensor | None, parts: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises each part of a batch by one call of BatchNorm on [B / parts, parts · C, h, w], differentiable.
+
+    Args:
+        images: [B, C, h, w].
+        weight, bias: [C] each, or None for both.
+        parts: consecutive equal parts of the batch.
+        eps: added to the variance.
+
+    Returns:
+        images normalised, in the type and the memory format of ``images``; mean and 1 / √(variance + eps) of each part,
+        [parts, C], without a gradient.
+    """
+    made: tuple[Tensor, Tensor, Tensor] = _Parts.apply(images, weight, bias, parts, eps)
+    return made
+
+
+class _Parts(torch.autograd.Function):
+    """Statistics, and the values before weight and bias, are float32 (float64 stays float64)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, parts: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        joined = _side_by_side(images, parts)
+        made, mean, inverse = torch.native_batch_norm(joined, None, None, None, None, True, 0.0, eps)
+        apart, out = _one_below_the_other(made, parts), torch.empty_like(images)
+        if weight is None or bias is None:
+            _in_parts(out, parts).copy_(apart)
+        else:
+            torch.addcmul(_per_channel(bias), apart, _per_channel(weight), out=_in_parts(out, parts))
+        ctx.save_for_backward(images, weight, mean, inverse)
+        ctx.parts, ctx.eps = parts, eps
+        mean, inverse = mean.view(parts, -1), inverse.view(parts, -1)
+        ctx.mark_non_differentiable(mean, inverse)
+        return out, mean, inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, mean, inverse = ctx.saved_tensors
+        parts, joined = ctx.parts, _side_by_side(images, ctx.parts)
+        repeated = None if weight is None else weight.to(joined.dtype).repeat(parts)
+        of_images, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            _side_by_side(gradient, parts), joined, repeated, None, None, mean, inverse, True, ctx.eps, [True] * 3
+        )
+        made = torch.empty_like(images)
+        _in_parts(made, parts).copy_(_one_below_the_other(of_images, parts))
+        if weight is None:
+            return made, None, None, None, None
+        sums = (each.view(parts, -1).sum(0).to(weight.dtype) for each in (of_weight, of_bias))
+        return made, *sums, None, None
+
+
+def _side_by_side(images: Tensor, parts: int) -> Tensor:
+    """Maps [B, C, h, w] → float [B / parts, parts · C, h, w]: each part has channels of its own. One kernel."""
+    apart = _in_parts(images, parts).transpose(0, 1)
+    made = torch.empty(apart.shape, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
+    return made.copy_(apart).flatten(1, 2)
+
+
+def _one_below_the_other(joined: Tensor, parts: int) -> Tensor:
+    """Maps [B / parts, parts · C, h, w] → [parts, B / parts, C, h, w], in the same memory."""
+    return joined.view(len(joined), parts, -1, *joined.shape[2:]).transpose(0, 1)
+
+
+def _in_parts(images: Tensor, parts: int) -> Tensor:
+    return images.view(parts, -1, *images.shape[1:])
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
 
 
 def split_batchnorm(network: nn.Module, splits: int) -> None:
@@ -74,6 +196,19 @@ def split_batchnorm(network: nn.Module, splits: int) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, SplitBatchNorm(child, splits))
+    if torch.cuda.is_available():  # on a CPU each layer updates its own
+        for layer in split_layers(network):
+            layer.in_network = True
+        network.register_forward_hook(_after_forward)
+
+
+def split_layers(network: nn.Module) -> list[SplitBatchNorm]:
+    """Returns the split layers inside a network."""
+    return [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
+
+
+def _after_forward(network: nn.Module, inputs: object, output: object) -> None:
+    follow_batch(split_layers(network))
 
 
 class SyncedBatchNorm(_BatchNorm):

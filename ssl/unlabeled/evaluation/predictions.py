@@ -4,6 +4,7 @@
 ``{features}|{protocol}``, int32 [N]; ``log_probabilities|{features}|{protocol}``, float16 [N, C], where there are some.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_predictions(folder: Path) -> Predictions:
     from safetensors.torch import load_file
 
     path = folder / NAME
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; evaluate that run again with eval_linear.py, which writes it")
     try:
         tensors = load_file(path)

@@ -1,11 +1,12 @@
 """Collects what a report says of the checkpoint, the data, the run and the machine."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from unlabeled.core.environment import git_state, hash_labels, versions
 from unlabeled.core.escaping import escaped
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.lists.left_out import lines
@@ -37,7 +38,7 @@ def trained_epochs(checkpoint: Checkpoint) -> float | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads an optional file; a damaged one is reported and left out, as no number depends on it."""
-    if not path.exists():
+    if not os.path.exists(path):
         return {}
     try:
         content = parse_json(read_bytes(path))

@@ -1,11 +1,12 @@
 """Diagnoses a run from its folder: while it trains, when it is finished, or from a copy."""
 
+import os
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes, read_utf8
 from unlabeled.errors import UserError
 from unlabeled.health.diagnosis import Diagnosis
@@ -21,7 +22,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
     Raises:
         UserError: the folder holds no metrics, or a file cannot be read.
     """
-    if not (run_dir / METRICS).is_file():
+    if not os.path.isfile(run_dir / METRICS):
         raise UserError(f"run={run_dir}: there is no {METRICS} in it; give the folder of a run")
     diagnosis = Diagnosis(_facts(run_dir))
     add_metrics(run_dir, diagnosis)
@@ -43,7 +44,7 @@ def losses_of(run_dir: Path) -> list[float]:
 
 def _records(run_dir: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = run_dir / METRICS
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
         lines = read_utf8(path).splitlines()
@@ -68,14 +69,14 @@ def _parsed(line: str) -> tuple[int | None, dict[str, Any]]:
 def _facts(run_dir: Path) -> RunFacts:
     """Reads ``health.json``, else the loss at collapse from the ``training.json`` of a finished run."""
     path = run_dir / FILE
-    if path.exists():
+    if os.path.exists(path):
         try:
             return facts_from_dict(_read(path)["facts"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{path}: is of another version or damaged ({error}); remove it to diagnose the run by its loss alone"
             ) from error
-    training = _read(run_dir / "training.json") if (run_dir / "training.json").exists() else {}
+    training = _read(run_dir / "training.json") if os.path.exists(run_dir / "training.json") else {}
     if not isinstance(training, dict):
         raise UserError(f"{run_dir / 'training.json'}: is damaged, it holds no keys; remove it")
     collapsed_at = training.get("collapsed_at")

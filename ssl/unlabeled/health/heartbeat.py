@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError

@@ -15,9 +15,9 @@ from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_shapes
+from unlabeled.objectives.parts.crops import by_resolution
 from unlabeled.objectives.parts.heads import mlp
 from unlabeled.objectives.parts.precision import full_precision
-from unlabeled.objectives.parts.resolutions import by_resolution
 
 KNOTS, LAST = 17, 3.0  # points of the characteristic function, from 0 to 3
 _DIRECTIONS = 0xD1CE  # keeps these draws apart from those of the views, which mix (seed, step, view)

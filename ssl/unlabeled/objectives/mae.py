@@ -272,6 +272,11 @@ class MAE(Objective):
         if not isinstance(backbone, ViT):
             given = type(backbone).__name__
             raise UserError(f"objective=mae needs a ViT, which {given} is not: give backbone={' or '.join(VITS)}")
+        if backbone.prefix != 1 or backbone.cls_token is None:
+            raise UserError(
+                "objective=mae: its decoder takes a class token and no register: give backbone.registers=0 and"
+                " backbone.class_token=true"
+            )
         if not 0 < mask_ratio < 1 or backbone.num_patches < 2:
             raise UserError(f"objective.mask_ratio={mask_ratio} of {backbone.num_patches} patches: some must be left")
         self.backbone = backbone

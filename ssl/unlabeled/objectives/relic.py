@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import check_large_first
 from unlabeled.objectives.parts.heads import byol_mlp
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -199,10 +200,7 @@ class ReLIC(Objective):
         """Requires at least two large views, and as many other images as negatives."""
         plan.needs_views(2)
         plan.needs_negatives()
-        if list(plan.views).count(plan.views[0]) < 2 or max(plan.views) > plan.views[0]:
-            raise UserError(
-                f"views: two or more large views come first, then small ones; here {list(plan.views)} pixels"
-            )
+        check_large_first(plan)
         if self.negatives is not None and self.negatives > plan.batch_size - 1:
             given = f"objective.negatives={self.negatives}"
             raise UserError(f"{given}: a batch_size of {plan.batch_size} has {plan.batch_size - 1} other images")

@@ -15,6 +15,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.heads import mlp
+from unlabeled.objectives.parts.moments import column_variances
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
 
@@ -116,6 +117,6 @@ class SimSiam(Objective):
 
 @full_precision
 def _spread(z: Tensor) -> Tensor:
-    """Returns √D times the deviation of the columns of unit rows, their mean: 1 for even rows, 0 for equal ones."""
-    deviation: Tensor = F.normalize(z, dim=1).std(0, unbiased=False).mean()
-    return deviation * math.sqrt(z.shape[1])
+    """Returns √D times the deviation of the columns of all unit rows, their mean: 1 for even rows, 0 for equal ones."""
+    deviations = column_variances(F.normalize(z, dim=1)).clamp(min=0).sqrt()
+    return deviations.mean() * math.sqrt(z.shape[1])

@@ -19,9 +19,9 @@ from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temper
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.crops import by_resolution
 from unlabeled.objectives.parts.heads import swav_projector
 from unlabeled.objectives.parts.precision import full_precision
-from unlabeled.objectives.parts.resolutions import by_resolution
 
 
 @full_precision

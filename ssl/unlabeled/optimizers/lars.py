@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
+from unlabeled.core.few_launches import few_launches
 from unlabeled.core.ranges import LearningRate, PartialShare, WeightDecay
+from unlabeled.core.seeding import to_device
 from unlabeled.distributed.dtensor import local_shard
 from unlabeled.errors import UserError
 
@@ -52,6 +55,7 @@ class LARS(Optimizer):
             "rate_in_momentum": rate_in_momentum,
         }
         super().__init__(params, defaults)
+        self._rows: dict[tuple[int, ...], Rows] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters; raises UserError, a ValueError like torch's, for a number below 0 or not finite."""
@@ -69,6 +73,9 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if trained and few_launches(trained[0].device):
+                self._move_together(trained, group)
+                continue
             for adapted in _together([each for each in trained if each.ndim > 1 or group["adapt_all"]]):
                 self._move(adapted, (_clipped if group["clip"] else _adapted)(adapted, group), group)
             if vectors := [each for each in trained if each.ndim <= 1 and not group["adapt_all"]]:
@@ -82,12 +89,77 @@ class LARS(Optimizer):
         torch._foreach_add_(buffers, updates, alpha=into)
         torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-out)
 
+    def _move_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Takes the same step with at most 11 kernels for all parameters of a group; 15 with ``clip``."""
+        adapted = [parameter for parameter in parameters if parameter.ndim > 1 or group["adapt_all"]]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1 and not group["adapt_all"]]
+        raw = [local_shard(each.grad) for each in vectors if each.grad is not None]
+        lr = group["lr"]
+        if group["rate_in_momentum"]:  # the updates of the matrices have the rate already
+            raw, lr = list(torch._foreach_mul(raw, lr)) if raw else [], 1.0
+        weights = [local_shard(parameter) for parameter in (*adapted, *vectors)]
+        buffers = [local_shard(self._momentum_of(parameter)) for parameter in (*adapted, *vectors)]
+        settings = {"weight_decay": 0.0, "momentum": group["momentum"], "lr": lr, "dampening": 0.0}
+        torch._fused_sgd_(  # u ← m·u + d;  w ← w − lr·u
+            weights,
+            [*self._scaled(adapted, group), *raw],
+            buffers,
+            **settings,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+    def _scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Returns the update of each adapted parameter before momentum, in memory that is kept for the next step."""
+        if not parameters:
+            return []
+        rows = self._rows.get(key := tuple(map(id, parameters)))
+        if rows is None:
+            rows = self._rows[key] = Rows([local_shard(parameter) for parameter in parameters])
+        weights, cut = [local_shard(parameter) for parameter in parameters], isinstance(parameters[0], DTensor)
+        torch._foreach_copy_(rows.parts, [local_shard(each.grad) for each in parameters if each.grad is not None])
+        if group["clip"]:
+            weight_norms, gradient_norms = _norms([*weights, *rows.parts], cut).chunk(2)
+            ratios = _clipped_ratios(weight_norms, gradient_norms, group)
+            torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
+        else:
+            torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
+            weight_norms, update_norms = _norms([*weights, *rows.parts], cut).chunk(2)
+            ratios = group["trust_coefficient"] * weight_norms / update_norms
+            ratios = F.threshold(ratios, 0.0, 1.0, inplace=True).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
+        if group["rate_in_momentum"]:
+            ratios.mul_(group["lr"])
+        rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
+        return rows.parts
+
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+class Rows:
+    """Tensors of one shape each, in rows of one matrix: one kernel multiplies each tensor by a number of its own.
+
+    Args:
+        like: the tensors' shapes, memory formats and type.
+    """
+
+    WIDTH = 1024  # values in a row; of the last row of a tensor some are not used
+
+    def __init__(self, like: list[Tensor]) -> None:
+        counts = [-(-each.numel() // self.WIDTH) for each in like]
+        self.values = like[0].new_zeros(sum(counts), self.WIDTH)
+        part = torch.repeat_interleave(torch.arange(len(like)), torch.tensor(counts))
+        self.part = to_device(part, like[0].device)  # the tensor of each row
+        starts = (self.WIDTH * (sum(counts[:number])) for number in range(len(like)))
+        self.parts = [
+            self.values.as_strided(each.shape, torch.empty_like(each).stride(), start)
+            for each, start in zip(like, starts, strict=True)
+        ]
 
 
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -126,6 +198,13 @@ def _clipped(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     torch._foreach_add_(updates, gradients)
     torch._foreach_mul_(updates, list(ratios.unbind()))
     return list(updates)
+
+
+def _clipped_ratios(weight_norms: Tensor, gradient_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    """Returns min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) [n]; 1 where ‖w‖ is 0, and 0 where ‖g‖ is: no decay then."""
+    lengths = torch.add(gradient_norms, weight_norms, alpha=group["weight_decay"]).add_(1e-8)
+    ratios = (weight_norms * (group["trust_coefficient"] / group["lr"]) / lengths).clamp_(max=1)
+    return F.threshold(ratios, 0.0, 1.0, inplace=True).mul_(gradient_norms.sign())
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:

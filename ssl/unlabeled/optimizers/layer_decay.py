@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 
-BEFORE = ("cls_token", "pos_embed", "patch_embed", "conv1", "bn1", "stem")  # of the backbones here: before the blocks
+BEFORE = (
+    "cls_token",
+    "reg_token",
+    "pos_embed",
+    "patch_embed",
+    "conv1",
+    "bn1",
+    "stem",
+)  # of the backbones here: before the blocks
 
 
 def by_layer(groups: Sequence[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:

@@ -90,6 +90,6 @@ def pool_positions(output: Tensor, prefix: int) -> Tensor:
 def _prefix(backbone: Backbone) -> int:
     """Returns the number of tokens before the patches: class token, registers."""
     if isinstance(backbone, ViT):
-        return 1
+        return backbone.prefix
     model = getattr(backbone, "model", None)
     return int(getattr(model, "num_prefix_tokens", hasattr(model, "class_token")))

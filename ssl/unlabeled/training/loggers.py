@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.ranges import FilePath
 from unlabeled.core.reading import open_regular, read_bytes, read_utf8
 from unlabeled.core.writing import Unwritable, append_line, one_line, write_atomic

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import pytorch_lightning as pl
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import make_folder, one_line
 from unlabeled.errors import UserError

@@ -11,7 +11,7 @@ from unlabeled.data.padding import image_sizes
 from unlabeled.errors import UserError
 from unlabeled.views.kernels.colour import luminance
 from unlabeled.views.masks import Masks, open_masks, unpack
-from unlabeled.views.operations import Parameters, apply_to_some
+from unlabeled.views.operations import Parameters, apply_to_rows
 
 Fill = Literal["black", "mean_gray", "random_gray", "gaussian_noise"]
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.25  # our choice: few values have to be clamped
@@ -31,7 +31,7 @@ class RemoveBackground:
         min_coverage, max_coverage: an image whose mask has a smaller or larger share of foreground is not changed.
     """
 
-    framed = coloured = True
+    framed = coloured = draws_on_host = True
 
     def __init__(
         self, masks: FilePath | None, probability: Share, fill: Fill, min_coverage: Share, max_coverage: Share
@@ -41,6 +41,10 @@ class RemoveBackground:
         self.masks, self.probability, self.fill = masks, probability, fill
         self.min_coverage, self.max_coverage = min_coverage, max_coverage
         self._opened: Masks | None = None
+
+    @property
+    def changes_nothing(self) -> bool:
+        return self.masks is None
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         return {
@@ -65,7 +69,7 @@ class RemoveBackground:
             return paint_background(some, unpack(packed, masks.size), self.fill, grey, seed, *sizes)
 
         sizes = [parameters["sizes"].cpu()] if "sizes" in parameters else []
-        return apply_to_some(images, applied, paint, packed, parameters["grey"], parameters["seed"], *sizes)
+        return apply_to_rows(images, applied, paint, packed, parameters["grey"], parameters["seed"], *sizes)
 
 
 def paint_background(

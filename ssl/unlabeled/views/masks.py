@@ -61,7 +61,7 @@ def open_masks(path: str) -> Masks:
         UserError: the file does not exist, or holds something else.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"views.masks={path}: no such file; make it: {MAKE} out={path}, or give views.masks=null")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

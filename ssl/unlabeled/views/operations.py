@@ -12,13 +12,14 @@ import torch
 from annotated_types import Interval
 from torch import Generator, Tensor
 
+from unlabeled.core.few_launches import few_launches
 from unlabeled.core.ranges import Pixels, Share, ShareSpan, Sigmas, Span, Strength, Threshold, Thresholds
 from unlabeled.objective import Check
 from unlabeled.views.kernels.colour import color_jitter, equalize, luminance, solarize
-from unlabeled.views.kernels.crop import Interpolation, crop_resize
+from unlabeled.views.kernels.crop import Interpolation, crop_resize, crop_views
 from unlabeled.views.kernels.resample import Taps, matrix, resize_dense, resize_sparse, use_sparse_weights
 
-Parameters = dict[str, Tensor]  # name → one row per image, on the CPU; "ids" and "sizes" come from the batch
+Parameters = dict[str, Tensor]  # name → one row per image; "ids" and "sizes" come from the batch
 
 
 @runtime_checkable
@@ -28,6 +29,9 @@ class Operation(Protocol):
     An operation with ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
     ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes all images one
     size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels.
+
+    Parameters are on the CPU, and on a GPU beside the images, unless the operation has ``draws_on_host = True``. What
+    is after the crop is compiled there: no reading of values, no shapes that depend on them.
     """
 
     def sample(self, count: int, generator: Generator) -> Parameters:
@@ -126,10 +130,28 @@ class RandomResizedCrop:
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         sizes = parameters.get("sizes")
         if sizes is None:
-            sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+            sizes = _whole(images, len(images), parameters["area"].device)
         boxes, flip = self.boxes(parameters, sizes), parameters["flip"]
         boxes, flip = (each.to(images.device, non_blocking=True) for each in (boxes, flip))
         return crop_resize(images, boxes, flip, self.size, self.interpolation)
+
+    def make_views(self, images: Tensor, parameters: Parameters, views: int) -> Tensor:
+        """Makes several crops of each image at once; see :class:`unlabeled.views.at_once.MakesViews`."""
+        sizes = parameters.get("sizes")
+        if sizes is None:
+            sizes = _whole(images, len(images) * views, images.device)
+        else:
+            sizes = sizes[:, None].expand(-1, views, -1).flatten(0, 1)
+        return crop_views(
+            images, self.boxes(parameters, sizes), parameters["flip"], self.size, self.interpolation, views
+        )
+
+
+def _whole(images: Tensor, count: int, device: torch.device) -> Tensor:
+    """Returns height and width of ``images`` for so many rows, int64 [count, 2], without a copy to the device."""
+    if not few_launches(device):
+        return torch.tensor(images.shape[2:]).expand(count, 2)
+    return torch.stack([torch.full((count,), side, device=device) for side in images.shape[2:]], 1)
 
 
 class ColorJitter:
@@ -168,7 +190,8 @@ class ColorJitter:
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         order = parameters["order"].masked_fill(~parameters["applied"][:, None], 4)
-        return color_jitter(images.float(), parameters["factors"], order, self.additive_brightness).to(images.dtype)
+        order, factors = _beside(images, order, parameters["factors"])
+        return color_jitter(images.float(), factors, order, self.additive_brightness).to(images.dtype)
 
 
 class Grayscale:
@@ -267,10 +290,37 @@ class GaussianBlur:
 
 
 def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    height, width = images.shape[2:]
+    if not use_sparse_weights(images) and height == width > radius + 1:
+        lines = _gaussian_matrix(sigma, radius, width)
+        return resize_dense(images, lines, lines)
     rows, columns = (_gaussian(sigma, radius, side) for side in images.shape[2:])
     if use_sparse_weights(images):
         return resize_sparse(images, rows, columns)
     return resize_dense(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
+
+
+def _gaussian_matrix(sigma: Tensor, radius: int, pixels: int) -> Tensor:
+    """Returns the weights of :func:`_gaussian` for all pixels of a line, [n, pixels, pixels], by arithmetic alone.
+
+    A pixel j is reached from pixel i directly, over the first pixel and over the last one: the radius is below the
+    number of pixels.
+    """
+    number = torch.arange(pixels, device=sigma.device)
+    sigma = sigma.clamp(min=1e-3)[:, None, None]
+    straight, first, last = (
+        number - number[:, None],
+        number + number[:, None],
+        2 * (pixels - 1) - number - number[:, None],
+    )
+
+    def weight(distance: Tensor, there: Tensor) -> Tensor:
+        return (-0.5 * (distance / sigma) ** 2).exp() * there
+
+    near = (each.abs() <= radius for each in (straight, first, last))
+    weights = weight(straight, next(near))
+    weights = weights + weight(first, next(near) & (number > 0)) + weight(last, next(near) & (number < pixels - 1))
+    return weights / weights.sum(2, keepdim=True)
 
 
 def _gaussian(sigma: Tensor, radius: int, pixels: int) -> Taps:
@@ -291,21 +341,27 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """Applies ``change`` to some images, in float32; ``images`` are overwritten.
 
-    Compiled, all images are changed and unwanted results dropped, so that shapes do not depend on ``applied``.
+    Where few launches count, all images are changed and unwanted results dropped, so that shapes do not depend on
+    ``applied``.
 
     Args:
         images: [B, 3, h, w].
-        applied: bool [B], which images. On the CPU, so that nothing waits for a GPU; in compiled code on the images'
-            device.
+        applied: bool [B], which images.
         change: maps float32 [n, 3, h, w] and rows of ``parameters`` to [n, 3, h, w]; may overwrite the images.
         parameters: [B] each, on the device of ``applied``.
 
     Returns:
         [B, 3, h, w].
     """
-    if torch.compiler.is_compiling():
-        changed = change(images.to(torch.float32, copy=True), *parameters).to(images.dtype)
-        return torch.where(applied[:, None, None, None], changed, images)
+    if not few_launches(images.device):
+        return apply_to_rows(images, applied, change, *parameters)
+    chosen, *own = _beside(images, applied, *parameters)
+    changed = change(images.to(torch.float32, copy=True), *own).to(images.dtype)
+    return torch.where(chosen[:, None, None, None], changed, images)
+
+
+def apply_to_rows(images: Tensor, applied: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Does the same with the wanted images alone; ``applied`` and ``parameters`` are on the CPU."""
     rows = applied.nonzero().flatten()
     own = (each[rows].to(images.device, non_blocking=True) for each in parameters)
     if len(rows) == len(images):
@@ -314,3 +370,8 @@ def apply_to_some(images: Tensor, applied: Tensor, change: Callable[..., Tensor]
         there = rows.to(images.device, non_blocking=True)
         images.index_copy_(0, there, change(images.index_select(0, there).float(), *own).to(images.dtype))
     return images
+
+
+def _beside(images: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """Returns the parameters on the images' device; those of :mod:`unlabeled.views.draw_ahead` are there already."""
+    return [each.to(images.device, non_blocking=True) for each in parameters]

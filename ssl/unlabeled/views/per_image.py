@@ -35,6 +35,8 @@ class PerImageTransform:
         UserError: it normalises, which the clamp would break; or, at the first batch, its result has another form.
     """
 
+    draws_on_host = True
+
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         if any(type(part).__name__ == "Normalize" for part in _nested_transforms(transform)):
             raise UserError("Foreign: no Normalize within views; give views.mean and views.std, which come last")

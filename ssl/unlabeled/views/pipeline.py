@@ -3,28 +3,29 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice
 from typing import Annotated
 
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from unlabeled.core.few_launches import few_launches
 from unlabeled.core.ranges import ChannelDeviations, ChannelMeans, Channels, FilePath, Pixels, SomeShare
+from unlabeled.core.seeding import to_device
 from unlabeled.data.decoding import channels_of, in_colour
 from unlabeled.data.padding import image_sizes
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
 from unlabeled.objective import Check
+from unlabeled.views.at_once import AtOnce, Compile
 from unlabeled.views.background import RemoveBackground
+from unlabeled.views.draw_ahead import DrawnGroup
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
-from unlabeled.views.operations import HasPlanWarnings, Operation, Parameters
+from unlabeled.views.operations import HasPlanWarnings, Operation
 from unlabeled.views.per_image import PerImageTransform
-
-Finish = Callable[[Tensor, Sequence[Parameters]], Tensor]
-
 
 # Pixels of one view that the operations process together. On a CPU few enough to stay in its caches,
 # so that their memory is reused: two views of 32 photographs took 146 ms on one core at once, and 103 ms in blocks of
@@ -60,8 +61,9 @@ class Views(nn.Module):
         evaluation_crop: central share of the image's side that evaluation keeps before resizing to ``size``.
         evaluation_interpolation: ``bilinear`` or ``bicubic``.
         masks: file of foreground masks that every ``RemoveBackground`` of the groups reads; None for none.
-        compile: compiles what follows the crop with ``torch.compile``, for a GPU; the first step then takes longer. On
-            a CPU each step does: 213 ms instead of 104 for two views of 32 photographs on one core.
+        compile: whether ``torch.compile`` makes few kernels of all operations; the first step then takes longer.
+            ``auto``: on a GPU, not on a CPU, where each step would too: 213 ms instead of 104 for two views of 32
+            photographs on one core.
         channels: of the images. With other than 3 there are no colours: crops, flips, blur and other operations on
             single channels work, operations on colours are refused.
 
@@ -79,7 +81,7 @@ class Views(nn.Module):
         evaluation_crop: SomeShare,
         evaluation_interpolation: Interpolation,
         masks: FilePath | None = None,
-        compile: bool = False,
+        compile: Compile = False,
         channels: Channels = 3,
     ) -> None:
         super().__init__()
@@ -89,12 +91,13 @@ class Views(nn.Module):
         self.masks, self.compiles, self.channels = masks, compile, channels
         self._check_channels()
         self._check_masks()
-        if compile:
+        if compile is True:
             self._check_compiles()
         self.block: int | None = None  # images that the operations process together; None: chosen by speed
         normal = None if mean is None or std is None else torch.tensor([mean, std], dtype=torch.float64)
         self._normal = None if normal is None else normal[:, :, None, None]  # [2, C, 1, 1], mean and deviation
-        self._compiled: dict[int, Finish] = {}
+        self._normal_on: dict[torch.device, Tensor] = {}
+        self._at_once = AtOnce()
 
     def _check_channels(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -178,49 +181,56 @@ class Views(nn.Module):
         groups = [group for group in self.groups for _ in range(group.count)][:first]
         if sizes is not None:
             _require_crop_first(groups)
+        compiles = self.compiles is True or (self.compiles == "auto" and images.device.type == "cuda")
+        if compiles or few_launches(images.device):
+            if (
+                images.dtype != torch.uint8
+                or images.dim() != 4
+                or images.shape[1] != self.channels
+                or 0 in images.shape
+            ):
+                raise self._refusal(images)
+            ids = ids if self.masks is None else ids.cpu()  # beside the masks: waits for a GPU once, not per group
+            batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
+            how = self._normal_of(images.device), self.compiles if compiles else False, self.block
+            return self._at_once.make(images, self._numbered(first), key, batch, *how)
         drawn = []  # for the whole global batch, of which this process keeps its rows
         for number, group in enumerate(groups):
             generator = key.generator(number)
             drawn.append([operation.sample(key.total, generator) for operation in group.operations])
-        ids = ids if self.masks is None else ids.cpu()  # on the CPU like the masks: waits for a GPU once, not per view
         parts: list[list[Tensor]] = [[] for _ in groups]  # of each view
         for rows, some in self._blocks(images):
             own = slice(key.first + rows.start, key.first + rows.stop)
             of_batch = {"ids": ids[rows]} if sizes is None else {"ids": ids[rows], "sizes": sizes[rows]}
             for view, group, each in zip(parts, groups, drawn, strict=True):
-                mine = [{name: values[own] for name, values in parameters.items()} for parameters in each]
-                view.append(self._view(some, group, mine, of_batch))
+                kept = any(getattr(step, "crops", False) for step in group.operations[:1])
+                made = some if kept else some.clone()  # other operations may overwrite it, and other views use it too
+                for operation, parameters in zip(group.operations, each, strict=True):
+                    mine = {name: values[own] for name, values in parameters.items()}
+                    made = operation.apply(made, mine | of_batch)
+                view.append(self._finish(made))
         return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
 
-    def _view(self, images: Tensor, group: ViewGroup, drawn: Sequence[Parameters], batch: Parameters) -> Tensor:
-        """Makes one view of some images, float [n, C, H, W]; keeps them unchanged, as other views use them too."""
-        cut = group.after_crop
-        if not any(getattr(step, "crops", False) for step in group.operations[:1]):
-            images = images.clone()  # other operations may overwrite it
-        for operation, parameters in zip(group.operations[:cut], drawn[:cut], strict=True):
-            images = operation.apply(images, parameters | batch)
-        if not self.compiles:
-            return self._finish(images, drawn[cut:], group.operations[cut:])
-        there = [
-            {name: values.to(images.device, non_blocking=True) for name, values in each.items()} for each in drawn[cut:]
-        ]
-        return self._compiled_finish(group)(images, there)
-
-    def _finish(self, images: Tensor, drawn: Sequence[Parameters] = (), operations: Sequence[Operation] = ()) -> Tensor:
-        """Applies the operations after the crop, then normalises; in place."""
-        for operation, parameters in zip(operations, drawn, strict=True):
-            images = operation.apply(images, parameters)
+    def _finish(self, images: Tensor) -> Tensor:
+        """Normalises, in place."""
         if self._normal is None:
             return images
         mean, std = self._normal.to(images.device, images.dtype, non_blocking=True)
         return images.sub_(mean).div_(std)
 
-    def _compiled_finish(self, group: ViewGroup) -> Finish:
-        """Compiles one function for each group at first use; shapes stay the same, so it is compiled once."""
-        if id(group) not in self._compiled:
-            finish = partial(self._finish, operations=group.operations[group.after_crop :])
-            self._compiled[id(group)] = torch.compile(finish, fullgraph=True, dynamic=False)
-        return self._compiled[id(group)]
+    def _normal_of(self, device: torch.device) -> Tensor | None:
+        """Returns mean and deviation as float32 on a device, where they stay."""
+        if self._normal is None:
+            return None
+        if device not in self._normal_on:
+            self._normal_on[device] = to_device(self._normal.float(), device)
+        return self._normal_on[device]
+
+    def _numbered(self, first: int | None) -> list[DrawnGroup]:
+        """Returns the groups with the numbers of their views, of the ``first`` views alone."""
+        numbers = iter(range(sum(group.count for group in self.groups))[:first])
+        groups = [DrawnGroup(group.operations, tuple(islice(numbers, group.count))) for group in self.groups]
+        return [group for group in groups if group.views]
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.
@@ -232,11 +242,7 @@ class Views(nn.Module):
             UserError: images of another type or shape, which would silently give wrong views.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != self.channels or 0 in images.shape:
-            given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-            raise UserError(
-                f"views are made of uint8 [B, {self.channels}, H, W], and not of {given}: unlabeled.data.decode.to_rgb "
-                "makes that of grey, RGBA and 16-bit images"
-            )
+            raise self._refusal(images)
         view, pixels = self.size**2, max(self.size**2, images.shape[2] * images.shape[3] / 4)
         limit = min(CPU_BLOCK if images.device.type == "cpu" else GPU_BLOCK, len(images) * view)
         step = self.block or 1 << max(0, int(limit / pixels).bit_length() - 1)
@@ -244,6 +250,13 @@ class Views(nn.Module):
             rows = slice(start, min(start + step, len(images)))
             # Stored column after column: a crop on a CPU starts with columns (resample.resize_sparse).
             yield rows, images[rows].mT.contiguous().float().div_(255).mT
+
+    def _refusal(self, images: Tensor) -> UserError:
+        given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        return UserError(
+            f"views are made of uint8 [B, {self.channels}, H, W], and not of {given}: unlabeled.data.decode.to_rgb "
+            "makes that of grey, RGBA and 16-bit images"
+        )
 
     @torch.no_grad()
     def evaluation_view(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:

@@ -74,6 +74,8 @@ def to_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryMode
     if isinstance(backbone, RegNetY):
         return _timm_regnet(backbone, spec, to)
     if isinstance(backbone, ViT):
+        if backbone.reg_token is not None or backbone.cls_token is None:
+            raise _refusal(to, "registers, or no class token (backbone.registers, backbone.class_token), are not tried")
         return LibraryModel(*_timm_vit(backbone))
     raise _refusal(to, f"{type(backbone).__name__} is no network of timm", isinstance(backbone, TorchvisionBackbone))
 
@@ -115,6 +117,8 @@ def _timm_vit(backbone: ViT) -> tuple[str, State, dict[str, Any]]:
         arguments["img_size"] = backbone.image_size
     if backbone.pooling == "gap":  # timm would move the norm behind the mean; ours is before it
         arguments |= {"global_pool": "avg", "fc_norm": False}
+    if any(name.endswith(".ls1.gamma") for name in backbone.state_dict()):
+        arguments["init_values"] = 1.0  # a factor for each channel; its values are in the file
     return name, backbone.state_dict(), arguments
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.backbones.vit import Attention, ViT, sincos_position
+from unlabeled.core.run_config import EARLIER_VALUES
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -19,7 +20,10 @@ TOLERANCE = 1e-5  # of position tables: float32 angles, as MAE and MoCo v3 compu
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 MOCO_V3_HEADS = HEADS | {384: 12}
 # Keys that make no difference for loaded weights
-NO_CHANGE = ("_convert_", "freeze", "gradient_checkpointing", "initialisation", "zero_init_residual")
+NO_CHANGE = (
+    *("_convert_", "freeze", "gradient_checkpointing", "initialisation", "zero_init_residual"),
+    *("drop_path", "uniform_drop_path"),
+)
 
 
 def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> None:
@@ -27,6 +31,8 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
     own = (checkpoint.config or {}).get("backbone")
     if not isinstance(own, dict):
         return
+    earlier = {key: EARLIER_VALUES.get(f"backbone.{key}") for key in asked}
+    own = {**earlier, **own}
     keys = [key for key in {**own, **asked} if key not in NO_CHANGE and own.get(key) != asked.get(key)]
     if keys:
         given = ", ".join(f"backbone.{key}={asked.get(key)} instead of {own.get(key)}" for key in keys)
@@ -119,7 +125,8 @@ def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> 
 
 def _kind_of(table: Tensor, backbone: ViT) -> str:
     for rows_first, kind in ((False, "sincos"), (True, "sincos_rows_first")):
-        if _close(table, sincos_position(backbone.num_features, backbone.grid, rows_first)):
+        fixed = sincos_position(backbone.num_features, backbone.grid, rows_first)
+        if _close(table, fixed[:, 1 - backbone.own_position :]):
             return kind
     return "learned"
 

@@ -53,7 +53,7 @@ def fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone:
 
 def _table_of(backbone: Backbone) -> _Table | None:
     if isinstance(backbone, ViT):
-        return _Table("pos_embed", 1)
+        return _Table("pos_embed", backbone.own_position)
     if isinstance(backbone, TimmBackbone):
         model = backbone.model
         first = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 1))

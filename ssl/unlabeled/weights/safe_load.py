@@ -1,5 +1,6 @@
 """Reads files from others without running any code in them."""
 
+import os
 import pickletools
 import re
 import warnings
@@ -87,7 +88,7 @@ def read_tensors(path: Path) -> Any:
         UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; the message says
         which.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint={path}: no such file")
     try:
         if _is_safetensors(path):

@@ -13,7 +13,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unlabeled.commands.command_line import Reader
-from unlabeled.commands.config import check_keys, conf_folder, import_from_beside, own_folders, user_errors
+from unlabeled.commands.config import (
+    check_keys,
+    conf_folder,
+    import_from_beside,
+    own_folders,
+    user_errors,
+    with_moved_data,
+)
 from unlabeled.errors import UserError
 
 _ONE_AT_A_TIME = threading.RLock()  # what Hydra composes with is a global of the process
@@ -74,7 +81,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     if own:
         values.append(f"hydra.searchpath=[{','.join(_as_text(f'file://{each}', 'config-dir') for each in own)}]")
     with user_errors(conf, config_name, values):
-        values = Reader(conf, config_name, values).arguments()
+        values = Reader(conf, config_name, with_moved_data(conf / f"{config_name}.yaml", values)).arguments()
     with user_errors(conf, config_name, values), _ONE_AT_A_TIME, _hydra_as_found():
         with initialize_config_dir(str(conf), version_base="1.3"):
             config = compose(config_name, values, return_hydra_config=True)

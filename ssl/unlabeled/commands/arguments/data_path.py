@@ -1,5 +1,6 @@
 """``data=PATH`` in place of ``data=folder data.path=PATH``: which source it is, the files say."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def with_data_source(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     path, source = given, _source_of(Path(given).expanduser())
     named = [f"data={source}", f"data.path={path}"]
-    has_test = (Path(path).expanduser() / "test").is_dir() and not any(a.startswith("data.test=") for a in arguments)
+    has_test = os.path.isdir(Path(path).expanduser() / "test") and not any(
+        a.startswith("data.test=") for a in arguments
+    )
     if source in ("huggingface", "litdata") and has_test:
         named.append("data.test=test")
     if source == "shards" and _is_pack_with_test(Path(path).expanduser(), arguments):
@@ -34,7 +37,7 @@ def with_data_source(arguments: Sequence[str]) -> list[str]:
 def _is_pack_with_test(path: Path, arguments: Sequence[str]) -> bool:
     """Whether ``unlabeled pack`` wrote this folder, a test split with it, and no other key of the split is given."""
     given = any(argument.startswith(("data.test=", "data.labels=")) for argument in arguments)
-    return not given and (path / "pack.json").is_file() and any(path.glob("test-*.tar"))
+    return not given and os.path.isfile(path / "pack.json") and any(path.glob("test-*.tar"))
 
 
 def data_path(arguments: Sequence[str]) -> str | None:
@@ -45,12 +48,12 @@ def data_path(arguments: Sequence[str]) -> str | None:
     value = given[0].strip("'\"") if given[0][:1] in "'\"" else given[0]
     folders = [conf_folder(), *own_folders(arguments)]
     known = {path.stem for folder in folders for path in (folder / "data").glob("*.yaml")}
-    is_place = value not in known and bool(value) and ("/" in value or Path(value).expanduser().exists())
+    is_place = value not in known and bool(value) and ("/" in value or os.path.exists(Path(value).expanduser()))
     return value if is_place else None
 
 
 def _source_of(path: Path) -> str:
     for source, patterns in SIGNS:
-        if any(next(path.glob(pattern), None) for pattern in patterns if path.is_dir()):
+        if any(next(path.glob(pattern), None) for pattern in patterns if os.path.isdir(path)):
             return source
     return "folder"

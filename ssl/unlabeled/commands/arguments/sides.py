@@ -1,5 +1,6 @@
 """One network of a comparison: a run's folder, a file, or the keys of ``conf/representation_side.yaml`` in braces."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ FILES = ("run", "checkpoint")  # keys whose values may hold any letter
 def files_of(which: str, given: Any) -> dict[str, Any]:
     """``run`` and ``checkpoint`` of a network; raises UserError for what is neither a name nor keys."""
     if isinstance(given, str):
-        kind = "run" if Path(given).expanduser().is_dir() else "checkpoint"
+        kind = "run" if os.path.isdir(Path(given).expanduser()) else "checkpoint"
         return dict.fromkeys(FILES) | {kind: given}
     if not isinstance(given, dict):
         raise UserError(f"{which}={given}: give a run's folder, a checkpoint's file, or key:value pairs in braces")

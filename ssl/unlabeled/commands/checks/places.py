@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.places import NEWEST, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.places import NEWEST, check_one_named, checkpoint_path, run_folder, similar_runs, why_not_evaluated
 from unlabeled.core.writing import check_file, check_folder
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -33,7 +33,7 @@ def _nothing(keys: Keys) -> None:
 
 def _train(keys: Keys) -> None:
     if keys["replay"] is not None:
-        if not Path(keys["replay"]).is_file():
+        if not os.path.isfile(keys["replay"]):
             raise UserError(f"replay={keys['replay']}: no such file; a run writes them to its folder faults/")
         return
     if keys["run_dir"].strip():
@@ -63,10 +63,14 @@ def _embed(keys: Keys) -> None:
     if keys["out"] is None:
         raise UserError("out: has no default; give out=features.parquet, .npy, .npz, .csv or .safetensors")
     out = Path(keys["out"]).expanduser()
+    check_file("out", out)
     if out.suffix not in TABLES:
         raise UserError(f"out={out}: the ending says how it is written; allowed: {', '.join(TABLES)}")
-    check_file("out", out)
-    _network(keys)
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
 
 
 def _in_a_folder(keys: Keys) -> None:
@@ -84,6 +88,20 @@ def _inspect(keys: Keys) -> None:
     _check_data(keys["data"])
 
 
+def _pack(keys: Keys) -> None:
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=FOLDER, which may be new")
+    out = Path(keys["out"]).expanduser()
+    if keys["check"]:
+        if not out.is_dir():
+            raise UserError(f"out={keys['out']}: no such folder; give one that unlabeled pack has written")
+        return
+    if not keys.get("data"):
+        raise UserError("data: has no default; give data=PATH, or a choice such as data=cifar10")
+    check_folder("out", out, ["pack.json", "SHA256SUMS", "train-000000.tar"])
+    _check_data(keys["data"])
+
+
 def _saliency(keys: Keys) -> None:
     out = keys["out"] or ""
     if not out or out.endswith(".png"):
@@ -96,7 +114,7 @@ def _saliency(keys: Keys) -> None:
 def _health(keys: Keys) -> None:
     if keys["run"] is None:
         raise UserError("run=null: give the folder of a run: unlabeled health run=outputs/digits")
-    if not (run_folder("run", keys["run"]) / "metrics.jsonl").is_file():
+    if not os.path.isfile(run_folder("run", keys["run"]) / "metrics.jsonl"):
         raise UserError(f"run={keys['run']}: there is no metrics.jsonl in it; give the folder of a run")
 
 
@@ -116,9 +134,9 @@ def _compare_networks(keys: Keys) -> None:
 def _check_side(which: str, given: Any) -> None:
     if isinstance(given, str):
         path = Path(given).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{which}={given}: no such folder of a run and no such file{similar_runs(path)}")
-        if path.is_dir() and not (path / NEWEST).exists():
+        if os.path.isdir(path) and not os.path.exists(path / NEWEST):
             raise UserError(f"{which}={given}: there is no {NEWEST} in it; give the folder of a run that has a state")
     elif given.get("run") is not None or given.get("checkpoint") is not None:
         checkpoint_path(given.get("run"), given.get("checkpoint"))
@@ -131,7 +149,7 @@ def _table(keys: Keys) -> None:
         raise UserError("runs=[]: give folders of runs: unlabeled table outputs/*")
     for given in keys["runs"]:
         path = Path(given).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"runs: {given}: no such folder{similar_runs(path)}")
 
 
@@ -142,6 +160,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,
+    "pack": _pack,
     "saliency": _saliency,
     "health": _health,
     "representation_compare": _compare_networks,
@@ -154,9 +173,9 @@ def _check_weights(origin: str | None) -> None:
     if origin is None or names_library(origin):
         return
     path = Path(origin).expanduser()
-    if path.is_dir() and not (path / NEWEST).exists():
+    if os.path.isdir(path) and not os.path.exists(path / NEWEST):
         raise UserError(f"weights={origin}: no run: it has no {NEWEST}; {LIBRARIES}")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"weights={origin}: no such file or folder of a run{similar_runs(path)}; {LIBRARIES}")
 
 

@@ -98,7 +98,7 @@ def fits(value: Any, expected: Any) -> bool:
     if kind in (int, float):
         return _is_number(value, kind) and range_of(kind, marks).holds(value)
     if kind is str:
-        return isinstance(value, str) and _right_length(value, [MinLen(1), *marks])
+        return isinstance(value, str) and "\0" not in value and _right_length(value, [MinLen(1), *marks])
     if kind in (bool, NoneType):
         return isinstance(value, kind)
     if kind is Built:

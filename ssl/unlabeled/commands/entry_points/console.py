@@ -3,12 +3,12 @@
 import contextlib
 import difflib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import NoReturn
 
 from unlabeled import __version__
@@ -179,7 +179,7 @@ def folders_as(key: str, arguments: Sequence[str]) -> list[str]:
     others: list[str] = []
     for before, argument in pairwise(["", *arguments]):
         is_option = argument.startswith("-") or before in ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i")
-        (others if is_option or ("=" in argument and not Path(argument).exists()) else folders).append(argument)
+        (others if is_option or ("=" in argument and not os.path.exists(argument)) else folders).append(argument)
     if not folders:
         return others
     if any(other.startswith(f"{key}=") for other in others):

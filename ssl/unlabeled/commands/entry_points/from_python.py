@@ -17,7 +17,7 @@ from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.config import conf_folder, user_errors
 from unlabeled.core.escaping import for_shell
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
 
@@ -224,12 +224,12 @@ def _path(run: Any) -> str:
 
 
 def _kind(run: Any) -> str:
-    return "checkpoint" if Path(_path(run)).expanduser().is_file() else "run"
+    return "checkpoint" if os.path.isfile(Path(_path(run)).expanduser()) else "run"
 
 
 def _source(run: Any) -> dict[str, str]:
     """The key that names what a backbone is loaded from."""
-    in_library = ":" in _path(run) and not Path(_path(run)).expanduser().exists()
+    in_library = ":" in _path(run) and not os.path.exists(Path(_path(run)).expanduser())
     return {"weights" if in_library else _kind(run): _path(run)}
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from unlabeled.commands.build.run import build_splits
 from unlabeled.commands.config import run_module
-from unlabeled.core.writing import check_folder
-from unlabeled.data.pack.pack import CHECKSUMS, REPORT, Packed, check_pack, pack
+from unlabeled.data.pack.pack import Packed, check_pack, pack
 from unlabeled.errors import UserError
 
 NAMED = 5  # corrupt images in the output; pack.json has all
@@ -24,20 +23,15 @@ def pack_data(config: Any, resolved: dict[str, Any], log: Callable[[str], None] 
     Raises:
         UserError: a mistake, or shards that do not match their checksums.
     """
-    if resolved["out"] is None:
-        raise UserError("out: has no default; give out=FOLDER, which may be new")
     out = Path(resolved["out"]).expanduser()
     if resolved["check"]:
         _check(out, log)
         return None
-    if not config.get("data"):
-        raise UserError("data: has no default; give data=PATH, or a choice such as data=cifar10")
-    check_folder("out", out, [REPORT, CHECKSUMS, "train-000000.tar"])
     if resolved["image_size"] is not None:
         config.data.image_size = resolved["image_size"]
     splits = build_splits(config)
-    keys = [resolved[key] for key in ("encoding", "quality", "shard_images", "num_workers")]
-    packed = pack(splits, out, *keys, log=log)
+    encoding, quality, shard_images = (resolved[key] for key in ("encoding", "quality", "shard_images"))
+    packed = pack(splits, out, encoding, quality, shard_images, resolved["num_workers"], log)
     _tell(out, packed, log)
     return packed
 

@@ -6,7 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from unlabeled.commands.arguments.typed import typed_command, without_name
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
@@ -112,7 +113,7 @@ def _loss_rose(run_dir: Path) -> list[str]:
 def _failed_checks(run_dir: Path) -> list[str]:
     """Of the plan that was made before the first step; none where there is no plan, or nobody can read it."""
     try:
-        checks = parse_json((run_dir / "plan.json").read_text())["checks"]
+        checks = parse_json(read_bytes(run_dir / "plan.json"))["checks"]
         failed = [f"{check['name']}: {check['found']}; {check['remedy']}" for check in checks if not check["passed"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -132,6 +133,7 @@ def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
     lines = [("look at the report", f"open {run_dir / 'report' / 'report.html'}")] if rows else []
     if not (rows and _has_own_data(run_dir)):
         lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+    lines.append(("get the features of images", f"unlabeled embed run={run_dir} data=FOLDER out=features.parquet"))
     lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=timm"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
     lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))

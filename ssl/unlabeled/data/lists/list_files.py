@@ -126,7 +126,7 @@ def _of_csv(file: Path, given: str, path_column: str | None, label_column: str |
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.is_file()
+        return os.path.isfile(path)
     except (OSError, ValueError):  # too long a name; a NUL in it
         return False
 

@@ -143,4 +143,4 @@ def _each_file_once(root: Path, folders: list[Folder], left_out: LeftOut) -> Non
         for name in folder.names if len(kept) < len(folder.names) else ():
             if (number, name) in further:
                 leave_out(left_out, SAME, os.path.normpath(os.path.join(folder.inside, name)))
-        folder.names, folder.inodes = ([column[place] for place in kept] for column in (folder.names, folder.inodes))
+        folder.names, folder.inodes = [folder.names[place] for place in kept], [folder.inodes[place] for place in kept]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.writing import Unwritable, write_atomic
 from unlabeled.data.decoding import channels_of
 from unlabeled.data.fingerprint import fingerprint

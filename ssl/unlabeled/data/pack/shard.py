@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import open_regular, read_bytes
 from unlabeled.core.writing import replacing, write_atomic
 from unlabeled.data.pack.images import Encoding, encode, member_name
 from unlabeled.data.source import CorruptImage, Source
@@ -88,7 +89,7 @@ def record_path(out: Path, name: str) -> Path:
 def read_record(path: Path) -> ShardRecord | None:
     """Returns a record, or None where there is none that is whole."""
     try:
-        return ShardRecord(**parse_json(path.read_text()))
+        return ShardRecord(**parse_json(read_bytes(path)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -105,7 +106,7 @@ def matches(record: ShardRecord, out: Path) -> bool:
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file. Raises OSError."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import escaped
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import shorten_list
 from unlabeled.errors import UserError
 

@@ -1,11 +1,12 @@
 """Reads Hugging Face data sets on disk, as ``save_to_disk`` writes them; the package ``datasets`` is not needed."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside, read_text, require_regular
@@ -89,9 +90,9 @@ def _read(path: str, split: str, key: str, image_column: str, label_column: str 
 
 def _files(base: Path, split: str, given: str) -> list[str]:
     folder, state = base / split, base / split / "state.json"
-    if not state.is_file():
-        there = sorted(found.parent.name for found in base.glob("*/state.json"))
-        there += ["."] if (base / "state.json").is_file() else []
+    if not os.path.isfile(state):
+        there = sorted(found.parent.name for found in base.glob("*/state.json")) if os.path.isdir(base) else []
+        there += ["."] if os.path.isfile(base / "state.json") else []
         raise UserError(
             f"{given}: {folder.absolute()} is no data set that save_to_disk wrote (no state.json); data.path={base}"
             f" has these splits: {shorten_list(there)}"
@@ -111,7 +112,7 @@ def _files(base: Path, split: str, given: str) -> list[str]:
     if selected:
         raise UserError(f"{folder} holds a selection of rows: save it again after Dataset.flatten_indices()")
     names = [str(folder / file) for file in files]
-    missing = [name for name in names if not Path(name).is_file()]
+    missing = [name for name in names if not os.path.isfile(name)]
     if missing:
         raise UserError(
             f"{given}: {len(missing)} of {len(names)} files are missing: {shorten_list(missing)}; fetch them again"

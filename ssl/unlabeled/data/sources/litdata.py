@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import name_inside

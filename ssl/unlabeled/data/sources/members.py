@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line
 from unlabeled.core.reading import shown_path
 from unlabeled.data.lists.left_out import LeftOut, leave_out

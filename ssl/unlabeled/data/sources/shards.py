@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.ranges import Channels, Classes, Count, Decoder, FilePath, Pixels
 from unlabeled.core.reading import open_regular

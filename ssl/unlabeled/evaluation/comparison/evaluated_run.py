@@ -1,13 +1,14 @@
 """Reads the results of past evaluations: rows, provenance, and the configuration of the evaluated run."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from unlabeled.core.file_config import as_data
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.places import why_not_evaluated
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import FREE_KEYS, read_yaml
@@ -76,12 +77,12 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 def is_run(folder: Path) -> bool:
     """Checks whether this is the folder of a run or of a report."""
-    return any((folder / name).exists() for name in ("checkpoints", "config.yaml", "report", "results.json"))
+    return any(os.path.exists(folder / name) for name in ("checkpoints", "config.yaml", "report", "results.json"))
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
     """Reads the folder of a run or of a report. Never raises: ``problem`` names what is missing or damaged."""
-    report = folder if (folder / "results.json").exists() else folder / "report"
+    report = folder if os.path.exists(folder / "results.json") else folder / "report"
     beside = folder.resolve().parent if folder.resolve().name == "report" else folder
     found = EvaluatedRun(folder, report, _config(beside / "config.yaml"))
     try:

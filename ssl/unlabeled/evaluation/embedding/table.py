@@ -1,6 +1,7 @@
 """Where the features of a data set go: into a file beside the table that will be made of it, or into memory."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import check_file, write_atomic
 from unlabeled.data.source import Source
@@ -197,9 +198,9 @@ def _open(out: Path, settings: dict[str, Any], images: Images) -> PartFile | Non
     if None in settings["data"].values():  # nobody can say whether these are the images of before
         part_path(out).unlink(missing_ok=True)
     record = _settings_of(out)
-    if not out.exists():
+    if not os.path.exists(out):
         record_file(out).unlink(missing_ok=True)
-    elif record is None and not part_path(out).exists():
+    elif record is None and not os.path.exists(part_path(out)):
         raise UserError(f"out={out}: is there, and nothing says how it was made; remove it, or give another name")
     elif record is not None and (record != settings or None in settings["data"].values()):
         raise UserError(
@@ -213,7 +214,7 @@ def _open(out: Path, settings: dict[str, Any], images: Images) -> PartFile | Non
 def _settings_of(out: Path) -> dict[str, Any] | None:
     """Reads the settings of the table that is there; None where there is none, or no whole record of it."""
     beside, file = rows_file(out), record_file(out)
-    if not out.exists() or not file.is_file() or (beside is not None and not beside.exists()):
+    if not os.path.exists(out) or not os.path.isfile(file) or (beside is not None and not os.path.exists(beside)):
         return None
     try:
         found = parse_json(read_bytes(file))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from unlabeled.errors import UserError
 
-FIRST = ("cls_token", "pos_embed", "patch_embed")
-NOT_DECAYED = ("cls_token", "pos_embed")  # timm's no_weight_decay()
+FIRST = ("cls_token", "reg_token", "pos_embed", "patch_embed")
+NOT_DECAYED = ("cls_token", "reg_token", "pos_embed")  # timm's no_weight_decay()
 
 
 def layer_number(name: str, depth: int) -> int:

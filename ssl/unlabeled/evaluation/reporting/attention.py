@@ -156,7 +156,7 @@ def find_transformer(backbone: Backbone) -> Transformer | None:
     """Returns the backbone's attention, or None if it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
         layers = [_own(block.attn) for block in backbone.blocks]
-        return Transformer(layers, 1, (backbone.grid, backbone.grid), backbone.pooling == "gap")
+        return Transformer(layers, backbone.prefix, (backbone.grid, backbone.grid), backbone.pooling == "gap")
     return _of_timm(backbone.model) if isinstance(backbone, TimmBackbone) else None
 
 

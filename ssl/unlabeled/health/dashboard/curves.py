@@ -3,12 +3,11 @@
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
 from math import inf, isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import open_regular
 
 Point = tuple[int, float | None]  # step and value; None: not finite
@@ -97,11 +96,11 @@ class GrowingFile:
                 self.version += 1
                 self.take(block)
 
-    def _was_replaced(self, file: BufferedReader) -> bool:
+    def _was_replaced(self, file: IO[bytes]) -> bool:
         file.seek(self._position - len(self._before))
         return file.read(len(self._before)) != self._before
 
-    def _whole_lines(self, file: BufferedReader) -> bytes:
+    def _whole_lines(self, file: IO[bytes]) -> bytes:
         file.seek(self._position)
         read = file.read(BLOCK)
         block = read[: read.rfind(b"\n") + 1]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.yaml_text import parse_yaml
+from unlabeled.core.parsing import parse_yaml
 from unlabeled.health.dashboard.curves import Curve, CurveSummary, GrowingFile, RunCurves
 from unlabeled.health.dashboard.documents import Document, finite_or_none, flatten, is_outside
 from unlabeled.health.dashboard.verdict import Verdict, classify_run, classify_run_without_state

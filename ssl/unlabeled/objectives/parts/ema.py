@@ -20,6 +20,14 @@ def frozen_copy(module: M) -> M:
     return copy.deepcopy(module).requires_grad_(False)
 
 
+def without_drop_path(module: M) -> M:
+    """Sets every drop path of ``module`` to 0, in place: teachers leave out nothing, in train mode too."""
+    for each in module.modules():
+        if isinstance(getattr(each, "drop_prob", None), float):  # ours and timm's DropPath
+            each.drop_prob = 0.0  # type: ignore[assignment]
+    return module
+
+
 @torch.no_grad()
 def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """Updates θ_target ← m·θ_target + (1 − m)·θ_online, in place.

@@ -1,5 +1,6 @@
 """Writes and reads the file of a skipped step: all that is needed to compute it again, as plain tensors and values."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def read_record(path: str) -> dict[str, Any]:
     Raises:
         UserError: any other file.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"replay={path}: no such file; a run writes them to its folder faults/")
     try:
         record: Any = torch.load(path, map_location="cpu", weights_only=True)

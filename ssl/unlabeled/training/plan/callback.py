@@ -14,6 +14,7 @@ from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.training.plan.plan import make_plan, read_trial
+from unlabeled.training.plan.room import check_room, step_memory
 from unlabeled.training.plan.text import format_plan
 from unlabeled.training.plan.trial import TrialResult, network_bytes, run_trial
 from unlabeled.training.pretraining import Pretraining
@@ -48,9 +49,12 @@ class PlanCallback(pl.Callback):
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         step = trainer.global_step if self.step is None else self.step
         path = Path(trainer.default_root_dir) / "plan.json"
+        size = data.splits.train.image_size
+        check_room(trainer, pl_module, size)
+        memory = step_memory(trainer, pl_module, size) if self.only else None
         tried = self._trial_result(trainer, pl_module, step, path)
         device = _device_name(trainer.strategy.root_device)
-        plan = make_plan(pl_module, data, trainer.world_size, device, str(trainer.precision), step, tried)
+        plan = make_plan(pl_module, data, trainer.world_size, device, str(trainer.precision), step, tried, memory)
         self.passed = plan.passed
         if trainer.is_global_zero:
             plan.write(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.data_summary import all_left_out, summarize_data
@@ -16,6 +16,7 @@ from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
 from unlabeled.training.plan.checks import check_continued_rate, check_schedule
+from unlabeled.training.plan.memory import StepMemory
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
 
@@ -56,6 +57,8 @@ class RunPlan:
     parameters: list[PlanPart]
     checks: list[Check]
     step: int  # from which the run continues
+    memory: dict[str, Any] | None  # counted, on one process; see training.plan.memory.StepMemory
+    not_counted: str | None  # why it is not
     trial: TrialResult | None
     not_tried: str | None  # why there is no trial
     seconds_left: float | None  # without waiting for data, probes and checkpoints
@@ -79,6 +82,7 @@ def make_plan(
     precision: str,
     step: int,
     tried: TrialResult | str,
+    memory: StepMemory | str | None = None,
 ) -> RunPlan:
     """Makes the plan of a run.
 
@@ -87,6 +91,7 @@ def make_plan(
         processes, device, precision: used by the run.
         step: from which the run continues.
         tried: the measurements, or the reason why there are none.
+        memory: the count of a step's memory, or the reason why there is none; None: it was not asked for.
     """
     train = data.splits.train
     schedule, epochs = make_schedule(module), module.total_steps / module.steps_per_epoch
@@ -116,6 +121,8 @@ def make_plan(
         parameters=named_parts(module.objective),
         checks=checks,
         step=step,
+        memory=memory.plain() if isinstance(memory, StepMemory) else None,
+        not_counted=memory if isinstance(memory, str) else None,
         trial=trial,
         not_tried=tried if isinstance(tried, str) else None,
         seconds_left=seconds,

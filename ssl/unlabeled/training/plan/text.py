@@ -22,6 +22,7 @@ def format_plan(plan: RunPlan, name: str) -> str:
         *(_row(label, values) for label, values in plan.schedule.items()),
         *_parameters(plan),
         _line("a step", _step(plan)),
+        *_memory(plan),
         _line("time", _time(plan)),
         _line("checks", f"{len(plan.checks) - len(failed)} passed, {len(failed)} failed"),
     ]
@@ -92,6 +93,18 @@ def _step(plan: RunPlan) -> str:
     room = "" if memory is None else f", peak memory {memory / 2**30:.1f} GiB{each}"
     first = plan.trial.first_step_seconds
     return f"{plan.trial.seconds_per_step:.3g} s, {per_second:,.0f} images/s{room}; the first took {first:.3g} s"
+
+
+def _memory(plan: RunPlan) -> list[str]:
+    """The count of ``unlabeled plan``, and which GPUs have so much memory."""
+    if plan.memory is None:
+        return [] if plan.not_counted is None else [_line("memory", f"not counted: {plan.not_counted}")]
+    shown = {name: plan.memory[name] / 2**30 for name in ("peak", "activations", "network")}
+    sizes = "/".join(map(str, plan.memory["fits"]))
+    fits = f"fits {sizes} GB" if sizes else "does not fit 80 GB"
+    each = " a process" if plan.processes > 1 else ""
+    held = f"activations {shown['activations']:.3g}, network {shown['network']:.2g}"
+    return [_line("memory", f"about {shown['peak']:.3g} GiB{each} ({held}); {fits}")]
 
 
 def _time(plan: RunPlan) -> str:

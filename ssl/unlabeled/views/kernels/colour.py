@@ -1,9 +1,12 @@
 """Colour operations on batches in [0, 1], each image with its own factor; equal to torchvision's functions."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from unlabeled.core.few_launches import few_launches
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
 _HUGE = 1e30  # times this, any nonzero difference of two values exceeds the clamps below
@@ -51,25 +54,21 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
     """Changes brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
     Before each of the four operations the images are sorted by the operation that they get, so that it runs in place on
-    adjacent rows. Compiled, every operation runs on all images and unwanted results are dropped: shapes stay fixed, and
-    it is one kernel.
+    adjacent rows. Where few launches count, :func:`jitter_all` has the same result.
 
     Args:
         images: float [B, 3, h, w] in [0, 1].
         factors: [B, 4], multiplicative for brightness, contrast and saturation (1 changes nothing), a shift in turns
             for hue (0 changes nothing). With ``additive_brightness`` the first is added (0 changes nothing).
         order: int64 [B, 4], a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue per image; 4 is no
-            operation. On the CPU, so that nothing waits for a GPU; in compiled code on the images' device.
+            operation. Both on the CPU, or where few launches count on the images' device.
         additive_brightness: as TensorFlow's ``random_brightness`` instead of torchvision's.
 
     Returns:
         [B, 3, h, w], in new memory.
     """
-    if torch.compiler.is_compiling():
-        for turn, operation in itertools.product(range(4), range(4)):
-            changed = _change(images.clone(), operation, factors[:, operation], additive_brightness)
-            images = torch.where((order[:, turn] == operation)[:, None, None, None], changed, images)
-        return images
+    if few_launches(images.device):
+        return jitter_all(images, factors, order, additive_brightness)
     place = torch.arange(len(images))  # the image in each row
     for turn in range(4):
         kinds, by_kind = order[place, turn].sort(stable=True)
@@ -79,6 +78,79 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
         for operation, (some, own) in enumerate(itertools.islice(parts, 4)):
             _change(some, operation, own[:, operation].to(images.device, non_blocking=True), additive_brightness)
     return images.index_select(0, place.argsort().to(images.device, non_blocking=True))
+
+
+Pixels = tuple[Tensor, Tensor, Tensor]  # red, green and blue, [B, h, w] each
+
+
+def jitter_all(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
+    """Does the same with all operations on all images: where one has no turn, its factor changes nothing.
+
+    Contrast alone needs a value of the whole image, its mean grey value. So there are two parts, before and after it;
+    within each, hue is computed once, and brightness and saturation before and after it. Compiled these are two or
+    three kernels, as each channel is a tensor of its own and all tensors have one shape.
+    """
+    own = [factors[:, operation, None, None] for operation in range(4)]
+    turn = torch.stack([_turn(order, operation) for operation in range(4)])[:, :, None, None]  # [4, B, 1, 1]
+    contrast, (red, green, blue) = turn[1], images.unbind(1)
+    pixels = _without_contrast((red, green, blue), own, turn, turn < contrast, additive_brightness)
+    grey = _grey(pixels).mean((1, 2), keepdim=True)
+    pixels = _blend(pixels, torch.where(contrast < 4, own[1], 1), grey)
+    after = (turn > contrast) & (turn < 4)
+    return torch.stack(_without_contrast(pixels, own, turn, after, additive_brightness), 1)
+
+
+def _turn(order: Tensor, operation: int) -> Tensor:
+    """Returns in which turn an operation comes, 0 to 3; 4 where it does not. No search: it becomes part of a kernel."""
+    turns = [(order[:, turn] == operation) * (turn - 4) for turn in range(4)]
+    return turns[0] + turns[1] + turns[2] + turns[3] + 4
+
+
+def _without_contrast(pixels: Pixels, factors: list[Tensor], turn: Tensor, wanted: Tensor, additive: bool) -> Pixels:
+    """Applies those operations that are ``wanted`` [4, B, 1, 1], each in its turn, on both sides of hue."""
+    brightness, _, saturation, hue = turn.unbind(0)
+
+    def saturate(pixels: Pixels, now: Tensor) -> Pixels:
+        return _blend(pixels, torch.where(now & wanted[2], factors[2], 1), _grey(pixels))
+
+    def brighten(pixels: Pixels, now: Tensor) -> Pixels:
+        factor = torch.where(now & wanted[0], factors[0], 0 if additive else 1)
+        red, green, blue = ((each + factor if additive else each * factor).clamp(0, 1) for each in pixels)
+        return red, green, blue
+
+    def both(pixels: Pixels, side: Callable[[Tensor], Tensor]) -> Pixels:
+        pixels = saturate(pixels, side(saturation) & (saturation < brightness))
+        pixels = brighten(pixels, side(brightness))
+        return saturate(pixels, side(saturation) & (saturation > brightness))
+
+    pixels = both(pixels, lambda own: own < hue)
+    turned = shifted_hue(pixels, factors[3])
+    red, green, blue = (torch.where(wanted[3], new, old) for new, old in zip(turned, pixels, strict=True))
+    return both((red, green, blue), lambda own: own > hue)
+
+
+def shifted_hue(pixels: Pixels, shift: Tensor) -> Pixels:
+    """Does what :func:`shift_hue` does, channel by channel and in new memory; ``shift`` [B, 1, 1]."""
+    hue, chroma, value = _hexagon(*pixels)
+    hue = hue / 6 + shift
+
+    def channel(number: int) -> Tensor:
+        distance = hue - number / 6
+        return value - chroma * ((distance - distance.round()).abs() * -6 + 2).clamp(0, 1)
+
+    return channel(3), channel(5), channel(1)
+
+
+def _blend(pixels: Pixels, factor: Tensor, base: Tensor) -> Pixels:
+    """Returns factor · image + (1 − factor) · base, clamped; a factor of 1 changes nothing."""
+    base = base * (1 - factor)
+    red, green, blue = ((each * factor + base).clamp(0, 1) for each in pixels)
+    return red, green, blue
+
+
+def _grey(pixels: Pixels) -> Tensor:
+    red, green, blue = pixels
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
 
 def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:

@@ -37,6 +37,36 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpol
     return made.clamp_(0, 1).to(images.dtype)
 
 
+def crop_views(
+    images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpolation: Interpolation, views: int
+) -> Tensor:
+    """Makes several crops of each image by two batched products; shapes do not depend on the boxes.
+
+    Args:
+        images: uint8 [n, C, H, W].
+        boxes, flip: as :func:`crop_resize` takes them, [n · views] rows, those of an image beside each other.
+        size, interpolation: as there.
+        views: crops of each image.
+
+    Returns:
+        float32 [n · views, C, size, size] in [0, 1].
+    """
+    count, channels, height, width = images.shape
+    top, left, high, wide = boxes.unbind(1)
+    lines = kernel(  # rows and columns together
+        torch.cat([top, left]),
+        torch.cat([high, wide]),
+        torch.cat([torch.zeros_like(flip), flip]),
+        size,
+        interpolation,
+    )
+    rows, columns = matrix(lines, max(height, width)).chunk(2)
+    beside = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # [n, H, C, W]
+    cut = rows[..., :height].reshape(count, views * size, height) @ beside.flatten(2)  # [n, views · size, C · W]
+    made = cut.view(count * views, size * channels, width) @ columns[..., :width].mT
+    return made.view(count * views, size, channels, size).transpose(1, 2).clamp(0, 1)
+
+
 class Kernel(NamedTuple):
     """Describes how intervals of lines are resized. Pixels count from the start of the interval."""
 

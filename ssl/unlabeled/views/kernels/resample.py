@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlabeled.core.few_launches import few_launches
+
 
 class Taps(NamedTuple):
     """The source pixels, with weights, of each pixel of a line."""
@@ -21,7 +23,7 @@ class Taps(NamedTuple):
 
 def use_sparse_weights(images: Tensor) -> bool:
     """Returns whether to add up few pixels, instead of multiplying by dense matrices."""
-    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not few_launches(images.device)
 
 
 def resize_sparse(images: Tensor, rows: Taps, columns: Taps) -> Tensor:

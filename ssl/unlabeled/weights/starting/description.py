@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, get_args
 
-from unlabeled.core.json_text import parse_json
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_bytes
 from unlabeled.errors import UserError
 from unlabeled.views.kernels.crop import Interpolation
 from unlabeled.weights.starting.libraries import hub_file
@@ -47,7 +48,7 @@ def _of_hub(name: str) -> Parts:
 
     found: Any = None
     with suppress(UserError, ValueError, OSError):
-        found = parse_json(hub_file(f"hf:{name}", name, "config.json").read_bytes())
+        found = parse_json(read_bytes(hub_file(f"hf:{name}", name, "config.json")))
     architecture = found.get("architecture") if isinstance(found, dict) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         return {}

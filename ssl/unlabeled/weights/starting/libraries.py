@@ -120,7 +120,7 @@ def _torch_file(origin: str, url: str) -> Path:
     """A file that torch.hub keeps, whose name ends in the beginning of its hash, which is verified."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / os.path.basename(url)
-    if not path.exists():
+    if not os.path.exists(path):
         _require_online(origin, url, str(folder))
         make_folder(folder)
         try:

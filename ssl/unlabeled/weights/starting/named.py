@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unlabeled.core.places import check_one_named, checkpoint_path
 from unlabeled.errors import UserError
 from unlabeled.weights.checkpoint import Checkpoint
-from unlabeled.weights.load import checkpoint_path, read_checkpoint
+from unlabeled.weights.load import read_checkpoint
 from unlabeled.weights.starting.description import describe
 from unlabeled.weights.starting.libraries import READERS
 from unlabeled.weights.starting.start import read_start
@@ -17,8 +18,7 @@ def read_named(run: str | None, checkpoint: str | None, weights: str | None) -> 
     Raises:
         UserError: several or none are given, there is no such thing, or it is no checkpoint.
     """
-    if sum(each is not None for each in (run, checkpoint, weights)) != 1:
-        raise UserError("give one of run=outputs/NAME, checkpoint=FILE and weights=… (a file, timm:NAME, …)")
+    check_one_named(run, checkpoint, weights)
     if weights is None:
         return read_checkpoint(checkpoint_path(run, checkpoint))
     found = read_start(weights, "backbone", None).checkpoint

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +127,9 @@ def read_start(origin: str, of: WeightsOf, sha256: str | None) -> StartingWeight
 
 def _read_file(origin: str) -> Checkpoint:
     path = Path(origin).expanduser()
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not file.is_file():
-        what = "no run: it has no checkpoints/last.ckpt" if path.is_dir() else "no such file or folder of a run"
+    file = path / "checkpoints" / "last.ckpt" if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        what = "no run: it has no checkpoints/last.ckpt" if os.path.isdir(path) else "no such file or folder of a run"
         raise UserError(f"weights={origin}: {what}; timm:NAME, torchvision:NAME and hf:ORG/NAME are known too")
     try:
         return read_checkpoint(file)
@@ -157,8 +158,8 @@ def starting_backbone(checkpoint: Checkpoint, like: Backbone | None) -> Backbone
     if like is None or not checkpoint.weights:
         return None
     file = folder_of(checkpoint.path) / "checkpoints" / COPY
-    if not file.is_file() or _sha256(file) != expected:
-        what = "is another file than the run wrote" if file.is_file() else "is gone"
+    if not os.path.isfile(file) or _sha256(file) != expected:
+        what = "is another file than the run wrote" if os.path.isfile(file) else "is gone"
         checkpoint.notes.append(f"{COPY}, the weights that the run started from, {what}: there is no row for them")
         return None
     backbone, state = copy.deepcopy(like), read_tensors(file)

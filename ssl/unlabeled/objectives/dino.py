@@ -1,0 +1,234 @@
+"""DINO: crops of an image predict the output of a slowly following teacher for its large crops, centred and sharpened.
+
+Caron et al. 2021, arXiv:2104.14294. Official code: github.com/facebookresearch/dino (main_dino.py).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Interval
+from torch import Tensor, nn
+
+from unlabeled import distributed
+from unlabeled.core.ranges import Channels, Epochs, Layers, Share, Temperature
+from unlabeled.errors import UserError
+from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
+from unlabeled.objectives.parts import ema
+from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.crops import by_resolution, check_large_first, crop_pairs
+from unlabeled.objectives.parts.heads import DINOHead as DINOHead
+from unlabeled.objectives.parts.precision import full_precision
+
+
+@full_precision
+def dino_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    center: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Returns the cross-entropy of the student's softmax with the teacher's, mean over pairs of different crops.
+
+    arXiv:2104.14294, eq. 1 to 4: the teacher's is softmax((t − c) / τ_t), without a gradient; mean over local images.
+
+    Args:
+        student: [B, K] for each crop, raw outputs; the first of them are of the crops that the teacher saw.
+        teacher: [B, K] for each crop that it saw, raw outputs; get no gradient.
+        center: [K], c.
+        student_temperature, teacher_temperature: above 0.
+
+    Returns:
+        Scalar; ln K when both are uniform.
+
+    Raises:
+        UserError: shapes that do not fit together, fewer than two crops of the student, more of the teacher than of it,
+            or a temperature that is not above 0.
+    """
+    if len(student) < 2 or not 1 <= len(teacher) <= len(student):
+        raise UserError(f"dino_loss: {len(student)} crops of the student, {len(teacher)} of the teacher: give 2 and 1")
+    named = {f"student[{n}]": (each, "BK") for n, each in enumerate(student)}
+    named |= {f"teacher[{n}]": (each, "BK") for n, each in enumerate(teacher)}
+    check_shapes("dino_loss", {**named, "center": (center, "K")})
+    check_range("dino_loss", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    targets = [F.softmax((each.detach() - center) / teacher_temperature, dim=1) for each in teacher]
+    predictions = [F.log_softmax(each / student_temperature, dim=1) for each in student]
+    losses = [-(targets[i] * predictions[v]).sum(1).mean() for i, v in crop_pairs(len(teacher), len(student))]
+    return torch.stack(losses).mean()
+
+
+@full_precision
+def moved_center(center: Tensor, teacher: Tensor, momentum: float) -> Tensor:
+    """Returns m·c + (1 − m)·mean of the teacher's raw outputs over all processes (arXiv:2104.14294, eq. 4).
+
+    Args:
+        center: [K].
+        teacher: [n, K], raw outputs for all crops, the same n on every process.
+        momentum: m in [0, 1].
+
+    Returns:
+        [K], without a gradient.
+
+    Raises:
+        UserError: another width than the centre's, or a momentum outside of [0, 1].
+    """
+    check_shapes("moved_center", {"center": (center, "K"), "teacher": (teacher, "NK")})
+    check_range("moved_center", most=1, at_least=True, momentum=momentum)
+    return momentum * center + (1 - momentum) * distributed.mean(teacher.detach().mean(0))
+
+
+class DINO(Objective):
+    """Student and teacher with :class:`DINOHead`; the teacher is what is evaluated and published.
+
+    Views of the first view's size are large: the teacher sees them alone. The student sees all, one backbone forward
+    per resolution and one head forward over all crops. The teacher follows after each step, with the new weights; it
+    leaves out no paths, and its BatchNorm is in train mode with statistics of its own.
+
+    Args:
+        backbone: the network to pretrain.
+        prototypes: K, outputs of the head.
+        hidden_dim, bottleneck_dim, head_layers, head_batch_norm, norm_last_layer: see :class:`DINOHead`.
+        student_temperature: τ_s.
+        first_teacher_temperature, teacher_temperature: τ_t of the first epoch, and from ``temperature_epochs`` on;
+            linear between, one value for each epoch.
+        temperature_epochs: how many epochs it takes.
+        center_momentum: of the centre.
+        momentum, final_momentum: of the teacher, from the first step to the last by half a cosine.
+        freeze_last_layer_epochs: the prototypes keep their initial values until then.
+        clip_norm: largest norm of the gradient of each single tensor; None: no limit.
+
+    Raises:
+        UserError: an argument that cannot work.
+    """
+
+    center: Tensor  # [K]
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prototypes: Channels,
+        hidden_dim: Channels,
+        bottleneck_dim: Channels,
+        head_layers: Layers,
+        head_batch_norm: bool,
+        norm_last_layer: bool,
+        student_temperature: Temperature,
+        first_teacher_temperature: Temperature,
+        teacher_temperature: Temperature,
+        temperature_epochs: Epochs,
+        center_momentum: Share,
+        momentum: Share,
+        final_momentum: Share,
+        freeze_last_layer_epochs: Epochs,
+        clip_norm: Annotated[float, Interval(gt=0, le=1e6)] | None,
+    ) -> None:
+        super().__init__()
+        shares = {"center_momentum": center_momentum, "momentum": momentum, "final_momentum": final_momentum}
+        check_range("objective", most=1, at_least=True, **shares)
+        widths = (backbone.num_features, prototypes, hidden_dim, bottleneck_dim, head_layers)
+        self.backbone = backbone
+        self.projector = DINOHead(*widths, head_batch_norm, norm_last_layer)
+        self.teacher_backbone = ema.without_drop_path(ema.frozen_copy(self.backbone))
+        self.teacher_projector = ema.frozen_copy(self.projector)
+        self.register_buffer("center", torch.zeros(prototypes))
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.first_teacher_temperature, self.temperature_epochs = first_teacher_temperature, temperature_epochs
+        self.center_momentum, self.momentum, self.final_momentum = center_momentum, momentum, final_momentum
+        self.freeze_last_layer_epochs, self.clip_norm = freeze_last_layer_epochs, clip_norm
+
+    def product(self) -> Backbone:
+        return self.teacher_backbone
+
+    def check(self, plan: Plan) -> None:
+        check_large_first(plan)
+
+    def scheduled_values(self, progress: Progress, plan: Plan) -> dict[str, float]:
+        return {
+            "momentum": self._momentum_at(progress),
+            "temperature": self.student_temperature,
+            "teacher_temperature": self._teacher_temperature_at(progress),
+            "prototypes_trained": float(self._trains_prototypes(progress)),
+        }
+
+    def _momentum_at(self, progress: Progress) -> float:
+        return ema.momentum_at(progress.fraction, self.momentum, self.final_momentum)
+
+    def _teacher_temperature_at(self, progress: Progress) -> float:
+        """Returns τ_t of this epoch, as ``DINOLoss.teacher_temp_schedule``: both ends are among the epochs."""
+        epoch = math.floor(progress.epoch)
+        if epoch >= self.temperature_epochs:
+            return self.teacher_temperature
+        share = epoch / max(1.0, self.temperature_epochs - 1)
+        return self.first_teacher_temperature + (self.teacher_temperature - self.first_teacher_temperature) * share
+
+    def _trains_prototypes(self, progress: Progress) -> bool:
+        return progress.epoch >= self.freeze_last_layer_epochs
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        """Computes the loss with the present centre, then moves it."""
+        views, temperature = batch.views, self._teacher_temperature_at(progress)
+        large = [view for view in views if view.shape == views[0].shape]
+        student = self.projector(by_resolution(self.backbone, views))
+        features, teacher = self._teach(large)
+        targets = teacher.chunk(len(large))
+        loss = dino_loss(student.chunk(len(views)), targets, self.center, self.student_temperature, temperature)
+        metrics = _metrics(targets[0], self.center, temperature)
+        if self.training:
+            self.center.copy_(moved_center(self.center, teacher, self.center_momentum))
+        return Output(loss, features.chunk(len(large))[0], metrics, targets=targets[0])
+
+    @torch.no_grad()
+    def _teach(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the teacher's features and raw outputs of the large crops."""
+        features = by_resolution(self.teacher_backbone, views)
+        return features, self.teacher_projector(features)
+
+    def after_backward(self, progress: Progress) -> None:
+        """Limits each tensor's gradient, then removes those of the prototypes while they are frozen."""
+        gradients = [each.grad for each in self.parameters() if each.grad is not None]
+        if self.clip_norm is not None and gradients:
+            factors = torch._foreach_reciprocal(torch._foreach_add(torch._foreach_norm(gradients), 1e-6))
+            factors = torch._foreach_mul(factors, self.clip_norm)
+            torch._foreach_clamp_max_(factors, 1.0)
+            torch._foreach_mul_(gradients, factors)
+        if not self._trains_prototypes(progress):
+            for parameter in self.projector.last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, progress: Progress) -> None:
+        """Updates θ_teacher ← m·θ_teacher + (1 − m)·θ_student with the weights after the step."""
+        momentum = self._momentum_at(progress)
+        ema.update(self.teacher_backbone, self.backbone, momentum)
+        ema.update(self.teacher_projector, self.projector, momentum)
+
+    def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return (self.teacher_backbone, self.backbone), (self.teacher_projector, self.projector)
+
+    def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
+        """Bounds the spread of the teacher's outputs over the prototypes; the other collapse shows in the loss."""
+        return (
+            MetricBound(
+                "one-prototype-for-all",
+                "effective_prototypes",
+                1.5,
+                math.inf,
+                "all images get the same prototype: the outputs are not centred",
+                "a smaller objective.center_momentum, and a look at whether the centre moves; lower optimizer.lr",
+                lasting=True,
+            ),
+        )
+
+    def collapsed_at(self, plan: Plan) -> float | None:
+        """Returns ln K, of uniform outputs."""
+        return math.log(len(self.center))
+
+
+@full_precision
+def _metrics(teacher: Tensor, center: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Returns the entropy of the teacher's outputs, and over how many prototypes their mean is spread, 1 to all."""
+    p = F.softmax((teacher - center) / temperature, dim=1)
+    spread = torch.special.entr(distributed.mean(p.mean(0))).sum().exp()
+    return {"teacher_entropy": torch.special.entr(p).sum(1).mean(), "effective_prototypes": spread}
