@@ -193,19 +193,18 @@ class MoCo(Objective):
         size, keys_per_batch = len(self.queue.keys), plan.batch_size * (1 + one_of_two)
         fill = min(1.0, progress.batch * keys_per_batch / size)
         age = fill * size / (keys_per_batch * progress.parts)
-        momentum = self._momentum_at(progress)
+        momentum = self.momentum if self.final_momentum is None else self._momentum_at(progress, self.final_momentum)
         return {"momentum": momentum, "temperature": self.temperature, "queue_fill": fill, "queue_age": age}
 
-    def _momentum_at(self, progress: Progress) -> float:
-        if self.final_momentum is None:
-            return self.momentum
-        return ema.momentum_at(progress.fraction, self.momentum, self.final_momentum)
+    def _momentum_at(self, progress: Progress, final: float) -> float:
+        return ema.momentum_at(progress.fraction, self.momentum, final)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         """Runs the momentum encoder first, with the weights before this step; fills the queue after the logits."""
         x1, x2 = batch.views
         if self.training and progress.part == 0:  # once a step
-            momentum = self.momentum if self.final_momentum is None else self._momentum_at(progress)
+            final = self.final_momentum
+            momentum = self.momentum if final is None else self._momentum_at(progress, final)
             ema.update(self.momentum_backbone, self.backbone, momentum)
             ema.update(self.momentum_projector, self.projector, momentum)
         features, seeds = self.backbone(x1), (progress.seed, progress.batch)

@@ -95,7 +95,7 @@ class LARS(Optimizer):
         vectors = [parameter for parameter in parameters if parameter.ndim <= 1 and not group["adapt_all"]]
         raw = [local_shard(each.grad) for each in vectors if each.grad is not None]
         lr = group["lr"]
-        if group["rate_in_momentum"]:  # the updates of the matrices have the rate already
+        if group["rate_in_momentum"]:  # the updates of the adapted parameters have the rate already
             raw, lr = list(torch._foreach_mul(raw, lr)) if raw else [], 1.0
         weights = [local_shard(parameter) for parameter in (*adapted, *vectors)]
         buffers = [local_shard(self._momentum_of(parameter)) for parameter in (*adapted, *vectors)]
@@ -122,14 +122,15 @@ class LARS(Optimizer):
         if group["clip"]:
             weight_norms, gradient_norms = _norms([*weights, *rows.parts], cut).chunk(2)
             ratios = _clipped_ratios(weight_norms, gradient_norms, group)
+            if group["rate_in_momentum"]:
+                ratios.mul_(group["lr"])
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
         else:
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
             weight_norms, update_norms = _norms([*weights, *rows.parts], cut).chunk(2)
-            ratios = group["trust_coefficient"] * weight_norms / update_norms
-            ratios = F.threshold(ratios, 0.0, 1.0, inplace=True).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
-        if group["rate_in_momentum"]:
-            ratios.mul_(group["lr"])
+            rate = group["lr"] if group["rate_in_momentum"] else 1.0
+            ratios = (rate * group["trust_coefficient"]) * weight_norms / update_norms
+            ratios = F.threshold(ratios, 0.0, rate, inplace=True).nan_to_num_(nan=rate, posinf=rate)  # a norm is 0
         rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
         return rows.parts
 
