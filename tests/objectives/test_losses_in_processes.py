@@ -37,6 +37,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
     "supcon": (supcon_loss, 2, (LABELS, 0.3)),
     "triplet": (triplet_loss, 2, (LABELS, 0.2)),
+    "triplet, semi-hard": (triplet_loss, 2, (LABELS, 0.2, "semi_hard")),
     "triplet, soft margin": (triplet_loss, 2, (LABELS, None)),
     "supervised": (classification_loss, 1, (LABELS, 0.1)),
 }

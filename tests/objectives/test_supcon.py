@@ -42,8 +42,10 @@ def literal_supcon_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: flo
     return total
 
 
-def literal_triplet_loss(z1: Tensor, z2: Tensor, labels: Tensor, margin: float | None) -> Tensor:
-    """arXiv:1703.07737, eq. 5, with the squared distances of unit rows (arXiv:1503.03832)."""
+def literal_triplet_loss(
+    z1: Tensor, z2: Tensor, labels: Tensor, margin: float | None, mining: str = "hardest"
+) -> Tensor:
+    """arXiv:1703.07737, eq. 5, or arXiv:1503.03832, eq. 4, with the squared distances of unit rows."""
     views, known = [z / z.pow(2).sum().sqrt() for z in (*z1, *z2)], labels.tolist()
     total = z1.new_zeros(())
     for i, anchor in enumerate(views):
@@ -52,9 +54,12 @@ def literal_triplet_loss(z1: Tensor, z2: Tensor, labels: Tensor, margin: float |
         others = [d for j, d in enumerate(distances) if not of_one_class(known, i, j)]
         if not others:
             continue
-        apart = max(own) - min(others)
-        cost = torch.log(1 + apart.exp()) if margin is None else torch.clamp(apart + margin, min=0)
-        total = total + cost / len(views)
+        pairs = [(max(own), min(others))]
+        if mining == "semi_hard":
+            pairs = [(p, min([n for n in others if n > p], default=max(others))) for p in own]
+        for p, n in pairs:
+            cost = torch.log(1 + (p - n).exp()) if margin is None else torch.clamp(p - n + margin, min=0)
+            total = total + cost / len(pairs) / len(views)
     return total
 
 
@@ -63,10 +68,11 @@ def test_supcon_and_its_gradients_equal_the_papers_loop(labels: Tensor) -> None:
     assert_same_loss_and_gradients(supcon_loss, literal_supcon_loss, drawn("z1 z2", 6, 5), labels, 0.3)
 
 
+@pytest.mark.parametrize("mining", ["hardest", "semi_hard"])
 @pytest.mark.parametrize("margin", [0.2, None])
 @pytest.mark.parametrize("labels", [LABELS, torch.full((6,), -1)])
-def test_triplets_and_their_gradients_equal_the_papers_loop(labels: Tensor, margin: float | None) -> None:
-    assert_same_loss_and_gradients(triplet_loss, literal_triplet_loss, drawn("z1 z2", 6, 5), labels, margin)
+def test_triplets_and_their_gradients_equal_the_papers_loop(labels: Tensor, margin: float | None, mining: str) -> None:
+    assert_same_loss_and_gradients(triplet_loss, literal_triplet_loss, drawn("z1 z2", 6, 5), labels, margin, mining)
 
 
 def test_without_labels_supcon_is_nt_xent() -> None:
@@ -79,6 +85,7 @@ def test_collapsed_embeddings_give_ln_of_the_candidates_the_margin_and_ln_2() ->
     assert float(supcon_loss(z, z, labels, 0.1)) == pytest.approx(math.log(15), rel=1e-5)
     assert float(triplet_loss(z, z, labels, 0.2)) == pytest.approx(0.2, abs=1e-6)
     assert float(triplet_loss(z, z, labels, None)) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(triplet_loss(z, z, labels, 0.2, "semi_hard")) == pytest.approx(0.2, abs=1e-6)
     assert make_supcon().collapsed_at(LABELLED) == pytest.approx(math.log(15))
     assert make_triplet().collapsed_at(LABELLED) == 0.2
     assert make_triplet(margin=None).collapsed_at(LABELLED) == pytest.approx(math.log(2))
@@ -91,6 +98,9 @@ def test_orthogonal_classes_give_closed_forms_and_a_single_class_no_triplet() ->
     assert float(triplet_loss(z, z, labels, 0.2)) == 0  # 0 and 2 apart
     assert float(triplet_loss(z, z, labels, None)) == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-12)
     assert float(triplet_loss(z, z, torch.zeros(4, dtype=torch.long), 0.2)) == 0
+    assert float(triplet_loss(z, z, torch.zeros(4, dtype=torch.long), 0.2, "semi_hard")) == 0
+    with pytest.raises(UserError, match=r"^triplet_loss: mining=all: allowed are hardest and semi_hard$"):
+        triplet_loss(z, z, labels, 0.2, "all")  # type: ignore[arg-type]
 
 
 def test_in_bfloat16_the_losses_are_float32_and_within_one_per_cent() -> None:
@@ -107,7 +117,7 @@ def make_supcon() -> SupCon:
 
 def make_triplet(**changed: object) -> Triplet:
     torch.manual_seed(0)
-    given = {"hidden_dim": 7, "projection_dim": 4, "margin": 0.2, "use_labels": True, **changed}
+    given = {"hidden_dim": 7, "projection_dim": 4, "margin": 0.2, "mining": "hardest", "use_labels": True, **changed}
     return Triplet(BatchNormBackbone(), **given).double()  # type: ignore[arg-type]
 
 

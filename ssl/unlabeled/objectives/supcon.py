@@ -6,6 +6,7 @@ SupCon: Khosla et al. 2020, arXiv:2004.11362; official code: github.com/HobbitLo
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from unlabeled import distributed
 from unlabeled.core.ranges import Channels, Positive, Temperature
+from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
@@ -20,6 +22,8 @@ from unlabeled.objectives.parts.heads import mlp
 from unlabeled.objectives.parts.labels import check_labels, same_class
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
+
+Mining = Literal["hardest", "semi_hard"]
 
 
 @full_precision
@@ -52,37 +56,56 @@ def supcon_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> T
 
 
 @full_precision
-def triplet_loss(z1: Tensor, z2: Tensor, labels: Tensor, margin: float | None) -> Tensor:
-    """Returns the triplet loss of the hardest positive and negative of each view, mean over the 2B local anchors.
+def triplet_loss(z1: Tensor, z2: Tensor, labels: Tensor, margin: float | None, mining: Mining = "hardest") -> Tensor:
+    """Returns the triplet loss of mined triplets, mean over the 2B local anchors.
 
-    d is the squared distance of unit rows. The positive is the farthest view of the anchor's class, the negative the
-    nearest of another class, over all processes (arXiv:1703.07737, eq. 5). An anchor without a negative counts 0.
+    d is the squared distance of unit rows; positives are the anchor's class, negatives the others, over all processes.
+    ``hardest``: the farthest positive and the nearest negative (arXiv:1703.07737, eq. 5). ``semi_hard``: the mean over
+    positives, each with the nearest negative that is farther than it, or else the farthest (arXiv:1503.03832, section
+    3.2), which collapses less easily from random weights. An anchor without a negative counts 0.
 
     Args:
         z1, z2: [B, D], the two views of B images, unnormalised, the same B on every process.
         labels: int64 [B]; below 0: unknown, the positive is the image's other view, and all others may be negatives.
         margin: m of relu(d(a, p) − d(a, n) + m), above 0; None for the soft margin ln(1 + exp(d(a, p) − d(a, n))).
+        mining: which triplets.
 
     Returns:
         Scalar; the margin, or ln 2 without one, when all embeddings are equal.
 
     Raises:
-        UserError: shapes that do not fit together, labels of another type, or a margin that is not above 0.
+        UserError: shapes that do not fit together, labels of another type, a margin that is not above 0, or a mining of
+            another name.
     """
     _check("triplet_loss", z1, z2, labels)
     if margin is not None:
         check_range("triplet_loss", margin=margin)
+    if mining not in ("hardest", "semi_hard"):
+        raise UserError(f"triplet_loss: mining={mining}: allowed are hardest and semi_hard")
     rows, columns = _unit_views(z1, z2)
     same, itself = same_class(labels)
-    similarity = rows @ columns.T
-    positives, infinity = same.scatter(1, itself[:, None], False), float("inf")
-    nearest_other = similarity.masked_fill(same, -infinity).amax(1)
-    farthest_own = similarity.masked_fill(~positives, infinity).amin(1)
-    has_negative = ~same.all(1)
-    # d(a, p) − d(a, n), as d = 2 − 2 cos
-    apart = 2 * (torch.where(has_negative, nearest_other, 0.0) - farthest_own)
+    distances, positives = 2 - 2 * rows @ columns.T, same.scatter(1, itself[:, None], False)
+    apart, counted = (_hardest if mining == "hardest" else _semi_hard)(distances, positives, same)
     costs = F.softplus(apart) if margin is None else F.relu(apart + margin)
-    return torch.where(has_negative, costs, 0.0).mean()
+    return ((costs * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
+
+
+def _hardest(distances: Tensor, positives: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns d(a, p) − d(a, n) [2B, 1], and whether the anchor has a negative."""
+    infinity, found = float("inf"), ~same.all(1, keepdim=True)
+    nearest_other = distances.masked_fill(same, infinity).amin(1, keepdim=True)
+    farthest_own = distances.masked_fill(~positives, -infinity).amax(1, keepdim=True)
+    return farthest_own - torch.where(found, nearest_other, farthest_own), found
+
+
+def _semi_hard(distances: Tensor, positives: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns d(a, p) − d(a, n) of each column p [2B, 2N], and which columns are positives with a negative."""
+    ascending = distances.masked_fill(same, float("inf")).sort(1).values
+    negatives = (~same).sum(1, keepdim=True)
+    farther = torch.searchsorted(ascending.detach(), distances.detach().contiguous(), right=True)
+    chosen = ascending.gather(1, farther.minimum((negatives - 1).clamp(min=0)))
+    counted = positives & (negatives > 0)
+    return torch.where(counted, distances, 0.0) - torch.where(counted, chosen, 0.0), counted
 
 
 def _unit_views(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +169,7 @@ class Triplet(Objective):
         hidden_dim: width inside the projector, which has two layers and no BatchNorm.
         projection_dim: width of the embeddings, D.
         margin: of the loss; None for the soft margin.
+        mining: of the loss, ``hardest`` or ``semi_hard``.
         use_labels: whether positives are the images of a class; if not, the other view is the only one, and the method
             sees no label.
     """
@@ -156,12 +180,14 @@ class Triplet(Objective):
         hidden_dim: Channels,
         projection_dim: Channels,
         margin: Positive | None,
+        mining: Mining,
         use_labels: bool,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector: nn.Module = _projector(backbone, hidden_dim, projection_dim)
         self.margin, self.uses_labels = margin, use_labels
+        self.mining: Mining = mining
 
     def check(self, plan: Plan) -> None:
         plan.needs_views(2, 2)
@@ -176,7 +202,7 @@ class Triplet(Objective):
         """Runs one forward over both views: BatchNorm sees 2B images."""
         features, z1, z2 = _project_both(self.backbone, self.projector, batch)
         labels = batch.labels if self.uses_labels else torch.full_like(batch.labels, -1)
-        loss = triplet_loss(z1, z2, labels, self.margin)
+        loss = triplet_loss(z1, z2, labels, self.margin, self.mining)
         return Output(loss, features, {"positive_similarity": _similarity(z1, z2)}, embeddings=z1)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
