@@ -20,7 +20,7 @@ from unlabeled.views.key import ViewKey
 from unlabeled.views.padded_crop import RandomCrop
 from unlabeled.views.pipeline import Views
 
-BATCH, SUPPORT = 12, 4  # more than ReLICv2's ten negatives
+BATCH, SUPPORT = 16, 4  # more than the ten negatives of ReLICv2, a multiple of the eight splits of MoCo
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
 READS |= {"aten::_unique2", "aten::bincount", "aten::repeat_interleave.Tensor", "aten::lift_fresh"}
 
