@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
+from torch._inductor import scheduler
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.post_grad import view_to_reshape
@@ -66,6 +67,7 @@ def pretended_gpu() -> Iterator[FakeTensorMode]:
         (torch.cuda, "is_available", True),
         (torch.cuda, "current_device", 0),
         (torch.cuda, "device_count", 1),
+        (scheduler, "has_triton", True),
         (CudaInterface, "get_device_properties", H100),
         (CudaInterface, "get_compute_capability", 90),
         (CudaInterface, "is_available", True),

@@ -17,9 +17,10 @@ from unlabeled.optimizers import LARS
 from unlabeled.training.faults.guard import _verdict
 from unlabeled.training.faults.snapshot import Snapshot
 from unlabeled.views.key import ViewKey
+from unlabeled.views.padded_crop import RandomCrop
 from unlabeled.views.pipeline import Views
 
-BATCH, SUPPORT = 8, 4
+BATCH, SUPPORT = 12, 4  # more than ReLICv2's ten negatives
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
 READS |= {"aten::_unique2", "aten::bincount", "aten::repeat_interleave.Tensor", "aten::lift_fresh"}
 
@@ -54,7 +55,8 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
         slots = torch.arange(2, device=device).repeat(SUPPORT // 2)
         some = tuple(views(images[:SUPPORT], ids[:SUPPORT], key, first=objective.support.views))
         support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
-    sizes = torch.full((BATCH, 2), 18, device=device)
+    padded = not any(isinstance(each, RandomCrop) for group in views.groups for each in group.operations)
+    sizes = torch.full((BATCH, 2), 18, device=device) if padded else None  # a RandomCrop takes images of one size
     batch = Batch(images, ids, ids, views(images, ids, key, sizes=sizes), support)
     progress = Progress(12, 100, 10, 0)
     snapshot = Snapshot(objective)

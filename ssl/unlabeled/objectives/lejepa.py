@@ -58,9 +58,9 @@ def _knots(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     points = torch.linspace(0, LAST, KNOTS, dtype=like.dtype, device=like.device)
     phi = (-points.square() / 2).exp()
     step = LAST / (KNOTS - 1)
-    number = torch.arange(KNOTS, device=like.device)
-    ends = ((number == 0) | (number == KNOTS - 1)).to(like.dtype)  # no assignment of numbers: it would wait for a GPU
-    return points, phi, step * (2 - ends) * phi
+    ends = (points == 0) | (points == LAST)
+    trapezoid = 2 * step - step * ends.to(points.dtype)  # no assignment by index: on a GPU it would copy and wait
+    return points, phi, trapezoid * phi
 
 
 @full_precision

@@ -71,15 +71,19 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        joined: dict[tuple[float, float], list[Step]] = {}
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if trained and few_launches(trained[0].device):
-                self._move_together(trained, group)
+                rate = 1.0 if group["rate_in_momentum"] else group["lr"]
+                joined.setdefault((rate, group["momentum"]), []).extend(self._steps(trained, group))
                 continue
             for adapted in _together([each for each in trained if each.ndim > 1 or group["adapt_all"]]):
                 self._move(adapted, (_clipped if group["clip"] else _adapted)(adapted, group), group)
             if vectors := [each for each in trained if each.ndim <= 1 and not group["adapt_all"]]:
                 self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
+        for (rate, momentum), steps in joined.items():
+            _move_together(steps, rate, momentum)
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
@@ -89,26 +93,16 @@ class LARS(Optimizer):
         torch._foreach_add_(buffers, updates, alpha=into)
         torch._foreach_add_([local_shard(parameter) for parameter in parameters], buffers, alpha=-out)
 
-    def _move_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Takes the same step with at most 11 kernels for all parameters of a group; 15 with ``clip``."""
+    def _steps(self, parameters: list[Tensor], group: dict[str, Any]) -> "list[Step]":
+        """Returns weight, update and momentum of each parameter: with few kernels, 10 for all that are adapted."""
         adapted = [parameter for parameter in parameters if parameter.ndim > 1 or group["adapt_all"]]
         vectors = [parameter for parameter in parameters if parameter.ndim <= 1 and not group["adapt_all"]]
         raw = [local_shard(each.grad) for each in vectors if each.grad is not None]
-        lr = group["lr"]
-        if group["rate_in_momentum"]:  # the updates of the matrices have the rate already
-            raw, lr = list(torch._foreach_mul(raw, lr)) if raw else [], 1.0
+        if group["rate_in_momentum"] and raw:  # the updates of the adapted parameters have the rate already
+            raw = list(torch._foreach_mul(raw, group["lr"]))
         weights = [local_shard(parameter) for parameter in (*adapted, *vectors)]
         buffers = [local_shard(self._momentum_of(parameter)) for parameter in (*adapted, *vectors)]
-        settings = {"weight_decay": 0.0, "momentum": group["momentum"], "lr": lr, "dampening": 0.0}
-        torch._fused_sgd_(  # u ← m·u + d;  w ← w − lr·u
-            weights,
-            [*self._scaled(adapted, group), *raw],
-            buffers,
-            **settings,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
+        return list(zip(weights, [*self._scaled(adapted, group), *raw], buffers, strict=True))
 
     def _scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Returns the update of each adapted parameter before momentum, in memory that is kept for the next step."""
@@ -120,16 +114,18 @@ class LARS(Optimizer):
         weights, cut = [local_shard(parameter) for parameter in parameters], isinstance(parameters[0], DTensor)
         torch._foreach_copy_(rows.parts, [local_shard(each.grad) for each in parameters if each.grad is not None])
         if group["clip"]:
-            weight_norms, gradient_norms = _norms([*weights, *rows.parts], cut).chunk(2)
-            ratios = _clipped_ratios(weight_norms, gradient_norms, group)
+            norms = F.threshold(_norms([*weights, *rows.parts], cut), 0.0, math.inf, inplace=True)
+            weight_norms, gradient_norms = norms.chunk(2)
+            ratios = _clipped_ratios(weight_norms, gradient_norms, rows.zeros, rows.ones, group)
+            if group["rate_in_momentum"]:
+                ratios.mul_(group["lr"])
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
         else:
             torch._foreach_add_(rows.parts, weights, alpha=group["weight_decay"])
             weight_norms, update_norms = _norms([*weights, *rows.parts], cut).chunk(2)
-            ratios = group["trust_coefficient"] * weight_norms / update_norms
-            ratios = F.threshold(ratios, 0.0, 1.0, inplace=True).nan_to_num_(nan=1.0, posinf=1.0)  # 1 where a norm is 0
-        if group["rate_in_momentum"]:
-            ratios.mul_(group["lr"])
+            rate = group["lr"] if group["rate_in_momentum"] else 1.0
+            ratios = (rate * group["trust_coefficient"]) * weight_norms / update_norms
+            ratios = F.threshold(ratios, 0.0, rate, inplace=True).nan_to_num_(nan=rate, posinf=rate)  # a norm is 0
         rows.values.mul_(ratios.index_select(0, rows.part)[:, None])
         return rows.parts
 
@@ -139,6 +135,16 @@ class LARS(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+Step = tuple[Tensor, Tensor, Tensor]  # weight, update, momentum; local shards under FSDP
+
+
+def _move_together(steps: list[Step], rate: float, momentum: float) -> None:
+    """u ← m·u + d;  w ← w − rate·u of all parameters, in one call."""
+    weights, updates, buffers = (list(each) for each in zip(*steps, strict=True))
+    settings = {"weight_decay": 0.0, "momentum": momentum, "lr": rate, "dampening": 0.0}
+    torch._fused_sgd_(weights, updates, buffers, **settings, nesterov=False, maximize=False, is_first_step=False)
 
 
 class Rows:
@@ -153,6 +159,7 @@ class Rows:
     def __init__(self, like: list[Tensor]) -> None:
         counts = [-(-each.numel() // self.WIDTH) for each in like]
         self.values = like[0].new_zeros(sum(counts), self.WIDTH)
+        self.zeros, self.ones = like[0].new_zeros(len(like)), like[0].new_ones(len(like))
         part = torch.repeat_interleave(torch.arange(len(like)), torch.tensor(counts))
         self.part = to_device(part, like[0].device)  # the tensor of each row
         starts = (self.WIDTH * (sum(counts[:number])) for number in range(len(like)))
@@ -200,11 +207,15 @@ def _clipped(parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     return list(updates)
 
 
-def _clipped_ratios(weight_norms: Tensor, gradient_norms: Tensor, group: dict[str, Any]) -> Tensor:
-    """Returns min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) [n]; 1 where ‖w‖ is 0, and 0 where ‖g‖ is: no decay then."""
+def _clipped_ratios(
+    weight_norms: Tensor, gradient_norms: Tensor, zeros: Tensor, ones: Tensor, group: dict[str, Any]
+) -> Tensor:
+    """Returns min(trust·‖w‖ / (‖g‖ + λ‖w‖ + 1e-8) / lr, 1) [n] of norms that are infinite where they should be 0.
+
+    1 where ‖w‖ is 0, since ∞/∞ is no number and ``fmin`` takes the other; 0 where only ‖g‖ is: no decay then.
+    """
     lengths = torch.add(gradient_norms, weight_norms, alpha=group["weight_decay"]).add_(1e-8)
-    ratios = (weight_norms * (group["trust_coefficient"] / group["lr"]) / lengths).clamp_(max=1)
-    return F.threshold(ratios, 0.0, 1.0, inplace=True).mul_(gradient_norms.sign())
+    return torch.fmin(torch.addcdiv(zeros, weight_norms, lengths, value=group["trust_coefficient"] / group["lr"]), ones)
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:
