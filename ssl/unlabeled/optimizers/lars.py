@@ -143,8 +143,18 @@ Step = tuple[Tensor, Tensor, Tensor]  # weight, update, momentum; local shards u
 def _move_together(steps: list[Step], rate: float, momentum: float) -> None:
     """u ← m·u + d;  w ← w − rate·u of all parameters, in one call."""
     weights, updates, buffers = (list(each) for each in zip(*steps, strict=True))
-    settings = {"weight_decay": 0.0, "momentum": momentum, "lr": rate, "dampening": 0.0}
-    torch._fused_sgd_(weights, updates, buffers, **settings, nesterov=False, maximize=False, is_first_step=False)
+    torch._fused_sgd_(
+        weights,
+        updates,
+        buffers,
+        weight_decay=0.0,
+        momentum=momentum,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
 
 
 class Rows:
