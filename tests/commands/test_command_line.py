@@ -66,6 +66,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     ("override", "words"),
     [
         ("objective.temprature=1", ["objective.temprature", "did you mean objective.temperature?"]),
+        ("optimizer.momentum=0.5", ["optimizer.momentum", "did you mean optimizer.optimizer.momentum?"]),
         ("batchsize=64", ["batchsize", "did you mean batch_size?"]),
         ("objective=simclrr", ["objective=simclrr", "did you mean simclr?"]),
         ("objectiv=simclr", ["objectiv", "did you mean objective?"]),

@@ -263,10 +263,18 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
         if key not in names:
             whole = override.key_or_group
             top = {str(name) for name in known} | {each.name for each in config_dir.iterdir() if each.is_dir()}
-            if (instead := meant(whole, top)) is not None:
+            if (instead := meant(whole, top) or _one_level_below(node, path, key)) is not None:
                 return f"{whole}: no such key; did you mean {instead}?"
             return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
     return None
+
+
+def _one_level_below(node: Any, path: list[str], key: str) -> str | None:
+    """The key of this name in a part of what was named: ``optimizer.optimizer.momentum`` for ``optimizer.momentum``."""
+    parts = node.items_ex(resolve=False) if isinstance(node, DictConfig) and path else ()
+    return next(
+        (".".join([*path, str(n), key]) for n, part in parts if isinstance(part, DictConfig) and key in part), None
+    )
 
 
 def check_command(config: DictConfig, primary: Path) -> None:
