@@ -184,7 +184,7 @@ class ViT(Backbone):
             patches = gather_tokens(patches, keep)
         tokens = [] if self.cls_token is None else [self.cls_token + self.pos_embed[:, :1]]
         tokens += [] if self.reg_token is None else [self.reg_token]
-        return torch.cat([*(each.expand(len(images), -1, -1) for each in tokens), patches], 1)
+        return torch.cat([*(each.expand(images.shape[0], -1, -1) for each in tokens), patches], 1)
 
     def _positions(self, images: Tensor) -> Tensor:
         """Returns the patches' positions, [1, L, width], interpolated for images of another size.

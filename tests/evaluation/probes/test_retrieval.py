@@ -3,7 +3,6 @@
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
@@ -22,22 +21,18 @@ def data(n: int, classes: int, seed: int = 0) -> Features:
     return Features(centres[labels] + 1.5 * torch.randn(n, 6, generator=generator), labels, torch.arange(n))
 
 
-def literal(x: Tensor, labels: Tensor) -> dict[str, float]:
+def literal(queries: Features, gallery: Features) -> dict[str, float]:
     """Every query alone, in float64, from the definitions."""
     found: dict[str, list[float]] = {name: [] for name in (*(f"recall_at_{k}" for k in AT), "map", "map_at_r")}
-    unit = normalize(x.double())
-    for query in range(len(x)):
-        others = [row for row in range(len(x)) if row != query]
-        others.sort(key=lambda row: -float(unit[query] @ unit[row]))
-        hits = [bool(labels[row] == labels[query]) for row in others]
-        wanted = sum(hits)
-        if not wanted:
-            continue
+    rows = normalize(gallery.x.double())
+    for query, label in zip(normalize(queries.x.double()), queries.labels, strict=True):
+        order = sorted(range(len(rows)), key=lambda row: -float(query @ rows[row]))
+        hits = [bool(gallery.labels[row] == label) for row in order]
         for k in AT:
             found[f"recall_at_{k}"].append(float(any(hits[:k])))
         at = [sum(hits[: i + 1]) / (i + 1) if hit else 0.0 for i, hit in enumerate(hits)]
-        found["map"].append(sum(at) / wanted)
-        found["map_at_r"].append(sum(at[:wanted]) / wanted)
+        found["map"].append(sum(at) / max(1, sum(hits)))
+        found["map_at_r"].append(sum(at[: sum(hits)]) / max(1, sum(hits)))
     return {name: 100 * sum(values) / len(values) for name, values in found.items()}
 
 
@@ -46,50 +41,45 @@ def test_every_number_is_that_of_a_literal_loop_however_the_queries_are_divided(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrieval, "CHUNK", chunk)
-    test = data(120, 7)
-    (score,) = Retrieval(AT, 10_000).fit_predict(test, test, 7)
-    expected = literal(test.x, test.labels)
+    train, test = data(110, 7), data(60, 7)
+    test.x += torch.randn(60, 6, generator=torch.Generator().manual_seed(5))
+    (score,) = Retrieval(AT, 10_000).fit_predict(train, test, 7)
+    expected = literal(test, train)
     assert score.top1 == pytest.approx(expected.pop("recall_at_1"))
     assert score.metrics == pytest.approx(expected)
     assert score.predictions is not None
     assert float((score.predictions == test.labels).double().mean()) * 100 == pytest.approx(score.top1)
+    assert (score.protocol, score.notes) == ("retrieval/cosine/test-in-train", [])
 
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
-    test = data(80, 4, seed=3)
-    unit = normalize(test.x.double())
+    train, test = data(80, 4, seed=3), data(30, 4, seed=4)
+    gallery, queries = normalize(train.x.double()), normalize(test.x.double())
     each = [
-        average_precision_score(
-            (test.labels == test.labels[query])[torch.arange(80) != query].numpy(),
-            (unit @ unit[query])[torch.arange(80) != query].numpy(),
-        )
-        for query in range(80)
+        average_precision_score((train.labels == label).numpy(), (gallery @ query).numpy())
+        for query, label in zip(queries, test.labels, strict=True)
     ]
-    metrics, _ = rank_metrics(unit, test.labels, torch.arange(80), [1])
-    assert metrics["map"] == pytest.approx(100 * sum(each) / 80)
+    found = rank_metrics(queries, test.labels, gallery, train.labels)["map"]
+    assert found == pytest.approx(100 * sum(each) / 30)
 
 
-def test_an_image_that_is_alone_in_its_class_is_no_query_and_said() -> None:
-    test = data(40, 3)
+def test_an_image_whose_class_has_no_train_image_finds_nothing_and_is_counted() -> None:
+    train, test = data(40, 3), data(20, 3, seed=1)
     test.labels[5] = 3
-    (score,) = Retrieval(AT, 10_000).fit_predict(test, test, 4)
-    assert score.notes == ["1 test images are the only ones of their class: no queries."]
-    assert score.predictions is None
-    assert score.top1 == pytest.approx(literal(test.x, test.labels)["recall_at_1"])
+    (score,) = Retrieval(AT, 10_000).fit_predict(train, test, 4)
+    assert score.notes == ["The classes of 1 test images have no train image: they find nothing."]
+    expected = literal(test, train)
+    assert score.top1 == pytest.approx(expected.pop("recall_at_1"))
+    assert score.metrics == pytest.approx(expected)
 
 
-def test_where_nothing_can_be_retrieved_there_is_no_score() -> None:
-    test = Features(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.arange(3))
-    assert Retrieval(AT, 10_000).fit_predict(test, test, 3) == []
-
-
-def test_fewer_queries_are_spread_evenly_and_counted_in_the_protocol() -> None:
-    test = data(100, 3)
-    (score,) = Retrieval([1], 30).fit_predict(test, test, 3)
-    assert score.protocol == "retrieval/cosine/test-in-test/queries=25"
-    assert score.chosen == {"chosen_on": "nothing", "queries": 25, "gallery": 99}
-    metrics, _ = rank_metrics(normalize(test.x), test.labels, torch.arange(0, 100, 4), [1])
-    assert score.top1 == pytest.approx(metrics["recall_at_1"])
+def test_rankings_of_fewer_queries_are_spread_evenly_and_counted() -> None:
+    train, test = data(50, 3), data(100, 3, seed=1)
+    (score,) = Retrieval([1], 30).fit_predict(train, test, 3)
+    assert score.chosen == {"chosen_on": "nothing", "queries": 100, "queries_of_map": 25}
+    some = slice(None, None, 4)
+    of_25 = rank_metrics(normalize(test.x[some]), test.labels[some], normalize(train.x), train.labels)
+    assert score.metrics == pytest.approx(of_25)
 
 
 def test_features_of_a_diverged_network_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Retrieves images of the same class by their features: recall at k and mean average precision; nothing is fitted."""
+"""Retrieves train images of the same class by features of test images: recall at k, mAP; nothing is fitted."""
 
 from typing import Any
 
@@ -7,21 +7,23 @@ from torch import Tensor
 
 from unlabeled.core.ranges import Count, SomeOf
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, full_float32, require_finite, unit_rows
+from unlabeled.evaluation.features import Features, full_float32, require_finite, top1, unit_rows
+from unlabeled.evaluation.knn import neighbours
 from unlabeled.evaluation.probe import Score, with_kind
 
 CHUNK = 2**24  # similarities that are sorted at a time
 
 
 class Retrieval:
-    """Takes each test image as a query and ranks all other test images by cosine similarity.
+    """Takes each test image as a query and ranks all train images, the gallery, by cosine similarity.
 
-    Song et al. 2016, arXiv:1511.06452 (recall at k); Musgrave et al. 2020, arXiv:2003.08505 (MAP@R). Train images and
-    their labels are not used. The top-1 of its score is recall at 1.
+    As retrieval with a database of train images in hashing (e.g. Yuan et al. 2020, arXiv:1908.00347); recall at k of
+    Song et al. 2016, arXiv:1511.06452; MAP@R of Musgrave et al. 2020, arXiv:2003.08505. Test labels only say which
+    results are right.
 
     Args:
-        at: the values of k.
-        queries: most test images that are queries, evenly spaced; all are in the gallery.
+        at: the values of k of recall.
+        queries: most test images whose whole ranking is sorted for mAP, evenly spaced; recall is of all.
         features: the kind (``Backbone.kinds``).
 
     Raises:
@@ -35,68 +37,66 @@ class Retrieval:
         self.needs, self.kinds = 1, (features,)
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
-        """Returns one Score with ``recall_at_k`` of each k, ``map`` and ``map_at_r`` in per cent.
-
-        It has predictions, the class of the nearest image, where every test image is a query. Without two test images
-        of a class there is nothing to retrieve, and no Score.
+        """Returns one Score: recall at 1 with the nearest's class as prediction, and in per cent ``recall_at_k``,
+        ``map`` and ``map_at_r``. A query whose class has no train image finds nothing: 0.
         """
-        chosen = test.of(self.kinds[0])
-        require_finite("probe.retrieval", chosen.x)
-        alone = chosen.labels.bincount()[chosen.labels] == 1
-        queries = (~alone).nonzero().flatten()
-        if not len(queries):
-            return []
-        queries = queries[:: -(-len(queries) // self.queries)]
-        metrics, nearest = rank_metrics(unit_rows(chosen.x.float()), chosen.labels, queries, self.at)
-        notes = [f"{int(alone.sum())} test images are the only ones of their class: no queries."] if alone.any() else []
-        whole = len(queries) == len(chosen.labels)
-        facts: dict[str, Any] = {"chosen_on": "nothing", "queries": len(queries), "gallery": len(chosen.labels) - 1}
-        name = with_kind(f"retrieval/cosine/test-in-test/queries={len(queries)}", self.kinds[0])
-        top1 = metrics.pop("recall_at_1")
-        return [Score(name, top1, facts, notes, nearest if whole else None, metrics=metrics)]
+        gallery, queries = train.of(self.kinds[0]), test.of(self.kinds[0])
+        require_finite("probe.retrieval", gallery.x, queries.x)
+        most = min(max(self.at), len(gallery.labels))
+        _, index = neighbours(queries.x, gallery.x, most, distance="cosine")
+        found = gallery.labels[index]  # [Q, k], nearest first
+        right = found == queries.labels[:, None]
+        metrics = {f"recall_at_{k}": _percent(right[:, :k].any(dim=1)) for k in self.at if k > 1}
+        sorted_ones = torch.arange(len(queries.labels), device=found.device)[:: -(-len(found) // self.queries)]
+        metrics |= rank_metrics(
+            unit_rows(queries.x[sorted_ones].float()),
+            queries.labels[sorted_ones],
+            unit_rows(gallery.x.float()),
+            gallery.labels,
+        )
+        facts: dict[str, Any] = {"chosen_on": "nothing", "queries": len(found), "queries_of_map": len(sorted_ones)}
+        absent = ~torch.isin(queries.labels, gallery.labels)
+        notes = [f"The classes of {int(absent.sum())} test images have no train image: they find nothing."]
+        name = with_kind("retrieval/cosine/test-in-train", self.kinds[0])
+        accuracy = top1(found[:, 0], queries.labels)
+        return [Score(name, accuracy, facts, notes if absent.any() else [], found[:, 0], metrics=metrics)]
 
 
-def rank_metrics(x: Tensor, labels: Tensor, queries: Tensor, at: list[int]) -> tuple[dict[str, float], Tensor]:
-    """Ranks all other rows for each query and returns recall at k, mAP and mAP at R in per cent, and nearest classes.
+def rank_metrics(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
+    """Ranks the gallery for each query and returns mAP and mAP at R, ``map`` and ``map_at_r`` in per cent.
 
-    With P(i) the share of the query's class among the first i and R the number of other rows of that class, the average
+    With P(i) the share of the query's class among the first i and R the number of rows of that class, the average
     precision is the mean of P(i) over the ranks i of that class; at R, ranks above R count as 0 (Musgrave et al. 2020,
-    equation 2). Recall at k is the share of queries with a row of their class among the first k. Equal similarities are
-    ranked in the order of the rows.
+    equation 2). Equal similarities are ranked in the order of the rows.
 
     Args:
-        x: [N, D], unit rows.
-        labels: int64 [N].
-        queries: int64 [Q], positions of rows that have another row of their class.
-        at: values of k; 1 is always there.
+        queries: [Q, D], unit rows.
+        labels: int64 [Q].
+        gallery: [N, D], unit rows.
+        gallery_labels: int64 [N].
     """
-    parts = [_ranked(x, labels, rows) for rows in torch.split(queries, max(1, CHUNK // len(x)))]
-    relevant_at = {k: torch.cat([part[0][:, :k].any(dim=1) for part in parts]) for k in {1, *at}}
-    metrics = {f"recall_at_{k}": _percent(hits) for k, hits in sorted(relevant_at.items())}
-    precisions = [_average_precision(relevant) for relevant, _ in parts]
-    metrics |= {
-        name: _percent(torch.cat([pair[i] for pair in precisions])) for i, name in enumerate(("map", "map_at_r"))
-    }
-    return metrics, torch.cat([nearest for _, nearest in parts])
+    rows = max(1, CHUNK // len(gallery))
+    parts = zip(torch.split(queries, rows), torch.split(labels, rows), strict=True)
+    precisions = [_average_precision(_ranked(x, y, gallery, gallery_labels)) for x, y in parts]
+    whole, at_r = (torch.cat(each) for each in zip(*precisions, strict=True))
+    return {"map": _percent(whole), "map_at_r": _percent(at_r)}
 
 
-def _ranked(x: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns which of the ranked other rows [q, N − 1] have the query's class, and the class [q] of the first."""
-    with full_float32(x.device):
-        similarity = x[rows] @ x.T
-    similarity[torch.arange(len(rows), device=x.device), rows] = -torch.inf  # the query itself comes last
-    order = similarity.argsort(dim=1, descending=True, stable=True)[:, :-1]
-    ranked = labels[order]
-    return ranked == labels[rows, None], ranked[:, 0]
+def _ranked(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> Tensor:
+    """Returns which of the ranked rows of the gallery have the query's class, bool [q, N]."""
+    with full_float32(queries.device):
+        similarity = queries @ gallery.T
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    return gallery_labels[order] == labels[:, None]
 
 
 def _average_precision(relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the average precision [q] of each row of bool [q, N], and the same at R."""
+    """Returns the average precision [q] of each row of bool [q, N], and the same at R; 0 where nothing is relevant."""
     rank = torch.arange(1, relevant.shape[1] + 1, device=relevant.device)
     count = relevant.sum(dim=1)
     precision = relevant * relevant.cumsum(dim=1) / rank.double()
-    at_r = (precision * (rank <= count[:, None])).sum(dim=1) / count
-    return precision.sum(dim=1) / count, at_r
+    at_r = (precision * (rank <= count[:, None])).sum(dim=1)
+    return precision.sum(dim=1) / count.clamp(min=1), at_r / count.clamp(min=1)
 
 
 def _percent(values: Tensor) -> float:
