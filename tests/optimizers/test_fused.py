@@ -150,7 +150,7 @@ def test_lars_of_every_kind_takes_the_same_steps_with_few_launches_also_where_a_
         for step in range(3):
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient / (step + 1)
-            optimizer.param_groups[0]["lr"] = 0.1 + step
+            optimizer.param_groups[0]["lr"] = 0.1 * step  # a warm-up starts at 0
             optimizer.step()
         made.append(weights)
     for mine, wanted in zip(made[1], made[0], strict=True):

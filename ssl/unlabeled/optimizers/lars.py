@@ -18,6 +18,8 @@ from unlabeled.core.seeding import to_device
 from unlabeled.distributed.dtensor import local_shard
 from unlabeled.errors import UserError
 
+SMALLEST_RATE = 1e-30  # a warm-up starts at 0, by which Python does not divide
+
 
 class LARS(Optimizer):
     """SGD with momentum that scales the step of each weight w with gradient g by trust · ‖w‖ / ‖g + λw‖.
@@ -225,7 +227,8 @@ def _clipped_ratios(
     1 where ‖w‖ is 0, since ∞/∞ is no number and ``fmin`` takes the other; 0 where only ‖g‖ is: no decay then.
     """
     lengths = torch.add(gradient_norms, weight_norms, alpha=group["weight_decay"]).add_(1e-8)
-    return torch.fmin(torch.addcdiv(zeros, weight_norms, lengths, value=group["trust_coefficient"] / group["lr"]), ones)
+    factor = group["trust_coefficient"] / max(group["lr"], SMALLEST_RATE)
+    return torch.fmin(torch.addcdiv(zeros, weight_norms, lengths, value=factor), ones)
 
 
 def _norms(pieces: list[Tensor], cut: bool) -> Tensor:
