@@ -113,9 +113,9 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
 
 
 NARROW, WIDTHS = (
-    256,
+    2048,
     ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
-)  # heads of 8192 would take seconds a step
+)  # heads of 8192 and 65,536 would take seconds a step
 RUN = [
     "optimizer=sgd",
     "batch_size=16",

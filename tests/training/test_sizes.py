@@ -107,7 +107,8 @@ def test_pictures_show_the_centre_of_each_image_and_nothing_beside_it() -> None:
 
 
 def test_knn_while_training_sees_each_image_and_nothing_beside_it() -> None:
-    objective = SimpleNamespace(backbone=Mean())
+    network = Mean()
+    objective = SimpleNamespace(backbone=network, product=lambda: network)
     trainer = SimpleNamespace(precision="32-true")
     views = Views(12, [], None, None, 1.0, "bilinear")
     module = SimpleNamespace(seed=0, objective=objective, views=views, trainer=trainer)

@@ -36,6 +36,7 @@ FREE_KEYS = (
     "resume",
     "timeout_minutes",
     "trainer",
+    "views.compile",  # roundings alone: auto since version 0.2, where false was the default
     "weights_sha256",
 )
 
@@ -58,7 +59,14 @@ EARLIER_VALUES = {
     "backbone.layer_scale": None,
     "backbone.registers": 0,
     "backbone.class_token": True,
+    "objective.projection_norm": True,
+    "objective.sum": False,
+    "objective.two_queues": False,
+    "objective.direction_mean": False,
+    "optimizer.decayed_also": [],
     "optimizer.optimizer.clip": False,
+    "optimizer.optimizer.adapt_all": False,
+    "optimizer.optimizer.rate_in_momentum": False,
     "optimizer.warmup_start_lr": 0.0,
     "optimizer.final_lr": 0.0,
     "optimizer.final_weight_decay": None,

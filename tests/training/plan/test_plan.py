@@ -140,7 +140,8 @@ def test_a_begun_run_is_planned_from_where_it_is_and_left_as_it_is(tmp_path: Pat
     run_of(config_of("simclr", tmp_path / "run", "checkpoint_every_n_steps=4", "plan=null"))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     (tmp_path / "run" / "checkpoints" / "step_000000004.ckpt").replace(last)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]  # it names its last holder
+    before = {path: path.read_bytes() for path in files}
     run = build_run(config := config_of("simclr", tmp_path / "run", "plan_only=true", *TRIED), open_run(config))
     run.plan()
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -206,6 +207,7 @@ def test_each_check_fails_where_it_should_with_what_was_found_and_what_to_give(
     config.objective.update(objective)
     found = failed(plan_of(config))
     del found["crops that show something"]  # of 8 pixels
+    found.pop("a blur that fits", None)  # into small crops of 4
     assert found.keys() == set(failing)
     assert words in "".join(found.values())
 
