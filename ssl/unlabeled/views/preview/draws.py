@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarizefrom unlabeled.views.padded_crop import RandomCrop
 
 DRAWS = 2000  # measured draws per group of views
 FLAGGED = 4.0  # standard errors: one correct rate in 16,000 is further off
 JITTER = ("brightness", "contrast", "saturation", "hue")
 TITLES = {
     "RandomResizedCrop": "crop",
+    "RandomCrop": "shift",
     "ColorJitter": "jitter",
     "Grayscale": "grayscale",
     "GaussianBlur": "blur",
@@ -160,6 +161,8 @@ def operation_title(operation: Operation) -> str:
 def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
     if isinstance(operation, RandomResizedCrop):
         return {"area": operation.scale, "width / height": operation.ratio}
+    if isinstance(operation, RandomCrop):
+        return {"where 0": (0.0, 1.0), "where 1": (0.0, 1.0)}  # of the places that it may begin at
     if isinstance(operation, ColorJitter):
         return dict(zip(JITTER, operation.ranges, strict=True))
     if isinstance(operation, GaussianBlur):
