@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import data_path, with_data_source
 from unlabeled.commands.command_line import Reader, settled
@@ -24,6 +26,7 @@ LARGE = 224
 # Images that a thin ResNet sees in a quarter of an hour on two cores at 32 pixels, as experiment=cifar10_cpu goes.
 CPU_IMAGES, MINUTES = 1_200_000, 15
 GPU_IMAGES = 20_000_000  # 400 epochs of CIFAR-10, a sixth of SimCLR's 100 epochs of ImageNet
+TRIED = ("simclr", "moco_v2")  # methods whose picks were tried on several sizes; others start from their CPU recipe
 PICKED = {  # group → choices of which one may be picked; "": that of conf/train.yaml
     "backbone": ("resnet_thin", "resnet18", "resnet50"),
     "views": ("simclr_small", "simclr", "moco_small", "moco_v2"),
@@ -70,8 +73,10 @@ def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> l
     if path is None or asked & {"experiment", "replay", "--help", "-h", "--cfg", "-c"}:
         return named
     check_typed(named)
+    recipe = recipe_of(next((each.partition("=")[2] for each in named if each.startswith("objective=")), "simclr"))
     seen = look(path, [each for each in named if each.startswith(("data", "--config-dir"))])
-    picks = [_open(pick, asked) for pick in pick_for(seen, dict(each.split("=", 1) for each in named if "=" in each))]
+    given = dict(each.split("=", 1) for each in named if "=" in each)
+    picks = [_open(pick, asked) for pick in pick_for(seen, given, recipe)]
     picks = [pick for pick in picks if pick.values]
     log(str(seen))
     lines = [" ".join(f"{key}={value}" for key, value in pick.values.items()) for pick in picks]
@@ -149,26 +154,52 @@ def look(path: str, overrides: Sequence[str]) -> Look:
     )
 
 
-def pick_for(seen: Look, given: dict[str, str]) -> list[Pick]:
+def recipe_of(objective: str) -> dict[str, Any]:
+    """Views, backbone, optimizer and widths of a method's recipe for a CPU; nothing for those that were tried."""
+    path = conf_folder() / "experiment" / f"{objective}_cifar10_cpu.yaml"
+    if objective in TRIED or not path.is_file():
+        return {}
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    chosen = {key.removeprefix("override /"): value for each in content["defaults"] for key, value in each.items()}
+    groups = {group: chosen[group] for group in ("views", "backbone", "optimizer") if group in chosen}
+    parts = {key: value for key, value in content.items() if key in (*groups, "objective")}
+    return groups | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+
+
+def _of_recipe(recipe: dict[str, Any], objective: str, epochs: int) -> list[Pick]:
+    shown = {
+        key: f"[{','.join(map(str, value))}]" if isinstance(value, list) else value for key, value in recipe.items()
+    }
+    shown["optimizer.warmup_epochs"] = _warmup(epochs)
+    return [Pick(shown, f"as experiment={objective}_cifar10_cpu: small images, small networks")]
+
+
+def _warmup(epochs: int) -> float:
+    return epochs // 20 or round(epochs / 20, 2)
+
+
+def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = None) -> list[Pick]:
     """What suits images like these.
 
     Args:
         seen: of them.
         given: keys and values of the command, which the others must go with.
+        recipe: of :func:`recipe_of`; where it has any, it decides views, backbone and optimizer.
     """
     gpu = seen.gpu and given.get("trainer.accelerator") != "cpu"
-    size = int(_number(given.get("views.size"), view_size(seen.side, gpu)))
+    fitting = (recipe or {}).get("views.size", SMALL[0]) if recipe else view_size(seen.side, gpu)
+    size = int(_number(given.get("views.size"), fitting))
     batch = int(_number(given.get("batch_size"), batch_size(seen.images)))
     epochs = int(_number(given.get("max_epochs"), epochs_for(seen.images, size, gpu)))
     objective = given.get("objective", "simclr")
     picks = [
         Pick({"name": _name(seen.path)}, "the folder's name; the same command goes on with the same run"),
-        Pick(*_views(objective, size, seen.side, gpu)),
+        *([] if recipe else [Pick(*_views(objective, size, seen.side, gpu))]),
         Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
-        Pick(*_backbone(size, seen.images, gpu)),
+        *([] if recipe else [Pick(*_backbone(size, seen.images, gpu))]),
         Pick({"batch_size": batch}, "many negatives" if batch >= 256 else "at least four steps in an epoch"),
         Pick({"max_epochs": epochs}, _how_long(seen.images * epochs, size, gpu)),
-        Pick(*_optimizer(objective, epochs)),
+        *(_of_recipe(recipe, objective, epochs) if recipe else [Pick(*_optimizer(objective, epochs))]),
     ]
     if objective == "simclr":
         picks.append(Pick({"objective.temperature": 0.2}, "between ImageNet's 0.1 and CIFAR-10's 0.5: a short run"))
@@ -231,7 +262,7 @@ def _optimizer(objective: str, epochs: int) -> tuple[dict[str, Any], str]:
     if lr is None:
         return {}, ""
     values: dict[str, Any] = {"optimizer": "sgd", "optimizer.lr": lr, "optimizer.weight_decay": 5e-4}
-    values["optimizer.warmup_epochs"] = epochs // 20 or round(epochs / 20, 2)
+    values["optimizer.warmup_epochs"] = _warmup(epochs)
     return values, "batches of 256 or fewer need no LARS"
 
 

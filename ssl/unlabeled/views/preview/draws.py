@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarizefrom unlabeled.views.padded_crop import RandomCrop
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
+from unlabeled.views.padded_crop import RandomCrop
 
 DRAWS = 2000  # measured draws per group of views
 FLAGGED = 4.0  # standard errors: one correct rate in 16,000 is further off
