@@ -125,3 +125,20 @@ def test_one_minute_is_one_minute() -> None:
     assert "about 1 minute on" in next(
         p.why for p in pick_for(seen(100, 32, gpu=False), {}) if "max_epochs" in p.values
     )
+
+
+@pytest.mark.parametrize("objective", ["byol", "dino", "mae", "swav", "supcon"])
+def test_a_method_that_was_not_tried_on_folders_starts_from_its_recipe_for_a_cpu(
+    objective: str, tmp_path: Path
+) -> None:
+    recipe = composed(f"experiment={objective}_cifar10_cpu")
+    pictures(tmp_path / "photos" / "a", 40, 40, 40)
+    lines: list[str] = []
+    whole = completed([f"data={tmp_path / 'photos'}", f"objective={objective}", "name=x"], lines.append)
+    config = composed(*whole)
+    assert config.views.size == recipe.views.size
+    assert len(config.views.groups) == len(recipe.views.groups)
+    assert config.backbone._target_ == recipe.backbone._target_
+    assert config.optimizer.lr == recipe.optimizer.lr
+    assert config.optimizer.warmup_epochs == config.max_epochs // 20
+    assert f"experiment={objective}_cifar10_cpu" in "".join(lines)

@@ -134,7 +134,7 @@ def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
     if not (rows and _has_own_data(run_dir)):
         lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
     lines.append(("get the features of images", f"unlabeled embed run={run_dir} data=FOLDER out=features.parquet"))
-    lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=timm"))
+    lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=safetensors"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
     lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))
     return lines

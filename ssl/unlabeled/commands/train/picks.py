@@ -163,15 +163,18 @@ def recipe_of(objective: str) -> dict[str, Any]:
     chosen = {key.removeprefix("override /"): value for each in content["defaults"] for key, value in each.items()}
     groups = {group: chosen[group] for group in ("views", "backbone", "optimizer") if group in chosen}
     parts = {key: value for key, value in content.items() if key in (*groups, "objective")}
-    return groups | {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-
-
-def _of_recipe(recipe: dict[str, Any], objective: str, epochs: int) -> list[Pick]:
-    shown = {
-        key: f"[{','.join(map(str, value))}]" if isinstance(value, list) else value for key, value in recipe.items()
+    return groups | {
+        f"{part}.{key}": value
+        for part, values in parts.items()
+        for key, value in values.items()
+        if not isinstance(value, dict)
     }
-    shown["optimizer.warmup_epochs"] = _warmup(epochs)
-    return [Pick(shown, f"as experiment={objective}_cifar10_cpu: small images, small networks")]
+
+
+def _of_recipe(recipe: dict[str, Any], objective: str, epochs: int) -> Pick:
+    shown = recipe | {"optimizer.warmup_epochs": _warmup(epochs)}
+    lists = {key: f"[{','.join(map(str, value))}]" for key, value in shown.items() if isinstance(value, list)}
+    return Pick(shown | lists, f"as experiment={objective}_cifar10_cpu: small images, small networks")
 
 
 def _warmup(epochs: int) -> float:
@@ -198,8 +201,8 @@ def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = 
         Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
         *([] if recipe else [Pick(*_backbone(size, seen.images, gpu))]),
         Pick({"batch_size": batch}, "many negatives" if batch >= 256 else "at least four steps in an epoch"),
-        Pick({"max_epochs": epochs}, _how_long(seen.images * epochs, size, gpu)),
-        *(_of_recipe(recipe, objective, epochs) if recipe else [Pick(*_optimizer(objective, epochs))]),
+        Pick({"max_epochs": epochs}, _how_long(seen.images * epochs, size, gpu or bool(recipe))),
+        _of_recipe(recipe, objective, epochs) if recipe else Pick(*_optimizer(objective, epochs)),
     ]
     if objective == "simclr":
         picks.append(Pick({"objective.temperature": 0.2}, "between ImageNet's 0.1 and CIFAR-10's 0.5: a short run"))
@@ -229,10 +232,10 @@ def epochs_for(images: int, size: int, gpu: bool) -> int:
     return round(min(800 if gpu else 200, max(100 if gpu else 10, seen / images)))
 
 
-def _how_long(seen: int, size: int, gpu: bool) -> str:
+def _how_long(seen: int, size: int, unknown: bool) -> str:
     minutes = max(1, round(MINUTES * seen / (CPU_IMAGES * 32**2 / size**2)))
     time = f", about {minutes} {'minute' if minutes == 1 else 'minutes'} on two cores"
-    return f"{seen:,} images seen{'' if gpu else time}"
+    return f"{seen:,} images seen{'' if unknown else time}"
 
 
 def _views(objective: str, size: int, side: int, gpu: bool) -> tuple[dict[str, Any], str]:
