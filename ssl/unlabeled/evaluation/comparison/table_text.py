@@ -192,7 +192,7 @@ def _reading(table: ComparisonTable) -> list[str]:
     if _best(table):
         sentences.append(
             "Bold is the highest of a column. Numbers within each other's intervals or deviations do not differ; "
-            "eval_linear.py compare=[RUN_A,RUN_B] tests it."
+            "unlabeled compare RUN_A RUN_B tests it."
         )
     texts = {_text(line, line.cells.get(column)) for line in table.lines for column in table.columns}
     if MISSING in texts:
