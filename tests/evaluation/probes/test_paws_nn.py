@@ -148,9 +148,9 @@ def test_a_run_is_judged_behind_its_own_head_on_its_own_list_which_is_recorded(s
     training = json.loads((run / "training.json").read_text())
     assert training["labels"]["images"] == len((run / "labels.txt").read_text().splitlines()) == 200
     assert training["collapsed_at"] == 0
-    loud, first = finished.stdout.splitlines()[:2]
-    assert loud.startswith("LABELS ARE USED: PAWS")
-    assert first.startswith(
+    printed = finished.stdout.splitlines()
+    assert printed[0].startswith("LABELS ARE USED: PAWS")
+    assert printed[2].startswith(
         f"200 labelled images, 20 in each of 10 classes, sha256 {training['labels']['sha256']}; none "
     )
     results = json.loads((run / "report" / "results.json").read_text())
