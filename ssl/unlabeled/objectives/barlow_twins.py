@@ -14,7 +14,7 @@ from unlabeled.core.ranges import Channels, Layers, Weight
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
-from unlabeled.objectives.parts.heads import mlp
+from unlabeled.objectives.parts.heads import mlp, projector_widths
 from unlabeled.objectives.parts.moments import column_variances, cross_covariance
 from unlabeled.objectives.parts.precision import full_precision
 
@@ -81,10 +81,8 @@ class BarlowTwins(Objective):
         bias_lr_factor: Annotated[float, Interval(gt=0, le=1000)],
     ) -> None:
         super().__init__()
-        if projection_layers < 1:
-            raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
         self.backbone = backbone
-        widths = [backbone.num_features, *[hidden_dim] * (projection_layers - 1), projection_dim]
+        widths = projector_widths(backbone.num_features, hidden_dim, projection_layers, projection_dim)
         self.projector: nn.Module = mlp(widths)
         self.off_diagonal_weight, self.scale, self.bias_lr_factor = off_diagonal_weight, scale, bias_lr_factor
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from unlabeled import distributed
 from unlabeled.core.ranges import Channels, Count, Layers, Temperature
-from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_shapes
 from unlabeled.objectives.parts.contrast import log_sum_exp
-from unlabeled.objectives.parts.heads import mlp
+from unlabeled.objectives.parts.heads import mlp, projector_widths
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.queue import KeyQueue
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
@@ -79,10 +78,8 @@ class NNCLR(Objective):
         queue_size: Count,
     ) -> None:
         super().__init__()
-        if projection_layers < 1:
-            raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
         self.backbone = backbone
-        widths = [backbone.num_features, *[hidden_dim] * (projection_layers - 1), projection_dim]
+        widths = projector_widths(backbone.num_features, hidden_dim, projection_layers, projection_dim)
         self.projector: nn.Module = mlp(widths, last_norm="affine", bias_hidden=True, bias_last=True)
         predictor_widths = [projection_dim, predictor_dim, projection_dim]
         self.predictor: nn.Module = mlp(predictor_widths, bias_hidden=True, bias_last=True)

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.core.ranges import Channels, Layers
-from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_shapes
-from unlabeled.objectives.parts.heads import mlp
+from unlabeled.objectives.parts.heads import mlp, projector_widths
 from unlabeled.objectives.parts.moments import column_variances
 from unlabeled.objectives.parts.precision import full_precision
 from unlabeled.objectives.parts.signs import VIEWS_ALIKE
@@ -66,10 +65,8 @@ class SimSiam(Objective):
         constant_predictor_rate: bool,
     ) -> None:
         super().__init__()
-        if projection_layers < 1:
-            raise UserError(f"objective.projection_layers={projection_layers}: a projector has at least one layer")
         self.backbone = backbone
-        widths = [backbone.num_features, *[hidden_dim] * (projection_layers - 1), projection_dim]
+        widths = projector_widths(backbone.num_features, hidden_dim, projection_layers, projection_dim)
         # the official last layer has a bias that is not trained: the norm behind it takes it away
         self.projector: nn.Module = mlp(widths, last_norm="parameter_free")
         self.predictor: nn.Module = mlp([projection_dim, predictor_dim, projection_dim], bias_last=True)

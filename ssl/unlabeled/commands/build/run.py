@@ -67,14 +67,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if trainer.is_global_zero:
         for note in notes_on_labels(data.splits.train.labels, data.splits.train.classes, "training"):
             print(note)
-    labelled = int((data.splits.train.labels >= 0).sum())
-    for name, probe in build_probes(config).items():
-        if data.splits.test is not None and probe.needs > labelled:
-            key = f"probe.{name}.{getattr(probe, 'needs_key', '…')}"
-            raise UserError(
-                f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}: give {key} no more"
-                " than that, or probe=quick or none"
-            )
+    _check_probes(config, data)
     views: Views = instantiate(config.views)
     views.require_channels(data.splits.train)
     views.require_masks(data.splits.train)
@@ -127,6 +120,18 @@ def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> Sta
     start = read_start(origin, resolved["weights_of"], resolved["weights_sha256"])
     resolved["weights_sha256"] = start.checkpoint.sha256
     return start
+
+
+def _check_probes(config: DictConfig, data: DataModule) -> None:
+    """Raises UserError for a probe that needs more labelled training images than there are."""
+    labelled = int((data.splits.train.labels >= 0).sum())
+    for name, probe in build_probes(config).items():
+        if data.splits.test is not None and probe.needs > labelled:
+            key = f"probe.{name}.{getattr(probe, 'needs_key', '…')}"
+            raise UserError(
+                f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}: give {key} no more"
+                " than that, or probe=quick or none"
+            )
 
 
 def _lock(config: DictConfig, trainer: pl.Trainer) -> RunLock | None:

@@ -15,6 +15,13 @@ from unlabeled.objectives.parts.precision import full_precision
 LastNorm = Literal["none", "affine", "parameter_free"]
 
 
+def projector_widths(features: int, hidden_dim: int, layers: int, projection_dim: int) -> list[int]:
+    """Returns the widths of a projector for :func:`mlp`. Raises UserError if it has no layer."""
+    if layers < 1:
+        raise UserError(f"objective.projection_layers={layers}: a projector has at least one layer")
+    return [features, *[hidden_dim] * (layers - 1), projection_dim]
+
+
 def mlp(
     widths: Sequence[int],
     norm: bool = True,
