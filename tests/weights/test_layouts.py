@@ -59,6 +59,10 @@ def vit() -> Backbone:
     return ViT(32, 8, width=32, depth=2, heads=4)
 
 
+def vit_patches() -> Backbone:
+    return ViT(32, 8, width=32, depth=2, heads=4, pooling="gap", class_token=False)
+
+
 def vit_moco_v3() -> Backbone:
     return ViT(32, 8, width=32, depth=2, heads=4, position="sincos_rows_first", initialisation="moco_v3")
 
@@ -302,6 +306,34 @@ def barlow_twins(state: State) -> State:
     return {"epoch": 1000, "model": under("module.", network), "optimizer": sgd()}
 
 
+# github.com/facebookresearch/vicreg, main_vicreg.py: model.pth; its expander has two hidden layers
+def vicreg(state: State) -> State:
+    expander = linear("0", 64, 16) | norm("1", 16) | linear("3", 16, 16) | norm("4", 16) | linear("6", 16, 16, False)
+    network = under("backbone.", state) | under("projector.", expander)
+    return {"epoch": 1000, "model": under("module.", network), "optimizer": sgd()}
+
+
+# github.com/facebookresearch/simsiam, main_simsiam.py and simsiam/builder.py: the projector is the encoder's fc
+def simsiam(state: State) -> State:
+    head = linear("fc.0", 64, 64, False) | norm("fc.1", 64) | linear("fc.3", 64, 64, False) | norm("fc.4", 64)
+    head |= linear("fc.6", 64, 16) | {key: value for key, value in norm("fc.7", 16).items() if "running" in key}
+    predictor = linear("predictor.0", 16, 4, False) | norm("predictor.1", 4) | linear("predictor.3", 4, 16)
+    network = under("encoder.", state | head) | predictor
+    return {"epoch": 100, "arch": "resnet50", "state_dict": under("module.", network), "optimizer": sgd()}
+
+
+# github.com/facebookresearch/ijepa, src/train.py and src/models/vision_transformer.py
+def ijepa(state: State) -> State:
+    predictor = linear("predictor_embed", 32, 16) | linear("predictor_proj", 16, 32)
+    predictor |= {"mask_token": torch.rand(1, 1, 16), "predictor_pos_embed": torch.rand(1, 16, 16)}
+    predictor |= linear("predictor_blocks.0.attn.qkv", 16, 48) | linear("predictor_blocks.0.mlp.fc1", 16, 64)
+    predictor |= {"predictor_norm.weight": torch.rand(16), "predictor_norm.bias": torch.rand(16)}
+    content: State = {"encoder": under("module.", moved(state)), "predictor": under("module.", predictor)}
+    content |= {"opt": adamw()}
+    content |= {"scaler": SCALER, "target_encoder": under("module.", state), "epoch": 300, "loss": 0.2}
+    return content | {"batch_size": 128, "world_size": 16, "lr": 0.001}
+
+
 # github.com/facebookresearch/msn, src/msn_train.py: save_checkpoint
 def msn(state: State) -> State:
     head = linear("fc.fc1", 32, 64) | norm("fc.bn1", 64) | linear("fc.fc3", 64, 16)
@@ -433,6 +465,11 @@ CASES = [
         {},
     ),
     Case("Barlow Twins", resnet, barlow_twins, "Barlow Twins", "backbone", {}),
+    Case("Barlow Twins released", resnet, headless, "plain state dict", "the network", {}),
+    Case("VICReg", resnet, vicreg, "VICReg", "backbone", {"projector": 15, "optimizer": 2}),
+    Case("VICReg released", resnet, headless, "plain state dict", "the network", {}),
+    Case("SimSiam", resnet, simsiam, "SimSiam", "encoder", {"projector": 16, "predictor": 8, "optimizer": 2}),
+    Case("I-JEPA", vit_patches, ijepa, "I-JEPA", "target encoder, as in the official evaluation", {}),
     Case("MSN", vit, msn, "MSN", "target encoder, as in the official evaluation", {}),
     Case(
         "stable-pretraining",
@@ -604,6 +641,37 @@ def test_dino_gives_the_teacher_and_moco_the_query_encoder_though_the_other_is_t
     assert not torch.equal(student, source.state_dict()["norm.weight"])
     loaded = load_backbone(saved(content, tmp_path), seeded(vit_learned, 1))
     assert torch.equal(loaded.state_dict()["norm.weight"], content["teacher"]["backbone.norm.weight"])
+
+
+def test_ijepas_target_encoder_gives_what_a_literal_forward_of_the_file_gives(tmp_path: Path) -> None:
+    """facebookresearch/ijepa, src/models/vision_transformer.py: no class token; features: the mean of the patches."""
+    content = ijepa(seeded(vit_patches, 0).state_dict())
+    loaded = load_backbone(saved(content, tmp_path), seeded(vit_patches, 1)).double()
+    file: dict[str, Tensor] = {
+        key.removeprefix("module."): value.double() for key, value in content["target_encoder"].items()
+    }
+    pictures = images(loaded).double()
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ file[f"{name}.weight"].T + file[f"{name}.bias"]
+
+    def layer_norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return centred / deviation * file[f"{name}.weight"] + file[f"{name}.bias"]
+
+    patches = pictures.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    x = patches @ file["patch_embed.proj.weight"].flatten(1).T + file["patch_embed.proj.bias"] + file["pos_embed"]
+    for block in range(2):
+        name = f"blocks.{block}"
+        mixed = linear(f"{name}.attn.qkv", layer_norm(f"{name}.norm1", x))
+        query, key, value = mixed.reshape(2, 16, 3, 4, 8).permute(2, 0, 3, 1, 4)  # [B, heads, 16, 8] each
+        weights = (query @ key.transpose(2, 3) / 8**0.5).softmax(3)
+        x = x + linear(f"{name}.attn.proj", (weights @ value).transpose(1, 2).flatten(2))
+        hidden = nn.functional.gelu(linear(f"{name}.mlp.fc1", layer_norm(f"{name}.norm2", x)))
+        x = x + linear(f"{name}.mlp.fc2", hidden)
+    with torch.no_grad():
+        assert torch.allclose(loaded(pictures), layer_norm("norm", x).mean(1), rtol=0, atol=1e-12)
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -86,12 +86,11 @@ def test_a_whole_pickled_network_is_refused_with_its_class(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_pickle_of_arrays_as_relics_is_refused_with_what_to_do(protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_of_arrays_is_read_as_tensors(protocol: int, tmp_path: Path) -> None:
     content = {"params": {"resnet/initial_conv": {"w": np.ones((7, 7, 3, 4))}}, "step": 3}
     (tmp_path / "relicv2.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    message = refusal(tmp_path / "relicv2.pkl")
-    assert "a pickle of arrays (numpy." in message
-    assert "safetensors.numpy.save_file(ARRAYS, FILE)" in message
+    checkpoint = read_checkpoint(tmp_path / "relicv2.pkl")
+    assert list(checkpoint.tensors) == ["params.resnet/initial_conv.w"]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

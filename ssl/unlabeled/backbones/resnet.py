@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unlabeled.backbones.freezing import freeze_blocks, keep_still
+from unlabeled.backbones.padding import Padding, pad_at_end
 from unlabeled.backbones.recomputation import recompute
 from unlabeled.core.ranges import Channels, Count, Layers
 from unlabeled.errors import UserError
@@ -26,6 +27,7 @@ _DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    200: (Bottleneck, (3, 24, 36, 3)),
 }
 
 
@@ -33,7 +35,7 @@ class ResNet(Backbone):
     """Convolutional features, averaged over the image.
 
     Args:
-        depth: 10, 18, 34, 50, 101 or 152.
+        depth: 10, 18, 34, 50, 101, 152 or 200.
         width: multiplies the channels of every stage, 64, 128, 256 and 512 at 1.
         stem: ``imagenet`` is 7×7 with stride 2 and a max-pool; ``cifar`` is 3×3 with stride 1 and padding 1, no
             max-pool, for images up to about 64 pixels (arXiv:2002.05709, B.9).
@@ -41,11 +43,13 @@ class ResNet(Backbone):
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
         freeze: how many blocks, with the stem before them, are not trained and keep their BatchNorms' statistics.
+        padding: where a stride is 2, ``both`` adds as many pixels on every side, as torchvision; ``end`` adds the odd
+            one below and on the right, as TensorFlow and Haiku (``SAME``): BYOL's checkpoints need it.
 
     Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
-        UserError: a depth, stem or width that is not allowed.
+        UserError: a depth, stem, width or padding that is not allowed.
     """
 
     def __init__(
@@ -57,12 +61,15 @@ class ResNet(Backbone):
         gradient_checkpointing: bool = False,
         channels: Channels = 3,
         freeze: Count | None = None,
+        padding: Padding = "both",
     ) -> None:
         super().__init__()
         if depth not in _DEPTHS:
             raise UserError(f"backbone.depth={depth} is not one of {', '.join(map(str, _DEPTHS))}")
         if stem not in ("imagenet", "cifar"):
             raise UserError(f"backbone.stem={stem} is neither imagenet nor cifar")
+        if padding not in ("both", "end"):
+            raise UserError(f"backbone.padding={padding} is neither both nor end")
         block, depths = _DEPTHS[depth]
         widths = [int(64 * width * 2**stage) for stage in range(4)]
         if widths[0] < 1:
@@ -78,7 +85,9 @@ class ResNet(Backbone):
         self.layer2 = stage(outs[1], widths[1], depths[1], stride=2)
         self.layer3 = stage(outs[2], widths[2], depths[2], stride=2)
         self.layer4 = stage(outs[3], widths[3], depths[3], stride=2)
-        self.num_features = outs[4]
+        self.num_features, self.padding = outs[4], padding
+        if padding == "end":
+            pad_at_end(self)
         _initialise(self, zero_init_residual)
         if gradient_checkpointing:
             recompute(self.shards())

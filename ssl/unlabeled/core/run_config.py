@@ -59,6 +59,7 @@ EARLIER_VALUES = {
     "backbone.layer_scale": None,
     "backbone.registers": 0,
     "backbone.class_token": True,
+    "backbone.padding": "both",
     "objective.projection_norm": True,
     "objective.sum": False,
     "objective.two_queues": False,

@@ -139,8 +139,9 @@ def to_torchvision(backbone: Backbone, spec: Mapping[str, Any], to: str) -> Libr
         return _torchvision_model(backbone, spec)
     if isinstance(backbone, ResNet):
         _require_plain_resnet(spec, to, "torchvision")
-        if spec["depth"] == 10:
-            raise _refusal(to, "torchvision has no ResNet of depth 10 (backbone.depth)", True, timm=True)
+        if spec["depth"] in (10, 200):
+            reason = f"torchvision has no ResNet of depth {spec['depth']} (backbone.depth)"
+            raise _refusal(to, reason, True, timm=True)
         return LibraryModel(f"resnet{spec['depth']}", backbone.state_dict(), classifier="fc")
     if isinstance(backbone, RegNetY):
         return _torchvision_regnet(backbone, spec, to)
@@ -181,6 +182,8 @@ def _require_plain_resnet(spec: Mapping[str, Any], to: str, library: str) -> Non
         raise _refusal(to, f"{library}'s ResNets have no 3×3 stem without a max-pool (backbone.stem={spec['stem']})")
     if spec["width"] != 1:
         raise _refusal(to, f"{library}'s ResNets have a stem of 64 channels (backbone.width={spec['width']})")
+    if spec.get("padding", "both") != "both":
+        raise _refusal(to, f"{library}'s ResNets pad both sides alike (backbone.padding={spec['padding']})")
 
 
 def _refusal(to: str, reason: str, alike: bool = False, timm: bool = False) -> UserError:

@@ -66,6 +66,12 @@ def check_geometry(
             f"checkpoint={checkpoint.path}: solo-learn's stem for small images pads by 2 and gives maps of 34×34, "
             "backbone.stem=cifar pads by 1: the weights would load and mean another network"
         )
+    wanted = "end" if checkpoint.layout == "BYOL" else None
+    if wanted is not None and getattr(backbone, "padding", None) != wanted:
+        raise UserError(
+            f"checkpoint={checkpoint.path}: Haiku's convolutions with a stride add their odd pixel at the end, and the "
+            "weights would load and mean another network: give backbone=resnet50 backbone.padding=end"
+        )
     if isinstance(backbone, ViT):
         if not resized and not checkpoint.weights.get("resized"):
             _check_positions(checkpoint, found["pos_embed"], backbone)
@@ -100,7 +106,11 @@ def _grid(table: Tensor | None) -> int | None:
 
 def _visible_settings(backbone: Backbone) -> dict[str, Any]:
     """Returns the settings of a network that the shapes of its tensors do not show."""
-    shown = {key: getattr(backbone, key) for key in ("image_size", "patch_size", "pooling") if hasattr(backbone, key)}
+    shown = {
+        key: getattr(backbone, key)
+        for key in ("image_size", "patch_size", "pooling", "padding")
+        if hasattr(backbone, key)
+    }
     if isinstance(backbone, ViT):
         shown["heads"] = _heads(backbone)
     conv1 = getattr(backbone, "conv1", None)

@@ -202,6 +202,48 @@ LAYOUTS = (
         ("backbone.", "projector.", "bn.running_mean"),
         ROOTS,
     ),
+    # github.com/facebookresearch/vicreg, main_vicreg.py: model.pth; its resnet50.pth is a plain state dict
+    CheckpointLayout(
+        "VICReg",
+        "backbone",
+        "backbone.",
+        {"projector.": "projector"},
+        ("backbone.conv1.", "projector.0.", "projector.6."),
+        ("model.",),
+        exclusive=True,
+    ),
+    # github.com/facebookresearch/simsiam, simsiam/builder.py: the projector is the encoder's fc
+    CheckpointLayout(
+        "SimSiam",
+        "encoder",
+        "encoder.",
+        {"encoder.fc.": "projector", "predictor.": "predictor"},
+        ("encoder.fc.0.", "predictor.0."),
+        ("state_dict.", ""),
+    ),
+    # github.com/google-deepmind/deepmind-research, byol (weights/haiku/names.py): the online network is evaluated
+    CheckpointLayout(
+        "BYOL",
+        "online network, as in the official evaluation",
+        "online.backbone.",
+        {
+            "online.projector.": "projector",
+            "online.predictor.": "predictor",
+            "online.classifier.": "classifier",
+            "target.": "momentum copy",
+            "sums.": "sums of BatchNorm's statistics",
+            "rng": "state of the run",
+        },
+        ("online.backbone.", "target.backbone."),
+    ),
+    # github.com/facebookresearch/ijepa, src/train.py: save_checkpoint; its evaluation takes the target encoder
+    CheckpointLayout(
+        "I-JEPA",
+        "target encoder, as in the official evaluation",
+        "target_encoder.",
+        {"encoder.": "trained copy", "predictor.": "predictor"},
+        ("target_encoder.patch_embed.", "encoder.patch_embed.", "predictor.predictor_embed."),
+    ),
     # github.com/facebookresearch/msn, src/msn_train.py; its evaluations take the target encoder
     CheckpointLayout(
         "MSN",

@@ -15,6 +15,8 @@ import torch
 from unlabeled.core.archive import damage_of
 from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
+from unlabeled.weights.haiku.arrays import PACKAGES, read_arrays
+from unlabeled.weights.haiku.names import arrange
 
 # Classes in official checkpoints, of settings and metrics that are not needed. Each is replaced by SkippedObject; the
 # class itself is never imported or called, so that its code cannot run.
@@ -51,7 +53,6 @@ DICTIONARIES = (
     "vissl.config.attr_dict.AttrDict",
     "vissl.utils.hydra_config.AttrDict",
 )
-ARRAYS = ("numpy", "jax", "jaxlib", "haiku")  # packages whose arrays a pickle of another framework holds
 
 
 class SkippedObject:
@@ -79,10 +80,10 @@ def _stand_ins() -> list[Any]:
 
 
 def read_tensors(path: Path) -> Any:
-    """Reads a file of ``torch.save`` (either format) or safetensors to the CPU.
+    """Reads a file of ``torch.save`` (either format), safetensors or a pickle of arrays to the CPU.
 
     Files are read with ``weights_only=True``: tensors, plain values and containers of them; values of ``UNREAD`` are
-    skipped.
+    skipped. Pickles of arrays, as JAX and Haiku write them, are read by :mod:`unlabeled.weights.haiku.arrays`.
 
     Raises:
         UserError: no such file, damaged, no checkpoint, or a pickle that would have to run code; the message says
@@ -99,6 +100,8 @@ def read_tensors(path: Path) -> Any:
         damage = damage_of(path) if mmap else None
         if damage:
             raise UserError(f"checkpoint={path}: damaged ({damage}); copy it again, or give another file")
+        if not mmap and _asks_for_arrays(path):
+            return arrange(read_arrays(path))
         with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -117,20 +120,21 @@ def _is_safetensors(path: Path) -> bool:
 
 def _reason(path: Path, error: Exception) -> str:
     text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    asked = re.findall(r"GLOBAL ([\w.]+)", text) or _globals_of(path)
+    asked = re.findall(r"(?:GLOBAL|^it asks for) ([\w.]+)", text) or (
+        [] if _asks_for_arrays(path) else _globals_of(path)
+    )
     if not asked:
         short = text.strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         return f"cannot be read as tensors and plain values ({short})"
-    if any(name.partition(".")[0] in ARRAYS for name in asked):
-        return (
-            f"a pickle of arrays ({asked[0]}), as JAX and Haiku write them and ReLIC's are, not read: reading one "
-            "could run any code. Where it was made, save the arrays as tensors under torchvision's or timm's names: "
-            "safetensors.numpy.save_file(ARRAYS, FILE)"
-        )
     return (
         f"an unsafe pickle, not read: it asks for {asked[0]}, which could run any code. If you trust who made it, load "
-        "it where it was made and save its tensors alone: torch.save(model.state_dict(), FILE), or as safetensors"
+        "it where it was made and save its tensors alone: torch.save(model.state_dict(), FILE), or as safetensors; "
+        "arrays of JAX by safetensors.numpy.save_file(ARRAYS, FILE), under torchvision's or timm's names"
     )
+
+
+def _asks_for_arrays(path: Path) -> bool:
+    return any(name.partition(".")[0] in PACKAGES for name in _globals_of(path))
 
 
 def _globals_of(path: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Checkpoints of JAX and Haiku programs: reading their arrays as data, and their names."""
