@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     views: tuple[Tensor, ...] = ()  # float [B, 3, h, w] each, made on the device
     support: Support | None = None  # labelled images, only for an objective that needs them (NeedsSupport)
     sizes: Tensor | None = None  # int64 [B, 2], height and width of each image; None: every image fills H × W
+    companions: "Batch | None" = None  # row i belongs to row i; only for an objective that needs them (NeedsCompanions)
 
 
 class Progress(NamedTuple):

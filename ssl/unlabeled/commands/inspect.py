@@ -18,7 +18,7 @@ from unlabeled.commands.build.run import build_splits
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
 from unlabeled.core.writing import kept_anyway, save_picture, write_atomic
-from unlabeled.data.data_summary import summarize_data
+from unlabeled.data.inspect.data_summary import summarize_data
 from unlabeled.data.inspect.decode_speed import decode_speed
 from unlabeled.data.inspect.duplicates import (
     ExactDuplicates,

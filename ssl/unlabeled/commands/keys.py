@@ -38,6 +38,7 @@ TYPES: dict[str, Any] = {
     "weights_sha256": Sha256 | None,
     "batch_size": BatchSize,
     "accumulate": Count,
+    "images_per_class": Count | None,
     "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
     "max_epochs": Count | None,
     "max_steps": Count | None,

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
         Kind("unlabeled.objectives", "unlabeled.objective.Objective"),
         Kind("unlabeled.objectives", "torch.nn.Module"),
         Kind("unlabeled.data.support", "unlabeled.data.support.ClassBalanced"),
+        Kind("unlabeled.data.companions", "unlabeled.data.companions.Companions"),
     ),
     "optimizer": (
         Kind("unlabeled.optimizers", "unlabeled.optimizers.optimizer_config.OptimizerConfig"),

@@ -54,6 +54,7 @@ EARLIER_VALUES = {
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",
+    "images_per_class": None,
     "backbone.drop_path": 0.0,
     "backbone.uniform_drop_path": False,
     "backbone.layer_scale": None,

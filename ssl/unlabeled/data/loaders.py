@@ -5,7 +5,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unlabeled.data.companions import CompanionOrder
 from unlabeled.data.memory import DecodedSource, decode_or_next
-from unlabeled.data.order import GlobalOrder
+from unlabeled.data.order import BatchOrder
 from unlabeled.data.padding import pad_to_largest
-from unlabeled.data.source import Source
+from unlabeled.data.source import CorruptImage, Source
 from unlabeled.data.support import SupportOrder, decode_labelled
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Support
@@ -47,19 +48,22 @@ class ArrayLoader(Resumable):
     def __init__(
         self,
         source: DecodedSource,
-        batches: GlobalOrder | list[list[int]],
+        batches: BatchOrder | list[list[int]],
         device: torch.device,
         support: SupportOrder | None = None,
+        companions: CompanionOrder | None = None,
     ) -> None:
-        self.batches, self.support, self.device = batches, support, device
+        self.batches, self.support, self.companions, self.device = batches, support, companions, device
         self.source = _on(source, device) if _fits_on_gpu(source.images, device) else source
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
     def __iter__(self) -> Iterator[Batch]:
         labelled = itertools.repeat(None) if self.support is None else self.support
-        # Both start at the trainer's next step; the support never ends.
-        for positions, beside in zip(self.batches, labelled, strict=False):
+        related = itertools.repeat(None) if self.companions is None else self.companions
+        # All start at the trainer's next step; the support never ends.
+        for positions, beside, others in zip(self.batches, labelled, related, strict=False):
             batch = _take(self.source, positions, self.device)
+            batch = batch if others is None else batch._replace(companions=_take(self.source, others, self.device))
             yield batch if beside is None else batch._replace(support=self._take_support(beside))
 
     def _take_support(self, positions: list[int]) -> Support:
@@ -75,23 +79,25 @@ class LazyLoader(Resumable):
     """Loads batches that worker processes decode; a corrupt image is replaced by the next one, counted and listed.
 
     Without ``keep_shape`` it is left out instead: a probe must not see an image twice, or one without a label. A
-    corrupt labelled image of the support is replaced by another one of its class.
+    corrupt labelled image of the support is replaced by another one of its class, a corrupt companion by its image.
     """
 
     def __init__(
         self,
         source: Source,
-        batches: GlobalOrder | list[list[int]],
+        batches: BatchOrder | list[list[int]],
         num_workers: int,
         corrupt: list[str],
         keep_shape: bool = True,
         support: SupportOrder | None = None,
+        companions: CompanionOrder | None = None,
     ) -> None:
         self.source, self.corrupt, self.keep_shape = source, corrupt, keep_shape
         self._begun: Iterator[Batch] | None = None  # iteration started by peek, not handed out yet
-        self.batches = batches if support is None else _Joined(batches, support)
+        beside = [each for each in (companions, support) if each is not None]
+        self.batches = _Joined(batches, beside) if beside else batches
         self.loader: DataLoader[Any] = DataLoader(
-            _LazyImages(source, support),
+            _LazyImages(source, support, companions is not None),
             batch_sampler=self.batches,
             num_workers=num_workers,
             collate_fn=_as_is,
@@ -114,9 +120,10 @@ class LazyLoader(Resumable):
 
     def _batches(self) -> Iterator[Batch]:
         for asked, batch in zip(self.batches, self._from_workers(), strict=True):
-            got = batch.ids.tolist() + ([] if batch.support is None else batch.support.ids.tolist())
+            others = (each for each in (batch.companions, batch.support) if each is not None)
+            got = batch.ids.tolist() + [index for each in others for index in each.ids.tolist()]
             if asked != got:
-                self._list_corrupt(asked, got)
+                self._list_corrupt(asked, got, 0 if batch.companions is None else len(batch.ids))
             if not self.keep_shape:
                 batch = _intact(batch, asked)
             if len(batch.ids):
@@ -135,30 +142,32 @@ class LazyLoader(Resumable):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def _list_corrupt(self, asked: list[int], got: list[int]) -> None:
-        for wanted, used in zip(asked, got, strict=True):
+    def _list_corrupt(self, asked: list[int], got: list[int], companions: int) -> None:
+        """Lists what was replaced, but for companions of images that were: these follow their image."""
+        for place, (wanted, used) in enumerate(zip(asked, got, strict=True)):
+            image = place - companions if companions <= place < 2 * companions else place
             name = self.source.name(wanted)
-            if wanted != used and name not in self.corrupt:
+            if wanted != used and (image == place or asked[image] == got[image]) and name not in self.corrupt:
                 self.corrupt.append(name)
                 print(f"skipped a corrupt image ({len(self.corrupt)} so far): {name}")
 
 
 class _Joined(Sampler[list[int]]):
-    """Appends the positions of the support to those of a batch: a worker is given a single list."""
+    """Appends the positions of companions and support to those of a batch: a worker is given a single list."""
 
-    def __init__(self, batches: GlobalOrder | list[list[int]], support: SupportOrder) -> None:
-        self.batches, self.support = batches, support
+    def __init__(self, batches: BatchOrder | list[list[int]], beside: Sequence[CompanionOrder | SupportOrder]) -> None:
+        self.batches, self.beside = batches, beside
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (positions + beside for positions, beside in zip(self.batches, self.support, strict=False))
+        return (list(itertools.chain(*parts)) for parts in zip(self.batches, *self.beside, strict=False))
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
 class _LazyImages(Dataset[Batch]):
-    def __init__(self, source: Source, support: SupportOrder | None) -> None:
-        self.source = source
+    def __init__(self, source: Source, support: SupportOrder | None, companions: bool) -> None:
+        self.source, self.companions = source, companions
         self.slots = torch.tensor([], dtype=torch.long) if support is None else support.slots
         self.listed = self.slots if support is None else support.positions
 
@@ -167,14 +176,31 @@ class _LazyImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         first = len(indices) - len(self.slots)  # index of the first image of the support
-        images, ids, sizes = _pad(decode_or_next(self.source, index) for index in indices[:first])
-        batch = Batch(images, ids, self.source.labels[ids], sizes=sizes)
+        own = first // 2 if self.companions else first
+        decoded = [decode_or_next(self.source, index) for index in indices[:own]]
+        batch = self._batch(decoded)
+        if self.companions:
+            pairs = zip(indices[own:first], indices[:own], decoded, strict=True)
+            batch = batch._replace(companions=self._batch(self._companion(*pair) for pair in pairs))
         if not len(self.slots):
             return batch
         labelled = (decode_labelled(self.source, index, self.listed) for index in indices[first:])
         images, ids, sizes = _pad(labelled)
         support = Support(images, ids, self.slots, sizes=sizes, labels=self.source.labels[ids])
         return batch._replace(support=support)
+
+    def _batch(self, decoded: Iterable[tuple[Tensor, int]]) -> Batch:
+        images, ids, sizes = _pad(decoded)
+        return Batch(images, ids, self.source.labels[ids], sizes=sizes)
+
+    def _companion(self, index: int, asked: int, image: tuple[Tensor, int]) -> tuple[Tensor, int]:
+        """Decodes the companion of image ``asked``; where one of the two is corrupt, what stands for the image."""
+        if image[1] != asked:
+            return image
+        try:
+            return self.source.decode(index), index
+        except CorruptImage:
+            return image
 
 
 class IgnoreSignals:

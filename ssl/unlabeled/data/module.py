@@ -1,6 +1,7 @@
 """Serves one data set for training and for probes: from memory if it fits, else from workers."""
 
 import os
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
@@ -8,14 +9,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from unlabeled.data.companions import Choice, CompanionOrder, Companions
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader
 from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, decode_some
-from unlabeled.data.order import GlobalOrder, check_batch_size, plan_steps
+from unlabeled.data.order import BatchOrder, GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.shared_memory import decode_once_per_machine
 from unlabeled.data.source import Source, Splits
 from unlabeled.data.sources.rowgroups import Blocks
-from unlabeled.data.support import ClassBalanced, SupportOrder
+from unlabeled.data.support import BatchesByClass, ClassBalanced, SupportOrder, check_batches_by_class
+
+_Place = tuple[int, int, int, int, int, Callable[[], int], int]  # the arguments that every order of batches takes
 
 
 class DataModule(pl.LightningDataModule):
@@ -40,6 +44,8 @@ class DataModule(pl.LightningDataModule):
         self.corrupt = list(splits.corrupt)
         self.support: ClassBalanced | None = None
         self.labels: LabelList | None = None  # labelled images that the support is drawn from
+        self.images_per_class: int | None = None  # of a batch; None: labels do not matter
+        self._companions: Choice | None = None
         self._train: DecodedSource | Source | None = None
         self._held_out: DecodedSource | Source | None = None
 
@@ -69,6 +75,15 @@ class DataModule(pl.LightningDataModule):
         """Adds labelled images to every batch. Reads labels and names, no image; raises what ``support`` raises."""
         self.support, self.labels = support, support.choose(self.splits.train, processes)
 
+    def attach_companions(self, companions: Companions) -> None:
+        """Adds a companion of each image to every batch. Reads no image; raises what ``companions`` raises."""
+        self._companions = companions.choice(self.splits.train)
+
+    def draw_by_class(self, images_per_class: int) -> None:
+        """Makes each batch of classes with so many images of each; raises UserError where there are too few."""
+        self.images_per_class, train = images_per_class, self.splits.train
+        check_batches_by_class(train.labels, train.classes, images_per_class, self.batch_size)
+
     def plan(self, max_epochs: int | None, max_steps: int | None, device: torch.device | None = None) -> None:
         """Loads the training split, and sets ``steps_per_epoch`` and ``total_steps``.
 
@@ -86,30 +101,34 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ArrayLoader | LazyLoader:
         """Returns the loader of the run's batches, from the trainer's next step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        order = GlobalOrder(
-            len(self.train.labels),
-            self.batch_size,
-            self.total_steps,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            next_step=lambda: trainer.global_step,
-            accumulate=self.accumulate,
-            blocks=self._blocks(),
-        )
-        support = self._support_order(order)
+        assert self.trainer is not None
+        order = self._order(self.trainer)
+        support, companions = self._support_order(order), self._companion_order(order)
         if isinstance(self.train, DecodedSource):
-            return ArrayLoader(self.train, order, trainer.strategy.root_device, support)
-        return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support)
+            return ArrayLoader(self.train, order, self.trainer.strategy.root_device, support, companions)
+        return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support, companions=companions)
+
+    def _order(self, trainer: pl.Trainer) -> BatchOrder:
+        run: _Place = (
+            *(self.batch_size, self.total_steps, self.seed, trainer.global_rank, trainer.world_size),
+            *(lambda: trainer.global_step, self.accumulate),
+        )
+        if self.images_per_class is not None:
+            return BatchesByClass(self.train.labels, self.train.classes, self.images_per_class, *run)
+        return GlobalOrder(len(self.train.labels), *run, blocks=self._blocks())
+
+    def _companion_order(self, order: BatchOrder) -> CompanionOrder | None:
+        if self._companions is None:
+            return None
+        ids = self.train.ids if isinstance(self.train, DecodedSource) else torch.arange(len(self.splits.train))
+        return CompanionOrder(self._companions, order, self.seed, ids)
 
     def _blocks(self) -> Blocks | None:
         """Returns the blocks of the order, also for images in memory: the order must not depend on available memory."""
         whole = len(self.train.labels) == len(self.splits.train)
         return getattr(self.splits.train, "blocks", None) if whole else None
 
-    def _support_order(self, order: GlobalOrder) -> SupportOrder | None:
+    def _support_order(self, order: BatchOrder) -> SupportOrder | None:
         if self.support is None:
             return None
         listed = self._listed()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from unlabeled.data.sources.rowgroups import Blocks
 from unlabeled.errors import UserError
 
 DEFAULT_BATCH_SIZE = 256  # conf/train.yaml
+
+
+class BatchOrder(Protocol):
+    """The batches of this process to the end of a run, as lists of positions."""
+
+    batch_size: int  # over all processes
+    rank: int
+    world_size: int
+    next_step: Callable[[], int]
+    accumulate: int
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+    def __len__(self) -> int: ...
 
 
 class GlobalOrder(Sampler[list[int]]):

@@ -1,9 +1,12 @@
-"""Adds labelled images to each batch, equally many of each class: PAWS's support (arXiv:2104.13963, section 3).
+"""Draws equally many images of each class: the support beside a batch, or the batch itself.
+
+PAWS has such a support (arXiv:2104.13963, section 3), triplets are mined in such batches (arXiv:1703.07737, section 2).
 
 The official sampler keeps iterators (facebookresearch/suncet, data_manager.py ``ClassStratifiedSampler``); here the
 support of a step is a function of (seed, step), so that nothing has to be saved and every process sees the same one.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from unlabeled.core.ranges import Count, FilePath, Seed, SomeShare
 from unlabeled.core.seeding import derive_seed
@@ -158,6 +162,75 @@ class SupportOrder:
     def _shuffle(self, which: int, epoch: int) -> Tensor:
         members = self._members[which]
         return members[_permutation(len(members), self.seed, _IMAGES, which, epoch)]
+
+
+class BatchesByClass(Sampler[list[int]]):
+    """Yields batches of P classes with K images of each, as lists of this process's positions, to the end of the run.
+
+    Images without a label are left out. Within a batch the rows go through the classes in turn, see
+    :class:`SupportOrder`, which says too in which order classes and images have their turn.
+
+    Args:
+        labels: int64 [n], of the training images.
+        names: of the classes.
+        images_per_class: K; P is the batch size divided by it.
+        batch_size: over all processes.
+        total_steps: of the whole run, also for a resumed one.
+        seed: of the run.
+        rank, world_size: number of this process, and of all processes.
+        next_step: returns the next step; called at the start of each iteration.
+        accumulate: batches in a step.
+
+    Raises:
+        UserError: the batch is no multiple of K, or there are too few classes or too few images of one.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        names: list[str],
+        images_per_class: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        next_step: Callable[[], int],
+        accumulate: int = 1,
+    ) -> None:
+        check_batches_by_class(labels, names, images_per_class, batch_size)
+        self.batch_size, self.rank, self.world_size, self.next_step = batch_size, rank, world_size, next_step
+        self.total_steps, self.accumulate = total_steps, accumulate
+        classes, listed = batch_size // images_per_class, (labels >= 0).nonzero().flatten()
+        settings = ClassBalanced(None, 1.0, None, 0, classes, images_per_class, 1)
+        self._drawn = SupportOrder(
+            settings, labels[listed], listed, seed, rank, world_size, lambda: next_step() * accumulate
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._drawn, len(self) - self.next_step() * self.accumulate)
+
+    def __len__(self) -> int:
+        return self.total_steps * self.accumulate
+
+
+def check_batches_by_class(labels: Tensor, names: list[str], images_per_class: int, batch_size: int) -> None:
+    """Raises UserError unless a batch can have ``images_per_class`` images of each of its classes."""
+    given, counts = f"images_per_class={images_per_class}", labels[labels >= 0].bincount()
+    if batch_size % images_per_class:
+        raise UserError(f"{given}: batch_size={batch_size} must be a multiple of it")
+    wanted, classes = batch_size // images_per_class, int((counts > 0).sum())
+    if wanted > classes:
+        raise UserError(
+            f"{given}: a batch of {batch_size} has {wanted} classes, and {classes} have labelled images: give "
+            f"batch_size={classes * images_per_class}, or more images_per_class"
+        )
+    few = ((counts > 0) & (counts < images_per_class)).nonzero().flatten().tolist()
+    if few:
+        raise UserError(
+            f"{given}: class {names[few[0]]} has {int(counts[few[0]])} images, as {len(few)} of {classes} classes have "
+            "fewer than that: give no more than each class has"
+        )
 
 
 def _permutation(size: int, *seeds: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unlabeled.core.seeding import derive_seed
+from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
@@ -18,7 +19,7 @@ from unlabeled.optimizers import OptimizerConfig
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
-_SUPPORT = 0x5099  # gives labelled images other random draws than the batch
+_SUPPORT, _COMPANIONS = 0x5099, 0xC0B2  # give labelled images and companions other random draws than the batch
 
 
 class StepGuard(Protocol):
@@ -144,7 +145,9 @@ class Pretraining(pl.LightningModule):
         torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
         views = self.views_of(batch, self.view_key(batch))
         support = None if batch.support is None else self._support_with_views(batch.support)
-        output: Output = self.objective(batch._replace(views=views, support=support), progress)
+        companions = None if batch.companions is None else self._companions_with_views(batch.companions)
+        given = batch._replace(views=views, support=support, companions=companions)
+        output: Output = self.objective(given, progress)
         # a network in float64, as tests have it, has a loss in float64; half precision is never enough for a loss
         own = next((parameter.dtype for parameter in self.objective.parameters()), torch.float32)
         wanted = torch.float64 if own == torch.float64 else torch.float32
@@ -175,6 +178,13 @@ class Pretraining(pl.LightningModule):
         seed = derive_seed(self.seed, _SUPPORT)
         key = ViewKey(seed, self.progress.batch, self.global_rank * images, wanted.images_per_step)
         return support._replace(views=self.views_of(support, key, wanted.views))
+
+    def _companions_with_views(self, companions: Batch) -> Batch | None:
+        """Adds views to the companions: those of the batch's first views, with random draws of their own."""
+        if not isinstance(self.objective, NeedsCompanions):
+            return None
+        key = self.view_key(companions)._replace(seed=derive_seed(self.seed, _COMPANIONS))
+        return companions._replace(views=self.views_of(companions, key, self.objective.companions.views))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Logs scalars, averaged over the processes, to every logger. ``step`` counts this step too."""

@@ -17,6 +17,7 @@ from unlabeled.commands.checks.former_run import check_same
 from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
 from unlabeled.core.file_config import as_data, check_opened
+from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import batch_size_for, check_batch_size
@@ -81,6 +82,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         print("that sees none.")
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
+    draw_by_class(data, objective, config.images_per_class)
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
         compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
@@ -298,7 +300,11 @@ def build_data(config: DictConfig) -> DataModule:
 
 
 def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
-    """Let the data have the labelled images that the objective asks for, which must not be test images."""
+    """Let the data have companions and labelled images as the objective asks; the latter must not be test images."""
+    if isinstance(objective, NeedsCompanions):
+        if objective.companions.neighbours_file is None and not objective.uses_labels:
+            raise UserError("objective.companions: images of one class take labels, and this objective uses none")
+        data.attach_companions(objective.companions)
     if not isinstance(objective, NeedsSupport):
         return
     data.attach_support(objective.support, processes)
@@ -306,6 +312,18 @@ def attach_support(data: DataModule, objective: Objective, processes: int) -> No
         shared = shared_names(data.labels, data.splits.train, data.splits.test)
         if shared:
             raise UserError(f"objective.support: {len(shared)} labelled images are test images too, e.g. {shared[0]}")
+
+
+def draw_by_class(data: DataModule, objective: Objective, images_per_class: int | None) -> None:
+    """Let batches have so many images of each of their classes, for an objective that trains with labels."""
+    if images_per_class is None:
+        return
+    if not objective.uses_labels:
+        raise UserError(
+            f"images_per_class={images_per_class}: drawn by labels, and {type(objective).__name__} uses none: give"
+            " objective=triplet or supcon, or leave it out"
+        )
+    data.draw_by_class(images_per_class)
 
 
 def build_backbone(config: DictConfig, seed: int) -> Backbone:

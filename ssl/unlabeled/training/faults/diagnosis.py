@@ -72,6 +72,8 @@ class _Watch:
             self._note(VIEWS, f"view {number}{_bad_images(view, batch.ids)}", view)
         for number, view in enumerate(batch.support.views if batch.support is not None else ()):
             self._note(VIEWS, f"view {number} of the labelled images", view)
+        for number, view in enumerate(batch.companions.views if batch.companions is not None else ()):
+            self._note(VIEWS, f"view {number} of the companions", view)
 
     def _output(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
         self.calls += 1

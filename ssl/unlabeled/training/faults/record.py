@@ -28,6 +28,7 @@ KINDS: dict[str, Any] = {
     "precision": str,
     "batch": dict,
     "support": dict | None,
+    "companions": dict | None,  # not in records of earlier versions
     "state_dict": dict,
     "named": str,
 }
@@ -59,6 +60,7 @@ def write_record(path: Path, module: "Pretraining", batch: Batch, finding: NonFi
         "precision": module.trainer.precision,
         "batch": without_views(batch),
         "support": None if batch.support is None else without_views(batch.support),
+        "companions": None if batch.companions is None else without_views(batch.companions),
         "state_dict": state,
         "named": str(finding),
     }
@@ -83,7 +85,8 @@ def read_record(path: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"key", "batch", "named"} <= record.keys():
         raise UserError(f"replay={path}: holds no step; give a file of a run's folder faults/")
     wrong = [name for name, kind in KINDS.items() if not _is(record.get(name), kind)]
-    if not wrong and not (_whole_batch(record["batch"]) and _support(record["support"])):
+    batches = [each for each in (record.get("batch"), record.get("companions")) if each is not None]
+    if not wrong and not (all(map(_whole_batch, batches)) and _support(record["support"])):
         wrong = ["batch or support"]
     if wrong:
         raise UserError(f"replay={path}: its {wrong[0]} is not what a run writes: damaged, or no record of a step")

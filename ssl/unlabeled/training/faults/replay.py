@@ -89,5 +89,9 @@ class Replay:
         return f"{heading}, the images of process {rank} of {processes} alone: what is compared with others differs"
 
     def _batch(self) -> Batch:
-        support = self.record["support"]
-        return Batch(**self.record["batch"], support=None if support is None else Support(**support))
+        support, companions = self.record["support"], self.record.get("companions")
+        return Batch(
+            **self.record["batch"],
+            support=None if support is None else Support(**support),
+            companions=None if companions is None else Batch(**companions),
+        )

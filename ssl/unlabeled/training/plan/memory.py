@@ -1,6 +1,7 @@
 """Counts the memory of a step before it is taken: the step runs on fake tensors, which have shapes and no values."""
 
 import copy
+import itertools
 import weakref
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import local_only
 from unlabeled.objective import Batch, Objective, Progress, Support
@@ -76,7 +78,8 @@ def count_memory(
         images = torch.empty(batch, channels, *[image_size or max(views)] * 2, dtype=torch.uint8)
         given = _batch(network, images, views)
         parts = [*network.parameters(), *network.buffers()]
-        held = _Live([*parts, images, *given.views, *(given.support.views if given.support else ())])
+        beside = [each.views for each in (given.support, given.companions) if each is not None]
+        held = _Live([*parts, images, *given.views, *itertools.chain(*beside)])
         saved = _Saved(held.known())
         modes.enter_context(held)
         with _autocast(precision), torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
@@ -163,7 +166,11 @@ def _fake_copy(objective: Objective, mode: FakeTensorMode) -> Objective:
 
 def _batch(objective: Objective, images: Tensor, sizes: list[int]) -> Batch:
     ids = torch.zeros(len(images), dtype=torch.long)
-    return Batch(images, ids, ids, _views(len(images), images.shape[1], sizes), _support(objective, images, sizes))
+    batch = Batch(images, ids, ids, _views(len(images), images.shape[1], sizes), _support(objective, images, sizes))
+    if not isinstance(objective, NeedsCompanions):
+        return batch
+    shown = _views(len(images), images.shape[1], sizes[: objective.companions.views])
+    return batch._replace(companions=Batch(images.clone(), ids, ids, shown))
 
 
 def _support(objective: Objective, images: Tensor, sizes: list[int]) -> Support | None:

@@ -11,7 +11,7 @@ from torch import nn
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.writing import write_atomic
-from unlabeled.data.data_summary import all_left_out, summarize_data
+from unlabeled.data.inspect.data_summary import all_left_out, summarize_data
 from unlabeled.data.lists.left_out import LeftOut
 from unlabeled.data.module import DataModule
 from unlabeled.objective import Check, HasMethodWarnings, HasSchedules, Objective
