@@ -31,10 +31,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.data.support import NeedsSupport
-from unlabeled.objective import AfterBackward, Batch, Objective, Plan, Progress, Support
+from unlabeled.objective import AfterBackward, Batch, Objective, Plan, Progress, Support, WritesTrained
 from unlabeled.objectives.moco import KeyQueue
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.swav import FeatureQueue
+from unlabeled.optimizers.skipping import can_skip, skip_if
+from unlabeled.training.faults.deferred import StateBeforeFault
+from unlabeled.training.faults.snapshot import Snapshot
+from unlabeled.training.faults.verdict import not_finite
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.views import draw_ahead
 from unlabeled.views.key import ViewKey
@@ -45,7 +49,7 @@ FREE |= {"resize_", "record_stream", "is_pinned", "device", "detach_", "promote_
 FREE |= {"_record_function_enter_new", "_record_function_exit"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount", "is_nonzero"}
 IN_PLACE = {"_fused_sgd_"}  # torch has no fake form of it; it returns nothing
-PHASES = ("draws", "views", "forward", "loss", "backward", "updates", "optimizer")
+PHASES = ("draws", "views", "forward", "loss", "backward", "updates", "optimizer", "faults")
 
 
 @dataclass
@@ -217,6 +221,8 @@ class Step:
         )
         self.module.views.compiles = False  # no code is made for a device that is not there
         self.progress = Progress(50, 100, 10, 0)
+        self.before: Snapshot | None = None
+        self.before_fault = StateBeforeFault(objective)
 
     def run(self, launches: Launches, device: str, step: int) -> None:
         """Runs it once; the tensors of the device have no values."""
@@ -235,21 +241,37 @@ class Step:
                 own = key._replace(total=len(batch.support.images))
                 made = module.views_of(batch.support, own, objective.support.views)
                 batch = batch._replace(support=batch.support._replace(views=made))
+        before = self._keep(launches)
         with launches.within("forward"), self._updates(launches):
             output = objective(batch._replace(views=views), self.progress)
         self._backward(launches, output.loss, device)
+        with launches.within("faults"):
+            loss = 0.0 + output.loss.detach()  # as the guard adds up those of a step
+            flag = not_finite(loss, [each.grad for each in objective.parameters() if each.grad is not None])
         if device != "meta":
-            self._optimizer_step(launches)
+            self._optimizer_step(launches, flag)
         with launches.within("updates"):
             objective.after_step(self.progress)
+        with launches.within("faults"):
+            before.restore_if(flag)
+            self.before_fault.keep_if(flag)
 
-    def _optimizer_step(self, launches: Launches) -> None:
+    def _keep(self, launches: Launches) -> Snapshot:
+        """Saves what the forward may change, as the guard does."""
+        objective = self.module.objective
+        if self.before is None:
+            written = objective.written_after_step() if isinstance(objective, WritesTrained) else ()
+            self.before = Snapshot(objective, written)
+        with launches.within("faults"):
+            self.before.keep()
+        return self.before
+
+    def _optimizer_step(self, launches: Launches, flag: Tensor) -> None:
         """Counts a second step, for which the optimizer's state is there."""
         with launches.within("optimizer"):
             optimizer = self.module.optimizer_config.build(self.module.objective, self.batch)
-            for group in optimizer.param_groups:
-                if group.get("foreach", False) is None and not group.get("fused"):
-                    group["foreach"] = True  # what torch chooses on a GPU, and not for fake tensors
+            assert can_skip(optimizer)
+            skip_if(optimizer, flag)
             optimizer.step()  # makes its state
             launches.counts["optimizer"] = Counts()
             optimizer.step()
@@ -332,7 +354,7 @@ def row(name: str, pixels: int) -> str:
     counts = count(composed(f"experiment={name}"), None, pixels)
     backward = count_backward(composed(f"experiment={name}"), None, pixels)
     kernels = [counts[phase].total for phase in ("views", "forward", "loss")]
-    rest = [backward, counts["updates"].total, counts["optimizer"].total]
+    rest = [backward, counts["updates"].total, counts["optimizer"].total, counts["faults"].total]
     host = sum(sum(each.host.values()) for phase, each in counts.items() if phase != "draws")
     waits, copies = (
         sum(values) for values in zip(*[(sum(c.waits.values()), c.copies) for c in counts.values()], strict=True)
@@ -344,9 +366,9 @@ def row(name: str, pixels: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", help="of conf/experiment")
-    columns = "recipe views forward loss backward updates optimizer all on_the_host drawn_ahead copies waits"
+    columns = "recipe views forward loss backward updates optimizer faults all on_the_host drawn_ahead copies waits"
     print("| " + " | ".join(column.replace("_", " ") for column in columns.split()) + " |")
-    print("|---|" + "---:|" * 11)
+    print("|---|" + "---:|" * 12)
     for name in parser.parse_args().recipes:
         print(row(name, 256 if "imagenet" in name or "seer" in name else 32), flush=True)
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from unlabeled.objectives.moco import MoCo, MoCoV3
 from unlabeled.objectives.relic import ReLIC
 from unlabeled.objectives.simclr import SimCLR
 from unlabeled.objectives.swav import SwAV
+from unlabeled.optimizers import lars, skipping
+from unlabeled.training.faults import guard
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.run import Run
 
@@ -130,6 +134,27 @@ class Untaken(pl.Callback):
         if pl_module.part == 0 and trainer.global_step - 1 in self.steps:
             pl_module.load_state_dict(self.state[0])
             trainer.optimizers[0].load_state_dict(self.state[1])
+
+
+class CtrlC(pl.Callback):
+    """Sends the signal of Ctrl-C in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def defer(patch: pytest.MonkeyPatch) -> None:
+    """Lets a CPU have the form of the guard that is for GPUs."""
+    for module in (guard, skipping, lars):
+        patch.setattr(module, "few_launches", _yes)
+
+
+def _yes(device: torch.device) -> bool:
+    return True
 
 
 class Witness(pl.Callback):

@@ -51,6 +51,7 @@ class Phases(pl.Callback):
             (run.trainer.strategy, "backward", "backward"),
             (run.module.faults, "begin", "faults"),
             (run.module.faults, "allows_step", "faults"),
+            (run.module.faults, "end_step", "faults"),
             (run.trainer.strategy, "optimizer_step", "optimizer"),
             (run.module, "on_before_optimizer_step", "optimizer"),
             (run.module.objective, "after_step", "optimizer"),

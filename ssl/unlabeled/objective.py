@@ -212,7 +212,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self, progress: Progress) -> None:
-        """Updates the method after an optimizer step, e.g. a moving average. ``progress`` is that of the step."""
+        """Updates the method after an optimizer step, e.g. a moving average. ``progress`` is that of the step.
+
+        It may write to its buffers and to what no optimizer trains; to trained parameters only with ``WritesTrained``.
+        """
 
     def collapsed_at(self, plan: Plan) -> float | None:
         """Returns the loss of a network whose embeddings are all equal, or None if the method has no such value."""
@@ -225,6 +228,15 @@ class AfterBackward(Protocol):
 
     def after_backward(self, progress: Progress) -> None:
         """Changes the gradients. It is called once per optimizer step, before they are clipped and used."""
+        ...
+
+
+@runtime_checkable
+class WritesTrained(Protocol):
+    """A method whose ``after_step`` writes to parameters that the optimizer trains (SwAV)."""
+
+    def written_after_step(self) -> Sequence[Tensor]:
+        """Returns these parameters. On a GPU a step that must not count is undone after it, and these with it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Nothing in a step waits for the device but the one verdict on it, as far as a machine without a GPU can tell."""
+"""Nothing in a step waits for the device, as far as a machine without a GPU can tell."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.small import members, small_objective
 from unlabeled.data.support import NeedsSupport
-from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support
+from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support, WritesTrained
 from unlabeled.optimizers import LARS
-from unlabeled.training.faults.guard import _verdict
+from unlabeled.training.faults import deferred
+from unlabeled.training.faults.deferred import DeferredVerdicts
 from unlabeled.training.faults.snapshot import Snapshot
 from unlabeled.views.key import ViewKey
 from unlabeled.views.padded_crop import RandomCrop
@@ -59,15 +60,18 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
     sizes = torch.full((BATCH, 2), 18, device=device) if padded else None  # a RandomCrop takes images of one size
     batch = Batch(images, ids, ids, views(images, ids, key, sizes=sizes), support)
     progress = Progress(12, 100, 10, 0)
-    snapshot = Snapshot(objective)
+    optimizer = LARS([each for each in objective.parameters() if each.requires_grad], 0.1, weight_decay=0.1)
+    verdicts = DeferredVerdicts(objective, optimizer)
+    snapshot = Snapshot(objective, objective.written_after_step() if isinstance(objective, WritesTrained) else ())
     snapshot.keep()
     output = objective(batch, progress)
     output.loss.backward()
     if isinstance(objective, AfterBackward):
         objective.after_backward(progress)
-    _verdict(output.loss.detach(), [each.grad for each in objective.parameters() if each.grad is not None])
-    LARS([each for each in objective.parameters() if each.requires_grad], 0.1, weight_decay=0.1).step()
+    verdicts.judge(output.loss.detach(), [each.grad for each in objective.parameters() if each.grad is not None])
+    optimizer.step()
     objective.after_step(progress)
+    verdicts.end_step(progress.step, [batch], snapshot)
 
 
 def small(name: str) -> tuple[Objective, Views]:
@@ -80,6 +84,7 @@ def test_no_step_of_an_objective_reads_from_the_device_or_blocks_on_a_copy(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # it knows no such device
+    monkeypatch.setattr(deferred, "_OnItsWay", lambda flag: None)  # there is no flag to send
     objective, views = small(name)
     objective.to("meta")
     with Never():  # type: ignore[no-untyped-call]

@@ -95,6 +95,9 @@ class HealthMonitor(pl.Callback):
         if pl_module.part == 0 and self._step is not None:
             looked, self._step = self._step, None
             pl_module.output_hooks.remove(looked.output)
+            pl_module.faults.settle(pl_module)
+            if pl_module.faults.in_a_row:
+                looked.forget_gradients()
             self._write(pl_module, looked, trainer)
         if pl_module.part == 0 and self._news and self._diagnosis is not None:
             self._news = False

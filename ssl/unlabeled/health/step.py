@@ -57,6 +57,12 @@ class StepHealth:
             self.found[f"gradient_norm/{part}"] = self._norm(gradients, local_shard(weights[0]))
         self._before = {part: [each.clone() for each in local_matrices(self._parts[part])] for part in self._parts}
 
+    def forget_gradients(self) -> None:
+        """Drops the gradients of a step that was skipped: they are not finite, and there was no update."""
+        for part in self._parts:
+            self.found.pop(f"gradient_norm/{part}", None)
+        self._before = {}
+
     @torch.no_grad()
     def update(self) -> None:
         """Measures ‖Δw‖ / ‖w‖ of each part's matrices, and the distance of the teacher from its student."""

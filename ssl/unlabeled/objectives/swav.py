@@ -329,6 +329,9 @@ class SwAV(Objective):
         if self._trains_prototypes(progress):
             self._normalise_prototypes()
 
+    def written_after_step(self) -> Sequence[Tensor]:
+        return (self.prototypes.weight,)
+
     @torch.no_grad()
     def _normalise_prototypes(self) -> None:
         """Sets the prototypes to length 1 after the update; the official code does so before the next forward.

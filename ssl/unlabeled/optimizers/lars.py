@@ -27,7 +27,8 @@ class LARS(Optimizer):
     d = g + λw;  u ← m·u + d · trust·‖w‖/‖d‖;  w ← w − lr·u. The learning rate is outside of the momentum buffer
     (facebookresearch/moco-v3, deepmind byol), which differs from the other way only while lr changes.
     Parameters with ndim ≤ 1 (biases, norms) are neither scaled nor decayed. The scale is 1 where a norm is 0.
-    Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors.
+    Parameters may be sharded over all processes (FSDP2); norms are of the whole tensors. With few launches an attribute
+    ``found_inf``, float [], skips a step where it is 1, as in torch's fused optimizers.
 
     With ``adapt_all`` those too are scaled and decayed, as by the LARC of apex, which SwAV and SEER use. With
     ``rate_in_momentum`` u ← m·u + lr·d · trust·‖w‖/‖d‖ and w ← w − u, as in the code of SimCLR and PAWS.
@@ -85,7 +86,7 @@ class LARS(Optimizer):
             if vectors := [each for each in trained if each.ndim <= 1 and not group["adapt_all"]]:
                 self._move(vectors, [local_shard(parameter.grad) for parameter in vectors], group)
         for (rate, momentum), steps in joined.items():
-            _move_together(steps, rate, momentum)
+            _move_together(steps, rate, momentum, getattr(self, "found_inf", None))
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
@@ -142,8 +143,8 @@ class LARS(Optimizer):
 Step = tuple[Tensor, Tensor, Tensor]  # weight, update, momentum; local shards under FSDP
 
 
-def _move_together(steps: list[Step], rate: float, momentum: float) -> None:
-    """u ← m·u + d;  w ← w − rate·u of all parameters, in one call."""
+def _move_together(steps: list[Step], rate: float, momentum: float, skipped: Tensor | None) -> None:
+    """u ← m·u + d;  w ← w − rate·u of all parameters, in one call; nothing if ``skipped``, float [], is 1."""
     weights, updates, buffers = (list(each) for each in zip(*steps, strict=True))
     torch._fused_sgd_(
         weights,
@@ -156,6 +157,7 @@ def _move_together(steps: list[Step], rate: float, momentum: float) -> None:
         nesterov=False,
         maximize=False,
         is_first_step=False,
+        found_inf=skipped,
     )
 
 

@@ -88,7 +88,7 @@ class Checkpointing(pl.Callback):
             return
         stop = _on_any_process(trainer, self._signal != 0)
         if stop or self._due(pl_module) or self._time_is_up(trainer):
-            self._save(trainer)
+            self._save(trainer, pl_module)
             stop = _on_any_process(trainer, self._signal != 0)  # a signal may have come while the state was written
         if stop:
             raise Interrupted(self._signal)
@@ -102,10 +102,11 @@ class Checkpointing(pl.Callback):
             return False
         return _on_any_process(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, module: Pretraining) -> None:
         step = trainer.global_step
         if step == self._written:
             return
+        module.faults.settle(module)  # it may write metrics, whose end the state holds
 
         def save(path: Path) -> None:
             trainer.save_checkpoint(path, weights_only=False)

@@ -51,6 +51,7 @@ class OnlineKNN(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if not pl_module.is_due(self.every_n_epochs):
             return
+        pl_module.faults.settle(pl_module)  # a run that must stop says so before its features are judged
         # Every process computes the same number: none waits for another, and none runs ahead.
         score = self._score(pl_module, trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         if score is not None:

@@ -28,9 +28,14 @@ class StepGuard(Protocol):
     skipped: int  # steps not taken so far
     folder: Path  # for the records of skipped steps
 
+    in_a_row: int  # of them, up to the last step
+
+    def prepare(self, module: "Pretraining") -> None: ...
     def begin(self, module: "Pretraining", batch: Batch) -> None: ...
     def note(self, loss: Tensor) -> None: ...
     def allows_step(self, module: "Pretraining") -> bool: ...
+    def end_step(self, module: "Pretraining") -> None: ...
+    def settle(self, module: "Pretraining") -> None: ...
     def check_weights(self, module: "Pretraining") -> None: ...
     def state_dict(self) -> dict[str, int]: ...
     def load_state_dict(self, state: dict[str, int]) -> None: ...
@@ -40,7 +45,8 @@ class Pretraining(pl.LightningModule):
     """Trains an objective: makes views on the device, computes the loss, takes the step, updates the objective.
 
     For Lightning one optimizer step is a call of :meth:`optimizer_step`. The last batch of the step is computed inside
-    it: views, loss and gradients by :meth:`training_step`, then the check of the guard, then the optimizer.
+    it: views, loss and gradients by :meth:`training_step`, then the check of the guard, then the optimizer. On a GPU
+    the guard does not wait for the result of its check; what is written, a number or a state, waits for it.
 
     Args:
         objective: the method, with its backbone.
@@ -80,6 +86,7 @@ class Pretraining(pl.LightningModule):
         # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.part = 0  # batches since the last optimizer step
+        self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
         self.steps_taken = 0  # by this process, since it was started
@@ -88,7 +95,8 @@ class Pretraining(pl.LightningModule):
     @property
     def progress(self) -> Progress:
         """Returns the progress of the run; ``step`` counts the optimizer steps that are done."""
-        return Progress(self.global_step, self.total_steps, self.steps_per_epoch, self.seed, self.part, self.accumulate)
+        step = self.global_step if self.again is None else self.again
+        return Progress(step, self.total_steps, self.steps_per_epoch, self.seed, self.part, self.accumulate)
 
     def is_due(self, every_n_epochs: int) -> bool:
         """Returns whether the last step ended a multiple of so many epochs, or the run; for callbacks after a batch.
@@ -122,6 +130,10 @@ class Pretraining(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.logs_next_step = self.is_written(self.global_step + 1)
+        self.faults.prepare(self)
+
+    def on_train_end(self) -> None:
+        self.faults.settle(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.faults.begin(self, batch)
@@ -188,6 +200,7 @@ class Pretraining(pl.LightningModule):
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Logs scalars, averaged over the processes, to every logger. ``step`` counts this step too."""
+        self.faults.settle(self)  # lines about earlier steps come first
         reduce = self.trainer.strategy.reduce
         mean = {name: float(reduce(value.detach().to(self.device))) for name, value in metrics.items()}
         for logger in self.loggers:
@@ -212,6 +225,7 @@ class Pretraining(pl.LightningModule):
             self.objective.after_step(progress)
         self.steps_taken += 1
         self.logs_next_step = self.is_written(step + 2)
+        self.faults.end_step(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what identifies the checkpoint, as plain values that ``torch.load(weights_only=True)`` can read."""

@@ -1,8 +1,6 @@
 """A step whose loss or gradient is not finite is as if it had not been taken, and a run of such steps ends."""
 
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from tests.faulty import METHODS, Untaken, Witness, config_of, image_of, metrics_of, run_of, same, spoil, state_of
+from tests.faulty import (
+    METHODS,
+    CtrlC,
+    Untaken,
+    Witness,
+    config_of,
+    image_of,
+    metrics_of,
+    run_of,
+    same,
+    spoil,
+    state_of,
+)
 from unlabeled.commands.build.run import build_replay
 from unlabeled.errors import UserError
 from unlabeled.objective import Objective
@@ -86,17 +96,6 @@ def test_a_healthy_run_has_the_same_bits_with_and_without_the_check(
     monkeypatch.setattr(NonFiniteGuard, "allows_step", lambda self, module: True)
     run_of(config_of(tmp_path / "plain", method))
     assert same(state_of(tmp_path / "watched"), state_of(tmp_path / "plain"))
-
-
-class CtrlC(pl.Callback):
-    """Sends the signal of Ctrl-C in the middle of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4])

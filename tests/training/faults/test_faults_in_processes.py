@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faulty import BATCH, Untaken, config_of, metrics_of, run_of, same, spoil, state_of
+from tests.faulty import BATCH, Untaken, config_of, defer, metrics_of, run_of, same, spoil, state_of
 from tests.forked import spawn
 from unlabeled.commands.build.run import build_replay
 from unlabeled.data.order import GlobalOrder
@@ -17,6 +17,7 @@ from unlabeled.objectives.swav import SwAV
 
 # Writing metrics would average the loss over the processes, in place: only at the end.
 TWO = ("trainer.devices=2", "trainer.sync_batchnorm=false", "log_every_n_steps=8")
+FUSED = (*TWO, "+optimizer.optimizer.fused=true")  # SGD, as the deferred form makes it
 STEP = 3
 
 
@@ -35,17 +36,19 @@ def watch(patch: pytest.MonkeyPatch, path: Path) -> None:
 def one_of_two(rank: int, port: int, folder: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    run_of(config_of(f"{folder}/expected", MoCo, *TWO), Untaken(STEP))
+    run_of(config_of(f"{folder}/expected", MoCo, *FUSED), Untaken(STEP))
     with pytest.MonkeyPatch.context() as patch:
         for method in (MoCo, SwAV):  # of the images of process 1 one is bad, and the gradients are all finite
             spoil(patch, method, "loss alone", STEP)
-        skipped = run_of(config_of(f"{folder}/skipped", MoCo, *TWO))
+        skipped = run_of(config_of(f"{folder}/skipped", MoCo, *FUSED))
         run_of(config_of(f"{folder}/ddp", SwAV, *TWO))
         run_of(config_of(f"{folder}/fsdp", SwAV, *TWO, "trainer.strategy=fsdp"))
+        defer(patch)
+        run_of(config_of(f"{folder}/late", MoCo, *TWO))
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, MoCo, "gradient", STEP)
         watch(patch, Path(f"{folder}/seen{rank}.pt"))
-        run_of(config_of(f"{folder}/gradient", MoCo, *TWO))
+        run_of(config_of(f"{folder}/gradient", MoCo, *FUSED))
     torch.save([parameter.data for parameter in skipped.module.parameters()], f"{folder}/skipped{rank}.pt")
 
 
@@ -67,7 +70,13 @@ def test_both_skip_where_one_has_a_bad_loss_and_go_on_alike(folder: Path) -> Non
     assert metrics_of(folder / "skipped", "train/skipped_steps") == {1: 0, STEP + 1: 1, 8: 1}
 
 
-@pytest.mark.parametrize("name", ["skipped", "ddp", "fsdp"])
+def test_both_learn_of_it_together_where_a_gpu_has_skipped_it(folder: Path) -> None:
+    assert same(state_of(folder / "late"), state_of(folder / "skipped"))
+    texts = [(folder / name / "metrics.jsonl").read_text() for name in ("late", "skipped")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["skipped", "late", "ddp", "fsdp"])
 def test_the_process_with_the_bad_loss_writes_what_it_saw(folder: Path, name: str) -> None:
     assert [path.name for path in (folder / name / "faults").iterdir()] == [f"step_{STEP + 1:06d}.pt"]
     record = torch.load(folder / name / "faults" / f"step_{STEP + 1:06d}.pt", weights_only=True)

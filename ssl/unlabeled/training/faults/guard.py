@@ -1,6 +1,7 @@
 """Skips steps whose loss or gradient is not finite; counts them, names the cause and records them for replay."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,23 @@ import torch
 from torch import Tensor
 
 from unlabeled import distributed
-from unlabeled.distributed.dtensor import local_shard
+from unlabeled.core.few_launches import few_launches
+from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch
+from unlabeled.objective import Batch, Objective, WritesTrained
+from unlabeled.optimizers.skipping import can_skip
+from unlabeled.training.faults.deferred import DeferredVerdicts, JudgedStep
 from unlabeled.training.faults.diagnosis import NOWHERE, NonFiniteFinding, find_non_finite
 from unlabeled.training.faults.record import write_record
 from unlabeled.training.faults.snapshot import Snapshot
+from unlabeled.training.faults.verdict import any_not_finite, is_bad
 
 if TYPE_CHECKING:
     from unlabeled.training.pretraining import Pretraining
 
 KEPT = 3  # records per run, beside that of the step that stops it: each holds the whole state and a batch
 HOPELESS = "weights are not finite, an update was too large and none can mend them"
+UNNAMED = "a loss or gradient is not finite"
 
 
 class NonFiniteGuard:
@@ -29,15 +35,18 @@ class NonFiniteGuard:
     A bad step leaves everything as it was before: weights, optimizer, queue, BatchNorm statistics, momentum encoder.
     The run goes on with the next step, whose samples, views and learning rate are functions of its number as always.
 
-    The result is read from the device in each step: one wait for two numbers. The device cannot tell an optimizer to
-    skip a step, and undoing a step afterwards would need copies of all weights and of the optimizer state. A GPU then
-    idles until the host has launched the optimizer's first kernel, as with the gradient scaler of 16-mixed, which reads
-    as much; not measured on one. On a CPU core the check and :class:`Snapshot` take 0.7 of the 130 ms of a step of
-    ``experiment=digits``; steps with and without them, taken in turns, differ by 1 ± 1 %.
+    There are two forms with the same bits. The immediate one reads the verdict before every optimizer step, which on a
+    CPU costs nothing. On a CPU core the check and :class:`Snapshot` take 0.7 of the 130 ms of a step of
+    ``experiment=digits``; steps with and without them, taken in turns, differ by 1 ± 1 %. A GPU would idle until the
+    host has launched the next kernels. There the deferred form (:class:`DeferredVerdicts`) skips bad steps on the
+    device, and the host learns of them within 8 steps, and before it writes a number or a state: it counts them then in
+    their order, but records and names only the first of those that it learns of together. Of every other kind of run
+    the form is the immediate one: with the gradient scaler of 16-mixed, which reads as much anyway, with weights that
+    are sharded (FSDP), and with an optimizer that cannot skip by a flag.
 
     With 16-mixed, the scaler skips steps whose gradients overflow, unless they would overflow at a scale of 1 too. All
-    processes decide alike, also with sharded weights (FSDP), and the process whose bad tensor comes first in the step
-    writes the file.
+    processes decide alike, also with sharded weights, and the process whose bad tensor comes first in the step writes
+    the file.
 
     Args:
         folder: for the records, ``run_dir/faults``.
@@ -52,18 +61,29 @@ class NonFiniteGuard:
         self._batches: list[Batch] = []  # of the present step, without views
         self._loss: Tensor | float = 0.0  # sum of the losses of these batches
         self._before: Snapshot | None = None
+        self._deferred: DeferredVerdicts | None = None  # None: the immediate form
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the values that a checkpoint saves."""
+        """Returns the values that a checkpoint saves; :meth:`settle` must have been called."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "saved": self.saved}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row, self.saved = state["skipped"], state["in_a_row"], state["saved"]
 
+    def prepare(self, module: "Pretraining") -> None:
+        """Chooses the form; must be called before the first step, when optimizer and weights are on their device."""
+        if not few_launches(module.device):
+            return
+        if reason := _why_not_deferred(module.trainer):
+            if module.trainer.is_global_zero:
+                print(f"each step waits for {module.device}, to check that its loss is finite: {reason}")
+            return
+        self._deferred = DeferredVerdicts(module.objective, module.trainer.optimizers[0])
+
     def begin(self, module: "Pretraining", batch: Batch) -> None:
         """Must be called with each batch before its forward; the first of a step saves the state to restore."""
         if module.part == 0:
-            self._before = self._before or Snapshot(module.objective)
+            self._before = self._before or Snapshot(module.objective, self._written(module.objective))
             self._before.keep()
             self._batches, self._loss = [], 0.0
         self._batches.append(batch)
@@ -75,87 +95,135 @@ class NonFiniteGuard:
     def allows_step(self, module: "Pretraining") -> bool:
         """Returns whether the step may be taken; a step that may not is undone and counted.
 
+        In the deferred form it always may: the optimizer skips it, and :meth:`end_step` undoes the rest.
+
         Raises:
             UserError: too many consecutive bad steps, or weights that are not finite, which no later step can repair.
         """
         assert self._before is not None
-        if not self._is_bad(torch.as_tensor(self._loss), self._before.parameters, module.trainer):
-            self.in_a_row = 0
+        loss, parameters = torch.as_tensor(self._loss), self._before.parameters
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        if self._deferred is not None:
+            self._deferred.judge(loss, gradients)
             return True
-        self._before.restore()
-        self._skip(module)
-        return False
+        bad = is_bad(loss, gradients, getattr(module.trainer.precision_plugin, "scaler", None))
+        if bad:
+            self._before.restore()
+        self._count(module, [JudgedStep(module.global_step, self._batches, bad)])
+        return not bad
+
+    def end_step(self, module: "Pretraining") -> None:
+        """Must be called after each step, taken or not; raises the errors of :meth:`allows_step` for earlier ones."""
+        if self._deferred is not None:
+            assert self._before is not None
+            self._deferred.end_step(module.global_step, self._batches, self._before)
+            self._count(module, self._deferred.read(everything=module.logs_next_step))
+
+    def settle(self, module: "Pretraining") -> None:
+        """Learns of all steps so far; must be called by all processes, and does nothing within a step.
+
+        Raises:
+            UserError: as :meth:`allows_step`.
+        """
+        if self._deferred is not None and module.part == 0:
+            self._count(module, self._deferred.read(everything=True))
 
     def check_weights(self, module: "Pretraining") -> None:
         """Raises UserError for weights that are not finite: their checkpoint would replace a good one."""
+        self.settle(module)
         if any_not_finite(module.objective.parameters()):
             raise UserError(f"stopped after step {module.global_step}: {HOPELESS}; {_remedy(module)}")
 
-    def _is_bad(self, loss: Tensor, parameters: Sequence[Tensor], trainer: pl.Trainer) -> bool:
-        gradients = [each.grad for each in parameters if each.grad is not None]
-        bad_loss, doubtful = distributed.maximum(_verdict(loss, gradients)).tolist()
-        if bad_loss or not doubtful:
-            return bool(bad_loss)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return (scaler is None or scaler.get_scale() <= 1) and any_not_finite(gradients)
+    def _written(self, objective: Objective) -> Sequence[Tensor]:
+        """Returns trained parameters that more than the optimizer writes to, before it is known whether it may."""
+        if self._deferred is None or not isinstance(objective, WritesTrained):
+            return ()
+        return objective.written_after_step()
 
-    def _skip(self, module: "Pretraining") -> None:
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        hopeless = any_not_finite(module.objective.parameters())
+    def _count(self, module: "Pretraining", steps: Sequence[JudgedStep]) -> None:
+        """Counts steps in their order; names and records the first bad one, and says each."""
+        first = next((each for each in steps if each.bad), None)
+        hopeless = first is not None and any_not_finite(module.objective.parameters())
+        stops, named = hopeless or self._too_many(steps), UNNAMED
+        if first is not None and (stops or self.saved < KEPT):
+            named = self._diagnose(module, first)
+        for each in steps:
+            self.in_a_row = self.in_a_row + 1 if each.bad else 0
+            if each.bad:
+                self._skip(module, each.step + 1, named, each is first, hopeless)
+        if first is not None and self._deferred is not None:
+            self._deferred.before_fault.forget()
+
+    def _too_many(self, steps: Sequence[JudgedStep]) -> bool:
+        """Returns whether the run must stop at one of these steps."""
+        in_a_row = self.in_a_row
+        for each in steps:
+            in_a_row = in_a_row + 1 if each.bad else 0
+            if in_a_row >= self.max_in_a_row:
+                return True
+        return False
+
+    def _skip(self, module: "Pretraining", step: int, named: str, is_named: bool, hopeless: bool) -> None:
+        """Counts a bad step, numbered from 1; raises UserError if it is the last that is borne."""
         stops = hopeless or self.in_a_row >= self.max_in_a_row
-        named = self._diagnose(module) if stops or self.saved < KEPT else "a loss or gradient is not finite"
-        step = module.global_step + 1
+        self.skipped += 1
+        self.saved += stops or self.saved < KEPT  # those that the immediate form records
         module.write({"train/skipped_steps": torch.tensor(float(self.skipped))}, step)
         if stops:
             reason = HOPELESS if hopeless else f"no finite loss and gradient in {self.in_a_row} steps in a row"
             raise UserError(f"stopped at step {step}, {reason}: {named}; {_remedy(module)}")
         if module.trainer.is_global_zero:
-            print(f"step {step} is skipped, {self.skipped} so far: {named}")
+            print(f"step {step} is skipped, {self.skipped} so far: {named if is_named else UNNAMED}")
 
-    def _diagnose(self, module: "Pretraining") -> str:
-        """Names the first bad tensor and lets the process that has it write the file."""
+    def _diagnose(self, module: "Pretraining", judged: JudgedStep) -> str:
+        """Names the first bad tensor of a step and lets the process that has it write the file."""
         assert self._before is not None
-        found = self._compute_again(module, len(self._batches))
-        self._before.restore()
-        bad = distributed.maximum(torch.tensor([each.place != NOWHERE for each in found], device=module.device).float())
-        part = int(bad.argmax())  # the first batch that is bad on any process
-        self._compute_again(module, part)  # up to the state before the bad batch
-        finding, module.part = found[part], part
-        first = _earliest(finding, module.device)
-        path = self.folder / f"step_{module.global_step + 1:06d}.pt"
-        write_record(path, module, self._batches[part], finding, keep=distributed.rank() == first)
-        self._before.restore()
+        with self._as_before(module, judged.step):
+            found = self._compute_again(module, judged.batches)
+            self._before.restore()
+            bad = torch.tensor([each.place != NOWHERE for each in found], device=module.device).float()
+            part = int(distributed.maximum(bad).argmax())  # the first batch that is bad on any process
+            self._compute_again(module, judged.batches[:part])  # up to the state before the bad batch
+            finding, module.part = found[part], part
+            first = _earliest(finding, module.device)
+            path = self.folder / f"step_{judged.step + 1:06d}.pt"
+            write_record(path, module, judged.batches[part], finding, keep=distributed.rank() == first)
+            self._before.restore()
         module.objective.zero_grad()
-        self.saved += 1
         return str(module.trainer.strategy.broadcast(f"{finding}; python train.py replay={path}", src=first))
 
-    def _compute_again(self, module: "Pretraining", parts: int) -> list[NonFiniteFinding]:
-        """Computes the first batches of the step again, one after the other."""
+    @contextmanager
+    def _as_before(self, module: "Pretraining", step: int) -> Iterator[None]:
+        """Lets the module be, within the block, as it was before a step that was skipped."""
+        assert self._before is not None
+        module.again = step
+        try:
+            if self._deferred is None:
+                yield
+                return
+            with self._deferred.before_fault.loaded():
+                self._before.keep()
+                yield
+        finally:
+            module.again, module.part = None, 0
+
+    def _compute_again(self, module: "Pretraining", batches: Sequence[Batch]) -> list[NonFiniteFinding]:
+        """Computes the first batches of a step again, one after the other."""
         found = []
-        for module.part in range(parts):
+        for module.part, batch in enumerate(batches):
             context = module.trainer.precision_plugin.train_step_context()
-            found.append(find_non_finite(module, self._batches[module.part], context))
+            found.append(find_non_finite(module, batch, context))
         return found
 
 
-def any_not_finite(tensors: Iterable[Tensor]) -> bool:
-    """Returns whether any value on any process is not finite; the answer is the same everywhere.
-
-    Waits for the device.
-    """
-    bad = [~local_shard(tensor).isfinite().all() for tensor in tensors]
-    return bool(distributed.maximum(torch.stack(bad).any().float()))
-
-
-def _verdict(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """Returns float [2] on the device: 1 if the loss is not finite, 1 if it or a gradient may not be.
-
-    Norms are fast, 4 ms for a ResNet-50 on a CPU core where isfinite takes 46. Norms of large finite gradients may
-    overflow, so a bad result must be checked again.
-    """
-    lengths = torch.stack(torch._foreach_norm([loss, *map(local_shard, gradients)]))
-    bad = ~lengths.isfinite()
-    return torch.stack([bad[0], bad.any()]).float()
+def _why_not_deferred(trainer: pl.Trainer) -> str | None:
+    """Returns the reason why a device must be asked before each optimizer step, None if there is none."""
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        return "the gradient scaler of 16-mixed does so too"
+    if isinstance(trainer.strategy, FullySharded):
+        return "its weights are sharded"
+    name = type(trainer.optimizers[0]).__name__
+    return None if can_skip(trainer.optimizers[0]) else f"{name} is not fused; give optimizer.optimizer.fused=true"
 
 
 def _earliest(finding: NonFiniteFinding, device: torch.device) -> int:

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unlabeled import distributed
+from unlabeled.core.few_launches import few_launches
 from unlabeled.errors import UserError
 from unlabeled.objective import AfterBackward, Batch, Objective
+from unlabeled.training.faults.deferred import StateBeforeFault
 from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.training.faults.replay import PretrainingAtStep
 from unlabeled.training.faults.snapshot import Snapshot
@@ -98,7 +100,7 @@ class _Steps:
         self.module.at_step, self.module.at_rank = step, trainer.global_rank
         self.optimizer = module.optimizer_config.build(self.module.objective, module.images_per_step)
         module.optimizer_config.set_step(self.optimizer, self.module.progress, module.images_per_step)
-        self.before = Snapshot(self.module.objective)
+        self.before, self.before_fault = Snapshot(self.module.objective), StateBeforeFault(self.module.objective)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
         self.network = _with_ddp(self.module, trainer)
 
@@ -118,6 +120,8 @@ class _Steps:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.module.objective.after_step(self.module.progress)
+        if few_launches(self.device):  # time and memory of the deferred form of the guard
+            self.before_fault.keep_if(torch.zeros((), device=self.device))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
