@@ -112,7 +112,7 @@ def spoil(patch: pytest.MonkeyPatch, method: type[Objective], how: str, *steps: 
 
     def forward(self: Objective, batch: Batch, progress: Progress) -> Output:
         output = original(self, batch, progress)
-        output.loss = SPOILS[how](output.loss, torch.isin(batch.ids, images).any())
+        output.loss = SPOILS[how](output.loss, torch.isin(batch.ids, images.to(batch.ids.device)).any())
         return output
 
     patch.setattr(method, "forward", forward)

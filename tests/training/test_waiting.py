@@ -102,6 +102,7 @@ def test_a_wait_would_be_noticed(wait: str) -> None:
         eval(wait, known)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", members("objective"))
 def test_no_step_of_an_objective_synchronises_with_a_gpu(name: str) -> None:

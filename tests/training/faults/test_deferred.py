@@ -229,3 +229,18 @@ def test_an_optimizer_that_cannot_skip_by_itself_waits_in_each_step_and_it_is_sa
     assert not is_deferred(done)
     assert done.module.faults.skipped == 1
     assert "each step waits for cpu, to check that its loss is finite: SGD is not fused" in capsys.readouterr().out
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", [MoCo, MoCoV3, SwAV, ReLIC])
+def test_on_a_gpu_a_bad_step_is_skipped_and_recorded(
+    tmp_path: Path, monkeypatch: Patch, method: type[Objective]
+) -> None:
+    spoil(monkeypatch, method, "loss", 3)
+    done = run(tmp_path, method, "trainer.accelerator=gpu")
+    assert is_deferred(done)
+    assert faults_of(tmp_path) == {"skipped": 1, "in_a_row": 0, "saved": 1}
+    (record,) = records_of(tmp_path).values()
+    assert (record["progress"]["step"], record["named"]) == (3, "the loss of finite outputs is inf")
+    assert all(value.isfinite().all() for value in state_of(tmp_path)["network"].values())
