@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.small import composed, members, missing_keys, shrink
 from unlabeled.errors import UserError
-from unlabeled.views import draw_ahead, operations, pipeline
+from unlabeled.views import draw_ahead, operations, pipeline, rand_augment
 from unlabeled.views.draw_ahead import DrawAhead, Draws, draw
 from unlabeled.views.kernels import colour, resample
 from unlabeled.views.key import ViewKey
@@ -94,7 +94,7 @@ def test_what_cannot_be_compiled_is_refused_and_welcome_before_the_crop() -> Non
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pipeline, operations, colour, resample):
+    for module in (pipeline, operations, colour, resample, rand_augment):
         monkeypatch.setattr(module, "few_launches", lambda device: True)
 
 

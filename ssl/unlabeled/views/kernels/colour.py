@@ -183,11 +183,15 @@ def equalize(images: Tensor) -> Tensor:
     Returns:
         [B, C, h, w]; a channel with one value, or almost, stays as it is.
     """
-    levels = (images * 255).round().long().flatten(2)  # [B, C, pixels]
+    levels = (images * 255).round().long().flatten(2)
+    return (equalizing_table(levels).gather(2, levels) / 255).to(images.dtype).view_as(images)
+
+
+def equalizing_table(levels: Tensor) -> Tensor:
+    """Returns the level that each of 256 levels becomes, int64 [B, C, 256], for ``levels`` int64 [B, C, pixels]."""
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))
     brightest = counts.gather(2, levels.amax(2, keepdim=True))
     step = (levels.shape[2] - brightest) // 255  # pixels per level of the result
     darker = counts.cumsum(2) - counts
     table = (darker + step // 2) // step.clamp(min=1)
-    table = torch.where(step == 0, torch.arange(256, device=images.device), table.clamp(max=255))
-    return (table.gather(2, levels) / 255).to(images.dtype).view_as(images)
+    return torch.where(step == 0, torch.arange(256, device=levels.device), table.clamp(max=255))

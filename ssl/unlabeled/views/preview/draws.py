@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unlabeled.views.cutout import Cutout
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import ColorJitter, GaussianBlur, Operation, Parameters, RandomResizedCrop, Solarize
 from unlabeled.views.padded_crop import RandomCrop
@@ -22,9 +23,11 @@ TITLES = {
     "GaussianBlur": "blur",
     "Solarize": "solarize",
     "Equalize": "equalize",
+    "RandAugment": "randaugment",
+    "Cutout": "cutout",
     "RemoveBackground": "background",
 }
-HIDDEN = ("ids", "seed", "order")  # parameters that mean nothing as numbers
+HIDDEN = ("ids", "seed", "order", "kind", "value")  # parameters that mean nothing as numbers
 MOST_COLUMNS = 8  # per parameter; a larger one is a picture, not a number
 
 
@@ -162,7 +165,7 @@ def operation_title(operation: Operation) -> str:
 def _ranges(operation: Operation) -> dict[str, tuple[float, float]]:
     if isinstance(operation, RandomResizedCrop):
         return {"area": operation.scale, "width / height": operation.ratio}
-    if isinstance(operation, RandomCrop):
+    if isinstance(operation, RandomCrop | Cutout):
         return {"where 0": (0.0, 1.0), "where 1": (0.0, 1.0)}  # of the places that it may begin at
     if isinstance(operation, ColorJitter):
         return dict(zip(JITTER, operation.ranges, strict=True))
