@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.data.support import NeedsSupport
+from unlabeled.distributed import parts
 from unlabeled.objective import AfterBackward, Batch, Objective, Plan, Progress, Support, WritesTrained
 from unlabeled.objectives.moco import KeyQueue
 from unlabeled.objectives.parts import ema
@@ -48,6 +49,7 @@ FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"
 FREE |= {"resize_", "record_stream", "is_pinned", "device", "detach_", "promote_types"}
 FREE |= {"_record_function_enter_new", "_record_function_exit"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount", "is_nonzero"}
+KERNELS = {"normalise_parts": 2, "normalise_parts_backward": 4}  # of the project's own operators, see split_kernels.py
 IN_PLACE = {"_fused_sgd_"}  # torch has no fake form of it; it returns nothing
 PHASES = ("draws", "views", "forward", "loss", "backward", "updates", "optimizer", "faults")
 
@@ -121,7 +123,7 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if wait := self._wait(name, given, args, kwargs):
             counts.waits[wait] += 1
         if not self._is_view(function) and name not in FREE and name not in WAITS:
-            counts.kernels[name] += _slow_foreach(name, args)
+            counts.kernels[name] += KERNELS.get(name) or _slow_foreach(name, args)
             counts.copies += name in ("_to_copy", "copy_") and any(each.device.type == "cpu" for each in given)
 
     def _wait(self, name: str, given: list[Tensor], args: Any, kwargs: dict[str, Any]) -> str | None:
@@ -188,10 +190,16 @@ def counted() -> Iterator[Launches]:
 
     with (
         Launches() as launches,
+        with_kernels(),
         mock.patch.object(torch.autocast, "__enter__", begin),
         mock.patch.object(torch.autocast, "__exit__", end),
     ):
         yield launches
+
+
+def with_kernels() -> Any:
+    """Lets split BatchNorm take its kernels; fake convolutions give no channels_last, which cuDNN's do."""
+    return mock.patch.object(parts, "_has_kernels", mock.Mock(return_value=True))
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -343,7 +351,7 @@ def count_backward(config: DictConfig, batch: int | None = None, pixels: int = 3
     """Returns the kernels of backward, on ``meta`` tensors and in float32: autocast knows no such device."""
     step = Step(config, batch, pixels)
     without = mock.patch.object(torch, "autocast", mock.Mock(side_effect=lambda *_, **__: nullcontext()))
-    with without, Launches() as launches:
+    with without, Launches() as launches, with_kernels():
         step.run(launches, "meta", 50)
     kernels: int = launches.counts["backward"].total
     return kernels

@@ -51,20 +51,21 @@ def test_every_optimizer_takes_a_step_in_at_most_twelve_kernels(optimizer: str) 
 
 
 @pytest.mark.parametrize("images", ["cifar10", "imagenet"])
-def test_a_forward_with_split_batchnorm_launches_a_quarter_more_than_without(images: str) -> None:
-    """The issue asks for 1.15: three kernels a layer, two of them copies, and one of counting batches is saved."""
+def test_a_forward_with_split_batchnorm_launches_at_most_fifteen_per_cent_more(images: str) -> None:
+    """1.06 and 1.02 measured; between two copies, where its kernels cannot be built, it is 1.23 and 1.20."""
     recipe, pixels = f"experiment=moco_v2_{images}", 32 if images == "cifar10" else 224
     split, whole = (
         count(composed(recipe, *more), 16, pixels)["forward"].total for more in ((), ("objective.bn_splits=1",))
     )
-    assert whole < split <= 1.25 * whole
+    assert whole < split <= 1.15 * whole
 
 
-def test_views_that_inductor_compiles_for_a_gpu_keep_the_budget_of_a_recipe() -> None:
+@pytest.mark.parametrize(("name", "groups"), [("mae_small", 1), ("supervised_small", 1), ("byol", 1)])
+def test_views_that_inductor_compiles_for_a_gpu_keep_the_budget_of_a_recipe(name: str, groups: int) -> None:
     """60 kernels, and 12 for each further group; benchmarks/results/launches.md has all pipelines."""
-    counts = kernels_of_views(composed("views=mae_small").views, 64, 40)
-    assert len(counts) == 1
-    assert 5 <= sum(counts) + 1 <= 60
+    counts = kernels_of_views(composed(f"views={name}").views, 16, 40 if "small" in name else 256)
+    assert len(counts) == groups
+    assert 5 <= sum(counts) + 1 <= 60 + 12 * (groups - 1)
 
 
 def test_waits_copies_and_operations_on_the_host_are_counted() -> None:

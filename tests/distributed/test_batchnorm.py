@@ -1,14 +1,19 @@
 """A split BatchNorm is one BatchNorm per part of the batch."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.distributed import batchnorm
+from unlabeled.distributed import batchnorm, parts
 from unlabeled.distributed.batchnorm import SplitBatchNorm, split_batchnorm, split_layers
+from unlabeled.distributed.parts import _BetweenCopies, _InTwoKernels
 from unlabeled.errors import UserError
 
 
@@ -116,3 +121,89 @@ def test_bfloat16_images_in_one_call_are_the_float32_result_rounded_once(monkeyp
     split, x = SplitBatchNorm(norm().float(), 4), images(8).bfloat16()
     exact = copy.deepcopy(split)(x.float())
     assert torch.equal(split(x), exact.bfloat16())
+
+
+SHAPES = [((8, 6, 5, 5), 2), ((12, 70, 4, 5), 3), ((16, 3, 40, 40), 2), ((6, 1, 2, 1), 3)]  # images; parts
+
+
+def differences_of_kernels(device: str) -> list[float]:
+    """Largest differences from float64, over the largest value: output, mean, inverse, gradients of each shape."""
+    found = []
+    for (shape, count), affine in [(SHAPES[0], False), *((each, True) for each in SHAPES)]:
+        drawn = torch.Generator().manual_seed(0)
+        level = torch.arange(shape[0]).view(-1, 1, 1, 1)
+        x = torch.randn(shape, generator=drawn) * 2 + level
+        slope, *affine_values = (torch.randn(size, generator=drawn) for size in (shape, shape[1], shape[1]))
+        made = []
+        for form, kind, place in ((_InTwoKernels, torch.float32, device), (_BetweenCopies, torch.float64, "cpu")):
+            given = [
+                each.to(place, kind).requires_grad_()
+                for each in (x.contiguous(memory_format=torch.channels_last), *affine_values)
+            ]
+            normal = form.apply(given[0], *(given[1:] if affine else (None, None)), count, 1e-5)
+            gradients = torch.autograd.grad(normal[0], given[: 3 if affine else 1], slope.to(place, kind))
+            made.append([each.detach().cpu().double() for each in (*normal, *gradients)])
+        found += [float((a - b).abs().max() / b.abs().max()) for a, b in zip(*made, strict=True)]
+    return found
+
+
+def test_the_kernels_of_a_gpu_give_the_numbers_of_float64_in_the_interpreter() -> None:
+    """In a process of its own: Triton reads the variable when it is imported."""
+    pytest.importorskip("triton")
+    code = (
+        "import torch; from tests.distributed.test_batchnorm import differences_of_kernels; "
+        "from unlabeled.distributed import parts; "
+        "torch.library.impl(parts._OPERATORS, 'normalise_parts', 'CPU')(parts._forward); "
+        "torch.library.impl(parts._OPERATORS, 'normalise_parts_backward', 'CPU')(parts._backward); "
+        "print(*differences_of_kernels('cpu'))"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    given = {"env": environment, "cwd": Path(__file__).parents[2], "capture_output": True, "text": True}
+    finished = subprocess.run([sys.executable, "-c", code], timeout=100, **given)  # type: ignore[call-overload]
+    assert finished.returncode == 0, finished.stderr
+    differences = [float(each) for each in finished.stdout.split()]
+    assert len(differences) == 4 + 6 * len(SHAPES)
+    assert max(differences) < 2e-6
+
+
+def test_the_kernels_are_machine_code_for_an_h100() -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
+    from triton.compiler import ASTSource  # type: ignore[import-untyped]
+
+    from unlabeled.distributed import split_kernels
+
+    kernels = (split_kernels.statistics, split_kernels.normalise, split_kernels.gradient_sums)
+    for kernel in (*kernels, split_kernels.gradient_of_images):
+        names = kernel.arg_names
+        fixed = {name: value for name, value in {"AFFINE": True, "ROWS": 64, "COLUMNS": 64}.items() if name in names}
+        kinds = dict.fromkeys(("x", "made", "gradient"), "*bf16") | {"eps": "fp32"}
+        kinds |= dict.fromkeys(("rows", "channels", "piece_rows", "pieces"), "i32") | dict.fromkeys(fixed, "constexpr")
+        places = {(names.index(name),): value for name, value in fixed.items()}
+        source = ASTSource(kernel, {name: kinds.get(name, "*fp32") for name in names}, places)
+        assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 1000
+
+
+def test_kernels_that_cannot_be_built_or_are_wrong_are_one_line_and_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: torch.device) -> float:
+        raise RuntimeError("no compiler\nat all")
+
+    pytest.importorskip("triton")
+    for number, (difference, reason) in enumerate(((broken, "no compiler"), (lambda device: 0.5, "differ by 0.5"))):
+        monkeypatch.setattr(parts, "_largest_difference", difference)
+        for _ in range(2):  # said once
+            assert not parts.kernels_work(torch.device("cuda", number))
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("split BatchNorm runs between two copies, which is slower: ")
+        assert line.endswith(reason)
+    parts.kernels_work.cache_clear()
+    assert not parts.kernels_work(torch.device("cpu"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_kernels_are_used_and_give_the_numbers_of_float64() -> None:
+    assert parts.kernels_work(torch.device("cuda", 0))
+    assert max(differences_of_kernels("cuda")) < 1e-5

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlabeled.core.few_launches import few_launches
 from unlabeled.distributed import collectives
+from unlabeled.distributed.parts import normalise_parts
 from unlabeled.errors import UserError
 
 
@@ -103,82 +103,6 @@ def follow_batch(layers: Sequence[SplitBatchNorm]) -> None:
     torch._foreach_add_([layer.num_batches_tracked for layer, _ in seen], 1)
     for layer, _ in seen:
         layer.last = None
-
-
-def normalise_parts(
-    images: Tensor, weight: Tensor | None, bias: Tensor | None, parts: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises each part of a batch by one call of BatchNorm on [B / parts, parts · C, h, w], differentiable.
-
-    Args:
-        images: [B, C, h, w].
-        weight, bias: [C] each, or None for both.
-        parts: consecutive equal parts of the batch.
-        eps: added to the variance.
-
-    Returns:
-        images normalised, in the type and the memory format of ``images``; mean and 1 / √(variance + eps) of each part,
-        [parts, C], without a gradient.
-    """
-    made: tuple[Tensor, Tensor, Tensor] = _Parts.apply(images, weight, bias, parts, eps)
-    return made
-
-
-class _Parts(torch.autograd.Function):
-    """Statistics, and the values before weight and bias, are float32 (float64 stays float64)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, parts: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        joined = _side_by_side(images, parts)
-        made, mean, inverse = torch.native_batch_norm(joined, None, None, None, None, True, 0.0, eps)
-        apart, out = _one_below_the_other(made, parts), torch.empty_like(images)
-        if weight is None or bias is None:
-            _in_parts(out, parts).copy_(apart)
-        else:
-            torch.addcmul(_per_channel(bias), apart, _per_channel(weight), out=_in_parts(out, parts))
-        ctx.save_for_backward(images, weight, mean, inverse)
-        ctx.parts, ctx.eps = parts, eps
-        mean, inverse = mean.view(parts, -1), inverse.view(parts, -1)
-        ctx.mark_non_differentiable(mean, inverse)
-        return out, mean, inverse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight, mean, inverse = ctx.saved_tensors
-        parts, joined = ctx.parts, _side_by_side(images, ctx.parts)
-        repeated = None if weight is None else weight.to(joined.dtype).repeat(parts)
-        of_images, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            _side_by_side(gradient, parts), joined, repeated, None, None, mean, inverse, True, ctx.eps, [True] * 3
-        )
-        made = torch.empty_like(images)
-        _in_parts(made, parts).copy_(_one_below_the_other(of_images, parts))
-        if weight is None:
-            return made, None, None, None, None
-        sums = (each.view(parts, -1).sum(0).to(weight.dtype) for each in (of_weight, of_bias))
-        return made, *sums, None, None
-
-
-def _side_by_side(images: Tensor, parts: int) -> Tensor:
-    """Maps [B, C, h, w] → float [B / parts, parts · C, h, w]: each part has channels of its own. One kernel."""
-    apart = _in_parts(images, parts).transpose(0, 1)
-    made = torch.empty(apart.shape, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
-    return made.copy_(apart).flatten(1, 2)
-
-
-def _one_below_the_other(joined: Tensor, parts: int) -> Tensor:
-    """Maps [B / parts, parts · C, h, w] → [parts, B / parts, C, h, w], in the same memory."""
-    return joined.view(len(joined), parts, -1, *joined.shape[2:]).transpose(0, 1)
-
-
-def _in_parts(images: Tensor, parts: int) -> Tensor:
-    return images.view(parts, -1, *images.shape[1:])
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
 
 
 def split_batchnorm(network: nn.Module, splits: int) -> None:
