@@ -34,6 +34,7 @@ from unlabeled.views.at_once import make_views
 from unlabeled.views.draw_ahead import DrawnGroup, draw
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
+from unlabeled.views.together import together
 
 H100 = types.SimpleNamespace(
     name="NVIDIA H100",
@@ -87,7 +88,7 @@ def pretended_gpu() -> Iterator[FakeTensorMode]:
 
 
 def kernels_of_views(config: DictConfig, batch: int, pixels: int) -> list[int]:
-    """Returns for each group of views its kernels, those of products included; the copy of the draws is not.
+    """Returns for each group of views, joined as on a GPU, its kernels, with products, without the copy of the draws.
 
     Args:
         config: of ``conf/views``.
@@ -98,11 +99,11 @@ def kernels_of_views(config: DictConfig, batch: int, pixels: int) -> list[int]:
     views: Views = instantiate(config)
     images = torch.zeros(batch, views.channels, pixels, pixels, dtype=torch.uint8)
     counts = []
-    for group in views._numbered(None):
-        operations = [step for step in group.operations if not getattr(step, "changes_nothing", False)]
-        own = DrawnGroup(operations, group.views)
-        drawn = draw([own], ViewKey(0, 0, 0, batch), batch, False).parameters(torch.device("cpu"))[0]
-        counts.append(_kernels(own, images, drawn, views._normal_of(images.device)))
+    for group in together(views._numbered(None)):
+        drawn = draw([group], ViewKey(0, 0, 0, batch), batch, False).parameters(torch.device("cpu"))[0]
+        kept = [place for place, step in enumerate(group.operations) if not getattr(step, "changes_nothing", False)]
+        own = DrawnGroup([group.operations[place] for place in kept], group.views)
+        counts.append(_kernels(own, images, [drawn[place] for place in kept], views._normal_of(images.device)))
     return counts
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from unlabeled.views.draw_ahead import DrawAhead, DrawnGroup, draw
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation, Parameters
+from unlabeled.views.together import together
 
 Compile = bool | Literal["auto"]  # auto: on a GPU, and if it fails as without
 GRAPHS = 64  # of one function; torch's limit of 8 would stop a run with many groups
@@ -28,6 +29,7 @@ class AtOnce:
     def __init__(self) -> None:
         self._compiled: dict[tuple[object, ...], Callable[..., Tensor]] = {}
         self._ahead = DrawAhead()
+        self._joined: dict[tuple[object, ...], tuple[Sequence[DrawnGroup], list[DrawnGroup]]] = {}
         self.compiling_failed = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -54,7 +56,7 @@ class AtOnce:
             compiles: whether to compile.
             block: images that are processed together; None: as many as the memory allows.
         """
-        pinned, made = images.device.type == "cuda", list[Tensor]()
+        pinned, made, groups = images.device.type == "cuda", dict[int, Tensor](), self.together(groups)
         draws = self._ahead.take(groups, key, len(images)) if pinned else draw(groups, key, len(images), False)
         for group, drawn in zip(groups, draws.parameters(images.device), strict=True):
             views, parts = len(group.views), []
@@ -64,8 +66,15 @@ class AtOnce:
                 some = {name: each[rows] for name, each in batch.items()}
                 parts.append(self._make(images[rows], group, mine, some, normal, compiles))
             joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            made += joined.permute(0, 1, 4, 2, 3).unbind(0)
-        return tuple(made)
+            made |= zip(group.views, joined.permute(0, 1, 4, 2, 3).unbind(0), strict=True)
+        return tuple(made[number] for number in sorted(made))
+
+    def together(self, groups: Sequence[DrawnGroup]) -> list[DrawnGroup]:
+        """Joins groups once: compiled functions and draws belong to a list of operations, which must stay the same."""
+        key = tuple((id(group.operations), group.views) for group in groups)
+        if key not in self._joined:
+            self._joined[key] = groups, together(groups)  # keeps the operations, so that no others get their ids
+        return self._joined[key][1]
 
     def _make(
         self,

@@ -31,7 +31,7 @@ class RemoveBackground:
         min_coverage, max_coverage: an image whose mask has a smaller or larger share of foreground is not changed.
     """
 
-    framed = coloured = draws_on_host = True
+    framed = coloured = draws_on_host = to_some = True
 
     def __init__(
         self, masks: FilePath | None, probability: Share, fill: Fill, min_coverage: Share, max_coverage: Share
@@ -45,6 +45,10 @@ class RemoveBackground:
     @property
     def changes_nothing(self) -> bool:
         return self.masks is None
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return self.masks, self.fill, self.min_coverage, self.max_coverage
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         return {

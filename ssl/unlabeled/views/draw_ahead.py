@@ -18,8 +18,14 @@ ALIGNED = 64  # bytes; compiled code reads whole vectors
 class DrawnGroup(NamedTuple):
     """Describes some views that are made by the same operations."""
 
-    operations: Sequence[Operation]
+    operations: Sequence[Operation]  # applied to all of them
     views: tuple[int, ...]  # their numbers
+    own: Sequence[Sequence[Operation | None]] = ()  # which draw for each view; None: it is left as it is; (): the same
+
+    @property
+    def drawn_by(self) -> Sequence[Sequence[Operation | None]]:
+        """Returns for each view the operations that draw its parameters, beside those that are applied."""
+        return self.own or [self.operations] * len(self.views)
 
 
 class Place(NamedTuple):
@@ -91,13 +97,18 @@ def draw(groups: Sequence[DrawnGroup], key: ViewKey, images: int, pinned: bool) 
 def _of_group(group: DrawnGroup, key: ViewKey, rows: slice) -> list[Parameters]:
     """Returns for each operation its parameters, rows [images · views]."""
     of_views = []
-    for number in group.views:
+    for number, own in zip(group.views, group.drawn_by, strict=True):
         generator = key.generator(number)
-        of_views.append([operation.sample(key.total, generator) for operation in group.operations])
-    return [
-        {name: torch.stack([view[name][rows] for view in same], 1).flatten(0, 1) for name in same[0]}
-        for same in zip(*of_views, strict=True)
-    ]
+        of_views.append([None if step is None else step.sample(key.total, generator) for step in own])
+    return [_side_by_side(same, rows) for same in zip(*of_views, strict=True)]
+
+
+def _side_by_side(of_views: Sequence[Parameters | None], rows: slice) -> Parameters:
+    """Joins the parameters of one operation for several views; a view without has zeros, so ``applied`` is False."""
+    given = next(each for each in of_views if each is not None)
+    without = {name: torch.zeros_like(each) for name, each in given.items()} if None in of_views else {}
+    views = [without if each is None else each for each in of_views]
+    return {name: torch.stack([view[name][rows] for view in views], 1).flatten(0, 1) for name in given}
 
 
 class DrawAhead:

@@ -28,7 +28,8 @@ class Operation(Protocol):
 
     An operation with ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
     ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes all images one
-    size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels.
+    size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels. One with
+    ``to_some = True`` draws ``applied``, bool [B], and leaves rows as they are where it is False.
 
     Parameters are on the CPU, and on a GPU beside the images, unless the operation has ``draws_on_host = True``. What
     is after the crop is compiled there: no reading of values, no shapes that depend on them.
@@ -50,6 +51,14 @@ class HasPlanWarnings(Protocol):
     def plan_warnings(self, pixels: int) -> list[Check]:
         """Returns checks for images of that height and width."""
         ...
+
+
+@runtime_checkable
+class AppliedAlike(Protocol):
+    """An operation that says what ``apply`` depends on besides its parameters: equal ones can be applied together."""
+
+    @property
+    def applied_as(self) -> tuple[object, ...]: ...
 
 
 class RandomResizedCrop:
@@ -77,6 +86,10 @@ class RandomResizedCrop:
     ) -> None:
         self.size, self.scale, self.ratio = size, scale, ratio
         self.interpolation, self.flip = interpolation, flip
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return self.size, self.ratio, self.interpolation
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         tries = 10
@@ -165,7 +178,7 @@ class ColorJitter:
             SimCLR's first version (google-research/simclr, ``simclrv1``), BYOL.
     """
 
-    coloured = True
+    coloured = to_some = True
 
     def __init__(
         self,
@@ -182,6 +195,10 @@ class ColorJitter:
         if additive_brightness:
             self.ranges[0] = (-brightness, brightness)
 
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return (self.additive_brightness,)
+
     def sample(self, count: int, generator: Generator) -> Parameters:
         factors = [_uniform((count,), low, high, generator) for low, high in self.ranges]
         order = torch.rand((count, 4), generator=generator).argsort(1)
@@ -197,10 +214,14 @@ class ColorJitter:
 class Grayscale:
     """Removes the colour from a random share of the images."""
 
-    coloured = True
+    coloured = to_some = True
 
     def __init__(self, probability: Share) -> None:
         self.probability = probability
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return ()
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
@@ -217,9 +238,15 @@ class Solarize:
         probability: share of the images that are changed.
     """
 
+    to_some = True
+
     def __init__(self, threshold: Threshold | Thresholds, probability: Share) -> None:
         self.low, self.high = (threshold, threshold) if isinstance(threshold, float | int) else threshold
         self.probability = probability
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return self.low, self.high
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         drawn = {"applied": torch.rand(count, generator=generator) < self.probability}
@@ -239,8 +266,14 @@ class Equalize:
         probability: share of the images that are changed.
     """
 
+    to_some = True
+
     def __init__(self, probability: Share) -> None:
         self.probability = probability
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return ()
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         return {"applied": torch.rand(count, generator=generator) < self.probability}
@@ -258,8 +291,14 @@ class GaussianBlur:
         probability: share of the images that are blurred.
     """
 
+    to_some = True
+
     def __init__(self, sigma: Sigmas, kernel_fraction: Share, probability: Share) -> None:
         self.sigma, self.kernel_fraction, self.probability = sigma, kernel_fraction, probability
+
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return (self.kernel_fraction,)
 
     def sample(self, count: int, generator: Generator) -> Parameters:
         sigma = _uniform((count,), *self.sigma, generator).float()

@@ -34,6 +34,10 @@ class RandomCrop:
             raise UserError(f"RandomCrop: fill={fill} is neither black nor reflect")
         self.size, self.padding, self.fill, self.flip = size, padding, fill, flip
 
+    @property
+    def applied_as(self) -> tuple[object, ...]:
+        return self.size, self.padding, self.fill
+
     def sample(self, count: int, generator: Generator) -> Parameters:
         return {
             "where": torch.rand((count, 2), generator=generator, dtype=torch.float64),
