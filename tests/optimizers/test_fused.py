@@ -133,10 +133,10 @@ def test_lars_with_few_launches_takes_the_steps_of_one_by_one_within_a_few_round
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("adapt_all", [False, True])
+@pytest.mark.parametrize("adapt_all", [(False, False), (True, True), (False, True)])  # of two groups
 @pytest.mark.parametrize("rate_in_momentum", [False, True])
 def test_lars_of_every_kind_takes_the_same_steps_with_few_launches_also_where_a_norm_is_zero(
-    clip: bool, adapt_all: bool, rate_in_momentum: bool, monkeypatch: pytest.MonkeyPatch
+    clip: bool, adapt_all: tuple[bool, bool], rate_in_momentum: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = [torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 0.5), torch.ones(4)]
     gradients = [torch.ones(3, 2), torch.zeros(3, 2), torch.zeros(2, 2), torch.full((2000, 3), 2.0), torch.ones(4)]
@@ -144,13 +144,14 @@ def test_lars_of_every_kind_takes_the_same_steps_with_few_launches_also_where_a_
     for at_once in (False, True):
         monkeypatch.setattr(lars, "few_launches", lambda device, at_once=at_once: at_once)
         weights = [nn.Parameter(each.clone()) for each in values]
-        optimizer = LARS(
-            weights, 0.1, 0.9, 0.3, 0.02, clip=clip, adapt_all=adapt_all, rate_in_momentum=rate_in_momentum
-        )
+        parts = zip((weights[:3], weights[3:]), adapt_all, strict=True)
+        groups = [{"params": part, "adapt_all": every} for part, every in parts]
+        optimizer = LARS(groups, 0.1, 0.9, 0.3, 0.02, clip=clip, rate_in_momentum=rate_in_momentum)
         for step in range(3):
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient / (step + 1)
-            optimizer.param_groups[0]["lr"] = 0.1 * step  # a warm-up starts at 0
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 * step  # a warm-up starts at 0
             optimizer.step()
         made.append(weights)
     for mine, wanted in zip(made[1], made[0], strict=True):

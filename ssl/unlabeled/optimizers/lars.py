@@ -75,7 +75,7 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         joined: dict[tuple[float, float], list[Step]] = {}
-        for group in self.param_groups:
+        for group in self._groups_of_kernels():
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             if trained and few_launches(trained[0].device):
                 rate = 1.0 if group["rate_in_momentum"] else group["lr"]
@@ -88,6 +88,19 @@ class LARS(Optimizer):
         for (rate, momentum), steps in joined.items():
             _move_together(steps, rate, momentum, getattr(self, "found_inf", None))
         return loss
+
+    def _groups_of_kernels(self) -> list[dict[str, Any]]:
+        """Returns the groups; those that differ in ``adapt_all`` alone share the kernels of their adapted weights."""
+        if len({group["adapt_all"] for group in self.param_groups}) == 1:
+            return self.param_groups
+        joined: dict[tuple[object, ...], dict[str, Any]] = {}
+        for group in self.param_groups:
+            settings = tuple(group[name] for name in self.defaults if name != "adapt_all")
+            for parameter in group["params"]:
+                adapted = parameter.ndim > 1 or group["adapt_all"]
+                of_kind = joined.setdefault((adapted, *settings), {**group, "params": [], "adapt_all": adapted})
+                of_kind["params"].append(parameter)
+        return list(joined.values())
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [local_shard(self._momentum_of(parameter)) for parameter in parameters]
