@@ -8,7 +8,8 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unlabeled.data.padding import batch_to_device, image_sizes, pad_to_largest
+from benchmarks.launches import fake_gpu
+from unlabeled.data.padding import JoinedImages, batch_to_device, image_sizes, pad_to_largest
 from unlabeled.objective import Batch, Support
 
 SIZES = [(3, 5), (4, 2), (1, 1), (4, 5)]
@@ -66,6 +67,33 @@ def test_known_sizes_are_kept() -> None:
     assert torch.equal(seen, batch.images)
     assert sizes is not None
     assert batch_to_device(batch._replace(sizes=None), "cpu")[1] is None
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 3], [3, 0, 3], [1, 1], [2], [0, 2, 0]])
+def test_images_joined_on_a_device_make_the_same_batches(positions: list[int]) -> None:
+    given = images(SIZES)
+    joined = JoinedImages(given, torch.device("cpu"))
+    made, sizes = joined.take(positions)
+    wanted, wanted_sizes = pad_to_largest([given[position] for position in positions])
+    assert torch.equal(made, wanted)
+    assert made.dtype == torch.uint8
+    assert (sizes is None) == (wanted_sizes is None)
+    assert sizes is None or torch.equal(sizes, torch.tensor([SIZES[position] for position in positions]))
+    made.zero_()
+    assert torch.equal(joined.take(positions)[0], wanted)
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_a_batch_of_joined_images_is_a_few_kernels_and_one_copy_from_pinned_memory(count: int) -> None:
+    with fake_gpu() as launches:
+        joined = JoinedImages(images(SIZES), torch.device("cuda"))
+        launches.counts["views"] = type(launches.counts["views"])()
+        made, sizes = joined.take([number % 4 for number in range(count)])
+    counts = launches.counts["views"]
+    assert (tuple(made.shape), made.device.type) == ((count, 3, 4, 5), "cuda")
+    assert sizes is not None
+    assert sizes.device.type == "cuda"
+    assert (counts.total <= 20, counts.copies, dict(counts.waits)) == (True, 1, {})
 
 
 class OneBatch(Dataset[Batch]):

@@ -70,7 +70,8 @@ class GlobalOrder(Sampler[list[int]]):
             epoch, first = divmod(step, self.steps_per_epoch)
             last = min(self.steps_per_epoch, first + self.total_steps - step)
             batches = self.epoch(epoch)[first:last].view((last - first) * self.accumulate, self.world_size, -1)
-            yield from batches[:, self.rank].tolist()
+            # One batch after another: as Python integers an epoch would take 55 bytes an image.
+            yield from (batches[number, self.rank].tolist() for number in range(len(batches)))
             step += last - first
 
     def __len__(self) -> int:
