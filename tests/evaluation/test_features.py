@@ -1,4 +1,6 @@
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.data.padding import pad_to_largest
 from unlabeled.errors import UserError
-from unlabeled.evaluation.features import Features, extract, pixel_features, split_batches, state_hash
+from unlabeled.evaluation.features import Features, _one_ahead, extract, pixel_features, split_batches, state_hash
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
 
@@ -189,3 +191,29 @@ def test_every_kind_comes_from_one_pass_and_equals_the_networks_own() -> None:
     assert torch.allclose(found.of("last4").x, wanted["last4"], atol=1e-6)
     assert torch.allclose(found.of("tokens").x, wanted["tokens"].flatten(1), atol=1e-6)
     assert found.labelled().others["tokens"].shape == (9, 1, 64)
+
+
+def test_on_a_gpu_a_batch_begins_before_the_host_waits_for_the_features_of_the_one_before() -> None:
+    for count in range(4):
+        told: list[str] = []
+
+        def begun(count: int = count, told: list[str] = told) -> Iterator[Any]:
+            for number in range(count):
+                told.append(f"begun {number}")
+                yield number
+
+        for each in _one_ahead(begun()):
+            told.append(f"taken {each}")
+        wanted = [f"{what} {number - late}" for number in range(count + 1) for what, late in (("begun", 0), ("taken", 1))]
+        assert told == [each for each in wanted if each not in (f"begun {count}", "taken -1")]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_features_of_many_batches_are_those_of_a_cpu() -> None:
+    network, given = ResNet(10, 0.125, "cifar"), torch.randint(0, 256, (90, 3, 16, 16), dtype=torch.uint8)
+    batches = split_batches(given, torch.arange(90) % 3, torch.arange(90), 8)
+    here, there = (extract(network, batches, lambda x, _: x.float() / 255, device) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.x, here.x, rtol=1e-2, atol=1e-2)  # convolutions in TF32
+    assert torch.equal(there.ids, here.ids)
+    assert not there.x.is_pinned()

@@ -101,9 +101,46 @@ def extract_each(
     device = torch.device(device)
     network.to(device)
     with eval_mode(network), _random_state_kept(device), torch.no_grad():
-        for batch in batches:
-            found = _forward(network, transform(*batch_to_device(batch, device)), AUTOCAST[precision], kinds)
-            take(Features(found.pop("last").cpu(), batch.labels.cpu(), batch.ids.cpu(), _on_cpu(found)))
+        begun = (
+            _OnItsWay(_forward(network, transform(*batch_to_device(batch, device)), AUTOCAST[precision], kinds), batch)
+            for batch in batches
+        )
+        for found in _one_ahead(begun) if device.type == "cuda" else begun:
+            take(found.features())
+
+
+class _OnItsWay:
+    """Features of a batch on their way to the CPU; the host launches the next batch before it waits for them."""
+
+    def __init__(self, found: dict[str, Tensor], batch: Batch) -> None:
+        self._batch, self._copies, self._arrived = batch, found, None
+        if found["last"].device.type == "cuda":
+            self._copies = {kind: _begin_copy(values) for kind, values in found.items()}
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def features(self) -> Features:
+        """Waits for the features, and returns them in memory that is not pinned, of which there is little."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._copies = {kind: values.clone() for kind, values in self._copies.items()}
+        here = {kind: values.cpu() for kind, values in self._copies.items()}
+        return Features(here.pop("last"), self._batch.labels.cpu(), self._batch.ids.cpu(), here)
+
+
+def _one_ahead(begun: Iterator[_OnItsWay]) -> Iterator[_OnItsWay]:
+    """Yields each when the next one has begun."""
+    before = next(begun, None)
+    for after in begun:
+        if before is not None:
+            yield before
+        before = after
+    if before is not None:
+        yield before
+
+
+def _begin_copy(values: Tensor) -> Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
@@ -235,7 +272,3 @@ def _forward(network: nn.Module, images: Tensor, dtype: torch.dtype | None, kind
     if x.ndim != 2 or len(x) != len(images):
         raise ValueError(f"a backbone returns features [{len(images)}, D]; this one returned {list(x.shape)}")
     return {kind: torch.as_tensor(values, dtype=torch.float32) for kind, values in found.items()}
-
-
-def _on_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {kind: values.cpu() for kind, values in found.items()}
