@@ -14,6 +14,7 @@ from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
+from unlabeled.training.arithmetic import describe_precision, training_arithmetic
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
@@ -68,7 +69,8 @@ class Run:
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
         started = time.monotonic()
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
+        with training_arithmetic(self.trainer.strategy.root_device):
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
 
@@ -77,7 +79,8 @@ class Run:
         begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
         planning = next(each for each in callbacks if isinstance(each, PlanCallback))
         planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
-        self.trainer.fit(self.module, datamodule=self.data)
+        with training_arithmetic(self.trainer.strategy.root_device):
+            self.trainer.fit(self.module, datamodule=self.data)
         return planning.passed
 
     def _check_labels(self, path: Path, resumes: bool) -> None:
@@ -104,7 +107,7 @@ class Run:
             "seconds_of_last_session": round(seconds, 1),
             "images_per_second": round(self.module.steps_taken * self.module.images_per_step / seconds, 1),
             "processes": self.trainer.world_size,
-            "precision": self.trainer.precision,
+            "precision": describe_precision(str(self.trainer.precision), self.trainer.strategy.root_device),
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
             "collapsed_at": self.module.objective.collapsed_at(self.module.plan),

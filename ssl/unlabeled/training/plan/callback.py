@@ -13,6 +13,7 @@ from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
+from unlabeled.training.arithmetic import describe_precision
 from unlabeled.training.plan.plan import make_plan, read_trial
 from unlabeled.training.plan.room import check_room, step_memory
 from unlabeled.training.plan.text import format_plan
@@ -54,7 +55,8 @@ class PlanCallback(pl.Callback):
         memory = step_memory(trainer, pl_module, size) if self.only else None
         tried = self._trial_result(trainer, pl_module, step, path)
         device = _device_name(trainer.strategy.root_device)
-        plan = make_plan(pl_module, data, trainer.world_size, device, str(trainer.precision), step, tried, memory)
+        precision = describe_precision(str(trainer.precision), trainer.strategy.root_device)
+        plan = make_plan(pl_module, data, trainer.world_size, device, precision, step, tried, memory)
         self.passed = plan.passed
         if trainer.is_global_zero:
             plan.write(path)
