@@ -204,8 +204,9 @@ def test_on_a_gpu_a_batch_begins_before_the_host_waits_for_the_features_of_the_o
 
         for each in _one_ahead(begun()):
             told.append(f"taken {each}")
-        wanted = [f"{what} {number - late}" for number in range(count + 1) for what, late in (("begun", 0), ("taken", 1))]
-        assert told == [each for each in wanted if each not in (f"begun {count}", "taken -1")]
+        turns = [(f"begun {number}", f"taken {number - 1}") for number in range(count + 1)]
+        every = [each for turn in turns for each in turn]
+        assert told == [each for each in every if each not in (f"begun {count}", "taken -1")]
 
 
 @pytest.mark.cuda

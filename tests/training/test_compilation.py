@@ -135,13 +135,14 @@ def test_a_step_looked_at_again_is_not_compiled_and_names_the_tensor_within() ->
     assert not counters["stats"]
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "graph"])
 def test_cuda_graphs_begin_anew_with_each_step_and_not_with_each_accumulated_batch(
-    monkeypatch: pytest.MonkeyPatch,
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     objective, batches = built("simclr", "resnet")
-    compile_network(objective, "reduce-overhead", torch.device("cuda"), 1, False)
+    compile_network(objective, mode, torch.device("cuda"), 1, False)
     with torch.compiler.set_stance("force_eager"):
         for part in range(3):
             objective(batches[0], Progress(0, 6, 6, 0, part, 3))
@@ -154,6 +155,7 @@ def test_cuda_graphs_begin_anew_with_each_step_and_not_with_each_accumulated_bat
         ("default", "cpu", 2, True, "compile=default: does not go with trainer.strategy=fsdp"),
         ("reduce-overhead", "cpu", 1, False, "compile=reduce-overhead: is for GPUs, on a CPU give compile=default"),
         ("max-autotune", "cuda", 2, False, "compile=max-autotune: torch makes no CUDA graphs of BatchNorm under ddp"),
+        ("graph", "cpu", 1, False, "compile=graph: is for GPUs, on a CPU give compile=default"),
         ("default", "cpu", 1, False, "compile=default: does not go with gradient checkpointing of BatchNorm"),
     ],
 )

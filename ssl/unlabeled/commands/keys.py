@@ -39,7 +39,7 @@ TYPES: dict[str, Any] = {
     "batch_size": BatchSize,
     "accumulate": Count,
     "images_per_class": Count | None,
-    "compile": Literal["default", "reduce-overhead", "max-autotune"] | None,
+    "compile": Literal["default", "reduce-overhead", "max-autotune", "graph"] | None,
     "max_epochs": Count | None,
     "max_steps": Count | None,
     "num_workers": Processes,

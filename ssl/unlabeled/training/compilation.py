@@ -9,7 +9,7 @@ from unlabeled.backbones.recomputation import is_recomputed
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective, Progress
 
-Mode = Literal["default", "reduce-overhead", "max-autotune"]
+Mode = Literal["default", "reduce-overhead", "max-autotune", "graph"]
 GRAPHS = 64  # per module; above it torch runs uncompiled, and its default of 8 is too low for many crops
 
 
@@ -22,7 +22,8 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
 
     Args:
         objective: its children that have parameters are compiled.
-        mode: of ``torch.compile``.
+        mode: of ``torch.compile``; ``graph`` is ``reduce-overhead`` that stops the run where a forward or a backward
+            cannot be captured as a CUDA graph, which torch otherwise runs without one.
         device: where it will compute.
         processes: of the run.
         sharded: whether weights will be sharded over them.
@@ -32,14 +33,21 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
     """
     _check(objective, mode, device, processes, sharded)
     import torch._dynamo.config
-    import torch._inductor
 
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    options = {**_options(mode), "fallback_random": True}
     for part in _parts(objective):
         part.compile(dynamic=False, options=options)
     if mode != "default":
         objective.register_forward_pre_hook(_begin_step)
+
+
+def _options(mode: Mode) -> dict[str, Any]:
+    import torch._inductor
+
+    if mode == "graph":
+        return {**torch._inductor.list_mode_options("reduce-overhead"), "triton.cudagraph_or_error": True}
+    return torch._inductor.list_mode_options(mode)
 
 
 def _parts(objective: Objective) -> list[nn.Module]:
