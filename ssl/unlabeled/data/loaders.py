@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -56,7 +57,8 @@ class ArrayLoader(Resumable):
         self.batches, self.support, self.companions, self.device = batches, support, companions, device
         there, held = _fits_on_gpu(source.images, device), source.images
         self.source = _on(source, device) if there else source
-        self.joined = JoinedImages(held, device) if there and not isinstance(held, Tensor) else None
+        joined = JoinedImages(held, device) if there and not isinstance(held, Tensor) else None
+        self._take = partial(_take, self.source, device, joined)
         self.slots = None if support is None else support.slots.to(self.source.ids.device)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -72,9 +74,6 @@ class ArrayLoader(Resumable):
         assert self.slots is not None
         taken = self._take(positions)
         return Support(taken.images, taken.ids, self.slots, sizes=taken.sizes, labels=taken.labels)
-
-    def _take(self, positions: list[int]) -> Batch:
-        return _take(self.source, positions, self.device, self.joined)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -248,7 +247,7 @@ def _intact(batch: Batch, asked: list[int]) -> Batch:
     return Batch(batch.images[keep], batch.ids[keep], batch.labels[keep], sizes=sizes)
 
 
-def _take(source: DecodedSource, positions: list[int], device: torch.device, joined: JoinedImages | None) -> Batch:
+def _take(source: DecodedSource, device: torch.device, joined: JoinedImages | None, positions: list[int]) -> Batch:
     """Takes rows of the images in memory, on ``device`` or in pinned memory for a copy that overlaps computing."""
     held, own, sizes = source.images, source.ids.device, None
     # pinned, or the host would wait for the GPU
