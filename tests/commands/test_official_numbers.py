@@ -21,6 +21,18 @@ SOLO = {  # scripts/pretrain/cifar/*.yaml and solo/methods/base.py of vturrisi/s
 }
 SOLO_LARS = {"optimizer.optimizer.clip": True, "optimizer.optimizer.trust_coefficient": 0.02}
 SOLO_LARS |= {"optimizer.optimizer.adapt_all": False, "optimizer.decay_bias_and_norm": False}
+LIGHTLY = {
+    "data._target_": "unlabeled.data.sources.torchvision.cifar10",
+    "backbone.stem": "cifar",
+    "batch_size": 128,
+    "max_epochs": 200,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.decay_bias_and_norm": True,
+    "optimizer.optimizer.momentum": 0.9,
+    "views.mean": [0.485, 0.456, 0.406],
+    "probe.knn.k": [200],
+    "probe.knn.temperature": 0.1,
+}
 STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # augmentations/symmetric.yaml
 
 OFFICIAL: dict[str, dict[str, Any]] = {
@@ -159,6 +171,45 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "objective.hidden_dim": 2048,
         "objective.projection_dim": 256,
         "objective.temperature": 0.2,
+    },
+    # lightly-ai/lightly, cifar10_benchmark.py of 27 March 2023; BYOL's loss is a quarter of the one here
+    "simclr_cifar10_lightly": LIGHTLY
+    | {
+        "optimizer.lr": 0.06 * 2,
+        "optimizer.weight_decay": 5e-4,
+        "objective.projection_layers": 2,
+        "objective.projection_hidden": 512,
+        "objective.projection_dim": 128,
+        "objective.projection_norm": False,
+        "objective.temperature": 0.5,
+        "objective.sum": False,
+        "views.groups.0.operations.0.scale": [0.08, 1.0],
+        "views.groups.0.operations.1.brightness": 0.8 * 0.5,
+    },
+    "byol_cifar10_lightly": LIGHTLY
+    | {
+        "optimizer.lr": 0.06 * 2 / 4,
+        "optimizer.weight_decay": 5e-4 * 4,
+        "objective.hidden_dim": 1024,
+        "objective.projection_dim": 256,
+        "objective.momentum": 0.99,
+        "objective.final_momentum": 0.99,
+        "views.groups.0.operations.1.saturation": 0.2,
+        "views.groups.1.operations.3.probability": 0.2,
+    },
+    "simsiam_cifar10_lightly": LIGHTLY
+    | {
+        "optimizer.lr": 0.06,
+        "optimizer.lr_scaling": "none",
+        "optimizer.weight_decay": 5e-4,
+        "objective.projection_layers": 2,
+        "objective.hidden_dim": 2048,
+        "objective.projection_dim": 2048,
+        "objective.predictor_dim": 512,
+        "objective.projection_affine": True,
+        "objective.constant_predictor_rate": False,
+        "views.groups.0.operations.0.scale": [0.2, 1.0],
+        "views.groups.0.operations.1.brightness": 0.4,
     },
     # pytorch/examples, imagenet/main.py
     "supervised_imagenet": {

@@ -62,6 +62,7 @@ EARLIER_VALUES = {
     "backbone.class_token": True,
     "backbone.padding": "both",
     "objective.projection_norm": True,
+    "objective.projection_affine": False,
     "objective.sum": False,
     "objective.two_queues": False,
     "objective.direction_mean": False,

@@ -50,6 +50,7 @@ class SimSiam(Objective):
         projection_dim: width of the embeddings, D.
         predictor_dim: width inside the predictor, which must be narrow: D / 4 in the paper.
         constant_predictor_rate: whether the predictor's learning rate stays at its peak (section 4.2).
+        projection_affine: whether the BatchNorm at the projector's end has scale and bias; officially it has none.
 
     Raises:
         UserError: a projector without a layer.
@@ -63,12 +64,13 @@ class SimSiam(Objective):
         projection_dim: Channels,
         predictor_dim: Channels,
         constant_predictor_rate: bool,
+        projection_affine: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         widths = projector_widths(backbone.num_features, hidden_dim, projection_layers, projection_dim)
         # the official last layer has a bias that is not trained: the norm behind it takes it away
-        self.projector: nn.Module = mlp(widths, last_norm="parameter_free")
+        self.projector: nn.Module = mlp(widths, last_norm="affine" if projection_affine else "parameter_free")
         self.predictor: nn.Module = mlp([projection_dim, predictor_dim, projection_dim], bias_last=True)
         self.constant_predictor_rate = constant_predictor_rate
 
