@@ -40,8 +40,9 @@ Written by `benchmarks/memory.py`. `unlabeled plan …` prints the same count fo
 The step runs on fake tensors, which have shapes and no values: forward pass, loss, gradients, and the state of the
 optimizer. *Activations* are what the forward pass keeps for the backward pass; they grow with the batch, all else does
 not. *Peak* is the most that is in use at a time. Not counted: workspaces of kernels, CUDA's own memory (about 0.5 GiB),
-images that are kept on the GPU (`memory_gib`), and what undoes bad steps there: a second copy of the network, and the
-images of up to 8 steps or 1 GiB. A size fits if the peak and a tenth for fragments take at most 95 % of it.
+images that are kept on the GPU (`memory_gib`), images and views of the next batch there, and what undoes bad steps
+there: a second copy of the network, and the images of up to 8 steps or 1 GiB. A size fits if the peak and a tenth for
+fragments take at most 95 % of it.
 
 Autocast of a CPU decides what is bfloat16, which differs a little from CUDA's. On a GPU nothing was measured yet.
 """

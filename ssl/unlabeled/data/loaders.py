@@ -36,6 +36,10 @@ class Resumable:
         """Returns the first batch of the next iteration, without consuming it."""
         return next(iter(self))
 
+    def __len__(self) -> int:
+        """Returns the number of batches of the run, or of what is to be seen once."""
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

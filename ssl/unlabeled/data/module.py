@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlabeled.data.companions import Choice, CompanionOrder, Companions
 from unlabeled.data.labels import LabelList
-from unlabeled.data.loaders import ArrayLoader, LazyLoader
+from unlabeled.data.loaders import ArrayLoader, LazyLoader, Resumable
 from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, decode_some
 from unlabeled.data.order import BatchOrder, GlobalOrder, check_batch_size, plan_steps
 from unlabeled.data.shared_memory import decode_once_per_machine
@@ -42,6 +42,7 @@ class DataModule(pl.LightningDataModule):
         self.memory_bytes, self.seed, self.accumulate = memory_gib * 2**30, seed, accumulate
         self.steps_per_epoch = self.total_steps = 0  # set when the training split is loaded
         self.corrupt = list(splits.corrupt)
+        self.around: Callable[[Resumable], Resumable] = lambda loader: loader  # what the loader of a run is put into
         self.support: ClassBalanced | None = None
         self.labels: LabelList | None = None  # labelled images that the support is drawn from
         self.images_per_class: int | None = None  # of a batch; None: labels do not matter
@@ -99,14 +100,16 @@ class DataModule(pl.LightningDataModule):
         if self.support is not None:
             self.support.check(self.train.labels[self._listed()], self.train.classes)
 
-    def train_dataloader(self) -> ArrayLoader | LazyLoader:
+    def train_dataloader(self) -> Resumable:
         """Returns the loader of the run's batches, from the trainer's next step on."""
         assert self.trainer is not None
         order = self._order(self.trainer)
         support, companions = self._support_order(order), self._companion_order(order)
         if isinstance(self.train, DecodedSource):
-            return ArrayLoader(self.train, order, self.trainer.strategy.root_device, support, companions)
-        return LazyLoader(self.train, order, self.num_workers, self.corrupt, support=support, companions=companions)
+            device = self.trainer.strategy.root_device
+            return self.around(ArrayLoader(self.train, order, device, support, companions))
+        rest = self.num_workers, self.corrupt
+        return self.around(LazyLoader(self.train, order, *rest, support=support, companions=companions))
 
     def _order(self, trainer: pl.Trainer) -> BatchOrder:
         run: _Place = (

@@ -1,6 +1,7 @@
 """Defines the one LightningModule. It trains any objective and names no method."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.objective import AfterBackward, Batch, Objective, Output, Plan, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
+from unlabeled.training.overlap import Overlap
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 
@@ -85,6 +87,7 @@ class Pretraining(pl.LightningModule):
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
         # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
+        self.overlap: Overlap | None = None  # with which views are made ahead on a GPU
         self.part = 0  # batches since the last optimizer step
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
@@ -155,10 +158,13 @@ class Pretraining(pl.LightningModule):
         # Dropout and stochastic depth use the global random state. Seed it by the step, so that a resumed
         # run draws the same, and by the process, so that two do not drop the same units.
         torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
-        views = self.views_of(batch, self.view_key(batch))
-        support = None if batch.support is None else self._support_with_views(batch.support)
-        companions = None if batch.companions is None else self._companions_with_views(batch.companions)
-        given = batch._replace(views=views, support=support, companions=companions)
+        with nullcontext() if self.overlap is None else self.overlap.views_ahead():
+            views = self.views_of(batch, self.view_key(batch))
+            support = None if batch.support is None else self._support_with_views(batch.support)
+            companions = None if batch.companions is None else self._companions_with_views(batch.companions)
+            given = batch._replace(views=views, support=support, companions=companions)
+        if self.overlap is not None:
+            self.overlap.hand_over(given)
         output: Output = self.objective(given, progress)
         # a network in float64, as tests have it, has a loss in float64; half precision is never enough for a loss
         own = next((parameter.dtype for parameter in self.objective.parameters()), torch.float32)

@@ -38,6 +38,7 @@ from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.training.faults.record import read_record
 from unlabeled.training.faults.replay import Replay
 from unlabeled.training.loggers import JsonLines
+from unlabeled.training.overlap import overlap_on
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.progress_bar import RunProgress
 from unlabeled.training.run import Run
@@ -103,6 +104,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
     module.weights = None if start is None else start.record()
+    if overlap := overlap_on(trainer.strategy.root_device):
+        module.overlap, data.around = overlap, overlap.around
     return Run(trainer, module, data, checkpoints, lock)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unlabeled import distributed
-from unlabeled.objective import Batch, Objective
+from unlabeled.objective import Batch, Objective, Support
 from unlabeled.optimizers.skipping import skip_if
 from unlabeled.training.faults.selection import Bits, overwrite
 from unlabeled.training.faults.snapshot import Snapshot, buffer_slots, copy_all, same_layout
@@ -75,7 +75,7 @@ class DeferredVerdicts:
 
     def _window(self) -> int:
         _, batches, _ = self._unread[-1]
-        size = sum(each.nbytes for batch in batches for each in (batch.images, *_of_support(batch)))
+        size = sum(each.images.nbytes for batch in batches for each in _all_images(batch))
         return max(2, min(WINDOW, HELD // max(1, size)))
 
 
@@ -143,5 +143,5 @@ class _OnItsWay:
         return bool(self._value)
 
 
-def _of_support(batch: Batch) -> tuple[Tensor, ...]:
-    return () if batch.support is None else (batch.support.images,)
+def _all_images(batch: Batch) -> list[Batch | Support]:
+    return [batch, *(each for each in (batch.support, batch.companions) if each is not None)]
