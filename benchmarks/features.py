@@ -38,8 +38,8 @@ from unlabeled.objective import Batch, Progress
 from unlabeled.objectives.moco import queue_contrast
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.optimizers import LARS, lars
-from unlabeled.training.allocation import keep_freed_memory
-from unlabeled.training.compilation import compile_network
+from unlabeled.training.machine.allocation import keep_freed_memory
+from unlabeled.training.machine.compilation import compile_network
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "outputs" / "benchmarks" / "features.json"

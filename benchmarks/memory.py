@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from unlabeled.commands.build.run import build_objective
 from unlabeled.commands.config import conf_folder
 from unlabeled.objective import Batch, Progress
-from unlabeled.training.allocation import keep_freed_memory
+from unlabeled.training.machine.allocation import keep_freed_memory
 from unlabeled.training.plan.memory import GIB, StepMemory, count_memory, optimizer_slots
 
 RESULTS = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -143,7 +143,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        "A run on a CPU keeps freed memory in its process (`training/allocation.py`), which is faster and takes more.",
+        "A run on a CPU keeps freed memory in its process (`machine/allocation.py`), which is faster and takes more.",
         "For it a step is refused, before anything is allocated, where 1.5 times the count is more than the machine,",
         "or its container, has left; the line names a batch that fits.",
     ]

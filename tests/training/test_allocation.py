@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.training.allocation import MMAP_MAX, TRIM_THRESHOLD, keep_freed_memory
+from unlabeled.training.machine.allocation import MMAP_MAX, TRIM_THRESHOLD, keep_freed_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 
@@ -22,7 +22,7 @@ def as_by_itself() -> None:
 
 FRESH = """
 import resource, torch
-from unlabeled.training.allocation import keep_freed_memory
+from unlabeled.training.machine.allocation import keep_freed_memory
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from unlabeled.training.arithmetic import describe_precision, training_arithmetic
+from unlabeled.training.machine.arithmetic import describe_precision, training_arithmetic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -19,8 +19,8 @@ from unlabeled.distributed import batchnorm
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract, split_batches
 from unlabeled.objective import Batch, Objective, Plan, Progress, Support
-from unlabeled.training.compilation import Mode, compile_network
 from unlabeled.training.faults.diagnosis import find_non_finite
+from unlabeled.training.machine.compilation import Mode, compile_network
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.views.key import ViewKey
 

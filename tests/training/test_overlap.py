@@ -20,8 +20,8 @@ from unlabeled.data.loaders import Resumable
 from unlabeled.objective import Batch, Output, Progress
 from unlabeled.objectives.moco import MoCo
 from unlabeled.objectives.simclr import SimCLR
-from unlabeled.training import overlap
-from unlabeled.training.overlap import Overlap, overlap_on
+from unlabeled.training.machine import overlap
+from unlabeled.training.machine.overlap import Overlap, overlap_on
 from unlabeled.training.pretraining import Pretraining
 
 Patch = pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
 from unlabeled.objective import AfterBackward, Batch, Objective, Output, Plan, Progress, Support
 from unlabeled.optimizers import OptimizerConfig
-from unlabeled.training.overlap import Overlap
+from unlabeled.training.machine.overlap import Overlap
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
 

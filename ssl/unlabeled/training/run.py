@@ -14,8 +14,8 @@ from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
-from unlabeled.training.arithmetic import describe_precision, training_arithmetic
 from unlabeled.training.checkpoints import CheckpointFolder
+from unlabeled.training.machine.arithmetic import describe_precision, training_arithmetic
 from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.resuming import check_fits

@@ -30,15 +30,15 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
 from unlabeled.objective import Backbone, Objective, Plan
-from unlabeled.training.allocation import keep_freed_memory
 from unlabeled.training.checkpointing import Checkpointing
 from unlabeled.training.checkpoints import CheckpointFolder
-from unlabeled.training.compilation import compile_network
 from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.training.faults.record import read_record
 from unlabeled.training.faults.replay import Replay
 from unlabeled.training.loggers import JsonLines
-from unlabeled.training.overlap import overlap_on
+from unlabeled.training.machine.allocation import keep_freed_memory
+from unlabeled.training.machine.compilation import compile_network
+from unlabeled.training.machine.overlap import overlap_on
 from unlabeled.training.pretraining import Pretraining
 from unlabeled.training.progress_bar import RunProgress
 from unlabeled.training.run import Run

@@ -13,7 +13,7 @@ from unlabeled.data.loaders import Resumable
 from unlabeled.data.module import DataModule
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.errors import UserError
-from unlabeled.training.arithmetic import describe_precision
+from unlabeled.training.machine.arithmetic import describe_precision
 from unlabeled.training.plan.plan import make_plan, read_trial
 from unlabeled.training.plan.room import check_room, step_memory
 from unlabeled.training.plan.text import format_plan
