@@ -140,6 +140,10 @@ def constant_images(run: Run) -> None:
     setattr(run.data, "train_dataloader", lambda: _Grey(serve()))  # noqa: B010, mypy minds a method
 
 
+def without_predictor(run: Run) -> None:
+    run.module.objective.predictor = torch.nn.Identity()
+
+
 def frozen_centre(stack: ExitStack) -> None:
     replace(stack, dino, moved_center=lambda center, teacher, momentum: center.clone())
 
@@ -151,7 +155,13 @@ FAILURES = [
     Failure("no stop-gradient", ("simsiam",), ["objective.stop_gradient=false"]),
     Failure("no predictor", ("relicv2", "simsiam"), ["objective.predictor=false"]),
     Failure("no normalisation", (*ALL[:-1], "byol", "nnclr", "supcon", "triplet"), before=without_normalisation),
+    Failure("no predictor", ("byol",), after=without_predictor),
     Failure("frozen centre", ("dino",), before=frozen_centre),
+    Failure(
+        "no sharpening", ("dino",), ["objective.first_teacher_temperature=1.0", "objective.teacher_temperature=1.0"]
+    ),
+    Failure("no redundancy term", ("barlow_twins",), ["objective.off_diagonal_weight=0.0"]),
+    Failure("no variance term", ("vicreg",), ["objective.variance=0.0"]),
     Failure("enqueued before look-up", ("nnclr",), before=enqueued_before_look_up),
     Failure("no SIGReg", ("lejepa",), ["objective.regularisation=0.0"]),
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
