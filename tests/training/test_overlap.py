@@ -204,7 +204,7 @@ def test_on_a_gpu_views_are_the_same_with_and_without_it(
         return original(self, batch, progress)
 
     monkeypatch.setattr(SimCLR, "forward", forward)
-    gpu = (*PLAIN, "trainer.accelerator=gpu", *overrides)
+    gpu = (*PLAIN, "trainer.accelerator=gpu", "views.compile=false", *overrides)
     run_of(config_of(tmp_path / "beside", SimCLR, *gpu))
     monkeypatch.setattr("unlabeled.commands.build.run.overlap_on", lambda device: None)
     run_of(config_of(tmp_path / "alone", SimCLR, *gpu))
