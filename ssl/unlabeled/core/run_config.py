@@ -51,6 +51,7 @@ EARLIER_VALUES = {
     "data.bits": 8,
     "data.max_pixels": 178_956_970,  # Pillow's own limit
     "data.decode": "pillow",
+    "data.holdout": None,
     "data.path_column": None,
     "data.label_column": None,
     "weights_of": "backbone",

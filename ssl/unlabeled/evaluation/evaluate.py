@@ -85,7 +85,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     extractor = evaluation.extractor
     test = extractor.data.splits.test
     if test is None:
-        raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data=…")
+        raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data.holdout=0.2")
     extracted: dict[str, tuple[Features, Features]] = {}
 
     def keep(name: str, train: Features, test: Features) -> None:

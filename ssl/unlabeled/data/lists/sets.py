@@ -8,6 +8,7 @@ import numpy as np
 
 from unlabeled.core.ranges import Paths
 from unlabeled.core.reading import shown_path
+from unlabeled.data.lists.holdout import hold_out_all
 from unlabeled.data.lists.layout import class_warnings, require_folder, test_root, train_root, unused_splits
 from unlabeled.data.lists.left_out import lines
 from unlabeled.data.lists.list_files import LISTS, is_list, of_list
@@ -53,8 +54,10 @@ class Sets:
     warnings: list[str]
 
 
-def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool, reader: Reader) -> Sets:
-    """Finds the splits that the three keys name, see :func:`unlabeled.data.sources.folder.folder`.
+def find_sets(
+    path: Paths, train: str | None, test: Paths | None, guessed: bool, reader: Reader, holdout: float | None = None
+) -> Sets:
+    """Finds the splits that the keys name, see :func:`unlabeled.data.sources.folder.folder`.
 
     Raises:
         UserError: a split does not exist, holds no image, or is ambiguous.
@@ -67,6 +70,13 @@ def find_sets(path: Paths, train: str | None, test: Paths | None, guessed: bool,
         for name, place in places.items():
             tests.setdefault(name, []).append(reader(place, f"data.test={name}"))
         warnings += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
+    if holdout is not None:
+        if tests:
+            some = next(iter(tests.values()))[0].where
+            raise UserError(
+                f"data.holdout={holdout}: {some} is the test split; leave data.holdout out, or give data.test=none"
+            )
+        trains, tests[None] = hold_out_all(trains, holdout)
     found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], warnings)
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import escaped
-from unlabeled.core.ranges import Channels, Count, Decoder, FilePath, Paths, Pixels
+from unlabeled.core.ranges import Between, Channels, Count, Decoder, FilePath, Paths, Pixels
 from unlabeled.data.decode import check_image_size, decode_bytes, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
@@ -65,6 +65,7 @@ def folder(
     bits: Bits = 8,
     max_pixels: Count = MOST_PIXELS,
     decode: Decoder = "auto",
+    holdout: Between | None = None,
 ) -> Splits:
     """Reads images under ``path``: jpg, png, tiff, webp and whatever else Pillow decodes; hidden files are left out.
 
@@ -74,7 +75,8 @@ def folder(
     Splits. ``train`` and ``test`` are folders or lists under ``path``. Without ``train`` it is ``path/train`` (or
     training, in any letter case) if that exists and only test and val folders are beside it, else ``path`` itself.
     Without ``test`` it is ``path/test``, else testing, val, valid or validation, else there is none; ``test="none"``
-    sets none. Of several ``test`` each is evaluated; the report shows the first.
+    sets none. Of several ``test`` each is evaluated; the report shows the first. ``holdout`` takes such a share of the
+    training images as the test split instead, see :func:`unlabeled.data.lists.holdout.hold_out`.
 
     Labels. ``folders``: each sub-folder that holds images, at any depth, is a class; an image beside them is an error.
     ``none``: images at any depth, no labels and so no test split. ``auto``: ``folders`` if all images lie in
@@ -97,7 +99,7 @@ def folder(
     decoding = Decoding(channels, bits, max_pixels, decode)
     if labels not in ("auto", "folders", "none"):
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
-    found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column))
+    found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column), holdout)
     source, kept = _source(found.train, labels, image_size, square), describe_size(image_size, square)
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {found.train.where} has no labels; leave data.test out")
