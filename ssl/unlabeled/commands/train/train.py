@@ -102,9 +102,7 @@ def _train(
     if evaluated:
         rows = _evaluate(config, run, command, log)
     else:
-        log(
-            f"no probe, or no test split (data.holdout=0.2): nothing is evaluated; the trained state is {run.checkpoint}"
-        )
+        log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
     speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
     log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
     return Trained(run_dir, rows, ended=True)
