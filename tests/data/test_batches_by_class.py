@@ -1,14 +1,20 @@
 """Batches of P classes with K images of each: exact, the same for any processes, resumed, and refused where too few."""
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.data.test_support import CLASSES, EACH, Files, in_memory
+from tests.small import small_run
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
@@ -90,3 +96,16 @@ def test_what_cannot_be_drawn_is_one_line(batch_size: int, images: int, labels: 
     with pytest.raises(UserError) as caught:
         data.draw_by_class(images)
     assert str(caught.value) == message
+
+
+def test_triplets_train_on_such_batches_and_the_monitor_finds_nothing(tmp_path: Path) -> None:
+    own = ["data=digits", "batch_size=40", "images_per_class=4", "max_steps=6", "num_workers=0", "pictures=null"]
+    own += ["optimizer.lr=0.01", "optimizer.warmup_epochs=0", "log_every_n_steps=1", "health.every_n_steps=2"]
+    resolved = open_run(config := small_run("triplet", tmp_path, *own))
+    run = build_run(config, resolved)
+    seen: list[Tensor] = []
+    run.module.output_hooks.append(lambda batch, output: seen.append(batch.labels))
+    run.fit(resolved)
+    assert len(seen) == 6
+    assert all(sorted(Counter(labels.tolist()).values()) == [4] * 10 for labels in seen)
+    assert json.loads((tmp_path / "health.json").read_text())["findings"] == []
