@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tests.small import composed
 from unlabeled.views.key import ViewKey
-from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, RandomResizedCrop
+from unlabeled.views.operations import ColorJitter, GaussianBlur, Grayscale, RandomResizedCrop, Solarize
 from unlabeled.views.pipeline import ViewGroup, Views
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -98,6 +98,21 @@ def test_a_global_batch_split_over_processes_gives_the_views_of_one_process(proc
         joined = torch.cat([part[number] for part in parts])
         # bit-identical here; a convolution may add in another order when a batch has another size
         torch.testing.assert_close(joined, view, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [24, 80])  # small views are made together, large ones one by one
+def test_views_in_blocks_are_bit_for_bit_those_of_one_operation_after_the_other(size: int) -> None:
+    groups = [small(size, 2), ViewGroup(1, [*small(size, 1).operations, Solarize(0.5, 0.5)])]
+    views, images, key = Views(size, groups, MEAN, STD, 1.0, "bicubic"), uint8_images(12, 24, 24), ViewKey(3, 7, 4, 20)
+    views.block = 4
+    made = views(images, torch.arange(12), key)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
+    for number, group in enumerate([groups[0], *groups]):
+        generator, plain = key.generator(number), images.float() / 255
+        for operation in group.operations:
+            drawn = operation.sample(20, generator)
+            plain = operation.apply(plain, {name: values[4:16] for name, values in drawn.items()})
+        assert torch.equal(made[number], (plain - mean) / std)
 
 
 def test_plain_of_an_image_of_the_right_size_is_the_image() -> None:

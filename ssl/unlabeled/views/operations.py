@@ -127,8 +127,9 @@ class RandomResizedCrop:
         tries = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 2).round()  # [B, 10, 2]
         fits = ((tries > 0) & (tries <= sizes[:, None])).all(2)
         first = fits.long().argmax(1)  # argmax returns the first of equal values
-        found = fits.any(1)[:, None]
-        box = torch.where(found, tries[torch.arange(len(tries), device=first.device), first], self._central(sizes))
+        found, box = fits.any(1)[:, None], tries[torch.arange(len(tries), device=first.device), first]
+        if few_launches(sizes.device) or not bool(found.all()):
+            box = torch.where(found, box, self._central(sizes))
         corner = torch.where(found, where * (sizes - box + 1), (sizes - box) / 2)
         return torch.cat([corner.floor(), box], 1).long()
 

@@ -21,6 +21,7 @@ from unlabeled.objective import Check
 from unlabeled.views.at_once import AtOnce, Compile
 from unlabeled.views.background import RemoveBackground
 from unlabeled.views.draw_ahead import DrawnGroup
+from unlabeled.views.in_blocks import SMALL, make_in_blocks
 from unlabeled.views.kernels.crop import Interpolation, crop_resize
 from unlabeled.views.key import ViewKey
 from unlabeled.views.masks import open_masks
@@ -194,22 +195,9 @@ class Views(nn.Module):
             batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
             how = self._normal_of(images.device), self.compiles if compiles else False, self.block
             return self._at_once.make(images, self._numbered(first), key, batch, *how)
-        drawn = []  # for the whole global batch, of which this process keeps its rows
-        for number, group in enumerate(groups):
-            generator = key.generator(number)
-            drawn.append([operation.sample(key.total, generator) for operation in group.operations])
-        parts: list[list[Tensor]] = [[] for _ in groups]  # of each view
-        for rows, some in self._blocks(images):
-            own = slice(key.first + rows.start, key.first + rows.stop)
-            of_batch = {"ids": ids[rows]} if sizes is None else {"ids": ids[rows], "sizes": sizes[rows]}
-            for view, group, each in zip(parts, groups, drawn, strict=True):
-                kept = any(getattr(step, "crops", False) for step in group.operations[:1])
-                made = some if kept else some.clone()  # other operations may overwrite it, and other views use it too
-                for operation, parameters in zip(group.operations, each, strict=True):
-                    mine = {name: values[own] for name, values in parameters.items()}
-                    made = operation.apply(made, mine | of_batch)
-                view.append(self._finish(made))
-        return tuple(view[0] if len(view) == 1 else torch.cat(view) for view in parts)
+        batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
+        small = self.size**2 <= SMALL
+        return make_in_blocks(self._blocks(images), self._numbered(first), key, batch, self._finish, small)
 
     def _finish(self, images: Tensor) -> Tensor:
         """Normalises, in place."""
@@ -249,7 +237,8 @@ class Views(nn.Module):
         for start in range(0, len(images), step):
             rows = slice(start, min(start + step, len(images)))
             # Stored column after column: a crop on a CPU starts with columns (resample.resize_sparse).
-            yield rows, images[rows].mT.contiguous().float().div_(255).mT
+            floats = images[rows].mT.to(torch.float32, memory_format=torch.contiguous_format)
+            yield rows, floats.div_(255).mT
 
     def _refusal(self, images: Tensor) -> UserError:
         given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"

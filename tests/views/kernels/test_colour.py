@@ -45,6 +45,21 @@ def test_each_operation_alone_equals_torchvision(which: int, tolerance: float) -
     assert difference(ours, images) > 0.1
 
 
+@pytest.mark.parametrize("count", [1, 5, 100])  # few images are sorted by four operations, many by two at a time
+@pytest.mark.parametrize("additive", [False, True])
+def test_sorted_images_are_bit_for_bit_those_that_were_changed_one_by_one_in_their_own_order(
+    count: int, additive: bool
+) -> None:
+    images, operation = images_of(count), ColorJitter(0.8, 0.8, 0.8, 0.2, 0.8, additive)
+    drawn = operation.sample(count, torch.Generator().manual_seed(count))
+    ours = operation.apply(images, drawn)
+    for row, image in enumerate(images.clone()):
+        for which in drawn["order"][row].tolist() if drawn["applied"][row] else []:
+            only = torch.tensor([[which, 4, 4, 4]])
+            image = color_jitter(image[None], drawn["factors"][row : row + 1], only, additive)[0]
+        assert torch.equal(ours[row], image)
+
+
 def test_jitter_in_each_of_the_24_orders_equals_torchvision_one_after_the_other() -> None:
     images, order = images_of(24), torch.tensor(ORDERS)
     factors = torch.tensor([1.5, 0.4, 1.7, 0.15]) + 0.3 * torch.rand(24, 4, generator=torch.Generator().manual_seed(1))

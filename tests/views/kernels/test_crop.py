@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from unlabeled.views import operations
-from unlabeled.views.kernels.crop import Interpolation, crop_resize, kernel, matrix, taps
+from unlabeled.views.kernels.crop import SHORT, Interpolation, crop_resize, kernel, matrix, taps, taps_of
 from unlabeled.views.kernels.resample import resize_dense, resize_sparse
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -103,6 +103,21 @@ def test_weights_sum_to_one_and_are_zero_outside_the_interval(size: int, interpo
     pixel = torch.arange(64)
     outside = (pixel < start[:, None]) | (pixel >= (start + length)[:, None])
     assert weights.transpose(1, 2)[outside].abs().max() == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [7, 24, 32, 64])
+@pytest.mark.parametrize("longest", [1, 20, 33, SHORT])
+def test_weights_from_a_table_are_bit_for_bit_those_computed_for_the_same_intervals(
+    longest: int, size: int, interpolation: Interpolation
+) -> None:
+    length = torch.arange(1, longest + 1).repeat(2)
+    start, flip = SHORT - length, torch.arange(2 * longest) >= longest
+    read = taps_of(start, length, flip, size, interpolation, SHORT)
+    computed = taps(kernel(start, length, flip, size, interpolation))
+    assert torch.equal(read.pixel, computed.pixel)
+    assert torch.equal(read.weight, computed.weight)
+    assert read.pixel.dtype == torch.int32
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

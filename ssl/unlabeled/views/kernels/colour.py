@@ -1,6 +1,5 @@
 """Colour operations on batches in [0, 1], each image with its own factor; equal to torchvision's functions."""
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from unlabeled.core.few_launches import few_launches
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL and torchvision
+FEW = 32  # images, less than two for each of the 24 orders
 _HUGE = 1e30  # times this, any nonzero difference of two values exceeds the clamps below
 
 
@@ -26,12 +26,10 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """
     hue, chroma, value = _hexagon(*images.chunk(3, dim=1))
     hue = hue.div_(6).add_(shift[:, None, None, None])
-    for channel, number in enumerate((3, 5, 1)):
-        distance = hue - number / 6
-        distance = distance.sub_(distance.round()).abs_()
-        share = distance.mul_(-6).add_(2).clamp_(0, 1)
-        images[:, channel : channel + 1] = torch.addcmul(value, chroma, share, value=-1)
-    return images
+    distance = hue - hue.new_tensor([3 / 6, 5 / 6, 1 / 6]).view(3, 1, 1)  # all channels at once: fewer calls
+    distance = distance.sub_(distance.round()).abs_()
+    share = distance.mul_(-6).add_(2).clamp_(0, 1)
+    return torch.addcmul(value, chroma, share, value=-1, out=images)
 
 
 def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,8 +51,9 @@ def _hexagon(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_brightness: bool = False) -> Tensor:
     """Changes brightness, contrast, saturation and hue of each image, in its own order, clamping after each.
 
-    Before each of the four operations the images are sorted by the operation that they get, so that it runs in place on
-    adjacent rows. Where few launches count, :func:`jitter_all` has the same result.
+    The images are sorted by the operations that they get next, so that each runs in place on adjacent rows: by all four
+    where images are few, and hardly two have the same order anyway; else by two, which makes longer runs of rows.
+    Where few launches count, :func:`jitter_all` has the same result.
 
     Args:
         images: float [B, 3, h, w] in [0, 1].
@@ -69,15 +68,16 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, additive_bright
     """
     if few_launches(images.device):
         return jitter_all(images, factors, order, additive_brightness)
-    place = torch.arange(len(images))  # the image in each row
-    for turn in range(4):
-        kinds, by_kind = order[place, turn].sort(stable=True)
-        images, place = images.index_select(0, by_kind.to(images.device, non_blocking=True)), place[by_kind]
-        counts = kinds.bincount(minlength=5).tolist()
-        parts = zip(torch.split(images, counts), torch.split(factors[place], counts), strict=True)
-        for operation, (some, own) in enumerate(itertools.islice(parts, 4)):
-            _change(some, operation, own[:, operation].to(images.device, non_blocking=True), additive_brightness)
-    return images.index_select(0, place.argsort().to(images.device, non_blocking=True))
+    place = torch.arange(len(images))  # the row in which each image is
+    for turns in torch.split(order, 4 if len(images) <= FEW else 2, 1):
+        by_kind = (turns * 5 ** torch.arange(turns.shape[1])).sum(1).argsort(stable=True)
+        images, own, place = images.index_select(0, place[by_kind]), factors[by_kind], by_kind.argsort()
+        for kinds in turns[by_kind].unbind(1):
+            some, counts = (each.tolist() for each in torch.unique_consecutive(kinds, return_counts=True))
+            parts = zip(some, torch.split(images, counts), torch.split(own, counts), strict=True)
+            for operation, rows, factor in parts:
+                _change(rows, operation, factor, additive_brightness)
+    return images.index_select(0, place)
 
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # red, green and blue, [B, h, w] each
@@ -153,15 +153,17 @@ def _grey(pixels: Pixels) -> Tensor:
     return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
 
-def _change(images: Tensor, operation: int, factor: Tensor, additive_brightness: bool) -> Tensor:
-    """Applies one operation to all of ``images``, in place.
+def _change(images: Tensor, operation: int, factors: Tensor, additive_brightness: bool) -> Tensor:
+    """Applies one operation to all of ``images``, in place; 4 is none.
 
     Brightness, contrast and saturation share one formula: factor · image + (1 − factor) · base, where base is black,
     the mean grey value of the image, or its grey picture.
     """
+    if operation == 4:
+        return images
     if operation == 3:
-        return shift_hue(images, factor)
-    factor = factor[:, None, None, None]
+        return shift_hue(images, factors[:, 3])
+    factor = factors[:, operation, None, None, None]
     if operation == 0:
         return (images.add_(factor) if additive_brightness else images.mul_(factor)).clamp_(0, 1)
     grey = luminance(images) if operation == 2 else luminance(images.mean((2, 3), keepdim=True))

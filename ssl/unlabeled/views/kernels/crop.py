@@ -6,6 +6,7 @@ kornia's crop has no antialias.
 """
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from unlabeled.views.kernels.resample import Taps, resize_dense, resize_sparse, use_sparse_weights
 
 Interpolation = Literal["bilinear", "bicubic"]
+REACH = {"bilinear": 1, "bicubic": 2}  # pixels with weight to each side, at a stretch of 1
+SHORT = 64  # pixels of a line, up to which the weights of intervals of every length are kept
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpolation: Interpolation) -> Tensor:
@@ -28,12 +31,13 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int, interpol
         [B, C, size, size], same dtype; bicubic weights overshoot, so values are clamped to [0, 1].
     """
     top, left, height, width = boxes.unbind(1)
-    rows = kernel(top, height, torch.zeros_like(flip), size, interpolation)
-    columns = kernel(left, width, flip, size, interpolation)
+    vertical, horizontal = (top, height, torch.zeros_like(flip), size), (left, width, flip, size)
     if use_sparse_weights(images):
-        made = resize_sparse(images, taps(rows), taps(columns))
+        rows = taps_of(*vertical, interpolation, images.shape[2])
+        made = resize_sparse(images, rows, taps_of(*horizontal, interpolation, images.shape[3]))
     else:
-        made = resize_dense(images, matrix(rows, images.shape[2]), matrix(columns, images.shape[3]))
+        lines = matrix(kernel(*vertical, interpolation), images.shape[2])
+        made = resize_dense(images, lines, matrix(kernel(*horizontal, interpolation), images.shape[3]))
     return made.clamp_(0, 1).to(images.dtype)
 
 
@@ -76,11 +80,6 @@ class Kernel(NamedTuple):
     stretch: Tensor  # [B, 1, 1], width of the kernel: it widens when the image shrinks (antialias)
     interpolation: Interpolation
 
-    @property
-    def reach(self) -> int:
-        """Returns the number of pixels with weight to each side, at a stretch of 1."""
-        return 1 if self.interpolation == "bilinear" else 2
-
     def weights(self, position: Tensor) -> Tensor:
         """Returns the weights of pixels at integers ``position`` [B, size or 1, K]; 0 outside of the interval."""
         distance = ((position + 0.5 - self.centre) / self.stretch).abs_()
@@ -100,10 +99,29 @@ def kernel(start: Tensor, length: Tensor, flip: Tensor, size: int, interpolation
 
 def taps(lines: Kernel) -> Taps:
     """Returns the few pixels with weight, for a CPU."""
-    support = lines.stretch * lines.reach
+    support = lines.stretch * REACH[lines.interpolation]
     position = (lines.centre - support).floor() + torch.arange(2 * math.ceil(float(support.max())) + 1)
     nearest = position.clamp(min=0).minimum(lines.length - 1)
     return Taps(nearest.add_(lines.start).int(), lines.weights(position))
+
+
+def taps_of(start: Tensor, length: Tensor, flip: Tensor, size: int, interpolation: Interpolation, pixels: int) -> Taps:
+    """Returns the same as ``taps(kernel(…))``, bit for bit; of lines of few ``pixels`` from a table."""
+    if pixels > SHORT:
+        return taps(kernel(start, length, flip, size, interpolation))
+    reach = REACH[interpolation]
+    widest = max(reach, -(-int(length.max()) * reach // size))  # pixels to each side that have weight
+    longest = min(pixels, widest * size // reach)  # that reaches as far, so that there are few tables
+    table, row = _table(longest, size, interpolation), length - 1 + longest * flip
+    return Taps(table.pixel.index_select(0, row).add_(start[:, None, None]), table.weight.index_select(0, row))
+
+
+@lru_cache(maxsize=SHORT)  # 0.3 MB each where images and views are of 64 pixels
+def _table(longest: int, size: int, interpolation: Interpolation) -> Taps:
+    """Returns the taps of intervals of 1 … ``longest`` pixels from pixel 0, then of the same ones reversed."""
+    with torch.inference_mode(False):  # it is kept, and gradients may be needed at its next use
+        length, flip = torch.arange(1, longest + 1).repeat(2), torch.arange(2).repeat_interleave(longest)
+        return taps(kernel(torch.zeros_like(length), length, flip, size, interpolation))
 
 
 def matrix(lines: Kernel, pixels: int) -> Tensor:
