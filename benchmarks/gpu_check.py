@@ -15,55 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
-from torch.profiler import ProfilerActivity, profile
-
+# torch and Lightning are imported where they are used: a part that is skipped needs none of their seconds
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a script sees only its own folder
 
-from benchmarks.pretraining.images import parquet_files, shard_files  # noqa: E402
-from benchmarks.pretraining.limit import InTurn, efficiencies  # noqa: E402
-from benchmarks.pretraining.measure import fit, peak_bytes  # noqa: E402
-from unlabeled.training.run import Run  # noqa: E402
-
 EPOCH = 50_000  # images of CIFAR-10
 SPEEDRUN_SECONDS = 150.0  # of training: with start-up, compilation and probes about three minutes
-WARM, PROFILED = 3, 3  # steps
+WARM = 3  # steps
 Overrides = tuple[str, ...]
-
-
-class Launches(pl.Callback):
-    """Profiles a few steps: kernels, operations of the host, and copies between host and device in a step."""
-
-    def __init__(self) -> None:
-        self.steps_needed = WARM + PROFILED + 1
-        self.per_step: dict[str, float] = {}
-        cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-        self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
-
-    def attach(self, run: Run) -> None:
-        run.trainer.callbacks.append(self)  # type: ignore[attr-defined]
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *others: Any) -> None:
-        if trainer.global_step == WARM:
-            self._profile.start()
-        if trainer.global_step == WARM + PROFILED:
-            self._profile.stop()
-            self.per_step = {name: count / PROFILED for name, count in self._counts().items()}
-
-    def _counts(self) -> dict[str, int]:
-        events = self._profile.events() or []  # type: ignore[no-untyped-call]
-        on_device = [event for event in events if event.device_type.name == "CUDA"]
-        copies = [event for event in on_device if event.name.startswith(("Memcpy", "Memset"))]
-        waits = [event for event in events if "Synchronize" in event.name]
-        operations = [event for event in events if event.name.startswith("aten::")]
-        return {
-            "kernels": len(on_device) - len(copies),
-            "copies": len(copies),
-            "waits": len(waits),
-            "host_operations": len(operations),
-        }
 
 
 class Check:
@@ -72,19 +31,30 @@ class Check:
     def __init__(self, out: Path, small: bool, data: Path | None) -> None:
         self.out, self.small, self.data = out, small, data
         self.work = out / "images"
-        self.steps, self.repeats = (1, 1) if small else (20, 3)
+        self.steps, self.repeats = (2, 3) if small else (20, 3)
 
     def write(self, name: str, result: dict[str, Any]) -> None:
         """Writes one result, with the device."""
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        found = {"name": name, "device": device, "torch": torch.__version__, "small": self.small} | result
+        found = {"name": name, **self._versions(), "small": self.small} | result
         (self.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps(found), flush=True)
 
+    def _versions(self) -> dict[str, str]:
+        if "torch" not in sys.modules:  # the part did nothing
+            return {"device": "none"}
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        return {"device": device, "torch": torch.__version__}
+
     def images_32(self) -> Path:
+        from benchmarks.pretraining.images import parquet_files
+
         return self.data or parquet_files(self.work / "32", 160 if self.small else 10_240, 32)
 
     def photographs(self) -> Path:
+        from benchmarks.pretraining.images import shard_files
+
         count = 24 if self.small else 10_240
         return shard_files(self.work / "photographs", count, *((75, 100) if self.small else (375, 500)))
 
@@ -94,6 +64,9 @@ class Check:
 
     def row(self, name: str, overrides: Overrides, settle: int = 0) -> float:
         """Writes images a second of a run beside its limit; returns them."""
+        from benchmarks.pretraining.limit import InTurn, efficiencies
+        from benchmarks.pretraining.measure import fit, peak_bytes
+
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             turns = InTurn(WARM, self.steps, self.repeats, settle)
@@ -115,6 +88,9 @@ class Check:
 
     def launches(self, name: str, overrides: Overrides) -> None:
         """Writes what the profiler counts in a step."""
+        from benchmarks.pretraining.measure import fit
+        from benchmarks.pretraining.profiled import Launches
+
         with tempfile.TemporaryDirectory() as folder:
             counted = Launches()
             run = fit((*overrides, *self.device), Path(folder) / "run", counted.steps_needed, counted)
@@ -146,6 +122,22 @@ def methods_32(check: Check) -> None:
             check.launches(f"{name}_launches", given)
 
 
+def choices_32(check: Check) -> None:
+    """What only a GPU can have: CUDA graphs, and the kernels of MoCo's split BatchNorm beside its two other forms."""
+    if check.small:
+        check.write("choices_32", {"skipped": "needs a GPU"})
+        return
+    from benchmarks.launches import without_split_kernels
+
+    data = ("data=parquet", f"data.path={check.images_32()}")
+    simclr, moco = (("experiment=" + name, *data) for name in ("simclr_cifar10", "moco_v2_cifar10"))
+    check.row("moco_32_whole_batchnorm", (*moco, "objective.bn_splits=1"))
+    with without_split_kernels():
+        check.row("moco_32_between_copies", moco)
+    check.row("simclr_32_graph", (*simclr, "batch_size=512", "views.compile=true", "compile=graph"))
+    check.launches("simclr_32_graph_launches", (*simclr, "batch_size=512", "views.compile=true", "compile=graph"))
+
+
 def photographs(check: Check) -> None:
     """ResNet-50 and MAE ViT-B at 224 pixels: from a pack that workers decode, then from memory."""
     images, pack = check.photographs(), check.out / "pack"
@@ -165,7 +157,10 @@ def _networks(check: Check) -> Iterator[tuple[str, Overrides]]:
     tiny: Overrides = ("views.size=32", "batch_size=8", "data.image_size=48") if check.small else ("batch_size=256",)
     thin = ("backbone=resnet_thin", "backbone.width=0.125") if check.small else ()
     yield "resnet50_224", ("experiment=simclr_imagenet", "optimizer.warmup_epochs=0", *thin, *tiny)
-    vit = ("backbone=vit_tiny", "backbone.image_size=32", "backbone.patch_size=8") if check.small else ()
+    vit: Overrides = ()
+    if check.small:
+        vit = ("backbone=vit_tiny", "backbone.image_size=32", "backbone.patch_size=8", "backbone.depth=1")
+        vit += ("objective.decoder_depth=1", "objective.decoder_width=32", "objective.decoder_heads=2")
     yield "mae_vit_base_224", ("experiment=mae_imagenet_vit_base", "optimizer.warmup_epochs=0", *vit, *tiny)
 
 
@@ -233,7 +228,7 @@ def summary(check: Check) -> None:
 
 
 PARTS: dict[str, Callable[[Check], None]] = {
-    part.__name__: part for part in (simclr_32, methods_32, photographs, speedrun, lightly, summary)
+    part.__name__: part for part in (simclr_32, methods_32, photographs, speedrun, choices_32, lightly, summary)
 }
 
 

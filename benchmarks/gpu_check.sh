@@ -65,5 +65,6 @@ part simclr_32 75 "${check[@]}" simclr_32
 part methods_32 90 "${check[@]}" methods_32
 part photographs 110 "${check[@]}" photographs
 part speedrun 215 "${check[@]}" speedrun
+part choices_32 80 "${check[@]}" choices_32
 part lightly 60 "${check[@]}" lightly
 "$python" benchmarks/gpu_check.py --out "$out" summary

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.conftest import ENVIRONMENT, ROOT
 
-PARTS = ["tests", "simclr_32", "methods_32", "photographs", "speedrun", "lightly"]
+PARTS = ["tests", "simclr_32", "methods_32", "photographs", "speedrun", "choices_32", "lightly"]
 ROWS = ["simclr_32_eager", "moco_32", "swav_32"]
 ROWS += [f"{name}_{origin}" for name in ("resnet50_224", "mae_vit_base_224") for origin in ("pack", "memory")]
 

@@ -10,11 +10,11 @@ from unlabeled.errors import UserError
 def check_labels(caller: str, labels: Tensor, classes: int | None = None) -> None:
     """Raises UserError for labels that are not int64, or not below ``classes``, which is looked at on a CPU only.
 
-    Elsewhere reading them would wait for the device.
+    Elsewhere reading them would wait for the device; the fake tensors of a count of memory have no values.
     """
     if labels.dtype != torch.int64:
         raise UserError(f"{caller}: labels are {str(labels.dtype).removeprefix('torch.')}: they must be int64")
-    if classes is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if classes is None or labels.device.type != "cpu" or torch.compiler.is_compiling() or type(labels) is not Tensor:
         return
     if int(labels.max()) >= classes:
         raise UserError(f"{caller}: a label is {int(labels.max())}: with {classes} classes they are below {classes}")
