@@ -16,6 +16,7 @@ MOMENTUM = {"adamw", "adamw_mae", "lars", "sgd"}
 RECIPES = [name for name in members("experiment") if ("_cifar10" in name or "_imagenet" in name) and "_cpu" not in name]
 GIVEN = {name: (f"experiment={name}",) for name in (*RECIPES, "triplet_cifar10_cpu")} | {
     "relic": ("objective=relic", "backbone=resnet_thin", "views=byol_small"),  # has no recipe of its own
+    "randaugment": ("experiment=supervised_cifar10", "views=randaugment_small"),
     "seer": ("objective=seer", "backbone=resnet_thin", "views=seer"),  # its recipe's network has 145 million weights
 }
 # Kernels of uncompiled views, the fall-back where a GPU's code cannot be compiled: measured, rounded up.

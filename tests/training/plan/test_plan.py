@@ -252,6 +252,14 @@ def test_an_objective_that_cannot_be_copied_is_refused_with_the_key_that_goes_wi
         run.fit({})
 
 
+def test_a_run_that_is_compiled_is_not_tried_uncompiled_and_its_plan_says_so(tmp_path: Path) -> None:
+    """A deep copy drops the compiled call: its times would be those of another run."""
+    config = config_of("simclr", tmp_path / "run", "compile=default", "plan_only=true", *TRIED)
+    build_run(config, open_run(config)).plan()
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert (plan["trial"], plan["not_tried"]) == (None, "a copy would be compiled anew with compile=…")
+
+
 def test_a_single_trial_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"plan\.trial_steps=1: the first one warms up"):
         PlanCallback(trial_steps=1, trial_from=0)

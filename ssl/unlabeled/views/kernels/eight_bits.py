@@ -103,7 +103,8 @@ def moved(levels: Tensor, matrix: Tensor) -> Tensor:
         ],
         2,
     ).view(1, -1, 3)
-    half = torch.tensor([0.5 * width, 0.5 * height], device=levels.device)
+    # not torch.tensor: the host would wait for a GPU
+    half = torch.stack([torch.full((), 0.5 * side, device=levels.device) for side in (width, height)])
     grid = places.expand(len(levels), -1, -1).bmm(matrix.float().transpose(1, 2) / half)
     return F.grid_sample(
         levels, grid.view(-1, height, width, 2), mode="nearest", padding_mode="zeros", align_corners=False
