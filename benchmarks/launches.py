@@ -207,16 +207,6 @@ def without_split_kernels() -> Any:
     return mock.patch.object(parts, "_has_kernels", mock.Mock(return_value=False))
 
 
-@contextmanager
-def without_initial_values() -> Iterator[None]:
-    """Leaves out what takes most of the time of making a network, and does not count."""
-    with ExitStack() as stack:
-        for name in ("normal_", "uniform_"):
-            left = mock.patch.object(Tensor, name, lambda tensor, *given, **named: tensor)
-            stack.enter_context(left)
-        yield
-
-
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", ["name=x", *overrides])
@@ -235,8 +225,7 @@ class Step:
         config.views.update({key: None for key in config.views if OmegaConf.is_missing(config.views, key)})
         self.config, self.pixels = config, pixels
         self.batch = batch or min(512, config.batch_size)
-        as_it_runs = mock.patch.object(torch.cuda, "is_available", mock.Mock(return_value=True))
-        with as_it_runs, without_initial_values():
+        with mock.patch.object(torch.cuda, "is_available", mock.Mock(return_value=True)):  # as where it will run
             objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
         plan = Plan(self.batch, 1, 10**6, ())
         guard: Any = None

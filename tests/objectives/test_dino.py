@@ -14,6 +14,7 @@ from unlabeled.backbones.vit import ViT
 from unlabeled.errors import UserError
 from unlabeled.objective import Batch, Plan, Progress
 from unlabeled.objectives.dino import DINO, DINOHead, dino_loss, moved_center
+from unlabeled.objectives.parts import clipping
 from unlabeled.weights import load_backbone, read_checkpoint
 
 LATE = Progress(10, 20, 5, 0)  # epoch 2
@@ -154,7 +155,9 @@ def test_prototypes_get_no_gradient_in_the_first_epoch_and_the_others_do() -> No
         assert all(parameter.grad is not None for parameter in objective.projector.mlp.parameters())
 
 
-def test_each_tensors_gradient_is_cut_to_its_own_largest_norm() -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_each_tensors_gradient_is_cut_to_its_own_largest_norm(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipping, "few_launches", lambda device: gpu)
     objective = make_objective(clip_norm=0.01)
     objective(make_batch(), LATE).loss.backward()
     before = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
@@ -168,6 +171,8 @@ def test_each_tensors_gradient_is_cut_to_its_own_largest_norm() -> None:
         kept += factor == 1
         torch.testing.assert_close(parameter.grad, factor * before[name], rtol=1e-12, atol=0, msg=name)
     assert 0 < kept < len(before)
+    memory = copy.deepcopy(objective)._clip._rows
+    assert (memory, objective._clip._rows is None) == (None, not gpu)
 
 
 def test_the_teachers_temperature_rises_by_epochs_to_its_end() -> None:

@@ -18,6 +18,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.clipping import EachClipped
 from unlabeled.objectives.parts.crops import by_resolution, check_large_first, crop_pairs
 from unlabeled.objectives.parts.heads import DINOHead as DINOHead
 from unlabeled.objectives.parts.precision import full_precision
@@ -138,6 +139,7 @@ class DINO(Objective):
         self.first_teacher_temperature, self.temperature_epochs = first_teacher_temperature, temperature_epochs
         self.center_momentum, self.momentum, self.final_momentum = center_momentum, momentum, final_momentum
         self.freeze_last_layer_epochs, self.clip_norm = freeze_last_layer_epochs, clip_norm
+        self._clip = EachClipped()
 
     def product(self) -> Backbone:
         return self.teacher_backbone
@@ -190,10 +192,7 @@ class DINO(Objective):
         """Limits each tensor's gradient, then removes those of the prototypes while they are frozen."""
         gradients = [each.grad for each in self.parameters() if each.grad is not None]
         if self.clip_norm is not None and gradients:
-            factors = torch._foreach_reciprocal(torch._foreach_add(torch._foreach_norm(gradients), 1e-6))
-            factors = torch._foreach_mul(factors, self.clip_norm)
-            torch._foreach_clamp_max_(factors, 1.0)
-            torch._foreach_mul_(gradients, factors)
+            self._clip(gradients, self.clip_norm)
         if not self._trains_prototypes(progress):
             for parameter in self.projector.last_layer.parameters():
                 parameter.grad = None
