@@ -38,7 +38,17 @@ RECIPES = [
     Recipe("MoCo v2", "moco_v2_cifar10_cpu", "knn", 10),
     Recipe("SwAV", "swav_cifar10_cpu", "knn", 10),
     Recipe("ReLICv2", "relicv2_cifar10_cpu", "knn", 10),
+    Recipe("BYOL", "byol_cifar10_cpu", "knn", 10),
+    Recipe("SimSiam", "simsiam_cifar10_cpu", "knn", 10),
+    Recipe("Barlow Twins", "barlow_twins_cifar10_cpu", "knn", 10),
+    Recipe("VICReg", "vicreg_cifar10_cpu", "knn", 10),
+    Recipe("NNCLR", "nnclr_cifar10_cpu", "knn", 10),
+    Recipe("LeJEPA", "lejepa_cifar10_cpu", "knn", 10),
+    Recipe("DINO", "dino_cifar10_cpu", "knn", 10),
     Recipe("PAWS (4,000 labels)", "paws_cifar10_cpu", "knn", 10),
+    Recipe("SupCon (all labels)", "supcon_cifar10_cpu", "knn", 10),
+    Recipe("Supervised (all labels)", "supervised_cifar10_cpu", "knn", 10),
+    Recipe("Triplets (all labels)", "triplet_cifar10_cpu", "knn", 10),
     Recipe("MAE", "mae_cifar10_cpu", "linear", 5),
 ]
 
