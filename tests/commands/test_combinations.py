@@ -63,7 +63,7 @@ def refusal(*overrides: str) -> str:
             ("optimizer=adamw", "trainer.precision=16-mixed", "trainer.gradient_clip_val=1.0"),
             "trainer.gradient_clip_val: with 16-mixed a fused optimizer",
         ),
-        (("images_per_class=4",), "images_per_class=4: drawn by labels, and SimCLR uses none: give objective=triplet"),
+        (("images_per_class=4",), "images_per_class=4: batches by class need a method with labels, and SimCLR"),
         (("objective=triplet", "images_per_class=4"), "images_per_class=4: a batch of 64 has 16 classes, and 10 have"),
         (("objective=relicv2", "batch_size=10"), "objective.negatives=10: a batch_size of 10 has 9 other images"),
         (

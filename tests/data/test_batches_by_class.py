@@ -86,8 +86,8 @@ def test_images_without_a_label_are_left_out() -> None:
             6,
             3,
             [0, 0, 0, 0, 1, 1, 1, 2, 2],
-            "images_per_class=3: class c has 2 images, as 1 of 3 classes have fewer than that: give no more than each "
-            "class has",
+            "images_per_class=3: class c has only 2 images (1 of 3 classes have fewer than 3): give "
+            "images_per_class=2 or less",
         ),
     ],
 )

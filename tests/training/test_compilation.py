@@ -153,9 +153,9 @@ def test_cuda_graphs_begin_anew_with_each_step_and_not_with_each_accumulated_bat
     ("mode", "device", "processes", "sharded", "message"),
     [
         ("default", "cpu", 2, True, "compile=default: does not go with trainer.strategy=fsdp"),
-        ("reduce-overhead", "cpu", 1, False, "compile=reduce-overhead: is for GPUs, on a CPU give compile=default"),
+        ("reduce-overhead", "cpu", 1, False, "compile=reduce-overhead: needs a GPU, and this run is on a CPU"),
         ("max-autotune", "cuda", 2, False, "compile=max-autotune: torch makes no CUDA graphs of BatchNorm under ddp"),
-        ("graph", "cpu", 1, False, "compile=graph: is for GPUs, on a CPU give compile=default"),
+        ("graph", "cpu", 1, False, "compile=graph: needs a GPU, and this run is on a CPU; leave compile out"),
         ("default", "cpu", 1, False, "compile=default: does not go with gradient checkpointing of BatchNorm"),
     ],
 )

@@ -265,6 +265,9 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
             top = {str(name) for name in known} | {each.name for each in config_dir.iterdir() if each.is_dir()}
             if (instead := meant(whole, top) or _one_level_below(node, path, key)) is not None:
                 return f"{whole}: no such key; did you mean {instead}?"
+            if path and not names:
+                group = ".".join(path)
+                return f"{whole}: no such key: nothing is chosen for {group}; give {group}=… too, or leave it out"
             return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
     return None
 

@@ -228,8 +228,8 @@ def check_batches_by_class(labels: Tensor, names: list[str], images_per_class: i
     few = ((counts > 0) & (counts < images_per_class)).nonzero().flatten().tolist()
     if few:
         raise UserError(
-            f"{given}: class {names[few[0]]} has {int(counts[few[0]])} images, as {len(few)} of {classes} classes have "
-            "fewer than that: give no more than each class has"
+            f"{given}: class {names[few[0]]} has only {int(counts[few[0]])} images ({len(few)} of {classes} classes "
+            f"have fewer than {images_per_class}): give images_per_class={int(counts[few].min())} or less"
         )
 
 

@@ -85,7 +85,10 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     extractor = evaluation.extractor
     test = extractor.data.splits.test
     if test is None:
-        raise UserError("data.test: this data set has no test split to evaluate on; set data.test, or data.holdout=0.2")
+        raise UserError(
+            "data.test: this data set has no test split to evaluate on; give data=PATH of one that has, or train anew"
+            " with data.holdout=0.2: this run has seen all images"
+        )
     extracted: dict[str, tuple[Features, Features]] = {}
 
     def keep(name: str, train: Features, test: Features) -> None:

@@ -71,7 +71,7 @@ def test_labels_go_with_their_images_and_the_description_says_what_was_done(tmp_
         own = [source.classes[int(label)] for label in source.labels]
         assert own == [name[0] for name in names(source, tmp_path)]
     assert f"{len(splits.train)} train ({tmp_path.name}) and " in splits.description
-    assert "test (held out by name) images" in splits.description
+    assert f"test ({tmp_path.name} (data.holdout)) images" in splits.description
 
 
 def test_images_of_several_folders_and_of_lists_are_held_out_too(tmp_path: Path) -> None:
@@ -86,17 +86,15 @@ def test_images_of_several_folders_and_of_lists_are_held_out_too(tmp_path: Path)
     assert 0 < len(listed.test) < 40 == len(listed.train) + len(listed.test)
 
 
-def test_images_without_labels_are_held_out_and_nothing_is_judged_on_them(tmp_path: Path) -> None:
+def test_images_without_labels_are_refused_since_nothing_can_be_tested_on_them(tmp_path: Path) -> None:
     put(tmp_path, *(f"{number}.png" for number in range(40)))
-    splits = held(tmp_path, 0.3)
-    assert splits.test is None
-    (other,) = splits.unjudged.values()
-    assert 0 < len(other) < 40 == len(splits.train) + len(other)
+    with pytest.raises(UserError, match=r"data\.holdout=0\.3: .* has no labels, so nothing can be tested; leave data"):
+        held(tmp_path, 0.3)
 
 
 def test_a_share_beside_a_test_split_or_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
-    with pytest.raises(UserError, match=r"data\.holdout=0\.3: .*/test is the test split; leave data\.holdout out"):
+    with pytest.raises(UserError, match=r"data\.holdout=0\.3: .*/test is the test split already; leave data\.holdout"):
         held(tmp_path, 0.3)
     with pytest.raises(UserError, match=r"data\.holdout=1e-09: none of 2 images is held out; give a larger share$"):
         held(tmp_path, 1e-9, test="none")

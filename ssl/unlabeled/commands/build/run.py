@@ -323,8 +323,8 @@ def draw_by_class(data: DataModule, objective: Objective, images_per_class: int 
         return
     if not objective.uses_labels:
         raise UserError(
-            f"images_per_class={images_per_class}: drawn by labels, and {type(objective).__name__} uses none: give"
-            " objective=triplet or supcon, or leave it out"
+            f"images_per_class={images_per_class}: batches by class need a method with labels, and"
+            f" {type(objective).__name__} uses none: give objective=triplet or supcon, or leave images_per_class out"
         )
     data.draw_by_class(images_per_class)
 

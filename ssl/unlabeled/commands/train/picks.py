@@ -49,7 +49,8 @@ class Look:
 
     def __str__(self) -> str:
         classes = f"{self.classes} classes" if self.classes else "no labels"
-        tested = f"{self.tested:,} test images" if self.tested else "no test split"
+        none = "no test split (data.holdout=0.2 tests on a fifth)" if self.classes else "no test split"
+        tested = f"{self.tested:,} test images" if self.tested else none
         return f"{self.path}: {self.images:,} images, shorter side {self.side} pixels (median), {classes}, {tested}"
 
 

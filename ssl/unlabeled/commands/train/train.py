@@ -102,7 +102,8 @@ def _train(
     if evaluated:
         rows = _evaluate(config, run, command, log)
     else:
-        log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
+        remedy = "a new run with data.holdout=0.2 has one of class folders"
+        log(f"no probe, or no test split: nothing is evaluated ({remedy}); the trained state is {run.checkpoint}")
     speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
     log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
     return Trained(run_dir, rows, ended=True)
@@ -167,7 +168,7 @@ def _completed(arguments: list[str]) -> list[str]:
         return completed(arguments, lambda line: None)
     whole = completed(arguments)
     shown = [each for each in whole if not each.startswith(("plan_only=", "preview="))]
-    print(f"the whole command, with what was picked:\n  {typed_command(shown)}\n")
+    print(f"the whole command of a training, with what was picked:\n  {typed_command(shown)}\n")
     return whole
 
 

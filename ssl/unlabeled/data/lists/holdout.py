@@ -9,7 +9,7 @@ import numpy as np
 from unlabeled.data.lists.listing import Listing, index_of
 from unlabeled.errors import UserError
 
-HELD = "held out by name"  # stands for the name of the test folder
+HELD = " (data.holdout)"  # behind the name of the folder
 
 
 def hold_out(listed: Listing, share: float) -> tuple[Listing, Listing]:
@@ -30,7 +30,7 @@ def hold_out(listed: Listing, share: float) -> tuple[Listing, Listing]:
         own = np.flatnonzero(listed.owners == number)
         if held[own].all():
             held[own[hashes[own].argmax()]] = False
-    return _chosen(listed, ~held, listed.where), _chosen(listed, held, os.path.join(listed.where, HELD))
+    return _chosen(listed, ~held, listed.where), _chosen(listed, held, listed.where + HELD)
 
 
 def hold_out_all(listings: list[Listing], share: float) -> tuple[list[Listing], list[Listing]]:

@@ -74,7 +74,8 @@ def find_sets(
         if tests:
             some = next(iter(tests.values()))[0].where
             raise UserError(
-                f"data.holdout={holdout}: {some} is the test split; leave data.holdout out, or give data.test=none"
+                f"data.holdout={holdout}: {some} is the test split already; leave data.holdout out, or give"
+                " data.test=none"
             )
         trains, tests[None] = hold_out_all(trains, holdout)
     found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], warnings)

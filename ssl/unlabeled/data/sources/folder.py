@@ -101,6 +101,11 @@ def folder(
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column), holdout)
     source, kept = _source(found.train, labels, image_size, square), describe_size(image_size, square)
+    if not source.classes and holdout is not None:
+        raise UserError(
+            f"data.holdout={holdout}: {found.train.where} has no labels, so nothing can be tested; leave"
+            " data.holdout out"
+        )
     if not source.classes and test not in (None, "none"):
         raise UserError(f"data.test={test} cannot be used: {found.train.where} has no labels; leave data.test out")
     if not source.classes and found.tests:

@@ -1,7 +1,5 @@
 """Limits the gradient of each tensor by itself, as DINO does; torch's clipping is of all tensors together."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -24,7 +22,7 @@ class EachClipped:
         return EachClipped, ()
 
     @torch.no_grad()
-    def __call__(self, gradients: Sequence[Tensor], limit: float) -> None:
+    def __call__(self, gradients: list[Tensor], limit: float) -> None:
         """Scales them in place; one or more, on one device."""
         norms = torch._foreach_norm(gradients)
         if not few_launches(gradients[0].device) or isinstance(gradients[0], DTensor):

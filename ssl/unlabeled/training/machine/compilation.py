@@ -69,7 +69,7 @@ def _check(objective: Objective, mode: Mode, device: torch.device, processes: in
     if sharded:
         raise UserError(f"compile={mode}: does not go with trainer.strategy=fsdp, give ddp or compile=null")
     if mode != "default" and device.type == "cpu":
-        raise UserError(f"compile={mode}: is for GPUs, on a CPU give compile=default or null")
+        raise UserError(f"compile={mode}: needs a GPU, and this run is on a CPU; leave compile out")
     if mode != "default" and processes > 1:
         raise UserError(f"compile={mode}: torch makes no CUDA graphs of BatchNorm under ddp, give compile=default")
     if any(is_recomputed(module) and any(True for _ in module.buffers()) for module in objective.modules()):
