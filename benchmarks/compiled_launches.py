@@ -33,8 +33,8 @@ from benchmarks.launches import composed
 from unlabeled.views.at_once import make_views
 from unlabeled.views.draw_ahead import DrawnGroup, draw
 from unlabeled.views.key import ViewKey
+from unlabeled.views.merged_groups import merge_groups
 from unlabeled.views.pipeline import Views
-from unlabeled.views.together import together
 
 H100 = types.SimpleNamespace(
     name="NVIDIA H100",
@@ -99,7 +99,7 @@ def kernels_of_views(config: DictConfig, batch: int, pixels: int) -> list[int]:
     views: Views = instantiate(config)
     images = torch.zeros(batch, views.channels, pixels, pixels, dtype=torch.uint8)
     counts = []
-    for group in together(views._numbered(None)):
+    for group in merge_groups(views._numbered(None)):
         drawn = draw([group], ViewKey(0, 0, 0, batch), batch, False).parameters(torch.device("cpu"))[0]
         kept = [place for place, step in enumerate(group.operations) if not getattr(step, "changes_nothing", False)]
         own = DrawnGroup([group.operations[place] for place in kept], group.views)

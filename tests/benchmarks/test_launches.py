@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from benchmarks.compiled_launches import kernels_of_views
 from benchmarks.launches import Counts, Step, composed, count, fake_gpu
 from tests.small import chosen, members
-from unlabeled.views.together import together
+from unlabeled.views.merged_groups import merge_groups
 
 MOMENTUM = {"adamw", "adamw_mae", "lars", "sgd"}
 RECIPES = [name for name in members("experiment") if ("_cifar10" in name or "_imagenet" in name) and "_cpu" not in name]
@@ -49,7 +49,7 @@ def test_a_step_of_a_recipe_waits_for_nothing_copies_its_draws_at_once_and_keeps
     assert sum(counts["updates"].kernels[kernel] for kernel in moved) <= 12
     calls = 2 if "support" in config.objective else 1
     assert counts["views"].copies == calls
-    groups = together(instantiate(config.views)._numbered(None))
+    groups = merge_groups(instantiate(config.views)._numbered(None))
     assert counts["views"].total <= calls * PLAIN_GROUP * len(groups)
 
 

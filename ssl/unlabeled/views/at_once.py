@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unlabeled.views.draw_ahead import DrawAhead, DrawnGroup, draw
 from unlabeled.views.key import ViewKey
+from unlabeled.views.merged_groups import merge_groups
 from unlabeled.views.operations import Operation, Parameters
-from unlabeled.views.together import together
 
 Compile = bool | Literal["auto"]  # auto: on a GPU, and if it fails as without
 GRAPHS = 64  # of one function; torch's limit of 8 would stop a run with many groups
@@ -56,7 +56,7 @@ class AtOnce:
             compiles: whether to compile.
             block: images that are processed together; None: as many as the memory allows.
         """
-        pinned, made, groups = images.device.type == "cuda", dict[int, Tensor](), self.together(groups)
+        pinned, made, groups = images.device.type == "cuda", dict[int, Tensor](), self.merged(groups)
         draws = self._ahead.take(groups, key, len(images)) if pinned else draw(groups, key, len(images), False)
         for group, drawn in zip(groups, draws.parameters(images.device), strict=True):
             views, parts = len(group.views), []
@@ -69,11 +69,11 @@ class AtOnce:
             made |= zip(group.views, joined.permute(0, 1, 4, 2, 3).unbind(0), strict=True)
         return tuple(made[number] for number in sorted(made))
 
-    def together(self, groups: Sequence[DrawnGroup]) -> list[DrawnGroup]:
+    def merged(self, groups: Sequence[DrawnGroup]) -> list[DrawnGroup]:
         """Joins groups once: compiled functions and draws belong to a list of operations, which must stay the same."""
         key = tuple((id(group.operations), group.views) for group in groups)
         if key not in self._joined:
-            self._joined[key] = groups, together(groups)  # keeps the operations, so that no others get their ids
+            self._joined[key] = groups, merge_groups(groups)  # keeps the operations, so that no others get their ids
         return self._joined[key][1]
 
     def _make(

@@ -11,6 +11,7 @@ from tests.small import composed, missing_keys
 from unlabeled.views.background import RemoveBackground
 from unlabeled.views.draw_ahead import draw
 from unlabeled.views.key import ViewKey
+from unlabeled.views.merged_groups import merge_groups
 from unlabeled.views.operations import (
     ColorJitter,
     Equalize,
@@ -22,7 +23,6 @@ from unlabeled.views.operations import (
 )
 from unlabeled.views.per_image import PerImageTransform
 from unlabeled.views.pipeline import ViewGroup, Views
-from unlabeled.views.together import together
 
 
 def crop(size: int = 24, low: float = 0.08, interpolation: str = "bicubic") -> Operation:
@@ -38,7 +38,7 @@ def views(*groups: tuple[int, list[Operation]]) -> Views:
 
 
 def numbers(made: Views) -> list[tuple[int, ...]]:
-    return [group.views for group in together(made._numbered(None))]
+    return [group.views for group in merge_groups(made._numbered(None))]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_only_what_is_applied_alike_is_joined() -> None:
         ([crop(), Solarize(0.5, 0.2)], [crop(), Solarize(0.7, 0.2)], 3),
         ([crop(), Solarize((0.1, 0.5), 0.2)], [crop(low=0.9), Solarize((0.1, 0.5), 0.9)], 2),
     ):
-        (group,) = together(views((2, first), (1, second))._numbered(None))
+        (group,) = merge_groups(views((2, first), (1, second))._numbered(None))
         assert len(group.operations) == steps
 
 
 def test_each_view_of_a_joined_group_has_the_draws_of_its_own_operations_and_no_others() -> None:
     first, second = [crop(), Grayscale(0.2), blur(1.0)], [crop(low=0.5), blur(0.1), Solarize((0.1, 0.9), 0.5)]
     made, key = views((2, first), (1, second)), ViewKey(7, 3, 4, 16)
-    (group,) = together(made._numbered(None))
+    (group,) = merge_groups(made._numbered(None))
     (found,) = draw([group], key, 8, False).parameters(torch.device("cpu"))
     for view, own in enumerate((first, first, second)):
         generator, drawn = key.generator(view), list[dict[str, Tensor]]()
@@ -117,6 +117,6 @@ def test_an_operation_that_a_view_lacks_leaves_its_images_as_they_are(operation:
 def test_a_copy_begins_with_nothing_joined_and_groups_are_joined_once() -> None:
     made = views((2, [crop()]), (1, [crop(low=0.5)]))
     groups = made._numbered(None)
-    joined = made._at_once.together(groups)
-    assert made._at_once.together(made._numbered(None)) is joined
+    joined = made._at_once.merged(groups)
+    assert made._at_once.merged(made._numbered(None)) is joined
     assert copy.deepcopy(made)._at_once._joined == {}

@@ -11,7 +11,7 @@ from unlabeled.views.operations import AppliedAlike, Operation
 Pairs = list[tuple[int | None, int | None]]  # for each operation of both its place in the first and in the second group
 
 
-def together(groups: Sequence[DrawnGroup]) -> list[DrawnGroup]:
+def merge_groups(groups: Sequence[DrawnGroup]) -> list[DrawnGroup]:
     """Returns the groups, joined where they can be. Each view keeps its number and its draws.
 
     An operation that only some of the joined views have must be able to leave images as they are (``to_some``).
