@@ -101,7 +101,7 @@ def test_without_it_every_norm_starts_at_one_and_convolutions_with_the_deviation
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"depth": 20}, "backbone.depth=20 is not one of 10, 18, 34, 50, 101, 152"),
+        ({"depth": 20}, "backbone.depth=20 is not one of 10, 18, 34, 50, 101, 152, 200"),
         ({"stem": "tiny"}, "backbone.stem=tiny is neither imagenet nor cifar"),
         ({"width": 0.01}, "backbone.width=0.01 leaves no channels: it must be at least 1/64"),
     ],
