@@ -58,6 +58,8 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert said[6].split("  ")[-1] == f"open {tmp_path}/report/report.html"
     assert said[-1].endswith("python train.py experiment=digits max_epochs=MORE resume=override")
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
+    worse = [*ROWS[:2], Row("random init", "linear/cached-lbfgs-v1", 70.0, n_test=450), ROWS[3]]
+    assert told(tmp_path, worse)[2].startswith("no better than a random network and raw pixels: train for longer")
     assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
 
 

@@ -78,10 +78,12 @@ def _beside(row: Row, rows: Sequence[Row]) -> str:
 
 def _doubt(rows: Sequence[Row]) -> str:
     best = _first(rows)
-    pixels = [row.top1 for row in rows if best and row.features == "raw pixels" and row.protocol == best.protocol]
-    if best is None or not pixels or best.top1 > pixels[0]:
+    if best is None:
         return ""
-    return "no better than raw pixels: train for longer, or look at the views (unlabeled preview)"
+    names = {"random init": "a random network", "raw pixels": "raw pixels"}
+    beside = [row for row in rows if row.features in names and row.protocol == best.protocol]
+    reached = " and ".join(names[row.features] for row in beside if best.top1 <= row.top1)
+    return f"no better than {reached}: train for longer, or look at the views (unlabeled preview)" if reached else ""
 
 
 def _health(run_dir: Path) -> str:
