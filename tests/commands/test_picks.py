@@ -63,6 +63,15 @@ def test_a_folder_gets_all_that_is_left_open_and_the_whole_command_composes(tmp_
     assert completed(whole, said.append) == whole  # the whole command is what it says
 
 
+def test_a_run_that_its_steps_end_has_the_warm_up_and_the_time_of_so_many_epochs() -> None:
+    batch = int(str(picked(seen(1000, 32, gpu=False))["batch_size"]))
+    picks_of_run = pick_for(seen(1000, 32, gpu=False), {"max_steps": "40"})
+    (why,) = [pick.why for pick in picks_of_run if "max_epochs" in pick.values]
+    assert why.startswith(f"{40 * batch:,} images seen")
+    warm_up = picked(seen(1000, 32, gpu=False), max_steps="40")["optimizer.warmup_epochs"]
+    assert warm_up == pytest.approx(40 * batch / 1000 / 20, abs=0.01)
+
+
 def test_an_experiment_is_left_as_it_is_and_so_is_a_choice(tmp_path: Path) -> None:
     pictures(tmp_path / "x", 20, 8, 8)
     given = [f"data={tmp_path / 'x'}", "experiment=cifar10_cpu"]

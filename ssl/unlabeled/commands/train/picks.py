@@ -4,6 +4,7 @@ A key that is given is never picked. What is picked depends on the files and on 
 else, so that the same command goes on with its run.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,13 +173,13 @@ def recipe_of(objective: str) -> dict[str, Any]:
     }
 
 
-def _of_recipe(recipe: dict[str, Any], objective: str, epochs: int) -> Pick:
+def _of_recipe(recipe: dict[str, Any], objective: str, epochs: float) -> Pick:
     shown = recipe | {"optimizer.warmup_epochs": _warmup(epochs)}
     lists = {key: f"[{','.join(map(str, value))}]" for key, value in shown.items() if isinstance(value, list)}
     return Pick(shown | lists, f"as experiment={objective}_cifar10_cpu: small images, small networks")
 
 
-def _warmup(epochs: int) -> float:
+def _warmup(epochs: float) -> float:
     return epochs // 20 or round(epochs / 20, 2)
 
 
@@ -195,15 +196,15 @@ def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = 
     size = int(_number(given.get("views.size"), fitting))
     batch = int(_number(given.get("batch_size"), batch_size(seen.images)))
     epochs = int(_number(given.get("max_epochs"), epochs_for(seen.images, size, gpu)))
-    objective = given.get("objective", "simclr")
+    objective, run_epochs = given.get("objective", "simclr"), _run_epochs(epochs, given, batch, seen.images)
     picks = [
         Pick({"name": _name(seen.path)}, "the folder's name; the same command goes on with the same run"),
         *([] if recipe else [Pick(*_views(objective, size, seen.side, gpu))]),
         Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
         *([] if recipe else [Pick(*_backbone(size, seen.images, gpu))]),
         Pick({"batch_size": batch}, "many negatives" if batch >= 256 else "at least four steps in an epoch"),
-        Pick({"max_epochs": epochs}, _how_long(seen.images * epochs, size, gpu or bool(recipe))),
-        _of_recipe(recipe, objective, epochs) if recipe else Pick(*_optimizer(objective, epochs)),
+        Pick({"max_epochs": epochs}, _how_long(round(seen.images * run_epochs), size, gpu or bool(recipe))),
+        _of_recipe(recipe, objective, run_epochs) if recipe else Pick(*_optimizer(objective, run_epochs)),
     ]
     if objective == "simclr":
         picks.append(Pick({"objective.temperature": 0.2}, "between ImageNet's 0.1 and CIFAR-10's 0.5: a short run"))
@@ -214,6 +215,12 @@ def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = 
         neighbours = max(1, min(20, seen.labelled // 2))
         picks.append(Pick({"probe.knn.k": f"[{neighbours}]"}, f"{seen.labelled} labelled training images"))
     return picks
+
+
+def _run_epochs(epochs: int, given: dict[str, str], batch: int, images: int) -> float:
+    """Returns the length of the run, which ``max_steps`` may end before its epochs."""
+    steps = _number(given.get("max_steps"), math.inf)
+    return min(epochs, steps * batch * _number(given.get("accumulate"), 1) / images)
 
 
 def view_size(side: int, gpu: bool) -> int:
@@ -261,7 +268,7 @@ def _backbone(size: int, images: int, gpu: bool) -> tuple[dict[str, Any], str]:
     return {"backbone": name}, f"{images:,} images"
 
 
-def _optimizer(objective: str, epochs: int) -> tuple[dict[str, Any], str]:
+def _optimizer(objective: str, epochs: float) -> tuple[dict[str, Any], str]:
     lr = {"simclr": 0.12, "moco_v2": 0.06}.get(objective)
     if lr is None:
         return {}, ""
@@ -275,7 +282,7 @@ def _name(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(path).expanduser().resolve().name).strip("-.") or "run"
 
 
-def _number(text: str | None, otherwise: int) -> float:
+def _number(text: str | None, otherwise: float) -> float:
     try:
         return otherwise if text is None else float(text)
     except ValueError:  # Hydra says what is wrong with it
