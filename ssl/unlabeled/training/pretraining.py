@@ -28,9 +28,8 @@ class StepGuard(Protocol):
     """Decides which steps are taken. ``training.faults.guard.NonFiniteGuard`` implements it and imports this module."""
 
     skipped: int  # steps not taken so far
-    folder: Path  # for the records of skipped steps
-
     in_a_row: int  # of them, up to the last step
+    folder: Path  # for the records of skipped steps
 
     def prepare(self, module: "Pretraining") -> None: ...
     def begin(self, module: "Pretraining", batch: Batch) -> None: ...

@@ -14,7 +14,7 @@ from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding
 from unlabeled.data.lists.index import Index
 from unlabeled.data.lists.left_out import sum_counts
 from unlabeled.data.lists.listing import Listing
-from unlabeled.data.lists.sets import Reader, by_name, distinct_names, find_sets, short_name
+from unlabeled.data.lists.sets import Reader, Sets, by_name, distinct_names, find_sets, short_name
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 
@@ -101,15 +101,8 @@ def folder(
         raise UserError(f"data.labels={labels} is not known: give auto, folders or none")
     found = find_sets(path, train, test, labels == "auto", Reader(index, path_column, label_column), holdout)
     source, kept = _source(found.train, labels, image_size, square), describe_size(image_size, square)
-    if not source.classes and holdout is not None:
-        raise UserError(
-            f"data.holdout={holdout}: {found.train.where} has no labels, so nothing can be tested; leave"
-            " data.holdout out"
-        )
-    if not source.classes and test not in (None, "none"):
-        raise UserError(f"data.test={test} cannot be used: {found.train.where} has no labels; leave data.test out")
-    if not source.classes and found.tests:
-        found.warnings.append(f"{found.tests[0].where} is not tested on: {found.train.where} has no labels")
+    if not source.classes:
+        _check_unlabelled(found, test, holdout)
     tests = [by_name(listed, found.train, found.warnings) for listed in found.tests] if source.classes else []
     others = [_source(listed, "folders", image_size, square) for listed in tests]
     untested = [] if source.classes else [_source(listed, "none", image_size, square) for listed in found.tests]
@@ -123,6 +116,19 @@ def folder(
         unjudged=dict(zip(["test", *distinct_names(found.tests)[1:]], untested, strict=False)),
     )
     return decoding.of(splits)
+
+
+def _check_unlabelled(found: Sets, test: Paths | None, holdout: float | None) -> None:
+    """Refuses a test split that was asked for, and warns of one that was found: without labels nothing is tested."""
+    where = found.train.where
+    if holdout is not None:
+        raise UserError(
+            f"data.holdout={holdout}: {where} has no labels, so nothing can be tested; leave data.holdout out"
+        )
+    if test not in (None, "none"):
+        raise UserError(f"data.test={test} cannot be used: {where} has no labels; leave data.test out")
+    if found.tests:
+        found.warnings.append(f"{found.tests[0].where} is not tested on: {where} has no labels")
 
 
 def _source(listed: Listing, labels: str, image_size: int, square: bool) -> FolderSource:
