@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, "simsiam", *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa")
+METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa")
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -65,12 +65,28 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train.parquet and test.parquet")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "health", help="folder of the runs")
     parser.add_argument("--full", action="store_true", help="healthy recipes to their end as well, one seed")
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS, help="methods that are run")
     arguments = parser.parse_args()
+    data, runs = arguments.data.resolve(), arguments.runs.resolve()
     for job in jobs(arguments.full):
-        run(job, arguments.data.resolve(), arguments.runs.resolve())
-    measure_cost(arguments.data.resolve(), arguments.runs.resolve())
-    (RESULTS / "health_cpu.md").write_text(page(arguments.runs))
+        if job.objective in arguments.only and job.folder not in kept():
+            run(job, data, runs)
+            keep(job, runs / job.folder)
+    measure_cost(data, runs)
+    (RESULTS / "health_cpu.md").write_text(page())
     print((RESULTS / "health_cpu.md").read_text())
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """What was found in each run that ended, by its folder."""
+    path = RESULTS / "health_cpu.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def keep(job: Job, folder: Path) -> None:
+    found = {"steps": diagnose_run(folder).last_step, "findings": named(folder), "torch": versions()["torch"]}
+    (RESULTS / "health_cpu.json").write_text(json.dumps(kept() | {job.folder: found}, indent=1) + "\n")
 
 
 def jobs(full: bool) -> list[Job]:
@@ -86,12 +102,12 @@ def steps_of(failure: Failure) -> int:
 
 def measure_cost(data: Path, runs: Path) -> None:
     """Ten epochs of SimCLR's recipe: the k-NN comes twice, the monitor as often as in any."""
-    if (runs / "cost.json").exists():
+    if (RESULTS / "health_cost.json").exists():
         return
     given = ["cifar10_cpu", str(data), str(runs / "cost"), "10"]
     command = [sys.executable, "-m", "benchmarks.injected.cost", *given]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    (runs / "cost.json").write_text(done.stdout.splitlines()[-1] + "\n")
+    (RESULTS / "health_cost.json").write_text(done.stdout.splitlines()[-1] + "\n")
 
 
 def run(job: Job, data: Path, runs: Path) -> None:
@@ -105,24 +121,27 @@ def run(job: Job, data: Path, runs: Path) -> None:
     (folder / "done").write_text(done.stdout)
 
 
-def page(runs: Path) -> str:
-    """Both tables, of the runs that are there."""
-    full = [job for job in jobs(True) if not job.steps and (runs / job.folder / "done").exists()]
-    healthy = [job for job in jobs(False) if job.failure == "healthy"] + full
-    spoilt = [job for job in jobs(False) if job.failure != "healthy"]
+def page() -> str:
+    """Both tables, of the runs that are kept."""
+    found = kept()
+    there = [job for job in jobs(True) if job.folder in found]
+    healthy = [job for job in there if job.failure == "healthy"]
+    spoilt = [job for job in there if job.failure != "healthy"]
+    missing = [f"{NAMES[job.objective]} ({job.failure}, {job.seed})" for job in jobs(False) if job not in there]
     return "\n".join(
         [
             "# What the health monitor says of healthy and of spoilt runs",
             "",
-            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE: a small ViT), the first {STEPS} steps (100 where",
-            "images are constant or not shuffled), on a CPU, in bfloat16; `benchmarks/health.py`.",
-            f"Versions: {', '.join(map(' '.join, versions().items()))}.",
+            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE and DINO: a small ViT), the first {STEPS} steps",
+            "(100 where images are constant or not shuffled), on a CPU, in bfloat16; `benchmarks/health.py`.",
+            f"Versions of torch: {', '.join(sorted({each['torch'] for each in found.values()}))}.",
+            *(["Not run: " + ", ".join(missing) + "."] if missing else []),
             "",
             "## Spoilt",
             "",
             "| failure | method | findings, and after how many steps each was there |",
             "|---|---|---|",
-            *[f"| {job.failure} | {NAMES[job.objective]} | {named(runs / job.folder)} |" for job in spoilt],
+            *[f"| {job.failure} | {NAMES[job.objective]} | {found[job.folder]['findings']} |" for job in spoilt],
             "",
             NOTES,
             "",
@@ -130,9 +149,9 @@ def page(runs: Path) -> str:
             "",
             "| method | seed | steps | findings |",
             "|---|---:|---:|---|",
-            *[healthy_line(job, runs / job.folder) for job in healthy],
+            *[healthy_line(job, found[job.folder]) for job in healthy],
             "",
-            *cost_lines(runs / "cost.json"),
+            *cost_lines(RESULTS / "health_cost.json"),
         ]
     )
 
@@ -150,9 +169,8 @@ def cost_lines(path: Path) -> list[str]:
     return ["## Cost", "", line, ""]
 
 
-def healthy_line(job: Job, folder: Path) -> str:
-    steps = diagnose_run(folder).last_step
-    return f"| {NAMES[job.objective]} | {job.seed} | {steps:,} | {named(folder)} |"
+def healthy_line(job: Job, found: dict[str, Any]) -> str:
+    return f"| {NAMES[job.objective]} | {job.seed} | {found['steps']:,} | {found['findings']} |"
 
 
 def named(folder: Path) -> str:
@@ -170,8 +188,7 @@ def named(folder: Path) -> str:
 
 
 NOTES = """Failures are put in by `benchmarks/injected/failures.py`; the number is the step after which the monitor
-said it, at the intervals of `conf/health/watch.yaml`. SimSiam is no method of the project: it is here because it
-collapses without its stop-gradient or its predictor, where ours have negatives, codes or labels besides. ReLICv2
+said it, at the intervals of `conf/health/watch.yaml`. ReLICv2
 without its predictor has no finding and none is due: there it is a choice (`objective.predictor`). MoCo without
 shuffled BatchNorm is **not named**: in so few steps nothing that is measured tells it from a healthy run. Without its
 stop-gradient MoCo collapses; PAWS, SwAV and ReLICv2 do not in so few steps, and are named by the gradient itself. Of

@@ -18,7 +18,6 @@ from unlabeled.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 HEALTHY = Failure("healthy", ())
-SIMSIAM = {"_target_": "benchmarks.injected.simsiam.SimSiam", "dim": 512, "predictor": True, "stop_gradient": True}
 
 
 class Enough(Exception):
@@ -54,15 +53,12 @@ def main(objective: str, failure: str, seed: str, steps: str, data: str, run_dir
 
 
 def composed(objective: str, failure: Failure, seed: str, data: str, run_dir: str) -> Any:
-    recipe = "cifar10_cpu" if objective in ("simclr", "simsiam") else f"{objective}_cifar10_cpu"
+    recipe = "cifar10_cpu" if objective == "simclr" else f"{objective}_cifar10_cpu"
     more = ["views.masks=null"] if objective == "relicv2" else []
     given = [f"experiment={recipe}", f"data.path={data}", f"run_dir={run_dir}", f"seed={seed}", "online_knn=null"]
     overrides = [each for each in failure.overrides if each != "optimizer.lr=30x"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [*given, "pictures=null", *more, *([] if objective == "simsiam" else overrides)])
-    if objective == "simsiam":
-        config.objective = SIMSIAM | {each.removeprefix("objective.").split("=")[0]: False for each in overrides}
-        config.optimizer.lr = 0.03  # the paper's for CIFAR-10, for 256 images
+        config = compose("train", [*given, "pictures=null", *more, *overrides])
     if "optimizer.lr=30x" in failure.overrides:
         config.optimizer.lr *= 30
     return config

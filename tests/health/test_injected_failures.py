@@ -23,7 +23,10 @@ CASES = [
     (failure, objective)
     for failure in FAILURES
     for objective in failure.objectives
-    if failure.name in AT_ONCE and objective not in ("simsiam", "paws")  # paws needs a list of labels
+    if failure.name in AT_ONCE
+    and objective != "paws"  # paws needs a list of labels
+    # without a teacher there is no other network that a gradient could reach: SimSiam's collapse shows later
+    and (failure.name, objective) != ("no stop-gradient", "simsiam")
 ]
 
 
@@ -51,7 +54,7 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
-HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER, "simsiam"]
+HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER]
 HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa"]
 
 
