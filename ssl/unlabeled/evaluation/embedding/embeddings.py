@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.formats import save
 from unlabeled.evaluation.embedding.rows import Chunk, Floats, Ints, rows_at_a_time
 from unlabeled.evaluation.features import unit_rows
-from unlabeled.evaluation.knn import neighbours
+from unlabeled.evaluation.selection.nearest import nearest_others, outlier_scores
 
 MOST_PAIRS = 1_000_000  # of duplicates: a collapsed network makes all images alike
 
@@ -66,12 +66,7 @@ class Embeddings:
         Of equally similar ones the first come first. Raises UserError unless 1 ≤ k < N.
         """
         _check(k, "k", 1, len(self) - 1)
-        unit = self._unit()
-        similarity, index = neighbours(unit, unit, k + 1)
-        own = index == torch.arange(len(self))[:, None]
-        own[~own.any(dim=1), -1] = True  # so many equal it that it is not among them itself
-        rows = index[~own].view(len(self), k)
-        return rows.numpy(), similarity[~own].view(len(self), k).numpy()
+        return nearest_others(self._unit().numpy(), k)
 
     def clusters(self, k: int, seed: int = 0) -> Ints:
         """Assigns each image to a cluster, 0 to k − 1, [N].
@@ -87,13 +82,13 @@ class Embeddings:
     def outliers(self, k: int = 10) -> tuple[Ints, Floats]:
         """Ranks all images, the most unusual first: their rows [N], and how unusual each of them is [N].
 
-        That is 1 minus the mean cosine with the k most similar others (Ramaswamy et al. 2000 rank by the distance of
-        the k-th; the mean is Angiulli and Pizzuti 2002), of fewer where there are fewer.
+        By :func:`outlier_scores`: 1 minus the mean cosine with the k most similar others, of fewer where there are
+        fewer.
         """
         if len(self) < 2:
             return np.arange(len(self)), np.zeros(len(self), np.float32)
         _check(k, "k", 1, None)
-        unusual = 1 - self.neighbours(min(k, len(self) - 1))[1].mean(axis=1)
+        unusual = outlier_scores(self.neighbours(min(k, len(self) - 1))[1], k).astype(np.float32)
         order = np.argsort(-unusual, kind="stable")
         return order, unusual[order]
 
