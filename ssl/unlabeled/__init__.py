@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlabeled.commands.entry_points.from_python import embed, evaluate, export, load, train
+    from unlabeled.commands.entry_points.from_python import embed, evaluate, export, load, predict, train
     from unlabeled.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "embed", "evaluate", "export", "load", "train"]
+__all__ = ["UserError", "__version__", "embed", "evaluate", "export", "load", "predict", "train"]
 
-_HOMES = dict.fromkeys(("embed", "evaluate", "export", "load", "train"), "unlabeled.commands.entry_points.from_python")
+_COMMANDS = ("embed", "evaluate", "export", "load", "predict", "train")
+_HOMES = dict.fromkeys(_COMMANDS, "unlabeled.commands.entry_points.from_python")
 _HOMES["UserError"] = "unlabeled.errors"
 
 

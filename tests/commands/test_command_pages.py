@@ -96,7 +96,10 @@ def test_an_example_has_keys_and_choices_that_there_are(
         primary = "representation_compare" if layers else COMMANDS[name].primary or OWN[name]
         folder = COMMANDS[name].folder
         keys = with_data_source(arguments if folder is None or layers else folders_as(folder, arguments))
-        composed(primary, [f"+{key}" if key.startswith("data.path=") and name == "embed" else key for key in keys])
+        composed(
+            primary,
+            [f"+{key}" if key.startswith("data.path=") and name in ("embed", "predict") else key for key in keys],
+        )
 
 
 @pytest.mark.parametrize(("typed", "line"), mistakes())

@@ -25,6 +25,7 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "evaluate": ("eval_linear", ["run=trained"]),
     "eval_linear.py": ("eval_linear", ["run=trained"]),
     "embed": ("embed", ["run=trained", "out=x.npy"]),
+    "predict": ("predict", ["run=trained", "out=x.csv"]),
     "export": ("export", ["run=trained", "to=timm"]),
     "inspect": ("inspect", ["data=images"]),
     "pack": ("pack", ["data=images", "out=packed"]),
@@ -50,6 +51,7 @@ MISSING: dict[str, list[str]] = {
     "evaluate": [*NETWORK, "nowhere", "run=images", "", f"run=trained {DATA[1]}"],
     "eval_linear.py": [*NETWORK, "compare=[nowhere,trained]", "ensemble=[trained,nowhere]"],
     "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
+    "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", "run=trained out=x.csv report_dir=images"],
     "export": [*(f"{each} to=timm" for each in NETWORK), "run=trained"],
     "inspect": DATA,
     "pack": ["out=packed data=./nowhere", "out=packed", "data=images", "out=packed check=true", ""],
@@ -78,7 +80,13 @@ OUTPUTS = {  # command → what may be an output
         for command in ("evaluate", "eval_linear.py")
     },
     **{command: ["out={}"] for command in ("export", "represent", "inspect", "pack")},
-    **{"embed": ["out={}/x.npy"], "saliency": ["out={}/x.pt"], "compare": ["out={}/x.png"], "table": ["out={}/x.md"]},
+    **{
+        "embed": ["out={}/x.npy"],
+        "predict": ["out={}/x.csv"],
+        "saliency": ["out={}/x.pt"],
+        "compare": ["out={}/x.png"],
+        "table": ["out={}/x.md"],
+    },
 }
 PLACES = ["file", "file/below", "/dev/null"]
 
@@ -88,7 +96,7 @@ def furnish(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     for number in range(2):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "images" / f"{number}.png")
-    for name in ("checkpoints/last.ckpt", "report/results.json", "metrics.jsonl"):
+    for name in ("checkpoints/last.ckpt", "report/results.json", "report/heads/linear.safetensors", "metrics.jsonl"):
         (folder / "trained" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "trained" / name).touch()
     (folder / "file").touch()

@@ -20,7 +20,7 @@ from torch import Tensor
 from unlabeled.commands.build.export import ExportInputs, build_export_inputs
 from unlabeled.commands.config import run_module
 from unlabeled.core.environment import versions
-from unlabeled.core.places import checkpoint_path
+from unlabeled.core.places import checkpoint_path, folder_of
 from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
@@ -29,7 +29,7 @@ from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
-from unlabeled.weights.load import folder_of, read_checkpoint
+from unlabeled.weights.load import read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
 from unlabeled.weights.targets import (
     WRITERS,

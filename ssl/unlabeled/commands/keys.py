@@ -101,5 +101,9 @@ TYPES: dict[str, Any] = {
     "shard_images": Count,
     "image_size": Pixels | None,
     "check": bool,
+    "head": str | None,
+    "top": Count,
+    "risk": Between | None,
+    "images_per_pass": Count | None,
     "alpha_window": Annotated[tuple[Count, Count], Increasing()],
 }

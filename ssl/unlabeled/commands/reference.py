@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train.py",
     "eval_linear": "eval_linear.py",
     "embed": "unlabeled embed",
+    "predict": "unlabeled predict",
     "export": "unlabeled export",
     "inspect": "unlabeled inspect",
     "pack": "unlabeled pack",

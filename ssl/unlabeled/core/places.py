@@ -34,6 +34,11 @@ def checkpoint_path(run: str | None, checkpoint: str | None) -> Path:
     return path
 
 
+def folder_of(checkpoint: Path) -> Path:
+    """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def check_one_named(run: str | None, checkpoint: str | None, weights: str | None) -> None:
     """Raises UserError where several or none of the three are given."""
     if sum(each is not None for each in (run, checkpoint, weights)) != 1:

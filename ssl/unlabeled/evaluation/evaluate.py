@@ -17,6 +17,9 @@ from unlabeled.evaluation.comparison.references import references_for
 from unlabeled.evaluation.evaluate_probes import Log, Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.heads.calibration import calibrate_knn
+from unlabeled.evaluation.heads.kept import FOLDER as HEADS
+from unlabeled.evaluation.heads.kept import HeadContext, write_heads
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.provenance import provenance, trained_epochs
@@ -52,6 +55,7 @@ class Evaluation:
     start_backbone: Backbone | None = None  # with the weights that the run started from; filled by evaluate
     # the run's objective, if it makes pictures for the report
     visualized_objective: Objective | None = None
+    keep_heads: bool = True  # what the probes have fitted, to predict with
 
 
 def evaluate(
@@ -74,7 +78,7 @@ def evaluate(
     for name, other in evaluation.extractor.data.splits.others.items():
         if rank() == 0:
             log(f"\ntest set {name}:")
-        on_other = replace(evaluation, extractor=evaluation.extractor.with_test(other))
+        on_other = replace(evaluation, extractor=evaluation.extractor.with_test(other), keep_heads=False)
         _evaluate(on_other, checkpoint, report_dir / "tests" / name, command, log)
     return rows
 
@@ -118,6 +122,7 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
         "machine": machine() | {"processes": world_size()},
     }
     add_intervals(rows, extracted["pretrained"][1].labels)
+    calibrate_knn(rows, extracted["pretrained"][1].labels, len(test.classes))
     log(f"\n{accuracy_table(rows)}\n")
     with local_only():
         report = kept_anyway(
@@ -151,8 +156,24 @@ def _write(
     )
     decode.keep()
     write_predictions(report_dir, rows, test.labels, test.ids)
+    if evaluation.keep_heads:
+        _keep_heads(report_dir / HEADS, rows, checkpoint, extractor)
     _list_least_sure(report_dir / "least_sure.csv", rows, test, extractor)
     return report
+
+
+def _keep_heads(folder: Path, rows: list[Row], checkpoint: Checkpoint, extractor: Extractor) -> None:
+    """Keeps what ``unlabeled predict`` needs."""
+    assert extractor.data.splits.test is not None
+    context = HeadContext(
+        extractor.data.splits.test.classes,
+        checkpoint.sha256,
+        extractor.views.evaluation(),
+        extractor.precision,
+        extractor.batch_size,
+    )
+    for note in write_heads(folder, rows, context):
+        print(note)
 
 
 def _list_least_sure(path: Path, rows: list[Row], test: Features, extractor: Extractor) -> None:

@@ -14,6 +14,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, PixelNetwork, apply_head, state_hash
 from unlabeled.evaluation.probe import (
     MEAN_PER_CLASS,
+    Head,
     ImageProbe,
     Probe,
     Score,
@@ -26,7 +27,8 @@ from unlabeled.evaluation.probe import (
 
 Log = Callable[[str], None]
 Extract = Callable[[nn.Module, str, Sequence[str]], Features]  # network, split, kinds → their features
-TENSORS = ("predictions", "log_probabilities", "uncertainty")  # tensors of a row, which results.json does not hold
+# What a row has in tensors, which results.json does not hold.
+TENSORS = ("predictions", "log_probabilities", "uncertainty", "head")
 SPLITS = ("train", "test")
 
 
@@ -47,6 +49,7 @@ class Row:
     predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
     log_probabilities: Tensor | None = None  # float32 [n_test, C]; not part of results.json
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; not part of results.json
+    head: Head | None = None  # of the pretrained features alone; not part of results.json
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the row as results.json stores it."""
@@ -234,6 +237,7 @@ def make_row(features: str, score: Score, n_train: int, n_test: int) -> Row:
         predictions=score.predictions,
         log_probabilities=score.log_probabilities,
         uncertainty=score.uncertainty,
+        head=score.head if features == "pretrained" else None,  # the others would only take memory
     )
 
 

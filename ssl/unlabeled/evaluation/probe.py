@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ MEAN_PER_CLASS = "mean_per_class_top1"
 TOP5 = "top5"
 TOP5_CLASSES = 20  # with fewer, a guess is right for more than a quarter of the images
 CLASSES_SHOWN = 5  # most classes without images that are named
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier as a probe has fitted it: all that is needed to predict again with the same network."""
+
+    kind: Literal["linear", "knn", "network"]  # how ``tensors`` predict, see unlabeled.evaluation.heads.kept
+    features: str  # kind of features that it takes (``Backbone.kinds``)
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)  # plain JSON
+    held: tuple[Tensor, Tensor] | None = None  # log probabilities [M, C] and labels [M] of images it was fitted without
 
 
 @dataclass
@@ -32,6 +43,7 @@ class Score:
     draws: list[float] = field(default_factory=list)  # top-1 of each random draw (of labels, of seeds), if several
     n_train: int | None = None  # labelled images that were used; None: all of train
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [N] of each score, larger = less sure
+    head: Head | None = None  # what predicts, where the probe can give it
 
 
 class Probe(Protocol):

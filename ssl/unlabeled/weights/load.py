@@ -33,11 +33,6 @@ class _Division:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def folder_of(checkpoint: Path) -> Path:
-    """Returns the folder of the checkpoint's run, or for a checkpoint from elsewhere the folder that it lies in."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a file of tensors and plain values, of ``torch.save`` or safetensors; never runs code from it.
 

@@ -41,7 +41,7 @@ def build_of_checkpoint(
     """
     needs = ("views", "backbone") if given else ("data", "views", "backbone")
     with named_as_given(checkpoint, config.weights):
-        filled = complete_config(_with_folder(config, checkpoint), checkpoint, needs)
+        filled = complete_config(with_folder(config, checkpoint), checkpoint, needs)
         network = build_backbone(filled.backbone, filled.seed)
         backbone = load_backbone(checkpoint, network, any_size=config.weights is not None)
     views: Views = instantiate(filled.views)
@@ -115,7 +115,7 @@ def _embedder(config: DictConfig, network: nn.Module, view: Transform, described
     )
 
 
-def _with_folder(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+def with_folder(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     """Lets ``data.path=…`` alone name images for a run whose own data have no path, as they have moved for others."""
     given: Any = OmegaConf.to_container(config.data) if config.get("data") else {}
     own = (checkpoint.config or {}).get("data") or {}

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.core.places import NEWEST, check_one_named, checkpoint_path, run_folder, similar_runs, why_not_evaluated
+from unlabeled.core.places import (
+    NEWEST,
+    check_one_named,
+    checkpoint_path,
+    folder_of,
+    run_folder,
+    similar_runs,
+    why_not_evaluated,
+)
 from unlabeled.core.writing import check_file, check_folder
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
@@ -71,6 +79,22 @@ def _embed(keys: Keys) -> None:
         checkpoint_path(keys["run"], keys["checkpoint"])
     _check_weights(keys["weights"])
     _check_data(keys.get("data"))
+
+
+def _predict(keys: Keys) -> None:
+    if keys["out"] is None or Path(keys["out"]).suffix != ".csv":
+        raise UserError(f"out={keys['out']}: give the name of a table like predictions.csv")
+    check_file("out", Path(keys["out"]).expanduser())
+    path = checkpoint_path(keys["run"], keys["checkpoint"])
+    heads = Path(keys["report_dir"] or folder_of(path) / "report").expanduser() / "heads"
+    if not os.path.isdir(heads):
+        raise UserError(f"{heads}: no such folder; unlabeled evaluate {_as_given(keys)} keeps its classifiers there")
+    _check_data(keys.get("data"))
+
+
+def _as_given(keys: Keys) -> str:
+    key = "run" if keys["run"] else "checkpoint"
+    return f"{key}={keys[key]}"
 
 
 def _in_a_folder(keys: Keys) -> None:
@@ -157,6 +181,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "train": _train,
     "eval_linear": _evaluate,
     "embed": _embed,
+    "predict": _predict,
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,

@@ -46,6 +46,12 @@ COMMANDS = {
         "embed",
         "run",
     ),
+    "predict": Command(
+        "Says the class of each image with its probability, by a classifier that evaluate or finetune has kept.",
+        "unlabeled.commands.classify.predict:predict",
+        "predict",
+        "run",
+    ),
     "export": Command(
         "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
         "unlabeled.commands.export:export",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unlabeled.evaluation.embedding.embeddings import Embeddings
+    from unlabeled.evaluation.heads.predicted import Predicted
     from unlabeled.evaluation.reporting.results import Results
     from unlabeled.health.diagnosis import Finding
     from unlabeled.weights.pretrained import Pretrained
@@ -184,6 +185,37 @@ def embed(
         else:
             built = build_of_module(config, _module(model), splits)
         return embed_in_memory(*built, _silent)
+
+
+def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **keys: Any) -> "Predicted":
+    """Predicts the classes of images, as ``unlabeled predict`` does.
+
+    Args:
+        run: its folder or a file of weights, evaluated before: its report keeps the classifiers.
+        data: as in :func:`embed`; of a data set with a test split that one, unless ``split="train"``.
+        overrides, keys: as in :func:`train`; ``head``, ``risk``, ``report_dir``.
+
+    Returns:
+        Names, classes and calibrated probabilities; ``.save("predictions.csv")`` writes them.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    named = data is None or isinstance(data, str | os.PathLike)
+    images = {"data": data} if named and data is not None else {}
+    given = with_data_source([*overrides_of({_kind(run): _path(run)} | images | keys), *overrides])
+    config = composed("predict", given)
+    if config.out is not None:
+        raise UserError('out: what is returned has .save("predictions.csv")')
+    if not named and config.get("data") is not None:
+        raise UserError("data: images are given already; leave the keys of data out")
+    with _as_found(), user_errors(conf_folder(), "predict", given):
+        from unlabeled.commands.build.classify import build_prediction
+        from unlabeled.evaluation.embedding.given_images import given_splits
+        from unlabeled.evaluation.heads.predicted import joined
+
+        prediction = build_prediction(config, None if named else given_splits(data))
+        return joined(list(prediction.parts()))
 
 
 def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any) -> Path:

@@ -8,7 +8,7 @@ from unlabeled.core.ranges import Count, SomeOf, Temperature
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.knn import check_temperature, neighbours, sharded_neighbours, sum_votes
-from unlabeled.evaluation.probe import Score
+from unlabeled.evaluation.probe import Head, Score
 from unlabeled.evaluation.probes.linear import unseen_class_notes
 
 VOTES = 2**20  # sums of weights held at a time
@@ -63,12 +63,19 @@ class KNN:
         notes += unseen_class_notes(len(torch.unique(train.labels)), num_classes)
         scores = []
         for k in counts:  # the nearest k are the first k of the nearest max(k)
-            predictions, log_probabilities = self._vote(similarity[:, :k], labels[:, :k], num_classes)
+            predictions, log_probabilities = self.vote(similarity[:, :k], labels[:, :k], num_classes)
             score = top1(predictions, test.labels)
             scores.append(
-                Score(self.protocol(k), score, {"chosen_on": "nothing"}, list(notes), predictions, log_probabilities)
+                Score(
+                    *(self.protocol(k), score, {"chosen_on": "nothing"}, list(notes), predictions, log_probabilities),
+                    head=self._head(k, bank, train.labels),
+                )
             )
         return scores
+
+    def _head(self, k: int, bank: Tensor, labels: Tensor) -> Head:
+        rule = {"k": k, "temperature": self.temperature, "distance": self.distance, "weights": self.weights}
+        return Head("knn", self.kinds[0], {"bank": bank, "labels": labels}, rule)
 
     def _counts(self, bank: int) -> tuple[list[int], list[str]]:
         """Returns the values of k that the bank allows, and a note on those that were reduced."""
@@ -83,7 +90,7 @@ class KNN:
         first, last = (len(bank) * number // processes for number in (own, own + 1))
         return sharded_neighbours(queries, bank[first:last], first, k, distance=self.distance)
 
-    def _vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    def vote(self, similarity: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Returns the class int64 [Q] of most votes, the first among equals, and log shares of votes [Q, C]."""
         predictions, log_shares = [], torch.empty(len(labels), num_classes, device=labels.device)
         rows = max(1, VOTES // num_classes)

@@ -4,31 +4,54 @@ A head is one matrix [C, D + 1] whose last column is the bias: the features carr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, require_finite, top1
-from unlabeled.evaluation.probe import Score
+from unlabeled.evaluation.probe import Head, Score
 
 FLOAT64_UP_TO = 20_000_000  # numbers in the train features; above it float64 takes too long for the digits it gains
 CHUNK_BYTES = 32 * 2**20  # logits held at a time
 
 
-def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Maps each [N, D] to [N, D + 1]: zero mean, unit deviation by statistics of ``train``, then a column of ones.
+class Scaling(NamedTuple):
+    """Zero mean and unit deviation of each feature, by statistics of the images a head was fitted on."""
 
-    In ``dtype``, or where it is None in float64 up to FLOAT64_UP_TO numbers and in float32 above. Raises UserError on
-    features that are not finite.
+    mean: Tensor  # [D], float32 or float64
+    scale: Tensor  # [D]; 1 where a feature is constant
+
+    @classmethod
+    def of(cls, train: Tensor, dtype: torch.dtype | None = None) -> "Scaling":
+        """Measures [N, D] in ``dtype``; None: float64 up to FLOAT64_UP_TO numbers and float32 above."""
+        dtype = dtype or (torch.float64 if train.numel() <= FLOAT64_UP_TO else torch.float32)
+        std, mean = torch.std_mean(train.to(dtype), dim=0, correction=0)
+        constant = std <= 1e-6 * mean.abs()  # a constant float32 column leaves only rounding; <= includes 0 <= 0
+        return cls(mean, torch.where(constant, 1.0, std))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps [N, D] to [N, D + 1], a column of ones behind."""
+        return torch.cat([(x - self.mean) / self.scale, x.new_ones(len(x), 1, dtype=self.mean.dtype)], dim=1)
+
+
+def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Maps each [N, D] to [N, D + 1] by the :class:`Scaling` of ``train``; ``dtype`` as there.
+
+    Raises UserError on features that are not finite.
     """
     require_finite("the probe", train, *others)
-    dtype = dtype or (torch.float64 if train.numel() <= FLOAT64_UP_TO else torch.float32)
-    std, mean = torch.std_mean(train.to(dtype), dim=0, correction=0)
-    constant = std <= 1e-6 * mean.abs()  # a constant float32 column leaves only rounding; <= includes 0 <= 0
-    scale = torch.where(constant, 1.0, std)
-    return [torch.cat([(x - mean) / scale, x.new_ones(len(x), 1, dtype=dtype)], dim=1) for x in (train, *others)]
+    scaling = Scaling.of(train, dtype)
+    return [scaling(x) for x in (train, *others)]
+
+
+def linear_head(
+    weight: Tensor, train: Tensor, classes: Tensor, features: str, held: tuple[Tensor, Tensor] | None
+) -> Head:
+    """Makes what is kept of a head [c, D + 1] for ``classes`` [c], fitted on standardised features of ``train``."""
+    scaling = Scaling.of(train, weight.dtype)
+    return Head("linear", features, {"weight": weight, **scaling._asdict(), "columns": classes}, held=held)
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -55,13 +78,18 @@ def score_head(
     protocol: str, weight: Tensor, x: Tensor, test: Features, classes: Tensor, num_classes: int, chosen: dict[str, Any]
 ) -> Score:
     """Scores a head [c, D + 1] for the ``classes`` [c] that train has, on standardised test features ``x``."""
+    predictions, log_probabilities = classify(weight, x, classes, num_classes)
+    score = top1(predictions, test.labels)
+    return Score(protocol, score, chosen, unseen_class_notes(len(classes), num_classes), predictions, log_probabilities)
+
+
+def classify(weight: Tensor, x: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns the class int64 [N] and log probabilities float32 [N, C] of standardised features ``x`` [N, D + 1]."""
     log_probabilities = x.new_full((len(x), num_classes), -torch.inf, dtype=torch.float32)
     rows = chunk_rows(weight, x)
     for part, own in zip(torch.split(x, rows), torch.split(log_probabilities, rows), strict=True):
         own[:, classes] = (part @ weight.T).log_softmax(dim=1).float()
-    predictions = classes[predict(weight, x)]
-    score = top1(predictions, test.labels)
-    return Score(protocol, score, chosen, unseen_class_notes(len(classes), num_classes), predictions, log_probabilities)
+    return classes[predict(weight, x)], log_probabilities
 
 
 def chunk_rows(weight: Tensor, x: Tensor) -> int:

@@ -14,6 +14,7 @@ from unlabeled.evaluation.probes.linear import (
     check_grid,
     check_share,
     chunk_rows,
+    linear_head,
     predict,
     score_head,
     selection_notes,
@@ -67,9 +68,9 @@ class LogisticRegressionProbe:
             x, test_x = standardise(train.x, test.x)
             weight, iterations = fit_logistic(x, labels, choice.c, len(classes), self.max_iter, choice.start)
             how = {"C": choice.c, "iterations": iterations, "dtype": str(x.dtype).removeprefix("torch.")}
-            score = score_head(
-                self.protocol, weight.to(x.dtype), test_x, test, classes, num_classes, choice.chosen | how
-            )
+            weight = weight.to(x.dtype)
+            score = score_head(self.protocol, weight, test_x, test, classes, num_classes, choice.chosen | how)
+            score.head = linear_head(weight, train.x, classes, self.kinds[0], choice.held)
         assert score.log_probabilities is not None
         score.metrics = calibration_metrics(score.log_probabilities, test.labels, *(choice.held or ()))
         score.notes = choice.notes + _convergence_note(iterations, self.max_iter) + score.notes

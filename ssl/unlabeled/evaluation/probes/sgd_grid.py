@@ -17,6 +17,7 @@ from unlabeled.evaluation.probes.linear import (
     check_at_least_1,
     check_grid,
     check_share,
+    linear_head,
     predict,
     score_head,
     selection_notes,
@@ -78,12 +79,13 @@ class SGDGrid:
         """Returns one Score. Classes without a train image are never predicted."""
         with full_float32(train.x.device), torch.no_grad():
             classes, labels = torch.unique(train.labels, return_inverse=True)
-            head, chosen, notes = self._choose(train, labels, len(classes))
+            head, chosen, notes, spared = self._choose(train, labels, len(classes))
             seen, unknown = train.of(head.features).x, test.of(head.features).x
             x, test_x = standardise(seen, unknown, dtype=torch.float32)
             weight = self.fit(x, labels, len(classes), [head])[0]
             chosen |= {**head._asdict(), "epochs": self.epochs, "batch_size": self.batch_size}
             score = score_head(self.protocol, weight, test_x, test, classes, num_classes, chosen)
+            score.head = linear_head(weight, seen, classes, head.features, spared)
         score.notes = notes + score.notes
         return [score]
 
@@ -114,21 +116,29 @@ class SGDGrid:
             for rows in torch.split(order, self.batch_size):
                 yield torch.index_select(x, 0, rows, out=memory[: len(rows)]), labels[rows]
 
-    def _choose(self, train: Features, labels: Tensor, num_classes: int) -> tuple[Head, dict[str, Any], list[str]]:
+    def _choose(
+        self, train: Features, labels: Tensor, num_classes: int
+    ) -> tuple[Head, dict[str, Any], list[str], tuple[Tensor, Tensor] | None]:
+        """Returns the best head, how it was chosen, notes, and its log probabilities and labels of the holdout."""
         heads = [Head(*point) for point in product(self.kinds, self.learning_rates, self.weight_decays)]
         if len(heads) == 1:
-            return heads[0], {"chosen_on": "nothing"}, []
+            return heads[0], {"chosen_on": "nothing"}, [], None
         fit, held = split_holdout(labels, self.holdout, self.seed)
         scores: dict[Head, float] = {}
+        fitted: dict[Head, Tensor] = {}
         for kind in self.kinds:
             x = train.of(kind).x
             fit_x, held_x = standardise(x[fit], x[held], dtype=torch.float32)
             own = [head for head in heads if head.features == kind]
             weights = self.fit(fit_x, labels[fit], num_classes, own)
             scores |= {h: top1(predict(w, held_x), labels[held]) for h, w in zip(own, weights, strict=True)}
+            fitted |= dict(zip(own, weights, strict=True))
         tried = {self._name(head): score for head, score in scores.items()}
         best, notes = self._best(scores)
-        return best, selection_notes(tried, self.holdout, len(held), self.seed), notes
+        x = train.of(best.features).x
+        _, held_x = standardise(x[fit], x[held], dtype=torch.float32)
+        spared = (held_x @ fitted[best].T).log_softmax(dim=1), labels[held]
+        return best, selection_notes(tried, self.holdout, len(held), self.seed), notes, spared
 
     def _best(self, scores: dict[Head, float]) -> tuple[Head, list[str]]:
         """Returns the best head, of equals the smallest learning rate, and a note if it is at an edge of the grid."""

@@ -13,7 +13,7 @@ from unlabeled.core.ranges import Count, FilePath, LearningRate, NotNegative, Pa
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelSelection
 from unlabeled.errors import UserError
-from unlabeled.evaluation.probe import Score, Task
+from unlabeled.evaluation.probe import Head, Score, Task
 from unlabeled.evaluation.recipes.augmentation import MIXING, Augmentation, Mixing
 from unlabeled.evaluation.recipes.frozen import HEAD, config_key, format_protocol
 from unlabeled.evaluation.recipes.labels import describe_selection, select_labelled
@@ -116,7 +116,15 @@ class FineTune:
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
         chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
         seen, metrics, used = torch.unique(listed.labels), {"train_loss": loss}, len(listed.ids)
-        return [make_score(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)]
+        score = make_score(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)
+        score.head = self._head(task, model, seen)
+        return [score]
+
+    def _head(self, task: Task, model: "Classifier", seen: Tensor) -> Head:
+        """Makes what is kept: the whole network with its classifier, and how many images go through it at once."""
+        state = {f"state.{name}": value.detach() for name, value in model.state_dict().items()}
+        settings = {"pooling": self.pooling, "images_per_pass": self.training.at_once, "precision": task.precision}
+        return Head("network", "last", state | {"columns": seen.cpu()}, settings)
 
     def _check_network(self, network: Backbone) -> None:
         needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"

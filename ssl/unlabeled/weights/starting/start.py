@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unlabeled.core.places import folder_of
 from unlabeled.core.reading import open_regular
 from unlabeled.core.writing import save_safetensors
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import NO_CHANGE
-from unlabeled.weights.load import folder_of, load_backbone, load_objective, read_checkpoint
+from unlabeled.weights.load import load_backbone, load_objective, read_checkpoint
 from unlabeled.weights.safe_load import read_tensors
 from unlabeled.weights.starting.libraries import read_from_library
 

@@ -1,0 +1,1 @@
+"""``unlabeled predict`` and ``unlabeled finetune``."""

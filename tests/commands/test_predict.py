@@ -1,0 +1,148 @@
+"""``unlabeled predict`` and ``unlabeled.predict``: the report's predictions to the bit, and a row for every image."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unlabeled
+from tests.commands.test_unlabeled_command import printed
+from tests.small import composed
+from unlabeled.commands.build.run import build_backbone
+from unlabeled.errors import UserError
+from unlabeled.evaluation.predictions import read_predictions
+from unlabeled.evaluation.uncertainty.calibration import ece
+
+CHOSEN = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
+NETWORK: dict[str, Any] = {"backbone": "resnet_thin", "backbone.width": 0.125, "views": "simclr_small", "views.size": 8}
+CPU: dict[str, Any] = {"accelerator": "cpu", "num_workers": 0}
+TINY: dict[str, Any] = {"epochs": 1, "batch_size": 32, "images_per_pass": 32, "milestones": None}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network that has been evaluated on digits, with three kinds of heads."""
+    file = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(build_backbone(composed(*CHOSEN).backbone, 0).state_dict(), file)
+    probes: dict[str, Any] = {
+        "probe": ["knn", "linear", "finetune_swav_1percent"],
+        "probe.finetune_swav_1percent.fraction": 0.2,
+    }
+    tiny = {f"probe.finetune_swav_1percent.training.{key}": value for key, value in TINY.items()}
+    unlabeled.evaluate(file, data="digits", cache_gib=0, **NETWORK, **CPU, **probes, **tiny)
+    return file
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Without classes: three images, one of them with a name that a spreadsheet would compute, and one that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "=1+1.png", "c.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)).save(folder / name)
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    return folder
+
+
+def predict(weights: Path, data: Any = None, **keys: Any) -> Any:
+    return unlabeled.predict(weights, data, **NETWORK, **CPU, **keys)
+
+
+@pytest.mark.parametrize("head", ["linear", "knn/cosine-exp/k=20/T=0.1", "knn/cosine-exp/k=200/T=0.1", "finetune"])
+def test_the_test_images_have_the_predictions_and_the_calibration_of_the_report(weights: Path, head: str) -> None:
+    report = weights.parent / "report"
+    known = read_predictions(report)
+    (key,) = [each for each in known.classes if each[0] == "pretrained" and each[1].startswith(head)]
+    found = predict(weights, "digits", head=head)
+    assert torch.equal(found.numbers, known.classes[key])
+    assert found.predicted[:20] == [str(number) for number in known.classes[key][:20].tolist()]
+    assert torch.equal(torch.tensor([int(label) for label in found.labels]), known.labels)
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(450, dtype=torch.float64))
+    rows = json.loads((report / "results.json").read_text())["rows"]
+    (metrics,) = [row["metrics"] for row in rows if (row["features"], row["protocol"]) == key]
+    if head == "finetune":
+        assert "temperature" not in metrics
+    else:
+        assert ece(found.probabilities.log(), known.labels) == pytest.approx(metrics["ece_after_temperature"], abs=1e-9)
+
+
+def test_a_risk_lets_the_least_certain_abstain(weights: Path) -> None:
+    found = predict(weights, "digits", head="linear", risk=0.2)
+    assert found.limit is not None
+    assert 0 < int(found.abstains.sum()) < 450
+    assert bool((found.confidence[~found.abstains] >= found.limit.confidence).all())
+    right = torch.tensor([label == name for label, name in zip(found.labels, found.predicted, strict=True)])
+    assert right[~found.abstains].double().mean() > right.double().mean()
+    with pytest.raises(UserError, match="risk: this head was not tried on held-out images"):
+        predict(weights, "digits", head="finetune", risk=0.2)
+
+
+def test_the_command_writes_a_row_for_every_image_and_says_why_one_has_no_class(
+    weights: Path, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [f"{key}={value}" for key, value in {**NETWORK, **CPU}.items()]
+    code, out = printed(
+        capfd,
+        monkeypatch,
+        "predict",
+        f"checkpoint={weights}",
+        f"data={photos}",
+        "out=x.csv",
+        "top=3",
+        "head=linear",
+        *given,
+    )
+    assert code == 0, out
+    assert "4 images; 1 could not be decoded" in out
+    with (tmp_path / "x.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [Path(row["name"]).name for row in rows]
+    assert names == ["=1+1.png", "a.png", "b.png", "c.png"]
+    assert rows[2]["reason"].endswith("b.png: not an image that Pillow can read")
+    assert [row["predicted"] == "" for row in rows] == [False, False, True, False]
+    found = predict(weights, photos, head="linear")
+    assert rows[1]["predicted"] == found.predicted[1]
+    assert float(rows[1]["probability"]) == pytest.approx(float(found.confidence[1]), rel=1e-5)
+    assert float(rows[1]["entropy"]) == pytest.approx(float(found.entropy[1]), rel=1e-5)
+    likely = [float(rows[1][column]) for column in ("probability", "probability_2", "probability_3")]
+    assert likely == sorted(likely, reverse=True)
+    assert "class_4" not in rows[1]
+
+
+def test_one_image_images_from_memory_and_images_none_of_which_can_be_read(weights: Path, photos: Path) -> None:
+    pixels = [Image.open(photos / "a.png"), np.array(Image.open(photos / "c.png"))]
+    found = predict(weights, pixels, head="linear")
+    assert (len(found), found.labels) == (2, ["", ""])
+    alone = predict(weights, photos / "a.png", head="linear")
+    assert alone.predicted == found.predicted[:1]
+    torch.testing.assert_close(alone.probabilities, found.probabilities[:1])
+    for name in ("=1+1.png", "a.png", "c.png"):
+        (photos / name).unlink()
+    nothing = predict(weights, photos, head="linear")
+    assert (nothing.predicted, len(nothing.reasons[0]) > 0) == ([""], True)
+    assert not bool(nothing.abstains.any())
+
+
+def test_a_formula_in_a_name_or_a_class_is_text_in_the_table(weights: Path, tmp_path: Path) -> None:
+    found = predict(weights, "digits", head="linear")
+    object.__setattr__(found, "names", ["=cmd()", *found.names[1:]])
+    object.__setattr__(found, "classes", [f"@{name}" for name in found.classes])
+    found.save(tmp_path / "x.csv", top=1)
+    with (tmp_path / "x.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["name"], first["predicted"]) == ("'=cmd()", f"'{found.predicted[0]}")
+
+
+def test_heads_of_other_weights_or_other_views_are_refused(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    torch.save(build_backbone(composed(*CHOSEN).backbone, 1).state_dict(), other)
+    with pytest.raises(UserError, match="was fitted on features of other weights than"):
+        predict(other, "digits", report_dir=weights.parent / "report")
+    with pytest.raises(UserError, match=r"was fitted on images prepared by other views; give the views=…"):
+        unlabeled.predict(weights, "digits", **CPU, **{**NETWORK, "views.size": 16})
