@@ -27,6 +27,8 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "embed": ("embed", ["run=trained", "out=x.npy"]),
     "predict": ("predict", ["run=trained", "out=x.csv"]),
     "export": ("export", ["run=trained", "to=timm"]),
+    "label": ("label", ["run=trained", "out=x.csv"]),
+    "active": ("active", ["run=trained"]),
     "inspect": ("inspect", ["data=images"]),
     "pack": ("pack", ["data=images", "out=packed"]),
     "saliency": ("saliency", ["data=images", "out=masks.pt"]),
@@ -53,6 +55,11 @@ MISSING: dict[str, list[str]] = {
     "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
     "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", "run=trained out=x.csv report_dir=images"],
     "export": [*(f"{each} to=timm" for each in NETWORK), "run=trained"],
+    "label": [
+        *(f"{each} out=x.csv" for each in NETWORK),
+        *("run=trained", "run=trained out=x.csv strategy=entropy", "run=trained out=x.csv labels=nowhere.csv", ""),
+    ],
+    "active": [*NETWORK, f"run=trained {DATA[0]}", "run=trained strategy=random"],
     "inspect": DATA,
     "pack": ["out=packed data=./nowhere", "out=packed", "data=images", "out=packed check=true", ""],
     "saliency": [*(f"{each} out=masks.pt" for each in DATA), ""],
@@ -79,10 +86,11 @@ OUTPUTS = {  # command → what may be an output
         command: ["report_dir={}", "compare=[trained,trained] report_dir={}"]
         for command in ("evaluate", "eval_linear.py")
     },
-    **{command: ["out={}"] for command in ("export", "represent", "inspect", "pack")},
+    **{command: ["out={}"] for command in ("export", "represent", "active", "inspect", "pack")},
     **{
         "embed": ["out={}/x.npy"],
         "predict": ["out={}/x.csv"],
+        "label": ["out={}/x.csv"],
         "saliency": ["out={}/x.pt"],
         "compare": ["out={}/x.png"],
         "table": ["out={}/x.md"],

@@ -25,6 +25,7 @@ BatchSize = Annotated[int, Interval(ge=1, le=2**24)]
 Map = Literal["spectral_residual", "frequency_tuned", "boundary_distance", "global_contrast", "minimum_barrier"]
 Minutes = Annotated[float, Interval(gt=0, le=1e7)]
 Runs = Annotated[list[FilePath], MinLen(2)]
+Strategy = Literal["typical", "entropy", "margin", "mutual_information", "k_center", "random"]
 Sha256 = Annotated[str, Len(64, 64)]
 Side = Annotated[list[FilePath], MinLen(1)] | FilePath
 
@@ -105,5 +106,14 @@ TYPES: dict[str, Any] = {
     "top": Count,
     "risk": Between | None,
     "images_per_pass": Count | None,
+    "n": Count,
+    "labels": FilePath | None,
+    "strategy": Strategy | Annotated[list[Strategy], MinLen(1), Distinct()],
+    "classifier": Built,
+    "start": Count,
+    "step": Count,
+    "rounds": AtLeastTwo,
+    "seeds": AtLeastTwo,
+    "pool_images": AtLeastTwo | None,
     "alpha_window": Annotated[tuple[Count, Count], Increasing()],
 }

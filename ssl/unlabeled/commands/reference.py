@@ -35,6 +35,8 @@ COMMANDS = {
     "representation_side": "first={…} and second={…} of it",
     "saliency": "unlabeled saliency",
     "table": "unlabeled table",
+    "label": "unlabeled label",
+    "active": "unlabeled active",
     "health": "unlabeled health",
 }
 GROUPS = ("objective", "backbone", "views", "data", "optimizer", "trainer", "probe", "health", "logger")

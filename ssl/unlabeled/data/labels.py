@@ -119,7 +119,7 @@ class LabelSelection:
         lines = [escaped(line.strip()) for line in text.splitlines() if line.strip()]
         if not lines:
             raise UserError(f"{self.key}.labels_file={path}: names no image")
-        found = _matches(lines, source)
+        found = matches(lines, source)
         self._refuse("unknown", [line for line, ids in zip(lines, found, strict=True) if not ids], lines)
         self._refuse("ambiguous", [line for line, ids in zip(lines, found, strict=True) if len(ids) > 1], lines)
         ids = torch.tensor([only for (only,) in found])
@@ -145,8 +145,11 @@ def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
     return [name for id in labels.ids.tolist() if (name := train.name(id)) in held_out]
 
 
-def _matches(lines: list[str], source: Source) -> list[list[int]]:
-    """Returns the images that each line can name: by the name, else by the end of the path, else by the number."""
+def matches(lines: list[str], source: Source) -> list[list[int]]:
+    """Returns the images of a source that each line can name: by the name, else the end of the path, else the number.
+
+    A name may be relative to the folder of all images.
+    """
     root = common_folder(source)
     ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for id in range(len(source)):

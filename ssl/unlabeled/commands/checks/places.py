@@ -22,6 +22,7 @@ from unlabeled.training.run_folder import check_run_folder
 Keys = Mapping[str, Any]
 SOURCES = "unlabeled.data.sources."
 FOLDERS = ("folder.folder", "huggingface.huggingface")  # sources whose data.path is there itself
+ASK_A_CLASSIFIER = ("entropy", "margin", "mutual_information")  # strategies
 TABLES = (".parquet", ".npy", ".npz", ".csv", ".safetensors")  # endings of what embed writes
 
 
@@ -97,8 +98,57 @@ def _as_given(keys: Keys) -> str:
     return f"{key}={keys[key]}"
 
 
+def _label(keys: Keys) -> None:
+    check_strategy(keys)
+    _check_list_out(keys["out"])
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
+
+
+def check_strategy(keys: Keys) -> None:
+    """Raise UserError for several strategies, one that lacks labels, or labels that are not there."""
+    strategy = keys["strategy"]
+    if not isinstance(strategy, str):
+        raise UserError(f"strategy={strategy}: a list is made by one; give one of them")
+    if strategy in ASK_A_CLASSIFIER and keys["labels"] is None:
+        raise UserError(
+            f"strategy={strategy}: asks a classifier, which needs labels; give labels=FILE of what is labelled so far, "
+            "or strategy=typical or k_center, which need none"
+        )
+    if keys["labels"] is not None:
+        check_list(keys["labels"])
+
+
+def _check_list_out(given: str | None) -> None:
+    if given is None:
+        raise UserError("out: has no default; give out=next.csv, or .txt")
+    out = Path(given).expanduser()
+    check_file("out", out)
+    if out.suffix not in (".csv", ".txt"):
+        raise UserError(f"out={out}: the ending says how it is written; allowed: .csv, .txt")
+
+
+def check_list(labels: str) -> None:
+    """Raise UserError for a list of labels that is not there, or that is none by its ending."""
+    path = Path(labels).expanduser()
+    if not os.path.isfile(path):
+        raise UserError(f"labels={labels}: no such file; give a .csv with columns path and label, or a .txt of names")
+    if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".txt"):
+        raise UserError(f"labels={labels}: the ending says how it is read; allowed: .csv, .tsv, .parquet, .txt")
+
+
+def _active(keys: Keys) -> None:
+    given = keys["strategy"]
+    if "random" in ([given] if isinstance(given, str) else given):
+        raise UserError(f"strategy={given}: random stands beside each strategy anyway; give another")
+    _in_a_folder(keys)
+
+
 def _in_a_folder(keys: Keys) -> None:
-    """Of export and represent."""
+    """Of export, represent and active."""
     if keys["out"]:
         check_folder("out", Path(keys["out"]).expanduser())
     checkpoint_path(keys["run"], keys["checkpoint"])
@@ -182,6 +232,8 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "eval_linear": _evaluate,
     "embed": _embed,
     "predict": _predict,
+    "label": _label,
+    "active": _active,
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,

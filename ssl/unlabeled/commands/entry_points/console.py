@@ -58,6 +58,18 @@ COMMANDS = {
         "export",
         "run",
     ),
+    "label": Command(
+        "Lists the images of a pool to label next: typical, covering, or those a classifier is least sure of.",
+        "unlabeled.commands.labelling.label:label",
+        "label",
+        "run",
+    ),
+    "active": Command(
+        "Runs active learning on a labelled set and says how many labels a strategy saves against random.",
+        "unlabeled.commands.labelling.active:active",
+        "active",
+        "run",
+    ),
     "inspect": Command(
         "Tells what is in a data set: sizes, classes, corrupt files, duplicates, speed of decoding.",
         "unlabeled.commands.inspect:inspect_data",

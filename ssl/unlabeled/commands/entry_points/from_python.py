@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from unlabeled.evaluation.embedding.embeddings import Embeddings
     from unlabeled.evaluation.heads.predicted import Predicted
     from unlabeled.evaluation.reporting.results import Results
+    from unlabeled.evaluation.selection.active_result import Active
+    from unlabeled.evaluation.selection.wanted import Wanted
     from unlabeled.health.diagnosis import Finding
     from unlabeled.weights.pretrained import Pretrained
 
@@ -241,6 +243,62 @@ def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any)
 
         plain: Any = OmegaConf.to_container(config)
         return write(config, plain, _silent)
+
+
+def label(
+    run: Weights, data: "str | os.PathLike[str] | None" = None, *, overrides: Sequence[str] = (), **keys: Any
+) -> "Wanted":
+    """Choose the images of a pool to label next: ``unlabeled label``.
+
+    Args:
+        run: what :func:`load` takes.
+        data: the pool: a folder or a list by its path, or a choice such as ``"digits"``. None: the run's own images.
+        overrides, keys: as in :func:`train`; ``n``, ``strategy``, ``labels``; with ``out`` the list is written too.
+
+    Returns:
+        ``names`` of the images, the most wanted first.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    images = {} if data is None else {"data": data}
+    given = with_data_source([*overrides_of(_source(run) | images | keys), *overrides])
+    config = composed("label", given)
+    with _as_found(), user_errors(conf_folder(), "label", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.checks.places import check_strategy
+        from unlabeled.commands.labelling.label import label as choose
+
+        plain: Any = OmegaConf.to_container(config)
+        check_strategy(plain)
+        return choose(config, plain, _silent)
+
+
+def active(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Active":
+    """Run active learning on a labelled set and write its page: ``unlabeled active``.
+
+    Args:
+        run: its folder or a file of weights.
+        overrides, keys: as in :func:`train`; ``strategy``, ``start``, ``step``, ``rounds``, ``seeds``, ``out``.
+
+    Returns:
+        ``courses`` with the accuracy of each round, ``savings`` of each strategy, ``page``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    given = with_data_source(overrides_of({_kind(run): _path(run)} | keys) + list(overrides))
+    config = composed("active", given)
+    with _as_found(), user_errors(conf_folder(), "active", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.checks.places import check_places
+        from unlabeled.commands.labelling.active import active as learn
+
+        plain: Any = OmegaConf.to_container(config)
+        check_places("active", plain)
+        return learn(config, plain, _silent, for_shell(["unlabeled", "active", *given]))
 
 
 def _module(model: Any) -> "nn.Module":

@@ -40,6 +40,15 @@ def of_list(file: Path, given: str, path_column: str | None, label_column: str |
     Raises:
         UserError: it cannot be read, has no such columns, or none of its files exists.
     """
+    return _checked(file, given, read_rows(file, given, path_column, label_column))
+
+
+def read_rows(file: Path, given: str, path_column: str | None = None, label_column: str | None = None) -> Rows:
+    """Reads paths and labels as they stand in a list, whether the files are there or not; at least one.
+
+    Raises:
+        UserError: as :func:`of_list`.
+    """
     end = os.path.splitext(file)[1].lower()
     if end == ".txt":
         lines = [each for each in read_text(file, given).splitlines() if each.strip()]
@@ -49,7 +58,7 @@ def of_list(file: Path, given: str, path_column: str | None, label_column: str |
         rows = read(file, given, path_column, label_column)
     if not rows[0]:
         raise UserError(f"{given}: names no image; give a list with a path in each line or row")
-    return _checked(file, given, rows)
+    return rows
 
 
 def _checked(file: Path, given: str, rows: Rows) -> Listing:
@@ -73,7 +82,7 @@ def _checked(file: Path, given: str, rows: Rows) -> Listing:
             f"({shorten_list([shown_path(name) for name in rows[0][:3]])}, "
             f"relative to {base.absolute()}); mend the paths, or move the list to the folder that they start from"
         )
-    classes = _classes([label for label in labels if label is not None])
+    classes = class_order([label for label in labels if label is not None])
     number = {name: place for place, name in enumerate(classes)}
     owners = np.array([-1 if label is None else number[label] for label in labels], np.int64)
     inodes = [inode for _, inode in seen]
@@ -92,7 +101,7 @@ def _identity(path: Path, name: str, left_out: LeftOut) -> tuple[int, int] | Non
     return status.st_dev, status.st_ino
 
 
-def _classes(labels: Sequence[str]) -> list[str]:
+def class_order(labels: Sequence[str]) -> list[str]:
     """Sorts the classes by number where all are whole numbers, else by name."""
     names = set(labels)
     if all(name.isascii() and name.removeprefix("-").isdigit() and len(name) < 19 for name in names):

@@ -80,11 +80,17 @@ class Bootstrap:
     def _pool(self, x: Tensor, labels: Tensor, queries: Tensor, c: float) -> Pool:
         # float32 halves the time, and the heads differ by far more than its rounding
         x, queries = (part.float() for part in standardise(x, queries))
-        heads, count = [], int(labels.max()) + 1
-        for member in range(self.members):
-            rows = resample(labels, derive_seed(self.seed, member))
-            heads.append(fit_logistic(x[rows], labels[rows], c, count, self.max_iter)[0])
-        return pool_heads(torch.stack(heads).to(queries), queries)
+        heads = bootstrap_heads(x, labels, self.members, c, self.seed, self.max_iter)
+        return pool_heads(heads.to(queries), queries)
+
+
+def bootstrap_heads(x: Tensor, labels: Tensor, members: int, c: float, seed: int, max_iter: int) -> Tensor:
+    """Fits heads [S, C, D + 1] on stratified resamples of ``x`` [N, D + 1], ``labels`` int64 [N] from 0 to C − 1."""
+    heads, count = [], int(labels.max()) + 1
+    for member in range(members):
+        rows = resample(labels, derive_seed(seed, member))
+        heads.append(fit_logistic(x[rows], labels[rows], c, count, max_iter)[0])
+    return torch.stack(heads)
 
 
 def resample(labels: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Commands that say which images to label next, and what that saves."""
