@@ -26,7 +26,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(photos: Path, labels: bool = False) -> Source:
     found = folder(str(photos / "flat"), image_size=8).train
     if not labels:
-        found.classes, found.labels = [], torch.full((len(found),), -1)  # type: ignore[misc]
+        found.classes, found.labels = [], torch.full((len(found),), -1)
     return found
 
 
