@@ -7,13 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlabeled.commands.entry_points.from_python import active, embed, evaluate, export, label, load, predict, train
+    from unlabeled.commands.entry_points.from_python import (
+        active,
+        embed,
+        evaluate,
+        explore,
+        export,
+        label,
+        load,
+        predict,
+        train,
+    )
     from unlabeled.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "active", "embed", "evaluate", "export", "label", "load", "predict", "train"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "active",
+    "embed",
+    "evaluate",
+    "explore",
+    "export",
+    "label",
+    "load",
+    "predict",
+    "train",
+]
 
-_COMMANDS = ("active", "embed", "evaluate", "export", "label", "load", "predict", "train")
+_COMMANDS = ("active", "embed", "evaluate", "explore", "export", "label", "load", "predict", "train")
 _HOMES = dict.fromkeys(_COMMANDS, "unlabeled.commands.entry_points.from_python")
 _HOMES["UserError"] = "unlabeled.errors"
 

@@ -26,6 +26,7 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "eval_linear.py": ("eval_linear", ["run=trained"]),
     "embed": ("embed", ["run=trained", "out=x.npy"]),
     "predict": ("predict", ["run=trained", "out=x.csv"]),
+    "explore": ("explore", ["run=trained"]),
     "export": ("export", ["run=trained", "to=timm"]),
     "label": ("label", ["run=trained", "out=x.csv"]),
     "active": ("active", ["run=trained"]),
@@ -54,6 +55,7 @@ MISSING: dict[str, list[str]] = {
     "eval_linear.py": [*NETWORK, "compare=[nowhere,trained]", "ensemble=[trained,nowhere]"],
     "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
     "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", "run=trained out=x.csv report_dir=images"],
+    "explore": [*NETWORK, "weights=nowhere", "embeddings=nowhere.npz data=images", "embeddings=file data=images", ""],
     "export": [*(f"{each} to=timm" for each in NETWORK), "run=trained"],
     "label": [
         *(f"{each} out=x.csv" for each in NETWORK),
@@ -89,6 +91,7 @@ OUTPUTS = {  # command → what may be an output
     **{command: ["out={}"] for command in ("export", "represent", "active", "inspect", "pack")},
     **{
         "embed": ["out={}/x.npy"],
+        "explore": ["out={}/x.html"],
         "predict": ["out={}/x.csv"],
         "label": ["out={}/x.csv"],
         "saliency": ["out={}/x.pt"],

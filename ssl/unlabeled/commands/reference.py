@@ -27,6 +27,7 @@ COMMANDS = {
     "eval_linear": "eval_linear.py",
     "embed": "unlabeled embed",
     "predict": "unlabeled predict",
+    "explore": "unlabeled explore",
     "export": "unlabeled export",
     "inspect": "unlabeled inspect",
     "pack": "unlabeled pack",

@@ -19,6 +19,7 @@ FREE_KEYS = (
     "checkpoint_every_n_steps",
     "checkpoints_kept",
     "data.index",
+    "explore_images",
     "health",
     "log_every_n_steps",
     "logger",

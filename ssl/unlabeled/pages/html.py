@@ -1,4 +1,4 @@
-"""Makes pages of one HTML file with its pictures inside: no other file, no script, no network."""
+"""Makes pages of one HTML file with its pictures inside: no other file, no network."""
 
 import base64
 import io
@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def html_page(title: str, style: str, body: str) -> str:
+def html_page(title: str, style: str, body: str, head: str = "") -> str:
     """Returns the whole text of a page.
 
     Args:
         title: plain text.
         style: CSS.
         body: HTML.
+        head: HTML of further elements of the head.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
+        f"{head}<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
     )
 
 

@@ -25,7 +25,7 @@ def write_analysis(folder: Path, analysis: Analysis, protocol: Mapping[str, Any]
 
     In the JSON, numbers are not rounded, and a number that is not finite is null.
     """
-    pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in _plots(analysis)}
+    pictures = {f"{NAME}_{name}.png": (figure, words) for name, figure, words in plots(analysis)}
     for name, (figure, _) in pictures.items():
         save_plot(folder / name, figure)
     shown = {name: words for name, (_, words) in pictures.items()}
@@ -55,13 +55,18 @@ def analysis_values(analysis: Analysis, protocol: Mapping[str, Any]) -> dict[str
 
 
 def measures_table(analysis: Analysis) -> str:
-    """Returns the measures as a Markdown table: a line for each measure, a column for each space."""
-    lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)]]
-    lines += [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
+    """Returns the measures as a Markdown table."""
+    lines = [["", *analysis.spaces], ["---", *["---:"] * len(analysis.spaces)], *measure_lines(analysis)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def measure_lines(analysis: Analysis) -> list[list[str]]:
+    """Returns a line for each measure: its name, and a cell for each space."""
+    lines = [[title, *map(cell, analysis.spaces.values())] for title, cell in _LINES.items()]
     for name in next(iter(analysis.spaces.values()))["invariance"]:
         cells = (f"{space['invariance'][name]:.3f}" for space in analysis.spaces.values())
         lines.append([f"invariance to {name}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _alpha(space: Mapping[str, Any]) -> str:
@@ -85,7 +90,8 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _plots(analysis: Analysis) -> list[tuple[str, "Figure", str]]:
+def plots(analysis: Analysis) -> list[tuple[str, "Figure", str]]:
+    """Returns the plots of an analysis: a name, the figure, what it shows."""
     spectrum = "Each relative to its largest; dashed, the lines that α-ReQ fits over its window."
     augmentations = "; ".join(f"{name}: {strength}" for name, strength in STRENGTHS.items())
     made = [

@@ -35,7 +35,7 @@ def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[
     source = choose_split(data, config.split)
     views.require_masks(source)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return AnalysisSubject(backbone, _projector(config, checkpoint), views, data, source, device), plain
+    return AnalysisSubject(backbone, projector_of(config, checkpoint), views, data, source, device), plain
 
 
 def build_compared_networks(
@@ -95,7 +95,7 @@ def _name(path: Path | None, backbone: DictConfig) -> str:
     return f"{kind}, {folder_of(path).name if path.parent.name == 'checkpoints' else path.name}"
 
 
-def _projector(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
+def projector_of(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
     """What an objective calls so, or its teacher's where that is evaluated; None for others and files of others."""
     if not config.get("objective"):
         return None

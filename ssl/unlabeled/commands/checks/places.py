@@ -108,6 +108,33 @@ def _label(keys: Keys) -> None:
     _check_data(keys.get("data"))
 
 
+def _explore(keys: Keys) -> None:
+    if keys["out"] is not None:
+        out = Path(keys["out"]).expanduser()
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"out={out}: give the name of a page like explore.html")
+        check_file("out", out)
+    named = [keys[key] for key in ("run", "checkpoint", "weights", "embeddings")]
+    if sum(each is not None for each in named) != 1:
+        raise UserError("give one of run=outputs/NAME, checkpoint=FILE, weights=… and embeddings=FILE")
+    if keys["embeddings"] is not None:
+        _check_table(keys["embeddings"], keys.get("data"))
+    elif keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    _check_weights(keys["weights"])
+    _check_data(keys.get("data"))
+
+
+def _check_table(given: str, data: Any) -> None:
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise UserError(f"embeddings={given}: no such file; unlabeled embed writes one")
+    if path.suffix not in TABLES:
+        raise UserError(f"embeddings={given}: the ending says what it is; allowed: {', '.join(TABLES)}")
+    if not data:
+        raise UserError("data: a table of features holds no image: give data=… that it was made of")
+
+
 def check_strategy(keys: Keys) -> None:
     """Raise UserError for several strategies, one that lacks labels, or labels that are not there."""
     strategy = keys["strategy"]
@@ -234,6 +261,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "predict": _predict,
     "label": _label,
     "active": _active,
+    "explore": _explore,
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,

@@ -52,6 +52,12 @@ COMMANDS = {
         "predict",
         "run",
     ),
+    "explore": Command(
+        "Makes a page of images without labels: a map, clusters, neighbours, outliers, duplicates, what to label.",
+        "unlabeled.commands.features.explore:explore",
+        "explore",
+        "run",
+    ),
     "export": Command(
         "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
         "unlabeled.commands.export:export",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unlabeled.evaluation.embedding.embeddings import Embeddings
+    from unlabeled.evaluation.embedding.stream import Embedder, Images
     from unlabeled.evaluation.heads.predicted import Predicted
     from unlabeled.evaluation.reporting.results import Results
     from unlabeled.evaluation.selection.active_result import Active
@@ -62,8 +63,9 @@ class Run:
 
     @property
     def report(self) -> Path | None:
-        """The page, or None where nothing was evaluated."""
-        return None if self.results is None else self.results.report
+        """The page; None where nothing was evaluated and none was made of the images."""
+        page = self.folder / "report" / "report.html"
+        return self.results.report if self.results is not None else page if page.is_file() else None
 
     @cached_property
     def backbone(self) -> "Pretrained":
@@ -162,31 +164,79 @@ def embed(
     Raises:
         UserError: a mistake, with the line that the command would print.
     """
-    of_file = isinstance(model, str | os.PathLike | Run)
-    named = data is None or isinstance(data, str | os.PathLike)
-    weights = _source(model) if of_file else {}
-    images = {"data": data} if named and data is not None else {}
-    given = with_data_source([*overrides_of(weights | images | keys), *overrides])
+    given, named = _given(model, data, keys, overrides)
     config = composed("embed", given)
     if config.out is not None:
         raise UserError('out: what is returned has .save("features.parquet")')
+    _check_given(config, model, named)
+    with _as_found(), user_errors(conf_folder(), "embed", given):
+        from unlabeled.evaluation.embedding.table import embed_in_memory
+
+        return embed_in_memory(*_built(config, model, None if named else data), _silent)
+
+
+def explore(
+    model: "Weights | nn.Module", data: Any = None, *, out: Any = None, overrides: Sequence[str] = (), **keys: Any
+) -> Path:
+    """Makes a page to look through images without labels: ``unlabeled explore``.
+
+    Args:
+        model, data: as :func:`embed` takes them.
+        out: the page; None: explore.html in the run's folder, or here.
+        overrides, keys: as in :func:`train`; ``images``, ``clusters``, ``label_next``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    own = {} if out is None else {"out": out}
+    given, named = _given(model, data, own | keys, overrides)
+    config = composed("explore", given)
+    _check_given(config, model, named)
+    if config.embeddings is not None:
+        raise UserError("embeddings: a network is given already; leave it out")
+    with _as_found(), user_errors(conf_folder(), "explore", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.features.explore import as_embedding, explore_built, page_path
+
+        plain: Any = OmegaConf.to_container(config)
+        built = _built(as_embedding(config), model, None if named else data)
+        page = page_path(plain, Path(config.run).expanduser() if config.run else Path())
+        return explore_built(page, *built, _origin(model), plain, _silent)
+
+
+def _given(model: Any, data: Any, keys: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """What is given to a command that embeds, and whether the images are named: by a place, a choice, or the run."""
+    named = data is None or isinstance(data, str | os.PathLike)
+    weights = _source(model) if isinstance(model, str | os.PathLike | Run) else {}
+    images = {"data": data} if named and data is not None else {}
+    return with_data_source([*overrides_of(weights | images | keys), *overrides]), named
+
+
+def _check_given(config: Any, model: Any, named: bool) -> None:
     if not named and config.get("data") is not None:
         raise UserError("data: images are given already; leave the keys of data out")
+    of_file = isinstance(model, str | os.PathLike | Run)
     if not of_file and (unused := [key for key in LOADED if config.get(key)]):
         raise UserError(f"{unused[0]}: a network is given already; leave it out")
-    with _as_found(), user_errors(conf_folder(), "embed", given):
-        from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
-        from unlabeled.evaluation.embedding.given_images import given_splits
-        from unlabeled.evaluation.embedding.table import embed_in_memory
-        from unlabeled.weights.starting.named import read_named
 
-        splits = None if named else given_splits(data)
-        if of_file:
-            checkpoint = read_named(config.run, config.checkpoint, config.weights)
-            built = build_of_checkpoint(config, checkpoint, splits)
-        else:
-            built = build_of_module(config, _module(model), splits)
-        return embed_in_memory(*built, _silent)
+
+def _built(config: Any, model: Any, images: Any) -> "tuple[Embedder, Images]":
+    from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
+    from unlabeled.evaluation.embedding.given_images import given_splits
+    from unlabeled.weights.starting.named import read_named
+
+    splits = None if images is None else given_splits(images)
+    if isinstance(model, str | os.PathLike | Run):
+        return build_of_checkpoint(config, read_named(config.run, config.checkpoint, config.weights), splits)
+    return build_of_module(config, _module(model), splits)
+
+
+def _origin(model: Any) -> str:
+    return _path(model) if isinstance(model, str | os.PathLike | Run) else type(model).__name__
 
 
 def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **keys: Any) -> "Predicted":

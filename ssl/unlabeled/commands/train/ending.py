@@ -36,7 +36,13 @@ def training_of(run_dir: Path) -> dict[str, Any]:
     return read_json(run_dir / "training.json")
 
 
-def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_many: bool = False) -> None:
+def tell(
+    run_dir: Path,
+    rows: Sequence[Row],
+    log: Callable[[str], None],
+    one_of_many: bool = False,
+    pages: Sequence[Path] = (),
+) -> None:
     """Three results, and what to do next.
 
     Args:
@@ -44,16 +50,22 @@ def tell(run_dir: Path, rows: Sequence[Row], log: Callable[[str], None], one_of_
         rows: of its report; none where nothing was evaluated.
         say: gets it line by line.
         one_of_many: a job of a sweep, after which the next one comes.
+        pages: of a run without labelled test images: to look through them, and the report.
     """
     log("")
-    for line in (_quality(rows), _doubt(rows), _health(run_dir), _speed(run_dir)):
+    for line in (_without_labels(pages) if pages else _quality(rows), _doubt(rows), _health(run_dir), _speed(run_dir)):
         if line:
             log(line)
     if one_of_many:
         return
     log("next:")
-    for what, command in _next(run_dir, rows):
+    for what, command in _next(run_dir, rows, pages):
         log(f"  {what:<26}  {command}")
+
+
+def _without_labels(pages: Sequence[Path]) -> str:
+    explore, report = pages
+    return f"no labelled test images: {report} has rank, invariances and clusters, {explore} every image"
 
 
 def _quality(rows: Sequence[Row]) -> str:
@@ -88,16 +100,28 @@ def _doubt(rows: Sequence[Row]) -> str:
 
 def _health(run_dir: Path) -> str:
     """What is wrong with the run, the most serious first; that nothing is only where plan, loss and monitor agree."""
-    try:
-        findings = diagnose_run(run_dir).findings
-    except UserError:  # a run of no step has written no metrics
+    findings = _findings(run_dir)
+    if findings is None:
         return ""
-    serious = [f"{each.severity}: {each.sentence}" for each in findings if each.severity != "note"]
-    wrong = [*serious, *_loss_rose(run_dir), *_failed_checks(run_dir)]
+    wrong = [*findings, *_loss_rose(run_dir), *_failed_checks(run_dir)]
     if not wrong:
         return "healthy: nothing to warn of"
-    more = f"and {len(serious) - 1} more: unlabeled health {run_dir}" if len(serious) > 1 else ""
-    return "\n".join([*([f"{serious[0]}{f' ({more})' if more else ''}"] if serious else []), *wrong[len(serious) :]])
+    more = f"and {len(findings) - 1} more: unlabeled health {run_dir}" if len(findings) > 1 else ""
+    return "\n".join([*([f"{findings[0]}{f' ({more})' if more else ''}"] if findings else []), *wrong[len(findings) :]])
+
+
+def warnings_of(run_dir: Path) -> list[str]:
+    """Everything that is wrong with a run, a sentence each, the most serious first."""
+    return [*(_findings(run_dir) or []), *_loss_rose(run_dir), *_failed_checks(run_dir)]
+
+
+def _findings(run_dir: Path) -> list[str] | None:
+    """Of the health monitor, without notes; None for a run of no step, which has written no metrics."""
+    try:
+        findings = diagnose_run(run_dir).findings
+    except UserError:
+        return None
+    return [f"{each.severity}: {each.sentence}" for each in findings if each.severity != "note"]
 
 
 def _loss_rose(run_dir: Path) -> list[str]:
@@ -131,8 +155,10 @@ def _speed(run_dir: Path) -> str:
     return f"{training['images_per_second']:,.0f} images/s, {steps:,} steps in {seconds:,.0f} s"
 
 
-def _next(run_dir: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    lines = [("look at the report", f"open {run_dir / 'report' / 'report.html'}")] if rows else []
+def _next(run_dir: Path, rows: Sequence[Row], pages: Sequence[Path]) -> list[tuple[str, str]]:
+    report = run_dir / "report" / "report.html"
+    lines = [("look at the report", f"open {report}")] if rows or pages else []
+    lines += [("look through the images", f"open {pages[0]}")] if pages else []
     if not (rows and _has_own_data(run_dir)):
         lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
     lines.append(("get the features of images", f"unlabeled embed run={run_dir} data=FOLDER out=features.parquet"))

@@ -37,6 +37,7 @@ class Trained:
 
     run_dir: Path
     rows: "list[Row]" = field(default_factory=list)  # of the report
+    pages: list[Path] = field(default_factory=list)  # of a run without labelled test images
     ended: bool = False  # whether this process has trained to the end and is the one that says so
 
 
@@ -98,15 +99,16 @@ def _train(
         raise SystemExit(128 + stop.number) from None
     if not run.trainer.is_global_zero:
         return Trained(run_dir)
-    rows: list[Row] = []
+    rows, pages = list["Row"](), list[Path]()
     if evaluated:
         rows = _evaluate(config, run, command, log)
+    elif run.data.splits.test is None and config.explore_images:
+        pages = _look_through(config, run, command, log)
     else:
-        remedy = "a new run with data.holdout=0.2 has one of class folders"
-        log(f"no probe, or no test split: nothing is evaluated ({remedy}); the trained state is {run.checkpoint}")
+        log(f"no probe, or no labelled test images: nothing is evaluated; the trained state is {run.checkpoint}")
     speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
     log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
-    return Trained(run_dir, rows, ended=True)
+    return Trained(run_dir, rows, pages, ended=True)
 
 
 def _evaluate(config: DictConfig, run: "Run", command: str, log: Callable[[str], None]) -> "list[Row]":
@@ -121,6 +123,18 @@ def _evaluate(config: DictConfig, run: "Run", command: str, log: Callable[[str],
     with stoppable(kept), local_only():
         evaluation = build_evaluation(config, run.data, config.trainer.accelerator)
         return evaluate(evaluation, read_checkpoint(run.checkpoint), Path(config.run_dir) / "report", command, log)
+
+
+def _look_through(config: DictConfig, run: "Run", command: str, log: Callable[[str], None]) -> list[Path]:
+    from unlabeled.commands.features.without_labels import write_pages
+    from unlabeled.commands.train.ending import warnings_of
+    from unlabeled.distributed import local_only
+
+    def kept(number: int) -> str:
+        return f"stopped while its pages are made; the trained state is {run.checkpoint}; {_go_on(number, command)}"
+
+    with stoppable(kept), local_only():
+        return write_pages(config, run.data, run.checkpoint, command, warnings_of(Path(config.run_dir)), log)
 
 
 def _kept(run_dir: Path, number: int, command: str) -> str:
@@ -142,7 +156,7 @@ def job(config: DictConfig) -> float | None:
     if trained.ended:
         from unlabeled.commands.train.ending import score, tell
 
-        tell(trained.run_dir, trained.rows, print, is_sweep())
+        tell(trained.run_dir, trained.rows, print, is_sweep(), trained.pages)
         return score(trained.rows)
     return None
 

@@ -38,7 +38,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
     """
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_POINTS]
     x, labels = normalize(x[rows].float().cpu()), labels[rows].cpu()
-    method, position = _embed(x, seed)
+    method, position = project(x, seed)
     figure = new_figure(5.0)
     axes = figure.add_subplot()
     # in random order: drawn class by class, the last class would lie on top and look purer than it is
@@ -128,7 +128,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _embed(x: Tensor, seed: int) -> tuple[str, Any]:
+def project(x: Tensor, seed: int) -> tuple[str, Any]:
+    """Projects rows [N, D] onto a plane [N, 2] and names the method: UMAP, t-SNE or PCA, see :func:`feature_map`."""
     centred = x - x.mean(dim=0)
     # t-SNE divides by the spread of two principal components, which is 0 for a collapsed network
     if len(x) < FEWEST_FOR_TSNE or x.shape[1] < 2 or float(centred.abs().max()) < 1e-6:

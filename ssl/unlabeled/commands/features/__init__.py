@@ -1,0 +1,1 @@
+"""Commands on what the features of a network are for."""

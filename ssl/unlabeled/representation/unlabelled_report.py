@@ -1,0 +1,208 @@
+"""The report of a run without labelled test images: curves, health, rank, invariances, clusters, neighbours."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from unlabeled.core.environment import plain_values
+from unlabeled.core.writing import write_atomic
+from unlabeled.evaluation.exploring.findings import Findings
+from unlabeled.evaluation.exploring.images import Explored
+from unlabeled.evaluation.reporting.figures import loss_curve
+from unlabeled.evaluation.reporting.gallery import ImagesOf
+from unlabeled.evaluation.reporting.run_summary import provenance_facts
+from unlabeled.evaluation.selection.nearest import Ints, duplicate_groups
+from unlabeled.pages.html import html_page
+from unlabeled.pages.parts import Part, breakable, contents, doubts, folded, part_html, part_of_section, text_table
+from unlabeled.pages.section import Tile, plot_section, tile_html
+from unlabeled.pages.style import STYLE
+from unlabeled.representation.analysis import Analysis
+from unlabeled.representation.report_files import measure_lines, plots
+
+TITLE = "Report without labels"
+CLUSTERS, CENTRAL, QUERIES, NEAR, FEW = 12, 8, 6, 8, 16  # how many of each are shown; our choice
+DUPLICATE = 0.99  # cosine from which two images are called near duplicates, as Embeddings.duplicates has it
+FOLDED = ("versions", "machine", "run_config")
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """The images of a run, what is found in their features, and how to show them."""
+
+    explored: Explored
+    found: Findings
+    image: ImagesOf
+
+
+def write_unlabelled_report(
+    folder: Path,
+    looked_at: LookedAt,
+    analysis: Analysis | None,
+    findings: Sequence[str],
+    provenance: Mapping[str, Any],
+    metrics: Path,
+    collapsed_at: float | None,
+    page: str,
+) -> Path:
+    """Writes report.html, and its plots as PNG, into ``folder``.
+
+    Args:
+        folder: made if it does not exist.
+        looked_at: the images; about 200 of them are decoded.
+        analysis: of the network; None where it could not be measured.
+        findings: what is wrong with the run, a sentence each.
+        provenance: checkpoint, data, settings, versions, machine.
+        metrics: the run's metrics.jsonl.
+        collapsed_at: loss of a collapsed network, for the learning curve.
+        page: address of the explore page, from ``folder``.
+
+    Returns:
+        The path of report.html.
+    """
+    parts = [
+        *(doubts("Warnings", findings) or [Part("Health", "<p>Nothing to warn of.</p>")]),
+        *_curves(folder, metrics, collapsed_at),
+        *([] if analysis is None else _measures(analysis, folder)),
+        *_images(looked_at),
+        _facts(provenance),
+    ]
+    top = _opening(looked_at, analysis, findings, provenance, page)
+    body = f"<main>{top}{contents(parts)}{''.join(map(part_html, parts))}</main>"
+    write_atomic(folder / "report.html", html_page(TITLE, STYLE, body))
+    return folder / "report.html"
+
+
+def _opening(
+    looked_at: LookedAt, analysis: Analysis | None, findings: Sequence[str], provenance: Mapping[str, Any], page: str
+) -> str:
+    checkpoint, data = provenance["checkpoint"], provenance["data"]
+    under = [str(checkpoint["path"]), str(data["description"]), str(provenance["date"])]
+    quiet = " · ".join(breakable(each) for each in under)
+    link = f'<p><a href="{escape(page)}">Look through the images</a>: map, clusters, outliers, near duplicates.</p>'
+    headline = f'<p class="headline">{breakable(_headline(looked_at, analysis, findings))}</p>'
+    return f'<header><h1>{TITLE}</h1><p class="quiet">{quiet}</p>{headline}{link}</header>'
+
+
+def _headline(looked_at: LookedAt, analysis: Analysis | None, findings: Sequence[str]) -> str:
+    found = looked_at.found
+    health = "Nothing to warn of" if not findings else f"{len(findings)} warning{'s' * (len(findings) > 1)}"
+    rank = ""
+    if analysis is not None:
+        space = analysis.spaces["backbone"]
+        rank = f" {space['rankme']:.0f} of {space['dimensions']:,} dimensions are used (RankMe);"
+    groups = duplicate_groups(found.near, found.cosines, DUPLICATE)
+    twins = f"{len(groups):,} group{'s' * (len(groups) != 1)} of near duplicates"
+    return f"{health}.{rank} {len(found.clusters)} clusters and {twins} among {len(found.unusual):,} images."
+
+
+def _curves(folder: Path, metrics: Path, collapsed_at: float | None) -> list[Part]:
+    if not metrics.exists():
+        return []
+    words = "Training loss of every logged step."
+    section = plot_section(loss_curve(metrics, collapsed_at), folder, "loss_curve", "Loss while training", words)
+    return [part_of_section(section)]
+
+
+def _measures(analysis: Analysis, folder: Path) -> list[Part]:
+    lines = [[escape(cell) for cell in line] for line in measure_lines(analysis)]
+    words = (
+        "Ranks say how many dimensions the features fill; they compare between networks with equal images and "
+        "dimensions alone. Invariance is 1 where an augmentation changes nothing, 0 where it changes an image as much "
+        "as taking another."
+    )
+    notes = "".join(f"<li>{breakable(note)}</li>" for note in analysis.notes)
+    listed = f'<ul class="quiet">{notes}</ul>' if notes else ""
+    table = f'<p class="quiet">{words}</p>{text_table(["measure", *map(escape, analysis.spaces)], lines)}{listed}'
+    titles = {"spectrum": "Spectrum", "invariance": "Invariances", "cka": "Layers", "attention_distance": "Attention"}
+    drawn = [
+        part_of_section(plot_section(figure, folder, name, titles[name], said))
+        for name, figure, said in plots(analysis)
+    ]
+    return [*drawn, Part("Rank and invariance", table)]
+
+
+def _images(looked_at: LookedAt) -> list[Part]:
+    """Sections with pictures; each image is decoded once for each that shows it."""
+    found = looked_at.found
+    shown: list[Callable[[LookedAt], Part | None]] = [_clusters, _neighbours, _outliers, _duplicates, _label_next]
+    return [part for make in shown if (part := make(looked_at)) is not None] if len(found.unusual) > 1 else []
+
+
+def _clusters(looked_at: LookedAt) -> Part:
+    clusters = looked_at.found.clusters
+    number = min(CLUSTERS, len(clusters))
+    words = f"The {number} largest of {len(clusters)} clusters by k-means, each with its most central images."
+    rows = ""
+    for cluster in range(number):
+        members = clusters.members(cluster)
+        title = f"Cluster {cluster + 1}: {len(members):,} images"
+        rows += f"<h3>{title}</h3>{_tiles(looked_at, members[:CENTRAL], lambda row: [])}"
+    return Part("Clusters", f'<p class="quiet">{words}</p>{rows}', "shown wide")
+
+
+def _neighbours(looked_at: LookedAt) -> Part:
+    found = looked_at.found
+    queries = np.random.default_rng(0).permutation(len(found.near))[:QUERIES]
+    rows = ""
+    for query in queries.tolist():
+        near = found.near[query][:NEAR]
+        cosines = dict(zip(near.tolist(), found.cosines[query].tolist(), strict=False))
+        asked = _tiles(looked_at, np.array([query]), lambda row: [], grid=False)
+        beside = _tiles(looked_at, near, lambda row, of=cosines: [f"{of[row]:.3f}"])  # type: ignore[misc]
+        rows += f'<div class="query"><div class="asked">{asked}</div>{beside}</div>\n'
+    words = f"{len(queries)} images drawn at random, each with the images most similar to it by cosine."
+    return Part("Nearest images", f'<p class="quiet">{words}</p>{rows}', "shown wide")
+
+
+def _outliers(looked_at: LookedAt) -> Part:
+    unusual = looked_at.found.unusual
+    rows = np.argsort(-unusual, kind="stable")[:FEW]
+    words = "The images least like the ten most similar to them: 1 minus the mean cosine."
+    tiles = _tiles(looked_at, rows, lambda row: [f"{unusual[row]:.3f}"])
+    return Part("Outliers", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+
+
+def _duplicates(looked_at: LookedAt) -> Part | None:
+    groups = duplicate_groups(looked_at.found.near, looked_at.found.cosines, DUPLICATE)
+    if not groups:
+        return None
+    rows = np.array([row for group in groups for row in group[:4]][: 2 * FEW], np.int64)
+    number = {row: place for place, group in enumerate(groups, 1) for row in group}
+    words = f"Images whose cosine is {DUPLICATE} or more, up to four of each of {len(groups):,} groups."
+    tiles = _tiles(looked_at, rows, lambda row: [f"group {number[row]}"])
+    return Part("Near duplicates", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+
+
+def _label_next(looked_at: LookedAt) -> Part:
+    words = "Typical images of as many dense regions (TypiClust), by which a first label tells most."
+    tiles = _tiles(looked_at, looked_at.found.typical[:FEW], lambda row: [])
+    return Part("What to label first", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+
+
+def _tiles(looked_at: LookedAt, rows: Ints, said: Callable[[int], list[str]], grid: bool = True) -> str:
+    made = zip(rows.tolist(), _pixels(looked_at, rows.tolist()), strict=True)
+    names = looked_at.found.embeddings.names
+    tiles = "".join(tile_html(Tile(pixels, [_short(names[row]), *said(row)])) for row, pixels in made)
+    return f'<div class="tiles">{tiles}</div>' if grid else tiles
+
+
+def _pixels(looked_at: LookedAt, rows: Sequence[int]) -> list[Tensor]:
+    """Pixels as evaluation sees them; images of several splits are decoded one by one."""
+    splits, ids = looked_at.found.embeddings.splits, looked_at.explored.ids
+    return [looked_at.image(splits[row], [ids[row]])[0].cpu() for row in rows]
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2] or name
+
+
+def _facts(provenance: Mapping[str, Any]) -> Part:
+    plain: Any = plain_values(provenance)
+    shown = {key: value for key, value in plain.items() if key not in FOLDED}
+    table = text_table(["what", "value"], [list(map(breakable, fact)) for fact in provenance_facts(shown)])
+    return Part("Provenance", table + "".join(folded(key, plain[key]) for key in FOLDED if plain.get(key)))
