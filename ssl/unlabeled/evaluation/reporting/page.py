@@ -74,8 +74,8 @@ def _line(line: ResultLine) -> str:
 
 def _further(rows: Sequence[Row]) -> list[Part]:
     usual, others = (_metrics(rows, usual) for usual in (True, False))
-    folded = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
-    return [Part("Further metrics", usual + folded)] if usual or folded else []
+    further = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
+    return [Part("Further metrics", usual + further)] if usual or further else []
 
 
 def _metrics(rows: Sequence[Row], usual: bool) -> str:
@@ -105,5 +105,5 @@ def _facts(provenance: Mapping[str, Any]) -> Part:
     table = text_table(
         ["what", "value"], [list(map(breakable, fact)) for fact in run_summary.provenance_facts(provenance)]
     )
-    folded = "".join(folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
-    return Part("Provenance", table + folded)
+    below = "".join(folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
+    return Part("Provenance", table + below)
