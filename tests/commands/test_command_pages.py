@@ -19,11 +19,13 @@ from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.entry_points.console import COMMANDS, folders_as, main
 from unlabeled.commands.setup import new
+from unlabeled.commands.tune import tune
+from unlabeled.commands.tune.space import assignments, corners, split
 from unlabeled.training import run_lock
 
 PAGES = ROOT / "docs" / "commands"
 HOME = "/home/me"  # where the commands of the pages were typed
-OWN = {"train": "train", "plan": "train", "preview": "train", "evaluate": "eval_linear", "compare": "eval_linear"}
+OWN = {"train": "train", "plan": "train", "preview": "train", "evaluate": "eval_linear", "compare": "eval_linear", "tune": "tune"}
 
 
 def blocks(name: str, language: str) -> Iterator[str]:
@@ -91,6 +93,11 @@ def test_an_example_has_keys_and_choices_that_there_are(
         assert arguments in (["outputs/"], ["outputs/", "--port", "9000"])
     elif name == "doctor":
         assert arguments == []
+    elif name == "tune":
+        own = [argument for argument in arguments if argument.split("=")[0] in tune.OWN]
+        composed("tune", own)
+        fixed, space = split([argument for argument in arguments if argument not in own])
+        composed("train", [*fixed, *assignments(next(corners(space)))])
     else:
         layers = any(argument.startswith("first=") for argument in arguments)
         primary = "representation_compare" if layers else COMMANDS[name].primary or OWN[name]

@@ -37,6 +37,7 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "represent": ("representation", ["run=trained"]),
     "compare": ("representation_compare", ["first=trained", "second=trained", "out=cka.png"]),
     "table": ("table", ["trained"]),
+    "tune": ("tune", ["experiment=digits", "optimizer.lr=0.1,0.2"]),
 }
 VALUES = {"soon": "soon", "-1": -1, "1.5": 1.5, "nan": float("nan"), "[]": [], str(10**20): 10**20}
 NETWORK = ["run=nowhere", "checkpoint=nowhere.ckpt", "run=file", "checkpoint=trained"]
@@ -78,12 +79,16 @@ MISSING: dict[str, list[str]] = {
         "first=trained second=trained out=x.png data=./nowhere",
     ],
     "table": ["nowhere", "trained nowhere", ""],
+    "tune": [
+        *(f"optimizer.lr=0.1,0.2 {each}" for each in (*DATA, "experiment=digits online_knn=null", "name=x", "")),
+        *("experiment=digits", "experiment=digits optimizer.lr=interval(1,0)", "experiment=digits batch_size=-1,8"),
+    ],
     "watch": ["nowhere", "file", "trained --port=-1", "--prt=3 trained", ""],
     "new": ["objectiv x", "objective", "objective random", "view 3x"],
     "doctor": ["x", "key=value"],
 }
 OUTPUTS = {  # command → what may be an output
-    **{command: ["run_dir={}"] for command in ("train", "plan", "preview", "train.py")},
+    **{command: ["run_dir={}"] for command in ("train", "plan", "preview", "train.py", "tune")},
     **{
         command: ["report_dir={}", "compare=[trained,trained] report_dir={}"]
         for command in ("evaluate", "eval_linear.py")

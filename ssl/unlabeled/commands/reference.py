@@ -38,6 +38,7 @@ COMMANDS = {
     "table": "unlabeled table",
     "label": "unlabeled label",
     "active": "unlabeled active",
+    "tune": "unlabeled tune",
     "health": "unlabeled health",
 }
 GROUPS = ("objective", "backbone", "views", "data", "optimizer", "trainer", "probe", "health", "logger")

@@ -1,5 +1,6 @@
 """Measures k-NN accuracy during training, to show whether the features improve."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -44,6 +45,7 @@ class OnlineKNN(pl.Callback):
     ) -> None:
         self.every_n_epochs, self.k, self.temperature = every_n_epochs, k, temperature
         self.num_queries, self.num_bank, self.batch_size = queries, bank, batch_size
+        self.listeners: list[Callable[[int, float], None]] = []  # each gets the epoch and the top-1 in per cent
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,6 +62,8 @@ class OnlineKNN(pl.Callback):
             }
             metrics = {f"probe/knn_{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
             pl_module.write(metrics, pl_module.global_step)
+            for listener in self.listeners:
+                listener(-(-pl_module.global_step // pl_module.steps_per_epoch), score.top1)
 
     def measure(self, module: Pretraining, data: DataModule, device: torch.device) -> float | None:
         """Returns the accuracy in per cent; None if fewer than 20 images have a label."""

@@ -101,6 +101,10 @@ COMMANDS = {
         "unlabeled.commands.train.train:preview",
         called="python train.py",
     ),
+    "tune": Command(
+        "Searches for the values of a training's keys that give the best features.",
+        "unlabeled.commands.tune.tune:main",
+    ),
     "health": Command(
         "Says whether a run learns or has collapsed.",
         "unlabeled.commands.health:health_command",

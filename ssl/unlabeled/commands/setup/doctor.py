@@ -19,6 +19,7 @@ FEATURES = {
     "logger=tensorboard": (("tensorboard",), "tensorboard"),
     "logger=wandb": (("wandb",), "wandb"),
     "logger=mlflow": (("mlflow",), "mlflow"),
+    "unlabeled tune": (("optuna",), "tune"),
     "hydra/sweeper=optuna": (("optuna", "hydra_plugins.hydra_optuna_sweeper"), "optuna"),
     "hydra/launcher=submitit_slurm": (("submitit",), "slurm"),
     "export to=onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),

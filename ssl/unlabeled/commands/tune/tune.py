@@ -1,0 +1,185 @@
+"""``unlabeled tune``: many trainings, and the command of the best of them."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from unlabeled.commands.arguments.compose import composed
+from unlabeled.commands.command_line import Reader
+from unlabeled.commands.config import check_command, conf_folder, one_line_errors
+from unlabeled.commands.train.picks import completed
+from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
+from unlabeled.commands.tune.jobs import Jobs
+from unlabeled.commands.tune.sampler import Sampler
+from unlabeled.commands.tune.space import Choices, Space, assignments, corners, split
+from unlabeled.core.escaping import for_shell
+from unlabeled.core.parsing import parse_json
+from unlabeled.core.reading import read_utf8
+from unlabeled.core.writing import check_folder, make_folder, write_atomic
+from unlabeled.errors import UserError
+
+OWN = ("run_dir", "trials", "minutes", "pruner", "jobs", "seed")
+OF_TRIALS = ("name", "resume", "replay", "preview", "plan_only")  # keys of a training that no trial takes
+ALWAYS = ["pictures=null", "plan=null", "checkpoints_kept=1"]
+NINTH = 9  # of its epochs a trial has in any case: a third goes on, and of these a third to the end
+FAILURES = 3  # in a row, with nothing trained, after which a search ends
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        arguments: what stands behind ``unlabeled tune``.
+    """
+    conf = conf_folder()
+    if {"--help", "-h"} & {*arguments}:
+        print(Reader(conf, "tune", []).help())
+        return
+    own = [each for each in arguments if each.split("=")[0] in OWN]
+    with one_line_errors(conf, "tune", own):
+        others = [each for each in arguments if each not in own]
+        config = composed("tune", own)
+        check_command(config, conf / "tune.yaml")
+        keys: Any = OmegaConf.to_container(config)
+        fixed, space, epochs = _checked(others, keys)
+        folder = Path(keys["run_dir"]).expanduser()
+        _open_folder(folder, fixed, space, keys)
+        search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
+
+
+def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any], first: int) -> Trial | None:
+    """Trains trials until there are enough of them, writes the page, and returns the best.
+
+    Args:
+        folder: of the search, which holds its ``search.json``.
+        fixed: overrides of every trial.
+        space: what is searched.
+        keys: of ``conf/tune.yaml``.
+        first: epochs before which no trial ends early.
+
+    Raises:
+        UserError: Optuna is not installed, or the first trials all failed.
+    """
+    trials = read_trials(folder / "trials.jsonl")
+    sampler = Sampler(space, keys["seed"], keys["pruner"], first, trials)
+    left = iter(range(len(trials), keys["trials"]))
+    deadline = float("inf") if keys["minutes"] is None else time.monotonic() + 60 * keys["minutes"]
+    jobs = Jobs(sampler, [*_with_knn(fixed), f"seed={keys['seed']}"], folder / "trials", _gpus(keys["jobs"]))
+    try:
+        with closing(jobs):
+            for trial in jobs.run(left, keys["jobs"], lambda: time.monotonic() < deadline):
+                trials.append(trial)
+                add_trial(folder / "trials.jsonl", trial)
+                print(_line(trial, best_trial(trials)), flush=True)
+                _check_any(trials)
+    finally:
+        page = _write_page(folder, fixed, space, trials)
+    _tell(fixed, best_trial(trials), page)
+    return best_trial(trials)
+
+
+def best_command(fixed: Sequence[str], trial: Trial) -> str:
+    """Returns the training with the values of a trial, for a shell."""
+    return for_shell(["unlabeled", "train", *fixed, *assignments(trial.values)])
+
+
+def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Space, int | None]:
+    """Returns what is fixed, with what is picked for own images, the space, and max_epochs; checks all extremes."""
+    for key in OF_TRIALS:
+        if any(each.lstrip("+").split("=")[0] == key for each in others):
+            raise UserError(f"{key}: is no key of a trial; leave it out")
+    given, space = split(others)
+    if not space:
+        raise UserError('nothing is searched: give a key a range, as "optimizer.lr=tag(log,interval(0.01,1))"')
+    first = assignments(next(corners(space)))
+    fixed = [each for each in completed([*given, *first]) if each not in first]
+    place = str(Path(keys["run_dir"]) / "trials" / "0000")
+    for corner in corners(space):
+        config = composed("train", [*_with_knn(fixed), *assignments(corner), f"run_dir={place}"])
+        check_command(config, conf_folder() / "train.yaml")
+        if config.online_knn is None:
+            raise UserError("online_knn=null: a search is judged by it; leave it out")
+    return fixed, space, config.max_epochs
+
+
+def _with_knn(fixed: Sequence[str]) -> list[str]:
+    """Scores come after every epoch, unless their interval is given."""
+    given = any(each.split("=")[0] in ("online_knn", "online_knn.every_n_epochs") for each in fixed)
+    return [*ALWAYS, *([] if given else ["online_knn.every_n_epochs=1"]), *fixed]
+
+
+def _open_folder(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any]) -> None:
+    """Begins a search, or makes sure that the folder holds this one."""
+    check_folder("run_dir", folder, ("search.json", "trials.jsonl", "index.html"))
+    ranges = {key: list(each.values) if isinstance(each, Choices) else vars(each) for key, each in space.items()}
+    now = {"fixed": list(fixed), "space": ranges, "seed": keys["seed"], "pruner": keys["pruner"]}
+    path = folder / "search.json"
+    if path.exists():
+        differ = [name for name, value in _read_search(path).items() if value != now.get(name)]
+        if differ:
+            raise UserError(
+                f"run_dir={folder}: holds another search ({', '.join(differ)} differ); give another run_dir"
+            )
+    make_folder(folder)
+    write_atomic(path, json.dumps(now, indent=1) + "\n")
+
+
+def _read_search(path: Path) -> dict[str, Any]:
+    try:
+        return dict(parse_json(read_utf8(path)))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); move the folder away to begin the search anew") from error
+
+
+def _gpus(jobs: int) -> list[str]:
+    """Names of the GPUs that the jobs share out; empty without one, and for a single job, which takes what it likes."""
+    if jobs == 1:
+        return []
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each for each in named.split(",") if each.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _check_any(trials: Sequence[Trial]) -> None:
+    if len(trials) == FAILURES and all(trial.state == "failed" for trial in trials):
+        raise UserError(f"the first {FAILURES} trials failed: {trials[-1].reason}")
+
+
+def _line(trial: Trial, best: Trial | None) -> str:
+    values = " ".join(_shortened(trial.values))
+    score = "" if trial.score is None else f" {trial.score:.2f} %"
+    ending = f": {trial.reason}" if trial.reason else ""
+    of = "" if best is None else f"   best {best.score:.2f} % (trial {best.number})"
+    return f"trial {trial.number}  {trial.state}{score}  {values}  {trial.seconds:.0f} s{ending}{of}"
+
+
+def _shortened(values: dict[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+
+
+def _write_page(folder: Path, fixed: Sequence[str], space: Space, trials: Sequence[Trial]) -> Path:
+    from unlabeled.commands.tune.importance import importances
+    from unlabeled.commands.tune.page import search_page
+
+    best = best_trial(list(trials))
+    command = None if best is None else best_command(fixed, best)
+    write_atomic(folder / "index.html", search_page(fixed, space, trials, importances(space, trials), command))
+    return folder / "index.html"
+
+
+def _tell(fixed: Sequence[str], best: Trial | None, page: Path) -> None:
+    if best is None:
+        print(f"no trial was trained to its end; what was tried is in {page}")
+        return
+    print(f"best: {best.score:.2f} % k-NN of held-out training images, trial {best.number}; all are in {page}")
+    print(f"  {best_command(fixed, best)}")

@@ -1,0 +1,155 @@
+"""A search goes on where it stopped, ends bad trials early, and says what was best."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlabeled.commands.tune import jobs as jobs_module
+from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
+from unlabeled.commands.tune.importance import importances
+from unlabeled.commands.tune.page import search_page
+from unlabeled.commands.tune.sampler import Sampler
+from unlabeled.commands.tune.space import Choices, Interval
+from unlabeled.commands.tune.tune import main
+from unlabeled.errors import UserError
+
+pytest.importorskip("optuna", reason="needs the extra tune")
+
+SPACE: dict[str, Interval | Choices] = {"lr": Interval(0.01, 1.0, True, False), "kind": Choices(("a", "b"))}
+EPOCHS = 9
+
+
+def accuracy(values: dict[str, Any], epoch: int) -> float:
+    """Best at lr 0.3 and kind b."""
+    lr: float = values["lr"]
+    return 50 + 5 * epoch - 20 * abs(lr - 0.3) - (0 if values["kind"] == "b" else 10)
+
+
+def searched(count: int, earlier: Sequence[Trial] = ()) -> list[Trial]:
+    """The trials of a search by :func:`accuracy`, from the earlier ones on."""
+    sampler, trials = Sampler(SPACE, 0, "halving", 1, earlier), list(earlier)
+    for number in range(len(trials), count):
+        asked, scores = sampler.ask(), dict[int, float]()
+        for epoch in range(1, EPOCHS + 1):
+            scores[epoch] = accuracy(asked.params, epoch)
+            asked.report(scores[epoch], epoch)
+            if asked.should_prune():
+                break
+        trial = Trial(number, asked.params, "ended" if EPOCHS in scores else "pruned", scores, 1.0)
+        sampler.tell(asked, trial)
+        trials.append(trial)
+    return trials
+
+
+def test_a_search_that_was_stopped_draws_and_ends_the_trials_of_one_that_was_not(tmp_path: Path) -> None:
+    whole = searched(24)
+    for trial in whole[:13]:
+        add_trial(tmp_path / "trials.jsonl", trial)
+    again = searched(24, read_trials(tmp_path / "trials.jsonl"))
+    assert again == whole
+    assert {trial.state for trial in whole} == {"ended", "pruned"}
+
+
+def test_the_best_trial_is_near_the_optimum_and_the_key_that_matters_is_named() -> None:
+    trials = searched(40)
+    best = best_trial(trials)
+    assert best is not None
+    assert best.values["kind"] == "b"
+    assert abs(best.values["lr"] - 0.3) < 0.1
+    assert sum(len(trial.scores) for trial in trials) < 0.6 * EPOCHS * len(trials)
+    shares = importances(SPACE, trials)
+    assert set(shares) == {"kind", "lr"}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_pruned_or_failed_trial_is_never_the_best() -> None:
+    trials = [
+        Trial(0, {}, "pruned", {1: 99.0}),
+        Trial(1, {}, "failed", {1: 98.0}),
+        Trial(2, {}, "ended", {1: 90.0, 2: 60.0}),
+        Trial(3, {}, "ended", {2: 60.0}),
+    ]
+    assert best_trial(trials) == trials[2]
+    assert best_trial(trials[:2]) is None
+
+
+def test_names_on_the_page_are_shown_and_not_obeyed() -> None:
+    trial = Trial(0, {"lr": 0.1, "kind": "a"}, "failed", {}, 1.0, "<script>alert(1)</script>")
+    page = search_page(["data.path=<b>x"], SPACE, [trial], {}, None)
+    assert "<script" not in page
+    assert "data.path=&lt;b&gt;x" in page
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"number": 0}', '{"number": 0, "values": {}, "state": "x", "scores": {}}']
+)
+def test_a_damaged_file_of_trials_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "trials.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"trials\.jsonl: is damaged"):
+        read_trials(tmp_path / "trials.jsonl")
+
+
+@contextlib.contextmanager
+def pretended(monkeypatch: pytest.MonkeyPatch, fails: Callable[[float], bool]) -> Iterator[list[list[str]]]:
+    """Trainings that take no time, in this process."""
+    seen: list[list[str]] = []
+
+    def run(self: Any, numbers: Iterator[int], count: int, may_begin: Callable[[], bool]) -> Iterator[Trial]:
+        for number in numbers:
+            if not may_begin():
+                return
+            asked = self.sampler.ask()
+            seen.append([*self.fixed, *(f"{key}={value}" for key, value in asked.params.items())])
+            failed = fails(asked.params["optimizer.lr"])
+            scores = {} if failed else {1: 100 * asked.params["optimizer.lr"]}
+            trial = Trial(number, asked.params, "failed" if failed else "ended", scores, 1.0, "no" if failed else "")
+            self.sampler.tell(asked, trial)
+            yield trial
+
+    monkeypatch.setattr(jobs_module.Jobs, "run", run)
+    yield seen
+
+
+LR = "optimizer.lr=interval(0.1,1.0)"
+
+
+def test_a_second_call_goes_on_and_another_search_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = f"run_dir={tmp_path}/search"
+    with pretended(monkeypatch, lambda lr: False) as seen:
+        main(["experiment=digits", LR, "trials=2", place])
+        main(["experiment=digits", LR, "trials=3", place])
+        assert len(seen) == 3
+        with pytest.raises(SystemExit):
+            main(["experiment=digits", "optimizer.lr=interval(0.1,2.0)", "trials=3", place])
+    assert "holds another search (space differ)" in capsys.readouterr().err
+    assert [trial.number for trial in read_trials(tmp_path / "search" / "trials.jsonl")] == [0, 1, 2]
+    assert "online_knn.every_n_epochs=1" in seen[0]
+
+
+def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pretended(monkeypatch, lambda lr: True), pytest.raises(SystemExit):
+        main(["experiment=digits", LR, f"run_dir={tmp_path}/search"])
+    assert "the first 3 trials failed: no" in capsys.readouterr().err
+
+
+def test_two_processes_train_trials_of_digits_and_the_page_has_them(tmp_path: Path) -> None:
+    small = ["data=digits", "backbone=resnet_thin", "views.size=16", "max_epochs=2", "optimizer=sgd", "num_workers=0"]
+    main([*small, "optimizer.lr=tag(log,interval(0.01,1000000))", "trials=3", "jobs=2", f"run_dir={tmp_path}/search"])
+    trials = read_trials(tmp_path / "search" / "trials.jsonl")
+    assert [trial.number for trial in trials] == [0, 1, 2]
+    assert any(trial.state == "ended" and trial.score is not None and trial.score > 20 for trial in trials)
+    page = (tmp_path / "search" / "index.html").read_text()
+    assert "Which key" in page or "Score by trial" in page
+    folder = tmp_path / "search" / "trials" / "0000"
+    assert not (folder / "checkpoints").exists()
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    heard = [line["probe/knn_top1"] for line in metrics if "probe/knn_top1" in line]
+    assert heard == list(trials[0].scores.values())
