@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.command_line import Reader
-from unlabeled.commands.config import check_command, conf_folder, one_line_errors
+from unlabeled.commands.config import CHOICES, check_command, conf_folder, one_line_errors
 from unlabeled.commands.train.picks import completed
 from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
 from unlabeled.commands.tune.jobs import Jobs
@@ -94,6 +94,8 @@ def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Sp
     for key in OF_TRIALS:
         if any(each.lstrip("+").split("=")[0] == key for each in others):
             raise UserError(f"{key}: is no key of a trial; leave it out")
+    if not {each.lstrip("+~").split("=")[0].split(".")[0] for each in others} & CHOICES:
+        raise UserError("data: nothing says what to train on; give data=PATH or experiment=digits")
     given, space = split(others)
     if not space:
         raise UserError('nothing is searched: give a key a range, as "optimizer.lr=tag(log,interval(0.01,1))"')

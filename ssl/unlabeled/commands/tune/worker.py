@@ -17,6 +17,7 @@ from unlabeled.commands.tune.history import State
 from unlabeled.core.writing import make_folder, write_atomic
 from unlabeled.errors import UserError
 
+LABELLED = 20  # of which the online k-NN classifies a tenth, and at least two
 Report = Callable[[int, float], bool]  # epoch and top-1 → whether the trial goes on
 
 
@@ -75,6 +76,8 @@ def _train(overrides: list[str], report: Report) -> None:
     config = composed("train", overrides)
     resolved = open_run(config)
     with contextlib.closing(build_run(config, resolved)) as run:
+        if int((run.data.splits.train.labels >= 0).sum()) < LABELLED:
+            raise UserError(f"data: a search is judged by k-NN and needs {LABELLED} labelled training images")
         _listen(run.trainer, report)
         run.fit(resolved)
 
