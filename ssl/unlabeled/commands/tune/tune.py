@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.command_line import Reader
-from unlabeled.commands.config import CHOICES, check_command, conf_folder, one_line_errors
+from unlabeled.commands.config import check_command, conf_folder, one_line_errors
 from unlabeled.commands.train.picks import completed
 from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
 from unlabeled.commands.tune.jobs import Jobs
@@ -70,6 +70,8 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
     sampler = Sampler(space, keys["seed"], keys["pruner"], first, trials)
     left = iter(range(len(trials), keys["trials"]))
     deadline = float("inf") if keys["minutes"] is None else time.monotonic() + 60 * keys["minutes"]
+    over = f"{len(trials)} of {keys['trials']} trials are over"
+    print(f"{over}; {folder / 'trials'} has the metrics of those that run", flush=True)
     jobs = Jobs(sampler, [*_with_knn(fixed), f"seed={keys['seed']}"], folder / "trials", _gpus(keys["jobs"]))
     try:
         with closing(jobs):
@@ -94,7 +96,7 @@ def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Sp
     for key in OF_TRIALS:
         if any(each.lstrip("+").split("=")[0] == key for each in others):
             raise UserError(f"{key}: is no key of a trial; leave it out")
-    if not {each.lstrip("+~").split("=")[0].split(".")[0] for each in others} & CHOICES:
+    if not {each.lstrip("+~").split("=")[0].split(".")[0] for each in others} & {"data", "experiment"}:
         raise UserError("data: nothing says what to train on; give data=PATH or experiment=digits")
     given, space = split(others)
     if not space:
