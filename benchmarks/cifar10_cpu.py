@@ -109,7 +109,8 @@ def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
         "",
         "Test top-1 of the last epoch in per cent, of frozen features; made by `python benchmarks/cifar10_cpu.py`.",
         "Compare with the same network at its random start: the networks are thin, the runs short, and raw pixels",
-        "depend on how a recipe normalises them. PAWS sees 4,000 labels, SupCon, triplets and supervised all, the others none.",
+        "depend on how a recipe normalises them. PAWS sees 4,000 labels, SupCon, triplets and supervised all,",
+        "the others none.",
         "",
         "| method | recipe and report | backbone parameters | epochs | minutes of training | protocol | pretrained "
         "| random | gain | wanted | raw pixels | seed |",

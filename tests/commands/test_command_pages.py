@@ -25,7 +25,14 @@ from unlabeled.training import run_lock
 
 PAGES = ROOT / "docs" / "commands"
 HOME = "/home/me"  # where the commands of the pages were typed
-OWN = {"train": "train", "plan": "train", "preview": "train", "evaluate": "eval_linear", "compare": "eval_linear", "tune": "tune"}
+OWN = {
+    "train": "train",
+    "plan": "train",
+    "preview": "train",
+    "evaluate": "eval_linear",
+    "compare": "eval_linear",
+    "tune": "tune",
+}
 
 
 def blocks(name: str, language: str) -> Iterator[str]:
