@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         evaluate,
         explore,
         export,
+        finetune,
         label,
         load,
         predict,
@@ -29,13 +30,14 @@ __all__ = [
     "evaluate",
     "explore",
     "export",
+    "finetune",
     "label",
     "load",
     "predict",
     "train",
 ]
 
-_COMMANDS = ("active", "embed", "evaluate", "explore", "export", "label", "load", "predict", "train")
+_COMMANDS = ("active", "embed", "evaluate", "explore", "export", "finetune", "label", "load", "predict", "train")
 _HOMES = dict.fromkeys(_COMMANDS, "unlabeled.commands.entry_points.from_python")
 _HOMES["UserError"] = "unlabeled.errors"
 

@@ -34,7 +34,7 @@ ZERO = {
     *("queue_from_epoch", "freeze_prototypes_epochs", "brightness", "contrast", "saturation", "hue", "probability"),
     *("flip", "sigma", "kernel_fraction", "threshold", "erasing", "mixup", "cutmix", "drop_path", "head_init_std"),
     *("init_std", "min_coverage", "max_coverage", "data_images", "regularisation", "padding", "magnitude", "fill"),
-    "explore_images",
+    *("explore_images", "least_steps"),
 }
 BELOW = {"mean"}  # keys whose list may hold a number below 0
 EMPTY = {"projection_hidden", "per_class", "fractions", "labels_files", "tags", "differs", "runs", "groups"}

@@ -7,6 +7,7 @@ from annotated_types import Ge, Interval, Len, MinLen
 from unlabeled.commands.checks.values import Built
 from unlabeled.core.ranges import (
     AtLeastTwo,
+    AtMostHalf,
     Between,
     Count,
     Distinct,
@@ -111,6 +112,10 @@ TYPES: dict[str, Any] = {
     "image_size": Pixels | None,
     "check": bool,
     "head": str | None,
+    "holdout": AtMostHalf | None,
+    "refit": bool,
+    "least_steps": NoneOrMore,
+    "recipe": Built,
     "top": Count,
     "risk": Between | None,
     "images_per_pass": Count | None,

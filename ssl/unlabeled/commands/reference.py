@@ -28,6 +28,7 @@ COMMANDS = {
     "embed": "unlabeled embed",
     "predict": "unlabeled predict",
     "explore": "unlabeled explore",
+    "finetune": "unlabeled finetune",
     "export": "unlabeled export",
     "inspect": "unlabeled inspect",
     "pack": "unlabeled pack",

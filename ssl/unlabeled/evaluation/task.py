@@ -21,11 +21,13 @@ def make_tasks(
     def task_of(network: nn.Module) -> Task:
         """Makes a task; decodes the images of both splits at its first call, where they fit into memory."""
         assert isinstance(network, Backbone)
-        train, test = data.train, data.test
-        labelled = {"train": _labelled(train.labels), "test": _labelled(test.labels)}
+        train, test = data.train, None if data.splits.test is None else data.test
+        test_labels = torch.zeros(0, dtype=torch.long) if test is None else test.labels
+        labelled = {"train": _labelled(train.labels), "test": _labelled(test_labels)}
 
         def batches(split: str, positions: Tensor, batch_size: int) -> Iterable[Batch]:
-            return data.batches(train if split == "train" else test, labelled[split][positions], batch_size)
+            source = train if split == "train" or test is None else test
+            return data.batches(source, labelled[split][positions], batch_size)
 
         def name(position: int) -> str:
             row = int(labelled["train"][position])
@@ -34,7 +36,7 @@ def make_tasks(
         return Task(
             copy.deepcopy(network).to(device).eval(),
             train.labels[labelled["train"]],
-            test.labels[labelled["test"]],
+            test_labels[labelled["test"]],
             batches,
             views,
             num_classes,

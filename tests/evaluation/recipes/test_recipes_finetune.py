@@ -153,7 +153,7 @@ def test_positions_and_a_fixed_patch_projection_are_trained_too() -> None:
     network = vit(2)
     network.freeze_patch_projection()
     world, probe = made(network, train=32), mae()
-    model = probe._model(world.task)
+    model = probe.model(world.task)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     probe.fit(world.task, torch.arange(32), model)
     assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
@@ -246,7 +246,7 @@ def test_fine_tuning_on_stripes_beats_the_frozen_features_of_the_same_random_net
 
 def test_the_loss_of_mixed_images_is_the_cross_entropy_with_their_mixed_labels() -> None:
     world, probe = made(resnet(), train=16), finetune(mixing=Mixing(0.8, 0.0, 0.1), training=training(epochs=1))
-    model = probe._model(world.task)  # its classifier is zero: whatever is seen, the loss is ln 3
+    model = probe.model(world.task)  # its classifier is zero: whatever is seen, the loss is ln 3
     assert probe.fit(world.task, torch.arange(16), model) == pytest.approx(math.log(3), rel=1e-5)
 
 

@@ -93,6 +93,21 @@ def _predict(keys: Keys) -> None:
     _check_data(keys.get("data"))
 
 
+def _finetune(keys: Keys) -> None:
+    if keys["labels"] not in (None, "all") and not os.path.isfile(Path(keys["labels"]).expanduser()):
+        raise UserError(f"labels={keys['labels']}: no such file; give all, or a text file with an image on each line")
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    _check_weights(keys["weights"])
+    path = None if keys["weights"] else checkpoint_path(keys["run"], keys["checkpoint"])
+    if path is None and not keys["out"]:
+        raise UserError("out: has no default beside weights=…; give the name of a new folder")
+    out = Path(keys["out"]).expanduser() if path is None or keys["out"] else folder_of(path) / "finetuned"
+    check_folder("out", out)
+    if os.path.exists(out / NEWEST):
+        raise UserError(f"out={out}: holds a network already; give another folder, or delete it")
+    _check_data(keys.get("data"))
+
+
 def _as_given(keys: Keys) -> str:
     key = "run" if keys["run"] else "checkpoint"
     return f"{key}={keys[key]}"
@@ -262,6 +277,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "label": _label,
     "active": _active,
     "explore": _explore,
+    "finetune": _finetune,
     "export": _in_a_folder,
     "representation": _in_a_folder,
     "inspect": _inspect,

@@ -58,6 +58,12 @@ COMMANDS = {
         "explore",
         "run",
     ),
+    "finetune": Command(
+        "Trains the whole network on your labels and keeps it with its classifier.",
+        "unlabeled.commands.classify.finetune:finetune",
+        "finetune",
+        "run",
+    ),
     "export": Command(
         "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
         "unlabeled.commands.export:export",

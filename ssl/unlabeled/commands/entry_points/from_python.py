@@ -270,6 +270,38 @@ def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **
         return joined(list(prediction.parts()))
 
 
+def finetune(run: Weights, data: Any = None, *, out: Any = None, overrides: Sequence[str] = (), **keys: Any) -> Run:
+    """Trains the whole network on labels and keeps it, as ``unlabeled finetune`` does.
+
+    Args:
+        run: as in :func:`load`.
+        data: labelled images, as in :func:`train`; None: the run's own.
+        out: the new folder.
+        overrides, keys: as in :func:`train`; ``labels``, ``holdout``, ``refit``, ``recipe``.
+
+    Returns:
+        The folder as a run, for :func:`predict`, :func:`embed` and :func:`export`; ``results["finetune"]`` where there
+        are labelled test images.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    named = {name: value for name, value in (("data", data), ("out", out)) if value is not None}
+    given = with_data_source([*overrides_of(_source(run) | named | keys), *overrides])
+    config = composed("finetune", given)
+    with _as_found(), user_errors(conf_folder(), "finetune", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.checks.places import check_places
+        from unlabeled.commands.classify.finetune import finetune as train_on_labels
+        from unlabeled.evaluation.reporting.results import Results
+
+        plain: Any = OmegaConf.to_container(config)
+        check_places("finetune", plain)
+        folder, row = train_on_labels(config, plain, _silent)
+    return Run(folder, Results([row], folder / "finetune.json") if row.n_test else None)
+
+
 def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any) -> Path:
     """Write a backbone for another library and make sure that it gives the same features there: ``unlabeled export``.
 

@@ -31,7 +31,7 @@ MOST_BANK = 2 * 2**30  # bytes of the features that k-NN compares with: a millio
 ORDER = ("finetune", "linear/cached-lbfgs", "linear", "knn")  # which head predicts where none is named
 TYPES: dict[str, Any] = {"kind": str, "protocol": str, "features": str, "classes": list, "settings": dict}
 TYPES |= {"temperature": float, "smoothing": float, "checkpoint": str, "views": dict, "precision": str}
-TYPES |= {"images_per_pass": int, "top1": float, "n_train": int}
+TYPES |= {"images_per_pass": int, "top1": float | None, "n_train": int}
 SHAPES = {
     "linear": {"weight", "mean", "scale", "columns"},
     "knn": {"bank", "labels"},
@@ -58,7 +58,7 @@ class KeptHead:
     protocol: str
     context: HeadContext
     calibration: Calibration
-    top1: float  # per cent of the report's test images
+    top1: float | None  # per cent of the report's test images; None where there were none
     n_train: int
     path: Path
 
@@ -128,7 +128,7 @@ def read_head(folder: Path, wanted: str | None) -> KeptHead:
 
 def _described(row: Row, head: Head, found: Calibration, context: HeadContext) -> dict[str, Any]:
     own: dict[str, Any] = {"kind": head.kind, "features": head.features, "settings": head.settings}
-    own |= {"protocol": row.protocol, "top1": row.top1, "n_train": row.n_train}
+    own |= {"protocol": row.protocol, "top1": row.top1 if row.n_test else None, "n_train": row.n_train}
     own |= {"temperature": found.temperature, "smoothing": found.smoothing}
     passes = head.settings.get("images_per_pass", context.images_per_pass)
     own |= {"classes": list(context.classes), "checkpoint": context.checkpoint, "views": dict(context.views)}

@@ -106,13 +106,13 @@ class FineTune:
         Raises:
             UserError: the network does not suit the recipe, there are too few images, or the training diverged.
         """
-        self._check_network(task.network)
+        self.check_network(task.network)
         listed = select_labelled(self.choice, task)
         self.training.check_images(f"{self.key}.training", len(listed.ids))
         with preserve_random_state(task.device):
-            model = self._model(task)
+            model = self.model(task)
             loss = self.fit(task, listed.ids, model)
-            [logits], labels = self._logits(task, model.eval())
+            logits, labels = self.logits(task, "test", torch.arange(len(task.test_labels)), model)
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
         chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
         seen, metrics, used = torch.unique(listed.labels), {"train_loss": loss}, len(listed.ids)
@@ -126,7 +126,8 @@ class FineTune:
         settings = {"pooling": self.pooling, "images_per_pass": self.training.at_once, "precision": task.precision}
         return Head("network", "last", state | {"columns": seen.cpu()}, settings)
 
-    def _check_network(self, network: Backbone) -> None:
+    def check_network(self, network: Backbone) -> None:
+        """Raises UserError for a network that the recipe does not suit."""
         needs_blocks = self.layer_decay is not None or self.drop_path > 0 or self.pooling == "fc_norm"
         if needs_blocks and not hasattr(network, "blocks"):
             raise UserError(
@@ -134,7 +135,8 @@ class FineTune:
                 "no blocks: give null, 0 and network"
             )
 
-    def _model(self, task: Task) -> "Classifier":
+    def model(self, task: Task) -> "Classifier":
+        """Makes a copy of the network with a new classifier."""
         seed_all(derive_seed(self.training.seed, HEAD), task.device)
         network = copy.deepcopy(task.network).requires_grad_(True)  # also positions and a fixed patch projection
         if self.drop_path:
@@ -182,12 +184,16 @@ class FineTune:
             groups += [group | {"lr_scale": own} for group in parameter_groups(model.top, *decay)]
         return self.training.optimizer(groups, lr=0.0)
 
-    def _logits(self, task: Task, model: "Classifier") -> tuple[list[Tensor], Tensor]:
+    def logits(self, task: Task, split: str, positions: Tensor, model: "Classifier") -> tuple[Tensor, Tensor]:
+        """Returns the logits [N, C] and labels of images of ``train`` or ``test`` as evaluation sees them."""
+        model.eval()
+
         def predict(views: Tensor) -> list[Tensor]:
             with autocast(task.device, task.precision):
                 return [model(views.contiguous(memory_format=torch.channels_last))]
 
-        return plain_logits(task, "test", torch.arange(len(task.test_labels)), self.training.at_once, predict)
+        [logits], labels = plain_logits(task, split, positions, self.training.at_once, predict)
+        return logits, labels
 
 
 class Classifier(nn.Module):
