@@ -1,12 +1,14 @@
 """A run without labels ends with a page and a report, and ``explore`` makes the same page of its features."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import unlabeled
@@ -14,6 +16,7 @@ from tests.browser import browser
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.train.ending import tell
 from unlabeled.commands.train.train import Trained, train
+from unlabeled.data.labels import LabelSelection
 from unlabeled.errors import UserError
 
 NAME = "<img src=x onerror=alert(1)>.png"
@@ -50,6 +53,25 @@ def trained(folder: Path, name: str, *more: str) -> tuple[Trained, list[str]]:
 @pytest.fixture(scope="module")
 def ended(folder: Path) -> Trained:
     return trained(folder, "run")[0]
+
+
+class Painted:
+    """Labelled images named from another folder, as ``data.path=../photos`` names them."""
+
+    square, image_size, classes = True, 8, ["one"]
+
+    def __init__(self, files: list[Path]) -> None:
+        self.names = [os.path.relpath(file) for file in files]
+        self.labels = torch.zeros(len(files), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def decode(self, index: int) -> torch.Tensor:
+        raise AssertionError
 
 
 def about(page: Path) -> Any:
@@ -109,6 +131,9 @@ def test_a_selection_of_the_page_is_a_data_set_and_a_list_of_labels(ended: Train
     (folder / "selection.txt").write_text("".join(f"{name}\n" for name in names))
     source = read(str(folder / "selection.txt")).train
     assert [source.name(row) for row in range(len(source))] == names
+    labelled = Painted(sorted((folder / "photos").iterdir()))
+    chosen = LabelSelection(str(folder / "selection.txt"), None, None, 0, "probe.few_labels").of(labelled)
+    assert sorted(f"{folder}/photos/{name}" for name in chosen.names) == sorted(names)
 
 
 def test_a_run_says_what_it_lacks_where_no_pages_are_wanted_and_too_few_images_are_not_measured(
@@ -117,8 +142,7 @@ def test_a_run_says_what_it_lacks_where_no_pages_are_wanted_and_too_few_images_a
     without, said = trained(folder, "without", "explore_images=0")
     assert without.pages == []
     assert said == [
-        "no probe, or no labelled test images: nothing is evaluated; "
-        f"the trained state is {folder}/without/checkpoints/last.ckpt"
+        f"no probe, or no test split: nothing is evaluated; the trained state is {folder}/without/checkpoints/last.ckpt"
     ]
     assert not (folder / "without" / "explore.html").exists()
     (tmp_path / "photos").mkdir()

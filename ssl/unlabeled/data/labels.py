@@ -159,7 +159,7 @@ def matches(lines: list[str], source: Source) -> list[list[int]]:
 
 
 def _match(line: str, candidates: list[tuple[str, int]], root: str, images: int) -> list[int]:
-    whole = [id for name, id in candidates if name in (line, root + line)]
+    whole = [id for name, id in candidates if line in (name, name.removeprefix(root), os.path.abspath(name))]
     ends = [id for name, id in candidates if name.endswith(f"/{line}")]
     number = [int(line)] if line.isdecimal() and int(line) < images else []
     return whole or ends or number

@@ -105,7 +105,7 @@ def _train(
     elif run.data.splits.test is None and config.explore_images:
         pages = _look_through(config, run, command, log)
     else:
-        log(f"no probe, or no labelled test images: nothing is evaluated; the trained state is {run.checkpoint}")
+        log(f"no probe, or no test split: nothing is evaluated; the trained state is {run.checkpoint}")
     speed = {f"speed/{key}": value for key, value in training_of(run_dir).items() if key == "images_per_second"}
     log_end(run.trainer.loggers, scores(rows), speed, run.module.progress)
     return Trained(run_dir, rows, pages, ended=True)
