@@ -113,7 +113,7 @@ def _write_values(axes: "Axes", matrix: Tensor) -> None:
         return
     for row, values in enumerate(matrix.tolist()):
         for column, value in enumerate(values):
-            colour = "black" if value > 0.6 else "white"
+            colour = "#010101" if value > 0.6 else "white"  # a page would replace plain black in the dark
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
 
 

@@ -16,7 +16,7 @@ from unlabeled.evaluation.exploring.images import Explored
 from unlabeled.evaluation.reporting.figures import loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf
 from unlabeled.evaluation.reporting.run_summary import provenance_facts
-from unlabeled.evaluation.selection.nearest import Ints, duplicate_groups
+from unlabeled.evaluation.selection.nearest import Ints, duplicate_groups, usual_similarity
 from unlabeled.pages.html import html_page
 from unlabeled.pages.parts import Part, breakable, contents, doubts, folded, part_html, part_of_section, text_table
 from unlabeled.pages.section import Tile, plot_section, tile_html
@@ -26,7 +26,6 @@ from unlabeled.representation.report_files import measure_lines, plots
 
 TITLE = "Report without labels"
 CLUSTERS, CENTRAL, QUERIES, NEAR, FEW = 12, 8, 6, 8, 16  # how many of each are shown; our choice
-DUPLICATE = 0.99  # cosine from which two images are called near duplicates, as Embeddings.duplicates has it
 FOLDED = ("versions", "machine", "run_config")
 
 
@@ -95,7 +94,7 @@ def _headline(looked_at: LookedAt, analysis: Analysis | None, findings: Sequence
     if analysis is not None:
         space = analysis.spaces["backbone"]
         rank = f" {space['rankme']:.0f} of {space['dimensions']:,} dimensions are used (RankMe);"
-    groups = duplicate_groups(found.near, found.cosines, DUPLICATE)
+    groups = _groups(found)
     twins = f"{len(groups):,} group{'s' * (len(groups) != 1)} of near duplicates"
     return f"{health}.{rank} {len(found.clusters)} clusters and {twins} among {len(found.unusual):,} images."
 
@@ -113,7 +112,7 @@ def _measures(analysis: Analysis, folder: Path) -> list[Part]:
     words = (
         "Ranks say how many dimensions the features fill; they compare between networks with equal images and "
         "dimensions alone. Invariance is 1 where an augmentation changes nothing, 0 where it changes an image as much "
-        "as taking another."
+        "as taking another. unlabeled represent measures more images."
     )
     notes = "".join(f"<li>{breakable(note)}</li>" for note in analysis.notes)
     listed = f'<ul class="quiet">{notes}</ul>' if notes else ""
@@ -167,13 +166,20 @@ def _outliers(looked_at: LookedAt) -> Part:
     return Part("Outliers", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
 
 
+def _groups(found: Findings) -> list[list[int]]:
+    return duplicate_groups(found.near, found.cosines, usual_similarity(found.cosines))
+
+
 def _duplicates(looked_at: LookedAt) -> Part | None:
-    groups = duplicate_groups(looked_at.found.near, looked_at.found.cosines, DUPLICATE)
+    groups = _groups(looked_at.found)
     if not groups:
         return None
     rows = np.array([row for group in groups for row in group[:4]][: 2 * FEW], np.int64)
     number = {row: place for place, group in enumerate(groups, 1) for row in group}
-    words = f"Images whose cosine is {DUPLICATE} or more, up to four of each of {len(groups):,} groups."
+    least = f"{usual_similarity(looked_at.found.cosines):g}"
+    words = (
+        f"Images whose cosine is {least} or more, up to four of each of {len(groups):,} groups: look whether they are."
+    )
     tiles = _tiles(looked_at, rows, lambda row: [f"group {number[row]}"])
     return Part("Near duplicates", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
 

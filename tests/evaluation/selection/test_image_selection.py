@@ -6,7 +6,13 @@ import pytest
 from unlabeled.errors import UserError
 from unlabeled.evaluation.selection.clusters import kmeans, usual_number
 from unlabeled.evaluation.selection.k_center import k_center_rows
-from unlabeled.evaluation.selection.nearest import duplicate_groups, nearest_others, outlier_scores, unit
+from unlabeled.evaluation.selection.nearest import (
+    duplicate_groups,
+    nearest_others,
+    outlier_scores,
+    unit,
+    usual_similarity,
+)
 from unlabeled.evaluation.selection.typicality import typical_rows, typicality
 
 
@@ -101,6 +107,18 @@ def test_near_duplicates_are_grouped_over_chains_of_pairs() -> None:
     rows, cosines = nearest_others(x, 3)
     assert duplicate_groups(rows, cosines, float(np.cos(np.radians(2.5)))) == [[0, 1, 2], [3, 4]]
     assert duplicate_groups(rows, cosines, float(np.cos(np.radians(0.5)))) == []
+
+
+def test_near_duplicates_are_so_similar_as_few_images_are() -> None:
+    near = np.full((300, 2), 0.9)
+    assert usual_similarity(near) == 0.95
+    near[:6, 0] = 0.96  # a fiftieth
+    assert usual_similarity(near) == 0.95
+    near[:7, 0] = 0.96
+    assert usual_similarity(near) == 0.97
+    assert usual_similarity(np.ones((300, 2))) == 1
+    assert usual_similarity(np.ones((4, 1))) == 0.95
+    assert usual_similarity(np.zeros((1, 0))) == 0.95
 
 
 @pytest.mark.parametrize("k", [4, 60])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unlabeled.data.source import shared_folder
 from unlabeled.evaluation.exploring.findings import Findings
 from unlabeled.evaluation.exploring.thumbnails import Thumbnails, per_row, sheets
+from unlabeled.evaluation.selection.nearest import usual_similarity
 from unlabeled.pages.html import html_page
 from unlabeled.pages.plots import PALETTE, class_colour
 from unlabeled.pages.style import COLOURS
@@ -95,6 +96,7 @@ def _about(found: Findings, made: Thumbnails) -> Mapping[str, Any]:
         "splits": splits,
         "split": [splits.index(each) for each in found.embeddings.splits] if len(splits) > 1 else [],
         "neighbours": found.near.shape[1],
+        "similarity": usual_similarity(found.cosines),
         "method": found.method,
         "side": made.shape[1],
         "perRow": per_row(made.shape[1]),

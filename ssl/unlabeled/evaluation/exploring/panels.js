@@ -3,12 +3,11 @@
 const PAGE = 60; // thumbnails that a list shows before it is asked for more
 const CENTRAL = 12; // of each cluster
 const GROUPS = 60; // of duplicates
-const FEW = 0.02; // share of images that the first similarity of duplicates may group
 const panel = element("div", { className: "panel", id: "panel", tabIndex: -1 });
 const tabs = element("div", { className: "tabs", role: "tablist" });
 const waiting = new Set(); // thumbnails whose sheet is not decoded
 let open = "clusters";
-let similarity = null;
+let similarity = about.similarity;
 
 const PANELS = {
   image: ["Image", imagePanel],
@@ -161,24 +160,16 @@ function outliersPanel() {
 // Near duplicates: chains of pairs above a similarity.
 
 function duplicatesPanel() {
-  similarity ??= startSimilarity();
-  const shown = element("output", {}, similarity.toFixed(3)), found = element("div");
-  const slider = element("input", { type: "range", min: 0.9, max: 1, step: 0.001, value: similarity, id: "similarity", ariaLabel: "least cosine of near duplicates" });
+  const shown = element("output", {}, similarity.toFixed(4)), found = element("div");
+  const slider = element("input", { type: "range", min: 0.9, max: 1, step: 0.0001, value: similarity, id: "similarity", ariaLabel: "least cosine of near duplicates" });
   slider.oninput = () => {
     similarity = Number(slider.value);
-    shown.textContent = similarity.toFixed(3);
+    shown.textContent = similarity.toFixed(4);
     found.replaceChildren(...duplicateGroups());
   };
   found.append(...duplicateGroups());
   return [text("Groups of images whose features are nearly equal. How near is near differs between networks: move the slider until the groups are what you call duplicates."),
     line(element("label", { htmlFor: "similarity" }, "least cosine"), slider, shown), found];
-}
-
-/** The lowest of some similarities that groups few images. */
-function startSimilarity() {
-  const steps = [0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999];
-  const many = (least) => { let found = 0; for (let row = 0; row < N; row++) if (K && cosine(row, 0) >= least) found++; return found; };
-  return steps.find((least) => many(least) <= Math.max(4, FEW * N)) ?? 1;
 }
 
 function groupsOf(least) {

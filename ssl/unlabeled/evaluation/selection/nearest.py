@@ -10,6 +10,7 @@ from unlabeled.evaluation.knn import neighbours
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
+SIMILARITIES = (0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 
 
 def unit(x: Floats) -> Floats:
@@ -47,6 +48,20 @@ def outlier_scores(cosines: Floats, k: int = 10) -> Floats:
     """
     near = cosines[:, :k].astype(np.float64)
     return 1 - near.mean(axis=1) if near.shape[1] else np.zeros(len(near))
+
+
+def usual_similarity(cosines: Floats) -> float:
+    """Returns from which cosine on images are called near duplicates: the lowest of some that few images reach.
+
+    What is near differs between networks: of one that has hardly been trained all images are alike. Few are a fiftieth
+    of the images, or four (our choice).
+
+    Args:
+        cosines: with the nearest others [N, K], nearest first.
+    """
+    nearest = cosines[:, 0] if cosines.shape[1] else np.zeros(len(cosines))
+    most = max(4.0, len(cosines) / 50)
+    return next((each for each in SIMILARITIES if int((nearest >= each).sum()) <= most), 1.0)
 
 
 def duplicate_groups(rows: Ints, cosines: Floats, similarity: float) -> list[list[int]]:
