@@ -17,6 +17,7 @@ CHOICES: list[tuple[str, ...]] = [
     ("backbone=resnet_thin",),
     ("backbone=vit_tiny_small", "backbone.depth=1"),
     ("backbone=regnety_8gf", "backbone.depth=4"),
+    ("backbone=wrn_28_2", "backbone.depth=10"),
     ("backbone=timm", "backbone.model=resnet10t"),
     ("backbone=timm", "backbone.model=vit_tiny_patch16_224", "backbone.image_size=32"),
     ("backbone=torchvision", "backbone.model=shufflenet_v2_x0_5"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from unlabeled.backbones.regnet import RegNetY
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
+from unlabeled.backbones.wide_resnet import WideResNet
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -20,11 +21,12 @@ def small(name: str) -> Backbone:
         "vit_gap": lambda: ViT(16, 4, 24, 5, 2, pooling="gap"),
         "resnet": lambda: ResNet(18, 0.125, "cifar"),
         "regnet": lambda: RegNetY(4, 16, 27.89, 2.65, 8, 0.25, "nearest"),
+        "wide_resnet": lambda: WideResNet(10, 1, 0.1, 0.1),
     }
     return made[name]().eval()
 
 
-@pytest.mark.parametrize("name", ["vit", "vit_gap", "resnet", "regnet"])
+@pytest.mark.parametrize("name", ["vit", "vit_gap", "resnet", "regnet", "wide_resnet"])
 def test_last_is_what_forward_gives_and_one_pass_gives_the_same_as_many(name: str) -> None:
     network, images = small(name), torch.rand(3, 3, 16, 16)
     with torch.no_grad():

@@ -73,6 +73,32 @@ def test_with_torchvisions_rounding_names_and_shapes_are_torchvisions(
     assert parameters(theirs) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "with_classifier"),
+    [  # torchvision's models, whose weights so load
+        ("regnetx_400mf", 5_495_976),
+        ("regnetx_800mf", 7_259_656),
+        ("regnetx_1_6gf", 9_190_136),
+        ("regnetx_3_2gf", 15_296_552),
+        ("regnetx_8gf", 39_572_648),
+        ("regnetx_16gf", 54_278_536),
+        ("regnetx_32gf", 107_811_560),
+    ],
+)
+def test_each_regnetx_has_the_names_and_shapes_of_torchvisions(name: str, with_classifier: int) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"backbone={name}", "name=x"]).backbone
+    blocks = regnet.BlockParams.from_init_params(
+        config.depth, config.w_0, config.w_a, config.w_m, config.group_width, se_ratio=None
+    )
+    with torch.device("meta"):
+        theirs, ours = regnet.RegNet(blocks), instantiate(config)
+    expected = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+    assert not any(".se." in key for key in expected)
+    assert parameters(theirs) == with_classifier
+
+
 def test_weights_of_torchvision_load_and_give_equal_features() -> None:
     theirs = regnet.regnet_y_400mf().eval()
     for module in theirs.modules():  # statistics that are not those of a fresh network

@@ -1,4 +1,4 @@
-"""RegNetY from its parameters: the networks of Radosavovic et al. 2020, arXiv:2003.13678, up to 10 billion weights.
+"""RegNetX and RegNetY by parameters: the networks of Radosavovic et al. 2020, arXiv:2003.13678, up to 10 B weights.
 
 Blocks and tensor names are torchvision's, so that checkpoints load in either direction. Names such as ``RegNetY-256GF``
 mean different networks in different places: build by parameters, and compare the number of weights.
@@ -38,7 +38,8 @@ class RegNetY(Backbone):
         depth: number of blocks.
         w_0, w_a, w_m: first width, slope and step of the quantised linear widths (arXiv:2003.13678, section 3.3).
         group_width: channels per group of the 3×3 convolutions.
-        se_ratio: width of the squeeze-and-excitation, relative to the block's input; 0.25 in every RegNetY.
+        se_ratio: width of the squeeze-and-excitation, relative to the block's input; 0.25 in every RegNetY; None: there
+            is none, as in every RegNetX.
         rounding: how widths are rounded to multiples of the group width, see :func:`stages`.
         gradient_checkpointing: see :func:`~unlabeled.backbones.recomputation.recompute`.
         channels: of the images.
@@ -56,7 +57,7 @@ class RegNetY(Backbone):
         w_a: NotNegative,
         w_m: Annotated[float, Interval(gt=1, le=100)],
         group_width: Channels,
-        se_ratio: SomeShare = 0.25,
+        se_ratio: SomeShare | None = 0.25,
         rounding: Literal["nearest", "torchvision"] = "nearest",
         gradient_checkpointing: bool = False,
         channels: Channels = 3,
@@ -127,7 +128,7 @@ def _divisible(width: int, group: int, rounding: str) -> int:
     return rounded + group if rounded < 0.9 * width else rounded
 
 
-def _stage(number: int, in_width: int, stage: Stage, se_ratio: float) -> AnyStage:
+def _stage(number: int, in_width: int, stage: Stage, se_ratio: float | None) -> AnyStage:
     return AnyStage(
         in_width,
         stage.width,
