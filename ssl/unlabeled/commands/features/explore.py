@@ -54,7 +54,7 @@ def explore_built(
 
 def _write(out: Path, explored: Explored, about: list[str], keys: dict[str, Any], log: Callable[[str], None]) -> Path:
     write_page(out, explored, about, log, keys["clusters"], keys["label_next"], keys["seed"])
-    log(f"the page is {out}, {out.stat().st_size / 2**20:,.1f} MiB; it needs no other file")
+    log(f"the page is {out}, {out.stat().st_size / 2**20:.2g} MiB; it needs no other file")
     return out
 
 

@@ -19,7 +19,8 @@ function element(tag, properties = {}, ...children) {
 }
 
 const px = (row) => positions[2 * row] / 65535, py = (row) => 1 - positions[2 * row + 1] / 65535;
-const scale = () => view.zoom * (Math.min(width, height) - 40);
+const border = N < DOTS_FROM ? 100 : 40; // pixels for what hangs over the edge
+const scale = () => view.zoom * (Math.min(width, height) - border);
 const toX = (x) => (x - view.x) * scale() + width / 2, toY = (y) => (y - view.y) * scale() + height / 2;
 const fromX = (x) => (x - width / 2) / scale() + view.x, fromY = (y) => (y - height / 2) / scale() + view.y;
 
