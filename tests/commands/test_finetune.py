@@ -63,6 +63,8 @@ def test_what_is_kept_predicts_what_was_measured_and_loads_as_a_network(tuned: R
     assert x.shape == (1797, unlabeled.load(tuned).num_features)
     start = unlabeled.embed(weights, "digits", **NETWORK, **CPU).x
     assert np.abs(x - start).max() > 1e-3
+    folder = unlabeled.export(tuned, "safetensors", head="finetune", data_images=0)
+    assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "9"
 
 
 def test_a_folder_of_classes_without_a_test_split_is_trained_on_and_names_its_classes(

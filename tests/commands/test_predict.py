@@ -14,6 +14,8 @@ import unlabeled
 from tests.commands.test_unlabeled_command import printed
 from tests.small import composed
 from unlabeled.commands.build.run import build_backbone
+from unlabeled.data.memory import ArraySource
+from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.uncertainty.calibration import ece
@@ -21,6 +23,7 @@ from unlabeled.evaluation.uncertainty.calibration import ece
 CHOSEN = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
 NETWORK: dict[str, Any] = {"backbone": "resnet_thin", "backbone.width": 0.125, "views": "simclr_small", "views.size": 8}
 CPU: dict[str, Any] = {"accelerator": "cpu", "num_workers": 0}
+SHAPE = {key: value for key, value in NETWORK.items() if key != "views"}
 TINY: dict[str, Any] = {"epochs": 1, "batch_size": 32, "images_per_pass": 32, "milestones": None}
 
 
@@ -146,3 +149,15 @@ def test_heads_of_other_weights_or_other_views_are_refused(weights: Path, tmp_pa
         predict(other, "digits", report_dir=weights.parent / "report")
     with pytest.raises(UserError, match=r"was fitted on images prepared by other views; give the views=…"):
         unlabeled.predict(weights, "digits", **CPU, **{**NETWORK, "views.size": 16})
+
+
+def test_a_network_that_a_probe_has_fine_tuned_is_exported_with_its_classifier(weights: Path, tmp_path: Path) -> None:
+    found = predict(weights, "digits", head="finetune").probabilities[:8]
+    folder = unlabeled.export(
+        weights, "torch_export", head="finetune", out=tmp_path / "x", data_images=0, views=NETWORK["views"], **SHAPE
+    )
+    model = torch.export.load(folder / "model.pt2").module()
+    test = digits(8).test
+    assert isinstance(test, ArraySource)
+    images = unlabeled.load(weights, **NETWORK).transform(test.images[:8])
+    torch.testing.assert_close(model(images).double().softmax(1), found, rtol=1e-4, atol=1e-6)

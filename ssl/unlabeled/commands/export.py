@@ -25,9 +25,11 @@ from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.heads.kept import ENDING, file_name
 from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
 from unlabeled.weights.checkpoint import Checkpoint
+from unlabeled.weights.classifier import joined
 from unlabeled.weights.feature_comparison import TOLERANCE, feature_differences, images_to_compare
 from unlabeled.weights.load import read_checkpoint
 from unlabeled.weights.preprocess import read_preprocess
@@ -41,6 +43,7 @@ from unlabeled.weights.targets import (
 )
 
 FILES = {"README.md", "config.json", "model.safetensors", "model.pth", "model.onnx", "model.onnx.data"}  # of any target
+FILES |= {"model.pt2"}
 
 
 def export(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = print) -> Path:
@@ -64,7 +67,8 @@ def export(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = p
 
 def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str], None]) -> Path:
     path = checkpoint_path(resolved["run"], resolved["checkpoint"])
-    out = Path(resolved["out"] or folder_of(path) / "export" / to).expanduser()
+    name = to if config.head is None else f"{to}-{file_name(config.head).removesuffix(ENDING)}"
+    out = Path(resolved["out"] or folder_of(path) / "export" / name).expanduser()
     check_folder("out", out)
     out = out.resolve()
     check_replaceable(out)
@@ -74,12 +78,14 @@ def _export(config: Any, resolved: dict[str, Any], to: str, log: Callable[[str],
     batches = images_to_compare(source.preprocess.views(), exported.splits, resolved["data_images"])
     with unfinished(out) as folder, silence():
         written = write(to, source, folder)
-        measured = feature_differences(to, source.backbone, reloaded(to, written, folder), batches)
+        measured = feature_differences(
+            to, joined(source.backbone, source.classifier), reloaded(to, written, folder), batches
+        )
         facts = _facts(to, source, written, checkpoint, measured, exported.splits)
         write_atomic(folder / "README.md", write_card(facts))
     worst = max(measured.values())
     log(f"{out} holds {', '.join(sorted(each.name for each in out.iterdir()))}")
-    log(f"features of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
+    log(f"{source.result} of the reloaded model differ by at most {worst:.1e} of their scale ({', '.join(measured)})")
     if exported.why_no_data:
         log(f"not compared on images of the data: {exported.why_no_data}")
     return out
@@ -106,7 +112,7 @@ def open_source(exported: ExportInputs) -> ExportSource:
         raise UserError(
             f"views.size={preprocess.size}: this backbone takes images of {backbone.image_size} pixels alone"
         )
-    return ExportSource(backbone, exported.values, preprocess)
+    return ExportSource(backbone, exported.values, preprocess, exported.classifier)
 
 
 def write(to: str, source: ExportSource, folder: Path) -> ExportedModel:
@@ -228,6 +234,7 @@ def _facts(
         results_note=_results_note(results, bool(rows)),
         training=read_json(run / "training.json"),
         versions=versions(),
+        classifier=source.classifier,
     )
 
 

@@ -79,7 +79,7 @@ TYPES: dict[str, Any] = {
     "format": Literal["markdown", "csv", "latex"] | None,
     "baselines": bool,
     "out": FilePath | None,
-    "to": Literal["timm", "torchvision", "safetensors", "huggingface", "onnx"],
+    "to": Literal["timm", "torchvision", "safetensors", "huggingface", "onnx", "torch_export"],
     "first": FilePath | dict[str, Any],
     "second": FilePath | dict[str, Any],
     "data_images": NoneOrMore,

@@ -12,6 +12,7 @@ from typing import Any
 from unlabeled.core.escaping import escaped, in_markdown, in_table
 from unlabeled.core.run_config import to_yaml
 from unlabeled.weights.checkpoint import Checkpoint
+from unlabeled.weights.classifier import LinearClassifier
 from unlabeled.weights.preprocess import Preprocess
 from unlabeled.weights.targets import ExportedModel
 
@@ -39,6 +40,7 @@ class CardFacts:
     results_note: str  # explains the results, or why there are none
     training: Mapping[str, Any]  # training.json
     versions: Mapping[str, str]
+    classifier: LinearClassifier | None = None
 
 
 def write_card(facts: CardFacts) -> str:
@@ -50,7 +52,11 @@ def write_card(facts: CardFacts) -> str:
         f"# {in_markdown(name)}",
         f"{_article(class_name(facts.spec))} pretrained {_labels(facts.checkpoint)}"
         f"{f' by {objective}' if objective else ''}, "
-        f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier.",
+        f"exported by `to={facts.to}`: images in, {facts.num_features} features out, no classifier."
+        if facts.classifier is None
+        else f"with a classifier, exported by `to={facts.to}`: images in, logits of {len(facts.classifier.classes)} "
+        f"classes out, whose softmax are calibrated probabilities. The classifier is `{facts.classifier.protocol}`, "
+        "fitted with labels; `config.json` names its classes.",
         "## How to use it",
         _images(facts.preprocess),
         _loading(facts.written, facts.preprocess.size),
@@ -100,10 +106,11 @@ def _article(name: str) -> str:
 
 def _front_matter(facts: CardFacts, objective: str) -> str:
     kind = "supervised-learning" if facts.checkpoint.uses_labels else "self-supervised-learning"
-    tags = [kind, "image-feature-extraction", *([objective.lower()] if objective else [])]
+    task = "image-feature-extraction" if facts.classifier is None else "image-classification"
+    tags = [kind, task, *([objective.lower()] if objective else [])]
     lines = [
         f"library_name: {facts.written.library}",
-        "pipeline_tag: image-feature-extraction",
+        f"pipeline_tag: {task}",
         "license: unknown # to be filled in",
         "tags:",
         *(f"  - {tag}" for tag in dict.fromkeys(tags)),

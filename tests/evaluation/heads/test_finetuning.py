@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from tests.evaluation.recipes.test_recipes_finetune import finetune
-from tests.recipe_tasks import made, training
+from tests.recipe_tasks import made, resnet, training
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import state_hash
-from unlabeled.evaluation.heads.finetuning import Calibrating, fine_tune
+from unlabeled.evaluation.heads.calibration import calibrate
+from unlabeled.evaluation.heads.finetuning import Calibrating, fine_tune, made_head
 from unlabeled.evaluation.probes.linear import classify, split_holdout
+from unlabeled.evaluation.recipes.finetune import Classifier
+from unlabeled.evaluation.uncertainty.calibration import fit_temperature
 
 NOTHING_HELD = Calibrating(None, False)
 
@@ -74,3 +77,13 @@ def test_labels_of_one_class_and_a_head_that_is_not_of_the_features_are_refused(
     world.task.train_labels.zero_()
     with pytest.raises(UserError, match="labels: all are of one class"):
         fine_tune(finetune(), world.task, NOTHING_HELD, 0, quiet)
+
+
+def test_without_an_error_among_the_held_out_images_the_temperature_stays_1() -> None:
+    labels = torch.tensor([0, 1, 1])
+    log_p = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]).log()
+    assert fit_temperature(log_p, labels) < 0.1
+    model = Classifier(resnet(), 2, "network", 0.1)
+    for held, expected in (((log_p, labels), 1.0), ((log_p, 1 - labels), fit_temperature(log_p, 1 - labels))):
+        head = made_head(model, torch.tensor([0, 1]), held)
+        assert calibrate(head).temperature == expected

@@ -4,15 +4,21 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from unlabeled.commands.build.classify import read_kept
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.run import build_backbone, build_splits
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.heads.predictor import network_of
+from unlabeled.evaluation.recipes.finetune import Classifier
 from unlabeled.objective import Backbone
 from unlabeled.weights import Checkpoint, load_backbone
+from unlabeled.weights.classifier import LinearClassifier
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class ExportInputs:
     views: dict[str, Any]  # likewise
     splits: Splits | None  # the run's data where it is there
     why_no_data: str  # why not
+    classifier: LinearClassifier | None = None  # behind the backbone, where a head is asked for
 
 
 def build_export_inputs(config: DictConfig, checkpoint: Checkpoint) -> ExportInputs:
@@ -31,9 +38,36 @@ def build_export_inputs(config: DictConfig, checkpoint: Checkpoint) -> ExportInp
     filled = complete_config(config, checkpoint, needs=("views", "backbone"))
     plain: Any = OmegaConf.to_container(filled, resolve=True)
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
+    backbone, classifier = (backbone, None) if config.head is None else with_head(config, checkpoint, backbone)
     given = bool(config.get("data"))
     splits, why_not = (None, "data_images=0") if config.data_images == 0 else find_splits(filled, given)
-    return ExportInputs(backbone, plain["backbone"], plain["views"], splits, why_not)
+    return ExportInputs(backbone, plain["backbone"], plain["views"], splits, why_not, classifier)
+
+
+def with_head(config: DictConfig, checkpoint: Checkpoint, backbone: Backbone) -> tuple[Backbone, LinearClassifier]:
+    """The backbone, or what was fine-tuned of it, and the classifier of a kept head.
+
+    Raises:
+        UserError: the head is no linear function of the network's own features.
+    """
+    kept = read_kept(config, checkpoint.path, checkpoint)
+    head, names = kept.head, [kept.context.classes[column] for column in kept.head.tensors.get("columns", [])]
+    if head.kind == "knn" or head.features != "last" or head.settings.get("pooling", "network") != "network":
+        raise UserError(
+            f"head={config.head}: {kept.protocol} is no linear classifier of the network's output, which alone is "
+            "exported; give head=linear, or fine-tune"
+        )
+    temperature = kept.calibration.temperature
+    if head.kind == "linear":
+        weight, mean, scale = (head.tensors[name] for name in ("weight", "mean", "scale"))
+        return backbone, LinearClassifier.folded(weight, mean, scale, temperature, names, kept.protocol)
+    tuned = network_of(kept, backbone)
+    assert isinstance(tuned, Classifier)
+    layer = tuned.top[1]
+    assert isinstance(layer, nn.Linear)
+    whole = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()[head.tensors["columns"]]
+    nothing = torch.zeros(whole.shape[1] - 1)
+    return tuned.network, LinearClassifier.folded(whole, nothing, nothing + 1, temperature, names, kept.protocol)
 
 
 def find_splits(config: DictConfig, given: bool = False) -> tuple[Splits | None, str]:

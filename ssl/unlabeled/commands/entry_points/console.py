@@ -65,7 +65,7 @@ COMMANDS = {
         "run",
     ),
     "export": Command(
-        "Writes a backbone for timm, torchvision, Hugging Face, ONNX or as safetensors, and checks it there.",
+        "Writes a backbone or a classifier for timm, torchvision, Hugging Face, ONNX or torch.export; checks it there.",
         "unlabeled.commands.export:export",
         "export",
         "run",

@@ -307,8 +307,8 @@ def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any)
 
     Args:
         run: its folder or a file of weights.
-        to: timm, torchvision, safetensors, huggingface or onnx.
-        overrides, keys: as in :func:`train`; ``out`` is the folder.
+        to: timm, torchvision, safetensors, huggingface, onnx or torch_export.
+        overrides, keys: as in :func:`train`; ``out`` is the folder, ``head`` a classifier of the report to go with it.
 
     Returns:
         The folder.

@@ -20,6 +20,7 @@ from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.statistics import share_bound
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, fit_temperature, scale_by_temperature
 
+FIXED_TEMPERATURE = "fixed_temperature"  # setting of a head whose temperature is not fitted
 LEFT_OUT = 2000  # images of train that k-NN classifies without themselves; the deviation of a share is below 1.2 %
 
 
@@ -64,7 +65,7 @@ def calibrate(head: Head) -> Calibration:
     if found is None:
         return Calibration(1.0, smoothing, torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool))
     log_p, labels = smooth(found[0], smoothing), found[1]
-    temperature = fit_temperature(log_p, labels)
+    temperature = head.settings.get(FIXED_TEMPERATURE) or fit_temperature(log_p, labels)
     confidence, predicted = scale_by_temperature(log_p, temperature).exp().max(dim=1)
     return Calibration(temperature, smoothing, confidence.cpu(), (predicted != labels).cpu())
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled.errors import UserError
+from unlabeled.evaluation.heads.calibration import FIXED_TEMPERATURE
 from unlabeled.evaluation.probe import Head, Task
 from unlabeled.evaluation.probes.linear import split_holdout
 from unlabeled.evaluation.recipes.finetune import Classifier, FineTune
@@ -73,7 +74,7 @@ def fine_tune(recipe: FineTune, task: Task, calibrating: Calibrating, least_step
         if not len(held) or calibrating.refit:
             fit = listed.ids
             model, loss, steps = _fitted(recipe, task, fit, least_steps, log)
-    return FineTuned(model.network.eval(), _head(model, classes, spared), len(fit), steps, loss, held_top1)
+    return FineTuned(model.network.eval(), made_head(model, classes, spared), len(fit), steps, loss, held_top1)
 
 
 def _divided(ids: Tensor, labels: Tensor, calibrating: Calibrating, seed: int) -> tuple[Tensor, Tensor]:
@@ -118,10 +119,13 @@ def _tried(
     return (log_p, labels), 100 * float((log_p.argmax(1) == labels).double().mean())
 
 
-def _head(model: Classifier, classes: Tensor, held: tuple[Tensor, Tensor] | None) -> Head:
+def made_head(model: Classifier, classes: Tensor, held: tuple[Tensor, Tensor] | None) -> Head:
     """Makes the classifier a linear head of features that are not standardised."""
     linear = model.top[1]
     assert isinstance(linear, nn.Linear)
     weight = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().cpu()[classes]
     none = torch.zeros(weight.shape[1] - 1)
-    return Head("linear", "last", {"weight": weight, "mean": none, "scale": none + 1, "columns": classes}, held=held)
+    tensors = {"weight": weight, "mean": none, "scale": none + 1, "columns": classes}
+    # without an error the likelihood grows as the temperature falls to 0: nothing says how sure to be
+    faultless = held is not None and bool((held[0].argmax(1) == held[1]).all())
+    return Head("linear", "last", tensors, {FIXED_TEMPERATURE: 1.0} if faultless else {}, held)
