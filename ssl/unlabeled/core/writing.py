@@ -89,6 +89,12 @@ def save_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def save_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes lines, each with its end, as they come: a table that memory need not hold. Raises Unwritable."""
+    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Gives an empty file beside ``path`` to fill; it replaces ``path`` at the end, or is deleted after an error.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import in_csv
-from unlabeled.core.writing import replacing
+from unlabeled.core.writing import save_lines
 from unlabeled.evaluation.uncertainty.members import entropy
 
 if TYPE_CHECKING:
@@ -84,11 +84,16 @@ def write_csv(path: Path, parts: Iterable[Predicted], top: int) -> None:
     ``top`` classes at most, each with its calibrated probability; ``abstains`` is empty where no risk was chosen. Text
     that a spreadsheet would compute has an apostrophe before it. Raises Unwritable.
     """
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        for number, part in enumerate(parts):
-            if not number:
-                file.write(_line(_head(min(top, len(part.classes)))))
-            file.writelines(_line(row) for row in _rows(part, min(top, len(part.classes))))
+    save_lines(path, map(_line, _table(parts, top)))
+
+
+def _table(parts: Iterable[Predicted], top: int) -> Iterator[list[str]]:
+    """Yields the head, of the first part, and a row for each image."""
+    for number, part in enumerate(parts):
+        count = min(top, len(part.classes))
+        if not number:
+            yield _head(count)
+        yield from _rows(part, count)
 
 
 def _head(top: int) -> list[str]:
