@@ -115,6 +115,7 @@ TYPES: dict[str, Any] = {
     "holdout": AtMostHalf | None,
     "refit": bool,
     "least_steps": NoneOrMore,
+    "folds": AtLeastTwo | None,
     "recipe": Built,
     "top": Count,
     "risk": Between | None,

@@ -90,8 +90,8 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     test = extractor.data.splits.test
     if test is None:
         raise UserError(
-            "data.test: this data set has no test split to evaluate on; give data=PATH of one that has, or train anew"
-            " with data.holdout=0.2: this run has seen all images"
+            "data.test: this data set has no test split to evaluate on; give folds=5 to cross-validate on its"
+            " labels, data=PATH of one that has, or train anew with data.holdout=0.2: this run has seen all images"
         )
     extracted: dict[str, tuple[Features, Features]] = {}
 

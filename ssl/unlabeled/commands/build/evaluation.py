@@ -28,6 +28,7 @@ from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.probes.few_labels import FewLabels
+from unlabeled.evaluation.probes.folds import CrossValidated
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
 from unlabeled.objective import HasHead, HasVisualization, Objective
@@ -84,6 +85,8 @@ def build_evaluation(
     precision = resolve_precision(precision, accelerator)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     data, probes = data or build_data(config), build_probes(config)
+    if config.get("folds") is not None:
+        data, probes = in_folds(data, probes, config.folds, config.seed)
     for probe in probes.values():
         if isinstance(probe, FewLabels):
             probe.prepare(data.splits.train)
@@ -121,6 +124,29 @@ def build_evaluation(
         random_objective=random_objective,
         visualized_objective=build_visualized_objective(config),
     )
+
+
+def in_folds(
+    data: DataModule, probes: Mapping[str, Probe | ImageProbe], folds: int, seed: int
+) -> tuple[DataModule, dict[str, Probe | ImageProbe]]:
+    """The training split in the place of a test split, and probes that divide it.
+
+    Probes of few labels draw their own lists, and are left out.
+
+    Raises:
+        UserError: there is a test split, or a probe trains on images or is fitted on a list.
+    """
+    if data.splits.test is not None:
+        raise UserError(f"folds={folds}: these data have a test split; leave folds out")
+    divided: dict[str, Probe | ImageProbe] = {}
+    for name, probe in probes.items():
+        if isinstance(probe, ImageProbe | SoftNearestNeighbours):
+            raise UserError(f"folds={folds}: probe.{name} cannot be cross-validated; give probe=quick or linear")
+        if not isinstance(probe, FewLabels):
+            divided[name] = CrossValidated(probe, folds, seed)
+    if not divided:
+        raise UserError(f"folds={folds}: few labels are drawn from a training split; give probe=quick or linear")
+    return data.with_test(data.splits.train), divided
 
 
 def build_visualized_objective(config: DictConfig) -> Objective | None:
