@@ -14,7 +14,7 @@ from unlabeled.core.escaping import in_markdown
 from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.selection.active_result import TABLE, Active, number, table_cells
 from unlabeled.evaluation.selection.course import Course
-from unlabeled.evaluation.selection.strategies import RANDOM
+from unlabeled.evaluation.selection.strategies import BEGIN_AT_RANDOM, RANDOM
 from unlabeled.pages.html import html_page
 from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
@@ -98,8 +98,9 @@ def _accuracy(found: Active, folder: Path) -> Section:
 
 
 def _first_images(found: Active, folder: Path, images: Callable[[Sequence[int]], Tensor]) -> Section:
-    first = found.courses[0].seed
-    asked = {each.strategy: each.asked[:SHOWN] for each in found.courses if each.seed == first}
+    first, start = found.courses[0].seed, found.counts[0]
+    own = {each.strategy: start if each.strategy in BEGIN_AT_RANDOM else 0 for each in found.courses}
+    asked = {each.strategy: each.asked[own[each.strategy] :][:SHOWN] for each in found.courses if each.seed == first}
     shown = {name: list(images(rows).cpu()) for name, rows in asked.items()}
     save_columns(shown, folder / "first_images.png")
     rows = "".join(
@@ -110,18 +111,17 @@ def _first_images(found: Active, folder: Path, images: Callable[[Sequence[int]],
     )
     title = "Images that were asked for first"
     words = (
-        f"In the order of asking, seed {first}. All strategies but typical begin with the images of random: "
-        "a classifier has no label yet."
+        f"In the order of asking, seed {first}; of strategies that begin with the images of random the first that they "
+        "chose themselves."
     )
     return Section(title, words, rows, f"![{title}](first_images.png)", wide=True)
 
 
 HOW = (
-    "A round is one fit of the linear probe on the labels so far; C is chosen on a part of them. A label of the pool "
-    "is revealed when a strategy asks for it, and not before; test labels give the accuracy alone. Labels saved: "
-    "random's last number of labels minus the number from which on the strategy stays at or above random's last "
-    "accuracy, seed by seed; negative where random gets to the strategy's last accuracy with fewer. Brackets: 95 % "
-    "intervals of the mean over seeds."
+    "A round is one fit of the linear probe on the labels so far. A label of the pool is revealed when a strategy asks "
+    "for it, and not before; test labels give the accuracy alone. Labels saved: random's last number of labels minus "
+    "the number from which on the strategy stays at or above random's last accuracy, seed by seed; negative where "
+    "random gets to the strategy's last accuracy with fewer. Brackets: 95 % intervals of the mean over seeds."
 )
 
 

@@ -35,8 +35,15 @@ class Active:
 
     @property
     def headline(self) -> str:
-        """Returns a sentence for each strategy but random."""
-        return " ".join(self._sentence(each) for name, each in self.savings.items() if name != RANDOM)
+        """Returns a sentence: which strategies save labels, which cost some, and of which neither can be said."""
+        others = [each for name, each in self.savings.items() if name != RANDOM]
+        surely = [each for each in others if _sign(each)]
+        verb = {1: "saves", -1: "costs"}
+        told = [f"{each.strategy} {verb[_sign(each)]} {_absolute(each.saved)}" for each in surely]
+        unsure = [each.strategy for each in others if not _sign(each)]
+        told += [f"of {' and '.join(unsure)} neither can be told from chance"] if unsure else []
+        last, target = self.counts[-1], self.savings[RANDOM].top1[-1].mean
+        return f"Of the {last:,} labels by which random reaches {target:.2f} %: {'; '.join(told)}."
 
     @property
     def table(self) -> str:
@@ -59,16 +66,16 @@ class Active:
             for each in self.courses
         }
 
-    def _sentence(self, each: Savings) -> str:
-        last, target = self.counts[-1], self.savings[RANDOM].top1[-1].mean
-        low, high = each.saved.interval or (0.0, 0.0)
-        what = "saves no labels that can be told from chance"
-        if low > 0 or high < 0:
-            what = "saves labels" if low > 0 else "costs labels"
-        return (
-            f"{each.strategy} {what}: {each.saved.mean:,.0f} {_interval(each.saved, ',.0f')} of the {last:,} by which"
-            f" random labels reach {target:.2f} %."
-        )
+
+def _sign(each: Savings) -> int:
+    """Returns 1 where a strategy saves labels, −1 where it costs some, 0 where the interval holds 0."""
+    low, high = each.saved.interval or (0.0, 0.0)
+    return int(low > 0) - int(high < 0)
+
+
+def _absolute(saved: SeedStatistics) -> str:
+    ends = sorted(abs(end) for end in saved.interval or ())
+    return f"{abs(saved.mean):,.0f} [{', '.join(f'{end:,.0f}' for end in ends)}]"
 
 
 def table_cells(found: Active) -> list[tuple[str, list[str]]]:

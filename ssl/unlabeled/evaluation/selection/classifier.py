@@ -16,8 +16,8 @@ class LabelClassifier:
     """Exact logistic regression on the features of labelled images, and an ensemble of it on bootstrap resamples.
 
     Args:
-        c: values of C to try, on a part of the labels (:class:`LogisticRegressionProbe`).
-        c_of_singles: the one where no class has two labels, so that nothing can be set aside.
+        c: one value of C; or several to try, on a part of the labels (:class:`LogisticRegressionProbe`).
+        c_of_singles: of several, the one where no class has two labels, so that nothing can be set aside.
         holdout: share of each class set aside to choose C on.
         members: heads of the ensemble, each with the chosen C, on the labels resampled within each class.
         seed: of the part that is set aside, and of the resamples.
@@ -39,7 +39,8 @@ class LabelClassifier:
 
     def score(self, labelled: Features, test: Features, num_classes: int) -> Score:
         """Returns the linear probe's score on ``test``, fitted on ``labelled``; ``chosen["C"]`` is its C."""
-        tried = self.c if int(labelled.labels.bincount().max()) > 1 else [self.c_of_singles]
+        enough = len(self.c) == 1 or int(labelled.labels.bincount().max()) > 1
+        tried = self.c if enough else [self.c_of_singles]
         probe = LogisticRegressionProbe(tried, self.holdout, self.seed, self.max_iter)
         return probe.fit_predict(labelled, test, num_classes)[0]
 
