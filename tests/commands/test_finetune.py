@@ -77,7 +77,7 @@ def test_a_folder_of_classes_without_a_test_split_is_trained_on_and_names_its_cl
     many = {"least_steps": 40, "recipe.augmentation.flip": 0.0, "holdout": None}
     run = finetune(weights, tmp_path / "photos", out=tmp_path / "out", **many)
     assert run.results is None
-    found = unlabeled.predict(run, tmp_path / "photos", **CPU)
+    found = unlabeled.predict(run, **CPU)  # the images that it was trained on
     assert found.classes == ["day", "night"]
     assert found.predicted == found.labels == ["day"] * 4 + ["night"] * 4
     with pytest.raises(UserError, match=r"holds a network already; give another folder"):

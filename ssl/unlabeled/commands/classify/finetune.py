@@ -11,6 +11,7 @@ from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.finetune import FineTuning, build_finetuning
 from unlabeled.core.environment import git_state, machine, plain_values, versions
 from unlabeled.core.places import NEWEST, folder_of
+from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import make_folder, save_tensors, write_atomic
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import top1
@@ -47,7 +48,9 @@ def finetune(config: Any, resolved: dict[str, Any], log: Callable[[str], None] =
     calibrating = Calibrating(resolved["holdout"], resolved["refit"])
     tuned = fine_tune(parts.recipe, parts.task, calibrating, resolved["least_steps"], log)
     make_folder(out / NEWEST.parent)
-    save_tensors(out / NEWEST, _content(parts, tuned, out.name))
+    content = _content(parts, tuned, out.name)
+    save_tensors(out / NEWEST, content)
+    write_config(content["config"], out)  # beside checkpoints/: the folder of a run, whose data may be opened
     row = _tried(parts, tuned, read_checkpoint(out / NEWEST), out)
     facts = {
         "command": typed_command(),
