@@ -60,9 +60,9 @@ def accuracy_interval(correct: int, n: int) -> Interval:
     return low, high
 
 
-def share_bound(count: int, n: int) -> float:
-    """Returns the upper end of the one-sided 95 % interval of a share, from 0 to 1, by Clopper and Pearson (1934)."""
-    return 1.0 if count == n else float(_stats().beta.ppf(0.95, count + 1, n - count))
+def share_bound(count: int, n: int, unsure: float) -> float:
+    """Returns a share, from 0 to 1, that the true one exceeds with this probability, by Clopper and Pearson (1934)."""
+    return 1.0 if count == n else float(_stats().beta.ppf(1 - unsure, count + 1, n - count))
 
 
 def draws_interval(draws: Sequence[float], n: int) -> Interval:

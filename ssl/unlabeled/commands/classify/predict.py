@@ -42,11 +42,11 @@ def _introduced(prediction: Prediction) -> str:
     if limit is None:
         return told
     if not limit.covered:
-        return f"{told}\nno confidence gave so small a risk on {limit.images:,} held-out images: all abstain"
+        return f"{told}\n{limit.images:,} held-out images cannot promise so small a risk: all abstain"
     return (
         f"{told}\npredictions of a probability from {limit.confidence:.4f} on are made: of {limit.images:,} held-out "
-        f"images {limit.covered:,}, {100 * limit.risk:.2f} % of them wrong (at most {100 * limit.bound:.2f} % in 19 of "
-        "20 draws)"
+        f"images {limit.covered:,}, {100 * limit.risk:.2f} % of them wrong; on others, with 95 % certainty, at most "
+        f"{100 * limit.bound:.2f} %"
     )
 
 

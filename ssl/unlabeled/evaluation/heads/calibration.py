@@ -21,6 +21,7 @@ from unlabeled.evaluation.statistics import share_bound
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, fit_temperature, scale_by_temperature
 
 FIXED_TEMPERATURE = "fixed_temperature"  # setting of a head whose temperature is not fitted
+UNSURE = 0.05  # probability that the risk is above its bound, over draws of held-out images
 LEFT_OUT = 2000  # images of train that k-NN classifies without themselves; the deviation of a share is below 1.2 %
 
 
@@ -53,7 +54,7 @@ class Threshold:
 
     confidence: float  # predictions below it are not made; above 1: none is
     risk: float  # share of errors among held-out images at least as confident
-    bound: float  # upper bound of the risk on further images (Clopper and Pearson 1934), in 19 of 20 draws
+    bound: float  # upper bound of the risk on further images, with 95 % certainty
     covered: int  # held-out images at least as confident
     images: int  # held-out images
 
@@ -127,11 +128,11 @@ def bank_of(head: Head) -> Features:
 
 
 def threshold(calibration: Calibration, risk: float) -> Threshold:
-    """Chooses the least confidence at which the held-out images have at most this share of errors.
+    """Chooses the least confidence from which on predictions have at most this share of errors, with 95 % certainty.
 
-    Of all thresholds it is the one that covers most images (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017,
-    arXiv 1705.08500): the error rate is exact on held-out images, and ``bound`` says how much larger it may be on
-    others. Where no threshold has so few errors nothing is predicted.
+    Selection with guaranteed risk (Geifman and El-Yaniv 2017, arXiv 1705.08500, algorithm 1): a binary search for the
+    largest coverage of the held-out images at which the upper bound of the risk is small enough; the uncertainty of 5 %
+    is divided among its steps. Where no bound is, nothing is predicted.
 
     Raises:
         UserError: no images were held out.
@@ -140,12 +141,17 @@ def threshold(calibration: Calibration, risk: float) -> Threshold:
     if not n:
         raise UserError("risk: this head was not tried on held-out images, so no confidence is known to be enough")
     confidence, order = calibration.confidence.sort(descending=True, stable=True)
-    errors = calibration.wrong[order].double().cumsum(0)
-    covered = torch.arange(1, n + 1, dtype=torch.float64)
-    last_of_equals = torch.cat([confidence[1:] < confidence[:-1], torch.ones(1, dtype=torch.bool)])
-    good = (errors / covered <= risk) & last_of_equals
-    if not bool(good.any()):
-        return Threshold(math.inf, 0.0, 1.0, 0, n)
-    place = int(good.nonzero().max())
-    wrong = int(errors[place])
-    return Threshold(float(confidence[place]), wrong / (place + 1), share_bound(wrong, place + 1), place + 1, n)
+    errors = calibration.wrong[order].long().cumsum(0)
+    least, most, steps = 0, n, math.ceil(math.log2(n + 1))
+    found = Threshold(math.inf, 0.0, 1.0, 0, n)
+    while least < most:
+        place = -(-(least + most) // 2)
+        limit = confidence[place - 1]
+        covered = int((confidence >= limit).sum())  # of equals all are predicted
+        wrong = int(errors[covered - 1])
+        bound = share_bound(wrong, covered, UNSURE / steps)
+        if bound <= risk:
+            least, found = place, Threshold(float(limit), wrong / covered, bound, covered, n)
+        else:
+            most = place - 1
+    return found
