@@ -8,7 +8,7 @@ import pytest
 
 from unlabeled.commands.arguments.data_path import data_path, with_data_source
 from unlabeled.commands.entry_points.console import folders_as
-from unlabeled.commands.entry_points.from_python import _kind
+from unlabeled.commands.entry_points.run_from_python import kind_of
 from unlabeled.commands.export import check_replaceable
 from unlabeled.commands.table import folders_as_override, make_table
 from unlabeled.commands.watch import make_listing
@@ -54,7 +54,7 @@ TAKEN: dict[str, Callable[[str], Any]] = {
     "folders of unlabeled": lambda name: folders_as("run", [name, f"seed={name}"]),
     "folders of table": lambda name: folders_as_override([name, f"out={name}"]),
     "data=": lambda name: (data_path([f"data={name}"]), with_data_source([f"data={name}"])),
-    "unlabeled.embed(MODEL)": _kind,
+    "unlabeled.embed(MODEL)": kind_of,
     "export": lambda name: check_replaceable(Path(name)),
 }
 

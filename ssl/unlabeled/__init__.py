@@ -7,18 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlabeled.commands.entry_points.from_python import (
-        active,
-        embed,
-        evaluate,
-        explore,
-        export,
-        finetune,
-        label,
-        load,
-        predict,
-        train,
-    )
+    from unlabeled.commands.entry_points.features_from_python import embed, explore
+    from unlabeled.commands.entry_points.from_python import evaluate, export, train
+    from unlabeled.commands.entry_points.labels_from_python import active, finetune, label, predict
+    from unlabeled.commands.entry_points.run_from_python import load
     from unlabeled.errors import UserError
 
 __version__ = "0.1.0"
@@ -37,8 +29,13 @@ __all__ = [
     "train",
 ]
 
-_COMMANDS = ("active", "embed", "evaluate", "explore", "export", "finetune", "label", "load", "predict", "train")
-_HOMES = dict.fromkeys(_COMMANDS, "unlabeled.commands.entry_points.from_python")
+_CALLS = {
+    "from_python": ("evaluate", "export", "train"),
+    "features_from_python": ("embed", "explore"),
+    "run_from_python": ("load",),
+    "labels_from_python": ("active", "finetune", "label", "predict"),
+}
+_HOMES = {name: f"unlabeled.commands.entry_points.{module}" for module, names in _CALLS.items() for name in names}
 _HOMES["UserError"] = "unlabeled.errors"
 
 

@@ -13,7 +13,7 @@ import unlabeled
 from tests.commands.test_predict import CHOSEN, CPU, NETWORK
 from tests.small import composed
 from unlabeled.commands.build.run import build_backbone
-from unlabeled.commands.entry_points.from_python import Run
+from unlabeled.commands.entry_points.run_from_python import Run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.predictions import read_predictions
 

@@ -20,7 +20,7 @@ from PIL import Image
 import unlabeled
 from tests.conftest import Script
 from unlabeled.commands.arguments.compose import composed, overrides_of
-from unlabeled.commands.entry_points.from_python import Run
+from unlabeled.commands.entry_points.run_from_python import Run
 
 KEYS: dict[str, Any] = {
     "experiment": "digits",

@@ -1,0 +1,124 @@
+"""Features of images from Python: :func:`embed` and :func:`explore`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlabeled.commands.arguments.compose import composed, overrides_of
+from unlabeled.commands.arguments.data_path import with_data_source
+from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.commands.entry_points.run_from_python import (
+    LOADED,
+    Run,
+    Weights,
+    as_found,
+    path_of,
+    silent,
+    source_of,
+)
+from unlabeled.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlabeled.evaluation.embedding.embeddings import Embeddings
+    from unlabeled.evaluation.embedding.stream import Embedder, Images
+
+
+def embed(
+    model: "Weights | nn.Module", data: Any = None, *, overrides: Sequence[str] = (), **keys: Any
+) -> "Embeddings":
+    """Computes features of images, those that ``unlabeled embed`` writes.
+
+    Args:
+        model: what :func:`load` takes or gives, or any module from images [B, C, h, w] to features [B, D] whose
+            ``transform`` makes its input of a Pillow image.
+        data: a folder, a list or an image by its path, a choice such as ``"digits"``, or images: a list of Pillow
+            images, arrays [H, W, 3] and uint8 tensors [3, H, W], or several in one array. None: the run's own.
+        overrides, keys: as in :func:`train`; ``features``, ``pooling``, ``normalize``, ``batch_size``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    given, named = _given(model, data, keys, overrides)
+    config = composed("embed", given)
+    if config.out is not None:
+        raise UserError('out: what is returned has .save("features.parquet")')
+    _check_given(config, model, named)
+    with as_found(), user_errors(conf_folder(), "embed", given):
+        from unlabeled.evaluation.embedding.table import embed_in_memory
+
+        return embed_in_memory(*_built(config, model, None if named else data), silent)
+
+
+def explore(
+    model: "Weights | nn.Module", data: Any = None, *, out: Any = None, overrides: Sequence[str] = (), **keys: Any
+) -> Path:
+    """Makes a page to look through images without labels: ``unlabeled explore``.
+
+    Args:
+        model, data: as :func:`embed` takes them.
+        out: the page; None: explore.html in the run's folder, or here.
+        overrides, keys: as in :func:`train`; ``images``, ``clusters``, ``label_next``.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    own = {} if out is None else {"out": out}
+    given, named = _given(model, data, own | keys, overrides)
+    config = composed("explore", given)
+    _check_given(config, model, named)
+    if config.embeddings is not None:
+        raise UserError("embeddings: a network is given already; leave it out")
+    with as_found(), user_errors(conf_folder(), "explore", given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.features.explore import as_embedding, explore_built, page_path
+
+        plain: Any = OmegaConf.to_container(config)
+        built = _built(as_embedding(config), model, None if named else data)
+        page = page_path(plain, Path(config.run).expanduser() if config.run else Path())
+        return explore_built(page, *built, _origin(model), plain, silent)
+
+
+def _given(model: Any, data: Any, keys: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """What is given to a command that embeds, and whether the images are named: by a place, a choice, or the run."""
+    named = data is None or isinstance(data, str | os.PathLike)
+    weights = source_of(model) if isinstance(model, str | os.PathLike | Run) else {}
+    images = {"data": data} if named and data is not None else {}
+    return with_data_source([*overrides_of(weights | images | keys), *overrides]), named
+
+
+def _check_given(config: Any, model: Any, named: bool) -> None:
+    if not named and config.get("data") is not None:
+        raise UserError("data: images are given already; leave the keys of data out")
+    of_file = isinstance(model, str | os.PathLike | Run)
+    if not of_file and (unused := [key for key in LOADED if config.get(key)]):
+        raise UserError(f"{unused[0]}: a network is given already; leave it out")
+
+
+def _built(config: Any, model: Any, images: Any) -> "tuple[Embedder, Images]":
+    from unlabeled.commands.build.embedding import build_of_checkpoint, build_of_module
+    from unlabeled.evaluation.embedding.given_images import given_splits
+    from unlabeled.weights.starting.named import read_named
+
+    splits = None if images is None else given_splits(images)
+    if isinstance(model, str | os.PathLike | Run):
+        return build_of_checkpoint(config, read_named(config.run, config.checkpoint, config.weights), splits)
+    return build_of_module(config, _module(model), splits)
+
+
+def _module(model: Any) -> "nn.Module":
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{type(model).__name__}: give a run, a file of weights, or a network")
+    return model
+
+
+def _origin(model: Any) -> str:
+    return path_of(model) if isinstance(model, str | os.PathLike | Run) else type(model).__name__
