@@ -33,8 +33,8 @@ ZERO = {
     *("betas", "dampening", "w_a", "mean", "alpha", "beta", "label_smoothing", "assigned", "queue_length", "devices"),
     *("queue_from_epoch", "freeze_prototypes_epochs", "brightness", "contrast", "saturation", "hue", "probability"),
     *("flip", "sigma", "kernel_fraction", "threshold", "erasing", "mixup", "cutmix", "drop_path", "head_init_std"),
-    *("init_std", "min_coverage", "max_coverage", "data_images", "regularisation", "padding", "magnitude", "fill", "slope"),
-    *("explore_images", "least_steps"),
+    *("init_std", "min_coverage", "max_coverage", "data_images", "regularisation", "padding", "magnitude", "fill"),
+    *("explore_images", "least_steps", "slope"),
 }
 BELOW = {"mean"}  # keys whose list may hold a number below 0
 EMPTY = {"projection_hidden", "per_class", "fractions", "labels_files", "tags", "differs", "runs", "groups"}
