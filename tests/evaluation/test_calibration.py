@@ -102,9 +102,7 @@ def test_a_temperature_undoes_a_known_one_and_stays_in_its_bounds() -> None:
     assert fit_temperature(calm, labels) == pytest.approx(1, abs=1e-6)
     assert fit_temperature(scale_by_temperature(calm, 0.2), labels) == pytest.approx(5, rel=1e-6)
     certain = torch.eye(3, dtype=torch.float64).mul(4).log_softmax(dim=1)
-    right = fit_temperature(certain, torch.arange(3))  # nothing is wrong: cold until rounding makes it certain
-    assert 0.01 <= right < 0.1
-    assert nll(scale_by_temperature(certain, right), torch.arange(3)) == pytest.approx(0, abs=1e-15)
+    assert fit_temperature(certain, torch.arange(3)) == 1  # nothing is wrong: the least nll would be at 0
     assert fit_temperature(certain, torch.tensor([1, 2, 0])) == pytest.approx(100, rel=1e-3)  # all is
     assert fit_temperature(torch.full((3, 3), -math.log(3)), torch.arange(3)) == 1  # knows nothing
 

@@ -82,7 +82,6 @@ def test_labels_of_one_class_and_a_head_that_is_not_of_the_features_are_refused(
 def test_without_an_error_among_the_held_out_images_the_temperature_stays_1() -> None:
     labels = torch.tensor([0, 1, 1])
     log_p = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]).log()
-    assert fit_temperature(log_p, labels) < 0.1
     model = Classifier(resnet(), 2, "network", 0.1)
     for held, expected in (((log_p, labels), 1.0), ((log_p, 1 - labels), fit_temperature(log_p, 1 - labels))):
         head = made_head(model, torch.tensor([0, 1]), held)

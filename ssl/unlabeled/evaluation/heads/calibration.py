@@ -20,7 +20,6 @@ from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.statistics import share_bound
 from unlabeled.evaluation.uncertainty.calibration import calibration_metrics, fit_temperature, scale_by_temperature
 
-FIXED_TEMPERATURE = "fixed_temperature"  # setting of a head whose temperature is not fitted
 UNSURE = 0.05  # probability that the risk is above its bound, over draws of held-out images
 LEFT_OUT = 2000  # images of train that k-NN classifies without themselves; the deviation of a share is below 1.2 %
 
@@ -60,13 +59,16 @@ class Threshold:
 
 
 def calibrate(head: Head) -> Calibration:
-    """Fits the temperature on held-out images and keeps what the calibrated head says of them."""
+    """Fits the temperature on held-out images and keeps what the calibrated head says of them.
+
+    It is not below 1 where none of them is wrong.
+    """
     smoothing = 1 / head.settings["k"] if head.kind == "knn" else 0.0
     found = head.held
     if found is None:
         return Calibration(1.0, smoothing, torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool))
     log_p, labels = smooth(found[0], smoothing), found[1]
-    temperature = head.settings.get(FIXED_TEMPERATURE) or fit_temperature(log_p, labels)
+    temperature = fit_temperature(log_p, labels)
     confidence, predicted = scale_by_temperature(log_p, temperature).exp().max(dim=1)
     return Calibration(temperature, smoothing, confidence.cpu(), (predicted != labels).cpu())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BINS = 15  # Guo et al. 2017, arXiv 1706.04599, section 5
-COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures; without any error the best would be 0
+COLDEST, HOTTEST = 0.01, 100.0  # range of temperatures
 
 
 def calibration_metrics(
@@ -75,8 +75,15 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     """Returns T that minimises the nll of softmax(log p / T) (Guo et al. 2017, section 4.2), from 0.01 to 100.
 
     Newton's method on 1/T, in which the nll is convex, halving the bracket where a step would leave it. Fit it on
-    images that the classifier has not seen, and not on test images. It returns 1 if T has no effect.
+    images that the classifier has not seen, and not on test images. It returns 1 if T has no effect. Where no image
+    is wrong T is not below 1: the nll then falls as T falls to 0, and no error says how sure to be.
     """
+    faultless = bool((log_probabilities.argmax(dim=1) == labels).all())
+    found = _least_nll(log_probabilities, labels)
+    return max(1.0, found) if faultless else found
+
+
+def _least_nll(log_probabilities: Tensor, labels: Tensor) -> float:
     low, high, beta = 1 / HOTTEST, 1 / COLDEST, 1.0
     log_p = log_probabilities.double()
     for _ in range(100):
