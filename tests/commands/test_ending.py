@@ -60,6 +60,11 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
     worse = [*ROWS[:2], Row("random init", "linear/cached-lbfgs-v1", 70.0, n_test=450), ROWS[3]]
     assert told(tmp_path, worse)[2].startswith("no better than a random network and raw pixels: train for longer")
+    easy = [Row(each.features, each.protocol, 100.0, n_test=24) for each in ROWS[1:3]]
+    assert told(tmp_path, easy)[2] == (
+        "no better than a random network, which nothing can be in this test: its 24 images are too easy or too few to "
+        "tell features apart"
+    )
     assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
 
 

@@ -15,6 +15,7 @@ from unlabeled.evaluation.provenance import read_json
 from unlabeled.health.folder import diagnose_run, losses_of
 
 FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
+NEARLY_ALL = 99.0  # per cent of the test images from which on a baseline cannot be passed by much; our choice
 SHOWN = 3  # failed checks of the plan
 FEW = " per class/"  # in protocols with few labels
 BASELINES = {"start": "at the start", "random init": "random network", "raw pixels": "raw pixels"}
@@ -95,7 +96,12 @@ def _doubt(rows: Sequence[Row]) -> str:
     names = {"random init": "a random network", "raw pixels": "raw pixels"}
     beside = [row for row in rows if row.features in names and row.protocol == best.protocol]
     reached = " and ".join(names[row.features] for row in beside if best.top1 <= row.top1)
-    return f"no better than {reached}: train for longer, or look at the views (unlabeled preview)" if reached else ""
+    if not reached:
+        return ""
+    if best.top1 >= NEARLY_ALL:
+        few = f"its {best.n_test:,} images are too easy or too few to tell features apart"
+        return f"no better than {reached}, which nothing can be in this test: {few}"
+    return f"no better than {reached}: train for longer, or look at the views (unlabeled preview)"
 
 
 def _health(run_dir: Path) -> str:
