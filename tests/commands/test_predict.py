@@ -14,10 +14,14 @@ import unlabeled
 from tests.commands.test_unlabeled_command import printed
 from tests.small import composed
 from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.classify.predict import introduced
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.sources.digits import digits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.heads.calibration import calibrate, threshold
+from unlabeled.evaluation.heads.kept import HeadContext, KeptHead
 from unlabeled.evaluation.predictions import read_predictions
+from unlabeled.evaluation.probe import Head
 from unlabeled.evaluation.uncertainty.calibration import ece
 
 CHOSEN = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
@@ -83,6 +87,24 @@ def test_a_risk_lets_the_least_certain_abstain(weights: Path) -> None:
     assert right[~found.abstains].double().mean() > right.double().mean()
     with pytest.raises(UserError, match="risk: this head was not tried on held-out images"):
         predict(weights, "digits", head="finetune", risk=0.2)
+
+
+@pytest.mark.parametrize(("wrong", "risk"), [(0, None), (1, None), (0, 0.05), (1, 0.05)])
+def test_the_command_says_what_few_held_out_images_are_worth(wrong: int, risk: float | None) -> None:
+    log_p = torch.tensor([[0.9, 0.1]] * 7, dtype=torch.float64).log()
+    found = calibrate(Head("linear", "last", {}, {}, (log_p, torch.tensor([wrong] + [0] * 6))))
+    assert (found.temperature == 1) == (wrong == 0)
+    context = HeadContext(["a", "b"], "", {}, "32-true", 256)
+    kept = KeptHead(Head("linear", "last", {}, {}), "linear", context, found, 90.0, 63, Path("linear"))
+    limit = None if risk is None else threshold(found, risk)
+    line, *more = introduced(kept, limit).splitlines()
+    assert line.endswith("on 7 held-out images" + ", none of them wrong, so that it is not below 1" * (1 - wrong))
+    if limit is not None:
+        assert bool((found.confidence < limit.confidence).all())
+        assert more == [
+            f"no risk so small can be promised with 95 % certainty from 7 held-out images, {wrong} of them wrong: all "
+            "abstain; give a larger risk, or a classifier of more labels"
+        ]
 
 
 def test_the_command_writes_a_row_for_every_image_and_says_why_one_has_no_class(

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.commands.build.classify import Prediction, build_prediction
+from unlabeled.commands.build.classify import build_prediction
+from unlabeled.evaluation.heads.calibration import Threshold
+from unlabeled.evaluation.heads.kept import KeptHead
 from unlabeled.evaluation.heads.predicted import Predicted, write_csv
 from unlabeled.evaluation.statistics import accuracy_interval
 from unlabeled.evaluation.uncertainty.calibration import ece
@@ -27,22 +29,27 @@ def predict(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = 
     prediction = build_prediction(config)
     tally = _Tally()
     out = Path(resolved["out"]).expanduser()
-    log(_introduced(prediction))
+    log(introduced(prediction.predictor.kept, prediction.predictor.limit))
     write_csv(out, tally.counting(prediction.parts()), resolved["top"])
     log(f"{out}: {tally.told()}")
     return out
 
 
-def _introduced(prediction: Prediction) -> str:
-    kept, limit = prediction.predictor.kept, prediction.predictor.limit
+def introduced(kept: KeptHead, limit: Threshold | None) -> str:
+    """Returns what classifies, how it was calibrated, and from which confidence on predictions are made."""
     calibration = kept.calibration
+    wrong = int(calibration.wrong.sum())
     held = f"temperature {calibration.temperature:.3g}, on {len(calibration.confidence):,} held-out images"
+    held += "" if wrong else ", none of them wrong, so that it is not below 1"
     told = f"{kept.protocol}, {len(kept.context.classes)} classes, {kept.top1:.1f} % of the report's test images; "
     told += held if len(calibration.confidence) else "its probabilities are not calibrated: nothing was held out"
     if limit is None:
         return told
     if not limit.covered:
-        return f"{told}\n{limit.images:,} held-out images cannot promise so small a risk: all abstain"
+        return (
+            f"{told}\nno risk so small can be promised with 95 % certainty from {limit.images:,} held-out images, "
+            f"{wrong:,} of them wrong: all abstain; give a larger risk, or a classifier of more labels"
+        )
     return (
         f"{told}\npredictions of a probability from {limit.confidence:.4f} on are made: of {limit.images:,} held-out "
         f"images {limit.covered:,}, {100 * limit.risk:.2f} % of them wrong; on others, with 95 % certainty, at most "
