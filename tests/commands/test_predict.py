@@ -2,27 +2,34 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import unlabeled
 from tests.commands.test_unlabeled_command import printed
 from tests.small import composed
+from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.classify.predict import introduced
+from unlabeled.data.identity import identity_of
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.sources.digits import digits
+from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.heads.calibration import calibrate, threshold
 from unlabeled.evaluation.heads.kept import HeadContext, KeptHead
 from unlabeled.evaluation.predictions import read_predictions
 from unlabeled.evaluation.probe import Head
 from unlabeled.evaluation.uncertainty.calibration import ece
+from unlabeled.training.same_data import DATA_FILES
+from unlabeled.weights import Checkpoint
 
 CHOSEN = ["data=digits", "backbone=resnet_thin", "backbone.width=0.125", "views=simclr_small", "views.size=8"]
 NETWORK: dict[str, Any] = {"backbone": "resnet_thin", "backbone.width": 0.125, "views": "simclr_small", "views.size": 8}
@@ -138,6 +145,37 @@ def test_the_command_writes_a_row_for_every_image_and_says_why_one_has_no_class(
     likely = [float(rows[1][column]) for column in ("probability", "probability_2", "probability_3")]
     assert likely == sorted(likely, reverse=True)
     assert "class_4" not in rows[1]
+
+
+def test_images_that_are_not_the_runs_are_all_taken_and_its_own_that_have_moved_keep_their_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [f"classes/{number % 2}/{number}" for number in range(30)] + ["other/a"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), 9 * int(name[-1], 16), 0)).save(tmp_path / f"{name}.png")
+    run, own = tmp_path / "run", {"path": str(tmp_path / "classes"), "holdout": 0.3}
+    own = OmegaConf.to_container(composed("data=folder", *(f"data.{key}={own[key]}" for key in own)).data)
+    before = identity_of(folder(own["path"], holdout=0.3).train)
+    assert before is not None
+    run.mkdir()
+    before.write(run / DATA_FILES)
+    shutil.move(tmp_path / "classes", tmp_path / "moved")
+    checkpoint = Checkpoint(run / "checkpoints/last.ckpt", "", {}, {"data": own}, {}, {}, "own run", "")
+
+    def named(**given: Any) -> Any:
+        config = OmegaConf.create({"data": {key: str(value) for key, value in given.items()}})
+        return OmegaConf.to_container(with_all_images(config, checkpoint).data)
+
+    assert named(path=tmp_path / "moved") == {"path": str(tmp_path / "moved")}
+    assert named(path=own["path"]) == {"path": own["path"]}
+    assert named(path=tmp_path / "other", holdout=0.5) == {"path": str(tmp_path / "other"), "holdout": "0.5"}
+    assert capsys.readouterr().out == ""
+    for other in ("other", "other/a.png"):
+        assert named(path=tmp_path / other) == {"path": str(tmp_path / other), "holdout": None}
+        assert "so all are taken; its data.holdout=0.3 counts only if it is given" in capsys.readouterr().out
+    (tmp_path / "moved/0/0.png").write_bytes(b"another")  # a changed image is enough: it may be any folder
+    (tmp_path / "moved/0/2.png").write_bytes(b"another")
+    assert named(path=tmp_path / "moved")["holdout"] is None
 
 
 def test_one_image_images_from_memory_and_images_none_of_which_can_be_read(weights: Path, photos: Path) -> None:

@@ -100,7 +100,9 @@ def _one_line(message: str) -> str:
 
 
 def with_moved_data(primary: Path, arguments: list[str]) -> list[str]:
-    """Lets ``data.path=…`` alone name where the images of a run have moved to, if the group is null by default.
+    """Lets ``data.path=…``, without ``data``, name where other images are, if the group is null by default.
+
+    Other keys of the run's data may stand beside it, as ``data.holdout=null``.
 
     Hydra takes such a key for a mistake: there is no ``data`` yet that it could be a key of.
     """
@@ -110,7 +112,7 @@ def with_moved_data(primary: Path, arguments: list[str]) -> list[str]:
     defaults = OmegaConf.to_container(OmegaConf.load(primary)).get("defaults", [])  # type: ignore[union-attr]
     if {"data": None} not in defaults:
         return arguments
-    return [f"+{each}" if each.startswith(moved) else each for each in arguments]
+    return [f"+{each}" if each.startswith("data.") else each for each in arguments]
 
 
 def _of_the_disk(error: OSError) -> str:

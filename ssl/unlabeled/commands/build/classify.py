@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
+from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone, build_data
 from unlabeled.core.places import checkpoint_path, folder_of
 from unlabeled.data.module import DataModule
@@ -52,7 +53,8 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     checkpoint = read_checkpoint(path)
     kept = read_kept(config, path, checkpoint)
     needs = ("views", "backbone") if given else ("data", "views", "backbone")
-    filled = complete_config(with_folder(config, checkpoint), checkpoint, needs)
+    named = with_all_images(with_folder(config, checkpoint), checkpoint)
+    filled = complete_config(named, checkpoint, needs)
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     views: Views = instantiate(filled.views)
     views.compiles = False

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.build.evaluation import complete_config
+from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone, build_data, resolve_precision
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Splits
@@ -41,7 +42,8 @@ def build_of_checkpoint(
     """
     needs = ("views", "backbone") if given else ("data", "views", "backbone")
     with named_as_given(checkpoint, config.weights):
-        filled = complete_config(with_folder(config, checkpoint), checkpoint, needs)
+        named = with_all_images(with_folder(config, checkpoint), checkpoint)
+        filled = complete_config(named, checkpoint, needs)
         network = build_backbone(filled.backbone, filled.seed)
         backbone = load_backbone(checkpoint, network, any_size=config.weights is not None)
     views: Views = instantiate(filled.views)
