@@ -39,7 +39,8 @@ class Reader:
         if os.path.isfile(path):
             ends = ", ".join(LISTS)
             raise UserError(
-                f"{given}: {path.absolute()} is a file; give a folder of images, or a list of them ({ends})"
+                f"{given}: {path.absolute()} is a file, but no image that Pillow can read; give an image, a folder of "
+                f"images, or a list of them ({ends})"
             )
         require_folder(path, given)
         return of_folder(path, self.place)
