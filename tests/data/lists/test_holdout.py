@@ -64,6 +64,14 @@ def test_a_class_keeps_at_least_one_image_to_train_on(tmp_path: Path) -> None:
     assert "has no image of" in warning
 
 
+def test_a_folder_named_from_beside_it_is_described_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, *(f"classes/{name}" for name in images(30)))
+    monkeypatch.chdir(tmp_path)
+    assert f"images from {tmp_path}, " in folder("classes", holdout=0.3).description
+
+
 def test_labels_go_with_their_images_and_the_description_says_what_was_done(tmp_path: Path) -> None:
     put(tmp_path, *images(30))
     splits = held(tmp_path, 0.3)

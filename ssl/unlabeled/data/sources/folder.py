@@ -152,5 +152,5 @@ def _counts(train: FolderSource, listed: Listing, others: list[FolderSource], te
         return f"{len(train):,} images from {listed.where}, {classes}, no test split"
     counts = [f"{len(train):,} train ({short_name(listed)})"]
     counts += [f"{len(other):,} test ({short_name(test)})" for other, test in zip(others, tests, strict=True)]
-    base = os.path.dirname(listed.where.split(", ")[0])
+    base = os.path.dirname(listed.where.split(", ")[0]) or os.getcwd()  # data.path=classes has no folder before it
     return f"{' and '.join(counts)} images from {base}, {classes}"
