@@ -86,6 +86,9 @@ def test_a_hundred_images_without_a_test_split_have_an_accuracy_with_an_interval
     given: dict[str, Any] = {"cache_gib": 0, **NETWORK, **CPU}
     with pytest.raises(UserError, match="no test split to evaluate on; give folds=5"):
         unlabeled.evaluate(file, data=hundred, probe="quick", **given)
+    flat = next(hundred.iterdir())
+    with pytest.raises(UserError, match=rf"^data\.path={flat}: these images have no labels, which an evaluation needs"):
+        unlabeled.evaluate(file, data=flat, probe="few_labels", **given)
     results = unlabeled.evaluate(file, data=hundred, probe=["knn", "linear", "few_labels"], folds=5, **given)
     row = results["linear"]
     assert (row.protocol, row.n_train, row.n_test) == ("linear/cached-lbfgs-v1/5 folds", 80, 100)

@@ -85,6 +85,8 @@ def build_evaluation(
     precision = resolve_precision(precision, accelerator)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     data, probes = data or build_data(config), build_probes(config)
+    if probes:
+        _require_labels(data, resolved["data"])
     if config.get("folds") is not None:
         data, probes = in_folds(data, probes, config.folds, config.seed)
     for probe in probes.values():
@@ -123,6 +125,16 @@ def build_evaluation(
         objective=objective,
         random_objective=random_objective,
         visualized_objective=build_visualized_objective(config),
+    )
+
+
+def _require_labels(data: DataModule, named: Mapping[str, Any] | None) -> None:
+    if bool((data.splits.train.labels >= 0).any()):
+        return
+    key = f"data.path={named['path']}" if named and named.get("path") else "data"
+    raise UserError(
+        f"{key}: these images have no labels, which an evaluation needs; give data=FOLDER of class folders, with "
+        "data.holdout=0.2 where it has no test split"
     )
 
 
