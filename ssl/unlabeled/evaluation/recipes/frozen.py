@@ -21,6 +21,7 @@ from unlabeled.evaluation.recipes.training import Training
 from unlabeled.optimizers import parameter_groups
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
+OWN = "finetune/own"  # name of the recipe of conf/finetune.yaml, which is no probe
 HEAD = 3  # key of the random draw of the heads
 
 
@@ -203,7 +204,12 @@ class FrozenRecipe:
 
 
 def config_key(name: str) -> str:
-    """Returns a probe's key in the configuration: ``linear/moco-v3`` is ``probe.linear_moco_v3``."""
+    """Returns a recipe's key in the configuration: ``linear/moco-v3`` is ``probe.linear_moco_v3``.
+
+    ``finetune/own`` is ``recipe``: that of ``unlabeled finetune``.
+    """
+    if name == OWN:
+        return "recipe"
     return "probe." + name.replace("/", "_").replace("-", "_")
 
 
