@@ -13,7 +13,9 @@ import unlabeled
 from tests.commands.test_predict import CHOSEN, CPU, NETWORK
 from tests.small import composed
 from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.entry_points.from_python import Run
 from unlabeled.commands.entry_points.run_from_python import Run
+from unlabeled.core.places import run_folder
 from unlabeled.errors import UserError
 from unlabeled.evaluation.predictions import read_predictions
 
@@ -42,6 +44,18 @@ def finetune(weights: Path, data: Any = "digits", **keys: Any) -> Run:
 @pytest.fixture(scope="module")
 def tuned(weights: Path, thirty: Path) -> Run:
     return finetune(weights, labels=thirty, out=weights.parent / "thirty")
+
+
+def test_a_mistake_in_the_recipe_is_named_by_the_key_that_can_be_typed(weights: Path) -> None:
+    with pytest.raises(UserError, match=r"^recipe\.training\.warmup_epochs=2: must be less than epochs=1"):
+        finetune(weights, **{"recipe.training.epochs": 1, "recipe.training.warmup_epochs": 2})
+
+
+def test_a_run_that_has_not_been_fine_tuned_says_which_command_does_it(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last.ckpt").touch()
+    with pytest.raises(UserError, match=rf"no such folder; unlabeled finetune run={tmp_path}/run makes it"):
+        run_folder("run", str(tmp_path / "run/finetuned"))
 
 
 def test_what_is_kept_predicts_what_was_measured_and_loads_as_a_network(tuned: Run, weights: Path) -> None:

@@ -60,6 +60,8 @@ def run_folder(key: str, given: str) -> Path:
     path = Path(given).expanduser()
     if path.is_file():
         raise UserError(f"{key}={given}: is a file; give the folder of a run, or checkpoint={given}")
+    if not path.is_dir() and path.name == "finetuned" and (path.parent / NEWEST).is_file():
+        raise UserError(f"{key}={given}: no such folder; unlabeled finetune run={path.parent} makes it")
     if not path.is_dir():
         raise UserError(f"{key}={given}: no such folder{similar_runs(path)}")
     return path

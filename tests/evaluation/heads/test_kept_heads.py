@@ -83,8 +83,12 @@ def test_a_head_is_named_by_its_first_words_and_the_best_known_kind_is_the_defau
 ) -> None:
     assert read_head(rows[0], None).protocol == "linear/cached-lbfgs-v1"
     assert read_head(rows[0], "knn/cosine").protocol == "knn/cosine-exp/k=20/T=0.1"
-    with pytest.raises(UserError, match=r"head=mlp: this report has none of it; there are knn/cosine"):
+    with pytest.raises(UserError, match=r"head=mlp: this report has none of it; there are knn, "):
         read_head(rows[0], "mlp")
+    with pytest.raises(UserError, match=r"none of it; did you mean linear\? there are knn, .*linear"):
+        read_head(rows[0], "lineer")
+    with pytest.raises(UserError, match=r"none of it; (did you mean knn/\S+\? )?there are knn/cosine"):
+        read_head(rows[0], "knn/l2")
 
 
 @pytest.mark.parametrize(

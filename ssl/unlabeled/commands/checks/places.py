@@ -83,13 +83,18 @@ def _embed(keys: Keys) -> None:
 
 
 def _predict(keys: Keys) -> None:
-    if keys["out"] is None or Path(keys["out"]).suffix != ".csv":
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=predictions.csv")
+    if Path(keys["out"]).suffix != ".csv":
         raise UserError(f"out={keys['out']}: give the name of a table like predictions.csv")
     check_file("out", Path(keys["out"]).expanduser())
     path = checkpoint_path(keys["run"], keys["checkpoint"])
     heads = Path(keys["report_dir"] or folder_of(path) / "report").expanduser() / "heads"
     if not os.path.isdir(heads):
-        raise UserError(f"{heads}: no such folder; unlabeled evaluate {_as_given(keys)} keeps its classifiers there")
+        raise UserError(
+            f"{heads}: no such folder; unlabeled evaluate {_as_given(keys)} keeps its classifiers there; it needs "
+            "labelled images: add data=CLASS_FOLDERS where those of the run have none"
+        )
     _check_data(keys.get("data"))
 
 

@@ -5,6 +5,7 @@ classes; the temperature of the probabilities; and what the classifier said of h
 labels that k-NN compares with are in ``bank-KIND.safetensors``, one for all k.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -122,8 +123,17 @@ def read_head(folder: Path, wanted: str | None) -> KeptHead:
     name = wanted or begin
     found = [name] if name in protocols else sorted(each for each in protocols if each.startswith(name))
     if not found:
-        raise UserError(f"head={wanted}: this report has none of it; there are {', '.join(sorted(protocols))}")
+        raise UserError(f"head={wanted}: this report has none of it; {_instead(name, sorted(protocols))}")
     return _read(protocols[found[0]], notes[protocols[found[0]]])
+
+
+def _instead(name: str, protocols: list[str]) -> str:
+    """Says what may be meant: the kinds, as they may be typed, or the whole protocols of the kind that was named."""
+    kind = name.partition("/")[0]
+    kinds = dict.fromkeys(each.partition("/")[0] for each in protocols)
+    listed = [each for each in protocols if each.startswith(f"{kind}/")] or [*kinds]
+    close = difflib.get_close_matches(name, listed, n=1)
+    return f"{f'did you mean {close[0]}? ' if close else ''}there are {', '.join(listed)}"
 
 
 def _described(row: Row, head: Head, found: Calibration, context: HeadContext) -> dict[str, Any]:
