@@ -108,7 +108,7 @@ def test_images_without_classes_are_embedded_in_both_splits_and_a_corrupt_one_is
 ) -> None:
     out = tmp_path / "x.csv"
     code, said = embed(capfd, monkeypatch, weights, f"data={photos}", "data.image_size=16", f"out={out}")
-    assert (code, "7 images (4 train, 3 test)" in said, "; 1 corrupt images are left out" in said) == (0, True, True), (
+    assert (code, "7 images (4 train, 3 test)" in said, "; 1 corrupt image is left out" in said) == (0, True, True), (
         said
     )
     table = pandas.read_csv(out)

@@ -373,7 +373,7 @@ INSTEAD = "what it can be written as: "
     ("spec", "to", "reason"),
     [
         (THIN, "timm", "timm's ResNets have no 3×3 stem without a max-pool (backbone.stem=cifar)"),
-        (THIN, "torchvision", f"(backbone.stem=cifar); {INSTEAD}to=safetensors or to=onnx"),
+        (THIN, "torchvision", f"(backbone.stem=cifar); {INSTEAD}to=safetensors, to=onnx or to=torch_export"),
         (THIN | {"stem": "imagenet"}, "huggingface", "have a stem of 64 channels (backbone.width=0.125)"),
         (RESNET18 | {"padding": "end"}, "torchvision", "ResNets pad both sides alike (backbone.padding=end)"),
         (RESNET18 | {"depth": 10}, "torchvision", f"ResNet of depth 10 (backbone.depth); {INSTEAD}to=timm, to=hugg"),
@@ -382,7 +382,7 @@ INSTEAD = "what it can be written as: "
         (
             REGNET | {"depth": 2},
             "timm",
-            f"RegNets have four stages, this one has 2; {INSTEAD}to=safetensors or to=onnx",
+            f"RegNets have four stages, this one has 2; {INSTEAD}to=safetensors, to=onnx or to=torch_export",
         ),
         (SHUFFLENET, "timm", f"TorchvisionBackbone is no network of timm; {INSTEAD}to=torchvision, to=safetensors"),
         (TIMM, "torchvision", f"TimmBackbone is no network of torchvision; {INSTEAD}to=timm, "),

@@ -189,4 +189,4 @@ def _require_plain_resnet(spec: Mapping[str, Any], to: str, library: str) -> Non
 def _refusal(to: str, reason: str, alike: bool = False, timm: bool = False) -> UserError:
     """Returns the error. ``alike``: the other of timm and torchvision has the network; ``timm``: that one is timm."""
     other = "to=timm, to=huggingface, " if alike and timm else "to=torchvision, " if alike else ""
-    return UserError(f"to={to}: {reason}; what it can be written as: {other}to=safetensors or to=onnx")
+    return UserError(f"to={to}: {reason}; what it can be written as: {other}to=safetensors, to=onnx or to=torch_export")

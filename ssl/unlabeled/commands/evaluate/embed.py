@@ -52,7 +52,8 @@ def _tell(out: Path, written: Written, log: Callable[[str], None]) -> None:
         return
     count, width = written.shape
     splits = ", ".join(f"{rows:,} {split}" for split, rows in written.counts.items())
-    left = f"; {written.corrupt:,} corrupt images are left out" if written.corrupt else ""
+    what = "image is" if written.corrupt == 1 else "images are"
+    left = f"; {written.corrupt:,} corrupt {what} left out" if written.corrupt else ""
     log(
         f"{out}: {count:,} images ({splits}) with {width:,} features each, {written.images_per_second:,.0f} "
         f"images/s{left}"
