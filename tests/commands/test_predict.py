@@ -153,8 +153,9 @@ def test_images_that_are_not_the_runs_are_all_taken_and_its_own_that_have_moved_
     for name in [f"classes/{number % 2}/{number}" for number in range(30)] + ["other/a"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (len(name), 9 * int(name[-1], 16), 0)).save(tmp_path / f"{name}.png")
-    run, own = tmp_path / "run", {"path": str(tmp_path / "classes"), "holdout": 0.3}
-    own = OmegaConf.to_container(composed("data=folder", *(f"data.{key}={own[key]}" for key in own)).data)
+    run = tmp_path / "run"
+    chosen = composed("data=folder", f"data.path={tmp_path}/classes", "data.holdout=0.3")
+    own: Any = OmegaConf.to_container(chosen.data)
     before = identity_of(folder(own["path"], holdout=0.3).train)
     assert before is not None
     run.mkdir()
