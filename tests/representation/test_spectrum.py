@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unlabeled.representation.measures import measure_warnings
 from unlabeled.representation.spectrum import alpha_req, effective_rank, normalised_std, rankme, ranks
 
 
@@ -119,3 +120,13 @@ def test_the_std_of_normalised_isotropic_features_is_one_over_the_root_of_d_and_
     means = [sum(row[d] for row in rows) / 3 for d in range(2)]
     stds = [(sum((row[d] - means[d]) ** 2 for row in rows) / 3) ** 0.5 for d in range(2)]
     assert normalised_std(torch.tensor([[3.0, 4], [1, 0], [0, -2]])) == pytest.approx(sum(stds) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [(120, "the data have too few images for them"), (600, "give images=600"), (9000, "give images=1280")],
+)
+def test_more_images_are_asked_for_only_where_the_data_have_them(there: int, said: str) -> None:
+    space = {"images": 120, "dimensions": 128, "lidar_images": 200, "alpha_window": [11, 100]}
+    (warning,) = measure_warnings("backbone", space, [11, 100], there)
+    assert warning.endswith(f"; {said}")

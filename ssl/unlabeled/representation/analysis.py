@@ -96,7 +96,7 @@ def analyse(subject: AnalysisSubject, settings: Settings, log: Log) -> Analysis:
             spaces[name] = measure_space(features, project(views), settings.alpha_window)
             spaces[name]["invariance"] = {key: invariance(project(a), project(b)) for key, (a, b) in pairs.items()}
             spectra[name] = eigenspectrum(features).cpu()
-            notes += measure_warnings(name, spaces[name], settings.alpha_window)
+            notes += measure_warnings(name, spaces[name], settings.alpha_window, len(subject.source))
         distances, even, rollouts = _attention(subject, settings)
     matrix = None if cka is None else cka.matrix()
     counted = 0 if cka is None else cka.images

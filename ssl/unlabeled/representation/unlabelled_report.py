@@ -96,7 +96,7 @@ def _headline(looked_at: LookedAt, analysis: Analysis | None, findings: Sequence
         rank = f" {space['rankme']:.0f} of {space['dimensions']:,} dimensions are used (RankMe);"
     groups = _groups(found)
     twins = f"{len(groups):,} group{'s' * (len(groups) != 1)} of near duplicates"
-    return f"{health}.{rank} {len(found.clusters)} clusters and {twins} among {len(found.unusual):,} images."
+    return f"{health}.{rank} {twins} among {len(found.unusual):,} images."
 
 
 def _curves(folder: Path, metrics: Path, collapsed_at: float | None) -> list[Part]:
@@ -135,7 +135,8 @@ def _images(looked_at: LookedAt) -> list[Part]:
 def _clusters(looked_at: LookedAt) -> Part:
     clusters = looked_at.found.clusters
     number = min(CLUSTERS, len(clusters))
-    words = f"The {number} largest of {len(clusters)} clusters by k-means, each with its most central images."
+    which = f"{number} largest of {len(clusters)}" if number < len(clusters) else str(number)
+    words = f"The {which} clusters by k-means, each with its most central images."
     rows = ""
     for cluster in range(number):
         members = clusters.members(cluster)
