@@ -58,6 +58,12 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert said[6].split("  ")[-1] == f"open {tmp_path}/report/report.html"
     assert said[-1].endswith("python train.py experiment=digits max_epochs=MORE resume=override")
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
+    (tmp_path / "report" / "heads").mkdir(parents=True)
+    further = [line.split("  ")[-1] for line in told(tmp_path, ROWS) if line not in said]
+    assert further == [
+        f"unlabeled predict run={tmp_path} data=FOLDER out=predictions.csv",
+        f"unlabeled finetune run={tmp_path}",
+    ]
     worse = [*ROWS[:2], Row("random init", "linear/cached-lbfgs-v1", 70.0, n_test=450), ROWS[3]]
     assert told(tmp_path, worse)[2].startswith("no better than a random network and raw pixels: train for longer")
     easy = [Row(each.features, each.protocol, 100.0, n_test=24) for each in ROWS[1:3]]

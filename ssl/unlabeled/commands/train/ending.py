@@ -11,6 +11,7 @@ from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.heads.kept import FOLDER as HEADS
 from unlabeled.evaluation.provenance import read_json
 from unlabeled.health.folder import diagnose_run, losses_of
 
@@ -167,6 +168,9 @@ def _next(run_dir: Path, rows: Sequence[Row], pages: Sequence[Path]) -> list[tup
     lines += [("look through the images", f"open {pages[0]}")] if pages else []
     if not (rows and _has_own_data(run_dir)):
         lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+    if (run_dir / "report" / HEADS).is_dir():
+        lines.append(("classify other images", f"unlabeled predict run={run_dir} data=FOLDER out=predictions.csv"))
+        lines.append(("fine-tune it on the labels", f"unlabeled finetune run={run_dir}"))
     lines.append(("get the features of images", f"unlabeled embed run={run_dir} data=FOLDER out=features.parquet"))
     lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=safetensors"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
