@@ -42,7 +42,10 @@ def test_it_is_the_loop_of_the_recipe_and_head_and_network_give_the_logits_of_it
 def test_the_second_network_has_seen_all_labels_and_the_first_is_tried_on_those_it_has_not_seen() -> None:
     world = made()
     whole = fine_tune(finetune(), world.task, NOTHING_HELD, 0, quiet)
-    both = fine_tune(finetune(), world.task, Calibrating(0.2, True), 0, quiet)
+    lines: list[str] = []
+    both = fine_tune(finetune(), world.task, Calibrating(0.2, True), 0, lines.append)
+    assert lines[0] == "12 of 60 labels are held out to calibrate"
+    assert [line.split(":")[0] for line in lines[1:]] == ["fine-tuning on 48 labels", "fine-tuning on 60 labels"]
     first = fine_tune(finetune(), world.task, Calibrating(0.2, False), 0, quiet)
     assert state_hash(both.network) == state_hash(whole.network) != state_hash(first.network)
     assert (whole.images, both.images, first.images) == (60, 60, 48)

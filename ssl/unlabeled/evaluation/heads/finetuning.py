@@ -68,6 +68,7 @@ def fine_tune(recipe: FineTune, task: Task, calibrating: Calibrating, least_step
     with preserve_random_state(task.device):
         spared, held_top1 = None, None
         if len(held):
+            log(f"{len(held):,} of {len(listed.ids):,} labels are held out to calibrate")
             model, loss, steps = _fitted(recipe, task, fit, least_steps, log)
             spared, held_top1 = _tried(recipe, task, held, model, classes)
         if not len(held) or calibrating.refit:
