@@ -59,7 +59,7 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
     assert said[-1].endswith("python train.py experiment=digits max_epochs=MORE resume=override")
     assert told(tmp_path, ROWS, one_of_many=True) == said[:5]
     (tmp_path / "report" / "heads").mkdir(parents=True)
-    further = [line.split("  ")[-1] for line in told(tmp_path, ROWS) if line not in said]
+    further = [line.split("  ")[-1].strip() for line in told(tmp_path, ROWS) if line not in said]
     assert further == [
         f"unlabeled predict run={tmp_path} data=FOLDER out=predictions.csv",
         f"unlabeled finetune run={tmp_path}",

@@ -51,7 +51,11 @@ def measure_warnings(name: str, space: dict[str, Any], window: Sequence[int], th
     """Returns warnings that a reader of these numbers should know; ``there`` are the images of the whole split."""
     n, dim, found = space["images"], space["dimensions"], []
     if n < PER_DIMENSION * dim:
-        enough = f"give images={min(10 * dim, there)}" if there >= PER_DIMENSION * dim else "the data have too few images for them"
+        enough = (
+            f"give images={min(10 * dim, there)}"
+            if there >= PER_DIMENSION * dim
+            else "the data have too few images for them"
+        )
         found.append(
             f"{name}: {n:,} images for {dim:,} dimensions are fewer than {PER_DIMENSION} each: RankMe, effective rank "
             f"and α are those of the images as much as of the network; {enough}"
