@@ -206,7 +206,13 @@ def _collect_images(
     )
     attention, pictures = network_pictures(evaluation.backbone, visualized_objective, decode, views, test, seed=0)
     assert splits.test is not None
-    return ReportImages(splits.test.classes, train, test, evaluation_images(decode, views), attention, pictures)
+    sources = {"train": splits.train, "test": splits.test}
+    images = evaluation_images(decode, views)
+
+    def name(split: str, id: int) -> str:
+        return sources[split].name(id)
+
+    return ReportImages(splits.test.classes, train, test, images, attention, pictures, name)
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:

@@ -14,7 +14,7 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.exploring.findings import Findings
 from unlabeled.evaluation.exploring.images import Explored
 from unlabeled.evaluation.reporting.figures import loss_curve
-from unlabeled.evaluation.reporting.gallery import ImagesOf
+from unlabeled.evaluation.reporting.gallery import ImagesOf, short_name
 from unlabeled.evaluation.reporting.run_summary import provenance_facts
 from unlabeled.evaluation.selection.nearest import Ints, duplicate_groups, usual_similarity
 from unlabeled.pages.html import html_page
@@ -194,7 +194,7 @@ def _label_next(looked_at: LookedAt) -> Part:
 def _tiles(looked_at: LookedAt, rows: Ints, said: Callable[[int], list[str]], grid: bool = True) -> str:
     made = zip(rows.tolist(), _pixels(looked_at, rows.tolist()), strict=True)
     names = looked_at.found.embeddings.names
-    tiles = "".join(tile_html(Tile(pixels, [_short(names[row]), *said(row)])) for row, pixels in made)
+    tiles = "".join(tile_html(Tile(pixels, [short_name(names[row]), *said(row)])) for row, pixels in made)
     return f'<div class="tiles">{tiles}</div>' if grid else tiles
 
 
@@ -202,10 +202,6 @@ def _pixels(looked_at: LookedAt, rows: Sequence[int]) -> list[Tensor]:
     """Pixels as evaluation sees them; images of several splits are decoded one by one."""
     splits, ids = looked_at.found.embeddings.splits, looked_at.explored.ids
     return [looked_at.image(splits[row], [ids[row]])[0].cpu() for row in rows]
-
-
-def _short(name: str) -> str:
-    return name.rpartition("/")[2] or name
 
 
 def _facts(provenance: Mapping[str, Any]) -> Part:

@@ -136,6 +136,18 @@ def test_few_training_images_and_a_test_without_mistakes_are_shown_all_the_same(
     train, test = features(3, 3, 0), features(2, 1, 1)
     made = neighbour_section(train, test, ["a", "b", "c"], Recorder(), tmp_path)
     assert made.html.count("<img") == 2 * (1 + 3)
+    assert "test 0" in made.html
+
+
+def test_neighbours_have_the_names_of_their_files_and_long_ones_are_shortened(tmp_path: Path) -> None:
+    def name(split: str, id: int) -> str:
+        return f"photos/{split}/{'x' * (40 if split == 'train' else 2)}{id}.png"
+
+    made = neighbour_section(features(3, 3, 0), features(2, 1, 1), ["a", "b", "c"], Recorder(), tmp_path, name=name)
+    assert "xx0.png" in made.html
+    assert "(xx0.png)" in made.markdown
+    assert f"{'x' * 12}…{'x' * 6}0.png" in made.html
+    assert "photos/" not in made.html
 
 
 def test_a_large_test_set_is_not_searched_as_a_whole_and_few_images_are_loaded(tmp_path: Path) -> None:

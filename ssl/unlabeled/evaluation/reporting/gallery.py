@@ -14,6 +14,9 @@ from unlabeled.pages.section import Section, Tile, save_columns, tile_html
 
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 
+NameOf = Callable[[str, int], str]  # "train" or "test" and an id → what a user calls the image
+
+LONGEST = 24  # characters of a name below a picture
 NEIGHBOURS = 8
 OF_EACH = 3  # queries of each kind, right and wrong: 54 images are loaded
 CANDIDATES = 256  # test images to choose queries from: a whole large test set would take minutes
@@ -57,7 +60,13 @@ def choose_queries(train: Features, test: Features, seed: int, of_each: int = OF
 
 
 def neighbour_section(
-    train: Features, test: Features, classes: Sequence[str], image: ImagesOf, folder: Path, seed: int = 0
+    train: Features,
+    test: Features,
+    classes: Sequence[str],
+    image: ImagesOf,
+    folder: Path,
+    seed: int = 0,
+    name: NameOf = "{} {}".format,
 ) -> Section:
     """Makes the gallery; writes neighbours.png into ``folder``. Loads at most 54 images."""
     found = choose_queries(train, test, seed)
@@ -66,8 +75,8 @@ def neighbour_section(
     asked = list(image("test", [query.id for query in found]).cpu())
     columns = {"query": asked} | {str(n + 1): [images[n] for images in near] for n in range(len(near[0]))}
     save_columns(columns, folder / "neighbours.png")
-    rows = "".join(_row(*each, classes) for each in zip(found, asked, near, strict=True))
-    lines = [f"{number}. {_sentence(query, classes)}" for number, query in enumerate(found, 1)]
+    rows = "".join(_row(*each, classes, name) for each in zip(found, asked, near, strict=True))
+    lines = [f"{number}. {_sentence(query, classes, name)}" for number, query in enumerate(found, 1)]
     return Section(
         "Nearest training images",
         f"Test images drawn at random, each with the {len(near[0])} training images nearest to it by cosine: up to "
@@ -79,18 +88,27 @@ def neighbour_section(
     )
 
 
-def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[str]) -> str:
-    head = tile_html(Tile(asked, [classes[query.label], f"test {query.id}"], query.right))
+def short_name(name: str) -> str:
+    """Returns a path's last part; of a long one the beginning and the end."""
+    short = name.rpartition("/")[2] or name
+    half = LONGEST // 2
+    return short if len(short) <= LONGEST else f"{short[:half]}…{short[1 - half :]}"
+
+
+def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[str], name: NameOf) -> str:
+    head = tile_html(Tile(asked, [classes[query.label], short_name(name("test", query.id))], query.right))
     each = zip(near, query.ids, query.labels, query.cosines, strict=True)
     tiles = "".join(
-        tile_html(Tile(pixels, [classes[label], f"{cosine:.3f} · train {id}"], label == query.label))
+        tile_html(
+            Tile(pixels, [classes[label], f"{cosine:.3f} · {short_name(name('train', id))}"], label == query.label)
+        )
         for pixels, id, label, cosine in each
     )
     return f'<div class="query"><div class="asked">{head}</div><div class="tiles">{tiles}</div></div>\n'
 
 
-def _sentence(query: NeighbourQuery, classes: Sequence[str]) -> str:
+def _sentence(query: NeighbourQuery, classes: Sequence[str], name: NameOf) -> str:
     classes = [in_markdown(name) for name in classes]
     near = ", ".join(f"{classes[label]} {c:.3f}" for label, c in zip(query.labels, query.cosines, strict=True))
     verdict = "right" if query.right else f"wrong, voted {classes[query.majority]}"
-    return f"**{classes[query.label]}** (test image {query.id}): {near}; {verdict}"
+    return f"**{classes[query.label]}** ({in_markdown(short_name(name('test', query.id)))}): {near}; {verdict}"

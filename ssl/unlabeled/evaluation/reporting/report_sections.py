@@ -14,7 +14,7 @@ from unlabeled.evaluation.reporting.attention import attention_pictures
 from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
 from unlabeled.evaluation.reporting.confusion import confusion_section
 from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve
-from unlabeled.evaluation.reporting.gallery import ImagesOf, neighbour_section
+from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section
 from unlabeled.evaluation.reporting.image_cache import Decode
 from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
@@ -33,6 +33,7 @@ class ReportImages:
     image: ImagesOf  # "train" or "test" and ids in their source → float [n, 3, h, w] in [0, 1], as evaluation sees them
     attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
+    name: NameOf = "{} {}".format  # of an image, by split and id
 
 
 def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
@@ -141,7 +142,7 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
     sure = best_row(rows, lambda row: row.predictions is not None and row.log_probabilities is not None)
     if sure is not None and sure.log_probabilities is not None:
         made.append(calibration_section(sure.log_probabilities, test.labels, sure.protocol, folder))
-    made.append(neighbour_section(train, test, classes, report_images.image, folder))
+    made.append(neighbour_section(train, test, classes, report_images.image, folder, name=report_images.name))
     if sure is not None and sure.predictions is not None and sure.log_probabilities is not None:
         made.append(
             certainty_section(
