@@ -146,7 +146,7 @@ def test_neighbours_have_the_names_of_their_files_and_long_ones_are_shortened(tm
     made = neighbour_section(features(3, 3, 0), features(2, 1, 1), ["a", "b", "c"], Recorder(), tmp_path, name=name)
     assert "xx0.png" in made.html
     assert "(xx0.png)" in made.markdown
-    assert f"{'x' * 12}…{'x' * 6}0.png" in made.html
+    assert f"{'x' * 20}…{'x' * 14}0.png" in made.html
     assert "photos/" not in made.html
 
 

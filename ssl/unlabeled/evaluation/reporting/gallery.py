@@ -16,7 +16,7 @@ ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids â
 
 NameOf = Callable[[str, int], str]  # "train" or "test" and an id â†’ what a user calls the image
 
-LONGEST = 24  # characters of a name below a picture
+LONGEST = 40  # characters of a name below a picture
 NEIGHBOURS = 8
 OF_EACH = 3  # queries of each kind, right and wrong: 54 images are loaded
 CANDIDATES = 256  # test images to choose queries from: a whole large test set would take minutes
