@@ -18,6 +18,7 @@ from tests.small import composed
 from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.classify.predict import introduced
+from unlabeled.commands.config import conf_folder, with_moved_data
 from unlabeled.data.identity import identity_of
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.sources.digits import digits
@@ -177,6 +178,13 @@ def test_images_that_are_not_the_runs_are_all_taken_and_its_own_that_have_moved_
     (tmp_path / "moved/0/0.png").write_bytes(b"another")  # a changed image is enough: it may be any folder
     (tmp_path / "moved/0/2.png").write_bytes(b"another")
     assert named(path=tmp_path / "moved")["holdout"] is None
+
+
+def test_keys_of_the_runs_data_may_be_typed_beside_the_place_of_its_images() -> None:
+    typed = ["run=x", "data.path=y", "data.holdout=null"]
+    added = ["run=x", "+data.path=y", "+data.holdout=null"]
+    assert with_moved_data(conf_folder() / "predict.yaml", typed) == added
+    assert with_moved_data(conf_folder() / "predict.yaml", ["data=y", *typed]) == ["data=y", *typed]
 
 
 def test_one_image_images_from_memory_and_images_none_of_which_can_be_read(weights: Path, photos: Path) -> None:
