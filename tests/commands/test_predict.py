@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_the_command_says_what_few_held_out_images_are_worth(wrong: int, risk: f
     kept = KeptHead(Head("linear", "last", {}, {}), "linear", context, found, 90.0, 63, Path("linear"))
     limit = None if risk is None else threshold(found, risk)
     line, *more = introduced(kept, limit).splitlines()
+    assert ", 2 classes, 90.0 % of the report's test images; " in line
+    assert ", 2 classes, no test images; " in introduced(replace(kept, top1=None), limit)
     assert line.endswith("on 7 held-out images" + ", none of them wrong, so that it is not below 1" * (1 - wrong))
     if limit is not None:
         assert bool((found.confidence < limit.confidence).all())

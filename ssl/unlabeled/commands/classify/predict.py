@@ -41,7 +41,8 @@ def introduced(kept: KeptHead, limit: Threshold | None) -> str:
     wrong = int(calibration.wrong.sum())
     held = f"temperature {calibration.temperature:.3g}, on {len(calibration.confidence):,} held-out images"
     held += "" if wrong else ", none of them wrong, so that it is not below 1"
-    told = f"{kept.protocol}, {len(kept.context.classes)} classes, {kept.top1:.1f} % of the report's test images; "
+    tested = "no test images" if kept.top1 is None else f"{kept.top1:.1f} % of the report's test images"
+    told = f"{kept.protocol}, {len(kept.context.classes)} classes, {tested}; "
     told += held if len(calibration.confidence) else "its probabilities are not calibrated: nothing was held out"
     if limit is None:
         return told
