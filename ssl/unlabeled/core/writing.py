@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from unlabeled.errors import UserError
@@ -87,6 +87,12 @@ def save_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
 
     with replacing(path, sync=False) as unfinished, unfinished.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def save_by(path: Path, write: "Callable[[IO[bytes]], object]") -> None:
+    """Writes what ``write`` puts into the open file that it gets. Raises Unwritable."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        write(file)
 
 
 def save_lines(path: Path, lines: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlabeled.core.writing import replacing, save_safetensors, save_tensors, write_atomic
+from unlabeled.core.writing import save_by, save_safetensors, save_tensors, write_atomic
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.weights.architecture import LibraryModel, to_timm, to_torchvision
@@ -228,8 +228,7 @@ def write_torch_export(source: ExportSource, folder: Path) -> ExportedModel:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
     _write_labels(source, folder)
-    with replacing(folder / "model.pt2") as unfinished, unfinished.open("wb") as file:
-        torch.export.save(program, file)
+    save_by(folder / "model.pt2", lambda file: torch.export.save(program, file))
     load = 'import torch\n\nmodel = torch.export.load(f"{folder}/model.pt2").module()'
     note = f"The size of the batch is free, that of the images is not: {size} × {size} pixels."
     return ExportedModel(load, source.use, "pytorch", (), (note,))
