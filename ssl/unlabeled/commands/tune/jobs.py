@@ -14,6 +14,8 @@ from unlabeled.commands.tune.sampler import Sampler
 from unlabeled.commands.tune.space import assignments
 from unlabeled.commands.tune.worker import work
 
+SECONDS = 30  # that a process gets to end by itself
+
 
 @dataclass
 class _Job:
@@ -65,10 +67,12 @@ class Jobs:
     def close(self) -> None:
         """Ends the processes; a trial that one still trains is lost."""
         for job in self._jobs:
-            if job.asked is None and job.process.is_alive():
-                job.connection.send(None)
-                job.process.join(10)
-            job.process.terminate()
+            job.connection.close()  # which ends a process that waits for an answer or for a trial
+            if job.asked is not None:
+                job.process.terminate()  # which ends one that trains, after its step
+        for job in self._jobs:
+            job.process.join(SECONDS)
+            job.process.kill()
 
     def _started(self, position: int) -> _Job:
         context = multiprocessing.get_context("spawn")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -50,7 +51,11 @@ def main(arguments: Sequence[str]) -> None:
         fixed, space, epochs = _checked(others, keys)
         folder = Path(keys["run_dir"]).expanduser()
         _open_folder(folder, fixed, space, keys)
-        search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
+        try:
+            search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on: {for_shell(['unlabeled', 'tune', *arguments])}")
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any], first: int) -> Trial | None:

@@ -36,14 +36,18 @@ def work(connection: Connection, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch looks for devices
 
     def report(epoch: int, top1: float) -> bool:
-        connection.send(("score", epoch, top1))
-        return bool(connection.recv())
+        try:
+            connection.send(("score", epoch, top1))
+            return bool(connection.recv())
+        except (EOFError, OSError) as error:
+            raise KeyboardInterrupt from error
 
-    while (job := connection.recv()) is not None:
-        begun = time.monotonic()
-        overrides, folder = job
-        state, reason = train_trial(overrides, folder, report)
-        connection.send((state, reason, time.monotonic() - begun))
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):  # the search was stopped, or is gone
+        while (job := connection.recv()) is not None:
+            begun = time.monotonic()
+            overrides, folder = job
+            state, reason = train_trial(overrides, folder, report)
+            connection.send((state, reason, time.monotonic() - begun))
 
 
 def train_trial(overrides: list[str], folder: str, report: Report) -> tuple[State, str]:
@@ -58,10 +62,14 @@ def train_trial(overrides: list[str], folder: str, report: Report) -> tuple[Stat
 
 
 def _outcome(overrides: list[str], report: Report) -> tuple[State, str]:
+    from unlabeled.training.checkpointing import Interrupted
+
     try:
         _train(overrides, report)
     except _Pruned:
         return "pruned", ""
+    except Interrupted as stop:  # Ctrl-C reaches every process of a terminal
+        raise KeyboardInterrupt from stop
     except UserError as error:
         return "failed", " ".join(str(error).split())
     except Exception as error:  # out of memory, say: the search goes on with other values
