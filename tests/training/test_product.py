@@ -100,11 +100,11 @@ def test_the_online_knn_asks_the_teacher(teacher_run: Run, monkeypatch: pytest.M
     assert asked == [teacher_run.module.objective.target_backbone] * 2
 
 
-def test_lidar_sees_the_teachersprojector_of(teacher_run: Run) -> None:
+def test_lidar_sees_the_teachers_projector(teacher_run: Run) -> None:
     config = OmegaConf.create(teacher_run.module.config)
     projector = projector_of(config, read_checkpoint(teacher_run.checkpoint))
     assert projector is not None
-    assert equal(dict(projector.state_dict()), part(teacher_run, "objective.targetprojector_of."))
+    assert equal(dict(projector.state_dict()), part(teacher_run, "objective.target_projector."))
 
 
 @pytest.mark.parametrize("objective", ["moco_v2", "byol"])
