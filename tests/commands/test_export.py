@@ -27,7 +27,7 @@ from unlabeled.commands.export import export
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.weights import load_backbone, targets
-from unlabeled.weights.architecture import REGNETS, to_timm
+from unlabeled.weights.architecture import REGNETS, REGNETS_X, to_timm
 from unlabeled.weights.card import without_paths
 from unlabeled.weights.feature_comparison import feature_differences, generate_images
 from unlabeled.weights.preprocess import Preprocess
@@ -463,21 +463,21 @@ class Wrapped(Backbone):
 
 def test_torchvisions_regnets_have_the_stages_that_our_table_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models.regnet, "_regnet", lambda params, *rest, **more: params)
-    names = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith("regnet_y_")]
-    assert set(names) == set(REGNETS)
-    for name, parameters in REGNETS.items():
+    names = [name for name in torchvision.models.list_models(torchvision.models) if name.startswith("regnet_")]
+    assert set(names) == {*REGNETS, *REGNETS_X}
+    for name, parameters in (REGNETS | REGNETS_X).items():
         theirs = torchvision.models.get_model(name)
         widths = list(zip(theirs.widths, theirs.depths, theirs.group_widths, strict=True))
         assert [tuple(stage) for stage in stages(*parameters, "torchvision")] == widths
-        assert theirs.se_ratio == 0.25
+        assert theirs.se_ratio == (0.25 if name in REGNETS else None)
 
 
 @pytest.mark.parametrize("name", [name for name in members("backbone") if name not in ("timm", "torchvision")])
-def test_timm_has_every_backbone_of_conf_but_the_thin_one_tensor_by_tensor(name: str) -> None:
+def test_timm_has_every_backbone_of_conf_but_thin_and_wide_resnets_tensor_by_tensor(name: str) -> None:
     spec = composed(f"backbone={name}", "views.size=64" if "small" in name else "views.size=224").backbone
     with torch.device("meta"):  # shapes alone: the largest would take gigabytes
         backbone: Backbone = instantiate(spec)
-    if name == "resnet_thin":
+    if name == "resnet_thin" or name.startswith("wrn_"):
         with pytest.raises(UserError):
             to_timm(backbone, spec, "timm")
         return

@@ -43,6 +43,16 @@ REGNETS: dict[str, tuple[int, int, float, float, int]] = {
     "regnet_y_32gf": (20, 232, 115.89, 2.53, 232),
     "regnet_y_128gf": (27, 456, 160.83, 2.52, 264),
 }
+# The same of its RegNetXs, which have no squeeze-and-excitation.
+REGNETS_X: dict[str, tuple[int, int, float, float, int]] = {
+    "regnet_x_400mf": (22, 24, 24.48, 2.54, 16),
+    "regnet_x_800mf": (16, 56, 35.73, 2.28, 16),
+    "regnet_x_1_6gf": (18, 80, 34.01, 2.25, 24),
+    "regnet_x_3_2gf": (25, 88, 26.31, 2.25, 48),
+    "regnet_x_8gf": (23, 80, 49.56, 2.88, 120),
+    "regnet_x_16gf": (22, 216, 55.59, 2.1, 128),
+    "regnet_x_32gf": (23, 320, 69.86, 2.0, 168),
+}
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,13 @@ def _timm_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> Library
     if len(backbone.trunk_output) != 4:
         raise _refusal(to, f"timm's RegNets have four stages, this one has {len(backbone.trunk_output)}")
     wanted = dict(zip(("depth", "w0", "wa", "wm", "group_size"), _regnet_parameters(spec), strict=True))
-    wanted |= {"se_ratio": spec.get("se_ratio", 0.25)}
+    ratio = spec.get("se_ratio", 0.25) or 0.0
+    wanted |= {"se_ratio": ratio}
     wanted |= {"group_min_ratio": 0.9 if spec.get("rounding", "nearest") == "torchvision" else 0.0}
     differing = {
         name: {key: value for key, value in wanted.items() if getattr(cfg, key, 0.0) != value}
         for name, cfg in model_cfgs.items()
-        if name.startswith("regnety_") and not name.endswith("_sgn")
+        if name.startswith("regnety_" if ratio else "regnetx_") and not name.endswith("_sgn")
     }
     name = _fewest(differing)
     return LibraryModel(name, renamed_to_timm(backbone.state_dict()), differing[name])
@@ -167,9 +178,11 @@ def _torchvision_model(backbone: TorchvisionBackbone, spec: Mapping[str, Any]) -
 
 def _torchvision_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> LibraryModel:
     own = stages(*_regnet_parameters(spec), spec.get("rounding", "nearest"))
-    same = [name for name, parameters in REGNETS.items() if stages(*parameters, "torchvision") == own]
-    if not same or spec.get("se_ratio", 0.25) != 0.25:
-        raise _refusal(to, "torchvision has no RegNetY of these parameters", len(own) == 4, timm=True)
+    ratio = spec.get("se_ratio", 0.25)
+    table = {0.25: REGNETS, None: REGNETS_X}.get(ratio, {})
+    same = [name for name, parameters in table.items() if stages(*parameters, "torchvision") == own]
+    if not same:
+        raise _refusal(to, f"torchvision has no RegNet{'Y' if ratio else 'X'} of these parameters", len(own) == 4, timm=True)
     return LibraryModel(same[0], backbone.state_dict(), classifier="fc")
 
 
