@@ -182,7 +182,9 @@ def _torchvision_regnet(backbone: RegNetY, spec: Mapping[str, Any], to: str) -> 
     table = {0.25: REGNETS, None: REGNETS_X}.get(ratio, {})
     same = [name for name, parameters in table.items() if stages(*parameters, "torchvision") == own]
     if not same:
-        raise _refusal(to, f"torchvision has no RegNet{'Y' if ratio else 'X'} of these parameters", len(own) == 4, timm=True)
+        raise _refusal(
+            to, f"torchvision has no RegNet{'Y' if ratio else 'X'} of these parameters", len(own) == 4, timm=True
+        )
     return LibraryModel(same[0], backbone.state_dict(), classifier="fc")
 
 
