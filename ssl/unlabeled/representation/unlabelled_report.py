@@ -151,7 +151,7 @@ def _neighbours(looked_at: LookedAt) -> Part:
     rows = ""
     for query in queries.tolist():
         near = found.near[query][:NEAR]
-        cosines = dict(zip(near.tolist(), found.cosines[query].tolist(), strict=False))
+        cosines = dict(zip(near.tolist(), found.cosines[query][:NEAR].tolist(), strict=True))
         asked = _tiles(looked_at, np.array([query]), lambda row: [], grid=False)
         beside = _tiles(looked_at, near, lambda row, of=cosines: [f"{of[row]:.3f}"])  # type: ignore[misc]
         rows += f'<div class="query"><div class="asked">{asked}</div>{beside}</div>\n'

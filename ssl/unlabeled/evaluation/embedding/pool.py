@@ -1,4 +1,4 @@
-"""Features of a pool of images, none of whose labels is read."""
+"""Features of images in memory; of a pool no label is read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,23 @@ import numpy as np
 import torch
 
 from unlabeled.evaluation.embedding.progress import ImageProgress
-from unlabeled.evaluation.embedding.rows import Floats
+from unlabeled.evaluation.embedding.rows import Floats, Ints
 from unlabeled.evaluation.embedding.stream import Embedder, Images, stream
 from unlabeled.evaluation.features import Features
 
 
 def pool_features(embedder: Embedder, images: Images, log: Callable[[str], None]) -> Features:
     """Computes features of all images that decode, in order; ``ids`` are their positions, every label is −1.
+
+    Raises UserError as :func:`unlabeled.evaluation.embedding.stream.stream`.
+    """
+    rows, x = rows_in_memory(embedder, images, log)
+    ids = torch.from_numpy(rows)
+    return Features(torch.from_numpy(x), torch.full_like(ids, -1), ids)
+
+
+def rows_in_memory(embedder: Embedder, images: Images, log: Callable[[str], None]) -> tuple[Ints, Floats]:
+    """Returns positions int64 [N] of the images that decode, and their features [N, D].
 
     Raises UserError as :func:`unlabeled.evaluation.embedding.stream.stream`.
     """
@@ -30,5 +40,4 @@ def pool_features(embedder: Embedder, images: Images, log: Callable[[str], None]
         stream(embedder, images, take)
     finally:
         progress.close()
-    ids = torch.from_numpy(np.flatnonzero(np.concatenate(kept)))
-    return Features(torch.from_numpy(np.concatenate(found)), torch.full_like(ids, -1), ids)
+    return np.flatnonzero(np.concatenate(kept)), np.concatenate(found)

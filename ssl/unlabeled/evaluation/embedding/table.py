@@ -20,6 +20,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.embeddings import Embeddings
 from unlabeled.evaluation.embedding.formats import check_ending, rows_file, save
 from unlabeled.evaluation.embedding.part_file import PartFile, other_settings
+from unlabeled.evaluation.embedding.pool import rows_in_memory
 from unlabeled.evaluation.embedding.progress import ImageProgress
 from unlabeled.evaluation.embedding.rows import Chunk, Floats, Ints
 from unlabeled.evaluation.embedding.stream import Embedder, Images, Take, stream
@@ -79,21 +80,8 @@ class _Names:
 
 def embed_in_memory(embedder: Embedder, images: Images, log: Callable[[str], None]) -> Embeddings:
     """Computes features of all images. Raises UserError as :func:`unlabeled.evaluation.embedding.stream.stream`."""
-    kept: list[Any] = []
-    found: list[Floats] = []
-    progress = ImageProgress(sum(images.batches()), 0, log)
-
-    def take(decoded: Any, x: Floats | None) -> None:
-        kept.append(decoded)
-        found.extend([] if x is None else [x])
-        progress(len(decoded))
-
-    try:
-        stream(embedder, images, take)
-    finally:
-        progress.close()
     named = _Names(images.sources)
-    chunk = named.chunk(np.flatnonzero(np.concatenate(kept)), np.concatenate(found))
+    chunk = named.chunk(*rows_in_memory(embedder, images, log))
     return Embeddings(chunk.x, list(chunk.names), chunk.labels, list(chunk.splits), named.classes)
 
 

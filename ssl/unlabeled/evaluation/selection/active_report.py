@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +85,7 @@ def _values(found: Active) -> dict[str, Any]:
 
 def _rounds(course: Course, names: Sequence[str]) -> list[list[str]]:
     """Returns the names that each round asked for."""
-    ends = zip([0, *course.counts], course.counts, strict=False)
-    return [[names[row] for row in course.asked[first:last]] for first, last in ends]
+    return [[names[row] for row in course.asked[first:last]] for first, last in pairwise([0, *course.counts])]
 
 
 def _accuracy(found: Active, folder: Path) -> Section:
