@@ -150,7 +150,7 @@ def test_keys_of_lists_are_checked(images: Path) -> None:
     assert "they are of lists, and none is read" in refusal(images, label_column="label", labels="none")
     assert "leave data.train out" in refusal(images / "list.csv", train="x")
     (images / "notes.md").write_text("no image")
-    assert "give a folder of images, or a list of them (.csv" in refusal(images / "notes.md")
+    assert "give an image, a folder of images, or a list of them (.csv" in refusal(images / "notes.md")
     assert [opened(images / "x/1.png").train.name(0)] == [str(images / "x/1.png")]
     pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), images / "own.parquet")
     assert "data=parquet for a file that holds the images" in refusal(images / "own.parquet")
