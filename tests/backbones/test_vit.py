@@ -9,7 +9,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from unlabeled.backbones.transformer import DropPath
+from unlabeled.backbones.transformer import DropPath, attend
 from unlabeled.backbones.vit import Block, ViT, sincos_position
 from unlabeled.errors import UserError
 
@@ -320,3 +320,16 @@ def test_new_options_leave_the_initial_weights_of_a_seed_as_they_were() -> None:
     torch.manual_seed(3)
     other = small(position="learned", drop_path=0.1, layer_scale=1e-5).state_dict()
     assert all(torch.equal(other[name], value) for name, value in plain.items())
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_rounded_inputs_in_float32() -> None:
+    q, k, v = (torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(each)) for each in range(3))
+    rounded = [each.bfloat16().float() for each in (q, k, v)]
+    weights = (rounded[0] @ rounded[1].transpose(2, 3) / 8**0.5).softmax(dim=3)
+    for cast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            found = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, (weights @ rounded[2]).bfloat16()) or torch.allclose(
+            found.float(), weights @ rounded[2], rtol=2**-8, atol=1e-6
+        )
