@@ -140,7 +140,8 @@ class Backbone(nn.Module):
         Args:
             images: [B, 3, h, w].
             kinds: among :attr:`kinds`. ``last`` is the output of forward, [B, num_features]; ``tokens`` [B, n, D] are
-                the tokens before pooling, without a class token; ``last4`` [B, D'] is one vector for each of the last
+                the tokens before pooling, without a class token; ``map`` [B, D, h', w'] are dense features: those
+                tokens in their places; ``last4`` [B, D'] is one vector for each of the last
                 four blocks or stages, concatenated; ``cls`` and ``patches`` [B, D] are the class token and the mean of
                 the others.
 

@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.entry_points.console import COMMANDS, folders_as, main
+from unlabeled.commands.evaluate.own_data_keys import with_folder, with_sets
 from unlabeled.commands.setup import new
 from unlabeled.commands.tune import tune
 from unlabeled.commands.tune.space import assignments, corners, split
@@ -32,6 +33,8 @@ OWN = {
     "evaluate": "eval_linear",
     "compare": "eval_linear",
     "tune": "tune",
+    "transfer": "transfer",
+    "segment": "segment",
 }
 
 
@@ -100,6 +103,8 @@ def test_an_example_has_keys_and_choices_that_there_are(
         assert arguments in (["outputs/"], ["outputs/", "--port", "9000"])
     elif name == "doctor":
         assert arguments == []
+    elif name in ("transfer", "segment"):
+        composed(name, (with_sets if name == "transfer" else with_folder)(arguments))
     elif name == "tune":
         own = [argument for argument in arguments if argument.split("=")[0] in tune.OWN]
         composed("tune", own)

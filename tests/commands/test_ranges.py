@@ -26,6 +26,7 @@ HUGE = 10**18
 
 # Keys whose number, or whose list's elements, may be 0; no other may.
 ZERO = {
+    *("ignore", "warmup_steps"),
     *("seed", "labels_seed", "num_workers", "memory_gib", "cache_gib", "near_distance", "trial_steps", "trial_from"),
     *("warmup_epochs", "weight_decay", "weight_decays", "final_weight_decay", "final_learning_rate", "momentum"),
     *("warmup_start_lr", "final_lr", "final_momentum", "center_momentum", "temperature_epochs", "registers"),
@@ -38,7 +39,7 @@ ZERO = {
 }
 BELOW = {"mean"}  # keys whose list may hold a number below 0
 EMPTY = {"projection_hidden", "per_class", "fractions", "labels_files", "tags", "differs", "runs", "groups"}
-EMPTY |= {"operations", "decayed_also"}
+EMPTY |= {"operations", "decayed_also", "against", "few", "sets"}
 
 
 class Key(NamedTuple):

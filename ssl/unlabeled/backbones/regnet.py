@@ -81,7 +81,7 @@ class RegNetY(Backbone):
     def shards(self) -> list[nn.Module]:
         return [block for stage in self.trunk_output.children() for block in stage.children()]
 
-    kinds = ("last", "last4", "tokens")
+    kinds = ("last", "last4", "tokens", "map")
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.trunk_output(self.stem(images)).mean(dim=(2, 3))

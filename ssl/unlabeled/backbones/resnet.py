@@ -103,7 +103,7 @@ class ResNet(Backbone):
     def shards(self) -> list[nn.Module]:
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
-    kinds = ("last", "last4", "tokens")
+    kinds = ("last", "last4", "tokens", "map")
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
@@ -124,6 +124,7 @@ def features_from_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str
         "last": lambda: maps[-1].mean(dim=(2, 3)),
         "last4": lambda: torch.cat([each.mean(dim=(2, 3)) for each in maps[-4:]], 1),
         "tokens": lambda: maps[-1].flatten(2).transpose(1, 2),
+        "map": lambda: maps[-1],
     }
     return {kind: made[kind]() for kind in kinds}
 

@@ -1,6 +1,8 @@
 """Uses any timm model as a backbone: its pooled features before the classifier."""
 
 import difflib
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -60,9 +62,27 @@ class TimmBackbone(Backbone):
         if gradient_checkpointing:
             _recompute(self.model, model)
 
+    kinds = ("last", "map")
+
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)
         return features
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """See :meth:`Backbone.features`; ``map`` is what timm calls the last intermediate output, normalised."""
+        self.check_kinds(kinds)
+        return {kind: self(images) if kind == "last" else self._map(images) for kind in kinds}
+
+    def _map(self, images: Tensor) -> Tensor:
+        if not hasattr(self.model, "forward_intermediates"):
+            raise UserError(f"features=map: timm has no intermediate outputs of {type(self.model).__name__}")
+        norm = {"norm": True} if self._takes_norm else {}
+        found: Tensor = self.model.forward_intermediates(images, indices=1, intermediates_only=True, **norm)[-1]
+        return found
+
+    @property
+    def _takes_norm(self) -> bool:
+        return "norm" in inspect.signature(self.model.forward_intermediates).parameters
 
 
 def _recompute(network: Any, name: str) -> None:

@@ -2,6 +2,10 @@
 
 import difflib
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -45,9 +49,48 @@ class TorchvisionBackbone(Backbone):
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 
+    kinds = ("last", "map")
+
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)
         return features
+
+    def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """See :meth:`Backbone.features`; ``map`` is what the last pooling takes, or a ViT's patches in their places."""
+        self.check_kinds(kinds)
+        with _outputs_kept(self.model) as kept:
+            last = self(images)
+        return {kind: last if kind == "last" else _dense(kept, images) for kind in kinds}
+
+
+@contextmanager
+def _outputs_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keeps the input of the last pooling, a ViT's tokens, and the last map that a part of the network returns."""
+    kept: dict[str, Tensor] = {}
+    pools = [each for each in network.modules() if isinstance(each, nn.AdaptiveAvgPool2d)]
+    hooks = [pools[-1].register_forward_pre_hook(lambda _, given: kept.update(pooled=given[0]))] if pools else []
+    for name, part in network.named_children():
+        hooks.append(part.register_forward_hook(partial(_keep, kept, name)))
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep(kept: dict[str, Tensor], name: str, part: nn.Module, given: Any, output: Any) -> None:
+    if isinstance(output, Tensor) and output.ndim == 4:
+        kept["map"] = output
+    if name == "encoder" and isinstance(output, Tensor) and output.ndim == 3:
+        kept["tokens"] = output
+
+
+def _dense(kept: dict[str, Tensor], images: Tensor) -> Tensor:
+    if "tokens" in kept:  # of a ViT, whose images are square; the first token is the class token
+        patches = kept["tokens"][:, 1:].transpose(1, 2)
+        rows = math.isqrt(patches.shape[2])
+        return patches.reshape(*patches.shape[:2], rows, -1)
+    return kept["pooled"] if "pooled" in kept else kept["map"]
 
 
 def constructor_arguments(model: str, image_size: int | None) -> dict[str, object]:

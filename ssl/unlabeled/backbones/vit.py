@@ -115,7 +115,7 @@ class ViT(Backbone):
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    kinds: tuple[str, ...] = ("last", "last4", "cls", "patches", "tokens")
+    kinds: tuple[str, ...] = ("last", "last4", "cls", "patches", "tokens", "map")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))
@@ -138,8 +138,14 @@ class ViT(Backbone):
             "cls": lambda: tokens[:, 0],
             "patches": lambda: tokens[:, self.prefix :].mean(1),
             "tokens": lambda: tokens[:, self.prefix :],
+            "map": lambda: self._as_map(tokens, images),
         }
         return {kind: made[kind]() for kind in kinds}
+
+    def _as_map(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Returns the patches' tokens as a map [B, D, h / patch, w / patch]."""
+        rows, columns = (side // self.patch_size for side in images.shape[2:])
+        return tokens[:, self.prefix :].transpose(1, 2).reshape(len(images), -1, rows, columns)
 
     def _summary(self, tokens: Tensor) -> Tensor:
         return tokens[:, self.prefix :].mean(1) if self.cls_token is None else tokens[:, 0]

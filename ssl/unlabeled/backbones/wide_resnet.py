@@ -64,7 +64,7 @@ class WideResNet(Backbone):
         if gradient_checkpointing:
             recompute(self.shards())
 
-    kinds = ("last", "last4", "tokens")
+    kinds = ("last", "last4", "tokens", "map")
 
     def shards(self) -> list[nn.Module]:
         return [block for group in (self.block1, self.block2, self.block3) for block in group.layer]

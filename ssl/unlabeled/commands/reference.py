@@ -39,6 +39,8 @@ COMMANDS = {
     "table": "unlabeled table",
     "label": "unlabeled label",
     "active": "unlabeled active",
+    "transfer": "unlabeled transfer",
+    "segment": "unlabeled segment",
     "tune": "unlabeled tune",
     "health": "unlabeled health",
 }

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,19 @@ def html_page(title: str, style: str, body: str, head: str = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"{head}<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
     )
+
+
+def number_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose first column names the lines and whose others hold numbers; all cells are plain text."""
+    titles = f"<th>{escape(head[0])}</th>" + "".join(f'<th class="number">{escape(each)}</th>' for each in head[1:])
+    rows = "".join(
+        f'<tr><th scope="row">{escape(line[0])}</th>'
+        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in line[1:])
+        + "</tr>"
+        for line in lines
+    )
+    table = f'<table class="results"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def inline_png(pixels: "Tensor") -> str:

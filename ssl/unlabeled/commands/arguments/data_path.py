@@ -22,7 +22,7 @@ def with_data_source(arguments: Sequence[str]) -> list[str]:
     given = data_path(arguments)
     if given is None:
         return list(arguments)
-    path, source = given, _source_of(Path(given).expanduser())
+    path, source = given, source_of_path(Path(given).expanduser())
     named = [f"data={source}", f"data.path={path}"]
     has_test = os.path.isdir(Path(path).expanduser() / "test") and not any(
         a.startswith("data.test=") for a in arguments
@@ -52,7 +52,8 @@ def data_path(arguments: Sequence[str]) -> str | None:
     return value if is_place else None
 
 
-def _source_of(path: Path) -> str:
+def source_of_path(path: Path) -> str:
+    """The choice of ``conf/data`` that reads a folder or a file."""
     for source, patterns in SIGNS:
         if any(next(path.glob(pattern), None) for pattern in patterns if os.path.isdir(path)):
             return source

@@ -202,6 +202,34 @@ def _in_a_folder(keys: Keys) -> None:
     _check_data(keys.get("data"))
 
 
+def _transfer(keys: Keys) -> None:
+    _one_network(keys)
+    for weights in keys["against"]:
+        _check_weights(weights)
+    if not keys["sets"]:
+        raise UserError("data: has no default; give data=[NAME,PATH,…] of labelled data sets")
+
+
+def _segment(keys: Keys) -> None:
+    _one_network(keys)
+    if keys["folder"] is None:
+        raise UserError("data: has no default; give data=FOLDER of images and label maps")
+    if not os.path.isdir(Path(keys["folder"]).expanduser()):
+        raise UserError(f"data={keys['folder']}: no such folder")
+
+
+def _one_network(keys: Keys) -> None:
+    """Of transfer and segment, whose page goes to the folder of the run."""
+    check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
+    if keys["weights"] is None:
+        checkpoint_path(keys["run"], keys["checkpoint"])
+    elif keys["out"] is None:
+        raise UserError(f"weights={keys['weights']}: there is no run whose folder the page goes to; give out=FOLDER")
+    _check_weights(keys["weights"])
+    if keys["out"]:
+        check_folder("out", Path(keys["out"]).expanduser())
+
+
 def _inspect(keys: Keys) -> None:
     if not keys["out"]:
         raise UserError(f"out={keys['out']}: give the name of a folder, which may be new")
@@ -281,6 +309,8 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "predict": _predict,
     "label": _label,
     "active": _active,
+    "transfer": _transfer,
+    "segment": _segment,
     "explore": _explore,
     "finetune": _finetune,
     "export": _in_a_folder,

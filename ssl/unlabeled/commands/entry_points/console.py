@@ -82,6 +82,16 @@ COMMANDS = {
         "active",
         "run",
     ),
+    "transfer": Command(
+        "Judges frozen features on many data sets, beside other networks: linear probes, k-NN, few images of a class.",
+        "unlabeled.commands.evaluate.own_data_keys:transfer",
+        folder="run",
+    ),
+    "segment": Command(
+        "Judges dense features by semantic segmentation: a linear head on the frozen network, k-NN of patches.",
+        "unlabeled.commands.evaluate.own_data_keys:segment",
+        folder="run",
+    ),
     "inspect": Command(
         "Tells what is in a data set: sizes, classes, corrupt files, duplicates, speed of decoding.",
         "unlabeled.commands.inspect:inspect_data",

@@ -1,7 +1,8 @@
-"""Features of images from Python: :func:`embed` and :func:`explore`."""
+"""Features of images from Python: :func:`embed`, :func:`explore`, :func:`segment` and :func:`transfer`."""
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,14 @@ from unlabeled.commands.entry_points.run_from_python import (
     silent,
     source_of,
 )
+from unlabeled.core.escaping import for_shell
 from unlabeled.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from unlabeled.downstream.segmentation.segment_report import Segmentation
+    from unlabeled.downstream.transfer_table import TransferTable
     from unlabeled.evaluation.embedding.embeddings import Embeddings
     from unlabeled.evaluation.embedding.stream import Embedder, Images
 
@@ -122,3 +126,56 @@ def _module(model: Any) -> "nn.Module":
 
 def _origin(model: Any) -> str:
     return path_of(model) if isinstance(model, str | os.PathLike | Run) else type(model).__name__
+
+
+def transfer(run: Weights, data: Sequence[Any], *, overrides: Sequence[str] = (), **keys: Any) -> "TransferTable":
+    """Judges frozen features on several data sets and writes their page: ``unlabeled transfer``.
+
+    Args:
+        run: its folder, a file of weights, or a name such as ``"timm:resnet50"``.
+        data: names of torchvision's data sets, choices such as ``"digits"``, folders and files.
+        overrides, keys: as in :func:`train`; ``against``, ``root``, ``download``, ``few``, ``draws``, ``out``.
+
+    Returns:
+        ``.tasks`` with each data set's numbers, ``.summaries("linear")``, ``.page``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    keys = {"sets": [*data]} | keys
+    table: TransferTable = _judged("transfer", "unlabeled.commands.evaluate.transfer", run, keys, overrides)
+    return table
+
+
+def segment(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "Segmentation":
+    """Judges dense features by semantic segmentation and writes the page: ``unlabeled segment``.
+
+    Args:
+        run: its folder, a file of weights, or a name such as ``"timm:vit_small_patch16_224"``.
+        data: folder of images and label maps.
+        overrides, keys: as in :func:`train`; ``steps``, ``size``, ``random``, ``out``.
+
+    Returns:
+        ``.found`` with a confusion matrix for each network and protocol (``.mean_iou``), ``.page``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    keys = {"folder": data} | keys
+    found: Segmentation = _judged("segment", "unlabeled.commands.evaluate.segment", run, keys, overrides)
+    return found
+
+
+def _judged(name: str, module: str, run: Weights, keys: dict[str, Any], overrides: Sequence[str]) -> Any:
+    """Does a command that takes a network and data of its own, silently."""
+    given = [*overrides_of(source_of(run) | keys), *overrides]
+    config = composed(name, given)
+    with as_found(), user_errors(conf_folder(), name, given):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.checks.places import check_places
+
+        plain: Any = OmegaConf.to_container(config)
+        check_places(name, plain)
+        command = for_shell(["unlabeled", name, *given])
+        return getattr(import_module(module), name)(config, plain, silent, command)

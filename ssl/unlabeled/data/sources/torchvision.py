@@ -41,7 +41,7 @@ def stl10(root: FilePath, download: bool, image_size: Pixels = 96) -> Splits:
     from torchvision.datasets import STL10
 
     train, test = (
-        _load("STL-10", root, download, partial(STL10, root, split=split, download=download))
+        load("STL-10", root, download, partial(STL10, root, split=split, download=download))
         for split in ("train+unlabeled", "test")
     )
     return _splits("STL-10", root, image_size, (train.data, train.labels), (test.data, test.labels), train.classes)
@@ -53,16 +53,26 @@ def _cifar(name: str, title: str, root: str, download: bool, image_size: int) ->
 
     kind = getattr(datasets, name)
     train, test = (
-        _load(title, root, download, partial(kind, root, train=train, download=download)) for train in (True, False)
+        load(title, root, download, partial(kind, root, train=train, download=download)) for train in (True, False)
     )
     first, second = ((part.data.transpose(0, 3, 1, 2), np.asarray(part.targets)) for part in (train, test))
     return _splits(title, root, image_size, first, second, train.classes)
 
 
-def _load(title: str, root: str, download: bool, load: Callable[[], Any]) -> Any:
+def load(title: str, root: str, download: bool, opens: Callable[[], Any]) -> Any:
+    """Returns the data set of torchvision that ``opens`` opens in ``root``.
+
+    Raises UserError where it is not there, cannot be downloaded, or needs a package that is not installed.
+    """
     try:
-        return load()
-    except (RuntimeError, OSError) as error:  # torchvision: absent or damaged files; urllib: no network, disk full
+        return opens()
+    except ImportError as error:  # torchvision reads some sets by scipy, h5py or gdown
+        raise UserError(f"{title} is read by the package {error.name}: pip install {error.name}") from error
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:  # torchvision: absent or damaged files; urllib: no network, disk full
         where = f"data.root={root} ({Path(root).expanduser().absolute()})"
         if download:
             raise UserError(f"{title} could not be downloaded to {where}: {' '.join(str(error).split())}") from error

@@ -1,7 +1,7 @@
 """Images through a network, a batch at a time, each handed on and forgotten; by all processes together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Embedder:
     kind: str = "last"
     pooling: str | None = None
     normalize: bool = False
+    shape: list[int] = field(default_factory=list, init=False)  # of an image's features before they are one vector
 
     def __post_init__(self) -> None:
         if isinstance(self.network, Backbone):
@@ -63,6 +64,7 @@ class Embedder:
     def vectors(self, features: Features) -> Tensor:
         """Returns the vectors of one batch, float32 [n, D]."""
         require_finite_images(features, self.precision)
+        self.shape = list((features.x if self.kind == "last" else features.others[self.kind]).shape[1:])
         if self.pooling is None:
             x = features.of(self.kind).x
         else:

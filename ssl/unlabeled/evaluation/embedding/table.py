@@ -113,7 +113,8 @@ def embed_to_file(
         log(f"goes on after {before:,} of {total:,} images")
     try:
         stream(embedder, images, _into(part, progress), done)
-        return _finished(out, part, images, {**provenance, "settings": settings}, progress.speed())
+        record = {**provenance, "settings": settings, "shape": embedder.shape}
+        return _finished(out, part, images, record, progress.speed())
     finally:
         progress.close()
         if part is not None:

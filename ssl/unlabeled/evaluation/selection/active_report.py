@@ -16,7 +16,7 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.selection.active_result import TABLE, Active, number, table_cells
 from unlabeled.evaluation.selection.course import Course
 from unlabeled.evaluation.selection.strategies import BEGIN_AT_RANDOM, RANDOM
-from unlabeled.pages.html import html_page
+from unlabeled.pages.html import html_page, number_table
 from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.pages.style import STYLE
@@ -162,8 +162,10 @@ def _page(found: Active, sections: Sequence[Section], facts: Mapping[str, Any]) 
         f"{each.html}</section>"
         for each in sections
     )
-    each_round = _table(["labels", *found.savings], [[f"{count:,}", *cells] for count, *cells in _round_cells(found)])
-    summary = _table(["strategy", *TABLE], [[name, *cells] for name, cells in table_cells(found)])
+    each_round = number_table(
+        ["labels", *found.savings], [[f"{count:,}", *cells] for count, *cells in _round_cells(found)]
+    )
+    summary = number_table(["strategy", *TABLE], [[name, *cells] for name, cells in table_cells(found)])
     folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
     body = (
         f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(_under(facts))}</p>'
@@ -174,15 +176,3 @@ def _page(found: Active, sections: Sequence[Section], facts: Mapping[str, Any]) 
         f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
     )
     return html_page(TITLE, STYLE, body)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    titles = f"<th>{escape(head[0])}</th>" + "".join(f'<th class="number">{escape(each)}</th>' for each in head[1:])
-    rows = "".join(
-        f'<tr><th scope="row">{escape(line[0])}</th>'
-        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in line[1:])
-        + "</tr>"
-        for line in lines
-    )
-    table = f'<table class="results"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'

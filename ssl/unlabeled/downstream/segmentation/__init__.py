@@ -1,0 +1,1 @@
+"""Semantic segmentation with dense features: a linear head, neighbours of patches, the foreground."""

@@ -1,0 +1,158 @@
+"""Images with their label maps: folders of one's own, ADE20K and Pascal VOC.
+
+A label map is a PNG of one channel (or with a palette: the indices count, not the colours) whose pixels are class
+numbers. Two numbers can mean "no class": ``ignore``, and 0 where the data set leaves its first number for that.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlabeled.core.phrases import one_line, shorten_list
+from unlabeled.core.reading import read_text, require_regular
+from unlabeled.data.decode import to_rgb
+from unlabeled.errors import UserError
+
+IGNORED = -1  # of a pixel without a class, in the tensors here
+ANY_SIZE = 2**20  # larger than every image, so that none is reduced
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """One split: images and their label maps, in the order of their names."""
+
+    images: Sequence[Path]
+    maps: Sequence[Path]
+    ignore: int  # number of pixels without a class
+    zero_is_no_class: bool  # whether 0 means that too, and class numbers in the files begin with 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Tensor:
+        """Returns uint8 [3, h, w]. Raises UserError naming the file."""
+        return to_rgb(_opened(self.images[index]), ANY_SIZE, square=False)
+
+    def labels(self, index: int) -> Tensor:
+        """Returns int64 [h, w], class numbers from 0 and IGNORED. Raises UserError naming the file."""
+        path = self.maps[index]
+        picture = _opened(path)
+        if picture.mode not in ("L", "P", "I;16", "I", "1"):
+            raise UserError(f"{path}: is a picture of mode {picture.mode}; a label map has one number for each pixel")
+        numbers = torch.from_numpy(np.array(picture, dtype=np.int64))
+        no_class = numbers == self.ignore
+        if self.zero_is_no_class:
+            no_class |= numbers == 0
+            numbers = numbers - 1
+        return numbers.masked_fill(no_class, IGNORED)
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """Returns image and labels. Raises UserError where their sizes differ."""
+        image, labels = self.image(index), self.labels(index)
+        if image.shape[1:] != labels.shape:
+            raise UserError(
+                f"{self.maps[index]}: has {labels.shape[1]} × {labels.shape[0]} pixels, its image "
+                f"{image.shape[2]} × {image.shape[1]}"
+            )
+        return image, labels
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        require_regular(path)
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except Exception as error:  # on damaged data Pillow's plugins raise nearly anything
+        raise UserError(f"{path}: cannot be decoded: {one_line(error)}") from error
+
+
+def read_splits(
+    path: Path, ignore: int, zero_is_no_class: bool | None
+) -> tuple[LabelledImages, LabelledImages, list[str]]:
+    """Returns train, test and the names of the classes (none where no file names them).
+
+    Layouts: ``train/images`` and ``train/masks`` with ``test/`` or ``val/`` beside; ADE20K (``images/training``,
+    ``annotations/training``, …; its 0 is no class); Pascal VOC (``JPEGImages``, ``SegmentationClass``,
+    ``ImageSets/Segmentation/train.txt``). Names stand in ``classes.txt``, one a line.
+
+    Raises UserError where none of them is there, a split is empty, or an image has no label map.
+    """
+    if not path.is_dir():
+        raise UserError(f"data.path={path}: no such folder")
+    for layout in (_own, _ade20k, _voc):
+        found = layout(path)
+        if found is not None:
+            break
+    else:
+        raise UserError(f"data.path={path}: {LAYOUTS}")
+    zero = layout is _ade20k if zero_is_no_class is None else zero_is_no_class
+    train, test = (LabelledImages(*_paired(*each), ignore, zero) for each in found)
+    names = path / "classes.txt"
+    return train, test, read_text(names, str(names)).split("\n")[:-1] if names.is_file() else []
+
+
+LAYOUTS = (
+    "holds no images with label maps that are known here; give a folder with train/images, train/masks, test/images "
+    "and test/masks, or ADE20K's or Pascal VOC's"
+)
+Split = tuple[Path, Path, list[str] | None]  # folder of images, of label maps, names that are taken (None: all)
+
+
+def _own(path: Path) -> tuple[Split, Split] | None:
+    test = next((path / name for name in ("test", "val", "validation") if (path / name / "images").is_dir()), None)
+    if test is None or not (path / "train" / "images").is_dir():
+        return None
+    train: Split = (path / "train" / "images", path / "train" / "masks", None)
+    return train, (test / "images", test / "masks", None)
+
+
+def _ade20k(path: Path) -> tuple[Split, Split] | None:
+    if not (path / "annotations" / "training").is_dir():
+        return None
+    train, test = ((path / "images" / name, path / "annotations" / name, None) for name in ("training", "validation"))
+    return train, test
+
+
+def _voc(path: Path) -> tuple[Split, Split] | None:
+    lists = path / "ImageSets" / "Segmentation"
+    if not lists.is_dir():
+        return None
+    train, test = (
+        (path / "JPEGImages", path / "SegmentationClass", read_text(file, str(file)).split())
+        for file in (lists / "train.txt", lists / "val.txt")
+    )
+    return train, test
+
+
+def _paired(images: Path, maps: Path, names: list[str] | None) -> tuple[list[Path], list[Path]]:
+    """Returns the files of both, by the names that they share."""
+    if not images.is_dir() or not maps.is_dir():
+        raise UserError(f"{images if not images.is_dir() else maps}: no such folder")
+    own = {file.stem: file for file in sorted(images.iterdir()) if file.suffix.lower() in PICTURES}
+    labelled = {file.stem: file for file in maps.iterdir() if file.suffix.lower() == ".png"}
+    wanted = sorted(own) if names is None else names
+    missing = [name for name in wanted if name not in own or name not in labelled]
+    if missing:
+        raise UserError(
+            f"{maps}: {len(missing)} of {len(wanted)} images have no image or no label map (a .png of the same name): "
+            f"{shorten_list(missing, 3)}"
+        )
+    if not wanted:
+        raise UserError(f"{images}: there is no image in it")
+    return [own[name] for name in wanted], [labelled[name] for name in wanted]
+
+
+def count_classes(split: LabelledImages) -> int:
+    """Returns one more than the greatest class number in the label maps. Raises UserError where none has a class."""
+    most = max(int(split.labels(index).max()) for index in range(len(split)))
+    if most < 0:
+        raise UserError(f"{os.path.dirname(split.maps[0])}: no pixel has a class")
+    return most + 1

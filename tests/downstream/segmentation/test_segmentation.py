@@ -1,0 +1,152 @@
+"""Label maps, crops, windows and metrics against loops; what a linear head learns; neighbours and the foreground."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import jaccard_score
+
+from tests.downstream.shapes import scene, write_shapes
+from unlabeled.downstream.segmentation.confusion import Confusion
+from unlabeled.downstream.segmentation.crops import random_crop, shorter_side, slide, windows
+from unlabeled.downstream.segmentation.label_maps import IGNORED, count_classes, read_splits
+from unlabeled.downstream.segmentation.patches import PatchNeighbours, foreground, patch_labels
+from unlabeled.downstream.segmentation.training import SegmentationRecipe, pixel_loss
+from unlabeled.errors import UserError
+
+
+def test_the_mean_iou_is_that_of_a_loop_over_classes_and_of_scikit_learn() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 4, (3, 9, 7), generator=draw)
+    predictions = torch.randint(4, (3, 9, 7), generator=draw)
+    found = Confusion(5)  # the last class is nowhere
+    for row in range(3):
+        found.add(predictions[row], labels[row])
+    seen = labels != IGNORED
+    ious, accuracies = [], []
+    for each in range(4):
+        true, said = (labels == each) & seen, (predictions == each) & seen
+        ious.append(float((true & said).sum() / (true | said).sum()))
+        accuracies.append(float((true & said).sum() / true.sum()))
+    assert found.mean_iou == pytest.approx(100 * np.mean(ious))
+    assert found.mean_accuracy == pytest.approx(100 * np.mean(accuracies))
+    assert found.mean_iou == pytest.approx(100 * jaccard_score(labels[seen], predictions[seen], average="macro"))
+    assert found.pixel_accuracy == pytest.approx(100 * float((predictions == labels)[seen].float().mean()))
+    assert bool(found.iou[4].isnan())
+
+
+def test_own_folders_ade20k_and_voc_are_read_with_their_numbers_of_no_class(tmp_path: Path) -> None:
+    numbers = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
+    layouts = {
+        "own": ("train/images", "train/masks", "val/images", "val/masks"),
+        "ade": ("images/training", "annotations/training", "images/validation", "annotations/validation"),
+        "voc": ("JPEGImages", "SegmentationClass", "JPEGImages", "SegmentationClass"),
+    }
+    for name, folders in layouts.items():
+        for place, part in enumerate(folders):
+            (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
+            file = tmp_path / name / part / f"{place // 2}.png"
+            if place % 2:
+                picture = Image.fromarray(numbers, "P" if name == "voc" else "L")
+                if name == "voc":
+                    picture.putpalette([9, 9, 9] * 256)  # colours do not count
+                picture.save(file)
+            else:
+                Image.new("RGB", (3, 2)).save(file)
+    lists = tmp_path / "voc" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n")
+    (lists / "val.txt").write_text("1\n")
+    for name in layouts:
+        train, test, _ = read_splits(tmp_path / name, 255, None)
+        assert len(train) == len(test) == 1
+        wanted = [[-1, 0, 1], [-1, 0, -1]] if name == "ade" else [[0, 1, 2], [-1, 1, 0]]
+        assert train.labels(0).tolist() == wanted, name
+        assert count_classes(train) == (2 if name == "ade" else 3)
+    (tmp_path / "own" / "train" / "images" / "more.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1 of 2 images have no image or no label map .*more"):
+        read_splits(tmp_path / "own", 255, None)
+    with pytest.raises(UserError, match=r"holds no images with label maps that are known here"):
+        read_splits(tmp_path / "ade" / "images", 255, None)
+    Image.new("L", (5, 5)).save(tmp_path / "own" / "train" / "masks" / "more.png")
+    train, _, _ = read_splits(tmp_path / "own", 255, None)
+    with pytest.raises(UserError, match=r"more.png: cannot be decoded"):
+        train.pair(1)
+    Image.new("RGB", (3, 2)).save(tmp_path / "own" / "train" / "images" / "more.png")
+    with pytest.raises(UserError, match=r"masks/more.png: has 5 × 5 pixels, its image 3 × 2"):
+        train.pair(1)
+
+
+def test_windows_cover_every_pixel_and_a_mean_of_constant_logits_is_their_softmax() -> None:
+    assert list(windows(10, 7, 4, 3)) == [(top, left) for top in (0, 3, 6) for left in (0, 3)]
+    assert list(windows(4, 4, 4, 3)) == [(0, 0)]
+    logits = torch.tensor([0.0, 1.0, 3.0])
+    made = slide(lambda part: logits[None, :, None, None].expand(1, 3, 4, 4), torch.zeros(3, 10, 7), 3, 4, 3)
+    assert torch.allclose(made, logits.softmax(0)[:, None, None].expand(3, 10, 7))
+
+
+def test_a_crop_keeps_pixels_and_labels_together_and_pads_with_no_class() -> None:
+    labels = torch.arange(12)[:, None].expand(12, 12).contiguous() // 4
+    image = labels.float().expand(3, 12, 12).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        seen, numbers = random_crop((image, labels), 12, (0.5, 2.0), generator)
+        assert seen.shape == (3, 12, 12)
+        known = numbers != IGNORED
+        assert float((seen[0] - numbers)[known].abs().mean()) < 0.25  # bilinear at the borders of the classes
+        assert float(seen[0][~known].abs().sum()) == 0
+    assert shorter_side(torch.zeros(3, 10, 20), 5).shape == (3, 5, 10)
+
+
+def test_the_rate_rises_from_a_millionth_and_falls_along_a_cosine_to_nothing() -> None:
+    recipe = SegmentationRecipe(100, 2, 1e-3, 1e-3, 20, (0.5, 2.0), 16, 8, 0)
+    assert recipe.rate(0) == pytest.approx(1e-9)
+    assert recipe.rate(10) == pytest.approx(0.5e-3, rel=1e-5)
+    assert recipe.rate(20) == pytest.approx(1e-3)
+    assert recipe.rate(60) == pytest.approx(0.5e-3)
+    assert recipe.rate(99) < 1e-6
+
+
+def test_pixels_without_a_class_have_no_part_in_the_loss() -> None:
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(-1, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    terms = [
+        -float(logits[n, :, y, x].log_softmax(0)[labels[n, y, x]])
+        for n in range(2)
+        for y in range(4)
+        for x in range(4)
+        if labels[n, y, x] != IGNORED
+    ]
+    assert float(pixel_loss(logits, labels)) == pytest.approx(np.mean(terms), rel=1e-5)
+    assert float(pixel_loss(logits, torch.full_like(labels, IGNORED))) == 0
+
+
+def test_labels_of_patches_are_shares_of_their_pixels_and_the_nearest_patch_gives_its_own() -> None:
+    labels = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1], [2, 2, -1, -1], [2, 2, -1, -1]])
+    shares = patch_labels(labels, 2, 2, 3)
+    assert shares.tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    bank = torch.eye(4)
+    dense = torch.eye(4).T.reshape(4, 2, 2)
+    found = PatchNeighbours(bank, shares, k=1)(dense)
+    assert torch.allclose(found.flatten(1).T, shares)
+    both = PatchNeighbours(bank, shares, k=2, temperature=1.0)(torch.tensor([1.0, 1.0, 0, 0])[:, None, None])
+    assert torch.allclose(both.flatten(), (shares[0] + shares[1]) / 2)
+
+
+def test_the_first_component_parts_shapes_from_the_background_whatever_its_sign() -> None:
+    maps = torch.zeros(2, 3, 6, 6) + 0.01 * torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps[:, 1, 2:4, 2:4] += 1.0
+    for sign in (1, -1):
+        score = foreground(sign * maps)
+        assert bool((score[:, 2:4, 2:4] > 0).all())
+        assert bool((score[:, [0, -1]] < 0).all())
+
+
+def test_shapes_are_what_their_label_maps_say(tmp_path: Path) -> None:
+    image, labels, shapes = scene(3)
+    assert image.size == labels.size == (64, 64)
+    assert set(np.unique(np.asarray(labels))) <= {0, *(kind for kind, _ in shapes)}
+    train, test, names = read_splits(write_shapes(tmp_path, 2, 1), 255, None)
+    assert (len(train), len(test), names) == (2, 1, ["background", "disc", "square", "triangle"])
