@@ -30,10 +30,18 @@ def draw_columns(columns: dict[str, Tensor], captions: Sequence[str] = ()) -> "I
     picture = Image.fromarray((page * 255).round().byte().cpu().numpy())
     pen = ImageDraw.Draw(picture)
     for number, name in enumerate(columns):
-        pen.text((left + number * width + 2, 0), name, fill=(0, 0, 0), font=font(12))
+        pen.text((left + number * width + 2, 0), _fitting(name, width - GAP, font(12)), fill=(0, 0, 0), font=font(12))
     for number, caption in enumerate(captions):
         pen.multiline_text((2, TITLE + number * height + 2), caption, fill=(0, 0, 0), font=font(12))
     return picture
+
+
+def _fitting(name: str, width: int, letters: Any) -> str:
+    """Returns the name, shortened until it has no more pixels than the column."""
+    shown = name
+    while letters.getlength(shown) > width and len(shown) > 2:
+        shown = shown.removesuffix("…")[:-1] + "…"
+    return shown
 
 
 def _enlarged(tiles: Tensor, times: int) -> Tensor:

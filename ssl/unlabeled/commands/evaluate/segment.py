@@ -118,7 +118,7 @@ def _judge(
         measured = measure(logits, test, normalise, classes, recipe, device)
         found.found[network.name, protocol] = measured
         log(f"{network.name}, {protocol}: mIoU {measured.mean_iou:.2f} %")
-        _draw(found, f"{network.name}, {protocol}", logits, test, normalise, recipe, asked["shown"], device)
+        _draw(found, f"{protocol.split()[0]}, {network.name}", logits, test, normalise, recipe, asked["shown"], device)
 
 
 def normaliser(views: Views) -> Normalise:
