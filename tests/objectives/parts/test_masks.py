@@ -131,5 +131,5 @@ def test_the_masks_of_1_2_and_4_processes_are_the_same_and_those_of_two_steps_di
 
 
 def test_a_block_without_area_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^block_masks: least=0 must be above 0"):
+    with pytest.raises(UserError, match=r"^block_masks: smallest=0 must be above 0"):
         block_masks(np.ones(2), 4, 0, math.inf, generator())

@@ -2,8 +2,8 @@
 
 Bao et al. 2021, BEiT, arXiv:2106.08254, Algorithm 1. Official codes: microsoft/unilm, beit/masking_generator.py;
 bytedance/ibot, loader.py; facebookresearch/dinov2, data/masking.py and data/collate.py; facebookresearch/fairseq,
-examples/data2vec/models/data2vec_vision.py. They differ in ``wanted``, ``least`` and ``most`` only. Drawn by NumPy, on
-the host, whose small operations are the faster ones.
+examples/data2vec/models/data2vec_vision.py. They differ in ``wanted``, ``smallest`` and ``largest`` only. NumPy draws
+them on the host: its small operations are the faster ones.
 """
 
 import math
@@ -29,11 +29,11 @@ BLOCKS = 0x626C6F63  # "bloc" in ASCII; the seeds of views have the small number
 
 
 def block_masks(
-    wanted: NDArray[Any], grid: int, least: float, most: float, generator: Generator, exact: bool = False
+    wanted: NDArray[Any], grid: int, smallest: float, largest: float, generator: Generator, exact: bool = False
 ) -> Masks:
     """Masks blocks of random area, shape and place until there are enough patches; all masks at once.
 
-    For one mask, while patches are wanted: a block's area is uniform from ``least`` to what is still wanted, the
+    For one mask, while patches are wanted: a block's area is uniform from ``smallest`` to what is still wanted, the
     logarithm of height to width uniform, its sides are rounded and less than the grid, its place is uniform. It is
     taken if it masks a new patch and no more new ones than wanted. After ten failures in a row the mask stays as it is,
     so that it has a few patches less than wanted now and then.
@@ -41,8 +41,8 @@ def block_masks(
     Args:
         wanted: [N], how many patches; a fraction is allowed.
         grid: patches along a side.
-        least: area of the smallest block; BEiT and data2vec 16, DINOv2 4, iBOT (grid // 3)².
-        most: area of the largest block; infinity where only ``wanted`` limits it, as in iBOT.
+        smallest: area of the smallest block; BEiT and data2vec 16, DINOv2 4, iBOT (grid // 3)².
+        largest: area of the largest block; infinity where only ``wanted`` limits it, as in iBOT.
         generator: of all draws.
         exact: fill up with single patches at random, so that each mask has ``wanted`` of them, whole numbers; the
             official codes do not.
@@ -54,13 +54,13 @@ def block_masks(
         UserError: a grid or an area that is not above 0.
     """
     check_count("block_masks", grid=grid)
-    check_range("block_masks", least=least)
+    check_range("block_masks", smallest=smallest)
     masks = np.zeros((len(wanted), grid, grid), dtype=bool)
     rows, failures = np.flatnonzero(wanted > 0), np.zeros(len(wanted), dtype=int)
     while len(rows):
         now = masks[rows]
-        room = np.minimum(wanted[rows] - now.sum((1, 2)), most)
-        new = _blocks(room, grid, least, generator) & ~now
+        room = np.minimum(wanted[rows] - now.sum((1, 2)), largest)
+        new = _blocks(room, grid, smallest, generator) & ~now
         added = new.sum((1, 2))
         taken = (added > 0) & (added <= room)
         masks[rows] = now | (new & taken[:, None, None])
@@ -70,10 +70,10 @@ def block_masks(
     return _filled(flat, wanted, generator) if exact else flat
 
 
-def _blocks(room: Floats, grid: int, least: float, generator: Generator) -> Masks:
+def _blocks(room: Floats, grid: int, smallest: float, generator: Generator) -> Masks:
     """Returns a block for each of ``room`` [n], [n, grid, grid]; none where it would reach from side to side."""
     draws = generator.random((4, len(room)))
-    area = least + (room - least) * draws[0]
+    area = smallest + (room - smallest) * draws[0]
     aspect = np.exp((2 * draws[1] - 1) * LARGEST_LOG_ASPECT)
     height, width = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     inside = (height < grid) & (width < grid)
