@@ -38,6 +38,8 @@ NAMES = {
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
     "dino": "DINO",
+    "ibot": "iBOT",
+    "dinov2": "DINOv2",
     "nnclr": "NNCLR",
     "supcon": "SupCon",
     "triplet": "Triplets",
@@ -132,7 +134,7 @@ def page() -> str:
         [
             "# What the health monitor says of healthy and of spoilt runs",
             "",
-            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; MAE and DINO: a small ViT), the first {STEPS} steps",
+            f"CIFAR-10, recipes `*_cifar10_cpu` (thin ResNet; small ViT: MAE, DINO, iBOT, DINOv2), first {STEPS} steps",
             "(100 where images are constant or not shuffled), on a CPU, in bfloat16; `benchmarks/health.py`.",
             f"Versions of torch: {', '.join(sorted({each['torch'] for each in found.values()}))}.",
             *(["Not run: " + ", ".join(missing) + "."] if missing else []),

@@ -31,6 +31,7 @@ CASES = [("simclr_cifar10", 512), ("moco_v2_cifar10", 512), ("swav_cifar10", 256
 CASES += [("paws_cifar10", 256), ("simclr_imagenet", 256), ("moco_v2_imagenet", 256), ("swav_imagenet", 64)]
 CASES += [("moco_v3_imagenet_vit_small", 256), ("mae_imagenet_vit_base", 256)]
 CASES += [("supervised_cifar10", 512), ("supervised_imagenet", 256), ("dino_imagenet_vit_small", 64)]
+CASES += [("ibot_imagenet_vit_small", 64), ("dinov2_imagenet_vit_large", 64)]
 MEASURED = [("simclr_cifar10", 64, "32-true"), ("mae_cifar10", 64, "32-true"), ("swav_cifar10", 32, "32-true")]
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes: glibc gives larger tensors back as soon as they are freed
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -96,8 +96,8 @@ def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
 
 def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     """A whole run of an objective that takes milliseconds a step; ``data.path`` and such are among the overrides."""
-    backbone = "vit_tiny_small" if name == "mae" else "resnet_thin"
-    narrow = ["width=24", "heads=2", "depth=2"] if name == "mae" else ["width=0.125"]
+    backbone = "vit_tiny_small" if name in MASKING else "resnet_thin"
+    narrow = ["width=24", "heads=2", "depth=2"] if name in MASKING else ["width=0.125"]
     chosen = [f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}"]
     config = composed(*chosen, *(f"backbone.{each}" for each in narrow), *RUN, *overrides)
     config.run_dir = str(run_dir)
@@ -112,6 +112,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
+MASKING = ("mae", "ibot", "dinov2")  # methods that mask patches of a ViT
 NARROW, WIDTHS = (
     2048,
     ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
-from unlabeled.objectives import byol, dino, moco, nnclr, paws, relic, simclr, simsiam, supcon, swav
-from unlabeled.objectives.parts import ema
+from unlabeled.objectives import byol, dino, dinov2, ibot, moco, nnclr, paws, relic, simclr, simsiam, supcon, swav
+from unlabeled.objectives.parts import distillation, ema
 from unlabeled.objectives.parts.queue import KeyQueue
 from unlabeled.training.run import Run
 
@@ -79,6 +79,10 @@ def without_stop_gradient(stack: ExitStack) -> None:
     replace(stack, simsiam, simsiam_loss=undetached(simsiam.simsiam_loss))
     replace(stack, dino.DINO, _teach=dino.DINO._teach.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, dino, dino_loss=undetached(dino.dino_loss))
+    replace(stack, ibot.IBOT, _teach=ibot.IBOT._teach.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, ibot, dino_loss=undetached(distillation.dino_loss), centred=undetached(distillation.centred))
+    replace(stack, dinov2.DINOv2, _teach=dinov2.DINOv2._teach.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, dinov2, centred=undetached(distillation.centred))
 
 
 def queue_contrast_with_gradient(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -146,20 +150,27 @@ def without_predictor(run: Run) -> None:
 
 
 def frozen_centre(stack: ExitStack) -> None:
-    replace(stack, dino, moved_center=lambda center, teacher, momentum: center.clone())
+    for module in (dino, ibot, dinov2):
+        replace(stack, module, moved_center=lambda center, teacher, momentum: center.clone())
+    replace(stack, dinov2, moved_by_rows=lambda center, teacher, momentum: center.clone())
 
 
 ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
-FURTHER = ("byol", "simsiam", "barlow_twins", "vicreg", "dino")
-STOPPED = ("moco_v2", "relicv2", "paws", "swav", "byol", "simsiam", "dino")  # methods with a stop-gradient
+FURTHER = ("byol", "simsiam", "barlow_twins", "vicreg", "dino", "ibot", "dinov2")
+DISTILLED = ("dino", "ibot", "dinov2")
+UNSHARPENED = ["objective.first_teacher_temperature=1.0", "objective.teacher_temperature=1.0"]
+STOPPED = ("moco_v2", "relicv2", "paws", "swav", "byol", "simsiam", *DISTILLED)  # methods with a stop-gradient
 FAILURES = [
     Failure("no stop-gradient", STOPPED, before=without_stop_gradient),
     Failure("no predictor", ("relicv2",), ["objective.predictor=false"]),
     Failure("no normalisation", (*ALL[:-1], "byol", "nnclr", "supcon", "triplet"), before=without_normalisation),
     Failure("no predictor", ("byol", "simsiam"), after=without_predictor),
-    Failure("frozen centre", ("dino",), before=frozen_centre),
+    Failure("frozen centre", DISTILLED, before=frozen_centre),
+    Failure("no sharpening", ("dino", "dinov2"), UNSHARPENED),
     Failure(
-        "no sharpening", ("dino",), ["objective.first_teacher_temperature=1.0", "objective.teacher_temperature=1.0"]
+        "no sharpening",
+        ("ibot",),
+        [*UNSHARPENED, "objective.first_patch_temperature=1.0", "objective.patch_temperature=1.0"],
     ),
     Failure("no redundancy term", ("barlow_twins",), ["objective.off_diagonal_weight=0.0"]),
     Failure("no variance term", ("vicreg",), ["objective.variance=0.0"]),
@@ -168,7 +179,7 @@ FAILURES = [
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
     Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),
-    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", "dino"), before=frozen_teacher),
+    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", *DISTILLED), before=frozen_teacher),
     Failure("constant images", (*ALL, *FURTHER), after=constant_images),
     Failure("not shuffled", (*ALL, *FURTHER), before=not_shuffled),
     Failure("no ShuffleBN", ("moco_v2",), before=without_shuffled_batchnorm),

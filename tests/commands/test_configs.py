@@ -132,8 +132,8 @@ def test_every_objective_has_a_finite_float32_loss_under_autocast_on_identical_i
 def composed_experiment(name: str) -> DictConfig:
     """With a word for what only a user knows, and no masks."""
     missing = missing_keys(composed(f"experiment={name}"))
-    assert missing <= {"data.path", "views.masks"}
-    given = {"data.path": "x", "views.masks": "null"}
+    assert missing <= {"data.path", "views.masks", "weights"}
+    given = {"data.path": "x", "views.masks": "null", "weights": "x"}
     return composed(f"experiment={name}", *(f"{key}={given[key]}" for key in missing))
 
 

@@ -236,7 +236,7 @@ RATES = {  # of the first step, at the end of the warm-up, and at the end
 
 def resolved(name: str) -> Any:
     missing = missing_keys(composed(f"experiment={name}"))
-    given = {"data.path": "x", "views.masks": "null"}
+    given = {"data.path": "x", "views.masks": "null", "weights": "x"}
     return composed(f"experiment={name}", *(f"{key}={given[key]}" for key in missing))
 
 

@@ -36,6 +36,7 @@ ZERO = {
     *("flip", "sigma", "kernel_fraction", "threshold", "erasing", "mixup", "cutmix", "drop_path", "head_init_std"),
     *("init_std", "min_coverage", "max_coverage", "data_images", "regularisation", "padding", "magnitude", "fill"),
     *("explore_images", "least_steps", "slope"),
+    *("class_weight", "patch_weight", "koleo_weight", "patch_embed_rate"),
 }
 BELOW = {"mean"}  # keys whose list may hold a number below 0
 EMPTY = {"projection_hidden", "per_class", "fractions", "labels_files", "tags", "differs", "runs", "groups"}

@@ -14,6 +14,8 @@ from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.dinov2 import koleo
+from unlabeled.objectives.ibot import masked_patch_loss as ibots_patch_loss
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
@@ -70,6 +72,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         (),
     ),
     "moved_center": (moved_center, {"center": rows(8), "teacher": rows(4, 8), "momentum": 0.9}, ()),
+    "koleo": (koleo, {"features": rows(4, 8)}, ()),
     "nnclr_loss": (
         nnclr_loss,
         {"neighbours": rows(4, 8), "predictions": rows(4, 8), "temperature": 0.5},
@@ -139,7 +142,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     ),
 }
 # Of any number of rows; with another one they still fit.
-ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher"}
+ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher", "features"}
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -158,7 +161,7 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
             continue
         free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
-        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss")
+        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss", "koleo")
         free_columns |= argument in ("negatives", "directions", "labels")
         wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign
@@ -278,6 +281,28 @@ def test_crops_of_dino_have_one_shape_and_the_teacher_has_no_more_than_the_stude
             dino_loss(crops, crops[:2], center, 0.1, value)
     with pytest.raises(ValueError, match=r"^moved_center: momentum=1\.5"):
         moved_center(center, rows(4, 3), 1.5)
+
+
+def test_large_crops_of_ibot_have_one_shape_and_a_mask_each_and_koleo_needs_a_neighbour() -> None:
+    patches, mask, center = [rows(2, 5, 3)] * 2, [torch.ones(2, 5, dtype=torch.bool)] * 2, rows(3)
+    ibots_patch_loss(patches, patches, mask, center, 0.1, 0.04)
+    wrong: list[tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, str]] = [
+        (patches, patches, mask[:1], center, "2, 2 and 1 crops"),
+        ([], [], [], center, "0, 0 and 0 crops"),
+        (patches, [rows(2, 4, 3)] * 2, mask, center, r"teacher\[0\] \[2, 4, 3\]"),
+        (patches, patches, [mask[0][:1]] * 2, center, r"mask\[0\] \[1, 5\]"),
+        (patches, patches, mask, rows(4), r"center \[4\]"),
+    ]
+    for student, teacher, masks, middle, message in wrong:
+        with pytest.raises(UserError, match=f"^masked_patch_loss: .*{message}"):
+            ibots_patch_loss(student, teacher, masks, middle, 0.1, 0.04)
+    for value in (0, -1, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"^masked_patch_loss: student_temperature={value} must be above 0"):
+            ibots_patch_loss(patches, patches, mask, center, value, 0.04)
+        with pytest.raises(UserError, match=f"^masked_patch_loss: teacher_temperature={value} must be above 0"):
+            ibots_patch_loss(patches, patches, mask, center, 0.1, value)
+    with pytest.raises(UserError, match=r"^koleo: one row"):
+        koleo(rows(1, 8))
 
 
 def test_halves_of_losses_refuse_what_the_whole_refuses() -> None:

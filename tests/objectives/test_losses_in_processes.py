@@ -15,8 +15,10 @@ from tests.objectives.two_views import draw
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.ibot import masked_patch_loss
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.nnclr import nnclr_loss
+from unlabeled.objectives.parts.distillation import moved_by_rows
 from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
 from unlabeled.objectives.supervised import classification_loss
@@ -24,6 +26,16 @@ from unlabeled.objectives.vicreg import vicreg_loss
 
 IMAGES = 8  # over all processes
 LABELS = torch.tensor([0, 1, 0, -1, 2, -1, 1, 0])  # halves have other numbers of labelled images
+MASK = torch.tensor([[1], [0], [1], [1], [0], [0], [0], [1]]).bool()  # halves have other numbers of masked patches
+
+
+def patch_loss(s1: Tensor, s2: Tensor, t1: Tensor, t2: Tensor, mask: Tensor) -> Tensor:
+    """Of two large crops of two patches, one of which is masked in some images."""
+    student, teacher = [s1[:, None].expand(-1, 2, -1), torch.stack([s2, s1], 1)], [torch.stack([t1, t2], 1)] * 2
+    masks = [torch.cat([mask, ~mask], 1), torch.cat([mask, mask], 1)]
+    return masked_patch_loss(student, teacher, masks, draw(5, seed=9), 0.1, 0.04)
+
+
 # A loss, how many tensors [B, D] it compares, and its further arguments.
 LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "byol": (byol_loss, 4, ()),
@@ -32,6 +44,8 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "vicreg": (vicreg_loss, 2, (25.0, 25.0, 1.0)),
     "dino": (lambda s1, s2, t1, t2: dino_loss([s1, s2, s1 - s2], [t1, t2], draw(5, seed=9), 0.1, 0.04), 4, ()),
     "dino's centre": (lambda t1, t2: moved_center(draw(5), torch.stack([t1, t2]).flatten(0, 1), 0.9).sum(), 2, ()),
+    "ibot": (patch_loss, 4, (MASK,)),
+    "dinov2's centre of patches": (lambda t, mask: moved_by_rows(draw(5), t[mask[:, 0]], 0.9).sum(), 1, (MASK,)),
     "nnclr": (nnclr_loss, 2, (0.3,)),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
@@ -47,7 +61,7 @@ def loss_and_gradients(name: str, rows: slice) -> dict[str, Tensor]:
     """The mean of the loss over processes, and the gradients of these rows as DDP's mean over processes has them."""
     loss, tensors, more = LOSSES[name]
     inputs = [draw(IMAGES, 5, seed=seed)[rows].requires_grad_() for seed in range(tensors)]
-    value = loss(*inputs, *(each[rows] if each is LABELS else each for each in more))
+    value = loss(*inputs, *(each[rows] if each is LABELS or each is MASK else each for each in more))
     gradients = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else ()
     return {"loss": value.detach()} | {str(n): each for n, each in enumerate(gradients) if each is not None}
 

@@ -5,7 +5,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from tests.small import NARROW, WIDTHS, composed, members, missing_keys, shrink, views_for
+from tests.small import MASKING, NARROW, WIDTHS, composed, members, missing_keys, shrink, views_for
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
@@ -23,7 +23,7 @@ BACKBONES = {
         "backbone.patch_size=16",
     ),
 }
-REFUSED = {("mae", "convnext_atto"), ("mae", "resnet18")}  # it masks patches of a ViT
+REFUSED = {(name, network) for name in MASKING for network in ("convnext_atto", "resnet18")}
 
 
 @pytest.mark.parametrize("network", BACKBONES)

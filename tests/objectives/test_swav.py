@@ -16,6 +16,7 @@ from unlabeled.distributed.fsdp import shard
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives import swav
+from unlabeled.objectives.parts import codes
 from unlabeled.objectives.swav import FeatureQueue, SwAV, sinkhorn, swapped_prediction
 from unlabeled.optimizers import LARS
 
@@ -72,7 +73,7 @@ def test_each_samples_code_sums_to_one(iterations: int) -> None:
 
 def test_each_prototype_gets_an_equal_share_exactly_after_its_step_and_in_the_limit_after_both() -> None:
     scores = cosines(32, 8)
-    shares = (scores / 0.1 - swav._log_total(scores / 0.1)).exp() * (32 / 8)
+    shares = (scores / 0.1 - codes._log_total(scores / 0.1)).exp() * (32 / 8)
     torch.testing.assert_close(shares.sum(0), torch.full((8,), 32 / 8, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(shares / shares.sum(1, keepdim=True), sinkhorn(scores, 0.1, 1), rtol=0, atol=1e-12)
     torch.testing.assert_close(sinkhorn(scores, 0.1, 500).sum(0), shares.sum(0), rtol=0, atol=1e-6)

@@ -71,6 +71,15 @@ def vit_learned() -> Backbone:
     return ViT(32, 8, width=32, depth=2, heads=4, position="learned")
 
 
+def vit_dinov2() -> Backbone:
+    return ViT(32, 8, width=32, depth=4, heads=4, position="learned", initialisation="dinov2", layer_scale=0.5)
+
+
+def vit_registers() -> Backbone:
+    own = {"position": "learned", "initialisation": "dino", "layer_scale": 0.5, "registers": 3}
+    return ViT(32, 8, width=32, depth=2, heads=4, **own)  # type: ignore[arg-type]
+
+
 def regnet() -> Backbone:
     return RegNetY(depth=6, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
 
@@ -191,6 +200,43 @@ def dino(teacher: str) -> Callable[[State], State]:
         return content | {"dino_loss": {"center": torch.rand(1, 40)}, "fp16_scaler": SCALER}
 
     return layout
+
+
+# github.com/bytedance/ibot, main_ibot.py and models/head.py: a shared head has its last layer under both names
+def ibot(state: State) -> State:
+    last = {"weight_g": torch.ones(40, 1), "weight_v": torch.rand(40, 8)}
+    head = linear("head.mlp.0", 32, 16) | linear("head.mlp.2", 16, 8)
+    head |= under("head.last_layer.", last) | under("head.last_layer2.", last)
+    student = under("backbone.", moved(state) | {"masked_embed": torch.rand(1, 32)}) | head
+    content: State = {"student": under("module.", student), "teacher": under("backbone.", state) | head}
+    content |= {"optimizer": adamw(), "epoch": 800, "args": argparse.Namespace(arch="vit_small", patch_size=16)}
+    return content | {
+        "ibot_loss": {"center": torch.rand(1, 40), "center2": torch.rand(1, 1, 40)},
+        "fp16_scaler": SCALER,
+    }
+
+
+def ibot_student(state: State) -> State:
+    """extract_backbone_weights.py with --checkpoint_key student, as checkpoints of ImageNet-22K are published."""
+    return {"state_dict": dict(state) | {"masked_embed": torch.rand(1, 32)}}
+
+
+# github.com/facebookresearch/dinov2, models/vision_transformer.py; released files are bare
+def dinov2_released(state: State) -> State:
+    renamed = {"reg_token": "register_tokens"}
+    return {renamed.get(key, key): value for key, value in state.items()} | {"mask_token": torch.rand(1, 32)}
+
+
+def dinov2(state: State) -> State:
+    """train/train.py, do_test, with two chunks of two blocks, whose numbers go on (block_chunks)."""
+    chunked = {
+        re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) // 2}.{found[1]}", key): value
+        for key, value in dinov2_released(state).items()
+    }
+    heads = linear("dino_head.mlp.0", 32, 16) | linear("ibot_head.mlp.0", 32, 16)
+    for head in ("dino_head", "ibot_head"):
+        heads |= under(f"{head}.last_layer.", {"weight_g": torch.ones(40, 1), "weight_v": torch.rand(40, 16)})
+    return {"teacher": under("backbone.", chunked) | heads}
 
 
 # github.com/facebookresearch/vissl, vissl/utils/checkpoint.py and trunks/resnext.py
@@ -437,6 +483,19 @@ CASES = [
     Case("DINO ResNet", resnet, dino("module."), "DINO", "teacher, as in the official evaluation", {}),
     Case("DINO ViT released", vit_learned, headless, "plain state dict", "the network", {}),
     Case("DINO ResNet released", resnet, headless, "plain state dict", "the network", {}),
+    Case("iBOT", vit_learned, ibot, "iBOT", "teacher, as in the official evaluation", {}),
+    Case("iBOT released", vit_learned, headless, "plain state dict", "the network", {}),
+    Case("iBOT student", vit_learned, ibot_student, "plain state dict", "the network", {"mask token": 1}),
+    Case(
+        "DINOv2",
+        vit_dinov2,
+        dinov2,
+        "DINOv2",
+        "teacher, as in the official evaluation",
+        {"projector": 8, "mask token": 1},
+    ),
+    Case("DINOv2 released", vit_dinov2, dinov2_released, "plain state dict", "the network", {"mask token": 1}),
+    Case("DINOv2 registers", vit_registers, dinov2_released, "plain state dict", "the network", {"mask token": 1}),
     Case("VISSL ResNet", resnet, vissl, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
     Case("SEER", regnet, seer, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
     Case("SEER FSDP", regnet, seer_fsdp, "VISSL", "trunk", {"heads": 3, "optimizer": 2, "loss": 1}),
@@ -641,6 +700,60 @@ def test_dino_gives_the_teacher_and_moco_the_query_encoder_though_the_other_is_t
     assert not torch.equal(student, source.state_dict()["norm.weight"])
     loaded = load_backbone(saved(content, tmp_path), seeded(vit_learned, 1))
     assert torch.equal(loaded.state_dict()["norm.weight"], content["teacher"]["backbone.norm.weight"])
+
+
+def test_dinov2s_registers_and_layer_scales_give_what_a_literal_forward_of_the_file_gives(tmp_path: Path) -> None:
+    """models/vision_transformer.py, prepare_tokens_with_masks and forward_features; layers/attention.py, block.py."""
+    content = dinov2_released(seeded(vit_registers, 0).state_dict())
+    loaded = load_backbone(saved(content, tmp_path), seeded(vit_registers, 1)).double()
+    file: dict[str, Tensor] = {key: value.double() for key, value in content.items()}
+    pictures = images(loaded).double()
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ file[f"{name}.weight"].T + file[f"{name}.bias"]
+
+    def layer_norm(name: str, x: Tensor) -> Tensor:
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+        return (x - x.mean(-1, keepdim=True)) / deviation * file[f"{name}.weight"] + file[f"{name}.bias"]
+
+    projection = file["patch_embed.proj.weight"]
+    cut = pictures.reshape(2, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, -1)
+    patches = cut @ projection.flatten(1).T + file["patch_embed.proj.bias"]
+    x = torch.cat([file["cls_token"].expand(2, -1, -1), patches], 1) + file["pos_embed"]
+    x = torch.cat([x[:, :1], file["register_tokens"].expand(2, -1, -1), x[:, 1:]], 1)
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = linear(f"{block}.attn.qkv", layer_norm(f"{block}.norm1", x)).chunk(3, -1)
+        heads = []
+        for head in range(4):
+            own = slice(8 * head, 8 * head + 8)
+            heads.append((q[..., own] @ k[..., own].mT / 8**0.5).softmax(-1) @ v[..., own])
+        x = x + file[f"{block}.ls1.gamma"] * linear(f"{block}.attn.proj", torch.cat(heads, -1))
+        hidden = linear(f"{block}.mlp.fc1", layer_norm(f"{block}.norm2", x))
+        x = x + file[f"{block}.ls2.gamma"] * linear(f"{block}.mlp.fc2", nn.functional.gelu(hidden))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pictures), layer_norm("norm", x)[:, 0], rtol=0, atol=1e-12)
+        patches = loaded.features(pictures, ["tokens"])["tokens"]
+        torch.testing.assert_close(patches, layer_norm("norm", x)[:, 4:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "registers"), [("dinov2", 0), ("reg4_dinov2", 4)])
+def test_timms_dinov2_gives_its_features_in_our_vit(name: str, registers: int, tmp_path: Path) -> None:
+    """With registers timm has added the class token's position to the token, and its table has no row for it."""
+    small = {"img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 4, "init_values": 0.5, "num_classes": 0}
+    theirs = timm.create_model(f"vit_small_patch14_{name}", **small).eval()
+    torch.save(theirs.state_dict(), tmp_path / "file.pth")
+    kept = {"position": "learned", "layer_scale": 1e-5, "registers": registers}
+    ours = load_backbone(tmp_path / "file.pth", ViT(28, 14, 32, 2, 4, **kept)).eval()  # type: ignore[arg-type]
+    pictures = torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pictures), theirs(pictures), rtol=1e-5, atol=1e-5)
+
+
+def test_a_backbone_without_layer_scales_or_registers_is_told_the_keys_to_give(tmp_path: Path) -> None:
+    path = saved(dinov2_released(seeded(vit_registers, 0).state_dict()), tmp_path)
+    message = refusal(path, seeded(vit_learned, 1))
+    assert "give backbone.layer_scale=1e-5" in message
+    assert "give backbone.registers, 4 in DINOv2's" in message
 
 
 def test_ijepas_target_encoder_gives_what_a_literal_forward_of_the_file_gives(tmp_path: Path) -> None:

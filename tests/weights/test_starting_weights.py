@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from tests.libraries import hub_cache, torch_cache, without_network
+from tests.objectives.test_ibot import make_objective, vit
 from tests.processes import start
 from tests.small import composed, members, small_objective, small_run
 from tests.training.test_kill import Killed
@@ -26,7 +27,8 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, HasTeacher
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run
-from unlabeled.weights import read_checkpoint
+from unlabeled.weights import load_objective, read_checkpoint
+from unlabeled.weights.load import checkpoint_of
 from unlabeled.weights.starting.start import COPY, read_start, starting_backbone
 
 VIT: dict[str, Any] = {
@@ -385,3 +387,19 @@ def test_a_killed_run_goes_on_bit_for_bit_without_the_file(first: Path, tmp_path
     assert [k for k, v in theirs["state_dict"].items() if not torch.equal(v, ours["state_dict"][k])] == []
     assert ours["weights"] == theirs["weights"]
     assert ours["weights"]["of"] == "all"
+
+
+def test_heads_and_teacher_of_a_run_go_on_at_another_size_with_interpolated_positions() -> None:
+    """As DINOv2 ends at a high resolution: 4 × 4 patches become 6 × 6 in the backbone and in its teacher."""
+    run, larger = make_objective(), make_objective(backbone=vit(image_size=24))
+    content = {"state_dict": {f"objective.{key}": value for key, value in run.state_dict().items()}}
+    with pytest.raises(UserError, match=r"backbone\.pos_embed has shape \[1, 17, 8\] instead of \[1, 37, 8\]"):
+        load_objective(checkpoint_of(content, Path("run"), ""), larger)
+    load_objective(checkpoint_of(content, Path("run"), ""), larger, any_size=True)
+    found, given = larger.state_dict(), run.state_dict()
+    for name in ("backbone.pos_embed", "teacher_backbone.pos_embed"):
+        plane = given[name][:, 1:].mT.reshape(1, 8, 4, 4).float()
+        fitted = torch.nn.functional.interpolate(plane, (6, 6), mode="bicubic").flatten(2).mT
+        torch.testing.assert_close(found[name][:, 1:].float(), fitted)
+        assert torch.equal(found[name][:, :1], given[name][:, :1])
+    assert all(torch.equal(found[key], given[key]) for key in given if "pos_embed" not in key)

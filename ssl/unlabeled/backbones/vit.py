@@ -22,7 +22,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 Position = Literal["sincos", "sincos_rows_first", "learned"]
-Initialisation = Literal["mae", "moco_v3", "dino"]
+Initialisation = Literal["mae", "moco_v3", "dino", "dinov2"]
 Pooling = Literal["cls", "gap"]
 
 
@@ -228,13 +228,14 @@ class ViT(Backbone):
         draws the class token from N(0, 0.02²) and keeps the projection's bias as convolutions have it; ``moco_v3`` uses
         N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers. ``dino``
         (facebookresearch/dino, vision_transformer.py) draws linear layers from N(0, 0.02²) cut at ±2, as timm, and
-        leaves the projection as convolutions have it.
+        leaves the projection as convolutions have it; ``dinov2`` differs from it in class token and registers, which
+        are drawn from N(0, 1e-6²).
         """
-        if scheme not in ("mae", "moco_v3", "dino"):
-            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino")
-        if scheme == "dino":
+        if scheme not in ("mae", "moco_v3", "dino", "dinov2"):
+            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino, dinov2")
+        if scheme.startswith("dino"):
             init_linears_truncated(self)
-            self._initialise_tokens(0.02)
+            self._initialise_tokens(0.02 if scheme == "dino" else 1e-6)
             return
         init_linears_xavier(self)
         projection = self.patch_embed.proj

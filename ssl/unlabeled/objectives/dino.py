@@ -8,77 +8,25 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from unlabeled import distributed
 from unlabeled.core.ranges import Channels, Epochs, Layers, Share, Temperature
-from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
-from unlabeled.objectives.parts.arguments import check_range, check_shapes
+from unlabeled.objectives.parts.arguments import check_range
 from unlabeled.objectives.parts.clipping import EachClipped
-from unlabeled.objectives.parts.crops import by_resolution, check_large_first, crop_pairs
+from unlabeled.objectives.parts.crops import by_resolution, check_large_first
+from unlabeled.objectives.parts.distillation import (
+    by_epoch,
+    centred,
+    drop_gradients,
+    one_prototype_for_all,
+    target_metrics,
+)
+from unlabeled.objectives.parts.distillation import dino_loss as dino_loss
+from unlabeled.objectives.parts.distillation import moved_center as moved_center
 from unlabeled.objectives.parts.heads import DINOHead as DINOHead
-from unlabeled.objectives.parts.precision import full_precision
-
-
-@full_precision
-def dino_loss(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    center: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-) -> Tensor:
-    """Returns the cross-entropy of the student's softmax with the teacher's, mean over pairs of different crops.
-
-    arXiv:2104.14294, eq. 1 to 4: the teacher's is softmax((t − c) / τ_t), without a gradient; mean over local images.
-
-    Args:
-        student: [B, K] for each crop, raw outputs; the first of them are of the crops that the teacher saw.
-        teacher: [B, K] for each crop that it saw, raw outputs; get no gradient.
-        center: [K], c.
-        student_temperature, teacher_temperature: above 0.
-
-    Returns:
-        Scalar; ln K when both are uniform.
-
-    Raises:
-        UserError: shapes that do not fit together, fewer than two crops of the student, more of the teacher than of it,
-            or a temperature that is not above 0.
-    """
-    if len(student) < 2 or not 1 <= len(teacher) <= len(student):
-        raise UserError(f"dino_loss: {len(student)} crops of the student, {len(teacher)} of the teacher: give 2 and 1")
-    named = {f"student[{n}]": (each, "BK") for n, each in enumerate(student)}
-    named |= {f"teacher[{n}]": (each, "BK") for n, each in enumerate(teacher)}
-    check_shapes("dino_loss", {**named, "center": (center, "K")})
-    check_range("dino_loss", student_temperature=student_temperature, teacher_temperature=teacher_temperature)
-    targets = [F.softmax((each.detach() - center) / teacher_temperature, dim=1) for each in teacher]
-    predictions = [F.log_softmax(each / student_temperature, dim=1) for each in student]
-    losses = [-(targets[i] * predictions[v]).sum(1).mean() for i, v in crop_pairs(len(teacher), len(student))]
-    return torch.stack(losses).mean()
-
-
-@full_precision
-def moved_center(center: Tensor, teacher: Tensor, momentum: float) -> Tensor:
-    """Returns m·c + (1 − m)·mean of the teacher's raw outputs over all processes (arXiv:2104.14294, eq. 4).
-
-    Args:
-        center: [K].
-        teacher: [n, K], raw outputs for all crops, the same n on every process.
-        momentum: m in [0, 1].
-
-    Returns:
-        [K], without a gradient.
-
-    Raises:
-        UserError: another width than the centre's, or a momentum outside of [0, 1].
-    """
-    check_shapes("moved_center", {"center": (center, "K"), "teacher": (teacher, "NK")})
-    check_range("moved_center", most=1, at_least=True, momentum=momentum)
-    return momentum * center + (1 - momentum) * distributed.mean(teacher.detach().mean(0))
 
 
 class DINO(Objective):
@@ -159,12 +107,7 @@ class DINO(Objective):
         return ema.momentum_at(progress.fraction, self.momentum, self.final_momentum)
 
     def _teacher_temperature_at(self, progress: Progress) -> float:
-        """Returns τ_t of this epoch, as ``DINOLoss.teacher_temp_schedule``: both ends are among the epochs."""
-        epoch = math.floor(progress.epoch)
-        if epoch >= self.temperature_epochs:
-            return self.teacher_temperature
-        share = epoch / max(1.0, self.temperature_epochs - 1)
-        return self.first_teacher_temperature + (self.teacher_temperature - self.first_teacher_temperature) * share
+        return by_epoch(progress, self.first_teacher_temperature, self.teacher_temperature, self.temperature_epochs)
 
     def _trains_prototypes(self, progress: Progress) -> bool:
         return progress.epoch >= self.freeze_last_layer_epochs
@@ -177,7 +120,7 @@ class DINO(Objective):
         features, teacher = self._teach(large)
         targets = teacher.chunk(len(large))
         loss = dino_loss(student.chunk(len(views)), targets, self.center, self.student_temperature, temperature)
-        metrics = _metrics(targets[0], self.center, temperature)
+        metrics = target_metrics(centred(targets[0], self.center, temperature))
         if self.training:
             self.center.copy_(moved_center(self.center, teacher, self.center_momentum))
         return Output(loss, features.chunk(len(large))[0], metrics, targets=targets[0])
@@ -194,8 +137,7 @@ class DINO(Objective):
         if self.clip_norm is not None and gradients:
             self._clip(gradients, self.clip_norm)
         if not self._trains_prototypes(progress):
-            for parameter in self.projector.last_layer.parameters():
-                parameter.grad = None
+            drop_gradients(self.projector.last_layer)
 
     def after_step(self, progress: Progress) -> None:
         """Updates θ_teacher ← m·θ_teacher + (1 − m)·θ_student with the weights after the step."""
@@ -207,27 +149,8 @@ class DINO(Objective):
         return (self.teacher_backbone, self.backbone), (self.teacher_projector, self.projector)
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
-        """Bounds the spread of the teacher's outputs over the prototypes; the other collapse shows in the loss."""
-        return (
-            MetricBound(
-                "one-prototype-for-all",
-                "effective_prototypes",
-                1.5,
-                math.inf,
-                "all images get the same prototype: the outputs are not centred",
-                "a smaller objective.center_momentum, and a look at whether the centre moves; lower optimizer.lr",
-                lasting=True,
-            ),
-        )
+        return (one_prototype_for_all(),)
 
     def collapsed_at(self, plan: Plan) -> float | None:
         """Returns ln K, of uniform outputs."""
         return math.log(len(self.center))
-
-
-@full_precision
-def _metrics(teacher: Tensor, center: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Returns the entropy of the teacher's outputs, and over how many prototypes their mean is spread, 1 to all."""
-    p = F.softmax((teacher - center) / temperature, dim=1)
-    spread = torch.special.entr(distributed.mean(p.mean(0))).sum().exp()
-    return {"teacher_entropy": torch.special.entr(p).sum(1).mean(), "effective_prototypes": spread}

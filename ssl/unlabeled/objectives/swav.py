@@ -19,44 +19,10 @@ from unlabeled.core.ranges import Channels, Distinct, Epochs, NoneOrMore, Temper
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Check, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_count, check_range, check_shapes
+from unlabeled.objectives.parts.codes import sinkhorn as sinkhorn
 from unlabeled.objectives.parts.crops import by_resolution
 from unlabeled.objectives.parts.heads import swav_projector
 from unlabeled.objectives.parts.precision import full_precision
-
-
-@full_precision
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assigns samples to prototypes softly, using all prototypes equally (arXiv:2006.09882, eq. 3 and 5).
-
-    Each iteration scales the prototypes to equal totals over the samples of all processes, then each sample to total 1.
-    As the last scaling is of the samples, the prototypes' totals are near B/K, not exact: a smaller ``epsilon`` needs
-    more iterations. The official ``distributed_sinkhorn`` divides exp(scores/ε), which overflows in 16 bits; this
-    subtracts logarithms.
-
-    Args:
-        scores: [B, K], cosines, not divided by a temperature. B may differ between processes.
-        epsilon: above 0; small makes assignments hard.
-        iterations: at least 1.
-
-    Returns:
-        Codes [B, K] without a gradient; rows sum to 1.
-
-    Raises:
-        UserError: scores that are no matrix, an epsilon that is not above 0, or no iteration.
-    """
-    check_shapes("sinkhorn", {"scores": (scores, "BK")}, empty=True)
-    check_range("sinkhorn", epsilon=epsilon)
-    check_count("sinkhorn", iterations=iterations)
-    log_codes = scores.detach() / epsilon
-    for _ in range(iterations):
-        log_codes = F.log_softmax(log_codes.sub_(_log_total(log_codes)), dim=1)
-    return log_codes.exp_()
-
-
-def _log_total(log_values: Tensor) -> Tensor:
-    """Returns the logarithm of each column's total over the rows of all processes, [B, K] → [K]; cannot overflow."""
-    largest = distributed.maximum(log_values.amax(0))
-    return largest + distributed.total((log_values - largest).exp_().sum(0)).log()
 
 
 @full_precision

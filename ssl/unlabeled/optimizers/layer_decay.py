@@ -26,7 +26,8 @@ BEFORE = (
 def by_layer(groups: Sequence[dict[str, Any]], module: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Divides groups of parameters by layers, with ``lr_scale`` = decay^(blocks + 1 − layer).
 
-    Layer 0 is what comes before the blocks, i + 1 block i, and blocks + 1 the rest: the last norm and the heads.
+    Layer 0 is what comes before the blocks, with the ``mask_token`` that a method puts there, i + 1 block i, and
+    blocks + 1 the rest: the last norm and the heads.
 
     Args:
         groups: as an optimizer takes them.
@@ -57,6 +58,7 @@ def _layers(module: nn.Module) -> tuple[dict[Tensor, int], int]:
     layers: dict[Tensor, int] = {
         parameter: 0 for name, parameter in backbone.named_parameters() if name.partition(".")[0] in BEFORE
     }
+    layers |= {parameter: 0 for name, parameter in module.named_parameters() if name == "mask_token"}
     for number, block in enumerate(blocks, 1):
         layers |= dict.fromkeys(block.parameters(), number)
     return layers, len(blocks) + 1

@@ -95,6 +95,10 @@ def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], u
         advice.append(
             "it averages patches before its last norm (fc_norm), as fine-tuned by MAE's code: no ViT here does"
         )
+    if any(name.endswith(".ls1.gamma") for name in unknown):
+        advice.append("it scales layers, as DINOv2: give backbone.layer_scale=1e-5")
+    if any(name.endswith(("register_tokens", "reg_token")) for name in unknown):
+        advice.append("it has registers: give backbone.registers, 4 in DINOv2's")
     if any("mixing_conv" in name for name in unknown):
         advice.append("it has selective kernels (SimCLR v2's sk1), which no backbone here has")
     return "".join(f"; {each}" for each in advice)

@@ -26,6 +26,9 @@ _MM_VIT_BLOCK = re.compile(r"layers\.(?P<block>\d+)\.(?P<part>.+)")
 _SIMCLR_V2_STEM = {"net.0.0": "conv1", "net.0.1.0": "bn1"}
 _SIMCLR_V2_BLOCK = re.compile(r"net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(?P<part>.+)")
 
+# DINOv2's vision_transformer.py: blocks in chunks for FSDP, numbered through; registers
+_DINOV2_BLOCK = re.compile(r"blocks\.\d+\.(?P<block>\d+)\.(?P<part>.+)")
+
 
 def map_key(name: str, wanted: Collection[str]) -> str | None:
     """Returns the name in ``wanted``, a backbone's tensors, of the file's tensor ``name``; None where there is none."""
@@ -41,7 +44,9 @@ def _candidates(name: str) -> Iterator[str]:
     yield name.removeprefix("_feature_blocks.")  # VISSL's ResNet
     layer, dot, rest = name.partition(".")
     yield f"{_SEQUENCE.get(layer, layer)}{dot}{rest}"
-    ours = from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or _from_mm_vit(name) or name
+    ours = (
+        from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or _from_mm_vit(name) or _from_dinov2(name) or name
+    )
     yield ours
     yield to_timm(ours) or ours  # another library's RegNetY in backbone=timm
 
@@ -64,3 +69,10 @@ def _from_mm_vit(name: str) -> str | None:
     if found is None or found["part"] not in _MM_VIT:
         return None
     return f"blocks.{found['block']}.{_MM_VIT[found['part']]}.{tensor}"
+
+
+def _from_dinov2(name: str) -> str | None:
+    if name == "register_tokens":
+        return "reg_token"
+    found = _DINOV2_BLOCK.fullmatch(name)
+    return None if found is None else f"blocks.{found['block']}.{found['part']}"

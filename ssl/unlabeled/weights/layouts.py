@@ -25,6 +25,7 @@ TRAINING = {
     "amp_scaler": "loss scale",
     "fp16_scaler": "loss scale",
     "dino_loss": "loss",
+    "ibot_loss": "loss",
     "loss": "loss",
     "criterion": "loss",
     "best_acc1": "accuracy",
@@ -41,6 +42,8 @@ TRAINING = {
     "state_dict_ema": "momentum copy",
 }
 CLASSIFIER = {"fc.": "classifier", "head.": "classifier", "heads.": "classifier", "classifier.": "classifier"}
+# What stands for a masked patch in DINOv2 and in iBOT's student, beside a backbone that masks nothing any more
+MASK_TOKENS = {"mask_token": "mask token", "masked_embed": "mask token"}
 AROUND = CLASSIFIER | {  # parts beside a backbone, in solo-learn, lightly and many others
     "projector": "projector",
     "projection_head": "projector",
@@ -166,6 +169,26 @@ LAYOUTS = (
             "predictor.": "predictor",
         },
         roots=("state_dict.", ""),
+    ),
+    # github.com/bytedance/ibot, main_ibot.py: as DINO's, with a last layer of its own for patches
+    CheckpointLayout(
+        "iBOT",
+        "teacher, as in the official evaluation",
+        "teacher.backbone.",
+        {"teacher.head.": "projector", "student.": "student"},
+        ("teacher.backbone.", "ibot_loss."),
+    ),
+    # github.com/facebookresearch/dinov2, train/train.py: teacher_checkpoint.pth, of which do_test writes no student
+    CheckpointLayout(
+        "DINOv2",
+        "teacher, as in the official evaluation",
+        "teacher.backbone.",
+        {
+            "teacher.dino_head.": "projector",
+            "teacher.ibot_head.": "projector",
+            "teacher.backbone.mask_token": "mask token",
+        },
+        ("teacher.backbone.", "teacher.dino_head."),
     ),
     # github.com/facebookresearch/dino, main_dino.py; its evaluation takes --checkpoint_key teacher
     CheckpointLayout(
@@ -328,7 +351,7 @@ LAYOUTS = (
     # torchvision, timm, tonylins/simclr-converter, dino_*_pretrain.pth, mae_pretrain_*.pth
     CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=("model.",), exclusive=True),
     _below("model"),
-    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER, roots=ROOTS),
+    CheckpointLayout("plain state dict", "the network", "", CLASSIFIER | MASK_TOKENS, roots=ROOTS),
 )
 
 

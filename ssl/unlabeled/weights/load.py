@@ -18,7 +18,7 @@ from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
 from unlabeled.weights.key_mapping import map_key
 from unlabeled.weights.layouts import CheckpointLayout, placed_layouts, recognize_layout, strip_wrappers
-from unlabeled.weights.positions import fit_positions
+from unlabeled.weights.positions import add_class_position, fit_all_positions, fit_positions
 from unlabeled.weights.safe_load import read_tensors
 
 
@@ -130,6 +130,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
     layout, division = _divide_best(checkpoint, wanted)
     _check_any_known(division, checkpoint, wanted)
     checkpoint.left_out, checkpoint.notes = division.left_out, _fill_counters(division.found, wanted)
+    add_class_position(division.found, backbone)
     resized = fit_positions(division.found, wanted, backbone) if any_size else None
     if resized is not None:
         checkpoint.notes.append(resized)
@@ -151,8 +152,13 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
     return backbone
 
 
-def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
+def load_objective(checkpoint: Checkpoint, objective: Objective, any_size: bool = False) -> Objective:
     """Loads every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
+
+    Args:
+        checkpoint: of a run.
+        objective: changed in place and returned.
+        any_size: whether ViTs, teachers too, may be for images of another size: see :func:`load_backbone`.
 
     Raises:
         UserError: as :func:`load_backbone`.
@@ -160,6 +166,8 @@ def load_objective(checkpoint: Checkpoint, objective: Objective) -> Objective:
     prefix = "objective."
     found = {key.removeprefix(prefix): v for key, v in checkpoint.state_dict.items() if key.startswith(prefix)}
     wanted = objective.state_dict()
+    if any_size:
+        fit_all_positions(found, wanted, objective)
     problems = _problems(found, wanted, {}) + [f"unknown {key}" for key in found if key not in wanted]
     if problems:
         raise UserError(f"checkpoint={checkpoint.path} does not fit the objective: {'; '.join(problems)}")

@@ -1,11 +1,12 @@
 """Tables of positions for another number of patches: what changes where a ViT goes on with images of another size."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.torchvision import TorchvisionBackbone
@@ -20,7 +21,7 @@ class _Table(NamedTuple):
     first: int  # rows that belong to no patch: class token, registers
 
 
-def fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone: Backbone) -> str | None:
+def fit_positions(found: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone) -> str | None:
     """Interpolates the table of a file to the patches of ``backbone``, in place; bicubic, over a square of patches.
 
     The backbone then gives for its images what the file's network gives for them where that interpolates by itself:
@@ -49,6 +50,30 @@ def fit_positions(found: dict[str, Tensor], wanted: dict[str, Tensor], backbone:
     )
     found[table.name] = torch.cat([first, plane.flatten(2).transpose(1, 2)], 1).to(old.dtype)
     return f"positions of {before}×{before} patches were interpolated (bicubic) to {after}×{after}"
+
+
+def fit_all_positions(found: dict[str, Tensor], wanted: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Does the same for every backbone inside ``network``, in place: that of a method, and its teacher."""
+    for name, backbone in network.named_modules():
+        if isinstance(backbone, Backbone):
+            own, like = _below(name, found), _below(name, wanted)
+            fit_positions(own, like, backbone)
+            found.update({f"{name}.{key}": value for key, value in own.items()})
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): each for key, each in tensors.items() if key.startswith(f"{name}.")}
+
+
+def add_class_position(found: dict[str, Tensor], backbone: Backbone) -> None:
+    """Puts a row of zeros for the class token before a table without one, in place.
+
+    timm's ViTs with registers have added that row to the class token (``no_embed_class``); the sum is the same.
+    """
+    if isinstance(backbone, ViT) and backbone.own_position and {"pos_embed", "cls_token"} <= found.keys():
+        table = found["pos_embed"]
+        if _side(table, 0) is not None:
+            found["pos_embed"] = F.pad(table, (0, 0, 1, 0))
 
 
 def _table_of(backbone: Backbone) -> _Table | None:

@@ -1,4 +1,6 @@
-"""Limits the gradient of each tensor by itself, as DINO does; torch's clipping is of all tensors together."""
+"""Limits the gradient of each tensor by itself, as DINO does, or of all tensors of a part together, as DINOv2."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -35,3 +37,8 @@ class EachClipped:
         rows, together = self._rows, torch.stack(norms).add_(1e-6).reciprocal_().mul_(limit).clamp_(max=1.0)
         rows.values.copy_(together.index_select(0, rows.part)[:, None].expand_as(rows.values))
         torch._foreach_mul_(gradients, rows.parts)
+
+
+def clip_together(parameters: Iterable[Tensor], limit: float) -> None:
+    """Scales the gradients of parameters in place, such that the norm of all together is at most ``limit``."""
+    torch.nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], limit)

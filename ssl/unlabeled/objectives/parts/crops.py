@@ -1,16 +1,16 @@
 """Several crops of an image, of which the large ones come first (multi-crop, arXiv:2006.09882)."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlabeled.errors import UserError
 from unlabeled.objective import Plan
 
 
-def by_resolution(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
+def by_resolution(backbone: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:
     """Returns features of all views, [V·B, F] in order; adjacent views of equal size share one forward.
 
     As facebookresearch/swav (resnet50.py, forward) and facebookresearch/dino (utils.py, MultiCropWrapper) have it.

@@ -69,7 +69,7 @@ class StartingWeights:
                 "heads would have a place here: give weights_of=backbone"
             )
         try:
-            load_objective(self.checkpoint, objective)
+            load_objective(self.checkpoint, objective, any_size=True)
         except UserError as error:
             raise self._named(error) from error
 
