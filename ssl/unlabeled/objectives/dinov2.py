@@ -32,7 +32,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema, masks
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
-from unlabeled.objectives.parts.clipping import clip_together
+from unlabeled.objectives.parts.clipping import clip_parts
 from unlabeled.objectives.parts.codes import sinkhorn
 from unlabeled.objectives.parts.crops import check_large_first
 from unlabeled.objectives.parts.distillation import (
@@ -283,9 +283,8 @@ class DINOv2(Objective):
         """Limits the gradients of backbone and heads, each together; then removes those of frozen prototypes."""
         heads = [head for head in (self.projector, self.patch_projector) if head is not None]
         if self.clip_norm is not None:
-            clip_together([*self.backbone.parameters(), self.mask_token], self.clip_norm)
-            for head in heads:
-                clip_together(head.parameters(), self.clip_norm)
+            backbone = [*self.backbone.parameters(), self.mask_token]
+            clip_parts([backbone, *(list(head.parameters()) for head in heads)], self.clip_norm)
         if not self._trains_prototypes(progress):
             drop_gradients(*(head.last_layer for head in heads))
 

@@ -1,6 +1,7 @@
 """Limits the gradient of each tensor by itself, as DINO does, or of all tensors of a part together, as DINOv2."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,18 @@ class EachClipped:
         torch._foreach_mul_(gradients, rows.parts)
 
 
-def clip_together(parameters: Iterable[Tensor], limit: float) -> None:
-    """Scales the gradients of parameters in place, such that the norm of all together is at most ``limit``."""
-    torch.nn.utils.clip_grad_norm_([each for each in parameters if each.grad is not None], limit)
+@torch.no_grad()
+def clip_parts(parts: Sequence[Iterable[Tensor]], limit: float) -> None:
+    """Scales gradients in place, such that those of each part of the parameters together have at most this norm."""
+    gradients = [[each.grad for each in part if each.grad is not None] for part in parts]
+    gradients = [part for part in gradients if part]
+    if any(isinstance(each, DTensor) for part in gradients for each in part):
+        for part in parts:
+            torch.nn.utils.clip_grad_norm_([each for each in part if each.grad is not None], limit)
+        return
+    norms = torch.stack(torch._foreach_norm([each for part in gradients for each in part]))
+    ends = list(itertools.accumulate(map(len, gradients)))
+    joint = torch.stack(torch._foreach_norm(list(torch.tensor_split(norms, ends[:-1]))))
+    factors = joint.add_(1e-6).reciprocal_().mul_(limit).clamp_(max=1.0)
+    for part, factor in zip(gradients, factors.unbind(), strict=True):
+        torch._foreach_mul_(part, factor)

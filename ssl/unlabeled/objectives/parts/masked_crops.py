@@ -7,6 +7,7 @@ them.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from unlabeled.core.seeding import to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.objectives.parts.crops import by_resolution
+from unlabeled.objectives.parts.masks import Masks
 
 
 class MaskedPatches(NamedTuple):
@@ -25,13 +27,13 @@ class MaskedPatches(NamedTuple):
     weights: Tensor  # [n], one over the masked patches of the crop and over V·B: their sum is the share of masked crops
 
 
-def masked_patches(masks: Tensor, device: torch.device, dtype: torch.dtype) -> MaskedPatches:
-    """Prepares masks, bool [V, B, L] on the CPU."""
-    drawn = masks.flatten(0, 1).numpy()
+def masked_patches(masks: Masks, device: torch.device, dtype: torch.dtype) -> MaskedPatches:
+    """Prepares masks [V, B, L]; in NumPy, since fake tensors, by which a step's memory is counted, have no values."""
+    drawn = np.ascontiguousarray(masks.reshape(-1, masks.shape[-1]))
     crops, rows = drawn.nonzero()[0], drawn.ravel().nonzero()[0]
     weights = 1 / drawn.sum(1)[crops] / len(drawn)
-    made = (masks.flatten(0, 1), torch.from_numpy(rows), torch.from_numpy(weights).to(dtype))
-    return MaskedPatches(*(to_device(each, device) for each in made))
+    kept = weights.astype(np.float64 if dtype == torch.float64 else np.float32)
+    return MaskedPatches(*(to_device(torch.from_numpy(each), device) for each in (drawn, rows, kept)))
 
 
 def patch_weights(masks: Tensor) -> Tensor:

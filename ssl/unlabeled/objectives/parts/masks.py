@@ -11,10 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unlabeled import distributed
 from unlabeled.core.seeding import derive_seed
@@ -118,7 +116,7 @@ def ratios_in_steps(count: int, share: float, least: float, most: float, generat
     return generator.permutation(ratios)
 
 
-def of_this_process(progress: Progress, crops: int, images: int, draw: Callable[[int, Generator], Masks]) -> Tensor:
+def of_this_process(progress: Progress, crops: int, images: int, draw: Callable[[int, Generator], Masks]) -> Masks:
     """Draws for the global batch, from (seed, step), and returns the rows of this process.
 
     Args:
@@ -128,9 +126,8 @@ def of_this_process(progress: Progress, crops: int, images: int, draw: Callable[
         draw: makes [n, L] for n crops with a generator.
 
     Returns:
-        bool [crops, B, L], on the CPU.
+        [crops, B, L].
     """
     total, first = distributed.world_size() * images, distributed.rank() * images
     generator = np.random.default_rng(derive_seed(progress.seed, progress.batch, BLOCKS))
-    drawn = draw(crops * total, generator).reshape(crops, total, -1)
-    return torch.from_numpy(drawn[:, first : first + images].copy())
+    return draw(crops * total, generator).reshape(crops, total, -1)[:, first : first + images]
