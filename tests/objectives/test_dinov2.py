@@ -15,6 +15,7 @@ from unlabeled import distributed
 from unlabeled.errors import UserError
 from unlabeled.objective import Plan, Progress
 from unlabeled.objectives.dinov2 import DINOv2, koleo
+from unlabeled.objectives.parts import masked_crops
 from unlabeled.objectives.parts.codes import sinkhorn
 from unlabeled.optimizers import OptimizerConfig
 
@@ -36,7 +37,7 @@ def make_objective(**changed: Any) -> DINOv2:
     given |= {"patch_prototypes": None, "patch_bottleneck_dim": None, "centering": "centering"}
     given |= {"student_temperature": 0.1, "first_teacher_temperature": 0.04, "teacher_temperature": 0.07}
     given |= {"temperature_epochs": 2, "center_momentum": 0.9, "class_weight": 1.0, "patch_weight": 1.0}
-    given |= {"koleo_weight": 0.1, "koleo_images": 4, "masked_share": 0.5, "mask_ratio": (0.1, 0.5), "mask_block": 1}
+    given |= {"koleo_weight": 0.1, "group_images": 4, "masked_share": 0.5, "mask_ratio": (0.1, 0.5), "mask_block": 1}
     given |= {"momentum": 0.9, "final_momentum": 1.0, "freeze_last_layer_epochs": 1, "clip_norm": 3.0}
     given |= {"patch_embed_rate": 0.2}
     backbone = changed.pop("backbone", None) or vit(initialisation="dinov2", layer_scale=0.5)
@@ -109,15 +110,37 @@ def test_the_whole_step_is_that_of_the_official_code(centering: str, separate: b
     torch.testing.assert_close(patches, literal)
 
 
-def test_exactly_half_of_the_large_crops_are_masked_with_ratios_spread_over_the_span() -> None:
+def test_exactly_half_of_the_large_crops_of_each_group_are_masked_with_ratios_spread_over_the_span() -> None:
     objective = make_objective()
     for step in range(3):
-        counts = masks_of(objective, Progress(step, 99, 9, 0), 10).sum(2).flatten().tolist()
-        masked = sorted(count for count in counts if count)
-        assert len(masked) == 10
-        assert 1 <= masked[0] <= 2  # a tenth of 16 patches, rounded down, and half of them
-        assert 6 <= masked[-1] <= 7
+        masks = masks_of(objective, Progress(step, 99, 9, 0), 8)
+        for group in (masks[:, :4], masks[:, 4:]):
+            counts = sorted(group.sum(2).flatten().tolist())
+            assert counts[:4] == [0] * 4
+            upper = [math.floor(16 * (0.1 + 0.4 * step / 4)) for step in range(1, 5)]
+            assert all(1 <= count <= most for count, most in zip(counts[4:], upper, strict=True))
+            assert counts[7] >= 5
     assert len({tuple(masks_of(objective, Progress(step, 99, 9, 0)).flatten().tolist()) for step in range(8)}) == 8
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn"])
+def test_with_the_rows_filled_up_for_a_gpu_loss_gradients_and_centres_are_the_same(
+    centering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for gpu in (False, True):
+        monkeypatch.setattr(masked_crops, "few_launches", lambda device, gpu=gpu: gpu)
+        objective = make_objective(centering=centering)
+        rows = seen_by(objective.projector)
+        output = objective(multicrop(), LATE)
+        output.loss.backward()
+        gradients = {name: each.grad for name, each in objective.named_parameters() if each.grad is not None}
+        found.append({"loss": output.loss.detach(), "centre": objective.patch_center, **output.metrics, **gradients})
+        most = sum(math.floor(16 * (0.1 + 0.4 * step / 4)) for step in range(1, 5))
+        assert rows == [8 + 12 + (most if gpu else int(masks_of(objective, LATE).sum()))]
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -226,7 +249,7 @@ def test_the_temperature_rises_by_steps_to_its_end() -> None:
 
 
 def test_equal_features_and_uniform_outputs_have_the_loss_of_collapse() -> None:
-    objective = make_objective(masked_share=1.0, koleo_images=8)
+    objective = make_objective(masked_share=1.0, group_images=8)
     collapsed = objective.collapsed_at(Plan(8, 1, 100, (16, 16, 8, 8, 8)))
     for part in (objective.projector, objective.teacher_projector):
         part.last_layer.weight_g.data.zero_()
@@ -240,9 +263,8 @@ def test_settings_that_cannot_work_are_refused() -> None:
         make_objective(backbone=BatchNormBackbone())
     with pytest.raises(UserError, match=r"^objective\.patch_bottleneck_dim=6 is of a head for patches alone"):
         make_objective(patch_bottleneck_dim=6)
-    with pytest.raises(UserError, match=r"^objective\.koleo_images=3: batch_size=8 is not made of groups"):
-        make_objective(koleo_images=3).check(Plan(8, 1, 100, (16, 16, 8)))
-    with pytest.raises(UserError, match=r"^objective\.koleo_images=4: batch_size=1 "):
+    with pytest.raises(UserError, match=r"^objective\.group_images=3: batch_size=8 is not made of groups"):
+        make_objective(group_images=3).check(Plan(8, 1, 100, (16, 16, 8)))
+    with pytest.raises(UserError, match=r"^objective\.group_images=4: batch_size=1 "):
         make_objective().check(Plan(1, 1, 100, (16, 16, 8)))
-    make_objective(koleo_images=3, koleo_weight=0.0).check(Plan(8, 1, 100, (16, 16, 8)))
-    make_objective(koleo_images=100).check(Plan(8, 1, 100, (16, 16, 8)))
+    make_objective(group_images=100).check(Plan(8, 1, 100, (16, 16, 8)))

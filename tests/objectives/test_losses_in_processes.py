@@ -45,7 +45,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "dino": (lambda s1, s2, t1, t2: dino_loss([s1, s2, s1 - s2], [t1, t2], draw(5, seed=9), 0.1, 0.04), 4, ()),
     "dino's centre": (lambda t1, t2: moved_center(draw(5), torch.stack([t1, t2]).flatten(0, 1), 0.9).sum(), 2, ()),
     "ibot": (patch_loss, 4, (MASK,)),
-    "dinov2's centre of patches": (lambda t, mask: moved_by_rows(draw(5), t[mask[:, 0]], 0.9).sum(), 1, (MASK,)),
+    "dinov2's centre of patches": (lambda t, mask: moved_by_rows(draw(5), t, mask[:, 0], 0.9).sum(), 1, (MASK,)),
     "nnclr": (nnclr_loss, 2, (0.3,)),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),

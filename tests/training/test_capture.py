@@ -18,6 +18,7 @@ from tests.small import members, small_objective
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import batchnorm
 from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support
+from unlabeled.objectives.parts import masked_crops
 from unlabeled.optimizers import lars
 from unlabeled.views.pipeline import Views
 
@@ -73,7 +74,7 @@ def addresses(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[st
 def test_each_step_runs_the_same_operations_on_the_same_shapes_and_keeps_its_state_in_place(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (batchnorm, lars):
+    for module in (batchnorm, lars, masked_crops):
         monkeypatch.setattr(module, "few_launches", lambda device: True)
     config, objective = small_objective(name)
     optimizer = instantiate(config.optimizer).build(objective, BATCH)

@@ -108,9 +108,9 @@ class DINOv2(Objective):
         temperature_epochs: how many epochs it takes.
         center_momentum: of both centres.
         class_weight, patch_weight, koleo_weight: of the three losses; that of :func:`koleo` is summed over large crops.
-        koleo_images: among how many images of the global batch the nearest one is looked for, officially those of one
-            GPU; more than the batch has: among all.
-        masked_share: exactly so many of the large crops of a batch are masked.
+        group_images: the global batch is made of groups of so many images, officially those of one GPU; more than the
+            batch has: one group. The nearest features are looked for among them.
+        masked_share: exactly so many of the large crops of a group are masked.
         mask_ratio: their ratios are spread over this span.
         mask_block: patches of the smallest block.
         momentum, final_momentum: of the teacher, from the first step to the last by half a cosine.
@@ -144,7 +144,7 @@ class DINOv2(Objective):
         class_weight: Weight,
         patch_weight: Weight,
         koleo_weight: Weight,
-        koleo_images: AtLeastTwo,
+        group_images: AtLeastTwo,
         masked_share: SomeShare,
         mask_ratio: ShareSpan,
         mask_block: Count,
@@ -173,7 +173,7 @@ class DINOv2(Objective):
         self.temperatures = (first_teacher_temperature, teacher_temperature, temperature_epochs)
         self.center_momentum, self.momentum, self.final_momentum = center_momentum, momentum, final_momentum
         self.class_weight, self.patch_weight, self.koleo_weight = class_weight, patch_weight, koleo_weight
-        self.koleo_images, self.masked_share = koleo_images, masked_share
+        self.group_images, self.masked_share = group_images, masked_share
         self.mask_ratio, self.mask_block = mask_ratio, mask_block
         self.freeze_last_layer_epochs, self.clip_norm = freeze_last_layer_epochs, clip_norm
         self.patch_embed_rate = patch_embed_rate
@@ -190,11 +190,11 @@ class DINOv2(Objective):
 
     def check(self, plan: Plan) -> None:
         check_large_first(plan)
-        group = min(self.koleo_images, plan.batch_size)
-        if self.koleo_weight and (plan.batch_size % group or group < 2):
+        group = min(self.group_images, plan.batch_size)
+        if plan.batch_size % group or group < 2:
             raise UserError(
-                f"objective.koleo_images={self.koleo_images}: batch_size={plan.batch_size} is not made of groups of so"
-                " many images: give a divisor of it above 1, or objective.koleo_weight=0"
+                f"objective.group_images={self.group_images}: batch_size={plan.batch_size} is not made of groups of so"
+                " many images: give a divisor of it above 1"
             )
 
     def lr_factors(self) -> Mapping[str, float | Literal["constant"]]:
@@ -225,32 +225,38 @@ class DINOv2(Objective):
         features, teacher, teacher_patches = self._teach(large, masked)
         temperature = by_step(progress, *self.temperatures)
         targets = self._targets(teacher, self.center, temperature).chunk(len(large))
-        patch_targets = self._targets(teacher_patches, self.patch_center, temperature)
+        patch_targets = self._targets(teacher_patches, self.patch_center, temperature, masked.weights > 0)
         class_loss = loss_of_pairs(classes.chunk(len(batch.views)), targets, self.student_temperature)
         patch_loss = loss_of_rows(patches, patch_targets, masked.weights, self.student_temperature)
         if self.training and self.centering == "centering":
             self.center.copy_(moved_center(self.center, teacher, self.center_momentum))
-            self.patch_center.copy_(moved_by_rows(self.patch_center, teacher_patches, self.center_momentum))
+            counted = masked.weights > 0
+            self.patch_center.copy_(moved_by_rows(self.patch_center, teacher_patches, counted, self.center_momentum))
         loss = self.class_weight * class_loss + self.patch_weight * patch_loss + self.koleo_weight * spread
         metrics = {"class_loss": class_loss.detach(), "koleo_loss": spread.detach() / len(large)}
         metrics |= target_metrics(targets[0]) | patch_metrics(patch_loss, patch_targets, masked.weights)
         return Output(loss, features.chunk(len(large))[0], metrics, targets=teacher.chunk(len(large))[0])
 
     def _masks(self, progress: Progress, large: Sequence[Tensor]) -> MaskedPatches:
-        grid = large[0].shape[-1] // self.backbone.patch_size
+        crops, images, grid = len(large), len(large[0]), large[0].shape[-1] // self.backbone.patch_size
+        group = min(self.group_images, images * distributed.world_size())
+        spread = (crops * group, self.masked_share, *self.mask_ratio)
 
         def draw(count: int, generator: Generator) -> masks.Masks:
-            wanted = masks.ratios_in_steps(count, self.masked_share, *self.mask_ratio, generator) * grid**2
-            return masks.block_masks(np.floor(wanted), grid, self.mask_block, grid**2 / 2, generator)
+            groups = range(count // (crops * group))
+            ratios = np.stack([masks.ratios_in_steps(*spread, generator).reshape(crops, group) for _ in groups], 1)
+            return masks.block_masks(np.floor(ratios.ravel() * grid**2), grid, self.mask_block, grid**2 / 2, generator)
 
-        drawn = masks.of_this_process(progress, len(large), len(large[0]), draw)
-        return masked_patches(drawn, large[0].device, self.mask_token.dtype)
+        drawn = masks.of_this_process(progress, crops, images, draw)
+        whole, rest = divmod(images, group)
+        most = whole * masks.most_in_steps(*spread, grid**2) + crops * rest * int(self.mask_ratio[1] * grid**2)
+        return masked_patches(drawn, most, large[0].device, self.mask_token.dtype)
 
     def _spread(self, classes: Sequence[Tensor]) -> Tensor:
         """Returns the sum over large crops of :func:`koleo` in groups of the global batch, of whole crops [B, D]."""
         if not self.koleo_weight:
             return classes[0].new_zeros(())
-        group = min(self.koleo_images, len(classes[0]) * distributed.world_size())
+        group = min(self.group_images, len(classes[0]) * distributed.world_size())
         if len(classes[0]) % group:  # a group lies on several processes
             classes = [distributed.gather(each) for each in classes]
         losses = [torch.stack([koleo(each) for each in crop.chunk(len(crop) // group)]).mean() for crop in classes]
@@ -274,9 +280,11 @@ class DINOv2(Objective):
         outputs = self.teacher_projector(torch.cat([classes, patches]))
         return features, outputs[: len(classes)], outputs[len(classes) :]
 
-    def _targets(self, teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
+    def _targets(self, teacher: Tensor, center: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
         if self.centering == "sinkhorn":
-            return sinkhorn(teacher, temperature, SINKHORN_ITERATIONS)
+            if counted is not None:
+                counted = counted | ~counted.any()  # none: all, of weight 0, or their codes would be no numbers
+            return sinkhorn(teacher, temperature, SINKHORN_ITERATIONS, counted)
         return centred(teacher, center, temperature)
 
     def after_backward(self, progress: Progress) -> None:

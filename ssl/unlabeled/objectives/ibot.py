@@ -212,7 +212,8 @@ class IBOT(Objective):
             return masks.block_masks(ratios * grid**2, grid, least, math.inf, generator)
 
         drawn = masks.of_this_process(progress, len(large), len(large[0]), draw)
-        return masked_patches(drawn, large[0].device, self.mask_token.dtype)
+        most = len(large) * len(large[0]) * int(self.mask_ratio[1] * grid**2)
+        return masked_patches(drawn, most, large[0].device, self.mask_token.dtype)
 
     def _student(
         self, large: Sequence[Tensor], small: Sequence[Tensor], masked: MaskedPatches

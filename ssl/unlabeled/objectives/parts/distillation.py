@@ -98,10 +98,15 @@ def moved_center(center: Tensor, teacher: Tensor, momentum: float) -> Tensor:
 
 
 @full_precision
-def moved_by_rows(center: Tensor, teacher: Tensor, momentum: float) -> Tensor:
-    """Does the same where each process has another number of rows [n, K]; without any row the centre stays."""
-    check_shapes("moved_by_rows", {"center": (center, "K"), "teacher": (teacher, "NK")}, empty=True)
-    sums = distributed.total(torch.cat([teacher.detach().sum(0), teacher.new_full((1,), len(teacher))]))
+def moved_by_rows(center: Tensor, teacher: Tensor, counted: Tensor, momentum: float) -> Tensor:
+    """Does the same where each process has another number of rows [n, K], of those that are ``counted``, bool [n].
+
+    Without any row the centre stays.
+    """
+    named = {"center": (center, "K"), "teacher": (teacher, "NK"), "counted": (counted, "N")}
+    check_shapes("moved_by_rows", named, empty=True)
+    weights = counted.to(teacher.dtype)
+    sums = distributed.total(torch.cat([weights @ teacher.detach(), weights.sum()[None]]))
     mean = sums[:-1] / sums[-1].clamp(min=1)
     return torch.where(sums[-1] > 0, momentum * center + (1 - momentum) * mean, center)
 

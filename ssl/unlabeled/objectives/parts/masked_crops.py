@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.backbones.vit import ViT
+from unlabeled.core.few_launches import few_launches
 from unlabeled.core.seeding import to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -20,18 +21,27 @@ from unlabeled.objectives.parts.masks import Masks
 
 
 class MaskedPatches(NamedTuple):
-    """Where patches of V large crops of B images are masked, on the device. n is the number of all masked patches."""
+    """Where patches of V large crops of B images are masked, on the device. n is the number of all masked patches.
+
+    On a GPU n is the most that can be, and ``rows`` end in repetitions of the first patch with weight 0: each step has
+    the same shapes, as CUDA graphs need and no memory is fragmented by.
+    """
 
     mask: Tensor  # bool [V·B, L]
     rows: Tensor  # int64 [n], of V·B·L
     weights: Tensor  # [n], one over the masked patches of the crop and over V·B: their sum is the share of masked crops
 
 
-def masked_patches(masks: Masks, device: torch.device, dtype: torch.dtype) -> MaskedPatches:
-    """Prepares masks [V, B, L]; in NumPy, since fake tensors, by which a step's memory is counted, have no values."""
+def masked_patches(masks: Masks, most: int, device: torch.device, dtype: torch.dtype) -> MaskedPatches:
+    """Prepares masks [V, B, L] of which at most ``most`` patches are masked in any step.
+
+    In NumPy: fake tensors, by which a step's memory is counted, have no values.
+    """
     drawn = np.ascontiguousarray(masks.reshape(-1, masks.shape[-1]))
     crops, rows = drawn.nonzero()[0], drawn.ravel().nonzero()[0]
     weights = 1 / drawn.sum(1)[crops] / len(drawn)
+    if few_launches(device):
+        rows, weights = (np.pad(each, (0, most - len(rows))) for each in (rows, weights))
     kept = weights.astype(np.float64 if dtype == torch.float64 else np.float32)
     return MaskedPatches(*(to_device(torch.from_numpy(each), device) for each in (drawn, rows, kept)))
 

@@ -116,6 +116,13 @@ def ratios_in_steps(count: int, share: float, least: float, most: float, generat
     return generator.permutation(ratios)
 
 
+def most_in_steps(count: int, share: float, least: float, most: float, patches: int) -> int:
+    """Returns how many of ``patches`` can be masked in all crops of :func:`ratios_in_steps` together."""
+    masked = int(count * share)
+    upper = least + (most - least) * np.arange(1, masked + 1) / max(1, masked)
+    return int(np.floor(patches * upper + 1e-9).sum())
+
+
 def of_this_process(progress: Progress, crops: int, images: int, draw: Callable[[int, Generator], Masks]) -> Masks:
     """Draws for the global batch, from (seed, step), and returns the rows of this process.
 
