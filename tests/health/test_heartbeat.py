@@ -149,6 +149,15 @@ def test_where_nothing_is_trained_nothing_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "state.json").exists()
 
 
+def test_the_command_of_a_finished_run_leaves_it_finished(tmp_path: Path) -> None:
+    last = train(tmp_path)[-1]
+    composed = config(tmp_path)
+    resolved = open_run(composed)
+    build_run(composed, resolved).fit(resolved)
+    assert json.loads((tmp_path / "state.json").read_text()) == last
+    assert last["state"] == "finished"
+
+
 def test_a_folder_that_cannot_be_written_to_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat = heartbeat.Heartbeat(tmp_path / "no such folder" / "state.json")
     monkeypatch.setattr(heartbeat, "Heartbeat", lambda path: beat)

@@ -23,6 +23,7 @@ from unlabeled.evaluation.heads.kept import HeadContext, write_heads
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.provenance import provenance, trained_epochs
+from unlabeled.evaluation.reporting.earlier import read_earlier
 from unlabeled.evaluation.reporting.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.report_sections import ReportImages, best_row, evaluation_images, network_pictures
@@ -115,12 +116,14 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     )
     if rank():
         return rows
-    asked = {
+    asked: dict[str, Any] = {
         "command": command,
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
         "machine": machine() | {"processes": world_size()},
     }
+    for row in rows:
+        row.measured = asked["date"]
     add_intervals(rows, extracted["pretrained"][1].labels)
     calibrate_knn(rows, extracted["pretrained"][1].labels, len(test.classes))
     log(f"\n{accuracy_table(rows)}\n")
@@ -145,6 +148,9 @@ def _write(
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
     decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
     _, test = extracted
+    told = asked | facts | {"settings": evaluation.settings}
+    earlier = read_earlier(report_dir, rows, told, test.labels, test.ids)
+    new, rows = rows, [*rows, *earlier.rows]
     report = write_report(
         report_dir,
         rows,
@@ -153,17 +159,21 @@ def _write(
         collapsed_at=facts["training"].get("collapsed_at"),
         report_images=_collect_images(evaluation, checkpoint, decode, *extracted),
         references=references_for(checkpoint.config or {}, rows, trained_epochs(checkpoint)),
+        earlier=earlier,
     )
     decode.keep()
     write_predictions(report_dir, rows, test.labels, test.ids)
     if evaluation.keep_heads:
-        _keep_heads(report_dir / HEADS, rows, checkpoint, extractor)
-    _list_least_sure(report_dir / "least_sure.csv", rows, test, extractor)
+        _keep_heads(report_dir / HEADS, new, [row.protocol for row in earlier.rows], checkpoint, extractor)
+    if not earlier.rows or best_row(new, lambda row: row.log_probabilities is not None):
+        _list_least_sure(report_dir / "least_sure.csv", new, test, extractor)
     return report
 
 
-def _keep_heads(folder: Path, rows: list[Row], checkpoint: Checkpoint, extractor: Extractor) -> None:
-    """Keeps what ``unlabeled predict`` needs."""
+def _keep_heads(
+    folder: Path, rows: list[Row], earlier: list[str], checkpoint: Checkpoint, extractor: Extractor
+) -> None:
+    """Keeps what ``unlabeled predict`` needs, and leaves the heads of ``earlier`` protocols."""
     assert extractor.data.splits.test is not None
     context = HeadContext(
         extractor.data.splits.test.classes,
@@ -172,7 +182,7 @@ def _keep_heads(folder: Path, rows: list[Row], checkpoint: Checkpoint, extractor
         extractor.precision,
         extractor.batch_size,
     )
-    for note in write_heads(folder, rows, context):
+    for note in write_heads(folder, rows, context, earlier):
         print(note)
 
 

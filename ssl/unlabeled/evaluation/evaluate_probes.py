@@ -46,6 +46,7 @@ class Row:
     metrics: dict[str, float] = field(default_factory=dict)  # further metrics, as in Score
     draws: list[float] = field(default_factory=list)  # top-1 of each draw, where top1 is their mean
     interval: tuple[float, float] | None = None  # of top1, 95 %, by resampling test images
+    measured: str | None = None  # date and time of its evaluation, ISO 8601
     predictions: Tensor | None = None  # int64 [n_test], as in Score; not part of results.json
     log_probabilities: Tensor | None = None  # float32 [n_test, C]; not part of results.json
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [n_test] each; not part of results.json

@@ -43,7 +43,9 @@ class Heartbeat(pl.Callback):
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.should_stop:  # plan_only: nothing is trained
+        assert isinstance(pl_module, Pretraining)
+        # plan_only, or the command of a run that has ended: nothing is trained, and what the file says stays true
+        if trainer.should_stop or trainer.global_step >= pl_module.total_steps:
             return
         self._sessions = 1 + (_sessions_before(self.path) if trainer.global_step else 0)
         self._first = None

@@ -34,6 +34,7 @@ class EvaluatedRun:
     rows: list[Row] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    others: list[Any] = field(default_factory=list)  # earlier evaluations in the same report, as they are stored
 
     @property
     def name(self) -> str:
@@ -89,6 +90,7 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         results = parse_json(read_bytes(report / "results.json"))
         found.rows = [_row(row) for row in results["rows"]]
         found.provenance = dict(results["provenance"])
+        found.others = list(results.get("earlier") or [])
     except FileNotFoundError:
         found.problem = why_not_evaluated(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError, OSError) as error:
@@ -97,6 +99,14 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     run_config = found.provenance.get("run_config")
     found.config = _plain(run_config, report) if isinstance(run_config, dict) else found.config
     return found
+
+
+def evaluated_rows(stored: Mapping[str, Any]) -> list[Row] | None:
+    """Returns the rows of an evaluation as results.json stores them; None where they are damaged."""
+    try:
+        return [_row(row) for row in stored["rows"]]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError):
+        return None
 
 
 def _row(stored: Mapping[str, Any]) -> Row:

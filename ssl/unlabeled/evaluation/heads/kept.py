@@ -69,8 +69,10 @@ class KeptHead:
         return self.protocol.split("/")[0]
 
 
-def write_heads(folder: Path, rows: Sequence[Row], context: HeadContext) -> list[str]:
+def write_heads(folder: Path, rows: Sequence[Row], context: HeadContext, stay: Sequence[str] = ()) -> list[str]:
     """Writes the heads of all rows that have one into ``folder``, in place of earlier ones.
+
+    Heads of the protocols in ``stay`` are left: the report still has their numbers, of the same checkpoint.
 
     Returns:
         Sentences on what is not kept.
@@ -91,8 +93,10 @@ def write_heads(folder: Path, rows: Sequence[Row], context: HeadContext) -> list
         found = calibrate(head)
         _save(folder / file_name(row.protocol), own | found.tensors(), _described(row, head, found, context))
         names.add(file_name(row.protocol))
+    left = {file_name(protocol) for protocol in stay}
+    banks_stay = any(protocol.startswith("knn") for protocol in stay)
     for earlier in folder.glob(f"*{ENDING}"):
-        if earlier.name not in names:
+        if earlier.name not in names | left and not (banks_stay and earlier.name.startswith("bank-")):
             earlier.unlink()
     sizes = (_size(banks[name]) / 2**30 for name in sorted(large))
     return [f"k-NN is not kept to predict with: its features take {gib:.1f} GiB" for gib in sizes]

@@ -8,6 +8,7 @@ from typing import Any
 from unlabeled.core.environment import plain_values
 from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.reporting.earlier import Earlier
 from unlabeled.evaluation.reporting.markdown import markdown
 from unlabeled.evaluation.reporting.page import page
 from unlabeled.evaluation.reporting.report_sections import ReportImages, make_sections
@@ -21,6 +22,7 @@ def write_report(
     collapsed_at: float | None = None,
     report_images: ReportImages | None = None,
     references: Sequence[Mapping[str, Any]] = (),
+    earlier: Earlier | None = None,
 ) -> Path:
     """Writes results.json, report.md with its pictures, and report.html into ``folder``; returns the path of the last.
 
@@ -32,15 +34,23 @@ def write_report(
         metrics: the run's metrics.jsonl, or None.
         collapsed_at: loss of a collapsed network, for the learning curve.
         report_images: inputs of sections with images; None: only numbers and the learning curve.
+        earlier: numbers of the report that is replaced; its rows are among ``rows``.
         references: published numbers, as :func:`unlabeled.evaluation.comparison.references.references_for` gives them.
 
     In results.json numbers are not rounded, and one that is not finite is null.
     """
     results = plain_values(
-        {"rows": [row.as_dict() for row in rows], "provenance": provenance, "references": references}
+        {
+            "rows": [row.as_dict() for row in rows],
+            "provenance": provenance,
+            "references": references,
+            "earlier": earlier.others if earlier else [],
+        }
     )
     write_atomic(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     shown = make_sections(folder, rows, metrics, collapsed_at, report_images)
+    past = earlier.section() if earlier else None
+    shown += [past] if past else []
     write_atomic(folder / "report.md", markdown(rows, results["provenance"], shown, references))
     write_atomic(folder / "report.html", page(rows, results["provenance"], shown, references))
     return folder / "report.html"

@@ -89,6 +89,14 @@ def _of_provenance(provenance: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _earlier_note(rows: Sequence[Row]) -> str:
+    """Says which numbers an earlier evaluation has measured."""
+    dates = [row.measured for row in rows if row.measured]
+    old = {row.protocol: row.measured[:10] for row in rows if row.measured and row.measured != max(dates)}
+    told = ", ".join(f"{protocol} on {date}" for protocol, date in old.items())
+    return f"Measured earlier, of the same checkpoint and images: {told}. " if told else ""
+
+
 def measurement_notes(rows: Sequence[Row]) -> str:
     """Says on which images the numbers were measured, how sure they are, and how they compare."""
     measured = [row for row in rows if row.features != "chance"]
@@ -103,7 +111,7 @@ def measurement_notes(rows: Sequence[Row]) -> str:
         f"The last epoch was evaluated, not the best one. {chosen}The test set was used once, for these numbers. "
         f"{measured[0].n_train:,} labelled train images, {n_test:,} labelled test images; from the number "
         f"of test images alone a score has a standard error of up to {error:.2f} points. {_plus_minus_note(measured)}"
-        "Columns are different protocols: compare within a column."
+        f"{_earlier_note(measured)}Columns are different protocols: compare within a column."
     )
 
 
