@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa")
+METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim")
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -45,6 +45,8 @@ NAMES = {
     "triplet": "Triplets",
     "supervised": "Supervised",
     "lejepa": "LeJEPA",
+    "ijepa": "I-JEPA",
+    "simmim": "SimMIM",
 }
 
 

@@ -68,11 +68,17 @@ def shrink(views: DictConfig, size: int) -> None:
     views.size = size
 
 
+def chosen_for(name: str, backbone: str) -> list[str]:
+    """The objective with its own views, and a ViT of the kind that it takes."""
+    kind = KINDS.get(name, []) if backbone.startswith("vit") else []
+    return [f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}", *kind]
+
+
 def small_objective(name: str) -> tuple[DictConfig, Objective]:
     """The objective with its own views, small, on the first small backbone that it accepts."""
     refusals = []
     for small in ("resnet_thin", "vit_tiny_small"):
-        config = composed(f"objective={name}", f"backbone={small}", f"views={views_for(name)}")
+        config = composed(*chosen_for(name, small))
         config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
@@ -97,9 +103,8 @@ def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
 def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     """A whole run of an objective that takes milliseconds a step; ``data.path`` and such are among the overrides."""
     backbone = "vit_tiny_small" if name in MASKING else "resnet_thin"
-    narrow = ["width=24", "heads=2", "depth=2"] if name in MASKING else ["width=0.125"]
-    chosen = [f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}"]
-    config = composed(*chosen, *(f"backbone.{each}" for each in narrow), *RUN, *overrides)
+    narrow = ["width=24", "heads=2", "depth=2", f"patch_size={PATCHES[name]}"] if name in MASKING else ["width=0.125"]
+    config = composed(*chosen_for(name, backbone), *(f"backbone.{each}" for each in narrow), *RUN, *overrides)
     config.run_dir = str(run_dir)
     config.views.update({key: None for key in missing_keys(config.views)})
     shrink(config.views, 8)
@@ -112,7 +117,9 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
-MASKING = ("mae", "ibot", "dinov2")  # methods that mask patches of a ViT
+PATCHES = {"mae": 4, "ibot": 4, "dinov2": 4, "ijepa": 2, "simmim": 2}  # pixels, in views of 8
+MASKING = tuple(PATCHES)  # methods that mask patches of a ViT
+KINDS = {"ijepa": ["backbone.class_token=false", "backbone.pooling=gap"]}  # what they need of a ViT
 NARROW, WIDTHS = (
     2048,
     ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
@@ -145,4 +152,7 @@ TINY = {
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,
+    "predictor_width": 16,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
 }

@@ -193,6 +193,7 @@ class Objective(nn.Module):
 
     backbone: Backbone
     uses_labels: bool = False  # True: the method trains with labels, which the run says in its log, report and card
+    shapes_vary: bool = False  # True: lengths of sequences differ between steps, which CUDA graphs cannot repeat
 
     def product(self) -> Backbone:
         """Returns the network that is evaluated, exported and published: the backbone, or a teacher of the same kind.

@@ -172,8 +172,8 @@ def test_patches_count_row_by_row_and_keep_chooses_them_after_their_position() -
         ({"patch_size": 7}, "backbone.patch_size=7 does not divide backbone.image_size=32"),
         ({"heads": 5}, "backbone.heads=5 does not divide backbone.width=24"),
         ({"width": 30}, "backbone.width=30 is not a multiple of 4, as sines and cosines of two axes need"),
-        ({"position": "rope"}, "backbone.position=rope is not one of sincos, sincos_rows_first, learned"),
-        ({"initialisation": "timm"}, "backbone.initialisation=timm is not one of mae, moco_v3, dino"),
+        ({"position": "rope"}, "backbone.position=rope is not one of sincos, sincos_rows_first, learned, none"),
+        ({"initialisation": "timm"}, "backbone.initialisation=timm is not one of mae, moco_v3, dino, dinov2, beit"),
         ({"class_token": False}, "backbone.pooling=cls: with backbone.class_token=false there is none: give gap"),
         ({"pooling": "max"}, "backbone.pooling=max is neither cls nor gap"),
     ],
@@ -333,3 +333,46 @@ def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_rounded_inputs_in_float32
         assert torch.equal(found, (weights @ rounded[2]).bfloat16()) or torch.allclose(
             found.float(), weights @ rounded[2], rtol=2**-8, atol=1e-6
         )
+
+
+def test_relative_positions_are_those_of_timms_beit() -> None:
+    """A bias for each offset of two patches, shared by all blocks, and factors of what blocks add."""
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    shared: dict[str, Any] = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}
+    theirs = timm.models.beit.Beit(**sizes, **shared, num_classes=0, global_pool="token").eval()
+    ours = small(position="none", relative_position=True, layer_scale=0.1).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    state = dict(theirs.state_dict())
+    for block in range(2):
+        name = f"blocks.{block}"
+        biases = [state.pop(f"{name}.attn.{part}_bias") for part in "qv"]
+        state[f"{name}.attn.qkv.bias"] = torch.cat([biases[0], torch.zeros(24), biases[1]])
+        state |= {f"{name}.ls{number}.gamma": state.pop(f"{name}.gamma_{number}") for number in (1, 2)}
+    ours.load_state_dict(state)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.forward_features(images)
+        torch.testing.assert_close(ours.tokens(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.norm(ours.block_outputs(images)[-1]), expected, rtol=1e-4, atol=1e-5)
+        recomputed = small(position="none", relative_position=True, layer_scale=0.1, gradient_checkpointing=True)
+        recomputed.load_state_dict(state)
+    torch.testing.assert_close(recomputed.eval()(images), ours(images))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"position": "none"}, r"^backbone\.position=none: .* give relative_position=true"),
+        ({"relative_position": True, "registers": 2}, r"^backbone\.relative_position=true: .* backbone\.registers=0"),
+        ({"relative_position": True, "class_token": False, "pooling": "gap"}, r"^backbone\.relative_position=true"),
+    ],
+)
+def test_positions_that_a_network_cannot_have_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(**changed)
+
+
+def test_relative_positions_are_for_images_of_one_size() -> None:
+    with pytest.raises(UserError, match=r"^views\.size=64: ViT takes images of 32 pixels alone"):
+        small(position="none", relative_position=True).check_size(64)

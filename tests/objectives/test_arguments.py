@@ -16,6 +16,7 @@ from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.dinov2 import koleo
 from unlabeled.objectives.ibot import masked_patch_loss as ibots_patch_loss
+from unlabeled.objectives.ijepa import ijepa_loss, normalised_tokens
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.mae import (
     MaskedAutoencoder,
@@ -37,6 +38,7 @@ from unlabeled.objectives.paws import (
 )
 from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
 from unlabeled.objectives.simclr import nt_xent
+from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
 from unlabeled.objectives.supervised import classification_loss
@@ -95,6 +97,13 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     ),
     "sigreg": (sigreg, {"embeddings": rows(4, 8), "directions": rows(8, 5)}, ()),
     "invariance": (invariance, {"views": rows(3, 4, 8), "large": 2}, ()),
+    "ijepa_loss": (ijepa_loss, {name: rows(2, 3, 4, 8) for name in ("predictions", "targets")}, ()),
+    "normalised_tokens": (normalised_tokens, {"tokens": rows(2, 3, 8)}, ()),
+    "simmim_loss": (
+        simmim_loss,
+        {"prediction": rows(2, 3, 8, 8), "images": rows(2, 3, 8, 8), "mask": torch.ones(2, 4), "patch_size": 4},
+        ("patch_size",),
+    ),
     "sinkhorn": (sinkhorn, {"scores": rows(5, 3), "epsilon": 0.05, "iterations": 3}, ("epsilon", "iterations")),
     "relic_loss": (
         relic_loss,
@@ -142,7 +151,7 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     ),
 }
 # Of any number of rows; with another one they still fit.
-ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher", "features"}
+ALONE = {"embeddings", "views", "scores", "noise", "images", "queries", "patches", "teacher", "features", "tokens"}
 
 
 def changed_shapes(tensor: Tensor, free_rows: bool, free_columns: bool) -> list[Tensor]:
@@ -159,9 +168,11 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
     for argument, value in fitting.items():
         if not isinstance(value, Tensor):
             continue
-        free_rows = (argument in ALONE and name != "masked_patch_loss") or argument == "queue"
+        together = name in ("masked_patch_loss", "simmim_loss")
+        free_rows = (argument in ALONE and not together) or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
         free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss", "koleo")
+        free_columns |= name == "normalised_tokens"
         free_columns |= argument in ("negatives", "directions", "labels")
         wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))
         for tensor in wrong[1:] if name == "sinkhorn" else wrong:  # a process may have no sample to assign

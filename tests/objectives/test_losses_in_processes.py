@@ -16,9 +16,11 @@ from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.ibot import masked_patch_loss
+from unlabeled.objectives.ijepa import ijepa_loss
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.nnclr import nnclr_loss
 from unlabeled.objectives.parts.distillation import moved_by_rows
+from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
 from unlabeled.objectives.supervised import classification_loss
@@ -47,6 +49,8 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "ibot": (patch_loss, 4, (MASK,)),
     "dinov2's centre of patches": (lambda t, mask: moved_by_rows(draw(5), t, mask[:, 0], 0.9).sum(), 1, (MASK,)),
     "nnclr": (nnclr_loss, 2, (0.3,)),
+    "ijepa": (lambda p, t: ijepa_loss(p.view(-1, 1, 1, 5), t.view(-1, 1, 1, 5)), 2, ()),
+    "simmim": (lambda x, y: simmim_loss(x.view(-1, 1, 1, 5), y.view(-1, 1, 1, 5), y.detach() > 0, 1), 2, ()),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
     "supcon": (supcon_loss, 2, (LABELS, 0.3)),

@@ -1,6 +1,5 @@
 """MAE against literal loops, a whole network written out by hand, the official layout, and itself on two processes."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from tests.forked import spawn
 from tests.group import leave
+from tests.objectives.literal_vit import literal_block, literal_norm
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
@@ -17,7 +17,6 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Plan, Progress
 from unlabeled.objectives.mae import (
     MAE,
-    VITS,
     MaskedAutoencoder,
     masked_patch_loss,
     masking_noise,
@@ -25,6 +24,7 @@ from unlabeled.objectives.mae import (
     random_masking,
     unpatchify,
 )
+from unlabeled.objectives.parts.arguments import VITS
 
 PLAN = Plan(8, 1, 100, (16,))
 
@@ -160,28 +160,6 @@ def test_the_loss_of_16_bit_predictions_is_float32_and_that_of_float32(dtype: to
 
 
 # the network
-
-
-def literal_block(x: Tensor, state: dict[str, Tensor], name: str, heads: int) -> Tensor:
-    """One pre-norm transformer block on one image [n, D], a head at a time."""
-    width = x.shape[1]
-    size = width // heads
-    y = literal_norm(x, state, f"{name}.norm1")
-    qkv = y @ state[f"{name}.attn.qkv.weight"].T + state[f"{name}.attn.qkv.bias"]
-    outputs = []
-    for head in range(heads):
-        q, k, v = (qkv[:, part * width + head * size : part * width + (head + 1) * size] for part in range(3))
-        outputs.append(torch.softmax(q @ k.T / math.sqrt(size), dim=1) @ v)
-    x = x + torch.cat(outputs, 1) @ state[f"{name}.attn.proj.weight"].T + state[f"{name}.attn.proj.bias"]
-    y = literal_norm(x, state, f"{name}.norm2") @ state[f"{name}.mlp.fc1.weight"].T + state[f"{name}.mlp.fc1.bias"]
-    y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
-    return x + y @ state[f"{name}.mlp.fc2.weight"].T + state[f"{name}.mlp.fc2.bias"]
-
-
-def literal_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    mean = x.mean(1, keepdim=True)
-    variance = (x - mean).square().mean(1, keepdim=True)
-    return (x - mean) / (variance + 1e-6).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def literal_prediction(

@@ -5,7 +5,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from tests.small import MASKING, NARROW, WIDTHS, composed, members, missing_keys, shrink, views_for
+from tests.small import MASKING, NARROW, WIDTHS, chosen_for, composed, members, missing_keys, shrink
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
@@ -30,7 +30,7 @@ REFUSED = {(name, network) for name in MASKING for network in ("convnext_atto", 
 @pytest.mark.parametrize("name", members("objective"))
 def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(name: str, network: str) -> None:
     backbone, *values = BACKBONES[network]
-    config = composed(f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}", *values)
+    config = composed(*chosen_for(name, backbone), *values)
     config.views.update({key: None for key in missing_keys(config.views)})
     shrink(config.views, 64)
     if network == "vit_tiny":  # all crops are made of whole patches

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.forked import spawn
 from tests.group import leave
-from tests.small import composed, fitting, members, missing_keys, shrink, views_for
+from tests.small import chosen_for, composed, fitting, members, missing_keys, shrink
 from unlabeled.commands.build.run import build_objective, build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
@@ -35,6 +35,9 @@ SMALL: dict[str, Any] = {
     "decoder_width": 16,
     "decoder_depth": 1,
     "decoder_heads": 2,
+    "predictor_width": 16,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
     "prototypes": 13,
     "queue_size": 36,  # no multiple of the batch: the pointer comes round in the middle of one
     "queue_length": 32,  # full after two steps
@@ -51,8 +54,8 @@ BACKBONES = ("resnet_thin", "vit_tiny_small")
 def small_config(name: str) -> DictConfig:
     """A run of an objective with its own views on the digits, on the first small backbone that it accepts."""
     for backbone in BACKBONES:
-        choices = (f"objective={name}", f"backbone={backbone}", f"views={views_for(name)}", "data=digits")
-        config = composed(*choices, "optimizer=sgd", "optimizer.lr=0.5", "trainer.accelerator=cpu", "probe=none")
+        choices = [*chosen_for(name, backbone), "data=digits", "optimizer=sgd", "optimizer.lr=0.5"]
+        config = composed(*choices, "trainer.accelerator=cpu", "probe=none")
         config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
         config.backbone.update({"width": 0.125} if backbone == "resnet_thin" else {"width": 16, "depth": 2, "heads": 2})

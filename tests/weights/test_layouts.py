@@ -63,6 +63,17 @@ def vit_patches() -> Backbone:
     return ViT(32, 8, width=32, depth=2, heads=4, pooling="gap", class_token=False)
 
 
+def vit_relative() -> Backbone:
+    """As SimMIM's and data2vec's, with values that are not those of a fresh network; keys have no bias there."""
+    network = ViT(32, 8, width=32, depth=2, heads=4, position="none", relative_position=True, layer_scale=0.1)
+    for name, parameter in network.named_parameters():
+        if name.endswith((".bias", ".gamma", "table")):
+            nn.init.normal_(parameter, std=0.5)
+        if name.endswith("qkv.bias"):
+            nn.init.zeros_(parameter[32:64])
+    return network
+
+
 def vit_moco_v3() -> Backbone:
     return ViT(32, 8, width=32, depth=2, heads=4, position="sincos_rows_first", initialisation="moco_v3")
 
@@ -380,6 +391,80 @@ def ijepa(state: State) -> State:
     return content | {"batch_size": 128, "world_size": 16, "lr": 0.001}
 
 
+def beits_names(state: State, mlp: tuple[str, str] = ("fc1", "fc2")) -> State:
+    """github.com/microsoft/unilm, beit/modeling_finetune.py: no bias of keys, factors without a module of their own."""
+    named: State = {}
+    for key, value in state.items():
+        if key.endswith("qkv.bias"):
+            layer = key.removesuffix("qkv.bias")
+            named |= {f"{layer}q_bias": value[:32].clone(), f"{layer}v_bias": value[64:].clone()}
+        else:
+            key = re.sub(r"ls([12])\.gamma", r"gamma_\1", key)
+            named[re.sub(r"mlp\.fc([12])", lambda found: f"mlp.{mlp[int(found[1]) - 1]}", key)] = value
+    return named | {"rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.long)}
+
+
+# github.com/microsoft/SimMIM, utils.py: save_checkpoint
+def simmim(state: State) -> State:
+    network = under("encoder.", beits_names(state)) | {"encoder.mask_token": torch.rand(1, 1, 32)}
+    network |= {"decoder.0.weight": torch.rand(192, 32, 1, 1), "decoder.0.bias": torch.rand(192)}
+    content = {"model": network, "optimizer": adamw(), "lr_scheduler": {"last_epoch": 3}, "max_accuracy": 0.0}
+    return content | {"epoch": 799, "amp": {"loss_scaler0": {"loss_scale": 65536.0, "unskipped": 3}}}
+
+
+# github.com/facebookresearch/data2vec_vision, beit/utils.py: save_model
+def data2vec(state: State) -> State:
+    head = linear("lm_head", 32, 32) | {"mask_token": torch.rand(1, 1, 32)}
+    copy = moved(beits_names(state)) | head
+    content = {"model": beits_names(state) | head, "optimizer": adamw(), "epoch": 799, "scaler": SCALER}
+    return content | {"args": argparse.Namespace(lr=2e-3), "model_ema": copy}
+
+
+# github.com/facebookresearch/fairseq, examples/data2vec/models/data2vec_vision.py and fairseq/checkpoint_utils.py
+def data2vec_fairseq(state: State) -> State:
+    network: State = {"mask_emb": torch.rand(1, 1, 32)} | linear("final_proj", 32, 32)
+    for key, value in beits_names(state, ("0", "2")).items():
+        renamed = {"cls_token": "cls_emb", "patch_embed.proj.weight": "patch_embed.conv.weight"}
+        renamed |= {"patch_embed.proj.bias": "patch_embed.conv.bias"}
+        network[renamed.get(key, f"encoder.{key}")] = value
+    network["_ema"] = {key.removeprefix("encoder."): moved({key: value})[key] for key, value in network.items()}
+    content = {"model": network, "last_optimizer_state": adamw(), "extra_state": {"epoch": 300}, "task_state": {}}
+    return content | {"optimizer_history": [{"num_updates": 400_000}]}
+
+
+def huggingface(state: State) -> State:
+    """github.com/huggingface/transformers: names of models/beit, data2vec, vit and ijepa."""
+    ends = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
+    ends |= {f"patch_embed.proj.{end}": f"embeddings.patch_embeddings.projection.{end}" for end in ("weight", "bias")}
+    ends |= {f"norm.{end}": f"layernorm.{end}" for end in ("weight", "bias")}
+    table = "rel_pos_bias.relative_position_bias_table"
+    ends |= {table: f"encoder.relative_position_bias.{table.partition('.')[2]}"}
+    layers = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
+    layers |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    named: State = {}
+    for key, value in state.items():
+        _, _, rest = key.partition("blocks.")
+        block, _, part = rest.partition(".")
+        layer, _, end = part.rpartition(".")
+        place = f"encoder.layer.{block}"
+        if layer == "attn.qkv":
+            for name, third in zip(("query", "key", "value"), value.clone().chunk(3), strict=True):
+                if name != "key" or end == "weight" or table not in state:  # models/beit: its keys have no bias
+                    named[f"{place}.attention.attention.{name}.{end}"] = third
+        elif layer in ("ls1", "ls2"):
+            named[f"{place}.lambda_{layer[2]}"] = value
+        else:
+            named[ends.get(key) or f"{place}.{layers[layer]}.{end}"] = value
+    return named
+
+
+# facebook/data2vec-vision-base: Data2VecVisionModel; facebook/ijepa_vith14_1k: IJepaModel
+def huggingface_data2vec(state: State) -> State:
+    more = {"embeddings.mask_token": torch.rand(1, 1, 32)} | linear("pooler.layernorm", 32, 32)
+    more |= {"encoder.relative_position_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.long)}
+    return under("data2vec_vision.", huggingface(state) | more) | linear("classifier", 32, 10)
+
+
 # github.com/facebookresearch/msn, src/msn_train.py: save_checkpoint
 def msn(state: State) -> State:
     head = linear("fc.fc1", 32, 64) | norm("fc.bn1", 64) | linear("fc.fc3", 64, 16)
@@ -466,8 +551,10 @@ class Case:
     layout: str
     part: str
     left_out: dict[str, int]
+    apart: int = 0  # tensors that are joined with others to one: parts of queries, keys and values, of a copy too
 
 
+BEITS = {"decoder": 3, "indices of offsets": 1, "optimizer": 2}
 CASES = [
     Case("MoCo v1", resnet, moco_v1, "MoCo v1", "query encoder", {}),
     Case("MoCo v2", resnet, moco_v2, "MoCo v2", "query encoder", {}),
@@ -529,6 +616,27 @@ CASES = [
     Case("VICReg released", resnet, headless, "plain state dict", "the network", {}),
     Case("SimSiam", resnet, simsiam, "SimSiam", "encoder", {"projector": 16, "predictor": 8, "optimizer": 2}),
     Case("I-JEPA", vit_patches, ijepa, "I-JEPA", "target encoder, as in the official evaluation", {}),
+    Case("SimMIM", vit_relative, simmim, "SimMIM", "encoder", BEITS, 2),
+    Case(
+        "data2vec",
+        vit_relative,
+        data2vec,
+        "BEiT or data2vec",
+        "trained network, as in the official fine-tuning",
+        {},
+        2 * 2,
+    ),
+    Case("data2vec fairseq", vit_relative, data2vec_fairseq, "data2vec (fairseq)", "trained network", {}, 2 * 2),
+    Case(
+        "data2vec Hugging Face",
+        vit_relative,
+        huggingface_data2vec,
+        "Hugging Face transformers",
+        "the network",
+        {"decoder": 1, "indices of offsets": 1, "classifier": 4},
+        2 * 3,
+    ),
+    Case("I-JEPA Hugging Face", vit_patches, huggingface, "Hugging Face transformers", "the network", {}, 2 * 4),
     Case("MSN", vit, msn, "MSN", "target encoder, as in the official evaluation", {}),
     Case(
         "stable-pretraining",
@@ -613,7 +721,8 @@ def test_features_are_equal_and_every_tensor_is_accounted_for(case: Case, tmp_pa
     checkpoint = read_checkpoint(saved(content, tmp_path))
     check_equal(load_backbone(checkpoint, seeded(case.make, 1)).eval(), source)
     assert (checkpoint.layout, checkpoint.part) == (case.layout, case.part)
-    assert sum(checkpoint.left_out.values()) + len(source.state_dict()) == len(tensors_of(content))
+    taken = len(source.state_dict()) + case.apart
+    assert sum(checkpoint.left_out.values()) + taken == len(tensors_of(content))
     assert checkpoint.notes == [
         f"{case.layout} prepares images as views={views} does, not by ImageNet's mean and std"
         for views in ("swav", "simclr")
@@ -785,6 +894,51 @@ def test_ijepas_target_encoder_gives_what_a_literal_forward_of_the_file_gives(tm
         x = x + linear(f"{name}.mlp.fc2", hidden)
     with torch.no_grad():
         assert torch.allclose(loaded(pictures), layer_norm("norm", x).mean(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("write", [simmim, data2vec])
+def test_beits_networks_give_what_a_literal_forward_of_the_file_gives(
+    write: Callable[[State], State], tmp_path: Path
+) -> None:
+    """microsoft/SimMIM and data2vec_vision, models: a bias for each head and offset, factors, no bias of keys."""
+    content = write(seeded(vit_relative, 0).state_dict())
+    loaded = load_backbone(saved(content, tmp_path), seeded(vit_relative, 1)).double()
+    file: dict[str, Tensor] = {
+        key.removeprefix("encoder."): value.double()
+        for key, value in content["model"].items()
+        if value.is_floating_point() and not key.startswith(("decoder", "lm_head"))
+    }
+    pictures = images(loaded).double()
+    patches = pictures.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    x = patches @ file["patch_embed.proj.weight"].flatten(1).T + file["patch_embed.proj.bias"]
+    x = torch.cat([file["cls_token"].expand(2, -1, -1), x], 1)
+    offsets = [[49 + 2 * (a == 0) * (b == 0) + (a > 0) if 0 in (a, b) else 0 for b in range(17)] for a in range(17)]
+    for a in range(16):
+        for b in range(16):
+            offsets[a + 1][b + 1] = 7 * (a // 4 - b // 4 + 3) + a % 4 - b % 4 + 3
+    bias = file["rel_pos_bias.relative_position_bias_table"][torch.tensor(offsets)].permute(2, 0, 1)
+    for name in ("blocks.0", "blocks.1"):
+        y = nn.functional.layer_norm(x, (32,), file[f"{name}.norm1.weight"], file[f"{name}.norm1.bias"], 1e-6)
+        query, key, value = (y @ file[f"{name}.attn.qkv.weight"].T).chunk(3, 2)
+        query, value = query + file[f"{name}.attn.q_bias"], value + file[f"{name}.attn.v_bias"]
+        query, key, value = (each.reshape(2, 17, 4, 8).transpose(1, 2) for each in (query, key, value))
+        weights = (query @ key.transpose(2, 3) / 8**0.5 + bias).softmax(3)
+        mixed = (weights @ value).transpose(1, 2).flatten(2) @ file[f"{name}.attn.proj.weight"].T
+        x = x + file[f"{name}.gamma_1"] * (mixed + file[f"{name}.attn.proj.bias"])
+        y = nn.functional.layer_norm(x, (32,), file[f"{name}.norm2.weight"], file[f"{name}.norm2.bias"], 1e-6)
+        y = nn.functional.gelu(y @ file[f"{name}.mlp.fc1.weight"].T + file[f"{name}.mlp.fc1.bias"])
+        x = x + file[f"{name}.gamma_2"] * (y @ file[f"{name}.mlp.fc2.weight"].T + file[f"{name}.mlp.fc2.bias"])
+    x = nn.functional.layer_norm(x, (32,), file["norm.weight"], file["norm.bias"], 1e-6)
+    with torch.no_grad():
+        assert torch.allclose(loaded(pictures), x[:, 0], rtol=0, atol=1e-12)
+
+
+def test_queries_without_their_values_are_refused_and_named(tmp_path: Path) -> None:
+    content = simmim(seeded(vit_relative, 0).state_dict())
+    del content["model"]["encoder.blocks.1.attn.v_bias"]
+    message = refusal(saved(content, tmp_path), seeded(vit_relative, 1))
+    assert "missing blocks.1.attn.qkv.bias" in message
+    assert "unknown model.encoder.blocks.1.attn.q_bias" in message
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:

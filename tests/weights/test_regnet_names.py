@@ -8,7 +8,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.regnet import RegNet as TorchvisionRegNet
 
 from unlabeled.backbones.regnet import RegNetY
-from unlabeled.weights.regnet_names import from_timm, from_vissl, renamed_to_timm, to_timm
+from unlabeled.weights.names.regnet import from_timm, from_vissl, renamed_to_timm, to_timm
 
 PARAMETERS = {"depth": 16, "w_0": 48, "w_a": 27.89, "w_m": 2.09, "group_width": 8}  # RegNetY-400MF
 

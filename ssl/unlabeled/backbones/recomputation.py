@@ -29,12 +29,12 @@ def is_recomputed(module: nn.Module) -> bool:
     return isinstance(forward, partial) and forward.func is _forward
 
 
-def _forward(block: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
+def _forward(block: nn.Module, forward: Callable[..., Tensor], x: Tensor, *more: Tensor | None) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(block, x)
+        return forward(block, x, *more)
     # A compiled graph writes to a block's buffers only once, however often it computes the rest.
     contexts: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
-    recomputed: Tensor = checkpoint(forward, block, x, use_reentrant=False, **contexts)
+    recomputed: Tensor = checkpoint(forward, block, x, *more, use_reentrant=False, **contexts)
     return recomputed
 
 

@@ -4,25 +4,32 @@ Dosovitskiy et al. 2020, arXiv:2010.11929. All tensors have the names of timm's 
 and MoCo v3 code, so that checkpoints load in either direction.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlabeled.backbones.freezing import freeze_blocks
+from unlabeled.backbones.initialisation import (
+    init_as_beit,
+    init_linears_truncated,
+    init_linears_xavier,
+    init_xavier_uniform,
+)
 from unlabeled.backbones.recomputation import recompute
+from unlabeled.backbones.relative_position import RelativePosition
 from unlabeled.backbones.transformer import EPSILON as EPSILON
 from unlabeled.backbones.transformer import Attention as Attention
 from unlabeled.backbones.transformer import Block as Block
+from unlabeled.backbones.transformer import Blocks
 from unlabeled.core.ranges import Channels, Count, Layers, NoneOrMore, PartialShare, Pixels, SomeShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
-Position = Literal["sincos", "sincos_rows_first", "learned"]
-Initialisation = Literal["mae", "moco_v3", "dino", "dinov2"]
+Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
+Initialisation = Literal["mae", "moco_v3", "dino", "dinov2", "beit"]
 Pooling = Literal["cls", "gap"]
 
 
@@ -36,7 +43,8 @@ class ViT(Backbone):
         depth: number of blocks.
         heads: of the attention; divides ``width``.
         position: ``sincos`` is the fixed table of MAE, ``sincos_rows_first`` that of MoCo v3 (see
-            :func:`sincos_position`), ``learned`` a trained table.
+            :func:`sincos_position`), ``learned`` a trained table; ``none``: there is no table, which needs
+            ``relative_position``.
         initialisation: see :meth:`_initialise`.
         pooling: ``cls`` is the class token, ``gap`` the mean of the patches without it. Both are taken **after** the
             last norm, so that one checkpoint serves both (MAE's fine-tuning drops that norm and puts a new ``fc_norm``
@@ -50,6 +58,8 @@ class ViT(Backbone):
         layer_scale: initial factor of each channel of what attention and MLP add (arXiv:2103.17239); None: no factors.
         registers: further learned tokens behind the class token, without positions (arXiv:2309.16588).
         class_token: whether there is one; if not, as in I-JEPA, features are the mean of the patches.
+        relative_position: a learned bias of attention, :class:`RelativePosition`, which all blocks share. It is for
+            images of ``image_size``, all of their patches, a class token and no registers.
 
     Shape: images [B, channels, image_size, image_size] → features [B, width]; images of another size, if it is made of
     whole patches, get positions interpolated from the table.
@@ -76,6 +86,7 @@ class ViT(Backbone):
         layer_scale: SomeShare | None = None,
         registers: NoneOrMore = 0,
         class_token: bool = True,
+        relative_position: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -85,9 +96,10 @@ class ViT(Backbone):
         if pooling == "cls" and not class_token:
             raise UserError("backbone.pooling=cls: with backbone.class_token=false there is none: give gap")
         check_width(width, heads, "backbone.")
+        _check_relative(position, relative_position, class_token, registers)
         self.image_size: int = image_size
         self.patch_size, self.pooling, self.position = patch_size, pooling, position
-        self.size_multiple = patch_size
+        self.size_multiple = None if relative_position else patch_size
         self.num_features = width
         self.grid = image_size // patch_size  # patches along a side
         self.num_patches = self.grid**2
@@ -97,10 +109,14 @@ class ViT(Backbone):
         self.prefix = self.own_position + registers  # tokens before the patches
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
-        table = _position(position, width, self.grid)[:, 1 - self.own_position :]
-        self.pos_embed = nn.Parameter(table, requires_grad=position == "learned")
+        self.pos_embed: Any = None  # or a parameter, [1, own_position + L, width]
+        if position != "none":
+            table = _position(position, width, self.grid)[:, 1 - self.own_position :]
+            table = table.clone(memory_format=torch.contiguous_format)  # a part of memory has strides of the whole
+            self.pos_embed = nn.Parameter(table, requires_grad=position == "learned")
+        self.rel_pos_bias = RelativePosition(self.grid, heads) if relative_position else None
         dropped = [drop_path if uniform_drop_path else drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.Sequential(*(Block(width, heads, share, layer_scale) for share in dropped))
+        self.blocks = Blocks(*(Block(width, heads, share, layer_scale) for share in dropped))
         self.norm = nn.LayerNorm(width, eps=EPSILON)
         self._initialise(initialisation)
         if gradient_checkpointing:
@@ -108,9 +124,9 @@ class ViT(Backbone):
         if not class_token:
             self.kinds = tuple(kind for kind in self.kinds if kind != "cls")
         if freeze_blocks([self.patch_embed], self.shards(), freeze):
-            for tokens in (self.cls_token, self.reg_token, self.pos_embed):
-                if tokens is not None:
-                    tokens.requires_grad_(False)
+            for part in (self.cls_token, self.reg_token, self.pos_embed, self.rel_pos_bias):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)
@@ -126,12 +142,8 @@ class ViT(Backbone):
         Without a class token they are the means of the patches.
         """
         self.check_kinds(kinds)
-        outputs = []
-        x = self._embed(images)
-        for block in self.blocks:
-            x = block(x)
-            outputs.append(x)
-        tokens = self.norm(x)
+        outputs = self.block_outputs(images)
+        tokens = self.norm(outputs[-1])
         made: dict[str, Callable[[], Tensor]] = {
             "last": lambda: self.pool(tokens),
             "last4": lambda: torch.cat([self._summary(self.norm(each)) for each in outputs[-4:]], 1),
@@ -146,6 +158,17 @@ class ViT(Backbone):
         """Returns the patches' tokens as a map [B, D, h / patch, w / patch]."""
         rows, columns = (side // self.patch_size for side in images.shape[2:])
         return tokens[:, self.prefix :].transpose(1, 2).reshape(len(images), -1, rows, columns)
+
+    def block_outputs(self, images: Tensor) -> list[Tensor]:
+        """Returns what each block makes of images [B, channels, h, w], [B, prefix + L, width], without a norm."""
+        x, bias, outputs = self._embed(images), self._bias(), []
+        for block in self.blocks:
+            x = block(x, bias)
+            outputs.append(x)
+        return outputs
+
+    def _bias(self) -> Tensor | None:
+        return None if self.rel_pos_bias is None else self.rel_pos_bias()
 
     def _summary(self, tokens: Tensor) -> Tensor:
         return tokens[:, self.prefix :].mean(1) if self.cls_token is None else tokens[:, 0]
@@ -172,7 +195,7 @@ class ViT(Backbone):
         Raises:
             UserError: only one of ``replace`` and ``token``, or a ``replace`` of another shape.
         """
-        tokens: Tensor = self.norm(self.blocks(self._embed(images, keep, replace, token)))
+        tokens: Tensor = self.norm(self.blocks(self._embed(images, keep, replace, token), self._bias()))
         return tokens
 
     def _embed(
@@ -185,22 +208,24 @@ class ViT(Backbone):
         patches = self.patch_embed(images)
         if replace is not None or token is not None:
             patches = replace_patches(patches, replace, token)
-        patches = patches + self._positions(images)
+        first: Tensor | None = self.cls_token
+        if self.pos_embed is not None:
+            patches = patches + self._positions(images, self.pos_embed[:, self.own_position :])
+            first = None if first is None else first + self.pos_embed[:, :1]
         if keep is not None:
             patches = gather_tokens(patches, keep)
-        tokens = [] if self.cls_token is None else [self.cls_token + self.pos_embed[:, :1]]
+        tokens = [] if first is None else [first]
         tokens += [] if self.reg_token is None else [self.reg_token]
         return torch.cat([*(each.expand(images.shape[0], -1, -1) for each in tokens), patches], 1)
 
-    def _positions(self, images: Tensor) -> Tensor:
-        """Returns the patches' positions, [1, L, width], interpolated for images of another size.
+    def _positions(self, images: Tensor, table: Tensor) -> Tensor:
+        """Returns the patches' positions [1, L, width] of a ``table``, interpolated for images of another size.
 
         Interpolation is bicubic without antialiasing, for small crops and evaluation at another resolution, as in
         DINO's code (facebookresearch/dino, interpolate_pos_encoding; its factor is slightly more than the ratio of the
         sizes, to avoid a rounding error). Nothing is computed for images of ``image_size``.
         """
         height, width = images.shape[2:]
-        table = self.pos_embed[:, self.own_position :]
         if (height, width) == (self.image_size, self.image_size):
             return table
         p = self.patch_size
@@ -229,13 +254,13 @@ class ViT(Backbone):
         N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers. ``dino``
         (facebookresearch/dino, vision_transformer.py) draws linear layers from N(0, 0.02²) cut at ±2, as timm, and
         leaves the projection as convolutions have it; ``dinov2`` differs from it in class token and registers, which
-        are drawn from N(0, 1e-6²).
+        are drawn from N(0, 1e-6²); ``beit`` is :func:`init_as_beit`.
         """
-        if scheme not in ("mae", "moco_v3", "dino", "dinov2"):
-            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino, dinov2")
-        if scheme.startswith("dino"):
-            init_linears_truncated(self)
-            self._initialise_tokens(0.02 if scheme == "dino" else 1e-6)
+        if scheme not in ("mae", "moco_v3", "dino", "dinov2", "beit"):
+            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino, dinov2, beit")
+        if scheme in ("dino", "dinov2", "beit"):
+            init_as_beit(self, self.blocks) if scheme == "beit" else init_linears_truncated(self)
+            self._initialise_tokens(1e-6 if scheme == "dinov2" else 0.02)
             return
         init_linears_xavier(self)
         projection = self.patch_embed.proj
@@ -252,7 +277,7 @@ class ViT(Backbone):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=std)
-        if self.pos_embed.requires_grad:
+        if self.pos_embed is not None and self.pos_embed.requires_grad:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
 
@@ -297,28 +322,6 @@ def sincos_position(width: int, grid: int, rows_first: bool = False) -> Tensor:
     return F.pad(table, (0, 0, 1, 0))[None].float()
 
 
-def init_linears_xavier(network: nn.Module) -> None:
-    """Initialises every linear layer of ``network`` uniformly (Glorot and Bengio 2010), with bias 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-def init_linears_truncated(network: nn.Module) -> None:
-    """Initialises every linear layer of ``network`` from N(0, 0.02²), cut at ±2, with bias 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-
-
-def init_xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
-    """Does the same for a weight whose shape does not give its layers' numbers of inputs and outputs."""
-    bound = math.sqrt(6 / (inputs + outputs))
-    nn.init.uniform_(weight, -bound, bound)
-
-
 def check_width(width: int, heads: int, owner: str) -> None:
     """Raises UserError if blocks cannot be built; ``owner`` begins the keys that its message names."""
     if width % heads:
@@ -329,7 +332,17 @@ def check_width(width: int, heads: int, owner: str) -> None:
 
 def _position(kind: Position, width: int, grid: int) -> Tensor:
     if kind not in ("sincos", "sincos_rows_first", "learned"):
-        raise UserError(f"backbone.position={kind} is not one of sincos, sincos_rows_first, learned")
+        raise UserError(f"backbone.position={kind} is not one of sincos, sincos_rows_first, learned, none")
     if kind == "learned":
         return torch.zeros(1, 1 + grid**2, width)
     return sincos_position(width, grid, rows_first=kind == "sincos_rows_first")
+
+
+def _check_relative(position: Position, relative: bool, class_token: bool, registers: int) -> None:
+    if position == "none" and not relative:
+        raise UserError("backbone.position=none: blocks would not know where patches are: give relative_position=true")
+    if relative and (registers or not class_token):
+        raise UserError(
+            "backbone.relative_position=true: its table has a place for a class token and none for registers: give"
+            " backbone.class_token=true backbone.registers=0"
+        )

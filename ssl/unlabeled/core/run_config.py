@@ -62,6 +62,7 @@ EARLIER_VALUES = {
     "backbone.layer_scale": None,
     "backbone.registers": 0,
     "backbone.class_token": True,
+    "backbone.relative_position": False,
     "backbone.padding": "both",
     "objective.projection_norm": True,
     "objective.projection_affine": False,

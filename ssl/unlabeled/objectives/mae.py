@@ -10,23 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from unlabeled import distributed
+from unlabeled.backbones.initialisation import init_linears_xavier
 from unlabeled.backbones.vit import (
     EPSILON,
     Block,
     ViT,
     check_width,
     gather_tokens,
-    init_linears_xavier,
     sincos_position,
 )
 from unlabeled.core.ranges import Between, Channels, Layers
 from unlabeled.core.seeding import derive_seed, to_device
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Objective, Output, Plan, Progress
-from unlabeled.objectives.parts.arguments import check_count, check_shapes
+from unlabeled.objectives.parts.arguments import check_count, check_shapes, needs_vit
 from unlabeled.objectives.parts.precision import full_precision
 
-VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
 MASKING = 0x6D61736B  # "mask" in ASCII; the seeds of views have the small number of a view here
 
 
@@ -269,9 +268,7 @@ class MAE(Objective):
         normalize_targets: bool,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, ViT):
-            given = type(backbone).__name__
-            raise UserError(f"objective=mae needs a ViT, which {given} is not: give backbone={' or '.join(VITS)}")
+        backbone = needs_vit("mae", backbone, part_of_patches=True)
         if backbone.prefix != 1 or backbone.cls_token is None:
             raise UserError(
                 "objective=mae: its decoder takes a class token and no register: give backbone.registers=0 and"

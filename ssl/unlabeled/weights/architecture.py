@@ -16,7 +16,7 @@ from unlabeled.backbones.torchvision import TorchvisionBackbone
 from unlabeled.backbones.vit import Attention, ViT
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
-from unlabeled.weights.regnet_names import renamed_to_timm
+from unlabeled.weights.names.regnet import renamed_to_timm
 
 State = dict[str, Tensor]
 
@@ -86,6 +86,8 @@ def to_timm(backbone: Backbone, spec: Mapping[str, Any], to: str) -> LibraryMode
     if isinstance(backbone, ViT):
         if backbone.reg_token is not None or backbone.cls_token is None:
             raise _refusal(to, "registers, or no class token (backbone.registers, backbone.class_token), are not tried")
+        if backbone.rel_pos_bias is not None:
+            raise _refusal(to, "relative positions (backbone.relative_position) are not tried")
         return LibraryModel(*_timm_vit(backbone))
     raise _refusal(to, f"{type(backbone).__name__} is no network of timm", isinstance(backbone, TorchvisionBackbone))
 

@@ -73,10 +73,11 @@ def check_geometry(
             "weights would load and mean another network: give backbone=resnet50 backbone.padding=end"
         )
     if isinstance(backbone, ViT):
-        if not resized and not checkpoint.weights.get("resized"):
-            _check_positions(checkpoint, found["pos_embed"], backbone)
-        if not own:
-            _check_heads(checkpoint, found["pos_embed"], backbone)
+        table = found.get("pos_embed")
+        if table is not None and not resized and not checkpoint.weights.get("resized"):
+            _check_positions(checkpoint, table, backbone)
+        if not own and backbone.rel_pos_bias is None:  # whose table shows the heads
+            _check_heads(checkpoint, table, backbone)
 
 
 def mismatch_remedy(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str]) -> str:
@@ -129,7 +130,7 @@ def _heads(backbone: ViT) -> int:
 
 def _check_positions(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
     """Checks that a fixed position table equals the file's, as it is part of the architecture."""
-    if backbone.position == "learned" or _close(table, backbone.pos_embed):
+    if backbone.position == "learned" or backbone.pos_embed is None or _close(table, backbone.pos_embed):
         return
     kind = _kind_of(table, backbone)
     raise UserError(
@@ -149,9 +150,10 @@ def _close(table: Tensor, other: Tensor) -> bool:
     return torch.allclose(table.float(), other.detach().cpu().float(), rtol=0, atol=TOLERANCE)
 
 
-def _check_heads(checkpoint: "Checkpoint", table: Tensor, backbone: ViT) -> None:
+def _check_heads(checkpoint: "Checkpoint", table: Tensor | None, backbone: ViT) -> None:
     """Checks the number of heads, which changes no shape, against that of the published networks."""
-    moco_v3 = checkpoint.layout == "MoCo v3" or _kind_of(table, backbone) == "sincos_rows_first"
+    rows_first = table is not None and _kind_of(table, backbone) == "sincos_rows_first"
+    moco_v3 = checkpoint.layout == "MoCo v3" or rows_first
     published = (MOCO_V3_HEADS if moco_v3 else HEADS).get(backbone.num_features)
     heads = _heads(backbone)
     if published in (None, heads):

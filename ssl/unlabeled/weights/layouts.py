@@ -62,6 +62,8 @@ AROUND = CLASSIFIER | {  # parts beside a backbone, in solo-learn, lightly and m
     "online_classifier.": "classifier",
 }
 
+_OFFSETS = "rel_pos_bias.relative_position_index"  # of BEiT's shared bias of attention
+
 # Parts of stable-pretraining's Module and buffers of its TeacherStudentWrapper
 _STABLE = {"callbacks_modules.": "classifier", "callbacks_metrics.": "accuracy", "dino_loss.": "loss"}
 _STABLE |= {f"backbone.{end}ema_coefficient": "schedule" for end in ("", "base_", "final_")}
@@ -266,6 +268,59 @@ LAYOUTS = (
         "target_encoder.",
         {"encoder.": "trained copy", "predictor.": "predictor"},
         ("target_encoder.patch_embed.", "encoder.patch_embed.", "predictor.predictor_embed."),
+    ),
+    # github.com/microsoft/SimMIM, models/simmim.py and utils.py; indices of offsets follow from the number of patches
+    CheckpointLayout(
+        "SimMIM",
+        "encoder",
+        "encoder.",
+        {"decoder.": "decoder", "encoder.mask_token": "decoder", f"encoder.{_OFFSETS}": "indices of offsets"},
+        ("encoder.patch_embed.", "encoder.mask_token", "decoder.0."),
+        ROOTS,
+    ),
+    # github.com/facebookresearch/data2vec_vision, beit/modeling_cyclical.py: run_class_finetuning.py takes "model", the
+    # student; BEiT's own files (github.com/microsoft/unilm) likewise
+    CheckpointLayout(
+        "BEiT or data2vec",
+        "trained network, as in the official fine-tuning",
+        "",
+        {"mask_token": "decoder", "lm_head.": "decoder", _OFFSETS: "indices of offsets"},
+        ("lm_head.", "mask_token", "blocks.0.attn.q_bias"),
+        ROOTS,
+    ),
+    # github.com/facebookresearch/fairseq, examples/data2vec/models/data2vec_vision.py and fairseq/checkpoint_utils.py
+    CheckpointLayout(
+        "data2vec (fairseq)",
+        "trained network",
+        "model.",
+        {
+            "model.mask_emb": "decoder",
+            "model.final_proj.": "decoder",
+            "model._ema.": "momentum copy",
+            f"model.encoder.{_OFFSETS}": "indices of offsets",
+            "last_optimizer_state.": "optimizer",
+            "extra_state.": "state of the run",
+            "task_state.": "state of the run",
+        },
+        ("model.cls_emb", "model.mask_emb", "model.encoder.blocks."),
+    ),
+    # github.com/huggingface/transformers, models/data2vec, models/beit, models/vit, models/ijepa
+    *(
+        CheckpointLayout(
+            "Hugging Face transformers",
+            "the network",
+            prefix,
+            {
+                f"{prefix}embeddings.mask_token": "decoder",
+                f"{prefix}encoder.relative_position_bias.relative_position_index": "indices of offsets",
+                f"{prefix}pooler.": "classifier",
+                "classifier.": "classifier",
+                "lm_head.": "decoder",
+            },
+            (f"{prefix}embeddings.patch_embeddings.projection.", f"{prefix}encoder.layer.0.attention.attention.query."),
+            ROOTS,
+        )
+        for prefix in ("", "data2vec_vision.", "beit.", "vit.", "ijepa.")
     ),
     # github.com/facebookresearch/msn, src/msn_train.py; its evaluations take the target encoder
     CheckpointLayout(

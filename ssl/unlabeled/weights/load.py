@@ -16,8 +16,9 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
-from unlabeled.weights.key_mapping import map_key
 from unlabeled.weights.layouts import CheckpointLayout, placed_layouts, recognize_layout, strip_wrappers
+from unlabeled.weights.names.mapping import map_key
+from unlabeled.weights.names.transformers import join_attention
 from unlabeled.weights.positions import add_class_position, fit_all_positions, fit_positions
 from unlabeled.weights.safe_load import read_tensors
 
@@ -207,8 +208,8 @@ def _divide(tensors: Mapping[str, Tensor], layout: CheckpointLayout, wanted: Map
 
 def _divide_best(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> tuple[CheckpointLayout, _Division]:
     """Divides by the layout of the file, or where that finds nothing by the one that finds most, for the error."""
-    tensors = checkpoint.tensors
-    layout = _of_product(_layout(tensors), checkpoint.product)
+    tensors = join_attention(checkpoint.tensors, wanted)
+    layout = _of_product(_layout(checkpoint.tensors), checkpoint.product)
     division = _divide(tensors, layout, wanted)
     if division.found:
         return layout, division

@@ -30,6 +30,7 @@ class _Layer:
     heads: int
     scale: float
     norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # of queries and of keys
+    bias: Callable[[], Tensor] | None = None  # returns what is added before the softmax, [heads, n, n]
 
 
 @dataclass(frozen=True)
@@ -149,20 +150,21 @@ def attentions(
 def _attention(layer: _Layer, qkv: Tensor) -> Tensor:
     q, k, _ = qkv.reshape(*qkv.shape[:2], 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
     q, k = (norm(x).double() for norm, x in zip(layer.norms, (q, k), strict=True))
-    return (q @ k.transpose(2, 3) * layer.scale).softmax(3)
+    logits = q @ k.transpose(2, 3) * layer.scale
+    return (logits if layer.bias is None else logits + layer.bias().double()).softmax(3)
 
 
 def find_transformer(backbone: Backbone) -> Transformer | None:
     """Returns the backbone's attention, or None if it is no plain vision transformer of this project or of timm."""
     if isinstance(backbone, ViT):
-        layers = [_own(block.attn) for block in backbone.blocks]
+        layers = [_own(block.attn, backbone.rel_pos_bias) for block in backbone.blocks]
         return Transformer(layers, backbone.prefix, (backbone.grid, backbone.grid), backbone.pooling == "gap")
     return _of_timm(backbone.model) if isinstance(backbone, TimmBackbone) else None
 
 
-def _own(attention: Any) -> _Layer:
+def _own(attention: Any, bias: nn.Module | None) -> _Layer:
     head_width = attention.qkv.in_features // attention.heads
-    return _Layer(attention.qkv, attention.heads, head_width**-0.5, (nn.Identity(), nn.Identity()))
+    return _Layer(attention.qkv, attention.heads, head_width**-0.5, (nn.Identity(), nn.Identity()), bias)
 
 
 def _of_timm(model: Any) -> Transformer | None:

@@ -1,4 +1,4 @@
-"""Checks the arguments of losses: shapes and ranges that are known without reading a tensor's values.
+"""Checks the arguments of losses and methods: what is known without reading a tensor's values.
 
 Nothing here reads from the device, so a step does not wait, and a compiled loss stays one graph.
 """
@@ -9,7 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from unlabeled.backbones.vit import ViT
 from unlabeled.errors import UserError
+from unlabeled.objective import Backbone
+
+VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_tiny_small")  # conf/backbone
 
 
 def check_shapes(
@@ -73,3 +77,25 @@ def check_count(caller: str, least: int = 1, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{caller}: {name}={value} must be a whole number of at least {least}")
+
+
+def needs_vit(method: str, backbone: Backbone, part_of_patches: bool = False) -> ViT:
+    """Returns ``backbone`` if it is one of the project's own ViTs.
+
+    Args:
+        method: name of the objective, for messages.
+        backbone: any network.
+        part_of_patches: whether its blocks will see only some of an image's patches.
+
+    Raises:
+        UserError: another network, with the names of those that serve; or one that needs all patches.
+    """
+    if not isinstance(backbone, ViT):
+        given = type(backbone).__name__
+        raise UserError(f"objective={method} needs a ViT, which {given} is not: give backbone={' or '.join(VITS)}")
+    if part_of_patches and backbone.rel_pos_bias is not None:
+        raise UserError(
+            f"objective={method}: its encoder sees some patches alone, backbone.relative_position=true needs all of"
+            " them: give false"
+        )
+    return backbone

@@ -14,7 +14,9 @@ GRAPHS = 64  # per module; above it torch runs uncompiled, and its default of 8 
 
 
 def compile_network(objective: Objective, mode: Mode, device: torch.device, processes: int, sharded: bool) -> None:
-    """Marks backbone, heads and teachers for compilation at their first call, with one graph for each input shape.
+    """Marks backbone, heads and teachers for compilation at their first call.
+
+    There is one graph for each input shape, or, for a method whose shapes vary, one for all lengths of a sequence.
 
     ``nn.Module.compile`` keeps the modules themselves: names in the state dict, copies and hooks stay valid. Dropout
     and stochastic depth draw the same numbers as without compiling. torch's SyncBatchNorm (several GPUs) splits a graph
@@ -37,7 +39,7 @@ def compile_network(objective: Objective, mode: Mode, device: torch.device, proc
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     options = {**_options(mode), "fallback_random": True}
     for part in _parts(objective):
-        part.compile(dynamic=False, options=options)
+        part.compile(dynamic=None if objective.shapes_vary else False, options=options)
     if mode != "default":
         objective.register_forward_pre_hook(_begin_step)
 
@@ -70,6 +72,11 @@ def _check(objective: Objective, mode: Mode, device: torch.device, processes: in
         raise UserError(f"compile={mode}: does not go with trainer.strategy=fsdp, give ddp or compile=null")
     if mode != "default" and device.type == "cpu":
         raise UserError(f"compile={mode}: needs a GPU, and this run is on a CPU; leave compile out")
+    if mode != "default" and objective.shapes_vary:
+        raise UserError(
+            f"compile={mode}: a CUDA graph repeats one shape, and blocks of {type(objective).__name__} have other sizes"
+            " in each step: give compile=default"
+        )
     if mode != "default" and processes > 1:
         raise UserError(f"compile={mode}: torch makes no CUDA graphs of BatchNorm under ddp, give compile=default")
     if any(is_recomputed(module) and any(True for _ in module.buffers()) for module in objective.modules()):

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Collection, Iterator
 
-from unlabeled.weights.regnet_names import from_timm, from_vissl, to_timm
+from unlabeled.weights.names.regnet import from_timm, from_vissl, to_timm
+from unlabeled.weights.names.transformers import from_other_transformers
 
 # A ResNet as a plain sequence of torchvision's children, the way lightly's examples cut off the classifier.
 _SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -48,6 +49,7 @@ def _candidates(name: str) -> Iterator[str]:
         from_vissl(name) or from_timm(name) or _from_simclr_v2(name) or _from_mm_vit(name) or _from_dinov2(name) or name
     )
     yield ours
+    yield from_other_transformers(name) or ours
     yield to_timm(ours) or ours  # another library's RegNetY in backbone=timm
 
 

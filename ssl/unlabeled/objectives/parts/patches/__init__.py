@@ -1,0 +1,1 @@
+"""Which patches of an image a method takes, and which it predicts."""
