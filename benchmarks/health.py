@@ -47,6 +47,8 @@ NAMES = {
     "lejepa": "LeJEPA",
     "ijepa": "I-JEPA",
     "simmim": "SimMIM",
+    "scan": "SCAN",
+    "self_label": "Self-labelling",
 }
 
 

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.commands.build.run import build_backbone
+from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import parts
 from unlabeled.objective import AfterBackward, Batch, Objective, Plan, Progress, Support, WritesTrained
@@ -249,7 +250,11 @@ class Step:
         launches.counts["views"] = Counts()
         with launches.within("views"):
             batch = Batch(images, ids, ids, (), support)
-            views = module.views_of(batch, key)
+            views = module.views_of(batch, key, module.views_of_batch)
+            if isinstance(objective, NeedsCompanions):
+                shown = objective.companions.own(module.views.count)
+                made = module.views_of(batch, key._replace(seed=1), shown.stop, shown.start)
+                batch = batch._replace(companions=batch._replace(views=made))
             if batch.support is not None and isinstance(objective, NeedsSupport):
                 own = key._replace(total=len(batch.support.images))
                 made = module.views_of(batch.support, own, objective.support.views)

@@ -1,18 +1,23 @@
 """Configurations of ``conf/`` made small enough for tests."""
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from unlabeled.commands.build.run import build_backbone
-from unlabeled.objective import Objective
+from unlabeled.data.companions import NeedsCompanions
+from unlabeled.data.support import NeedsSupport
+from unlabeled.objective import Batch, Objective, Support
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -84,6 +89,7 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
             config.objective.support.classes_per_batch = 2
         config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
+        config.objective.update(fitting({"threshold": TINY["threshold"]}, config.objective))
         try:
             return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
         except InstantiationException as error:
@@ -120,6 +126,28 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
 PATCHES = {"mae": 4, "ibot": 4, "dinov2": 4, "ijepa": 2, "simmim": 2}  # pixels, in views of 8
 MASKING = tuple(PATCHES)  # methods that mask patches of a ViT
 KINDS = {"ijepa": ["backbone.class_token=false", "backbone.pooling=gap"]}  # what they need of a ViT
+
+
+def batch_of(objective: Objective, images: Tensor, labels: Tensor, views: Sequence[Tensor]) -> Batch:
+    """As training hands it over: with labelled images and companions where the objective asks for them."""
+    ids = torch.arange(len(images))
+    batch = Batch(images, ids, labels, tuple(views))
+    if isinstance(objective, NeedsSupport):
+        slots = ids % objective.support.classes_per_batch
+        batch = batch._replace(support=Support(images, ids, slots, batch.views[: objective.support.views]))
+    return with_companions(objective, batch)
+
+
+def with_companions(objective: Objective, batch: Batch) -> Batch:
+    """Each image has its neighbour in the batch as a companion."""
+    if not isinstance(objective, NeedsCompanions):
+        return batch
+    wanted, count = objective.companions, len(batch.views)
+    own = wanted.own(count)
+    companions = Batch(batch.images, batch.ids.roll(1), batch.labels, batch.views[own.start : own.stop])
+    return batch._replace(views=batch.views[: wanted.of_batch(count)], companions=companions)
+
+
 NARROW, WIDTHS = (
     2048,
     ("hidden_dim", "projection_dim", "predictor_dim", "prototypes"),
@@ -155,4 +183,6 @@ TINY = {
     "predictor_width": 16,
     "predictor_depth": 1,
     "predictor_heads": 2,
+    "heads": 2,
+    "threshold": 0.05,  # of ten clusters the likeliest is always likelier
 }

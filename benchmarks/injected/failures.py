@@ -171,6 +171,18 @@ def frozen_centre(stack: ExitStack) -> None:
     replace(stack, dinov2, moved_by_rows=lambda center, teacher, momentum: center.clone())
 
 
+def one_cluster_for_all(run: Run) -> None:
+    """As heads that were trained without their entropy."""
+    objective: Any = run.module.objective
+    with torch.no_grad():
+        objective.classifier.bias[:: len(objective.classifier.bias) // objective.heads] += 100
+
+
+def no_certain_image(run: Run) -> None:
+    objective: Any = run.module.objective
+    objective.threshold = 1.0
+
+
 ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
 FURTHER = ("byol", "simsiam", "barlow_twins", "vicreg", "dino", "ibot", "dinov2")
 DISTILLED = ("dino", "ibot", "dinov2")
@@ -191,6 +203,9 @@ FAILURES = [
     Failure("no redundancy term", ("barlow_twins",), ["objective.off_diagonal_weight=0.0"]),
     Failure("no variance term", ("vicreg",), ["objective.variance=0.0"]),
     Failure("enqueued before look-up", ("nnclr",), before=enqueued_before_look_up),
+    Failure("no entropy term", ("scan",), ["objective.entropy_weight=0.0"]),
+    Failure("one cluster for all", ("scan",), after=one_cluster_for_all),
+    Failure("no certain image", ("self_label",), after=no_certain_image),
     Failure("no SIGReg", ("lejepa",), ["objective.regularisation=0.0"]),
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlabeled.commands.entry_points.features_from_python import embed, explore, segment, transfer
+    from unlabeled.commands.entry_points.features_from_python import cluster, embed, explore, segment, transfer
     from unlabeled.commands.entry_points.from_python import evaluate, export, train
     from unlabeled.commands.entry_points.labels_from_python import active, finetune, label, predict
     from unlabeled.commands.entry_points.run_from_python import load
@@ -18,6 +18,7 @@ __all__ = [
     "UserError",
     "__version__",
     "active",
+    "cluster",
     "embed",
     "evaluate",
     "explore",
@@ -33,7 +34,7 @@ __all__ = [
 
 _CALLS = {
     "from_python": ("evaluate", "export", "train"),
-    "features_from_python": ("embed", "explore", "segment", "transfer"),
+    "features_from_python": ("cluster", "embed", "explore", "segment", "transfer"),
     "run_from_python": ("load",),
     "labels_from_python": ("active", "finetune", "label", "predict"),
 }

@@ -301,6 +301,24 @@ class HasHead(Protocol):
 
 
 @runtime_checkable
+class HasClusters(Protocol):
+    """A method that says in which cluster an image is (SCAN, self-labelling)."""
+
+    def clusters(self) -> nn.Module:
+        """Returns the module that turns features [B, num_features] into log probabilities of clusters [B, C]."""
+        ...
+
+
+@runtime_checkable
+class ContinuesAnother(Protocol):
+    """A method that can start from the whole state of another one, heads too (self-labelling from SCAN)."""
+
+    def from_another(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the method's own state, made of what a run's objective had; its own is returned as it is."""
+        ...
+
+
+@runtime_checkable
 class HasVisualization(Protocol):
     """A method that can produce pictures from images, e.g. reconstructions (MAE)."""
 

@@ -35,6 +35,7 @@ OWN = {
     "tune": "tune",
     "transfer": "transfer",
     "segment": "segment",
+    "cluster": "cluster",
 }
 
 

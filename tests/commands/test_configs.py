@@ -11,10 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from tests.small import CONF, composed, members, missing_keys, small_objective
+from tests.small import CONF, batch_of, composed, members, missing_keys, small_objective
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.config import check_keys
-from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
 from unlabeled.objective import (
     AfterBackward,
@@ -26,7 +25,6 @@ from unlabeled.objective import (
     Objective,
     Plan,
     Progress,
-    Support,
 )
 from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.plan.checks import check_schedule
@@ -44,9 +42,7 @@ def take_three_steps(objective: Objective, optimizer: torch.optim.Optimizer, vie
     for step in range(3):
         progress = Progress(step, 3, 3, 0)
         made = views(images, ids, ViewKey(0, step, 0, len(images)))
-        slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
-        support = Support(images, ids, slots, made[:1]) if isinstance(objective, NeedsSupport) else None
-        output = objective(Batch(images, ids, unlabelled, made, support), progress)
+        output = objective(batch_of(objective, images, unlabelled, made), progress)
         assert output.loss.shape == ()
         assert output.loss.dtype == torch.float32
         assert bool(output.loss.isfinite())
@@ -123,11 +119,9 @@ def test_every_objective_has_a_finite_float32_loss_under_autocast_on_identical_i
     for images in (torch.rand(16, 3, 16, 16), torch.rand(1, 3, 16, 16).expand(16, -1, -1, -1)):
         sizes = sizes_of(instantiate(config.views), 16)
         views = tuple(torch.nn.functional.interpolate(images, (size, size)) for size in sizes)
-        ids = torch.arange(16)
-        slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
-        support = Support(images, ids, slots, views[:1]) if isinstance(objective, NeedsSupport) else None
+        given = batch_of(objective, images, torch.arange(16), views)
         with torch.autocast("cpu", dtype=dtype):
-            output = objective(Batch(images, ids, ids, views, support), Progress(0, 3, 3, 0))
+            output = objective(given, Progress(0, 3, 3, 0))
         assert output.loss.dtype == torch.float32
         assert bool(output.loss.isfinite())
 

@@ -27,6 +27,7 @@ COMPOSED: dict[str, tuple[str, list[str]]] = {
     "embed": ("embed", ["run=trained", "out=x.npy"]),
     "predict": ("predict", ["run=trained", "out=x.csv"]),
     "explore": ("explore", ["run=trained"]),
+    "cluster": ("cluster", ["run=trained"]),
     "finetune": ("finetune", ["run=trained"]),
     "export": ("export", ["run=trained", "to=timm"]),
     "label": ("label", ["run=trained", "out=x.csv"]),
@@ -60,6 +61,7 @@ MISSING: dict[str, list[str]] = {
     "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
     "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", "run=trained out=x.csv report_dir=images"],
     "explore": [*NETWORK, "weights=nowhere", "embeddings=nowhere.npz data=images", "embeddings=file data=images", ""],
+    "cluster": ["run=nowhere", "run=file", "nowhere", "run=images", "", "run=trained clusters=1"],
     "finetune": [*NETWORK, "run=trained labels=nowhere.txt", "weights=timm:resnet18 data=images"],
     "export": [*(f"{each} to=timm" for each in NETWORK), "run=trained"],
     "label": [
@@ -99,7 +101,7 @@ OUTPUTS = {  # command → what may be an output
         command: ["report_dir={}", "compare=[trained,trained] report_dir={}"]
         for command in ("evaluate", "eval_linear.py")
     },
-    **{command: ["out={}"] for command in ("export", "finetune", "represent", "active", "inspect", "pack")},
+    **{command: ["out={}"] for command in ("export", "cluster", "finetune", "represent", "active", "inspect", "pack")},
     **{
         "embed": ["out={}/x.npy"],
         "explore": ["out={}/x.html"],

@@ -35,6 +35,7 @@ ZERO = {
     *("queue_from_epoch", "freeze_prototypes_epochs", "brightness", "contrast", "saturation", "hue", "probability"),
     *("flip", "sigma", "kernel_fraction", "threshold", "erasing", "mixup", "cutmix", "drop_path", "head_init_std"),
     *("init_std", "min_coverage", "max_coverage", "data_images", "regularisation", "padding", "magnitude", "fill"),
+    *("entropy_weight", "held_out"),
     *("explore_images", "least_steps", "slope"),
     *("class_weight", "patch_weight", "koleo_weight", "patch_embed_rate"),
 }

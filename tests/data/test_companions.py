@@ -144,6 +144,20 @@ def test_companions_are_seen_as_the_first_views_are_with_draws_of_their_own() ->
     assert torch.equal(torch.cat(parts, 1), torch.stack(views(images, torch.arange(4), key, first=2)))
 
 
+def test_views_of_their_own_are_the_last_ones_and_the_batch_has_the_others() -> None:
+    crop = RandomResizedCrop(4, (0.3, 1.0), (0.75, 4 / 3), "bilinear", 0.5)
+    views = Views(4, [ViewGroup(2, [crop]), ViewGroup(1, [crop])], None, None, 1.0, "bilinear")
+    images = torch.randint(0, 256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    ids, key = torch.arange(4), ViewKey(5, 3, 0, 4)
+    whole, wanted = views(images, ids, key), Companions("x", 1, own_views=True)
+    assert (wanted.of_batch(views.count), wanted.own(views.count)) == (2, range(2, 3))
+    assert torch.equal(torch.stack(views(images, ids, key, 2)), torch.stack(whole[:2]))
+    (last,) = views(images, ids, key, 3, skipped=2)
+    assert torch.equal(last, whole[2])
+    (second,) = views(images, ids, key, 2, skipped=1)
+    assert torch.equal(second, whole[1])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -18,6 +18,7 @@ AT_ONCE = {
     "constant images": "images-are-equal",
     "not shuffled": "not-shuffled",
     "no Sinkhorn": "codes-not-balanced",
+    "no certain image": "no-certain-image",
 }
 CASES = [
     (failure, objective)
@@ -62,8 +63,14 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
+def test_a_failure_that_lasts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlabeled.health.rules.PINNED_STEPS", 3)
+    spoilt = next(each for each in FAILURES if each.name == "one cluster for all")
+    assert "clusters-not-used" in names_of("scan", spoilt, tmp_path)
+
+
 HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER]
-HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim"]
+HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", "scan"]
 
 
 @pytest.mark.parametrize("objective", HEALTHY)

@@ -37,6 +37,7 @@ from unlabeled.objectives.paws import (
     target_classes,
 )
 from unlabeled.objectives.relic import contrastive_log_probabilities, kl_divergence, relic_loss, sample_negatives
+from unlabeled.objectives.scan import scan_loss, self_label_loss
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
@@ -93,6 +94,16 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     "classification_loss": (
         classification_loss,
         {"logits": rows(4, 3), "labels": torch.tensor([0, 1, 1, -1]), "label_smoothing": 0.1},
+        (),
+    ),
+    "scan_loss": (
+        scan_loss,
+        {"anchor_logits": rows(4, 8), "neighbour_logits": rows(4, 8), "entropy_weight": 5.0},
+        (),
+    ),
+    "self_label_loss": (
+        self_label_loss,
+        {"weak_logits": rows(4, 8), "strong_logits": rows(4, 8), "threshold": 0.2, "balance": True},
         (),
     ),
     "sigreg": (sigreg, {"embeddings": rows(4, 8), "directions": rows(8, 5)}, ()),
@@ -210,7 +221,11 @@ def test_every_loss_of_the_contract_is_tried_here() -> None:
 
 @pytest.mark.parametrize(
     ("name", "weight"),
-    [("barlow_twins_loss", "off_diagonal_weight"), *(("vicreg_loss", each) for each in ("invariance", "variance"))],
+    [
+        ("barlow_twins_loss", "off_diagonal_weight"),
+        ("scan_loss", "entropy_weight"),
+        *(("vicreg_loss", each) for each in ("invariance", "variance")),
+    ],
 )
 def test_a_weight_below_zero_is_refused_by_its_name(name: str, weight: str) -> None:
     function, fitting, _ = FITTING[name]

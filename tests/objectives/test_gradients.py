@@ -4,12 +4,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from tests.small import members, small_objective
-from unlabeled.data.support import NeedsSupport
-from unlabeled.objective import Batch, Progress, Support
+from tests.small import batch_of, members, small_objective
+from unlabeled.objective import Progress
 from unlabeled.views.key import ViewKey
 
-KEYS_ALONE = {"moco_v1": {1}, "moco_v2": {1}}  # views that only a teacher sees
+KEYS_ALONE = {"moco_v1": {1}, "moco_v2": {1}, "self_label": {0}}  # views of which only keys or targets are made
 
 
 @pytest.mark.parametrize("name", members("objective"))
@@ -19,8 +18,7 @@ def test_a_loss_reaches_every_trained_parameter_and_every_view_and_no_teacher(na
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     ids = torch.arange(16)
     views = [view.requires_grad_() for view in instantiate(config.views)(images, ids, ViewKey(0, 0, 0, 16))]
-    support = Support(images, ids, ids % 2, tuple(views[:1])) if isinstance(objective, NeedsSupport) else None
-    torch.autograd.backward(objective(Batch(images, ids, ids % 4, tuple(views), support), Progress(0, 9, 3, 0)).loss)
+    torch.autograd.backward(objective(batch_of(objective, images, ids % 4, views), Progress(0, 9, 3, 0)).loss)
     missed = {key for key, each in objective.named_parameters() if each.requires_grad and each.grad is None}
     assert not missed
     for key, each in objective.named_parameters():

@@ -20,6 +20,7 @@ from unlabeled.objectives.ijepa import ijepa_loss
 from unlabeled.objectives.lejepa import invariance, sigreg
 from unlabeled.objectives.nnclr import nnclr_loss
 from unlabeled.objectives.parts.distillation import moved_by_rows
+from unlabeled.objectives.scan import scan_loss, self_label_loss
 from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
@@ -57,6 +58,9 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "triplet": (triplet_loss, 2, (LABELS, 0.2)),
     "triplet, semi-hard": (triplet_loss, 2, (LABELS, 0.2, "semi_hard")),
     "triplet, soft margin": (triplet_loss, 2, (LABELS, None)),
+    "scan": (scan_loss, 2, (5.0,)),
+    "self-labelling": (lambda weak, strong: self_label_loss(weak, strong, 0.4, True), 2, ()),
+    "self-labelling, not balanced": (lambda weak, strong: self_label_loss(weak, strong, 0.4, False), 2, ()),
     "supervised": (classification_loss, 1, (LABELS, 0.1)),
 }
 

@@ -5,11 +5,22 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from tests.small import MASKING, NARROW, WIDTHS, chosen_for, composed, members, missing_keys, shrink
+from tests.small import (
+    MASKING,
+    NARROW,
+    TINY,
+    WIDTHS,
+    batch_of,
+    chosen_for,
+    composed,
+    fitting,
+    members,
+    missing_keys,
+    shrink,
+)
 from unlabeled.commands.build.run import build_backbone
-from unlabeled.data.support import NeedsSupport
 from unlabeled.errors import UserError
-from unlabeled.objective import Batch, Objective, Progress, Support
+from unlabeled.objective import Objective, Progress
 from unlabeled.views.key import ViewKey
 
 BACKBONES = {
@@ -44,6 +55,7 @@ def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(n
                 if "size" in operation:
                     operation.size = max(32, operation.size)
     config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
+    config.objective.update(fitting({"threshold": TINY["threshold"]}, config.objective))
     if "support" in config.objective:
         config.objective.support.classes_per_batch = 2
     if "bn_splits" in config.objective and network != "resnet18":
@@ -60,8 +72,7 @@ def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(n
     made = views(images, ids, ViewKey(0, 0, 0, 12))
     # torch 2.14 ends with a segmentation fault in the backward pass of such a thin ResNet-18 in channels_last
     made = tuple(view.contiguous() for view in made)
-    support = Support(images, ids, ids % 2, made[:1]) if isinstance(objective, NeedsSupport) else None
-    output = objective(Batch(images, ids, ids, made, support), Progress(0, 3, 3, 0))
+    output = objective(batch_of(objective, images, ids, made), Progress(0, 3, 3, 0))
     output.loss.backward()
     assert bool(output.loss.isfinite())
     assert output.features.shape == (12, objective.backbone.num_features)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.small import members, small_objective
+from tests.small import members, small_objective, with_companions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import batchnorm
 from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support
@@ -50,7 +50,7 @@ def batches(objective: Objective, views: Views) -> Iterator[Batch]:
         if isinstance(objective, NeedsSupport):
             some = tuple(view[:SUPPORT] for view in made[: objective.support.views])
             support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
-        yield Batch(images, ids, labels, made, support)
+        yield with_companions(objective, Batch(images, ids, labels, made, support))
 
 
 def take_step(objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, progress: Progress) -> None:

@@ -9,13 +9,12 @@ import torch
 from hydra.utils import instantiate
 
 import unlabeled
-from tests.small import members, small_objective, small_run
+from tests.small import batch_of, members, small_objective, small_run
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
-from unlabeled.data.support import NeedsSupport
 from unlabeled.evaluation.provenance import checkpoint_provenance
 from unlabeled.evaluation.reporting.run_summary import report_warnings
-from unlabeled.objective import Batch, Progress, Support
+from unlabeled.objective import Progress
 from unlabeled.views.key import ViewKey
 from unlabeled.weights import read_checkpoint
 
@@ -60,7 +59,6 @@ def test_a_method_that_does_not_say_so_has_the_same_loss_whatever_the_labels(nam
     losses = []
     for labels in (torch.zeros_like(ids), ids % 3, torch.full_like(ids, -1)):
         objective.load_state_dict(before)
-        support = Support(images, ids, ids % 2, made[:1]) if isinstance(objective, NeedsSupport) else None
-        losses.append(objective(Batch(images, ids, labels, made, support), Progress(0, 3, 3, 0)).loss.detach())
+        losses.append(objective(batch_of(objective, images, labels, made), Progress(0, 3, 3, 0)).loss.detach())
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[0], losses[2])

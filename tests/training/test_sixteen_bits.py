@@ -9,9 +9,8 @@ from hydra.utils import instantiate
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from tests.small import members, small_objective
-from unlabeled.data.support import NeedsSupport
-from unlabeled.objective import Batch, Output, Progress, Support
+from tests.small import batch_of, members, small_objective
+from unlabeled.objective import Output, Progress
 from unlabeled.objectives import supcon
 from unlabeled.views.key import ViewKey
 
@@ -27,13 +26,11 @@ def step_of(name: str, half: bool) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     config, objective = small_objective(name)
     views, ids = instantiate(config.views), torch.arange(len(digits()))
-    slots = ids % objective.support.classes_per_batch if isinstance(objective, NeedsSupport) else ids
 
     def loss_at(step: int, half: bool) -> Tensor:
         made = views(digits(), ids, ViewKey(0, step, 0, len(ids)))
-        support = Support(digits(), ids, slots, made[:1]) if isinstance(objective, NeedsSupport) else None
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output: Output = objective(Batch(digits(), ids, ids, made, support), Progress(step, 100, 100, 0))
+            output: Output = objective(batch_of(objective, digits(), ids, made), Progress(step, 100, 100, 0))
         return output.loss
 
     optimizer = torch.optim.SGD([each for each in objective.parameters() if each.requires_grad], lr=0.1)

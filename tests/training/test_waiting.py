@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.small import members, small_objective
+from tests.small import members, small_objective, with_companions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.objective import AfterBackward, Batch, Objective, Progress, Support, WritesTrained
 from unlabeled.optimizers import LARS
@@ -58,7 +58,7 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
         support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
     padded = not any(isinstance(each, RandomCrop) for group in views.groups for each in group.operations)
     sizes = torch.full((BATCH, 2), 18, device=device) if padded else None  # a RandomCrop takes images of one size
-    batch = Batch(images, ids, ids, views(images, ids, key, sizes=sizes), support)
+    batch = with_companions(objective, Batch(images, ids, ids, views(images, ids, key, sizes=sizes), support))
     progress = Progress(12, 100, 10, 0)
     optimizer = LARS([each for each in objective.parameters() if each.requires_grad], 0.1, weight_decay=0.1)
     verdicts = DeferredVerdicts(objective, optimizer)

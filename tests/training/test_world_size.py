@@ -44,6 +44,8 @@ SMALL: dict[str, Any] = {
     "queue_from_epoch": 0,
     "freeze_prototypes_epochs": 2 / 84,
     "momentum": 0.9,
+    "heads": 3,
+    "threshold": 0.05,  # below the likeliest of ten clusters, whatever the weights
 }
 SUPPORT = {"classes_per_batch": 4, "images_per_class": 3}
 STOPPED = ("moco_v2", "swav", "paws")  # queues, momentum encoder, labelled images

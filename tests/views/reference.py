@@ -37,7 +37,13 @@ class TorchvisionViews(Views):
 
     @torch.no_grad()
     def forward(
-        self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        ids: Tensor,
+        key: ViewKey,
+        first: int | None = None,
+        sizes: Tensor | None = None,
+        skipped: int = 0,
     ) -> tuple[Tensor, ...]:
         """As ``Views.forward``, for images that fill their tensor: ``sizes`` [B, 2] may only say that they do."""
         if sizes is not None and bool((sizes != sizes.new_tensor(images.shape[2:])).any()):
@@ -45,7 +51,8 @@ class TorchvisionViews(Views):
         pictures = [Image.fromarray(each) for each in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
         operations = [group.operations for group in self.groups for _ in range(group.count)][:first]
         with preserve_random_state(CPU):
-            made = [_view(pictures, _composed(steps), key, number) for number, steps in enumerate(operations)]
+            wanted = list(enumerate(operations))[skipped:]
+            made = [_view(pictures, _composed(steps), key, number) for number, steps in wanted]
         return tuple(self._finish(view.to(images.device).float().div_(255)) for view in made)
 
 

@@ -107,6 +107,8 @@ TYPES: dict[str, Any] = {
     "embeddings": FilePath | None,
     "explore_images": NoneOrMore,
     "clusters": Count | None,
+    "scan": str,
+    "self_label": str | None,
     "label_next": Count,
     "encoding": Literal["jpeg", "png", "raw"],
     "quality": Annotated[int, Interval(ge=1, le=100)],

@@ -41,6 +41,7 @@ COMMANDS = {
     "active": "unlabeled active",
     "transfer": "unlabeled transfer",
     "segment": "unlabeled segment",
+    "cluster": "unlabeled cluster",
     "tune": "unlabeled tune",
     "health": "unlabeled health",
 }

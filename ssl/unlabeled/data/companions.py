@@ -28,13 +28,32 @@ class Companions:
 
     Args:
         neighbours_file: safetensors with ``neighbours``, int64 [N, k]: for each image of the training split the
-            positions of its neighbours there, among which one is drawn; SCAN lists the image itself too. None: another
-            image of its class is drawn, which takes labels.
-        views: how many of a batch's first views are made of each companion.
+            positions of its neighbours there, among which one is drawn; SCAN lists the image itself too. None: they are
+            found as ``neighbours`` says.
+        views: how many views are made of each companion.
+        neighbours: how many of the nearest images the run finds for each image before its first step, by the network
+            that it starts from. None: another image of its class is drawn, which takes labels.
+        own_views: whether the last ``views`` views are those of companions, and the batch has the others; if not, the
+            companions have the first views of the batch.
     """
 
     neighbours_file: FilePath | None
     views: Count
+    neighbours: Count | None = None
+    own_views: bool = False
+
+    def of_batch(self, views: int) -> int:
+        """Returns how many of ``views`` views are made of the batch, the first of them."""
+        return views - self.views if self.own_views else views
+
+    def own(self, views: int) -> range:
+        """Returns the numbers of the views that are made of companions, of ``views`` in all."""
+        return range(views - self.views, views) if self.own_views else range(self.views)
+
+    @property
+    def mined(self) -> bool:
+        """Returns whether the run finds the neighbours itself."""
+        return self.neighbours_file is None and self.neighbours is not None
 
     def choice(self, source: Source) -> "Choice":
         """Returns what draws companions; reads the file, or labels, and no image.
@@ -43,7 +62,7 @@ class Companions:
             UserError: the file is none of this kind or does not fit the images; or there are no labels.
         """
         if self.neighbours_file is not None:
-            return _Neighbours(self._read(Path(self.neighbours_file), len(source)))
+            return Neighbours(self._read(Path(self.neighbours_file), len(source)))
         if not bool((source.labels >= 0).any()):
             raise UserError("objective.companions: the training images have no labels; give a neighbours_file")
         return _SameClass(source.labels)
@@ -79,7 +98,9 @@ class Choice(Protocol):
         ...
 
 
-class _Neighbours:
+class Neighbours:
+    """Draws uniformly among the images at positions int64 [N, k] in the row of an image."""
+
     def __init__(self, table: Tensor) -> None:
         self.table = table
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from unlabeled.data.companions import Choice, CompanionOrder, Companions
+from unlabeled.data.companions import Choice, CompanionOrder, Companions, Neighbours
 from unlabeled.data.labels import LabelList
 from unlabeled.data.loaders import ArrayLoader, LazyLoader, Resumable
 from unlabeled.data.memory import ArraySource, DecodedSource, bytes_needed, decode_all, decode_some
@@ -79,6 +79,10 @@ class DataModule(pl.LightningDataModule):
     def attach_companions(self, companions: Companions) -> None:
         """Adds a companion of each image to every batch. Reads no image; raises what ``companions`` raises."""
         self._companions = companions.choice(self.splits.train)
+
+    def attach_neighbours(self, table: Tensor) -> None:
+        """Adds one of the images at the positions int64 [N, k] as a companion to each of N images of every batch."""
+        self._companions = Neighbours(table)
 
     def draw_by_class(self, images_per_class: int) -> None:
         """Makes each batch of classes with so many images of each; raises UserError where there are too few."""

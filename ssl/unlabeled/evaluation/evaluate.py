@@ -1,13 +1,13 @@
 """Evaluates one checkpoint and writes one report: features, probes, baselines, and the settings behind each number."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unlabeled.core.environment import machine
 from unlabeled.core.writing import check_folder, kept_anyway
@@ -16,7 +16,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.references import references_for
 from unlabeled.evaluation.evaluate_probes import Log, Row, evaluate_probes
 from unlabeled.evaluation.extractor import Extractor
-from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.features import Features, apply_head
 from unlabeled.evaluation.heads.calibration import calibrate_knn
 from unlabeled.evaluation.heads.kept import FOLDER as HEADS
 from unlabeled.evaluation.heads.kept import HeadContext, write_heads
@@ -30,7 +30,7 @@ from unlabeled.evaluation.reporting.report_sections import ReportImages, best_ro
 from unlabeled.evaluation.reporting.results_table import accuracy_table
 from unlabeled.evaluation.task import make_tasks
 from unlabeled.evaluation.uncertainty.least_sure import write_least_certain
-from unlabeled.objective import Backbone, HasHead, Objective
+from unlabeled.objective import Backbone, HasClusters, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
 from unlabeled.weights.starting.start import starting_backbone
 
@@ -50,8 +50,9 @@ class Evaluation:
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
     config: dict[str, Any]  # resolved, for the report
-    probes_on_embeddings: Sequence[str] = ()  # names of probes that use embeddings instead of features
-    objective: Objective | None = None  # objective with the head that makes embeddings; loaded from the checkpoint
+    # by the names of probes that look behind a head instead of at features: which, ``head`` or ``clusters``
+    heads: Mapping[str, str] = field(default_factory=dict)
+    objective: Objective | None = None  # objective with these heads; loaded from the checkpoint
     random_objective: Objective | None = None  # the same with random weights
     start_backbone: Backbone | None = None  # with the weights that the run started from; filled by evaluate
     # the run's objective, if it makes pictures for the report
@@ -222,7 +223,16 @@ def _collect_images(
     def name(split: str, id: int) -> str:
         return sources[split].name(id)
 
-    return ReportImages(splits.test.classes, train, test, images, attention, pictures, name)
+    clusters = _own_clusters(evaluation, test)
+    return ReportImages(splits.test.classes, train, test, images, attention, pictures, name, clusters)
+
+
+def _own_clusters(evaluation: Evaluation, test: Features) -> Tensor | None:
+    """Returns log probabilities of the method's own clusters [N, C], on the CPU, where a probe asked for them."""
+    objective = evaluation.objective
+    if objective is None or "clusters" not in evaluation.heads.values():
+        return None
+    return apply_head(_head(objective, "clusters"), test).x.cpu()
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
@@ -230,8 +240,17 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
     objective, untrained = evaluation.objective, evaluation.random_objective
     if objective is None or untrained is None:
         return {}
-    assert isinstance(objective, HasHead)
-    assert isinstance(untrained, HasHead)
     load_objective(checkpoint, objective)
-    heads = {"pretrained": objective.head(), "random init": untrained.head()}
-    return dict.fromkeys(evaluation.probes_on_embeddings, heads)
+    networks = {"pretrained": objective, "random init": untrained}
+    return {
+        probe: {name: _head(each, which) for name, each in networks.items()}
+        for probe, which in evaluation.heads.items()
+    }
+
+
+def _head(objective: Objective, which: str) -> nn.Module:
+    if which == "clusters":
+        assert isinstance(objective, HasClusters)
+        return objective.clusters()
+    assert isinstance(objective, HasHead)
+    return objective.head()

@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 @dataclass
 class Extractor:
-    """Extracts features of the labelled images of a split with a network.
+    """Extracts features of the labelled images of a split with a network, or of all images where ``unlabelled``.
 
     Features are in dataset order, on the CPU, for any number of processes W: each process computes every W-th batch.
     Corrupt images are left out.
@@ -39,6 +39,7 @@ class Extractor:
     batch_size: int
     cache: TensorCache | None = None
     passes: list[dict[str, Any]] = field(default_factory=list)  # passes over images, for the report
+    unlabelled: bool = False
     _prints: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self, network: nn.Module, split: str, kinds: Sequence[str] = ("last",)) -> Features:
@@ -88,13 +89,18 @@ class Extractor:
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
         """Returns this process's share: alone, from memory if the images fit; else decoded once over all processes."""
         if world_size() == 1:
-            loader = self.data.labelled(split, self.batch_size)
+            present = self.data.train if split == "train" else self.data.test
+            loader = self.data.batches(present, self._wanted(present.labels), self.batch_size)
             return loader, list(range(len(loader)))
         source = self.data.splits.train if split == "train" else self.data.splits.test
         assert source is not None
-        chunks = torch.split((source.labels >= 0).nonzero().flatten(), self.batch_size)[rank() :: world_size()]
+        chunks = torch.split(self._wanted(source.labels), self.batch_size)[rank() :: world_size()]
         mine = torch.cat([torch.zeros(0, dtype=torch.long), *chunks])
         return self.data.batches(source, mine, self.batch_size), mine.tolist()
+
+    def _wanted(self, labels: Tensor) -> Tensor:
+        """Returns the positions of the images that get features."""
+        return torch.arange(len(labels)) if self.unlabelled else (labels >= 0).nonzero().flatten()
 
     def _gathered(self, parts: list[Features]) -> Features:
         """Gathers the rows of all processes; a process without rows does not know the others' width."""
@@ -116,6 +122,9 @@ class Extractor:
             return None
         precision = "32-true" if isinstance(network, PixelNetwork) else self.precision
         shared = network_key(network, self.views.evaluation(), precision, self.device) | {"data": data}
+        source = self.data.splits.train if split == "train" else self.data.splits.test
+        if self.unlabelled and source is not None and bool((source.labels < 0).any()):
+            shared["images"] = "all"  # where all have a label, these are the features that every evaluation has
         return {kind: shared | {"kind": kind} for kind in kinds}
 
     def _kept(self, key: Key) -> Features | None:

@@ -136,7 +136,8 @@ def _clusters(looked_at: LookedAt) -> Part:
     clusters = looked_at.found.clusters
     number = min(CLUSTERS, len(clusters))
     which = f"{number} largest of {len(clusters)}" if number < len(clusters) else str(number)
-    words = f"The {which} clusters by k-means, each with its most central images."
+    by, shown = ("of the method itself", "most certain") if clusters.own else ("by k-means", "most central")
+    words = f"The {which} clusters {by}, each with its {shown} images."
     rows = ""
     for cluster in range(number):
         members = clusters.members(cluster)

@@ -82,6 +82,9 @@ class Pretraining(pl.LightningModule):
         self.views = views
         self.optimizer_config, self.plan, self.accumulate = optimizer, plan, accumulate
         self.batch_size = plan.batch_size  # over all processes
+        companions = objective.companions if isinstance(objective, NeedsCompanions) else None
+        # views of the batch, the first ones; None: all
+        self.views_of_batch = None if companions is None else companions.of_batch(views.count)
         self.total_steps, self.steps_per_epoch, self.seed = total_steps, steps_per_epoch, seed
         self.log_every_n_steps, self.config, self.faults = log_every_n_steps, config, faults
         # callbacks that read each output, with its graph
@@ -158,7 +161,7 @@ class Pretraining(pl.LightningModule):
         # run draws the same, and by the process, so that two do not drop the same units.
         torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
         with nullcontext() if self.overlap is None else self.overlap.views_ahead():
-            views = self.views_of(batch, self.view_key(batch))
+            views = self.views_of(batch, self.view_key(batch), self.views_of_batch)
             support = None if batch.support is None else self._support_with_views(batch.support)
             companions = None if batch.companions is None else self._companions_with_views(batch.companions)
             given = batch._replace(views=views, support=support, companions=companions)
@@ -181,10 +184,12 @@ class Pretraining(pl.LightningModule):
         """Returns the key of the views' random draws: (seed, batch) and the position in the global batch."""
         return ViewKey(self.seed, self.progress.batch, self.global_rank * len(batch.images), self.batch_size)
 
-    def views_of(self, images: Batch | Support, key: ViewKey, first: int | None = None) -> tuple[Tensor, ...]:
-        """Makes the views, or the ``first`` of them, on the device in full precision: float [B, 3, h, w] each."""
+    def views_of(
+        self, images: Batch | Support, key: ViewKey, first: int | None = None, skipped: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Makes the views on the device in full precision: float [B, 3, h, w] each; which, as :class:`Views` says."""
         with torch.autocast(images.images.device.type, enabled=False):
-            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes)
+            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes, skipped=skipped)
         return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
     def _support_with_views(self, support: Support) -> Support | None:
@@ -197,11 +202,12 @@ class Pretraining(pl.LightningModule):
         return support._replace(views=self.views_of(support, key, wanted.views))
 
     def _companions_with_views(self, companions: Batch) -> Batch | None:
-        """Adds views to the companions: those of the batch's first views, with random draws of their own."""
+        """Adds views to the companions, as the objective asks, with random draws of their own."""
         if not isinstance(self.objective, NeedsCompanions):
             return None
+        own = self.objective.companions.own(self.views.count)
         key = self.view_key(companions)._replace(seed=derive_seed(self.seed, _COMPANIONS))
-        return companions._replace(views=self.views_of(companions, key, self.objective.companions.views))
+        return companions._replace(views=self.views_of(companions, key, own.stop, own.start))
 
     def write(self, metrics: dict[str, Tensor], step: int) -> None:
         """Logs scalars, averaged over the processes, to every logger. ``step`` counts this step too."""

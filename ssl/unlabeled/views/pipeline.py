@@ -87,6 +87,7 @@ class Views(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.groups = size, groups
+        self.count = sum(group.count for group in groups)  # of views of an image
         self.mean, self.std = mean, std
         self.evaluation_crop, self.evaluation_interpolation = evaluation_crop, evaluation_interpolation
         self.masks, self.compiles, self.channels = masks, compile, channels
@@ -162,7 +163,13 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, images: Tensor, ids: Tensor, key: ViewKey, first: int | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        ids: Tensor,
+        key: ViewKey,
+        first: int | None = None,
+        sizes: Tensor | None = None,
+        skipped: int = 0,
     ) -> tuple[Tensor, ...]:
         """Draws and makes the views.
 
@@ -172,6 +179,7 @@ class Views(nn.Module):
             key: of the draws.
             first: how many of the views to make; None: all.
             sizes: int64 [B, 2], height and width of each image in the upper left corner of its canvas; None: H and W.
+            skipped: how many of these, from the first one on, are not made.
 
         Returns:
             One float32 [B, C, h, w] per view.
@@ -179,7 +187,7 @@ class Views(nn.Module):
         Raises:
             UserError: images of another type or shape, or of different sizes if a group does not begin with a crop.
         """
-        groups = [group for group in self.groups for _ in range(group.count)][:first]
+        groups = [group for group in self.groups for _ in range(group.count)][skipped:first]
         if sizes is not None:
             _require_crop_first(groups)
         compiles = self.compiles is True or (self.compiles == "auto" and images.device.type == "cuda")
@@ -194,10 +202,10 @@ class Views(nn.Module):
             ids = ids if self.masks is None else ids.cpu()  # beside the masks: waits for a GPU once, not per group
             batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
             how = self._normal_of(images.device), self.compiles if compiles else False, self.block
-            return self._at_once.make(images, self._numbered(first), key, batch, *how)
+            return self._at_once.make(images, self._numbered(first, skipped), key, batch, *how)
         batch = {"ids": ids} if sizes is None else {"ids": ids, "sizes": sizes}
         small = self.size**2 <= SMALL
-        return make_in_blocks(self._blocks(images), self._numbered(first), key, batch, self._finish, small)
+        return make_in_blocks(self._blocks(images), self._numbered(first, skipped), key, batch, self._finish, small)
 
     def _finish(self, images: Tensor) -> Tensor:
         """Normalises, in place."""
@@ -214,11 +222,12 @@ class Views(nn.Module):
             self._normal_on[device] = to_device(self._normal.float(), device)
         return self._normal_on[device]
 
-    def _numbered(self, first: int | None) -> list[DrawnGroup]:
-        """Returns the groups with the numbers of their views, of the ``first`` views alone."""
-        numbers = iter(range(sum(group.count for group in self.groups))[:first])
-        groups = [DrawnGroup(group.operations, tuple(islice(numbers, group.count))) for group in self.groups]
-        return [group for group in groups if group.views]
+    def _numbered(self, first: int | None, skipped: int = 0) -> list[DrawnGroup]:
+        """Returns the groups with the numbers of their views, of the ``first`` without those ``skipped``."""
+        numbers, wanted = iter(range(self.count)), range(self.count)[skipped:first]
+        of_groups = [[number for number in islice(numbers, group.count) if number in wanted] for group in self.groups]
+        pairs = zip(self.groups, of_groups, strict=True)
+        return [DrawnGroup(group.operations, tuple(views)) for group, views in pairs if views]
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields blocks of rows as float32 in [0, 1]; their size is a power of two, so that they divide a batch evenly.

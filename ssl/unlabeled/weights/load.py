@@ -13,7 +13,7 @@ from unlabeled.core.file_config import KINDS, as_data
 from unlabeled.core.phrases import shorten_list
 from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone, Objective
+from unlabeled.objective import Backbone, ContinuesAnother, Objective
 from unlabeled.weights.checkpoint import Checkpoint
 from unlabeled.weights.geometry import check_geometry, mismatch_remedy
 from unlabeled.weights.layouts import CheckpointLayout, placed_layouts, recognize_layout, strip_wrappers
@@ -157,7 +157,7 @@ def load_objective(checkpoint: Checkpoint, objective: Objective, any_size: bool 
     """Loads every tensor of ``objective``, backbone and heads, from a checkpoint of this project.
 
     Args:
-        checkpoint: of a run.
+        checkpoint: of a run of the same method, or of one that ``objective`` goes on from.
         objective: changed in place and returned.
         any_size: whether ViTs, teachers too, may be for images of another size: see :func:`load_backbone`.
 
@@ -166,6 +166,7 @@ def load_objective(checkpoint: Checkpoint, objective: Objective, any_size: bool 
     """
     prefix = "objective."
     found = {key.removeprefix(prefix): v for key, v in checkpoint.state_dict.items() if key.startswith(prefix)}
+    found = objective.from_another(found) if isinstance(objective, ContinuesAnother) else found
     wanted = objective.state_dict()
     if any_size:
         fit_all_positions(found, wanted, objective)

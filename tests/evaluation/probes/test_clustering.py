@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
-from unlabeled.evaluation.probes.clustering import KMeans, count_classes_per_cluster, name_clusters
+from unlabeled.evaluation.probes.clustering import KMeans, OwnClusters, count_classes_per_cluster, name_clusters
 
 
 def data(n: int, classes: int, seed: int, noise: float) -> Features:
@@ -139,3 +139,20 @@ def test_impossible_settings_name_the_key() -> None:
         KMeans(None, "l2", 0, 300, 0)
     with pytest.raises(UserError, match=r"probe\.kmeans\.clusters=50: there are only 10 train images"):
         probe(50).fit_predict(data(10, 2, 0, 1.0), data(10, 2, 1, 1.0), 2)
+
+
+def test_the_runs_own_clusters_are_scored_as_those_of_k_means_that_are_the_same() -> None:
+    train, test = data(400, 4, 0, 0.9), data(300, 4, 1, 0.9)
+    model = Lloyd(4, n_init=3, random_state=0).fit(normalize(train.x).numpy())
+    given = [torch.from_numpy(model.predict(normalize(each.x).numpy())).long() for each in (train, test)]
+    own = [
+        Features(torch.eye(4)[clusters] * 5, each.labels, each.ids)
+        for clusters, each in zip(given, (train, test), strict=True)
+    ]
+    (found,), (expected,) = OwnClusters().fit_predict(own[0], own[1], 4), probe().fit_predict(train, test, 4)
+    assert found.protocol == "clusters/k=4/hungarian-on-train"
+    assert (found.top1, found.metrics) == (expected.top1, expected.metrics)
+    wide = [Features(torch.cat([each.x, torch.zeros(len(each.x), 5)], 1), each.labels, each.ids) for each in own]
+    (over,) = OwnClusters().fit_predict(wide[0], wide[1], 4)
+    assert over.protocol == "clusters/k=9/majority-on-train"
+    assert over.notes == ["Only 4 of 9 clusters have a train image."]

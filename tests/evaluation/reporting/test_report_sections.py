@@ -15,6 +15,7 @@ from unlabeled.evaluation.cache import TensorCache
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.reporting.calibration_plots import certainty_section, reliability
+from unlabeled.evaluation.reporting.clusters import clusters_section, largest_clusters
 from unlabeled.evaluation.reporting.confusion import confusion_matrix, confusion_section, most_confused
 from unlabeled.evaluation.reporting.gallery import choose_queries, neighbour_section
 from unlabeled.evaluation.reporting.image_cache import ReportImageCache
@@ -290,3 +291,24 @@ def test_small_pictures_keep_every_pixel_and_large_ones_take_little_room() -> No
 def test_large_images_are_made_small_and_keep_their_shape() -> None:
     assert thumbnail(torch.zeros(3, 224, 112), 112).shape == (3, 112, 56)
     assert thumbnail(torch.zeros(3, 32, 32), 112).shape == (3, 32, 32)
+
+
+def test_clusters_are_shown_by_size_with_the_images_of_which_they_are_most_certain(tmp_path: Path) -> None:
+    log_p, labels = guesses(60, 7)
+    log_p[:, 2] = -50  # nobody's
+    assigned, most = log_p.argmax(1), log_p.exp().max(1).values
+    found = largest_clusters(log_p, labels)
+    sizes = {number: int((assigned == number).sum()) for number in range(7)}
+    assert [each.number for each in found] == sorted((n for n in sizes if sizes[n]), key=lambda n: (-sizes[n], n))
+    for each in found:
+        members = [row for row in range(60) if int(assigned[row]) == each.number]
+        assert each.size == len(members)
+        assert each.rows == sorted(members, key=lambda row: (-float(most[row]), row))[:8]
+        assert each.share == max(sum(int(labels[row]) == c for row in members) for c in range(7)) / len(members)
+    images, test = Recorder(), features(60, 7, 0)
+    section = clusters_section(log_p, test, [f"<{n}>" for n in range(7)], images, tmp_path)
+    assert images.asked[0] == ("test", [3 * row for row in found[0].rows])
+    assert (tmp_path / "clusters.png").exists()
+    assert f"Cluster {found[0].number + 1}: {found[0].size} images" in section.html
+    assert "1 have no test image" in section.words
+    assert "<2>" not in section.html  # names are escaped

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from unlabeled.errors import UserError
-from unlabeled.evaluation.selection.clusters import kmeans, usual_number
+from unlabeled.evaluation.features import Features
+from unlabeled.evaluation.selection.clusters import kmeans, own_clusters, usual_number
 from unlabeled.evaluation.selection.k_center import k_center_rows
+from unlabeled.evaluation.selection.mining import mined_neighbours
 from unlabeled.evaluation.selection.nearest import (
     duplicate_groups,
     nearest_others,
@@ -146,3 +149,29 @@ def test_fewer_different_rows_than_clusters_give_fewer_clusters_and_none_is_empt
 
 def test_the_usual_number_of_clusters_suits_3_and_50000_images() -> None:
     assert [usual_number(images) for images in (1, 3, 300, 50_000)] == [1, 1, 12, 30]
+
+
+def test_mined_neighbours_are_the_image_itself_and_the_nearest_others_of_a_loop() -> None:
+    x, ids = points(30), torch.tensor([number for number in range(33) if number not in (4, 17, 32)])
+    table = mined_neighbours(Features(torch.from_numpy(x), torch.full_like(ids, -1), ids), 33, 5)
+    assert table.dtype == torch.int64
+    unit_rows = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    for row, image in enumerate(ids.tolist()):
+        cosines = {int(ids[other]): float(unit_rows[row] @ unit_rows[other]) for other in range(30) if other != row}
+        assert table[image].tolist() == [image, *sorted(cosines, key=lambda each: -cosines[each])[:5]]
+    for missing in (4, 17, 32):  # which cannot be decoded
+        assert table[missing].tolist() == [missing] * 6
+    with pytest.raises(UserError, match=r"^objective\.companions\.neighbours=30: an image has 29 others"):
+        mined_neighbours(Features(torch.from_numpy(x), torch.full_like(ids, -1), ids), 33, 30)
+
+
+def test_a_methods_own_clusters_are_numbered_by_size_and_begin_with_the_images_of_which_it_is_most_certain() -> None:
+    x, p = points(20), np.random.default_rng(0).dirichlet(np.ones(5), 20)
+    p[:, 3] = 1e-9  # nobody's
+    found, assigned = own_clusters(x, np.log(p)), p.argmax(axis=1)
+    order = sorted(set(assigned), key=lambda each: (-int((assigned == each).sum()), list(assigned).index(each)))
+    assert len(found) == len(order) < 5
+    for number, cluster in enumerate(order):
+        rows = [row for row in range(20) if assigned[row] == cluster]
+        assert found.members(number).tolist() == sorted(rows, key=lambda row: -p[row].max())
+    assert found.own

@@ -27,11 +27,12 @@ from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.evaluation.probes.clustering import OwnClusters
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.folds import CrossValidated
 from unlabeled.evaluation.probes.knn import KNN
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
-from unlabeled.objective import HasHead, HasVisualization, Objective
+from unlabeled.objective import HasClusters, HasHead, HasVisualization, Objective
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, check_same_backbone
 
@@ -94,7 +95,7 @@ def build_evaluation(
             probe.prepare(data.splits.train)
         if isinstance(probe, KNN):
             probe.shared = world_size() > 1  # each process searches its part of the bank
-    objective, random_objective, probes_on_embeddings = prepare_soft_neighbours(probes, config, data)
+    objective, random_objective, heads = prepare_heads(probes, config, data)
     trained = resolved["backbone"]  # resolved: an interpolation needs the root of the configuration
     network = OmegaConf.create(
         {**trained, "freeze": None} if trained.get("freeze") else trained
@@ -121,7 +122,7 @@ def build_evaluation(
         probes=probes,
         settings={"probe": resolved["probe"], "seed": config.seed, "precision": precision},
         config=resolved,
-        probes_on_embeddings=probes_on_embeddings,
+        heads=heads,
         objective=objective,
         random_objective=random_objective,
         visualized_objective=build_visualized_objective(config),
@@ -152,7 +153,7 @@ def in_folds(
         raise UserError(f"folds={folds}: these data have a test split; leave folds out")
     divided: dict[str, Probe | ImageProbe] = {}
     for name, probe in probes.items():
-        if isinstance(probe, ImageProbe | SoftNearestNeighbours):
+        if isinstance(probe, ImageProbe | SoftNearestNeighbours | OwnClusters):
             raise UserError(f"folds={folds}: probe.{name} cannot be cross-validated; give probe=quick or linear")
         if not isinstance(probe, FewLabels):
             divided[name] = CrossValidated(probe, folds, seed)
@@ -181,22 +182,36 @@ def build_self_test(config: DictConfig) -> Callable[[Checkpoint], Evaluation]:
     return build
 
 
-def prepare_soft_neighbours(
+def prepare_heads(
     probes: Mapping[str, Probe | ImageProbe], config: DictConfig, data: DataModule
-) -> tuple[Objective | None, Objective | None, list[str]]:
-    """Give such probes the run's list of labels, and the run's objective, twice, where its head goes before them.
+) -> tuple[Objective | None, Objective | None, dict[str, str]]:
+    """Give probes that look behind a head the run's objective, twice, and soft neighbours the run's list of labels.
 
     Returns:
-        An objective to load, a random one, and the names of the probes behind their heads; none where there is no such
-        probe or no head.
+        An objective to load, a random one, and by the name of each such probe what its head is called in these; none
+        where there is no such probe or no head.
+
+    Raises:
+        UserError: the run's clusters are asked for, and its method makes none.
     """
-    ours = {name: probe for name, probe in probes.items() if isinstance(probe, SoftNearestNeighbours)}
+    ours = {name: each for name, each in probes.items() if isinstance(each, SoftNearestNeighbours | OwnClusters)}
     if not ours:
-        return None, None, []
+        return None, None, {}
     own = [build_objective(config) for _ in range(2)] if config.get("objective") else []
     support = own[0].support if own and isinstance(own[0], NeedsSupport) else None
-    has_head = bool(own) and isinstance(own[0], HasHead)
-    for probe in ours.values():
+    has_head, heads = bool(own) and isinstance(own[0], HasHead), {}
+    for name, probe in ours.items():
+        if isinstance(probe, OwnClusters):
+            _require_clusters(name, own)
+            heads[name] = "clusters"
+            continue
         choice = None if support is None else support.choice
         probe.prepare(data.splits.train, choice, "head" if has_head else "backbone")
-    return (own[0], own[1], list(ours)) if has_head else (None, None, [])
+        heads |= {name: "head"} if has_head else {}
+    return (own[0], own[1], heads) if heads else (None, None, {})
+
+
+def _require_clusters(name: str, own: Sequence[Objective]) -> None:
+    if not own or not isinstance(own[0], HasClusters):
+        method = type(own[0]).__name__ if own else "this checkpoint"
+        raise UserError(f"probe.{name}: {method} makes no clusters of its own: give probe=kmeans, or a run of SCAN")

@@ -7,21 +7,19 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from unlabeled.commands.arguments.sides import compose_side, files_of
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_backbone, build_data, build_objective
+from unlabeled.commands.build.run import build_backbone, build_data, projector_of
 from unlabeled.commands.from_file import data_of
 from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.errors import UserError
-from unlabeled.objective import HasTeacher
 from unlabeled.representation.analysis import AnalysisSubject
 from unlabeled.representation.comparison import ComparedNetwork
 from unlabeled.views.pipeline import Views
-from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, load_backbone, load_objective, read_checkpoint
+from unlabeled.weights import Checkpoint, checkpoint_path, folder_of, load_backbone, read_checkpoint
 
 
 def build_analysis_subject(config: DictConfig, checkpoint: Checkpoint) -> tuple[AnalysisSubject, dict[str, Any]]:
@@ -93,18 +91,6 @@ def _name(path: Path | None, backbone: DictConfig) -> str:
     if path is None:
         return f"{kind}, random start"
     return f"{kind}, {folder_of(path).name if path.parent.name == 'checkpoints' else path.name}"
-
-
-def projector_of(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
-    """What an objective calls so, or its teacher's where that is evaluated; None for others and files of others."""
-    if not config.get("objective"):
-        return None
-    objective = load_objective(checkpoint, build_objective(config))
-    projector = getattr(objective, "projector", None)
-    if objective.product() is not objective.backbone and isinstance(objective, HasTeacher):
-        pairs = objective.teacher_student_pairs()
-        projector = next((teacher for teacher, student in pairs if student is projector), None)
-    return projector if isinstance(projector, nn.Module) else None
 
 
 def _views(config: DictConfig) -> Views:

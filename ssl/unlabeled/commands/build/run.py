@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers.logger import Logger
+from torch import nn
 
+from unlabeled.commands.build.companions import Pretext, attach_companions
 from unlabeled.commands.checks.former_run import check_same
 from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
@@ -29,7 +32,7 @@ from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatc
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
-from unlabeled.objective import Backbone, Objective, Plan
+from unlabeled.objective import Backbone, HasTeacher, Objective, Plan
 from unlabeled.training.checkpointing import Checkpointing
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.faults.guard import NonFiniteGuard
@@ -45,6 +48,7 @@ from unlabeled.training.run import Run
 from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
+from unlabeled.weights import Checkpoint, load_objective
 from unlabeled.weights.starting.start import StartingWeights, read_start
 
 
@@ -90,6 +94,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     facts = preflight.run_facts(resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
+    attach_companions(config, data, views, objective, checkpoints, trainer, partial(pretext_of, config, start))
     module = Pretraining(
         objective,
         views,
@@ -303,10 +308,16 @@ def build_data(config: DictConfig) -> DataModule:
 
 
 def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
-    """Let the data have companions and labelled images as the objective asks; the latter must not be test images."""
-    if isinstance(objective, NeedsCompanions):
+    """Let the data have companions and labelled images as the objective asks; the latter must not be test images.
+
+    Companions that the run finds by itself come later, see :mod:`unlabeled.commands.build.companions`.
+    """
+    if isinstance(objective, NeedsCompanions) and not objective.companions.mined:
         if objective.companions.neighbours_file is None and not objective.uses_labels:
-            raise UserError("objective.companions: images of one class take labels, and this objective uses none")
+            raise UserError(
+                "objective.companions: images of one class take labels, and this objective uses none: give"
+                " neighbours=20, or a neighbours_file"
+            )
         data.attach_companions(objective.companions)
     if not isinstance(objective, NeedsSupport):
         return
@@ -350,6 +361,28 @@ def build_objective(config: DictConfig, start: StartingWeights | None = None) ->
     if start is not None:
         start.into_objective(objective)
     return objective
+
+
+def projector_of(config: DictConfig, checkpoint: Checkpoint) -> nn.Module | None:
+    """What an objective calls so, or its teacher's where that is evaluated; None for others and files of others."""
+    if not config.get("objective"):
+        return None
+    objective = load_objective(checkpoint, build_objective(config))
+    projector = getattr(objective, "projector", None)
+    if objective.product() is not objective.backbone and isinstance(objective, HasTeacher):
+        pairs = objective.teacher_student_pairs()
+        projector = next((teacher for teacher, student in pairs if student is projector), None)
+    return projector if isinstance(projector, nn.Module) else None
+
+
+def pretext_of(config: DictConfig, start: StartingWeights | None) -> Pretext:
+    """What a run starts from, with the head that the run of these weights was trained by."""
+    if start is None:
+        return Pretext(None, None)
+    checkpoint = start.checkpoint
+    own = part_of(checkpoint.config, "objective", checkpoint.path)
+    parts = OmegaConf.create({"backbone": config.backbone, "objective": own, "seed": config.seed})
+    return Pretext(start.origin, projector_of(parts, checkpoint))
 
 
 @contextmanager

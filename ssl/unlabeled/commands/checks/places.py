@@ -145,6 +145,14 @@ def _explore(keys: Keys) -> None:
     _check_data(keys.get("data"))
 
 
+def _cluster(keys: Keys) -> None:
+    if keys["out"]:
+        check_folder("out", Path(keys["out"]).expanduser())
+    if (keys["clusters"] or 0) < 2:
+        raise UserError(f"clusters={keys['clusters']}: must be at least 2")
+    checkpoint_path(keys["run"], None)
+
+
 def _check_table(given: str, data: Any) -> None:
     path = Path(given).expanduser()
     if not path.is_file():
@@ -312,6 +320,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "transfer": _transfer,
     "segment": _segment,
     "explore": _explore,
+    "cluster": _cluster,
     "finetune": _finetune,
     "export": _in_a_folder,
     "representation": _in_a_folder,

@@ -58,6 +58,11 @@ COMMANDS = {
         "explore",
         "run",
     ),
+    "cluster": Command(
+        "Clusters the images of a pretrained run without labels: SCAN, then self-labelling, beside k-means.",
+        "unlabeled.commands.cluster.cluster:main",
+        folder="run",
+    ),
     "finetune": Command(
         "Trains the whole network on your labels and keeps it with its classifier.",
         "unlabeled.commands.classify.finetune:finetune",

@@ -1,4 +1,4 @@
-"""Features of images from Python: :func:`embed`, :func:`explore`, :func:`segment` and :func:`transfer`."""
+"""Features of images from Python: :func:`embed`, :func:`explore`, :func:`cluster`, :func:`segment` and others."""
 
 import os
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from unlabeled.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from unlabeled.commands.cluster.cluster import Clustered
     from unlabeled.downstream.segmentation.segment_report import Segmentation
     from unlabeled.downstream.transfer_table import TransferTable
     from unlabeled.evaluation.embedding.embeddings import Embeddings
@@ -87,6 +88,40 @@ def explore(
         built = _built(as_embedding(config), model, None if named else data)
         page = page_path(plain, Path(config.run).expanduser() if config.run else Path())
         return explore_built(page, *built, _origin(model), plain, silent)
+
+
+def cluster(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Clustered":
+    """Clusters the images of a pretrained run without labels: ``unlabeled cluster``.
+
+    Args:
+        run: its folder.
+        overrides, keys: as in :func:`train`, for both trainings; ``clusters``, ``scan``, ``self_label``, ``out``.
+
+    Returns:
+        ``table`` with accuracy, NMI and ARI where test images have labels, ``page``, and the folders ``runs``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+        KeyboardInterrupt: Ctrl-C; the state is written, and the same call goes on.
+    """
+    from unlabeled.commands.cluster.cluster import OWN
+    from unlabeled.commands.cluster.cluster import cluster as train_both
+
+    given = overrides_of({"run": path_of(run)} | keys) + list(overrides)
+    own = [each for each in given if each.split("=")[0] in OWN]
+    config = composed("cluster", own)
+    with as_found(), user_errors(conf_folder(), "cluster", own):
+        from omegaconf import OmegaConf
+
+        from unlabeled.commands.checks.places import check_places
+
+        plain: Any = OmegaConf.to_container(config)
+        check_places("cluster", plain)
+        try:
+            command = for_shell(["unlabeled", "cluster", *given])
+            return train_both(plain, [each for each in given if each not in own], command, silent)
+        except SystemExit:  # stopped by a signal; what it said is printed
+            raise KeyboardInterrupt from None
 
 
 def _given(model: Any, data: Any, keys: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], bool]:

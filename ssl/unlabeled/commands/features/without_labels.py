@@ -9,8 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.build.representation import projector_of
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.run import build_backbone, build_objective, projector_of
 from unlabeled.commands.features.explore import PAGE
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.core.writing import kept_anyway
@@ -18,14 +17,17 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.evaluation.embedding.stream import Embedder, Images
-from unlabeled.evaluation.exploring.images import look_at
+from unlabeled.evaluation.exploring.images import Explored, look_at
 from unlabeled.evaluation.exploring.write import write_page
+from unlabeled.evaluation.features import Features, apply_head
 from unlabeled.evaluation.provenance import checkpoint_provenance, read_json
 from unlabeled.evaluation.reporting.report_sections import evaluation_images
+from unlabeled.evaluation.selection.clusters import Clusters, own_clusters
+from unlabeled.objective import HasClusters
 from unlabeled.representation.analysis import Analysis, AnalysisSubject, Settings, analyse
 from unlabeled.representation.unlabelled_report import LookedAt, write_unlabelled_report
 from unlabeled.views.pipeline import Views
-from unlabeled.weights import Checkpoint, load_backbone, read_checkpoint
+from unlabeled.weights import Checkpoint, load_backbone, load_objective, read_checkpoint
 
 if TYPE_CHECKING:
     from unlabeled.objective import Backbone
@@ -59,7 +61,8 @@ def write_pages(
     explored = look_at(embedder, images, most, config.seed, log)
     about = [str(checkpoint_file), data.splits.description]
     page = run_dir / PAGE
-    found = write_page(page, explored, about, log, seed=config.seed)
+    own = _own_clusters(config, checkpoint, explored)
+    found = write_page(page, explored, about, log, own, seed=config.seed)
     looked_at = LookedAt(explored, found, evaluation_images(_decode(images), subject.views))
     analysis = _analysis(subject, config, log)
     told = _provenance(config, checkpoint, subject, command)
@@ -82,6 +85,18 @@ def _subject(config: DictConfig, checkpoint: Checkpoint, data: DataModule) -> An
     gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     return AnalysisSubject(backbone, projector_of(config, checkpoint), views, data, data.splits.train, device)
+
+
+def _own_clusters(config: DictConfig, checkpoint: Checkpoint, explored: Explored) -> Clusters | None:
+    """Returns the clusters that the run's method makes; None where it makes none."""
+    objective = build_objective(config)
+    if not isinstance(objective, HasClusters):
+        return None
+    load_objective(checkpoint, objective)
+    head = objective.clusters()
+    x = torch.from_numpy(explored.embeddings.x)
+    nothing = torch.full((len(x),), -1)
+    return own_clusters(explored.embeddings.x, apply_head(head, Features(x, nothing, nothing)).x.numpy())
 
 
 def _decode(images: Images) -> Any:

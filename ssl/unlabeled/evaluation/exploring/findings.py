@@ -29,12 +29,12 @@ class Findings:
     covering: Ints  # [n], likewise
 
 
-def find(embeddings: Embeddings, clusters: int | None, label_next: int, seed: int) -> Findings:
+def find(embeddings: Embeddings, clusters: int | Clusters | None, label_next: int, seed: int) -> Findings:
     """Finds neighbours, clusters, outliers and what to label; by cosine, the same for the same seed.
 
     Args:
         embeddings: of N ≥ 1 images.
-        clusters: how many, at most N; None: as :func:`usual_number` says.
+        clusters: how many, at most N; None: as :func:`usual_number` says; or those that the method makes.
         label_next: images to label, of which there are at most N.
         seed: of the map and of k-means.
 
@@ -52,7 +52,7 @@ def find(embeddings: Embeddings, clusters: int | None, label_next: int, seed: in
         positions,
         near,
         cosines,
-        kmeans(x, clusters or usual_number(len(x)), seed),
+        clusters if isinstance(clusters, Clusters) else kmeans(x, clusters or usual_number(len(x)), seed),
         outlier_scores(cosines),
         typical_rows(x, wanted, seed=seed),
         k_center_rows(x, wanted)[0],

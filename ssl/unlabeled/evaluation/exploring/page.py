@@ -98,6 +98,7 @@ def _about(found: Findings, made: Thumbnails) -> Mapping[str, Any]:
         "neighbours": found.near.shape[1],
         "similarity": usual_similarity(found.cosines),
         "method": found.method,
+        "ownClusters": found.clusters.own,
         "side": made.shape[1],
         "perRow": per_row(made.shape[1]),
         "colours": {

@@ -134,7 +134,7 @@ function shareBelow(value) {
 function clustersPanel() {
   const list = about.colours.cluster.map((each) => (each.startsWith("--") ? cssColour(each) : each));
   return [
-    text(`${plural(clusters.length, "cluster")} by k-means, the largest first; of each the images nearest to its middle.`),
+    text(`${plural(clusters.length, "cluster")} ${about.ownClusters ? "of the method itself" : "by k-means"}, the largest first; of each the images ${about.ownClusters ? "of which it is most certain" : "nearest to its middle"}.`),
     ...clusters.map((rows, number) => element("section", {},
       line(swatch(list[number]), element("h2", {}, `Cluster ${number + 1}`), element("small", {}, plural(rows.length, "image") + commonClass(rows)), selects("select", rows)),
       ...tiles(rows, undefined, CENTRAL))),

@@ -8,6 +8,7 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.exploring.findings import Findings, find
 from unlabeled.evaluation.exploring.images import Explored
 from unlabeled.evaluation.exploring.page import explore_page
+from unlabeled.evaluation.selection.clusters import Clusters
 
 
 def write_page(
@@ -15,7 +16,7 @@ def write_page(
     explored: Explored,
     about: list[str],
     log: Callable[[str], None],
-    clusters: int | None = None,
+    clusters: int | Clusters | None = None,
     label_next: int = 50,
     seed: int = 0,
 ) -> Findings:

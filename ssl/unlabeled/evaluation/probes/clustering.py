@@ -1,6 +1,7 @@
-"""Clusters features by k-means without labels and names the clusters afterwards."""
+"""Clusters without labels, by k-means of features or those of the method itself, and named afterwards."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,25 +60,13 @@ class KMeans:
         ``matched_on_test_top1`` names the clusters by the test labels instead, as IIC and SCAN publish it: an upper
         bound, to compare with theirs.
         """
-        from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
         train, test = (each.of(self.kinds[0]) for each in (train, test))
         k = self.clusters or int((train.labels.bincount() > 0).sum())
         of_train, of_test, notes = self._assign(train.x, test.x, k)
-        classes = count_classes_per_cluster(of_train, train.labels, k, num_classes)
-        named, how = name_clusters(classes)
-        predictions = from_numpy(named)[of_test].to(test.labels.device)
-        labels = test.labels.cpu()
-        on_test, _ = name_clusters(count_classes_per_cluster(of_test, labels, k, num_classes))
-        metrics = {
-            "nmi": float(normalized_mutual_info_score(labels, of_test)),
-            "ari": float(adjusted_rand_score(labels, of_test)),
-            "matched_on_test_top1": top1(from_numpy(on_test)[of_test], labels),
-        }
-        notes += unseen_class_notes(int((classes.sum(axis=0) > 0).sum()), num_classes)
+        score = score_clusters(of_train, of_test, train.labels, test.labels, k, num_classes)
         chosen: dict[str, Any] = {"chosen_on": "nothing", "restarts": self.restarts, "seed": self.seed}
-        protocol = with_kind(f"kmeans/{self.scale}/k={k}/{how}-on-train", self.kinds[0])
-        return [Score(protocol, top1(predictions, test.labels), chosen, notes, predictions, metrics=metrics)]
+        protocol = with_kind(f"kmeans/{self.scale}/{score.protocol}", self.kinds[0])
+        return [replace(score, protocol=protocol, chosen=chosen, notes=notes + score.notes)]
 
     def _assign(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor, list[str]]:
         """Returns the cluster of each train and test image, int64 on the CPU. UserError on non-finite features."""
@@ -99,6 +88,50 @@ class KMeans:
 
     def _scaled(self, train: Tensor, test: Tensor) -> list[Tensor]:
         return [unit_rows(train), unit_rows(test)] if self.scale == "l2" else standardise(train, test)
+
+
+class OwnClusters:
+    """The clusters that the run's method gives images (``HasClusters``), in place of features log probabilities [N, k].
+
+    They are named and scored as those of :class:`KMeans`. Nothing is fitted.
+    """
+
+    needs = 1
+
+    def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
+        """Returns one Score, with the metrics of :meth:`KMeans.fit_predict`."""
+        require_finite("probe.clusters", train.x, test.x)
+        k = train.x.shape[1]
+        of_train, of_test = (each.x.argmax(1).cpu() for each in (train, test))
+        score = score_clusters(of_train, of_test, train.labels, test.labels, k, num_classes)
+        used = int((of_train.bincount() > 0).sum())
+        notes = [f"Only {used} of {k} clusters have a train image."] if used < k else []
+        chosen: dict[str, Any] = {"chosen_on": "nothing"}
+        return [replace(score, protocol=f"clusters/{score.protocol}", chosen=chosen, notes=notes + score.notes)]
+
+
+def score_clusters(
+    of_train: Tensor, of_test: Tensor, train_labels: Tensor, test_labels: Tensor, k: int, num_classes: int
+) -> Score:
+    """Scores the clusters of images, int64 on the CPU, by their labels; the protocol says how they were named.
+
+    ``nmi`` and ``ari`` compare the clusters of test images with their classes. Its notes are on classes alone.
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    classes = count_classes_per_cluster(of_train, train_labels, k, num_classes)
+    named, how = name_clusters(classes)
+    predictions = from_numpy(named)[of_test].to(test_labels.device)
+    labels = test_labels.cpu()
+    on_test, _ = name_clusters(count_classes_per_cluster(of_test, labels, k, num_classes))
+    metrics = {
+        "nmi": float(normalized_mutual_info_score(labels, of_test)),
+        "ari": float(adjusted_rand_score(labels, of_test)),
+        "matched_on_test_top1": top1(from_numpy(on_test)[of_test], labels),
+    }
+    notes = unseen_class_notes(int((classes.sum(axis=0) > 0).sum()), num_classes)
+    protocol, accuracy = f"k={k}/{how}-on-train", top1(predictions, test_labels)
+    return Score(protocol, accuracy, notes=notes, predictions=predictions, metrics=metrics)
 
 
 def count_classes_per_cluster(clusters: Tensor, labels: Tensor, k: int, num_classes: int) -> Counts:

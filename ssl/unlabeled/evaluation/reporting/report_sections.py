@@ -12,6 +12,7 @@ from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.features import Features, eval_mode
 from unlabeled.evaluation.reporting.attention import attention_pictures
 from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
+from unlabeled.evaluation.reporting.clusters import clusters_section
 from unlabeled.evaluation.reporting.confusion import confusion_section
 from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve
 from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section
@@ -34,6 +35,7 @@ class ReportImages:
     attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
     name: NameOf = "{} {}".format  # of an image, by split and id
+    clusters: Tensor | None = None  # log probabilities of the test images [N, C], by the method's own clusters
 
 
 def evaluation_images(decode: Decode, views: Views) -> ImagesOf:
@@ -136,6 +138,9 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
     )
     picture = feature_map(test.x, test.labels, classes)
     made = [plot_section(picture, folder, "feature_map", "Map of the test features", words)]
+    if report_images.clusters is not None:
+        clusters, name = report_images.clusters, report_images.name
+        made.append(clusters_section(clusters, test, classes, report_images.image, folder, name))
     predicted = best_row(rows, lambda row: row.predictions is not None)
     if predicted is not None and predicted.predictions is not None:
         made.append(confusion_section(predicted.predictions, test.labels, classes, predicted.protocol, folder))

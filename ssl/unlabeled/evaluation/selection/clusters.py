@@ -1,4 +1,4 @@
-"""K-means of features, and the images in the middle of each cluster."""
+"""Clusters of images, by k-means of features or by a method itself, and the images in the middle of each."""
 
 import warnings
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ class Clusters:
 
     assigned: Ints  # [N], 0 to k − 1
     centres: Floats  # [k, D], the mean of each
-    distances: Floats  # [N], of each image to the centre of its own
+    distances: Floats  # [N], of each image to the centre of its own; −ln of its probability where ``own``
+    own: bool = False  # whether they are those of the method, and not of k-means
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -49,6 +50,12 @@ def kmeans(x: Floats, k: int, seed: int = 0) -> Clusters:
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than k: said above
         found = algorithm.fit_predict(x)
     return _by_size(x, np.asarray(found, np.int64))
+
+
+def own_clusters(x: Floats, log_probabilities: Floats) -> Clusters:
+    """Gives each row [N, D] the likeliest of C clusters, by log probabilities [N, C]; empty clusters are left out."""
+    found = _by_size(x, log_probabilities.argmax(axis=1))
+    return Clusters(found.assigned, found.centres, -log_probabilities.max(axis=1), own=True)
 
 
 def _by_size(x: Floats, found: Ints) -> Clusters:

@@ -31,6 +31,17 @@ TARGETS_ALIKE = MetricBound(
     lasting=True,
 )
 
+# For methods that give images clusters
+ALL_IN_ONE = MetricBound(
+    "clusters-not-used",
+    "cluster_entropy",
+    0.3,  # 1: all clusters have as many images; 0: one has them all
+    1.01,
+    "nearly all images are in one cluster, or in few",
+    "a larger objective.entropy_weight or batch_size; a look at optimizer.lr and at weights, from which the run starts",
+    lasting=True,
+)
+
 
 @torch.no_grad()
 def spread_over_images(tokens: Tensor) -> Tensor:

@@ -169,8 +169,10 @@ def _batch(objective: Objective, images: Tensor, sizes: list[int]) -> Batch:
     batch = Batch(images, ids, ids, _views(len(images), images.shape[1], sizes), _support(objective, images, sizes))
     if not isinstance(objective, NeedsCompanions):
         return batch
-    shown = _views(len(images), images.shape[1], sizes[: objective.companions.views])
-    return batch._replace(companions=Batch(images.clone(), ids, ids, shown))
+    own = objective.companions.own(len(sizes))
+    shown = _views(len(images), images.shape[1], sizes[own.start : own.stop])
+    of_batch = batch.views[: objective.companions.of_batch(len(sizes))]
+    return batch._replace(views=of_batch, companions=Batch(images.clone(), ids, ids, shown))
 
 
 def _support(objective: Objective, images: Tensor, sizes: list[int]) -> Support | None:

@@ -1,0 +1,1 @@
+"""The command that clusters images: two trainings, one on from the other."""
