@@ -25,7 +25,8 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim")
+LABELLED_OR_TAUGHT = ("distill", "fixmatch")
+METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", *LABELLED_OR_TAUGHT)
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -49,6 +50,8 @@ NAMES = {
     "simmim": "SimMIM",
     "scan": "SCAN",
     "self_label": "Self-labelling",
+    "distill": "Distillation",
+    "fixmatch": "FixMatch",
 }
 
 

@@ -29,7 +29,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.backbones.frozen import FrozenNetwork, NeedsTeacher
+from unlabeled.commands.build.run import build_backbone, build_objective
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import parts
@@ -213,6 +214,20 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", ["name=x", *overrides])
 
 
+def with_teacher(config: DictConfig) -> DictConfig:
+    """Names a teacher where a recipe leaves it to the user."""
+    if OmegaConf.is_missing(config.objective, "teacher"):
+        config.objective.teacher = "a ResNet-50 with random weights"
+    return config
+
+
+def give_teacher(objective: Objective) -> None:
+    """Hands over a ResNet-50 with random weights to an objective that needs a teacher."""
+    if isinstance(objective, NeedsTeacher):
+        network = build_backbone(composed("backbone=resnet50").backbone, 0)
+        objective.take_teacher(FrozenNetwork(network), uses_labels=False)
+
+
 class Step:
     """One step of a recipe, part by part, without Lightning.
 
@@ -227,7 +242,7 @@ class Step:
         self.config, self.pixels = config, pixels
         self.batch = batch or min(512, config.batch_size)
         with mock.patch.object(torch.cuda, "is_available", mock.Mock(return_value=True)):  # as where it will run
-            objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+            objective: Objective = build_objective(with_teacher(config), None, give_teacher)
         plan = Plan(self.batch, 1, 10**6, ())
         guard: Any = None
         self.module = Pretraining(
@@ -304,7 +319,7 @@ class Step:
             return None
         count = objective.support.images_per_step
         images, ids = (torch.zeros(shape, dtype=kind).to(device) for shape, kind in self._images(count))
-        return Support(images, ids, ids)
+        return Support(images, ids, ids, labels=ids)
 
     def _backward(self, launches: Launches, loss: Tensor, device: str) -> None:
         objective = self.module.objective

@@ -19,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from benchmarks.launches import give_teacher, with_teacher
 from unlabeled.commands.build.run import build_objective
 from unlabeled.commands.config import conf_folder
 from unlabeled.objective import Batch, Progress
@@ -30,6 +31,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "memory.md"
 CASES = [("simclr_cifar10", 512), ("moco_v2_cifar10", 512), ("swav_cifar10", 256), ("mae_cifar10", 1024)]
 CASES += [("paws_cifar10", 256), ("simclr_imagenet", 256), ("moco_v2_imagenet", 256), ("swav_imagenet", 64)]
 CASES += [("moco_v3_imagenet_vit_small", 256), ("mae_imagenet_vit_base", 256)]
+CASES += [("distill_imagenet", 256), ("fixmatch_cifar10", 448)]
 CASES += [("supervised_cifar10", 512), ("supervised_imagenet", 256), ("dino_imagenet_vit_small", 64)]
 CASES += [("ibot_imagenet_vit_small", 64), ("dinov2_imagenet_vit_large", 64)]
 MEASURED = [("simclr_cifar10", 64, "32-true"), ("mae_cifar10", 64, "32-true"), ("swav_cifar10", 32, "32-true")]
@@ -61,7 +63,7 @@ def config_of(experiment: str, *overrides: str) -> Any:
 def counted(config: Any, batch: int, precision: str) -> tuple[StepMemory, list[int]]:
     """The count of one step, and the sizes of the views."""
     views = list(instantiate(config.views).sizes(config.data.image_size))
-    objective = build_objective(config)
+    objective = build_objective(with_teacher(config), None, give_teacher)
     slots = optimizer_slots(instantiate(config.optimizer).build(objective, batch))
     return count_memory(objective, views, batch, precision, slots), views
 

@@ -1,6 +1,7 @@
 """Configurations of ``conf/`` made small enough for tests."""
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.teacher import TeacherLoader
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.objective import Batch, Objective, Support
@@ -88,13 +90,44 @@ def small_objective(name: str) -> tuple[DictConfig, Objective]:
         shrink(config.views, 16)
         if "support" in config.objective:  # ImageNet's would be hundreds of classes
             config.objective.support.classes_per_batch = 2
+        give_teacher(config)
         config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
         config.objective.update(fitting({"threshold": TINY["threshold"]}, config.objective))
         try:
-            return config, instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+            objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+            load_teacher(objective, config)
+            return config, objective
         except InstantiationException as error:
             refusals.append(error.__cause__)
     pytest.fail(f"no small backbone serves objective={name}: {refusals}")
+
+
+def give_teacher(config: DictConfig) -> None:
+    """Names a teacher where an objective needs one."""
+    if OmegaConf.is_missing(config.objective, "teacher"):
+        config.objective.teacher = str(small_teacher())
+
+
+def load_teacher(objective: Objective, config: DictConfig) -> None:
+    """Hands it over, as a run does."""
+    TeacherLoader(Path("no run"), instantiate(config.views), config)(objective)
+
+
+@cache
+def small_teacher() -> Path:
+    """A checkpoint as of a run, whose network is of another width than any student here, for images of 12 pixels."""
+    config = composed("backbone=resnet_thin", "backbone.width=0.375", "views=simclr_small")
+    shrink(config.views, 12)
+    state = build_backbone(config.backbone, 5).state_dict()
+    parts: Any = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("backbone", "views")}
+    file = Path(tempfile.mkdtemp()) / "teacher.ckpt"
+    torch.save(
+        {"state_dict": {f"objective.backbone.{key}": each for key, each in state.items()}, "config": parts}, file
+    )
+    return file
+
+
+TEACHER_WIDTH = 192  # features of small_teacher
 
 
 def fitting(values: dict[str, Any], objective: DictConfig) -> dict[str, Any]:
@@ -118,6 +151,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     config.objective.update(
         {key: value[: len(config.objective[key])] if isinstance(value, list) else value for key, value in tiny.items()}
     )
+    give_teacher(config)
     if "support" in config.objective:
         config.objective.support.update({"fraction": 0.5, "classes_per_batch": 2, "images_per_class": 4})
     return config
@@ -134,7 +168,9 @@ def batch_of(objective: Objective, images: Tensor, labels: Tensor, views: Sequen
     batch = Batch(images, ids, labels, tuple(views))
     if isinstance(objective, NeedsSupport):
         slots = ids % objective.support.classes_per_batch
-        batch = batch._replace(support=Support(images, ids, slots, batch.views[: objective.support.views]))
+        batch = batch._replace(
+            support=Support(images, ids, slots, batch.views[: objective.support.views], labels=slots)
+        )
     return with_companions(objective, batch)
 
 

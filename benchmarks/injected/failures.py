@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlabeled.backbones.frozen import FrozenNetwork
 from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
 from unlabeled.objectives import (
     byol,
     dino,
     dinov2,
+    distill,
+    fixmatch,
     ibot,
     ijepa,
     moco,
@@ -183,6 +186,42 @@ def no_certain_image(run: Run) -> None:
     objective.threshold = 1.0
 
 
+def teacher_without_images(run: Run) -> None:
+    """The teacher gets views as if they had other means: all of them are nearly black to it."""
+    frozen = next(each for each in run.module.objective.modules() if isinstance(each, FrozenNetwork))
+    frozen.scale, frozen.shift = torch.tensor(0.0), torch.tensor(-2.0)
+
+
+def student_of_another(stack: ExitStack) -> None:
+    """The teacher's features are those of other images."""
+    loss = distill.Distill._loss
+
+    def shifted(objective: distill.Distill, student: Tensor, teacher: Tensor) -> Tensor:
+        return loss(objective, student, teacher[torch.randperm(len(teacher))])
+
+    replace(stack, distill.Distill, _loss=shifted)
+
+
+def sure_of_all(stack: ExitStack) -> None:
+    """One wrong class is the label of every unlabelled image."""
+    loss = fixmatch.fixmatch_loss
+
+    def wrong(labelled: Tensor, labels: Tensor, weak: Tensor, *rest: Any) -> Tensor:
+        return loss(labelled, labels, torch.zeros_like(weak).index_fill(1, torch.tensor([0]), 100.0), *rest)
+
+    replace(stack, fixmatch, fixmatch_loss=wrong)
+
+
+def shuffled_labels(stack: ExitStack) -> None:
+    """The labelled images have each other's labels, others in each step."""
+    loss = fixmatch.fixmatch_loss
+
+    def shuffled(labelled: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+        return loss(labelled, labels[torch.randperm(len(labels))], *rest)
+
+    replace(stack, fixmatch, fixmatch_loss=shuffled)
+
+
 ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
 FURTHER = ("byol", "simsiam", "barlow_twins", "vicreg", "dino", "ibot", "dinov2")
 DISTILLED = ("dino", "ibot", "dinov2")
@@ -206,11 +245,15 @@ FAILURES = [
     Failure("no entropy term", ("scan",), ["objective.entropy_weight=0.0"]),
     Failure("one cluster for all", ("scan",), after=one_cluster_for_all),
     Failure("no certain image", ("self_label",), after=no_certain_image),
+    Failure("teacher sees nothing", ("distill",), after=teacher_without_images),
+    Failure("features of other images", ("distill",), before=student_of_another),
+    Failure("one class for all", ("fixmatch",), before=sure_of_all),
+    Failure("shuffled labels", ("fixmatch",), before=shuffled_labels),
     Failure("no SIGReg", ("lejepa",), ["objective.regularisation=0.0"]),
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
     Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),
-    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", *DISTILLED, "ijepa"), before=frozen_teacher),
+    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", *DISTILLED, "ijepa", "fixmatch"), before=frozen_teacher),
     Failure("constant images", (*ALL, *FURTHER), after=constant_images),
     Failure("not shuffled", (*ALL, *FURTHER), before=not_shuffled),
     Failure("no ShuffleBN", ("moco_v2",), before=without_shuffled_batchnorm),

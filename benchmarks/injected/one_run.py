@@ -17,6 +17,10 @@ from unlabeled.commands.build.run import build_run
 from unlabeled.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+MORE = {
+    "relicv2": ["views.masks=null"],
+    "distill": ["objective.teacher=outputs/teacher"],  # a run of experiment=cifar10_cpu with backbone.width=0.5
+}
 HEALTHY = Failure("healthy", ())
 
 
@@ -54,7 +58,7 @@ def main(objective: str, failure: str, seed: str, steps: str, data: str, run_dir
 
 def composed(objective: str, failure: Failure, seed: str, data: str, run_dir: str) -> Any:
     recipe = "cifar10_cpu" if objective == "simclr" else f"{objective}_cifar10_cpu"
-    more = ["views.masks=null"] if objective == "relicv2" else []
+    more = MORE.get(objective, [])
     given = [f"experiment={recipe}", f"data.path={data}", f"run_dir={run_dir}", f"seed={seed}", "online_knn=null"]
     overrides = [each for each in failure.overrides if each != "optimizer.lr=30x"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -301,6 +301,15 @@ class HasHead(Protocol):
 
 
 @runtime_checkable
+class HasClassifier(Protocol):
+    """A method that trains a classifier of its own (FixMatch, the supervised row)."""
+
+    def own_classifier(self) -> nn.Module:
+        """Returns the linear layer that turns features of :meth:`Objective.product` into logits of the classes."""
+        ...
+
+
+@runtime_checkable
 class HasClusters(Protocol):
     """A method that says in which cluster an image is (SCAN, self-labelling)."""
 

@@ -11,7 +11,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from tests.small import CONF, batch_of, composed, members, missing_keys, small_objective
+from tests.small import (
+    CONF,
+    batch_of,
+    composed,
+    load_teacher,
+    members,
+    missing_keys,
+    small_objective,
+    small_teacher,
+)
 from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.config import check_keys
 from unlabeled.errors import UserError
@@ -129,8 +138,8 @@ def test_every_objective_has_a_finite_float32_loss_under_autocast_on_identical_i
 def composed_experiment(name: str) -> DictConfig:
     """With a word for what only a user knows, and no masks."""
     missing = missing_keys(composed(f"experiment={name}"))
-    assert missing <= {"data.path", "views.masks", "weights"}
-    given = {"data.path": "x", "views.masks": "null", "weights": "x"}
+    assert missing <= {"data.path", "views.masks", "weights", "objective.teacher"}
+    given = {"data.path": "x", "views.masks": "null", "weights": "x", "objective.teacher": str(small_teacher())}
     return composed(f"experiment={name}", *(f"{key}={given[key]}" for key in missing))
 
 
@@ -165,6 +174,7 @@ def test_every_small_experiment_takes_three_steps(name: str) -> None:
     torch.manual_seed(0)
     config = composed_experiment(name)
     objective: Objective = instantiate(config.objective, backbone=build_backbone(config.backbone, 0))
+    load_teacher(objective, config)
     optimizer = instantiate(config.optimizer).build(objective, 32)
     images = torch.randint(0, 256, (32, 3, config.views.size, config.views.size), dtype=torch.uint8)
     take_three_steps(objective, optimizer, instantiate(config.views), images)

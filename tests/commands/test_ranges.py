@@ -38,6 +38,7 @@ ZERO = {
     *("entropy_weight", "held_out"),
     *("explore_images", "least_steps", "slope"),
     *("class_weight", "patch_weight", "koleo_weight", "patch_embed_rate"),
+    *("unlabelled_weight",),
 }
 BELOW = {"mean"}  # keys whose list may hold a number below 0
 EMPTY = {"projection_hidden", "per_class", "fractions", "labels_files", "tags", "differs", "runs", "groups"}

@@ -19,6 +19,7 @@ AT_ONCE = {
     "not shuffled": "not-shuffled",
     "no Sinkhorn": "codes-not-balanced",
     "no certain image": "no-certain-image",
+    "teacher sees nothing": "teacher-says-nothing",
 }
 CASES = [
     (failure, objective)
@@ -70,7 +71,7 @@ def test_a_failure_that_lasts_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER]
-HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", "scan"]
+HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", "scan", "distill", "fixmatch"]
 
 
 @pytest.mark.parametrize("objective", HEALTHY)

@@ -15,6 +15,8 @@ from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.dinov2 import koleo
+from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss
+from unlabeled.objectives.fixmatch import fixmatch_loss
 from unlabeled.objectives.ibot import masked_patch_loss as ibots_patch_loss
 from unlabeled.objectives.ijepa import ijepa_loss, normalised_tokens
 from unlabeled.objectives.lejepa import invariance, sigreg
@@ -80,6 +82,28 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         nnclr_loss,
         {"neighbours": rows(4, 8), "predictions": rows(4, 8), "temperature": 0.5},
         ("temperature",),
+    ),
+    "fixmatch_loss": (
+        fixmatch_loss,
+        {
+            **{"labelled_logits": rows(4, 3), "labels": torch.tensor([0, 1, 1, 2]), "weak_logits": rows(6, 3)},
+            **{"strong_logits": rows(6, 3), "threshold": 0.95, "unlabelled_weight": 1.0},
+        },
+        (),
+    ),
+    "feature_loss": (feature_loss, {"student": rows(4, 8), "teacher": rows(4, 8), "match": "cosine"}, ()),
+    "queue_similarity_loss": (
+        queue_similarity_loss,
+        {
+            **{"student": rows(4, 8), "teacher": rows(4, 8), "queue": rows(9, 8)},
+            **{"student_temperature": 0.2, "teacher_temperature": 0.1},
+        },
+        ("student_temperature", "teacher_temperature"),
+    ),
+    "batch_similarity_loss": (
+        batch_similarity_loss,
+        {"student": rows(4, 8), "teacher": rows(4, 6), "student_temperature": 0.2, "teacher_temperature": 0.1},
+        ("student_temperature", "teacher_temperature"),
     ),
     "supcon_loss": (
         supcon_loss,
@@ -182,7 +206,14 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
         together = name in ("masked_patch_loss", "simmim_loss")
         free_rows = (argument in ALONE and not together) or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
-        free_columns = name in ("sinkhorn", "random_masking", "invariance", "classification_loss", "koleo")
+        free_columns = name in (
+            "sinkhorn",
+            "random_masking",
+            "invariance",
+            "classification_loss",
+            "batch_similarity_loss",
+            "koleo",
+        )
         free_columns |= name == "normalised_tokens"
         free_columns |= argument in ("negatives", "directions", "labels")
         wrong = changed_shapes(value, free_rows, free_columns or (value.ndim == 1 and argument != "center"))

@@ -15,6 +15,8 @@ from tests.objectives.two_views import draw
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
+from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss
+from unlabeled.objectives.fixmatch import fixmatch_loss
 from unlabeled.objectives.ibot import masked_patch_loss
 from unlabeled.objectives.ijepa import ijepa_loss
 from unlabeled.objectives.lejepa import invariance, sigreg
@@ -54,6 +56,10 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "simmim": (lambda x, y: simmim_loss(x.view(-1, 1, 1, 5), y.view(-1, 1, 1, 5), y.detach() > 0, 1), 2, ()),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
+    "distill, features": (feature_loss, 2, ("cosine",)),
+    "distill, queue": (queue_similarity_loss, 2, (F.normalize(draw(9, 5, seed=9), dim=1), 0.2, 0.05)),
+    "distill, batch": (batch_similarity_loss, 2, (0.2, 0.05)),
+    "fixmatch": (lambda a, b, c, labels: fixmatch_loss(a, labels.clamp(min=0), b, c, 0.4, 0.7), 3, (LABELS,)),
     "supcon": (supcon_loss, 2, (LABELS, 0.3)),
     "triplet": (triplet_loss, 2, (LABELS, 0.2)),
     "triplet, semi-hard": (triplet_loss, 2, (LABELS, 0.2, "semi_hard")),

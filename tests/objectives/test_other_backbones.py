@@ -14,6 +14,8 @@ from tests.small import (
     chosen_for,
     composed,
     fitting,
+    give_teacher,
+    load_teacher,
     members,
     missing_keys,
     shrink,
@@ -54,6 +56,7 @@ def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(n
             for operation in group.operations:
                 if "size" in operation:
                     operation.size = max(32, operation.size)
+    give_teacher(config)
     config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
     config.objective.update(fitting({"threshold": TINY["threshold"]}, config.objective))
     if "support" in config.objective:
@@ -68,6 +71,7 @@ def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(n
         assert "\n" not in str(refused.value.__cause__)
         return
     objective: Objective = instantiate(config.objective, backbone=network_built)
+    load_teacher(objective, config)
     views, images, ids = instantiate(config.views), torch.randint(0, 256, (12, 3, 64, 64)).byte(), torch.arange(12)
     made = views(images, ids, ViewKey(0, 0, 0, 12))
     # torch 2.14 ends with a segmentation fault in the backward pass of such a thin ResNet-18 in channels_last

@@ -49,7 +49,7 @@ def batches(objective: Objective, views: Views) -> Iterator[Batch]:
         support = None
         if isinstance(objective, NeedsSupport):
             some = tuple(view[:SUPPORT] for view in made[: objective.support.views])
-            support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
+            support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some, labels=slots)
         yield with_companions(objective, Batch(images, ids, labels, made, support))
 
 

@@ -50,7 +50,7 @@ def built(name: str, backbone: str, *overrides: str) -> tuple[Objective, list[Ba
     images, ids = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=drawn), torch.arange(8)
     made = [views(images, ids, ViewKey(0, step, 0, 8)) for step in range(6)]
     needed = isinstance(objective, NeedsSupport)
-    supports = [Support(images, ids, ids % 2, seen[:1]) if needed else None for seen in made]
+    supports = [Support(images, ids, ids % 2, seen[:1], labels=ids % 2) if needed else None for seen in made]
     return objective, [Batch(images, ids, ids, seen, each) for seen, each in zip(made, supports, strict=True)]
 
 

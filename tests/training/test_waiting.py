@@ -55,7 +55,7 @@ def step(objective: Objective, views: Views, device: torch.device) -> None:
     if isinstance(objective, NeedsSupport):
         slots = torch.arange(2, device=device).repeat(SUPPORT // 2)
         some = tuple(views(images[:SUPPORT], ids[:SUPPORT], key, first=objective.support.views))
-        support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some)
+        support = Support(images[:SUPPORT], ids[:SUPPORT], slots, some, labels=slots)
     padded = not any(isinstance(each, RandomCrop) for group in views.groups for each in group.operations)
     sizes = torch.full((BATCH, 2), 18, device=device) if padded else None  # a RandomCrop takes images of one size
     batch = with_companions(objective, Batch(images, ids, ids, views(images, ids, key, sizes=sizes), support))

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.forked import spawn
 from tests.group import leave
-from tests.small import chosen_for, composed, fitting, members, missing_keys, shrink
+from tests.small import chosen_for, composed, fitting, give_teacher, members, missing_keys, shrink
 from unlabeled.commands.build.run import build_objective, build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
@@ -61,6 +61,7 @@ def small_config(name: str) -> DictConfig:
         config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
         config.backbone.update({"width": 0.125} if backbone == "resnet_thin" else {"width": 16, "depth": 2, "heads": 2})
+        give_teacher(config)
         config.objective.update(fitting(SMALL, config.objective))
         if "support" in config.objective:
             config.objective.support.update(SUPPORT)

@@ -34,6 +34,8 @@ class ClassBalanced:
         classes_per_batch: classes in a step, K.
         images_per_class: images of each of them.
         views: how many of a batch's first views are made of each image; the support has K · images · views rows.
+        repeats: whether a step may have an image several times, each with views of its own, where a class has fewer
+            labelled images than ``images_per_class``.
 
     Raises:
         UserError: values that cannot work together.
@@ -46,6 +48,7 @@ class ClassBalanced:
     classes_per_batch: Count
     images_per_class: Count
     views: Count
+    repeats: bool = False
 
     def __post_init__(self) -> None:
         for name in ("classes_per_batch", "images_per_class", "views"):
@@ -84,11 +87,11 @@ class ClassBalanced:
             )
         rarest = int(classes[counts[classes].argmin()])
         fewest = int(counts[rarest])
-        if fewest < self.images_per_class:
+        if fewest < self.images_per_class and not self.repeats:
             name = names[rarest]
             raise UserError(
                 f"objective.support.images_per_class={self.images_per_class}: class {name} has {fewest} labelled"
-                " images; give no more than that, or more labels"
+                " images; give no more than that, or more labels, or objective.support.repeats=true"
             )
 
     @property
@@ -99,7 +102,7 @@ class ClassBalanced:
 
 @runtime_checkable
 class NeedsSupport(Protocol):
-    """Protocol of an objective that needs labelled images in each batch (PAWS); no other objective needs labels."""
+    """Protocol of an objective that needs labelled images in each batch (PAWS, FixMatch)."""
 
     support: ClassBalanced  # settings of the labelled images
 
@@ -110,7 +113,8 @@ class SupportOrder:
     Round r of the classes is a permutation drawn from (seed, r), cut into steps of ``classes_per_batch`` classes;
     classes that do not fill a last step are left out of that round. The images of a class are permuted too, and each
     round takes the next ``images_per_class`` of them: no image repeats before the others were used, except that a rest
-    smaller than ``images_per_class`` is left out of a permutation. Rows are a, b, c, …, a, b, c, …: row i of the global
+    smaller than ``images_per_class`` is left out of a permutation; with ``repeats`` one permutation follows the other
+    without a gap. Rows are a, b, c, …, a, b, c, …: row i of the global
     support is of the class in slot i mod ``classes_per_batch``, in every step.
 
     Args:
@@ -156,8 +160,16 @@ class SupportOrder:
     def _images(self, which: int, turn: int) -> Tensor:
         """Returns the images of a class in one round, [images per class]."""
         number = self.settings.images_per_class
+        if self.settings.repeats:
+            return self._endless(which, turn * number, number)
         epoch, place = divmod(turn, len(self._members[which]) // number)
         return self._shuffled(which, epoch)[place * number : (place + 1) * number]
+
+    def _endless(self, which: int, start: int, number: int) -> Tensor:
+        """Returns so many images from a place on in permutation after permutation of a class."""
+        size = len(self._members[which])
+        epochs = range(start // size, (start + number - 1) // size + 1)
+        return torch.cat([self._shuffled(which, epoch) for epoch in epochs])[start % size :][:number]
 
     def _shuffle(self, which: int, epoch: int) -> Tensor:
         members = self._members[which]

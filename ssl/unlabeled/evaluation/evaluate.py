@@ -50,9 +50,9 @@ class Evaluation:
     probes: Mapping[str, Probe | ImageProbe]
     settings: dict[str, Any]  # of probes and seeds, for the report
     config: dict[str, Any]  # resolved, for the report
-    # by the names of probes that look behind a head instead of at features: which, ``head`` or ``clusters``
+    # by the names of probes that look behind a head instead of at features: ``head``, ``clusters`` or ``classifier``
     heads: Mapping[str, str] = field(default_factory=dict)
-    objective: Objective | None = None  # objective with these heads; loaded from the checkpoint
+    objective: Objective | None = None  # objective with these; loaded from the checkpoint
     random_objective: Objective | None = None  # the same with random weights
     start_backbone: Backbone | None = None  # with the weights that the run started from; filled by evaluate
     # the run's objective, if it makes pictures for the report
@@ -236,19 +236,26 @@ def _own_clusters(evaluation: Evaluation, test: Features) -> Tensor | None:
 
 
 def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str, nn.Module]]:
-    """Returns heads for each probe that needs one: trained for pretrained features, random for random features."""
+    """Returns heads for each probe that needs one: trained for pretrained features, random for random features.
+
+    A classifier of the objective is of the pretrained features alone.
+    """
     objective, untrained = evaluation.objective, evaluation.random_objective
-    if objective is None or untrained is None:
+    if objective is None:
         return {}
     load_objective(checkpoint, objective)
-    networks = {"pretrained": objective, "random init": untrained}
+    networks = {"pretrained": objective} | ({} if untrained is None else {"random init": untrained})
     return {
-        probe: {name: _head(each, which) for name, each in networks.items()}
+        probe: {
+            name: _head(each, which) for name, each in networks.items() if which != "classifier" or each is objective
+        }
         for probe, which in evaluation.heads.items()
     }
 
 
 def _head(objective: Objective, which: str) -> nn.Module:
+    if which == "classifier":  # the probe has it
+        return nn.Identity()
     if which == "clusters":
         assert isinstance(objective, HasClusters)
         return objective.clusters()

@@ -67,6 +67,7 @@ def checkpoint_provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
         **({"started_from": checkpoint.weights} if checkpoint.weights else {}),
+        **({"learned_from": checkpoint.teacher} if checkpoint.teacher else {}),
         **checkpoint.progress,
     }
 

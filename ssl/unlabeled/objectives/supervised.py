@@ -78,6 +78,9 @@ class Supervised(Objective):
         loss = classification_loss(logits, batch.labels, self.label_smoothing)
         return Output(loss, features.detach(), {"train_top1": _top1(logits.detach(), batch.labels)})
 
+    def own_classifier(self) -> nn.Module:
+        return self.classifier
+
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         """Bounds the accuracy on training images: no better than chance means that nothing was learnt."""
         chance = 1 / (plan.classes or self.classifier.out_features)

@@ -13,7 +13,7 @@ from unlabeled.core.ranges import EndRate, Epochs, LearningRate, Milestones, Som
 from unlabeled.errors import UserError
 from unlabeled.objective import HasRateFactors, Progress
 from unlabeled.optimizers.layer_decay import by_layer
-from unlabeled.optimizers.schedules import warmup_cosine, warmup_tenths
+from unlabeled.optimizers.schedules import warmup_cosine, warmup_seven_sixteenths, warmup_tenths
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ class OptimizerConfig:
             the heads, and what follows the blocks, have the whole rate. None: one rate for all.
         milestones: epochs after which the rate is divided by ten; None: it falls to ``final_lr`` by half a cosine.
         warmup_start_lr, final_lr: ends of the schedule, whatever the batch: ``lr_scaling`` does not change them.
+        cosine: the curve after the warm-up, without ``milestones``: ``half`` of one to ``final_lr``, or
+            ``seven_sixteenths`` of one, cos(7πk/16K), which end at 0.195 of the peak (FixMatch).
         decayed_also: endings of names of biases and norms that are treated as weights: decayed, and adapted by LARS.
         final_weight_decay: to which ``weight_decay`` goes by half a cosine over the whole run; None: it is constant.
 
     Raises:
-        UserError: ``final_lr`` beside ``milestones``, which end the schedule by themselves.
+        UserError: ``final_lr`` beside ``milestones``, or either beside ``cosine=seven_sixteenths``: these end by
+            themselves.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -51,8 +54,14 @@ class OptimizerConfig:
     final_lr: EndRate = 0.0
     final_weight_decay: WeightDecay | None = None
     decayed_also: Sequence[str] = ()
+    cosine: Literal["half", "seven_sixteenths"] = "half"
 
     def __post_init__(self) -> None:
+        if self.cosine not in ("half", "seven_sixteenths"):
+            raise UserError(f"optimizer.cosine={self.cosine}: allowed are half and seven_sixteenths")
+        if self.cosine != "half" and (self.final_lr or self.milestones is not None):
+            given = f"final_lr={self.final_lr}" if self.final_lr else f"milestones={list(self.milestones or ())}"
+            raise UserError(f"optimizer.cosine={self.cosine} ends by itself: leave optimizer.{given} out")
         if self.milestones is not None and self.final_lr:
             raise UserError(
                 f"optimizer.final_lr={self.final_lr}: optimizer.milestones end the schedule by themselves: give 0, or"
@@ -73,6 +82,8 @@ class OptimizerConfig:
         if self.milestones is not None:
             return peak * warmup_tenths(progress.epoch, self.warmup_epochs, self.milestones, start)
         warmup_steps = self.warmup_epochs * progress.steps_per_epoch
+        if self.cosine == "seven_sixteenths":
+            return peak * warmup_seven_sixteenths(progress.step, warmup_steps, progress.total_steps, start)
         return peak * warmup_cosine(progress.step, warmup_steps, progress.total_steps, start, final)
 
     def weight_decay_at(self, progress: Progress) -> float:

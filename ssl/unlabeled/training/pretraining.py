@@ -94,6 +94,7 @@ class Pretraining(pl.LightningModule):
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
+        self.teacher: dict[str, Any] | None = None  # record of the trained network that the objective learns from
         self.steps_taken = 0  # by this process, since it was started
         self.logs_next_step = True  # whether the metrics of the next step are logged
 
@@ -246,6 +247,8 @@ class Pretraining(pl.LightningModule):
         checkpoint["data"] = self.data_identity
         if self.weights is not None:
             checkpoint["weights"] = self.weights
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher
         checkpoint["progress"] = self.progress._asdict()
         if self.objective.product() is not self.objective.backbone:
             checkpoint["product"] = name_of_product(self.objective)

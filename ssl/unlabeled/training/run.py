@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from unlabeled.backbones.frozen import FrozenNetwork
 from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
@@ -22,6 +23,7 @@ from unlabeled.training.resuming import check_fits
 from unlabeled.training.run_lock import RunLock
 from unlabeled.training.same_data import DATA_FILES, has_moved, same_data
 from unlabeled.weights.starting.start import write_start
+from unlabeled.weights.starting.teacher import write_teacher
 
 DISJOINT = "none has the name of a test image (contents were not compared)"
 
@@ -58,6 +60,7 @@ class Run:
             self.module.weights = self.module.weights | {"start_sha256": copied}
         if self.trainer.is_global_zero:
             make_folder(run_dir)
+            self._keep_teacher()
             same = same_data(self.data.splits.train, run_dir / DATA_FILES, begun, resolved)
             self.module.data_identity = None if same is None else same.brief()
             written, override = run_dir / "config.yaml", resolved.get("resume") == "override"
@@ -82,6 +85,14 @@ class Run:
         with training_arithmetic(self.trainer.strategy.root_device):
             self.trainer.fit(self.module, datamodule=self.data)
         return planning.passed
+
+    def _keep_teacher(self) -> None:
+        """Writes the teacher beside the checkpoints, once: they do not hold it."""
+        objective, record = self.module.objective, self.module.teacher
+        if record is None or "copy_sha256" in record:
+            return
+        frozen = next(each for each in objective.modules() if isinstance(each, FrozenNetwork))
+        record["copy_sha256"] = write_teacher(self.checkpoints.folder, frozen.network)
 
     def _check_labels(self, path: Path, resumes: bool) -> None:
         """Checks that the list of labels has not changed: the configuration names the file, not its content."""

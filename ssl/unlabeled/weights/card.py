@@ -152,16 +152,17 @@ def _identity(facts: CardFacts, objective: str) -> dict[str, Any]:
         "epochs": epochs,
         "optimizer steps": steps,
         "checkpoint's SHA-256": facts.checkpoint.sha256,
-        **_start(facts.checkpoint.weights),
+        **_origin("started from", facts.checkpoint.weights),
+        **_origin("learned from", facts.checkpoint.teacher),
     }
 
 
-def _start(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run started from, where not from random weights."""
+def _origin(what: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run started from, where not from random weights; the teacher that it learned from, if any."""
     if not weights:
         return {}
     origin = without_paths(str(weights.get("origin", "not known")))
-    return {"started from": f"{origin} ({weights.get('layout')}), SHA-256 {weights.get('sha256')}"}
+    return {what: f"{origin} ({weights.get('layout')}), SHA-256 {weights.get('sha256')}"}
 
 
 def _training(facts: CardFacts) -> list[str]:

@@ -24,5 +24,6 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)  # remarks on the loading, for reports
     described: dict[str, Any] = field(default_factory=dict)  # its backbone and views, as its library describes them
     weights: dict[str, Any] = field(default_factory=dict)  # record of what our run started from; empty: random weights
+    teacher: dict[str, Any] = field(default_factory=dict)  # record of the network that our run learned from, if any
     product: str = "backbone"  # which network of our run's objective is evaluated: its path among the modules
     uses_labels: bool = False  # whether our run was trained with labels

@@ -66,6 +66,7 @@ def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
         layout=layout.name,
         part=_of_product(layout, product).part,
         weights=_weights(content.get("weights"), path) if ours else {},
+        teacher=_weights(content.get("teacher"), path) if ours else {},
         product=product,
         uses_labels=ours and content.get("uses_labels") is True,
     )
@@ -110,7 +111,7 @@ def _progress(progress: Any, path: Path) -> dict[str, int]:
 def _weights(weights: Any, path: Path) -> dict[str, Any]:
     found: Any = {} if weights is None else as_data(weights, f"checkpoint={path}")
     if not isinstance(found, dict):
-        raise UserError(f"checkpoint={path}: its record of the weights that it started from is no table")
+        raise UserError(f"checkpoint={path}: its record of weights that it was given is no table")
     return found
 
 

@@ -31,8 +31,9 @@ from unlabeled.evaluation.probes.clustering import OwnClusters
 from unlabeled.evaluation.probes.few_labels import FewLabels
 from unlabeled.evaluation.probes.folds import CrossValidated
 from unlabeled.evaluation.probes.knn import KNN
+from unlabeled.evaluation.probes.own_classifier import OwnClassifier
 from unlabeled.evaluation.probes.paws_nn import SoftNearestNeighbours
-from unlabeled.objective import HasClusters, HasHead, HasVisualization, Objective
+from unlabeled.objective import HasClassifier, HasClusters, HasHead, HasVisualization, Objective
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, check_same_backbone
 
@@ -65,9 +66,10 @@ def complete_config(
 
 
 def _check_lists(config: DictConfig, file: Path) -> None:
-    """A list of labels that a file names is opened by one probe alone."""
+    """A list of labels that a file names is opened by two probes alone."""
     probes = (probe for probe in (config.get("probe") or {}).values() if probe)
-    if config["objective"] and any(str(probe.get("_target_")).endswith(".SoftNearestNeighbours") for probe in probes):
+    lists = (".SoftNearestNeighbours", ".OwnClassifier")
+    if config["objective"] and any(str(probe.get("_target_")).endswith(lists) for probe in probes):
         check_opened("objective", config["objective"], file, ("labels_file",))
 
 
@@ -96,6 +98,7 @@ def build_evaluation(
         if isinstance(probe, KNN):
             probe.shared = world_size() > 1  # each process searches its part of the bank
     objective, random_objective, heads = prepare_heads(probes, config, data)
+    objective, own_classifiers = prepare_own_classifiers(probes, config, data, objective)
     trained = resolved["backbone"]  # resolved: an interpolation needs the root of the configuration
     network = OmegaConf.create(
         {**trained, "freeze": None} if trained.get("freeze") else trained
@@ -122,7 +125,7 @@ def build_evaluation(
         probes=probes,
         settings={"probe": resolved["probe"], "seed": config.seed, "precision": precision},
         config=resolved,
-        heads=heads,
+        heads=heads | dict.fromkeys(own_classifiers, "classifier"),
         objective=objective,
         random_objective=random_objective,
         visualized_objective=build_visualized_objective(config),
@@ -153,7 +156,7 @@ def in_folds(
         raise UserError(f"folds={folds}: these data have a test split; leave folds out")
     divided: dict[str, Probe | ImageProbe] = {}
     for name, probe in probes.items():
-        if isinstance(probe, ImageProbe | SoftNearestNeighbours | OwnClusters):
+        if isinstance(probe, ImageProbe | SoftNearestNeighbours | OwnClusters | OwnClassifier):
             raise UserError(f"folds={folds}: probe.{name} cannot be cross-validated; give probe=quick or linear")
         if not isinstance(probe, FewLabels):
             divided[name] = CrossValidated(probe, folds, seed)
@@ -215,3 +218,21 @@ def _require_clusters(name: str, own: Sequence[Objective]) -> None:
     if not own or not isinstance(own[0], HasClusters):
         method = type(own[0]).__name__ if own else "this checkpoint"
         raise UserError(f"probe.{name}: {method} makes no clusters of its own: give probe=kmeans, or a run of SCAN")
+
+
+def prepare_own_classifiers(
+    probes: Mapping[str, Probe | ImageProbe], config: DictConfig, data: DataModule, objective: Objective | None
+) -> tuple[Objective | None, list[str]]:
+    """Give such probes the classifier of the run's objective, with the number of labels that it was trained with.
+
+    Returns:
+        The objective to load, ``objective`` itself where there is one already; and the names of these probes.
+    """
+    ours = {name: probe for name, probe in probes.items() if isinstance(probe, OwnClassifier)}
+    if ours and objective is None and config.get("objective"):
+        objective = build_objective(config)
+    classifier = objective.own_classifier() if isinstance(objective, HasClassifier) else None
+    few = objective.support.choice if ours and isinstance(objective, NeedsSupport) else None
+    for probe in ours.values():
+        probe.prepare(classifier, None if few is None else len(few.of(data.splits.train).ids))
+    return objective, list(ours)

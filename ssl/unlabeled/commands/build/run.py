@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
 from unlabeled.commands.build.companions import Pretext, attach_companions
+from unlabeled.commands.build.teacher import TeacherLoader
 from unlabeled.commands.checks.former_run import check_same
 from unlabeled.commands.config import is_sweep
 from unlabeled.commands.from_file import part_of, seed_of
@@ -78,12 +79,15 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     views.require_channels(data.splits.train)
     views.require_masks(data.splits.train)
     start = read_weights(resolved, checkpoints)
-    objective = build_objective(config, start)
-    if start is not None and trainer.is_global_zero:
-        print(start)
+    teacher = TeacherLoader(checkpoints.folder, views, config, resolved)
+    objective = build_objective(config, start, teacher)
+    if trainer.is_global_zero:
+        _say_origins(start, teacher)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
     if objective.uses_labels and trainer.is_global_zero:
-        print(f"LABELS ARE USED: {type(objective).__name__} trains with them; its numbers are not those of a method")
+        name = type(objective).__name__
+        how = f"{name} trains" if teacher.record is None else f"the teacher of {name} was trained"
+        print(f"LABELS ARE USED: {how} with them; its numbers are not those of a method")
         print("that sees none.")
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
@@ -108,10 +112,17 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         resolved,
         NonFiniteGuard(Path(config.run_dir) / "faults", config.max_faults_in_a_row),
     )
-    module.weights = None if start is None else start.record()
+    module.weights, module.teacher = None if start is None else start.record(), teacher.record
     if overlap := overlap_on(trainer.strategy.root_device):
         module.overlap, data.around = overlap, overlap.around
     return Run(trainer, module, data, checkpoints, lock)
+
+
+def _say_origins(start: StartingWeights | None, teacher: TeacherLoader) -> None:
+    if start is not None:
+        print(start)
+    if teacher.record is not None:
+        print(teacher)
 
 
 def read_weights(resolved: dict[str, Any], checkpoints: CheckpointFolder) -> StartingWeights | None:
@@ -186,8 +197,11 @@ def build_replay(path: str) -> Replay:
     if missing:
         raise UserError(f"replay={path}: its configuration has no {missing[0]}")
     check_opened("views", record["config"]["views"], Path(path), ("masks",))
+    check_opened("objective", record["config"]["objective"], Path(path), ("teacher",))
     config = OmegaConf.create({**parts, "seed": seed_of(record["config"], 0, Path(path))})
-    return Replay(record, instantiate(config.views), build_objective(config), instantiate(config.optimizer))
+    views: Views = instantiate(config.views)
+    teacher = TeacherLoader(Path(path).parent.parent / "checkpoints", views)
+    return Replay(record, views, build_objective(config, None, teacher), instantiate(config.optimizer))
 
 
 def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:
@@ -347,10 +361,15 @@ def build_backbone(config: DictConfig, seed: int) -> Backbone:
     return backbone
 
 
-def build_objective(config: DictConfig, start: StartingWeights | None = None) -> Objective:
+def build_objective(
+    config: DictConfig,
+    start: StartingWeights | None = None,
+    hand_over: Callable[[Objective], None] = lambda objective: None,
+) -> Objective:
     """The method around its backbone, both initialised from the run's seed, and the backbone from ``start``.
 
     The backbone is loaded before the method takes it, so that momentum encoders are copies of what was loaded.
+    ``hand_over`` gives the method what it needs besides: a teacher.
     """
     backbone = build_backbone(config.backbone, config.seed)
     if start is not None:
@@ -358,6 +377,7 @@ def build_objective(config: DictConfig, start: StartingWeights | None = None) ->
         start.into_backbone(backbone, spec)
     with seeded_init(config.seed):
         objective: Objective = instantiate(config.objective, backbone=backbone)
+        hand_over(objective)
     if start is not None:
         start.into_objective(objective)
     return objective

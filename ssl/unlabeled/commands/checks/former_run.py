@@ -99,9 +99,10 @@ def with_absolute_paths(resolved: Any) -> dict[str, Any]:
         node = made.get(group) if group else made
         if isinstance(node, dict) and node.get(name):
             node[name] = _absolute(node[name])
-    weights = made.get("weights")
-    if isinstance(weights, str) and not names_library(weights):
-        made["weights"] = _absolute(weights)
+    for node, key in ((made, "weights"), (made.get("objective"), "teacher")):
+        named = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(named, str) and not names_library(named):
+            node[key] = _absolute(named)
     return made
 
 

@@ -49,6 +49,7 @@ def _train(keys: Keys) -> None:
         check_run_folder(Path(keys["run_dir"]))
     if not any((Path(keys["run_dir"]) / "checkpoints").glob("*.ckpt")):  # a run that goes on reads them no more
         _check_weights(keys["weights"])
+        _check_weights((keys.get("objective") or {}).get("teacher"), "objective.teacher")
     _check_data(keys.get("data"))
 
 
@@ -333,15 +334,15 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
 }
 
 
-def _check_weights(origin: str | None) -> None:
+def _check_weights(origin: str | None, key: str = "weights") -> None:
     """What another library has is looked for later: that takes its import."""
     if origin is None or names_library(origin):
         return
     path = Path(origin).expanduser()
     if os.path.isdir(path) and not os.path.exists(path / NEWEST):
-        raise UserError(f"weights={origin}: no run: it has no {NEWEST}; {LIBRARIES}")
+        raise UserError(f"{key}={origin}: no run: it has no {NEWEST}; {LIBRARIES}")
     if not os.path.exists(path):
-        raise UserError(f"weights={origin}: no such file or folder of a run{similar_runs(path)}; {LIBRARIES}")
+        raise UserError(f"{key}={origin}: no such file or folder of a run{similar_runs(path)}; {LIBRARIES}")
 
 
 LIBRARIES = "timm:NAME, torchvision:NAME and hf:ORG/NAME are known too"

@@ -29,7 +29,7 @@ from unlabeled.evaluation.probe import Head
 FOLDER, ENDING = "heads", ".safetensors"
 BANK = ("bank", "labels")  # tensors of a k-NN head that several heads share
 MOST_BANK = 2 * 2**30  # bytes of the features that k-NN compares with: a million images of 512 features
-ORDER = ("finetune", "linear/cached-lbfgs", "linear", "knn")  # which head predicts where none is named
+ORDER = ("finetune", "classifier", "linear/cached-lbfgs", "linear", "knn")  # which head predicts where none is named
 TYPES: dict[str, Any] = {"kind": str, "protocol": str, "features": str, "classes": list, "settings": dict}
 TYPES |= {"temperature": float, "smoothing": float, "checkpoint": str, "views": dict, "precision": str}
 TYPES |= {"images_per_pass": int, "top1": float | None, "n_train": int}

@@ -51,6 +51,15 @@ def update(target: nn.Module, online: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - momentum)
 
 
+@torch.no_grad()
+def copy_buffers(target: nn.Module, online: nn.Module) -> None:
+    """Copies buffers, such as BatchNorm's statistics, to an average that never runs on training images itself."""
+    pairs = list(zip(target.buffers(), online.buffers(), strict=True))
+    for dtype in {buffer.dtype for _, buffer in pairs}:  # only tensors of one dtype share a kernel
+        own = [pair for pair in pairs if pair[1].dtype == dtype]
+        torch._foreach_copy_([pair[0] for pair in own], [pair[1] for pair in own])
+
+
 def momentum_at(fraction: float, start: float, end: float = 1.0, shape: Shape = "cosine") -> float:
     """Returns the momentum at ``fraction`` in [0, 1] of the run, on its way from ``start`` to ``end``.
 

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unlabeled.backbones.frozen import frozen_tensors
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import local_only
@@ -77,7 +78,7 @@ def count_memory(
         network = _fake_copy(objective, fake)
         images = torch.empty(batch, channels, *[image_size or max(views)] * 2, dtype=torch.uint8)
         given = _batch(network, images, views)
-        parts = [*network.parameters(), *network.buffers()]
+        parts = [*network.parameters(), *network.buffers(), *frozen_tensors(network)]
         beside = [each.views for each in (given.support, given.companions) if each is not None]
         held = _Live([*parts, images, *given.views, *itertools.chain(*beside)])
         saved = _Saved(held.known())
@@ -158,7 +159,7 @@ class _Saved:
 def _fake_copy(objective: Objective, mode: FakeTensorMode) -> Objective:
     """Copies an objective without its memory: a fake tensor for each weight and buffer."""
     known: dict[int, Any] = {}
-    for each in [*objective.parameters(), *objective.buffers()]:
+    for each in [*objective.parameters(), *objective.buffers(), *frozen_tensors(objective)]:
         made = torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="cpu")
         known[id(each)] = nn.Parameter(made, each.requires_grad) if isinstance(each, nn.Parameter) else made
     return copy.deepcopy(objective, known)
@@ -182,7 +183,7 @@ def _support(objective: Objective, images: Tensor, sizes: list[int]) -> Support 
     count = wanted.images_per_step
     slots = torch.arange(count) % wanted.classes_per_batch
     shown = _views(count, images.shape[1], sizes[: wanted.views])
-    return Support(images[:1].expand(count, -1, -1, -1), slots, slots, shown)
+    return Support(images[:1].expand(count, -1, -1, -1), slots, slots, shown, labels=slots)
 
 
 def _views(count: int, channels: int, sizes: list[int]) -> tuple[Tensor, ...]:
