@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
 LABELLED_OR_TAUGHT = ("distill", "fixmatch")
-METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", *LABELLED_OR_TAUGHT)
+MASKED = ("ijepa", "simmim", "data2vec")
+METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", *MASKED, *LABELLED_OR_TAUGHT)
 NAMES = {
     "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
@@ -52,6 +53,7 @@ NAMES = {
     "self_label": "Self-labelling",
     "distill": "Distillation",
     "fixmatch": "FixMatch",
+    "data2vec": "data2vec",
 }
 
 

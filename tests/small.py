@@ -157,7 +157,7 @@ def small_run(name: str, run_dir: Path, *overrides: str) -> DictConfig:
     return config
 
 
-PATCHES = {"mae": 4, "ibot": 4, "dinov2": 4, "ijepa": 2, "simmim": 2}  # pixels, in views of 8
+PATCHES = {"mae": 4, "ibot": 4, "dinov2": 4, "ijepa": 2, "simmim": 2, "data2vec": 2}  # pixels, in views of 8
 MASKING = tuple(PATCHES)  # methods that mask patches of a ViT
 KINDS = {"ijepa": ["backbone.class_token=false", "backbone.pooling=gap"]}  # what they need of a ViT
 
@@ -221,4 +221,5 @@ TINY = {
     "predictor_heads": 2,
     "heads": 2,
     "threshold": 0.05,  # of ten clusters the likeliest is always likelier
+    "averaged_blocks": 1,
 }

@@ -16,6 +16,7 @@ from unlabeled.data.loaders import Resumable
 from unlabeled.data.order import GlobalOrder
 from unlabeled.objectives import (
     byol,
+    data2vec,
     dino,
     dinov2,
     distill,
@@ -100,6 +101,8 @@ def without_stop_gradient(stack: ExitStack) -> None:
     replace(stack, ibot, dino_loss=undetached(distillation.dino_loss), centred=undetached(distillation.centred))
     replace(stack, dinov2.DINOv2, _teach=dinov2.DINOv2._teach.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, dinov2, centred=undetached(distillation.centred))
+    replace(stack, data2vec.Data2Vec, _teach=data2vec.Data2Vec._teach.__wrapped__)  # type: ignore[attr-defined]
+    replace(stack, data2vec, data2vec_loss=undetached(data2vec.data2vec_loss))
     replace(stack, ijepa.IJEPA, _teach=ijepa.IJEPA._teach.__wrapped__)  # type: ignore[attr-defined]
     replace(stack, ijepa, ijepa_loss=undetached(ijepa.ijepa_loss))
 
@@ -226,7 +229,8 @@ ALL = ("simclr", "moco_v2", "swav", "relicv2", "paws", "mae")
 FURTHER = ("byol", "simsiam", "barlow_twins", "vicreg", "dino", "ibot", "dinov2")
 DISTILLED = ("dino", "ibot", "dinov2")
 UNSHARPENED = ["objective.first_teacher_temperature=1.0", "objective.teacher_temperature=1.0"]
-STOPPED = ("moco_v2", "relicv2", "paws", "swav", "byol", "simsiam", *DISTILLED, "ijepa")  # methods with a stop-gradient
+# Methods with a stop-gradient
+STOPPED = ("moco_v2", "relicv2", "paws", "swav", "byol", "simsiam", *DISTILLED, "ijepa", "data2vec")
 FAILURES = [
     Failure("no stop-gradient", STOPPED, before=without_stop_gradient),
     Failure("no predictor", ("relicv2",), ["objective.predictor=false"]),
@@ -253,7 +257,11 @@ FAILURES = [
     Failure("no Sinkhorn", ("swav",), before=without_sinkhorn),
     Failure("no sharpening", ("paws",), ["objective.sharpen=1.0"]),
     Failure("learning rate x 30", ALL, ["optimizer.lr=30x"]),
-    Failure("frozen teacher", ("moco_v2", "relicv2", "byol", *DISTILLED, "ijepa", "fixmatch"), before=frozen_teacher),
+    Failure(
+        "frozen teacher",
+        ("moco_v2", "relicv2", "byol", *DISTILLED, "ijepa", "data2vec", "fixmatch"),
+        before=frozen_teacher,
+    ),
     Failure("constant images", (*ALL, *FURTHER), after=constant_images),
     Failure("not shuffled", (*ALL, *FURTHER), before=not_shuffled),
     Failure("no ShuffleBN", ("moco_v2",), before=without_shuffled_batchnorm),

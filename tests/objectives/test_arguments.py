@@ -13,6 +13,7 @@ import unlabeled.objectives
 from unlabeled.errors import UserError
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.data2vec import data2vec_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.dinov2 import koleo
 from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss
@@ -133,6 +134,11 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
     "sigreg": (sigreg, {"embeddings": rows(4, 8), "directions": rows(8, 5)}, ()),
     "invariance": (invariance, {"views": rows(3, 4, 8), "large": 2}, ()),
     "ijepa_loss": (ijepa_loss, {name: rows(2, 3, 4, 8) for name in ("predictions", "targets")}, ()),
+    "data2vec_loss": (
+        data2vec_loss,
+        {"student": rows(2, 4, 8), "teacher": rows(2, 4, 8), "mask": torch.ones(2, 4), "beta": 0.0},
+        (),
+    ),
     "normalised_tokens": (normalised_tokens, {"tokens": rows(2, 3, 8)}, ()),
     "simmim_loss": (
         simmim_loss,
@@ -203,7 +209,7 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
     for argument, value in fitting.items():
         if not isinstance(value, Tensor):
             continue
-        together = name in ("masked_patch_loss", "simmim_loss")
+        together = name in ("masked_patch_loss", "simmim_loss", "data2vec_loss")
         free_rows = (argument in ALONE and not together) or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
         free_columns = name in (

@@ -14,6 +14,7 @@ from tests.group import leave
 from tests.objectives.two_views import draw
 from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
+from unlabeled.objectives.data2vec import data2vec_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
 from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss
 from unlabeled.objectives.fixmatch import fixmatch_loss
@@ -52,6 +53,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "ibot": (patch_loss, 4, (MASK,)),
     "dinov2's centre of patches": (lambda t, mask: moved_by_rows(draw(5), t, mask[:, 0], 0.9).sum(), 1, (MASK,)),
     "nnclr": (nnclr_loss, 2, (0.3,)),
+    "data2vec": (lambda x, y: data2vec_loss(x[..., None], y[..., None], y.detach() > 0, 0.5), 2, ()),
     "ijepa": (lambda p, t: ijepa_loss(p.view(-1, 1, 1, 5), t.view(-1, 1, 1, 5)), 2, ()),
     "simmim": (lambda x, y: simmim_loss(x.view(-1, 1, 1, 5), y.view(-1, 1, 1, 5), y.detach() > 0, 1), 2, ()),
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),

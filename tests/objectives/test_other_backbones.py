@@ -58,7 +58,7 @@ def test_every_method_takes_a_step_with_this_network_or_refuses_it_in_one_line(n
                     operation.size = max(32, operation.size)
     give_teacher(config)
     config.objective.update({key: NARROW for key in WIDTHS if config.objective.get(key, 0) > NARROW})
-    config.objective.update(fitting({"threshold": TINY["threshold"]}, config.objective))
+    config.objective.update(fitting({"threshold": TINY["threshold"], "averaged_blocks": 2}, config.objective))
     if "support" in config.objective:
         config.objective.support.classes_per_batch = 2
     if "bn_splits" in config.objective and network != "resnet18":

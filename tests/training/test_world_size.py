@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
     "predictor_width": 16,
     "predictor_depth": 1,
     "predictor_heads": 2,
+    "averaged_blocks": 1,
     "prototypes": 13,
     "queue_size": 36,  # no multiple of the batch: the pointer comes round in the middle of one
     "queue_length": 32,  # full after two steps
