@@ -33,6 +33,7 @@ CASES += [("paws_cifar10", 256), ("simclr_imagenet", 256), ("moco_v2_imagenet", 
 CASES += [("moco_v3_imagenet_vit_small", 256), ("mae_imagenet_vit_base", 256)]
 CASES += [("distill_imagenet", 256), ("fixmatch_cifar10", 448)]
 CASES += [("supervised_cifar10", 512), ("supervised_imagenet", 256), ("dino_imagenet_vit_small", 64)]
+CASES += [("scan_cifar10", 128), ("self_label_cifar10", 512)]
 CASES += [("ibot_imagenet_vit_small", 64), ("dinov2_imagenet_vit_large", 64)]
 MEASURED = [("simclr_cifar10", 64, "32-true"), ("mae_cifar10", 64, "32-true"), ("swav_cifar10", 32, "32-true")]
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes: glibc gives larger tensors back as soon as they are freed

@@ -211,6 +211,25 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "views.groups.0.operations.0.scale": [0.2, 1.0],
         "views.groups.0.operations.1.brightness": 0.4,
     },
+    # wvangansbeke/Unsupervised-Classification, recipes of CIFAR-10
+    "scan_cifar10": {
+        "batch_size": 128,
+        "max_epochs": 50,
+        "objective.entropy_weight": 5.0,
+        "objective.companions.neighbours": 20,
+        "optimizer.lr": 1e-4,
+        "optimizer.final_lr": 1e-4,
+        "optimizer.weight_decay": 1e-4,
+        "views.groups.1.operations.2.operations": 4,
+        "views.groups.1.operations.3.size": 16,
+    },
+    "self_label_cifar10": {
+        "batch_size": 1000,
+        "max_epochs": 200,
+        "objective.threshold": 0.99,
+        "objective.balance": True,
+        "optimizer.lr": 1e-4,
+    },
     # pytorch/examples, imagenet/main.py
     "supervised_imagenet": {
         "batch_size": 256,
