@@ -35,6 +35,7 @@ CASES += [("distill_imagenet", 256), ("fixmatch_cifar10", 448)]
 CASES += [("supervised_cifar10", 512), ("supervised_imagenet", 256), ("dino_imagenet_vit_small", 64)]
 CASES += [("scan_cifar10", 128), ("self_label_cifar10", 512)]
 CASES += [("ibot_imagenet_vit_small", 64), ("dinov2_imagenet_vit_large", 64)]
+CASES += [("simmim_imagenet_vit_base", 128), ("data2vec_imagenet_vit_base", 64)]
 MEASURED = [("simclr_cifar10", 64, "32-true"), ("mae_cifar10", 64, "32-true"), ("swav_cifar10", 32, "32-true")]
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes: glibc gives larger tensors back as soon as they are freed
 PRECISIONS = ("32-true", "bf16-mixed")
