@@ -17,7 +17,8 @@ from unlabeled.evaluation.probes.few_labels import FewLabels
 
 CLASSES = 6  # of which the last but one has no image to train on
 WITHOUT = 4
-PREPARED = ("paws_nn",)  # need a list of labels first; tests/evaluation/probes/test_paws_nn.py
+# need a list of labels, or the run's classifier, first: tests/evaluation/probes/test_paws_nn.py, test_own_classifier.py
+PREPARED = ("paws_nn", "classifier")
 SMALLER: dict[str, Any] = {
     "k": [5],
     "epochs": 3,
