@@ -26,7 +26,8 @@ class Careless(nn.Module):
 def loss_of(dtype: torch.dtype) -> torch.Tensor:
     progress = Progress(0, 1, 1, 0)
     run: Any = SimpleNamespace(seed=0, global_rank=0, progress=progress, objective=Careless(dtype), overlap=None)
-    run.view_key, run.views_of = (lambda batch: None), (lambda batch, key: ())
+    run.views_of_batch = None
+    run.view_key, run.views_of = (lambda batch: None), (lambda batch, key, shown: ())
     nothing = torch.zeros(2, dtype=torch.long)
     return Pretraining.output_of(run, Batch(nothing, nothing, nothing, ())).loss
 

@@ -66,7 +66,7 @@ def test_views_of_a_batch_and_of_its_support_are_made_with_their_sizes(known: bo
     wanted.support = SimpleNamespace(views=1, images_per_step=2)  # type: ignore[attr-defined]
     progress = Progress(0, 1, 1, 0)
     run = SimpleNamespace(objective=wanted, views=views, seed=0, progress=progress, global_rank=0, batch_size=4)
-    run.overlap = None
+    run.overlap = run.views_of_batch = None
     for method in (Pretraining.view_key, Pretraining.views_of, Pretraining._support_with_views):
         setattr(run, method.__name__, partial(method, cast(Any, run)))
     made: Any = Pretraining.output_of(cast(Any, run), batch)

@@ -190,7 +190,8 @@ class Pretraining(pl.LightningModule):
     ) -> tuple[Tensor, ...]:
         """Makes the views on the device in full precision: float [B, 3, h, w] each; which, as :class:`Views` says."""
         with torch.autocast(images.images.device.type, enabled=False):
-            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes, skipped=skipped)
+            more = {"skipped": skipped} if skipped else {}  # views of one's own need not know it
+            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes, **more)
         return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
     def _support_with_views(self, support: Support) -> Support | None:
