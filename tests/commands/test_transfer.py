@@ -91,6 +91,11 @@ def test_a_segmentation_has_a_row_for_each_network_and_protocol_and_a_page(run: 
     assert (tmp_path / "page" / "segmented.png").stat().st_size > 2000
     again = unlabeled.segment(run, folder, out=tmp_path / "again", accelerator="cpu", **few)
     assert again.rows == found.rows
+    (folder / "classes.txt").write_text("background\ndisc\n")
+    with pytest.raises(
+        unlabeled.UserError, match=r"classes.txt names 2 classes, and the label maps have numbers up to 3"
+    ):
+        unlabeled.segment(run, folder, out=tmp_path / "x", accelerator="cpu", **few)
     with pytest.raises(unlabeled.UserError, match=r"data=.*: no such folder"):
         unlabeled.segment(run, tmp_path / "nowhere", out=tmp_path / "x")
 
@@ -98,6 +103,11 @@ def test_a_segmentation_has_a_row_for_each_network_and_protocol_and_a_page(run: 
 def test_weights_of_a_library_need_a_folder_for_the_page_and_an_empty_list_is_refused(run: Path) -> None:
     with pytest.raises(unlabeled.UserError, match=r"give out=FOLDER"):
         unlabeled.transfer("timm:resnet18", ["digits"])
+    with pytest.raises(
+        unlabeled.UserError, match=r"none of the data sets could be had; dtd: .*set root=.*download=true"
+    ):
+        unlabeled.transfer(run, "dtd", root=run, **SMALL)
+    assert not (run / "transfer").exists()
     with pytest.raises(unlabeled.UserError, match=r"data: has no default"):
         unlabeled.transfer(run, [])
 

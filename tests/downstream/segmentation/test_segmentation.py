@@ -66,7 +66,7 @@ def test_own_folders_ade20k_and_voc_are_read_with_their_numbers_of_no_class(tmp_
         assert train.labels(0).tolist() == wanted, name
         assert count_classes(train) == (2 if name == "ade" else 3)
     (tmp_path / "own" / "train" / "images" / "more.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1 of 2 images have no image or no label map .*more"):
+    with pytest.raises(UserError, match=r"1 of 2 images have no image or no label map: more; add a .png"):
         read_splits(tmp_path / "own", 255, None)
     with pytest.raises(UserError, match=r"holds no images with label maps that are known here"):
         read_splits(tmp_path / "ade" / "images", 255, None)

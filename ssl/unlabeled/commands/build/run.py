@@ -33,7 +33,7 @@ from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatc
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
-from unlabeled.objective import Backbone, HasTeacher, Objective, Plan
+from unlabeled.objective import Backbone, ContinuesAnother, HasTeacher, Objective, Plan
 from unlabeled.training.checkpointing import Checkpointing
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.faults.guard import NonFiniteGuard
@@ -89,6 +89,10 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
         how = f"{name} trains" if teacher.record is None else f"the teacher of {name} was trained"
         print(f"LABELS ARE USED: {how} with them; its numbers are not those of a method")
         print("that sees none.")
+    if isinstance(objective, ContinuesAnother) and not config.weights and trainer.is_global_zero:
+        name = type(objective).__name__
+        print(f"warning: {name} goes on from another run, and begins here with random weights: give weights=RUN")
+        print("weights_of=all.")
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     draw_by_class(data, objective, config.images_per_class)

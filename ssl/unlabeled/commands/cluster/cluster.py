@@ -84,6 +84,8 @@ def cluster(keys: dict[str, Any], others: Sequence[str], command: str, log: Log)
             configs.append(_config(keys, step, before, out, others))
             before = str(configs[-1].run_dir)
     _with_parts_of(path, configs, any(each.startswith("data") for each in others))
+    if not any(each.startswith("batch_size=") for each in others):
+        _fit_batches(configs)
     for config in configs:
         check_command(config, conf_folder() / "train.yaml")
         _train(config, command, log)
@@ -132,13 +134,30 @@ def _with_parts_of(path: Path, configs: Sequence[DictConfig], own_data: bool) ->
         config.data = config.data if own_data else data
 
 
+def _fit_batches(configs: Sequence[DictConfig]) -> None:
+    """Makes the batches no larger than the images: the second training is not to fail when the first is done."""
+    from unlabeled.commands.build.run import build_splits
+    from unlabeled.data.order import DEFAULT_BATCH_SIZE, batch_size_for
+
+    images = len(build_splits(configs[0]).train)
+    for config in configs:
+        if config.batch_size > images:
+            config.batch_size = batch_size_for(DEFAULT_BATCH_SIZE, images)
+
+
 def _train(config: DictConfig, command: str, log: Log) -> None:
     """Trains a step to its end, unless it has ended and is the same."""
     run_dir = Path(config.run_dir)
-    if (run_dir / REPORT).exists() and open_run(config):
-        log(f"{run_dir} has ended; its report is {run_dir / REPORT}")
-        return
-    train(config, command, log)
+    try:
+        if (run_dir / REPORT).exists() and open_run(config):
+            log(f"{run_dir} has ended; its report is {run_dir / REPORT}")
+            return
+        train(config, command, log)
+    except UserError as error:
+        said, other, _ = str(error).partition("; give another name=…, or resume=override")
+        if not other:
+            raise
+        raise UserError(f"{said}; give another out=…, or remove that folder") from error
 
 
 def _written(out: Path, runs: list[Path], log: Log) -> Clustered:

@@ -163,12 +163,12 @@ def _origin(model: Any) -> str:
     return path_of(model) if isinstance(model, str | os.PathLike | Run) else type(model).__name__
 
 
-def transfer(run: Weights, data: Sequence[Any], *, overrides: Sequence[str] = (), **keys: Any) -> "TransferTable":
+def transfer(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "TransferTable":
     """Judges frozen features on several data sets and writes their page: ``unlabeled transfer``.
 
     Args:
         run: its folder, a file of weights, or a name such as ``"timm:resnet50"``.
-        data: names of torchvision's data sets, choices such as ``"digits"``, folders and files.
+        data: a list of names of torchvision's data sets, choices such as ``"digits"``, folders and files; or one.
         overrides, keys: as in :func:`train`; ``against``, ``root``, ``download``, ``few``, ``draws``, ``out``.
 
     Returns:
@@ -177,7 +177,7 @@ def transfer(run: Weights, data: Sequence[Any], *, overrides: Sequence[str] = ()
     Raises:
         UserError: a mistake, with the line that the command would print.
     """
-    keys = {"sets": [*data]} | keys
+    keys = {"sets": [data] if isinstance(data, str | os.PathLike) else [*data]} | keys
     table: TransferTable = _judged("transfer", "unlabeled.commands.evaluate.transfer", run, keys, overrides)
     return table
 

@@ -55,7 +55,14 @@ def segment(
     train, test, names = read_splits(
         Path(resolved["folder"]).expanduser(), resolved["ignore"], resolved["zero_is_no_class"]
     )
-    classes = max(len(names), count_classes(train), count_classes(test))
+    classes = max(count_classes(train), count_classes(test))
+    if names and len(names) < classes:
+        raise UserError(
+            f"data={resolved['folder']}: classes.txt names {len(names)} classes, and the label maps have numbers up to"
+            f" {classes - 1}: name {classes}, one a line, or remove the file; pixels of"
+            f" ignore={resolved['ignore']} have no class"
+        )
+    classes = max(classes, len(names))
     checkpoint = read_named(resolved["run"], resolved["checkpoint"], resolved["weights"])
     networks = build_networks(config, checkpoint, name_of(resolved), resolved["random"])
     recipe = _recipe(resolved, networks[0].views.size)

@@ -38,7 +38,7 @@ def transfer(
         command: for the page; None: what was typed.
 
     Raises:
-        UserError: a mistake in the networks.
+        UserError: a mistake in the networks, or none of the data sets could be had.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     networks, checkpoints = _networks(config, resolved)
@@ -46,6 +46,8 @@ def transfer(
     for given in resolved["sets"]:
         table.tasks.append(_judge(config, resolved, networks, given))
         log(_line(table.tasks[-1], table.networks))
+    if not table.measured:
+        raise UserError(f"data: none of the data sets could be had; {table.tasks[0].name}: {table.tasks[0].problem}")
     facts = {
         "command": command or typed_command(),
         "date": started.isoformat(timespec="seconds"),
@@ -106,8 +108,13 @@ def _judge(config: DictConfig, resolved: dict[str, Any], networks: Sequence[Netw
         tasks = [(network.name, _task(config, network, data)) for network in networks]
         judged = {name: list(_protocols(task, resolved)) for name, task in tasks}
     except UserError as error:
-        return TaskResult(given, problem=str(error))
+        return TaskResult(given, problem=_as_typed(str(error)))
     return TaskResult(data.name, data.metric, _facts(data, tasks[0][1]), tasks[0][1].test.labels, judged)
+
+
+def _as_typed(problem: str) -> str:
+    """Returns a sentence with the keys of this command in place of those of ``data=torchvision``."""
+    return problem.replace("data.root", "root").replace("data.download", "download").replace("data.name=", "data=")
 
 
 def _task(config: DictConfig, network: Network, data: DataSet) -> VisionTask:

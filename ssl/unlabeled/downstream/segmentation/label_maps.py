@@ -45,7 +45,10 @@ class LabelledImages:
         path = self.maps[index]
         picture = _opened(path)
         if picture.mode not in ("L", "P", "I;16", "I", "1"):
-            raise UserError(f"{path}: is a picture of mode {picture.mode}; a label map has one number for each pixel")
+            raise UserError(
+                f"{path}: is a picture of mode {picture.mode}; a label map has one number for each pixel: save it as a"
+                " PNG of mode L"
+            )
         numbers = torch.from_numpy(np.array(picture, dtype=np.int64))
         no_class = numbers == self.ignore
         if self.zero_is_no_class:
@@ -59,7 +62,7 @@ class LabelledImages:
         if image.shape[1:] != labels.shape:
             raise UserError(
                 f"{self.maps[index]}: has {labels.shape[1]} × {labels.shape[0]} pixels, its image "
-                f"{image.shape[2]} × {image.shape[1]}"
+                f"{image.shape[2]} × {image.shape[1]}: give a label map of the image's size"
             )
         return image, labels
 
@@ -142,8 +145,8 @@ def _paired(images: Path, maps: Path, names: list[str] | None) -> tuple[list[Pat
     missing = [name for name in wanted if name not in own or name not in labelled]
     if missing:
         raise UserError(
-            f"{maps}: {len(missing)} of {len(wanted)} images have no image or no label map (a .png of the same name): "
-            f"{shorten_list(missing, 3)}"
+            f"{maps}: {len(missing)} of {len(wanted)} images have no image or no label map: {shorten_list(missing, 3)};"
+            " add a .png of the same name, or take the image away"
         )
     if not wanted:
         raise UserError(f"{images}: there is no image in it")
