@@ -19,6 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
+
 from benchmarks.launches import give_teacher, with_teacher
 from unlabeled.commands.build.run import build_objective
 from unlabeled.commands.config import conf_folder
