@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Collection, Iterable
 
+from unlabeled.core.phrases import shorten_list
+
+MOST = 30  # names that a message lists; --help has all
+
 # Each name with the keys that it may mean, in order: the first whose beginning the command has is named.
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(["lr", "learning_rate", "base_lr", "blr", "max_lr"], ("optimizer.lr",)),
@@ -76,4 +80,4 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     whole = f"{prefix}." if prefix else ""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     suggestion = (meant(f"{whole}{name}", allowed) if not prefix else None) or (f"{whole}{close[0]}" if close else None)
-    return f"did you mean {suggestion}?" if suggestion else f"(allowed: {', '.join(allowed)})"
+    return f"did you mean {suggestion}?" if suggestion else f"(allowed: {shorten_list(allowed, MOST)})"
