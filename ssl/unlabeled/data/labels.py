@@ -139,6 +139,17 @@ class LabelSelection:
             )
 
 
+def shuffled_by_class(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns rows int64 [N] of ``labels`` int64 [N], class after class, shuffled within each, and their ranks there.
+
+    The rank is 0 for the first row of a class, 1 for the second, and so on.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    counts = labels.bincount()
+    rank = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return shuffled[labels[shuffled].argsort(stable=True)], rank
+
+
 def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
     """Returns the names of listed images that are in the evaluation split too; both sources give the names."""
     held_out = {test.name(id) for id in range(len(test))}

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from unlabeled.data.labels import shuffled_by_class
 from unlabeled.data.sources.vision_sets import PER_CLASS, TOP1
 from unlabeled.evaluation.features import Features, concatenate, top1
 from unlabeled.evaluation.probe import mean_per_class
@@ -51,8 +51,5 @@ def vision_task(
 
 def few_of_each_class(labels: Tensor, count: int, seed: int) -> Tensor:
     """Returns rows int64 of ``count`` images of each class in ``labels`` int64 [N], all of a class that has fewer."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]
-    counts = labels.bincount()
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    order, rank = shuffled_by_class(labels, seed)
     return order[rank < count].sort().values

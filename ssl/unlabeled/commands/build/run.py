@@ -84,15 +84,8 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if trainer.is_global_zero:
         _say_origins(start, teacher)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
-    if objective.uses_labels and trainer.is_global_zero:
-        name = type(objective).__name__
-        how = f"{name} trains" if teacher.record is None else f"the teacher of {name} was trained"
-        print(f"LABELS ARE USED: {how} with them; its numbers are not those of a method")
-        print("that sees none.")
-    if isinstance(objective, ContinuesAnother) and not config.weights and trainer.is_global_zero:
-        name = type(objective).__name__
-        print(f"warning: {name} goes on from another run, and begins here with random weights: give weights=RUN")
-        print("weights_of=all.")
+    if trainer.is_global_zero:
+        _say_what_counts(objective, teacher, config.weights)
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     draw_by_class(data, objective, config.images_per_class)
@@ -120,6 +113,18 @@ def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
     if overlap := overlap_on(trainer.strategy.root_device):
         module.overlap, data.around = overlap, overlap.around
     return Run(trainer, module, data, checkpoints, lock)
+
+
+def _say_what_counts(objective: Objective, teacher: TeacherLoader, weights: str | None) -> None:
+    """What a reader of the numbers must know: labels that were used, a start that is missing."""
+    name = type(objective).__name__
+    if objective.uses_labels:
+        how = f"{name} trains" if teacher.record is None else f"the teacher of {name} was trained"
+        print(f"LABELS ARE USED: {how} with them; its numbers are not those of a method")
+        print("that sees none.")
+    if isinstance(objective, ContinuesAnother) and not weights:
+        print(f"warning: {name} goes on from another run, and begins here with random weights: give weights=RUN")
+        print("weights_of=all.")
 
 
 def _say_origins(start: StartingWeights | None, teacher: TeacherLoader) -> None:

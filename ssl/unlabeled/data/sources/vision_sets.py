@@ -17,6 +17,7 @@ from torch import Tensor
 from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size, to_rgb
+from unlabeled.data.labels import shuffled_by_class
 from unlabeled.data.source import CorruptImage, Splits
 from unlabeled.data.sources.torchvision import load
 from unlabeled.errors import UserError
@@ -227,10 +228,8 @@ def paths_of(dataset: Any) -> list[str]:
 
 def divided(source: VisionSource, per_class: int | None) -> tuple[VisionSource, VisionSource]:
     """Divides a set into train and test by class, always in the same way: ``per_class`` images, or four of five."""
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
-    order = order[source.labels[order].argsort(stable=True)]
+    order, rank = shuffled_by_class(source.labels, seed=0)
     counts = source.labels.bincount()
-    rank = torch.arange(len(source)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     share = (counts * 4 + 4) // 5 if per_class is None else torch.full_like(counts, per_class)
     # a class of few images is not wholly taken for train: it could not be tested
     taken = rank < torch.minimum(share, (counts - 1).clamp(min=1)).repeat_interleave(counts)

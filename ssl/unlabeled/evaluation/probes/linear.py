@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlabeled.data.labels import shuffled_by_class
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, require_finite, top1
 from unlabeled.evaluation.probe import Head, Score
@@ -56,12 +57,9 @@ def linear_head(
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """Returns rows to fit on and to hold out: ``holdout`` of each class, at least one, never a class's last image."""
-    n = len(labels)
-    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(labels.device)
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    by_class, rank = shuffled_by_class(labels, seed)
     counts = labels.bincount()
     held = torch.minimum((holdout * counts).round().clamp(min=1), counts - 1).clamp(min=0)
-    rank = torch.arange(n, device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     chosen = rank < held.repeat_interleave(counts)
     if not bool(chosen.any()):
         raise UserError("no class has two labelled train images: nothing is left to choose hyper-parameters on")
