@@ -115,9 +115,9 @@ def _judge(
     torch.manual_seed(asked["seed"])
     head = LinearSegmenter(backbone, map_width(backbone, recipe.size), classes).to(device)
 
-    def told(step: int, loss: float) -> None:
+    def told(step: int, loss: Tensor) -> None:
         if step % max(1, recipe.steps // 10) == 0:
-            log(f"{network.name}, linear, step {step:,} of {recipe.steps:,}: loss {loss:.3f}")
+            log(f"{network.name}, linear, step {step:,} of {recipe.steps:,}: loss {float(loss):.3f}")
 
     train_segmenter(head, train, normalise, recipe, device, told)
     near = _neighbours(network, train, recipe, asked, classes, device)

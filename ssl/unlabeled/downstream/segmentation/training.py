@@ -58,7 +58,7 @@ def train_segmenter(
     normalise: Normalise,
     recipe: SegmentationRecipe,
     device: torch.device,
-    log: Callable[[int, float], None],
+    log: Callable[[int, Tensor], None],
 ) -> None:
     """Trains the head in place; the crops of a step are a function of the seed and its number.
 
@@ -68,7 +68,7 @@ def train_segmenter(
         normalise: of one image.
         recipe: the settings.
         device: where.
-        log: takes a step, from 1, and its loss.
+        log: takes a step, from 1, and its loss, which stays on the device.
     """
     head = [*network.norm.parameters(), *network.classifier.parameters()]
     optimizer = torch.optim.AdamW(head, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -84,7 +84,7 @@ def train_segmenter(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        log(step + 1, float(loss.detach()))
+        log(step + 1, loss.detach())
     network.eval()
 
 
