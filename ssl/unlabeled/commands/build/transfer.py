@@ -16,7 +16,7 @@ from unlabeled.commands.build.run import build_backbone, resolve_precision
 from unlabeled.commands.config import conf_folder
 from unlabeled.core.run_config import read_yaml
 from unlabeled.data.module import DataModule
-from unlabeled.data.source import Source, Splits
+from unlabeled.data.source import Splits
 from unlabeled.data.sources.vision_sets import SETS, TOP1, VALIDATION
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
@@ -41,18 +41,12 @@ class Network:
 
 @dataclass
 class DataSet:
-    """A data set with the metric that papers report for it."""
+    """A data set with the metric that papers report for it; its images are decoded once for all networks."""
 
     name: str
     metric: str
-    splits: Splits
-    validation: Source | None
-
-    @property
-    def test(self) -> Source:
-        """Returns the test split, which :func:`build_set` has checked."""
-        assert self.splits.test is not None
-        return self.splits.test
+    images: DataModule
+    validation: DataModule | None  # with the validation split as its test split
 
 
 def build_networks(config: DictConfig, checkpoint: Checkpoint, name: str, random: bool) -> list[Network]:
@@ -81,9 +75,11 @@ def build_set(config: DictConfig, given: str) -> DataSet:
     test = splits.test
     if test is None or not bool((test.labels >= 0).any()) or not bool((splits.train.labels >= 0).any()):
         raise UserError(f"{given}: there are no labelled train and test images in it")
+    data = DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
     validation = splits.others.get(VALIDATION)
     metric = SETS[given].metric if given in SETS else TOP1
-    return DataSet(Path(given).name if os.path.exists(given) else given, metric, splits, validation)
+    name = Path(given).name if os.path.exists(given) else given
+    return DataSet(name, metric, data, None if validation is None else data.with_test(validation))
 
 
 def _opened(values: dict[str, Any]) -> Splits:
@@ -117,10 +113,9 @@ def _keys(config: DictConfig, given: str) -> dict[str, Any]:
     return values | {"path": str(place), "image_size": config.image_size}
 
 
-def build_extractor(config: DictConfig, splits: Splits, views: Views) -> Extractor:
+def build_extractor(config: DictConfig, data: DataModule, views: Views) -> Extractor:
     """Prepares passes over a data set under a network's transform."""
-    data = DataModule(splits, config.batch_size, config.num_workers, config.memory_gib, config.seed)
-    views.require_channels(splits.train)
+    views.require_channels(data.splits.train)
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     precision = resolve_precision(config.precision, config.accelerator)
     cache = TensorCache(cache_folder(config.cache), config.cache_gib)
@@ -129,8 +124,8 @@ def build_extractor(config: DictConfig, splits: Splits, views: Views) -> Extract
 
 def features_of(config: DictConfig, network: Network, given: DataSet) -> tuple[Features, Features | None, Features]:
     """Returns features of the labelled images of train, validation (None where there is none) and test."""
-    extractor = build_extractor(config, given.splits, network.views)
+    extractor = build_extractor(config, given.images, network.views)
     train, test = (extractor(network.backbone, split) for split in ("train", "test"))
     if given.validation is None:
         return train, None, test
-    return train, extractor.with_test(given.validation)(network.backbone, "test"), test
+    return train, build_extractor(config, given.validation, network.views)(network.backbone, "test"), test

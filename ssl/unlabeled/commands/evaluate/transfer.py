@@ -119,7 +119,7 @@ def _as_typed(problem: str) -> str:
 
 def _task(config: DictConfig, network: Network, data: DataSet) -> VisionTask:
     train, validation, test = features_of(config, network, data)
-    return vision_task(data.name, data.metric, data.splits.train.classes, train, validation, test, config.seed)
+    return vision_task(data.name, data.metric, data.images.splits.train.classes, train, validation, test, config.seed)
 
 
 def _protocols(task: VisionTask, asked: dict[str, Any]) -> Iterator[Judged]:
@@ -131,7 +131,7 @@ def _protocols(task: VisionTask, asked: dict[str, Any]) -> Iterator[Judged]:
 
 def _facts(data: DataSet, task: VisionTask) -> dict[str, Any]:
     counts = {split: len(getattr(task, split).labels) for split in ("train", "validation", "test")}
-    facts = {"description": data.splits.description, "classes": len(task.classes), **counts}
+    facts = {"description": data.images.splits.description, "classes": len(task.classes), **counts}
     return facts | {"published_validation": task.published}
 
 
