@@ -337,7 +337,7 @@ def test_a_list_that_does_not_fit_the_data_is_refused_with_the_number_and_the_fi
             {"images_per_class": 7},
             1,
             "objective.support.images_per_class=7: class a has 6 labelled images; give no more than that, or more"
-            " labels",
+            " labels, or objective.support.repeats=true",
         ),
         (
             {},
