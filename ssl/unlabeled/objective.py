@@ -151,6 +151,14 @@ class Backbone(nn.Module):
         self.check_kinds(kinds)
         return {"last": self(images)}
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Returns what the stages of a convolutional network make of images, [B, C, h, w] each, the finest first.
+
+        Raises:
+            UserError: the architecture has no stages of falling resolution.
+        """
+        raise UserError(f"backbone: {type(self).__name__} has no stages with maps of falling resolution")
+
     def check_kinds(self, kinds: Sequence[str]) -> None:
         """Raises UserError for a kind of features that this architecture does not have."""
         for kind in kinds:

@@ -89,8 +89,11 @@ class RegNetY(Backbone):
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         self.check_kinds(kinds)
+        return features_from_maps(self.stage_maps(images), kinds)
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images)
-        return features_from_maps([x := stage(x) for stage in self.trunk_output], kinds)
+        return [x := stage(x) for stage in self.trunk_output]
 
 
 def stages(

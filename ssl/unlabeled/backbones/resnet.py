@@ -112,10 +112,11 @@ class ResNet(Backbone):
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         self.check_kinds(kinds)
+        return features_from_maps(self.stage_maps(images), kinds)
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return features_from_maps(
-            [x := stage(x) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)], kinds
-        )
+        return [x := stage(x) for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
 
 def features_from_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:

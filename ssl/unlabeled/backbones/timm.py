@@ -80,6 +80,12 @@ class TimmBackbone(Backbone):
         found: Tensor = self.model.forward_intermediates(images, indices=1, intermediates_only=True, **norm)[-1]
         return found
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """See :meth:`Backbone.stage_maps`; they are timm's intermediate outputs, not normalised."""
+        if not hasattr(self.model, "forward_intermediates"):
+            raise UserError(f"backbone: timm has no intermediate outputs of {type(self.model).__name__}")
+        return list(self.model.forward_intermediates(images, intermediates_only=True))
+
     @property
     def _takes_norm(self) -> bool:
         return "norm" in inspect.signature(self.model.forward_intermediates).parameters

@@ -70,13 +70,13 @@ class WideResNet(Backbone):
         return [block for group in (self.block1, self.block2, self.block3) for block in group.layer]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._maps(images)[-1].mean(dim=(2, 3))
+        return self.stage_maps(images)[-1].mean(dim=(2, 3))
 
     def features(self, images: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         self.check_kinds(kinds)
-        return features_from_maps(self._maps(images), kinds)
+        return features_from_maps(self.stage_maps(images), kinds)
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
         """Returns the outputs of the groups; that of the last is normalised and activated."""
         first = self.block1(self.conv1(images))
         second = self.block2(first)
