@@ -1,0 +1,154 @@
+"""What a comparison of detectors is written as: a page with pictures, Markdown, and JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlabeled.core.environment import plain_values
+from unlabeled.core.escaping import in_markdown
+from unlabeled.core.writing import save_picture, write_atomic
+from unlabeled.downstream.detection.average_precision import AveragePrecision
+from unlabeled.downstream.transfer_table import markdown_table
+from unlabeled.pages.draw import draw_columns
+from unlabeled.pages.html import html_page, inline_png, number_table
+from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.section import Section, plot_section
+from unlabeled.pages.style import STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Object detection"
+KINDS = {"bbox": "boxes", "segm": "masks"}
+HEAD = ["backbone started from", "judged", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large"]
+HOW = (
+    "Each detector was trained alike, on the same images in the same order, and differs in the weights that its "
+    "backbone started from. AP is COCO's average precision in per cent, the mean over classes and over ten thresholds "
+    "of the overlap of found and true objects, from 0.50 to 0.95; AP50 and AP75 are of one threshold; small objects "
+    "have an area below 32² pixels, large ones above 96². It is measured by pycocotools on the validation images, with "
+    "the weights of the last step; one training each, whose chance a second seed would show."
+)
+
+
+@dataclass
+class Judged:
+    """One detector."""
+
+    precision: dict[str, AveragePrecision]  # by bbox and segm
+    losses: Sequence[tuple[int, float]]  # step, mean loss since the one before
+
+
+@dataclass
+class Detection:
+    """All numbers and some pictures."""
+
+    classes: Sequence[str]
+    found: dict[str, Judged]  # by the name of the weights
+    pictures: dict[str, list[Tensor]] = field(default_factory=dict)  # by column: float [3, h, w] in [0, 1]
+    notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # by split: what was left out
+    page: Path | None = None  # that was written of it
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Returns the cells of the table."""
+        return [
+            [name, KINDS[kind], *each.cells] for name, own in self.found.items() for kind, each in own.precision.items()
+        ]
+
+    @property
+    def headline(self) -> str:
+        """Returns a sentence: the AP of boxes, and of masks where there are any, of each detector."""
+        told = [
+            f"{name} {' and '.join(f'{each.ap:.2f} of {KINDS[kind]}' for kind, each in own.precision.items())}"
+            for name, own in self.found.items()
+        ]
+        return f"AP over {len(self.classes)} classes: {'; '.join(told)}."
+
+
+def note_lines(notes: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    """Returns a line for each kind of finding in the files, with the first ids."""
+    return [
+        f"{split}: {len(ids)} {what}: annotation {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}"
+        for split, kinds in notes.items()
+        for what, ids in kinds.items()
+    ]
+
+
+def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) -> Path:
+    """Writes all files into ``folder``, which is made if it is missing, and returns the page."""
+    numbers = {
+        name: {kind: _plain(each) for kind, each in own.precision.items()} | {"losses": [list(at) for at in own.losses]}
+        for name, own in found.found.items()
+    }
+    content = {"classes": list(found.classes), "found": numbers, "left_out": found.notes, "provenance": facts}
+    write_atomic(folder / "detect.json", json.dumps(plain_values(content), indent=1, ensure_ascii=False) + "\n")
+    picture = draw_columns({name: torch.stack(each) for name, each in found.pictures.items()})
+    save_picture(folder / "detected.png", picture)
+    curve = plot_section(_curve(found), folder, "training", "Training", "Loss of the detectors.", wide=True)
+    each = "\n\n".join(f"## {title}\n\n{markdown_table(head, rows)}" for title, head, rows in _each_class(found))
+    parts = [f"# {TITLE}", in_markdown(found.headline), markdown_table(HEAD, found.rows), HOW, each]
+    parts += ["## Validation images", "![Validation images](detected.png)", f"## {curve.title}\n\n{curve.markdown}"]
+    parts += [in_markdown(line) for line in note_lines(found.notes)]
+    write_atomic(folder / "detect.md", "\n\n".join([*parts, f"    {facts['command']}"]) + "\n")
+    drawn = torch.from_numpy(np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy())
+    write_atomic(folder / "detect.html", _page(found, facts, drawn, curve))
+    return folder / "detect.html"
+
+
+def _plain(each: AveragePrecision) -> dict[str, Any]:
+    """Returns the numbers as JSON takes them: null for none."""
+    values = asdict(each)
+    values["classes"] = [None if value != value else value for value in each.classes]
+    return {key: None if value != value else value for key, value in values.items()}
+
+
+def _each_class(found: Detection) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns title, head and rows of a table for boxes, and of one for masks."""
+    tables = []
+    for kind in next(iter(found.found.values())).precision:
+        columns = [own.precision[kind].classes for own in found.found.values()]
+        rows = [
+            [name, *("–" if column[place] != column[place] else f"{column[place]:.2f}" for column in columns)]
+            for place, name in enumerate(found.classes)
+        ]
+        tables.append((f"Each class, AP of {KINDS[kind]}", ["class", *found.found], rows))
+    return tables
+
+
+def _curve(found: Detection) -> "Figure":
+    figure = new_figure(3.2)
+    axes = figure.add_subplot()
+    for place, (name, own) in enumerate(found.found.items()):
+        steps, losses = zip(*own.losses, strict=True)
+        axes.plot(steps, losses, color=PALETTE[place % len(PALETTE)], label=name)
+    axes.set_xlabel("step", color=INK)
+    style_axes(axes, "loss")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return figure
+
+
+def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Section) -> str:
+    folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
+    tables = "".join(
+        f'<section class="wide"><h2>{escape(title)}</h2>{number_table(head, rows)}</section>'
+        for title, head, rows in _each_class(found)
+    )
+    notes = "".join(f'<p class="quiet">{escape(line)}</p>' for line in note_lines(found.notes))
+    body = (
+        f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
+        f'<p class="headline">{escape(found.headline)}</p></header>'
+        f'<section class="wide">{number_table(HEAD, found.rows)}<p class="quiet">{escape(HOW)}</p>{notes}</section>'
+        f'<section class="wide"><h2>Validation images</h2><div class="scroll"><img alt="Validation images, their '
+        f'objects, and what was found" src="{inline_png(drawn)}"></div></section>{tables}'
+        f'<section class="wide"><h2>{escape(curve.title)}</h2><p class="quiet">{escape(curve.words)}</p>{curve.html}'
+        f"</section><section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"
+        f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
+    )
+    return html_page(TITLE, STYLE, body)
