@@ -18,9 +18,9 @@ from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
 from unlabeled.backbones.wide_resnet import WideResNet
-from unlabeled.downstream.detection.heads import Anchors, Heads, region_pool
 from unlabeled.downstream.detection.model import Inputs, detector
-from unlabeled.downstream.detection.stages import stage_levels
+from unlabeled.downstream.detection.networks.heads import Anchors, Heads, region_pool
+from unlabeled.downstream.detection.networks.stages import stage_levels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from unlabeled.downstream.detection.c4 import C4
-from unlabeled.downstream.detection.heads import (
+from unlabeled.downstream.detection.networks.c4 import C4
+from unlabeled.downstream.detection.networks.heads import (
     NORMS,
     VITDET,
     Anchors,
@@ -20,7 +20,8 @@ from unlabeled.downstream.detection.heads import (
     box_parts,
     mask_parts,
 )
-from unlabeled.downstream.detection.stages import FeaturePyramid
+from unlabeled.downstream.detection.networks.stages import FeaturePyramid
+from unlabeled.downstream.detection.networks.vitdet import ViTDet
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
@@ -41,15 +42,19 @@ class Inputs:
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
 
+SQUARE = Inputs((1024,), 1024, square=1024)  # arXiv:2203.16527, appendix A.2
+
+
 def detector(
     backbone: Backbone,
     *,
     neck: NeckName,
     classes: int,
     masks: bool,
-    inputs: Inputs = Inputs(),
+    inputs: Inputs | None = None,
     heads: Heads | None = None,
     batchnorm: BatchNorms = "trained",
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Returns torchvision's Faster R-CNN, or Mask R-CNN with ``masks``, on a backbone, which becomes part of it.
 
@@ -63,15 +68,29 @@ def detector(
         neck: how the backbone's maps become the detector's.
         classes: of the data, without the background.
         masks: whether there is a mask head.
-        inputs: sizes and normalisation.
+        inputs: sizes and normalisation; None: 1024 pixels for ``vitdet``, 800 for others, and ImageNet's mean and std.
         heads: their form; None: as the neck's paper has it.
         batchnorm: whether the backbone's BatchNorms are trained, over all processes by ``trainer.sync_batchnorm``.
+        drop_path: of a ViT, see :class:`ViT`; None: 0.1.
 
     Raises:
-        UserError: the neck does not fit the backbone.
+        UserError: the neck does not fit the backbone, or a setting is of another neck.
     """
+    inputs = inputs or (SQUARE if neck == "vitdet" else Inputs())
     heads = heads or (VITDET if neck == "vitdet" else Heads())
-    maps = _neck(backbone, neck, heads, batchnorm == "frozen")
+    _check_settings(neck, heads, batchnorm, drop_path)
+    backbone.requires_grad_(True)  # also positions and a fixed patch projection
+    if neck == "vitdet":
+        share = 0.1 if drop_path is None else drop_path  # ViT-B's, appendix A.2
+        maps: Neck = ViTDet(backbone, heads.width, inputs.square or inputs.longest, share)
+    elif neck == "fpn":
+        maps = FeaturePyramid(backbone, heads.width, NORMS[heads.norm], batchnorm == "frozen")
+    else:
+        maps = C4(backbone, batchnorm == "frozen")
+    return _assembled(maps, classes, masks, inputs, heads)
+
+
+def _assembled(maps: Neck, classes: int, masks: bool, inputs: Inputs, heads: Heads) -> nn.Module:
     parts: dict[str, Any] = box_parts(maps, heads, classes)
     if masks:
         parts |= mask_parts(maps, parts["box_head"], heads, classes)
@@ -96,9 +115,14 @@ class Preparation(GeneralizedRCNNTransform):  # type: ignore[misc]
     Args:
         inputs: sizes and normalisation.
         divisor: the sides of a batch are multiples of it.
+
+    Raises:
+        UserError: a square whose side is no such multiple.
     """
 
     def __init__(self, inputs: Inputs, divisor: int) -> None:
+        if inputs.square is not None and inputs.square % divisor:
+            raise UserError(f"size={inputs.square}: with this backbone it must be a multiple of {divisor} pixels")
         sides, skip = tuple(inputs.shorter), not inputs.resize_training
         super().__init__(sides, inputs.longest, inputs.mean, inputs.std, divisor, _skip_resize=skip)
         self.square = inputs.square
@@ -112,9 +136,13 @@ class Preparation(GeneralizedRCNNTransform):  # type: ignore[misc]
         return F.pad(batch, (0, width, 0, height))
 
 
-def _neck(backbone: Backbone, neck: str, heads: Heads, frozen: bool) -> Neck:
-    if neck == "fpn":
-        return FeaturePyramid(backbone, heads.width, NORMS[heads.norm], frozen)
-    if neck == "c4":
-        return C4(backbone, frozen)
-    raise UserError(f"neck={neck} is not one of vitdet, fpn, c4")
+def _check_settings(neck: str, heads: Heads, batchnorm: str, drop_path: float | None) -> None:
+    """Raises UserError for settings that the neck would ignore."""
+    if neck not in ("vitdet", "fpn", "c4"):
+        raise UserError(f"neck={neck} is not one of vitdet, fpn, c4")
+    if neck != "vitdet" and drop_path is not None:
+        raise UserError(f"drop_path={drop_path} is for neck=vitdet: leave it null with neck={neck}")
+    if neck == "vitdet" and batchnorm == "frozen":
+        raise UserError("batchnorm=frozen: a ViT has no BatchNorm: leave it at trained with neck=vitdet")
+    if neck == "c4" and (heads.box_convolutions or heads.norm == "layer"):
+        raise UserError("neck=c4: the last stage is the head: it takes no convolutions, and norm=none or batch")

@@ -6,12 +6,10 @@ wrong by up to 4 pixels at 1024, and torchvision makes anchors and boxes of the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -20,17 +18,17 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from unlabeled.backbones.transformer import EPSILON
-from unlabeled.downstream.detection.c4 import C4, LastStage, RegionMeans, SharedStage
-from unlabeled.downstream.detection.stages import FeaturePyramid
+from unlabeled.downstream.detection.networks.c4 import C4, LastStage, RegionMeans, SharedStage
+from unlabeled.downstream.detection.networks.stages import FeaturePyramid
+from unlabeled.downstream.detection.networks.vitdet import ViTDet, norm2d
 
-Neck = FeaturePyramid | C4
+Neck = FeaturePyramid | C4 | ViTDet
 
 HeadNorm = Literal["none", "batch", "layer"]
 NORMS: dict[HeadNorm, Callable[[int], nn.Module] | None] = {
     "none": None,
     "batch": nn.BatchNorm2d,
-    "layer": partial(LayerNorm2d, eps=EPSILON),  # over the channels of each cell
+    "layer": norm2d,  # over the channels of each cell
 }
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors (arXiv:1506.01497)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlabeled.backbones.freezing import keep_still
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.downstream.detection.stages import freeze_batchnorms, stage_levels
+from unlabeled.downstream.detection.networks.stages import freeze_batchnorms, stage_levels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
