@@ -44,8 +44,8 @@ KINDS = (
     (
         "damaged|cut short|cannot be (read|decoded)|do not match their checksums|no UTF-8|is no CSV|is not a parquet"
         "|not a file of|holds no state_dict|is no configuration of a run|is no table",
-        "A file is not as it was written: copied in part, overwritten, or of another kind.",
-        "Copy or make the file again.",
+        "A file is not as it was written (copied in part, overwritten, of another kind), or may not be read.",
+        "Copy or make the file again, and see that you may read it.",
     ),
     (
         "did you mean|no such|unknown|is not known|knows no such",

@@ -44,7 +44,7 @@ def pages() -> dict[str, str]:
 
 
 def _page(title: str, found: list[Message]) -> str:
-    parts = [f"# {title}: messages\n"]
+    parts = [f"---\ntitle: {title}\n---\n# {title}: messages\n"]
     for kind, (heading, explained) in KINDS.items():
         own = sorted((each for each in found if each.kind == kind), key=lambda each: (each.file, each.line))
         if own:
@@ -65,7 +65,7 @@ def _entries(found: Iterable[Message]) -> str:
 def _what(file: str) -> str:
     """What a file of the package is for: the first sentence of its own text."""
     first = (ast.get_docstring(tree(PACKAGE / file)) or file).split("\n\n")[0]
-    sentence = re.split(r"(?<=[\w)`])[.:;](?:\s|$)", " ".join(first.split()))[0]
+    sentence = re.split(r"(?<=[\w)`])(?<! al)(?<! v)[.:;](?:\s|$)", " ".join(first.split()))[0]
     return escaped(re.sub(r":\w+:|``|`", "", sentence))
 
 

@@ -20,7 +20,7 @@ GROUPS = {
     "trainer": "Lightning's trainer",
     "probe": "how features are judged",
     "health": "the monitor",
-    "logger": "where metrics go besides `metrics.jsonl`",
+    "logger": "where metrics go besides metrics.jsonl",
     "experiment": "whole recipes",
 }
 
@@ -102,18 +102,18 @@ def _shown(node: yaml.Node, text: str) -> str:
 
 def pages(conf: Path = CONF) -> dict[str, str]:
     """A page for the commands and one for each group, Markdown, by its path below the site."""
-    made = {f"reference/yaml/{PRIMARY}.md": _page("Commands", sorted(conf.glob("*.yaml")), conf)}
+    made = {f"reference/yaml/{PRIMARY}.md": _page("Of the commands", "Commands", sorted(conf.glob("*.yaml")), conf)}
     for group in sorted(each.name for each in conf.iterdir() if each.is_dir()):
-        title = f"`{group}=`, {GROUPS[group]}" if group in GROUPS else f"`{group}=`"
-        made[f"reference/yaml/{group}.md"] = _page(title, sorted((conf / group).glob("*.yaml")), conf)
+        title = f"{group}= ({GROUPS[group]})" if group in GROUPS else f"{group}="
+        made[f"reference/yaml/{group}.md"] = _page(f"{group}=", title, sorted((conf / group).glob("*.yaml")), conf)
     return made
 
 
-def _page(title: str, files: list[Path], conf: Path) -> str:
+def _page(short: str, title: str, files: list[Path], conf: Path) -> str:
     head = (
-        f"# {title}: keys and their sources\n\nRead from `conf/` when this site is built: each key, its value "
-        "and its comment, which is the source of the value. [Every key with its range](../../keys.md) says what else "
-        "a key may be.\n"
+        f"---\ntitle: {short}\n---\n# {escaped(title)}: keys and their sources\n\n"
+        "Read from `conf/` when this site is built: each key, its value, and its comment with the source of the value. "
+        "[Every key with its range](../../keys.md) says what else a key may be.\n"
     )
     return "\n".join([head, *(_file(file, conf) for file in files)])
 
@@ -123,7 +123,8 @@ def _file(file: Path, conf: Path) -> str:
     comments = Comments(file.read_text(encoding="utf-8"))
     rows = [_row(key) for key in keys_of(file) if not key.path.startswith("hydra")]
     table = ["| key | value | what it is, and its source |", "|---|---|---|", *rows] if rows else []
-    return "\n".join([f"## {escaped(name)}\n", _head(comments.head()), "", *table, ""])
+    marked = ['<div class="keys" markdown>\n', *table, "\n</div>"] if rows else []
+    return "\n".join([f"## {escaped(name)}\n", _head(comments.head()), "", *marked, ""])
 
 
 def _head(text: str) -> str:
