@@ -3,6 +3,7 @@
 python -m docs.site.build [FOLDER]      needs pip install -e ".[docs]"; FOLDER is site/ unless given
 """
 
+import logging
 import os
 import sys
 import time
@@ -24,6 +25,9 @@ def build(folder: Path) -> list[str]:
     from mkdocs.commands import build as mkdocs_build
     from mkdocs.config import load_config
 
+    said = logging.StreamHandler()  # MkDocs counts its warnings, and leaves it to its command line to print them
+    said.setLevel(logging.WARNING)
+    logging.getLogger("mkdocs").addHandler(said)
     config = load_config(str(CONFIG), site_dir=str(folder), strict=True)
     config.plugins.on_startup(command="build", dirty=False)
     mkdocs_build.build(config)

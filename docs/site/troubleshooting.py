@@ -21,6 +21,7 @@ PAGES = {
     "health": ("Health monitor and dashboard", ("health",)),
     "evaluation": ("Evaluation", ("evaluation", "downstream", "representation", "pages")),
 }
+OTHERS = "commands"  # has the messages of rooms that no page names
 KINDS = {
     "error": ("Errors", "The command ends with exit status 2; this line is the last that it prints."),
     "finding": ("Findings", "The run goes on, unless `health=stop` was given and the network has collapsed."),
@@ -35,9 +36,10 @@ INDEX = Path(__file__).with_suffix(".md")  # the first page, with places for wha
 def pages() -> dict[str, str]:
     """Each page's Markdown, by its path below the site."""
     found = messages()
+    known = {room for _, rooms in PAGES.values() for room in rooms}
     rows, made = [], {}
     for name, (title, rooms) in PAGES.items():
-        own = [each for each in found if each.room in rooms]
+        own = [each for each in found if each.room in rooms or (name == OTHERS and each.room not in known)]
         made[f"troubleshooting/{name}.md"] = _page(title, own)
         rows.append(f"| [{title}]({name}.md) | {len(own)} |")
     return {"troubleshooting/index.md": INDEX.read_text().format(count=len(found), rows="\n".join(rows)), **made}
