@@ -61,6 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)):
         Image.fromarray(pixels).save(folder / "photos" / f"{number}.png")
+    (folder / "shapes" / "train" / "images").mkdir(parents=True)
     (folder / "notes.txt").write_text("no image\n")
     (folder / "taken.py").touch()
     unlabeled.train(out=folder / "outputs" / "digits", **KEYS)

@@ -26,7 +26,7 @@ HUGE = 10**18
 
 # Keys whose number, or whose list's elements, may be 0; no other may.
 ZERO = {
-    *("ignore", "warmup_steps"),
+    *("ignore", "warmup_steps", "finetune_warmup_steps"),
     *("seed", "labels_seed", "num_workers", "memory_gib", "cache_gib", "near_distance", "trial_steps", "trial_from"),
     *("warmup_epochs", "weight_decay", "weight_decays", "final_weight_decay", "final_learning_rate", "momentum"),
     *("warmup_start_lr", "final_lr", "final_momentum", "center_momentum", "temperature_epochs", "registers"),

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ import unlabeled
 from tests.commands.test_from_python import KEYS
 from tests.downstream.shapes import write_shapes
 from unlabeled.commands.evaluate.own_data_keys import with_folder, with_sets
-from unlabeled.data.sources.vision_sets import TOP1
+from unlabeled.data.sources.published_sets import TOP1
 from unlabeled.downstream.protocols import PENALTIES, few_shots, linear, nearest_neighbours
 from unlabeled.downstream.vision_task import vision_task
 from unlabeled.evaluation.features import Features
@@ -35,9 +37,17 @@ def test_every_kind_of_data_set_is_a_line_and_one_that_is_missing_says_why(run: 
     for split, count in (("train", 6), ("test", 3)):
         for kind, shade in (("dark", 40), ("light", 200)):
             for number in range(count):
-                path = tmp_path / "shades" / split / kind / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((shade + noise.integers(0, 20, (12, 12, 3))).astype(np.uint8)).save(path)
+                pixels = Image.fromarray((shade + noise.integers(0, 20, (12, 12, 3))).astype(np.uint8))
+                for name in ("shades", "tones"):
+                    path = tmp_path / name / split / kind / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    pixels.save(path)
+    for split in ("train", "test"):  # as CIFAR-10 lies in parquet files
+        files = sorted((tmp_path / "shades" / split).rglob("*.png"))
+        images = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        table = pa.table({"image": images, "label": [int(file.parent.name == "light") for file in files]})
+        (tmp_path / "cifar").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "cifar" / f"{split}.parquet")
     base = tmp_path / "root" / "dtd" / "dtd"
     (base / "labels").mkdir(parents=True)
     for place, split in enumerate(("train", "val", "test")):
@@ -46,14 +56,19 @@ def test_every_kind_of_data_set_is_a_line_and_one_that_is_missing_says_why(run: 
             (base / "images" / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (90 * ("banded" in name), 0, 0)).save(base / "images" / name)
         (base / "labels" / f"{split}1.txt").write_text("\n".join(names) + "\n")
-    sets = ["digits", tmp_path / "shades", "dtd", "food101", "nowhere"]
+    sets = ["digits", tmp_path / "shades", "dtd", "food101", "nowhere", tmp_path / "tones", tmp_path / "cifar"]
     found = unlabeled.transfer(run, sets, root=tmp_path / "root", against=[run], out=tmp_path / "page", **SMALL)
-    assert [task.name for task in found.tasks] == ["digits", "shades", "dtd", "food101", "nowhere"]
-    assert [task.problem is None for task in found.tasks] == [True, True, True, False, False]
+    assert [task.name for task in found.tasks] == ["digits", "shades", "dtd", "food101", "nowhere", "tones", "cifar"]
+    assert [task.problem is None for task in found.tasks] == [True, True, True, False, False, True, True]
+    assert (
+        found.values("linear")[1].tolist() == found.values("linear")[3].tolist() == found.values("linear")[4].tolist()
+    )
     assert "download=true" in str(found.tasks[3].problem)
     assert "no such file or folder, and no data set" in str(found.tasks[4].problem)
     assert found.networks == [str(run), "random init", f"{run} (2)"]
     assert found.protocols == ["linear", "k-NN 5", "1 a class", "2 a class"]
+    assert repr(found.tasks[0]).startswith(f"digits, top-1: {run} linear {found.values('linear')[0, 0]:.2f} %, k-NN 5")
+    assert repr(found.tasks[4]) == f"nowhere: {found.tasks[4].problem}"
     first, _, again = found.summaries("linear")
     assert (again.mean, again.wins, again.losses) == (first.mean, 0, 0)
     assert found.tasks[2].facts["published_validation"]
@@ -76,10 +91,10 @@ def test_data_is_typed_as_a_list_or_as_one_name() -> None:
 def test_a_segmentation_has_a_row_for_each_network_and_protocol_and_a_page(run: Path, tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "shapes", 12, 3, size=32)
     few: dict[str, Any] = {"steps": 30, "batch_size": 4, "warmup_steps": 3, "size": 16, "lr": 0.01, "shown": 2}
-    found = unlabeled.segment(run, folder, out=tmp_path / "page", accelerator="cpu", **few)
-    assert [*found.found] == [
-        (name, protocol) for name in ("run", "random init") for protocol in ("linear", "k-NN 30 of patches")
-    ]
+    few["finetune_steps"] = 8
+    found = unlabeled.segment(run, folder, out=tmp_path / "page", accelerator="cpu", finetune=True, **few)
+    protocols = ("linear", "k-NN 30 of patches", "fine-tuned, dilated FCN")
+    assert [*found.found] == [(name, protocol) for name in ("run", "random init") for protocol in protocols]
     assert found.classes == ["background", "disc", "square", "triangle"]
     pixels = 3 * 32 * 32
     assert all(int(each.counts.sum()) == pixels for each in found.found.values())
@@ -89,8 +104,24 @@ def test_a_segmentation_has_a_row_for_each_network_and_protocol_and_a_page(run: 
     assert found.page is not None
     assert "k-NN 30 of patches" in found.page.read_text()
     assert (tmp_path / "page" / "segmented.png").stat().st_size > 2000
-    again = unlabeled.segment(run, folder, out=tmp_path / "again", accelerator="cpu", **few)
-    assert again.rows == found.rows
+    tuned = values["provenance"]["fine_tuning"]
+    assert (tuned["steps"], tuned["lr"], tuned["momentum"]) == (8, 0.003, 0.9)
+    again = unlabeled.segment(run, folder, out=tmp_path / "again" / "segment", accelerator="cpu", **few)
+    without = [row for row in found.rows if "fine-tuned" not in row[1]]
+    assert again.rows == without
+    assert repr(again).count("\n") == 5
+    assert "segmentation" in (tmp_path / "again" / "tasks.html").read_text()
+    given = unlabeled.segment(unlabeled.load(run), folder, out=tmp_path / "given", accelerator="cpu", **few)
+    assert [row[1:] for row in given.rows] == [row[1:] for row in without[:2]]
+    assert {name for name, _ in given.found} == {"ResNet"}
+    with pytest.raises(unlabeled.UserError, match=r"out: a network that is given has no folder; give out=FOLDER"):
+        unlabeled.segment(unlabeled.load(run), folder)
+    with pytest.raises(unlabeled.UserError, match=r"random=true: a network that is given has no random start"):
+        unlabeled.segment(unlabeled.load(run), folder, out=tmp_path / "x", random=True)
+    with pytest.raises(unlabeled.UserError, match=r"finetune_warmup_steps=8: must be less than finetune_steps=8"):
+        unlabeled.segment(
+            run, folder, out=tmp_path / "x", accelerator="cpu", **few, finetune=True, finetune_warmup_steps=8
+        )
     (folder / "classes.txt").write_text("background\ndisc\n")
     with pytest.raises(
         unlabeled.UserError, match=r"classes.txt names 2 classes, and the label maps have numbers up to 3"

@@ -1,17 +1,20 @@
 """The transfer protocols against scikit-learn, and the table's ranks and tests against loops."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 
-from unlabeled.data.sources.vision_sets import PER_CLASS, TOP1
+from unlabeled.data.sources.published_sets import PER_CLASS, TOP1
 from unlabeled.downstream.protocols import PENALTIES, Judged, few_shots, linear, nearest_neighbours
 from unlabeled.downstream.transfer_report import as_latex, as_markdown
 from unlabeled.downstream.transfer_table import TaskResult, TransferTable, headline
-from unlabeled.downstream.vision_task import VisionTask, few_of_each_class, vision_task
+from unlabeled.downstream.vision_task import METRICS, VisionTask, few_of_each_class, vision_task
 from unlabeled.evaluation.features import Features
 
 CLASSES = ["a", "b", "c", "d"]
@@ -80,6 +83,17 @@ def test_neighbours_are_those_of_train_and_validation_together(task: VisionTask)
     assert found.predictions is not None
     assert (found.predictions == votes.argmax(dim=1)).float().mean() > 0.995  # float32 orders a few ties otherwise
     assert found.value == pytest.approx(task.measure(found.predictions, task.test.labels))
+    neighbours = KNeighborsClassifier(
+        5, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
+    )
+    theirs = neighbours.fit(task.everything.x.double(), task.everything.labels).predict(task.test.x.double())
+    assert (found.predictions.numpy() == theirs).mean() > 0.995
+
+
+@pytest.mark.parametrize(("metric", "theirs"), [(TOP1, accuracy_score), (PER_CLASS, balanced_accuracy_score)])
+def test_the_metrics_of_a_data_set_are_scikit_learns(metric: str, theirs: Callable[..., float]) -> None:
+    labels, predictions = (features(300, seed).labels for seed in (5, 6))
+    assert METRICS[metric](predictions, labels) == pytest.approx(100 * theirs(labels, predictions))
 
 
 def test_without_a_published_validation_split_a_fifth_of_each_class_is_held_out() -> None:

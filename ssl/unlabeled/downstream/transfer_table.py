@@ -16,7 +16,7 @@ from unlabeled.evaluation.statistics import Difference, holm_correction, paired_
 SURE = 0.05  # the largest p, corrected for the number of data sets, that counts as a win or a loss
 
 
-@dataclass
+@dataclass(repr=False)
 class TaskResult:
     """One data set: facts about it, and what each protocol says of each network; or why it could not be had."""
 
@@ -26,6 +26,15 @@ class TaskResult:
     labels: Tensor | None = None  # int64 [N] of the test images
     judged: dict[str, list[Judged]] = field(default_factory=dict)  # by network, protocols in the same order
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        if self.problem is not None:
+            return f"{self.name}: {self.problem}"
+        told = (
+            f"{network} {', '.join(f'{each.protocol} {each.value:.2f} %' for each in found)}"
+            for network, found in self.judged.items()
+        )
+        return f"{self.name}, {self.metric}: {'; '.join(told)}"
 
     def of(self, network: str, protocol: str) -> Judged:
         """Returns what one protocol says of one network."""

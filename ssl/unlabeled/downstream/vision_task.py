@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unlabeled.data.labels import shuffled_by_class
-from unlabeled.data.sources.vision_sets import PER_CLASS, TOP1
+from unlabeled.data.sources.published_sets import PER_CLASS, TOP1
 from unlabeled.evaluation.features import Features, concatenate, top1
 from unlabeled.evaluation.probe import mean_per_class
 from unlabeled.evaluation.probes.linear import split_holdout

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from unlabeled.data.sources.vision_sets import SETS, divided, labels_of, torchvision_set
+from unlabeled.commands.checks.places import check_places
+from unlabeled.data.sources.published_sets import SETS
+from unlabeled.data.sources.vision_sets import divided, labels_of, torchvision_set
 from unlabeled.errors import UserError
 
 
@@ -118,3 +120,6 @@ def test_a_set_that_is_not_there_or_unknown_is_told_in_one_line(tmp_path: Path) 
         torchvision_set("flowers", str(tmp_path))
     with pytest.raises(UserError, match=r"torchvision cannot download fer2013; put it into data.root="):
         torchvision_set("fer2013", str(tmp_path), download=True)
+    unknown = {"_target_": "unlabeled.data.sources.vision_sets.torchvision_set", "name": "flowers", "root": "nowhere"}
+    with pytest.raises(UserError, match=r"data.name=flowers: "):  # and not its folder, where no such set can be
+        check_places("pack", {"out": str(tmp_path / "new"), "check": False, "data": unknown})

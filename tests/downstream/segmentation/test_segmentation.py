@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
 from tests.downstream.shapes import scene, write_shapes
 from unlabeled.downstream.segmentation.confusion import Confusion
 from unlabeled.downstream.segmentation.crops import random_crop, shorter_side, slide, windows
 from unlabeled.downstream.segmentation.label_maps import IGNORED, count_classes, read_splits
 from unlabeled.downstream.segmentation.patches import PatchNeighbours, foreground, patch_labels
-from unlabeled.downstream.segmentation.training import SegmentationRecipe, pixel_loss
+from unlabeled.downstream.segmentation.training import SegmentationRecipe, measure, pixel_loss
 from unlabeled.errors import UserError
 
 
@@ -33,7 +33,9 @@ def test_the_mean_iou_is_that_of_a_loop_over_classes_and_of_scikit_learn() -> No
     assert found.mean_iou == pytest.approx(100 * np.mean(ious))
     assert found.mean_accuracy == pytest.approx(100 * np.mean(accuracies))
     assert found.mean_iou == pytest.approx(100 * jaccard_score(labels[seen], predictions[seen], average="macro"))
-    assert found.pixel_accuracy == pytest.approx(100 * float((predictions == labels)[seen].float().mean()))
+    assert found.mean_accuracy == pytest.approx(100 * balanced_accuracy_score(labels[seen], predictions[seen]))
+    assert found.pixel_accuracy == pytest.approx(100 * accuracy_score(labels[seen], predictions[seen]))
+    assert repr(found).startswith(f"mIoU {found.mean_iou:.2f} %, pixel accuracy {found.pixel_accuracy:.2f} %")
     assert bool(found.iou[4].isnan())
 
 
@@ -77,6 +79,38 @@ def test_own_folders_ade20k_and_voc_are_read_with_their_numbers_of_no_class(tmp_
     Image.new("RGB", (3, 2)).save(tmp_path / "own" / "train" / "images" / "more.png")
     with pytest.raises(UserError, match=r"masks/more.png: has 5 × 5 pixels, its image 3 × 2"):
         train.pair(1)
+
+
+def test_a_missing_split_is_told_by_its_name(tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "shapes", 1, 1, 16)
+    (folder / "test").rename(folder / "kept")
+    with pytest.raises(UserError, match=r"images to train on and none to test: put some into test/images"):
+        read_splits(folder, 255, None)
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(UserError, match=r"images to test, in val/images, and none to train on: .*train/images"):
+        read_splits(folder, 255, None)
+    (tmp_path / "ade/annotations/training").mkdir(parents=True)
+    (tmp_path / "ade/images/training").mkdir(parents=True)
+    Image.new("L", (2, 2)).save(tmp_path / "ade/annotations/training/a.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "ade/images/training/a.png")
+    with pytest.raises(UserError, match=r"images/validation: no such folder"):
+        read_splits(tmp_path / "ade", 255, None)
+
+
+def test_each_test_image_is_predicted_once_and_the_first_ones_are_kept(tmp_path: Path) -> None:
+    _, test, _ = read_splits(write_shapes(tmp_path, 1, 3, 16), 255, None)
+    recipe = SegmentationRecipe(1, 1, 1e-3, 0.0, 0, (1.0, 1.0), 16, 16, 0)
+    calls = []
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return torch.cat([images[:, :2], torch.full_like(images[:, :2], -1)], 1)
+
+    found, kept = measure(logits, test, lambda image: image.float() / 255, 4, recipe, torch.device("cpu"), shown=2)
+    assert calls == [1, 1, 1]
+    assert [tuple(each.shape) for each in kept] == [(16, 16)] * 2
+    assert torch.equal(kept[0], (test.image(0)[1] > test.image(0)[0]).long())
+    assert int(found.counts.sum()) == 3 * 16 * 16
 
 
 def test_windows_cover_every_pixel_and_a_mean_of_constant_logits_is_their_softmax() -> None:

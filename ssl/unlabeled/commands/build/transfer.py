@@ -17,7 +17,7 @@ from unlabeled.commands.config import conf_folder
 from unlabeled.core.run_config import read_yaml
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Splits
-from unlabeled.data.sources.vision_sets import SETS, TOP1, VALIDATION
+from unlabeled.data.sources.published_sets import SETS, TOP1, VALIDATION
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.extractor import Extractor

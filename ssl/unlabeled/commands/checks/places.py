@@ -16,6 +16,7 @@ from unlabeled.core.places import (
     why_not_evaluated,
 )
 from unlabeled.core.writing import check_file, check_folder
+from unlabeled.data.sources.published_sets import known_set
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
 
@@ -361,6 +362,8 @@ def _check_data(data: Mapping[str, Any] | None) -> None:
     given = data.get("path")
     for path in [given] if isinstance(given, str) else given or []:
         _check_images(path, target.removeprefix(SOURCES))
+    if target == SOURCES + "vision_sets.torchvision_set":  # before its folder: a wrong name is in none
+        known_set(str(data.get("name")), "data.name")
     root = data.get("root")
     if root is not None and not data.get("download") and not os.path.isdir(os.path.expanduser(root)):
         where = f"data.root={root} ({Path(root).expanduser().absolute()})"

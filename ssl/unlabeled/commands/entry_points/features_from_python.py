@@ -24,11 +24,13 @@ from unlabeled.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from unlabeled.commands.build.transfer import Network
     from unlabeled.commands.cluster.cluster import Clustered
     from unlabeled.downstream.segmentation.segment_report import Segmentation
     from unlabeled.downstream.transfer_table import TransferTable
     from unlabeled.evaluation.embedding.embeddings import Embeddings
     from unlabeled.evaluation.embedding.stream import Embedder, Images
+    from unlabeled.weights.pretrained import Pretrained
 
 
 def embed(
@@ -163,11 +165,12 @@ def _origin(model: Any) -> str:
     return path_of(model) if isinstance(model, str | os.PathLike | Run) else type(model).__name__
 
 
-def transfer(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "TransferTable":
+def transfer(run: "Weights | Pretrained", data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "TransferTable":
     """Judges frozen features on several data sets and writes their page: ``unlabeled transfer``.
 
     Args:
-        run: its folder, a file of weights, or a name such as ``"timm:resnet50"``.
+        run: its folder, a file of weights, a name such as ``"timm:resnet50"``, or what :func:`load` returned (then
+            ``out`` is needed, and no random network stands beside).
         data: a list of names of torchvision's data sets, choices such as ``"digits"``, folders and files; or one.
         overrides, keys: as in :func:`train`; ``against``, ``root``, ``download``, ``few``, ``draws``, ``out``.
 
@@ -182,13 +185,13 @@ def transfer(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: 
     return table
 
 
-def segment(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "Segmentation":
+def segment(run: "Weights | Pretrained", data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "Segmentation":
     """Judges dense features by semantic segmentation and writes the page: ``unlabeled segment``.
 
     Args:
-        run: its folder, a file of weights, or a name such as ``"timm:vit_small_patch16_224"``.
+        run: as :func:`transfer` takes it.
         data: folder of images and label maps.
-        overrides, keys: as in :func:`train`; ``steps``, ``size``, ``random``, ``out``.
+        overrides, keys: as in :func:`train`; ``steps``, ``size``, ``finetune``, ``out``.
 
     Returns:
         ``.found`` with a confusion matrix for each network and protocol (``.mean_iou``), ``.page``.
@@ -201,9 +204,10 @@ def segment(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: A
     return found
 
 
-def _judged(name: str, module: str, run: Weights, keys: dict[str, Any], overrides: Sequence[str]) -> Any:
+def _judged(name: str, module: str, run: "Weights | Pretrained", keys: dict[str, Any], overrides: Sequence[str]) -> Any:
     """Does a command that takes a network and data of its own, silently."""
-    given = [*overrides_of(source_of(run) | keys), *overrides]
+    of_file = isinstance(run, str | os.PathLike | Run)
+    given = [*overrides_of((source_of(run) if of_file else {}) | keys), *overrides]
     config = composed(name, given)
     with as_found(), user_errors(conf_folder(), name, given):
         from omegaconf import OmegaConf
@@ -211,6 +215,28 @@ def _judged(name: str, module: str, run: Weights, keys: dict[str, Any], override
         from unlabeled.commands.checks.places import check_places
 
         plain: Any = OmegaConf.to_container(config)
-        check_places(name, plain)
+        loaded = None if of_file else _loaded(run, plain, given)
+        check_places(name, plain | ({"weights": GIVEN} if loaded else {}))
         command = for_shell(["unlabeled", name, *given])
-        return getattr(import_module(module), name)(config, plain, silent, command)
+        return getattr(import_module(module), name)(config, plain, silent, command, loaded)
+
+
+GIVEN = "timm:given"  # stands for a network that is not named, where places are checked
+
+
+def _loaded(network: Any, keys: dict[str, Any], given: Sequence[str]) -> "Network":
+    """Returns a network of :func:`load` as the commands take it, its weights apart from the user's."""
+    import copy
+
+    from unlabeled.commands.build.transfer import Network
+    from unlabeled.weights.pretrained import Pretrained
+
+    if not isinstance(network, Pretrained):
+        raise UserError(f"{type(network).__name__}: give a run, a file of weights, or what unlabeled.load returned")
+    if unused := [key for key in LOADED if keys.get(key)]:
+        raise UserError(f"{unused[0]}: a network is given already; leave it out")
+    if keys["out"] is None:
+        raise UserError("out: a network that is given has no folder; give out=FOLDER")
+    if any(each.lower() == "random=true" for each in given):
+        raise UserError("random=true: a network that is given has no random start; give the run itself")
+    return Network(type(network.backbone).__name__, copy.deepcopy(network.backbone), network.transform.views)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.transfer import RANDOM, DataSet, Network, build_networks, build_set, features_of
+from unlabeled.commands.evaluate.judged import folder_of_page, given_network, page_of_all_tasks
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.core.writing import kept_anyway
 from unlabeled.downstream.protocols import PENALTIES, Judged, few_shots, linear, nearest_neighbours
@@ -19,7 +20,7 @@ from unlabeled.downstream.transfer_table import TaskResult, TransferTable, headl
 from unlabeled.downstream.vision_task import VisionTask, vision_task
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import checkpoint_provenance
-from unlabeled.weights import Checkpoint, folder_of
+from unlabeled.weights import Checkpoint
 from unlabeled.weights.starting.named import read_named
 
 
@@ -28,6 +29,7 @@ def transfer(
     resolved: dict[str, Any],
     log: Callable[[str], None] = print,
     command: str | None = None,
+    loaded: Network | None = None,
 ) -> TransferTable:
     """Judges every network on every data set and writes the page; a set that cannot be had is a line that says why.
 
@@ -36,15 +38,16 @@ def transfer(
         resolved: the same as plain values.
         log: takes lines.
         command: for the page; None: what was typed.
+        loaded: from Python, in place of one that ``config`` names.
 
     Raises:
         UserError: a mistake in the networks, or none of the data sets could be had.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
-    networks, checkpoints = _networks(config, resolved)
+    networks, checkpoints = _around(loaded, config, resolved) if loaded else networks_of(config, resolved)
     table = TransferTable([network.name for network in networks], [])
-    for given in resolved["sets"]:
-        table.tasks.append(_judge(config, resolved, networks, given))
+    for named in resolved["sets"]:
+        table.tasks.append(_judge(config, resolved, networks, named))
         log(_line(table.tasks[-1], table.networks))
     if not table.measured:
         raise UserError(f"data: none of the data sets could be had; {table.tasks[0].name}: {table.tasks[0].problem}")
@@ -52,32 +55,45 @@ def transfer(
         "command": command or typed_command(),
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - clock, 1),
-        "checkpoints": [checkpoint_provenance(each) for each in checkpoints],
+        "checkpoints": [*([given_network(loaded)] if loaded else []), *map(checkpoint_provenance, checkpoints)],
         "settings": {key: resolved[key] for key in SETTINGS},
         "machine": machine(),
         "git": git_state(),
         "versions": versions(),
     }
-    folder = Path(resolved["out"] or folder_of(checkpoints[0].path) / "transfer").expanduser()
+    folder = folder_of_page(resolved["out"], None if loaded else checkpoints[0], "transfer")
     table.page = kept_anyway(folder, lambda place: write_transfer(place, table, facts))
     log(f"\n{headline(table)}\nthe page is {table.page}")
+    page_of_all_tasks(table.page, "transfer", log)
     return table
 
 
 SETTINGS = ("c", "max_iter", "k", "temperature", "few", "draws", "few_c", "image_size", "seed", "precision")
 
 
-def _networks(config: DictConfig, resolved: dict[str, Any]) -> tuple[list[Network], list[Checkpoint]]:
-    """Returns the network that is asked about, its random start, and those it stands against."""
+def networks_of(config: DictConfig, resolved: dict[str, Any]) -> tuple[list[Network], list[Checkpoint]]:
+    """Returns the network that is asked about, its random start, and those it stands against, with their files."""
     named = {key: resolved[key] for key in ("run", "checkpoint", "weights")}
-    checkpoints = [read_named(**named)]
+    checkpoint = read_named(**named)
     first = next(str(value) for value in named.values() if value is not None)
-    networks = build_networks(config, checkpoints[0], name_of(resolved), resolved["random"])
+    networks = build_networks(config, checkpoint, name_of(resolved), resolved["random"])
+    others, checkpoints = _against(config, resolved)
+    return _told_apart([*networks, *others], [first, *resolved["against"]]), [checkpoint, *checkpoints]
+
+
+def _around(loaded: Network, config: DictConfig, resolved: dict[str, Any]) -> tuple[list[Network], list[Checkpoint]]:
+    """Returns a network that was given from Python and those it stands against, with the files of the latter."""
+    others, checkpoints = _against(config, resolved)
+    return _told_apart([loaded, *others], [loaded.name, *resolved["against"]]), checkpoints
+
+
+def _against(config: DictConfig, resolved: dict[str, Any]) -> tuple[list[Network], list[Checkpoint]]:
+    networks, checkpoints = [], []
     for given in resolved["against"]:
         checkpoints.append(read_named(None, None, given))
         other = OmegaConf.create({**config, "weights": given, "views": None, "backbone": None})
         networks += build_networks(other, checkpoints[-1], _short(given), random=False)
-    return _told_apart(networks, [first, *resolved["against"]]), checkpoints
+    return networks, checkpoints
 
 
 def name_of(resolved: dict[str, Any]) -> str:

@@ -75,7 +75,10 @@ def load(title: str, root: str, download: bool, opens: Callable[[], Any]) -> Any
     ) as error:  # torchvision: absent or damaged files; urllib: no network, disk full
         where = f"data.root={root} ({Path(root).expanduser().absolute()})"
         if download:
-            raise UserError(f"{title} could not be downloaded to {where}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{title} could not be downloaded to {where}: {' '.join(str(error).split())}; with no network, do this"
+                " on a machine that has one, copy its data.root here and leave data.download out"
+            ) from error
         raise UserError(
             f"{title} is not, or not whole, in {where}: set data.root=... to its folder, or data.download=true"
         ) from error

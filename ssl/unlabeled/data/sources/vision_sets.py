@@ -1,10 +1,9 @@
 """The classification data sets of torchvision by their names, with the splits that each of them publishes.
 
-A set is opened by torchvision's own class, which also downloads it. What differs among the classes is written down in
-:data:`SETS`: how the splits are called, and what to do where a set publishes none.
+A set is opened by torchvision's own class, which also downloads it; what differs among the classes stands in
+:mod:`unlabeled.data.sources.published_sets`.
 """
 
-import difflib
 import inspect
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,73 +18,9 @@ from unlabeled.core.ranges import FilePath, Pixels
 from unlabeled.data.decode import check_image_size, describe_size, to_rgb
 from unlabeled.data.labels import shuffled_by_class
 from unlabeled.data.source import CorruptImage, Splits
+from unlabeled.data.sources.published_sets import VALIDATION, Arguments, VisionSet, known_set
 from unlabeled.data.sources.torchvision import load
 from unlabeled.errors import UserError
-
-VALIDATION = "val"  # name of the further split on which hyper-parameters are chosen
-PER_CLASS = "mean per class"
-TOP1 = "top-1"
-
-Arguments = dict[str, Any]  # of a class of torchvision
-
-
-@dataclass(frozen=True)
-class VisionSet:
-    """A data set of torchvision: its class, its published splits and metric."""
-
-    kind: str  # name of the class in torchvision.datasets
-    train: Arguments
-    test: Arguments | None  # None: one split is published, which is divided
-    validation: Arguments | None = None
-    metric: str = TOP1  # that papers report
-    per_class: int | None = None  # of an undivided set: images of each class to train on; None: four of five
-
-
-def _by_split(kind: str, *names: str, **more: Any) -> VisionSet:
-    """A set whose class takes ``split``: names of train and test, or of train, validation and test."""
-    train, *validation, test = ({"split": name} for name in names)
-    return VisionSet(kind, train, test, validation[0] if validation else None, **more)
-
-
-def _by_train(kind: str) -> VisionSet:
-    return VisionSet(kind, {"train": True}, {"train": False})
-
-
-# Splits as torchvision 0.26 to 0.29 names them. Mean per class and 30 images a class of Caltech-101: Kornblith et al.
-# 2019 (arXiv 1805.08974), SimCLR appendix B.8. Caltech-256: 60 images a class, Griffin et al. 2007. SUN397 publishes
-# lists that torchvision does not read, EuroSAT and SEMEION none: 80 % of each class are train (Helber et al. 2019).
-SETS: dict[str, VisionSet] = {
-    "caltech101": VisionSet("Caltech101", {}, None, metric=PER_CLASS, per_class=30),
-    "caltech256": VisionSet("Caltech256", {}, None, per_class=60),
-    "cifar10": _by_train("CIFAR10"),
-    "cifar100": _by_train("CIFAR100"),
-    "clevr_count": _by_split("CLEVRClassification", "train", "val"),
-    "country211": _by_split("Country211", "train", "valid", "test"),
-    "dtd": _by_split("DTD", "train", "val", "test"),
-    "eurosat": VisionSet("EuroSAT", {}, None),
-    "fashion_mnist": _by_train("FashionMNIST"),
-    "fer2013": _by_split("FER2013", "train", "test"),
-    "fgvc_aircraft": _by_split("FGVCAircraft", "train", "val", "test", metric=PER_CLASS),
-    "flowers102": _by_split("Flowers102", "train", "val", "test", metric=PER_CLASS),
-    "food101": _by_split("Food101", "train", "test"),
-    "gtsrb": _by_split("GTSRB", "train", "test"),
-    "imagenet": _by_split("ImageNet", "train", "val"),
-    "imagenette": _by_split("Imagenette", "train", "val"),
-    "inaturalist2021_mini": VisionSet("INaturalist", {"version": "2021_train_mini"}, {"version": "2021_valid"}),
-    "kmnist": _by_train("KMNIST"),
-    "mnist": _by_train("MNIST"),
-    "oxford_iiit_pet": _by_split("OxfordIIITPet", "trainval", "test", metric=PER_CLASS),
-    "pcam": _by_split("PCAM", "train", "val", "test"),
-    "places365": VisionSet("Places365", {"split": "train-standard", "small": True}, {"split": "val", "small": True}),
-    "qmnist": VisionSet("QMNIST", {"what": "train"}, {"what": "test"}),
-    "rendered_sst2": _by_split("RenderedSST2", "train", "val", "test"),
-    "semeion": VisionSet("SEMEION", {}, None),
-    "stanford_cars": _by_split("StanfordCars", "train", "test"),
-    "stl10": _by_split("STL10", "train", "test"),
-    "sun397": VisionSet("SUN397", {}, None),
-    "svhn": _by_split("SVHN", "train", "test"),
-    "usps": _by_train("USPS"),
-}
 
 
 @dataclass
@@ -121,7 +56,7 @@ class VisionSource:
 def torchvision_set(
     name: str, root: FilePath, download: bool = False, image_size: Pixels = 256, square: bool = False
 ) -> Splits:
-    """Opens a classification data set of torchvision, see :data:`SETS`.
+    """Opens a classification data set of torchvision that :data:`~unlabeled.data.sources.published_sets.SETS` names.
 
     ``train`` and ``test`` are the published splits; a published validation split is ``others["val"]``. A set that
     publishes no splits is divided by class, always in the same way. Images are whole or ``square``, see
@@ -162,15 +97,6 @@ def _opened(name: str, root: str, download: bool, known: VisionSet, arguments: A
         )
     given = arguments | ({"download": download} if downloads else {})
     return load(name, root, download, partial(kind, root, **given))
-
-
-def known_set(name: str, key: str) -> VisionSet:
-    """Returns the data set of that name. Raises UserError naming ``key``."""
-    if name not in SETS:
-        near = difflib.get_close_matches(name, SETS, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(SETS)}"
-        raise UserError(f"{key}={name}: no classification data set of torchvision that is known here; {advice}")
-    return SETS[name]
 
 
 def labels_of(dataset: Any) -> Tensor:

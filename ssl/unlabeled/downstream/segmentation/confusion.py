@@ -12,6 +12,10 @@ class Confusion:
     def __init__(self, classes: int) -> None:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
+    def __repr__(self) -> str:
+        counted = f"{int(self.counts.sum()):,} pixels of {len(self.counts)} classes"
+        return f"mIoU {self.mean_iou:.2f} %, pixel accuracy {self.pixel_accuracy:.2f} %, {counted}"
+
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         """Counts int64 predictions and labels of one shape; pixels that are IGNORED do not count."""
         seen = labels != IGNORED

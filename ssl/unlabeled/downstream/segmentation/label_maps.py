@@ -109,16 +109,27 @@ LAYOUTS = (
 Split = tuple[Path, Path, list[str] | None]  # folder of images, of label maps, names that are taken (None: all)
 
 
+TESTS = ("test", "val", "validation")
+
+
 def _own(path: Path) -> tuple[Split, Split] | None:
-    test = next((path / name for name in ("test", "val", "validation") if (path / name / "images").is_dir()), None)
-    if test is None or not (path / "train" / "images").is_dir():
+    test = next((path / name for name in TESTS if (path / name / "images").is_dir()), None)
+    trains = (path / "train" / "images").is_dir()
+    if test is None and not trains:
         return None
+    if test is None:
+        raise UserError(f"data.path={path}: there are images to train on and none to test: put some into test/images")
+    if not trains:
+        raise UserError(
+            f"data.path={path}: there are images to test, in {test.name}/images, and none to train on: put some into"
+            " train/images"
+        )
     train: Split = (path / "train" / "images", path / "train" / "masks", None)
     return train, (test / "images", test / "masks", None)
 
 
 def _ade20k(path: Path) -> tuple[Split, Split] | None:
-    if not (path / "annotations" / "training").is_dir():
+    if not any((path / "annotations" / name).is_dir() for name in ("training", "validation")):
         return None
     train, test = ((path / "images" / name, path / "annotations" / name, None) for name in ("training", "validation"))
     return train, test

@@ -39,6 +39,11 @@ class LinearSegmenter(nn.Module):
         logits: Tensor = self.classifier(self.norm(dense))
         return F.interpolate(logits, images.shape[2:], mode="bilinear")
 
+    def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Makes AdamW for the head."""
+        head = [*self.norm.parameters(), *self.classifier.parameters()]
+        return torch.optim.AdamW(head, lr=lr, weight_decay=weight_decay)
+
 
 def map_width(backbone: Backbone, size: int) -> int:
     """Returns the number of channels of a backbone's map. Raises UserError where it has none."""

@@ -1,10 +1,15 @@
 """Segmentation without training: neighbours of patches, and the foreground by the first principal component."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlabeled.downstream.segmentation.label_maps import IGNORED
+from unlabeled.downstream.segmentation.crops import shorter_side
+from unlabeled.downstream.segmentation.label_maps import IGNORED, LabelledImages
+
+MapOf = Callable[[Tensor], Tensor]  # images [B, 3, h, w], normalised → features [B, D, h', w'] on the device
 
 
 def patch_labels(labels: Tensor, height: int, width: int, classes: int) -> Tensor:
@@ -40,6 +45,47 @@ class PatchNeighbours:
         weights = (similarity / self.temperature).softmax(dim=1)
         scores = torch.einsum("qk,qkc->cq", weights, self.labels[rows])
         return scores.reshape(-1, *dense.shape[1:])
+
+
+def neighbours_of(
+    map_of: MapOf,
+    images: LabelledImages,
+    normalise: Callable[[Tensor], Tensor],
+    size: int,
+    classes: int,
+    k: int,
+    most: int,
+    seed: int,
+    device: torch.device,
+) -> Callable[[Tensor], Tensor]:
+    """Returns the function from images [1, 3, size, size] to log scores of the classes, by the patches of images.
+
+    The bank has patches of the centre crop of each image, at most ``most`` of all, drawn by ``seed``.
+    """
+    banks, labels = [], []
+    for row in range(len(images)):
+        image, truth = images.pair(row)
+        crop, truth = _centre(normalise(image), truth, size)
+        dense = map_of(crop[None].to(device))[0].cpu()
+        banks.append(dense.flatten(1).T)
+        labels.append(patch_labels(truth, dense.shape[1], dense.shape[2], classes))
+    bank, known = torch.cat(banks), torch.cat(labels)
+    drawn = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:most]
+    search = PatchNeighbours(bank[drawn].to(device), known[drawn].to(device), k)
+
+    def logits(images: Tensor) -> Tensor:
+        scores = torch.stack([search(each) for each in map_of(images)])
+        return F.interpolate(scores.clamp(min=1e-6).log(), images.shape[2:], mode="bilinear")
+
+    return logits
+
+
+def _centre(image: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Resizes the shorter side to ``size`` and cuts out the centre, of both."""
+    image = shorter_side(image, size)
+    labels = F.interpolate(labels[None, None].float(), image.shape[1:], mode="nearest")[0, 0].long()
+    top, left = ((side - size) // 2 for side in image.shape[1:])
+    return image[:, top : top + size, left : left + size], labels[top : top + size, left : left + size]
 
 
 def foreground(maps: Tensor) -> Tensor:

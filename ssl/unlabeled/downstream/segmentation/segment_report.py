@@ -21,16 +21,17 @@ from unlabeled.pages.html import html_page, inline_png, number_table
 from unlabeled.pages.plots import PALETTE
 from unlabeled.pages.style import STYLE
 
-TITLE = "Segmentation by frozen features"
+TITLE = "Semantic segmentation"
 HEAD = ["features", "protocol", "mIoU, %", "pixel accuracy, %", "mean accuracy, %"]
 HOW = (
     "linear: BatchNorm and a 1 × 1 convolution on the frozen map of features, trained with crops, tested by sliding "
     "windows. k-NN of patches: each patch gets the labels of the nearest patches of training images; nothing is "
-    "trained. mIoU is the mean over classes of intersection over union, of all test pixels together."
+    "trained. fine-tuned: the whole network and a larger head, trained likewise; with random weights: from scratch. "
+    "mIoU is the mean over classes of intersection over union, of all test pixels together."
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Segmentation:
     """All numbers and some pictures."""
 
@@ -38,6 +39,13 @@ class Segmentation:
     found: dict[tuple[str, str], Confusion]  # by features and protocol
     pictures: dict[str, list[Tensor]]  # by column: float [3, h, w] in [0, 1], of some test images
     page: Path | None = None  # that was written of it
+
+    def __repr__(self) -> str:
+        return markdown_table(HEAD, self.rows)
+
+    def _repr_markdown_(self) -> str:
+        """Returns the table for a notebook."""
+        return repr(self)
 
     @property
     def rows(self) -> list[list[str]]:

@@ -1,18 +1,19 @@
-"""Trains a linear segmenter, and measures it."""
+"""Trains a segmenter, linear or fine-tuned, and measures it."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from unlabeled.core.seeding import derive_seed
 from unlabeled.downstream.segmentation.confusion import Confusion
 from unlabeled.downstream.segmentation.crops import Pair, random_crop, resized, shorter_side, slide
 from unlabeled.downstream.segmentation.label_maps import IGNORED, LabelledImages
-from unlabeled.downstream.segmentation.linear_segmenter import LinearSegmenter
+from unlabeled.evaluation.recipes.loop import autocast
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class SegmentationRecipe:
         size: of a crop and of a test window, pixels.
         stride: between test windows.
         seed: of the crops and the order.
+        precision: of the forward passes in training.
     """
 
     steps: int
@@ -40,6 +42,7 @@ class SegmentationRecipe:
     size: int
     stride: int
     seed: int
+    precision: str = "32-true"
 
     def rate(self, step: int) -> float:
         """Returns the rate of a step, from 0."""
@@ -52,40 +55,60 @@ class SegmentationRecipe:
 Normalise = Callable[[Tensor], Tensor]  # uint8 [3, h, w] → float [3, h, w]
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and how."""
+
+    network: nn.Module  # images [B, 3, h, w] → logits [B, classes, h, w]
+    optimizer: Optimizer  # its groups may have an ``lr_scale``
+    rate: Callable[[int], float]  # of a step, from 0
+    steps: int
+
+
 def train_segmenter(
-    network: LinearSegmenter,
+    learner: Learner,
     images: LabelledImages,
     normalise: Normalise,
     recipe: SegmentationRecipe,
     device: torch.device,
     log: Callable[[int, Tensor], None],
 ) -> None:
-    """Trains the head in place; the crops of a step are a function of the seed and its number.
+    """Trains a network in place; the crops of a step are a function of the seed and its number.
 
     Args:
-        network: on ``device``.
+        learner: its network is on ``device``.
         images: the training split.
         normalise: of one image.
-        recipe: the settings.
+        recipe: the settings of the crops.
         device: where.
         log: takes a step, from 1, and its loss, which stays on the device.
     """
-    head = [*network.norm.parameters(), *network.classifier.parameters()]
-    optimizer = torch.optim.AdamW(head, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    network.train()
-    for step in range(recipe.steps):
-        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step))
-        rows = torch.randint(len(images), (recipe.batch_size,), generator=generator).tolist()
-        crops = [random_crop(_normalised(images, row, normalise), recipe.size, recipe.scale, generator) for row in rows]
-        inputs, labels = (torch.stack(each).to(device) for each in zip(*crops, strict=True))
-        loss = pixel_loss(network(inputs), labels)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    learner.network.train()
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "16-mixed")
+    for step in range(learner.steps):
+        inputs, labels = (each.to(device) for each in crops_of(images, normalise, recipe, step))
+        with autocast(device, recipe.precision):
+            logits = learner.network(inputs)
+        loss = pixel_loss(logits, labels)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learner.rate(step) * group.get("lr_scale", 1.0)
+        learner.optimizer.zero_grad()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(learner.optimizer)
+        scaler.update()
         log(step + 1, loss.detach())
-    network.eval()
+    learner.network.eval()
+
+
+def crops_of(
+    images: LabelledImages, normalise: Normalise, recipe: SegmentationRecipe, step: int
+) -> tuple[Tensor, Tensor]:
+    """Returns inputs [B, 3, size, size] and labels [B, size, size] of a step."""
+    generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step))
+    rows = torch.randint(len(images), (recipe.batch_size,), generator=generator).tolist()
+    crops = [random_crop(_normalised(images, row, normalise), recipe.size, recipe.scale, generator) for row in rows]
+    inputs, labels = zip(*crops, strict=True)
+    return torch.stack(inputs), torch.stack(labels)
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,11 +138,16 @@ def measure(
     classes: int,
     recipe: SegmentationRecipe,
     device: torch.device,
-) -> Confusion:
-    """Returns the confusion matrix of all test pixels, at the size of the label maps."""
-    found = Confusion(classes)
+    shown: int = 0,
+) -> tuple[Confusion, list[Tensor]]:
+    """Returns the confusion matrix of all test pixels, at the size of the label maps, and the first predictions.
+
+    These are class numbers int64 [h, w] of the first ``shown`` images.
+    """
+    found, kept = Confusion(classes), []
     for row in range(len(images)):
         image, labels = images.pair(row)
         predicted = predict(logits, normalise(image).to(device), classes, recipe.size, recipe.stride, *labels.shape)
         found.add(predicted.cpu(), labels)
-    return found
+        kept += [predicted.cpu()] if row < shown else []
+    return found, kept

@@ -99,7 +99,7 @@ def data_name(config: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str | Non
 def _distance(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> tuple[float, int]:
     """Returns the difference in epochs first, then the number of other differences."""
     far = abs(log(value["epochs"] / epochs)) if value.get("epochs") and epochs else 0.0
-    return far, len(_recipe_differs(value, config, epochs))
+    return far, len(recipe_differs(value, config, epochs))
 
 
 def _compare_with_reference(
@@ -107,7 +107,7 @@ def _compare_with_reference(
 ) -> dict[str, Any]:
     protocol = value["protocol"]
     row = _ours(value, rows)
-    differs = _recipe_differs(value, config, epochs) + doubt + _protocol_differs(protocol, row)
+    differs = recipe_differs(value, config, epochs) + doubt + _protocol_differs(protocol, row)
     settings = [f"{key} = {protocol[key]}" for key in ("k", "T") if key in protocol]
     differs += [value["note"]] if "note" in value else []
     return {
@@ -122,7 +122,7 @@ def _compare_with_reference(
     }
 
 
-def _recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> list[str]:
+def recipe_differs(value: Mapping[str, Any], config: Mapping[str, Any], epochs: float | None) -> list[str]:
     """Lists how the run differs from the published one, in the settings that the source gives."""
     crops, size = describe_crops(config), config_value(config, "views.size")
     settings = [
