@@ -114,7 +114,6 @@ OWN = {
     "run.py": "/proc/cpuinfo",
     "run_lock.py": "/proc",
     "self_test.py": "its own numbers",
-    "server.py": "its own scripts",
     "shared_memory.py": "/proc, and a file in shared memory that it made",
     "signatures.py": "source files",
     "verdict.py": "/proc",

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.small import small_run
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
-from unlabeled.health import heartbeat
+from unlabeled.health import heartbeat, system
 from unlabeled.training.checkpointing import Interrupted
 
 STEPS = 6
@@ -60,7 +61,7 @@ def train(folder: Path, *overrides: str, **meddling: Any) -> list[dict[str, Any]
     """A run; what it said of itself step by step, and at last."""
     composed = config(folder, *overrides)
     resolved = open_run(composed)
-    run = build_run(composed, resolved)
+    run = build_run(composed, resolved, "unlabeled train name=x")
     callback = Meddling(folder / "state.json", **meddling)
     run.trainer.callbacks.insert(0, callback)  # type: ignore[attr-defined]
     try:
@@ -90,6 +91,7 @@ def test_a_run_says_where_it_is_step_by_step_and_at_last_that_it_has_finished(
     assert [each["seconds_per_step"] for each in said[:4]] == [None, None, 1.0, 1.5]
     assert (said[3]["images_per_second"], said[3]["seconds_left"]) == (round(16 / 1.5, 1), 3 * 1.5)
     assert (last["pid"], last["host"], last["sessions"], last["error"]) == (os.getpid(), socket.gethostname(), 1, None)
+    assert last["command"] == "unlabeled train name=x"
     assert time.time() - 60 < last["started"] < last["updated"] < time.time() + 1
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -110,7 +112,10 @@ def test_a_file_is_written_no_more_often_than_every_two_seconds(
     assert len(written) == 2  # at the start and at the end
 
 
-def test_after_a_signal_it_says_interrupted_and_the_same_command_counts_one_session_more(tmp_path: Path) -> None:
+def test_after_a_signal_it_says_interrupted_and_the_same_command_counts_one_session_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "EVERY", 0.0)
     with pytest.raises(Interrupted):
         train(tmp_path, at=3, number=signal.SIGTERM)
     first = SAID[tmp_path][-1]
@@ -118,6 +123,14 @@ def test_after_a_signal_it_says_interrupted_and_the_same_command_counts_one_sess
     again = train(tmp_path)
     assert (again[0]["state"], again[0]["step"], again[0]["sessions"]) == ("running", 3, 2)
     assert (again[-1]["state"], again[-1]["step"], again[-1]["sessions"]) == ("finished", STEPS, 2)
+    lines = [json.loads(line) for line in (tmp_path / "system.jsonl").read_text().splitlines()]
+    steps, seconds = [line["step"] for line in lines], [line["seconds"] for line in lines]
+    assert set(range(1, STEPS + 1)) - {3} <= set(steps)  # the signal came before the third step's line
+    assert steps == sorted(steps)
+    assert seconds == sorted(seconds)  # those of the second session begin where the first ended
+    assert all(0 <= line.get("cpu", 0) <= 1 and line["process_cores"] >= 0 for line in lines)
+    if sys.platform == "linux":
+        assert all(0.01 < line["memory_gib"] < 100 and 0 < line["machine_memory"] < 1 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +173,8 @@ def test_the_command_of_a_finished_run_leaves_it_finished(tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_to_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat = heartbeat.Heartbeat(tmp_path / "no such folder" / "state.json")
-    monkeypatch.setattr(heartbeat, "Heartbeat", lambda path: beat)
-    monkeypatch.setattr("unlabeled.commands.build.run.Heartbeat", lambda path: beat)
+    monkeypatch.setattr("unlabeled.commands.build.run.Heartbeat", lambda *given: beat)
+    monkeypatch.setattr("unlabeled.commands.build.run.SystemLog", lambda path: system.SystemLog(beat.path))
     composed = config(tmp_path)
     resolved = open_run(composed)
     run = build_run(composed, resolved)

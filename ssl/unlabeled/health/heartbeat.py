@@ -28,15 +28,17 @@ class Heartbeat(pl.Callback):
     The file has ``state`` (running, finished, interrupted, failed), ``error`` (the first line of the error, or null),
     ``step``, ``total_steps``, ``steps_per_epoch``, ``images_per_second`` and ``seconds_per_step`` of the last half
     minute, ``seconds_left`` at the speed of this session (null before its second step), ``pid``, ``host``, ``started``
-    (of this session) and ``updated`` (Unix time), and ``sessions``, the number of times the run was started. It is
-    replaced atomically. After ``kill -9`` it still says running, with the pid of a process that no longer exists.
+    (of this session) and ``updated`` (Unix time), ``sessions``, the number of times the run was started, and
+    ``command``, which goes on with it ("" if unknown). It is replaced atomically. After ``kill -9`` it still says
+    running, with the pid of a process that no longer exists.
 
     Args:
         path: of the file.
+        command: that goes on with the run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, command: str = "") -> None:
+        self.path, self.command = path, command
         self._sessions, self._started = 1, time.time()
         self._written = 0.0  # monotonic time, like those below
         self._first: tuple[int, float] | None = None  # step and time after the first step, which may have compiled
@@ -109,6 +111,7 @@ class Heartbeat(pl.Callback):
             "started": round(self._started, 3),
             "updated": round(time.time(), 3),
             "sessions": self._sessions,
+            "command": self.command,
         }
 
 

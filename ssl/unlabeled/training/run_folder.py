@@ -9,6 +9,7 @@ FILES = (
     "metrics.jsonl",
     "metrics.csv",
     "state.json",
+    "system.jsonl",
     "plan.json",
     "health.json",
     "training.json",

@@ -149,7 +149,7 @@ def test_the_page_shows_a_run_move_while_it_trains_without_a_reload(
 
 def test_two_hundred_runs_are_drawn_within_two_seconds_of_a_cold_start(window: Browser, tmp_path: Path) -> None:
     make_run(tmp_path / "first")
-    (tmp_path / "first" / "metrics.jsonl").write_text(metrics(2_000))
+    (tmp_path / "first" / "metrics.jsonl").write_text(metrics(18_182))  # 20,000 lines with those of the probe
     config = "".join((Path(__file__).parents[3] / "conf" / "experiment" / "digits.yaml").read_text())
     (tmp_path / "first" / "config.yaml").write_text(config + "backbone: {_target_: a.B}\n")
     for number in range(199):
@@ -172,10 +172,15 @@ def test_chosen_runs_lie_upon_each_other_and_their_keys_that_differ_are_listed(w
         window.run(f"document.querySelector('input[aria-label=\"choose {name}\"]').click()")
     assert window.run("return document.querySelector('.picked .button').textContent") == "Compare 2 runs"
     window.run("document.querySelector('.picked .button').click()")
-    window.wait("return document.querySelectorAll('.chart').length === 4 && document.querySelector('table.keys')")
+    window.wait("return document.querySelectorAll('.chart').length === 3 && document.querySelector('table.keys')")
     titles = window.run("return [...document.querySelectorAll('.chart h3')].map(e => e.textContent)")
-    assert titles == ["train/loss", "probe/knn_top1", "train/learning_rate", "health/rankme"]
-    window.wait("return [...document.querySelectorAll('.chart')].every(c => c.querySelectorAll('.curve').length === 2)")
+    assert titles == ["train/loss", "train/learning_rate", "probe/knn_top1"]
+    assert window.run("return document.querySelector('.constants:not(:empty)').textContent") == (
+        "Constant, or measured once: health/rankme 40 / 41"
+    )
+    window.wait(
+        "return [...document.querySelectorAll('.chart > svg')].every(c => c.querySelectorAll('.curve').length === 2)"
+    )
     rows = window.run("return [...document.querySelectorAll('.keys tbody tr')].map(r => r.innerText.split('\\t'))")
     assert rows == [["objective.temperature", "0.1", "0.2"], ["seed", "0", "1"]]
     window.run("document.querySelector('.controls input[type=checkbox]').click()")  # logarithmic
@@ -185,22 +190,130 @@ def test_chosen_runs_lie_upon_each_other_and_their_keys_that_differ_are_listed(w
     assert window.complaints() == []
 
 
+def scored(folder: Path, method: str, seed: int, top1: float | None, **more: str) -> None:
+    make_run(folder, seed=seed)
+    config = (folder / "config.yaml").read_text().replace("swav.SwAV", f"x.{method}")
+    (folder / "config.yaml").write_text(config + "data:\n  _target_: a.folder\n  path: /d/photos\n")
+    if top1 is not None:
+        (folder / "report").mkdir()
+        rows = [{"features": "pretrained", "protocol": "linear/cached-lbfgs-v1", "top1": top1}]
+        (folder / "report" / "results.json").write_text(json.dumps({"rows": rows}))
+    (folder / "pictures").mkdir()
+    for step in (0, 300, 600):
+        (folder / "pictures" / f"feature_map-step-{step:08d}.png").write_bytes(b"no picture")
+
+
+NAMES = "return [...document.querySelectorAll('tbody.run .name a:first-child')].map(e => e.textContent)"
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scores")
+    scored(root / "a", "SwAV", 0, 71.25)
+    scored(root / "b", "SimCLR", 1, 80.5)
+    scored(root / "c", "SwAV", 2, None)
+    scored(root / "d", "SimCLR", 3, 60.0)
+    system = [{"step": step, "seconds": step / 2, "cpu": 0.5 + step / 10_000} for step in range(100, 700, 100)]
+    for name in "ab":
+        (root / name / "system.jsonl").write_text("".join(json.dumps(each) + "\n" for each in system))
+    return root
+
+
+def test_final_scores_are_columns_to_sort_by_and_a_loss_is_compared_within_its_method_alone(
+    window: Browser, scores: Path
+) -> None:
+    with serving(scores) as url:
+        drawn(window, url, runs=4)
+        head = "[...document.querySelectorAll('thead button')].find(e => e.textContent === '{}')"
+        window.run(head.format("linear") + ".click()")
+        assert window.run(NAMES) == ["b", "a", "d", "c"]
+        assert window.run("return document.querySelector('th.score').ariaSort") == "descending"
+        cells = window.run("return [...document.querySelectorAll('td.score')].map(e => [e.textContent, e.className])")
+        assert [text for text, _ in cells] == ["80.5", "71.3", "60.0", "–"]
+        assert ["best" in kind for _, kind in cells] == [True, False, False, False]
+        window.run(head.format("loss") + ".click()")
+        last = {name: json.loads(metrics(60, seed).splitlines()[-2])["train/loss"] for seed, name in enumerate("abcd")}
+        assert window.run(NAMES) == sorted("bd", key=lambda name: last[name]) + sorted(
+            "ac", key=lambda name: last[name]
+        )
+        heads = window.run(
+            "return [...document.querySelectorAll('tbody.method')].map(e => e.innerText.split('\\n')[0])"
+        )
+        assert [each.split("\t")[0][:6] for each in heads] == ["SimCLR", "SwAVa "]
+        assert window.complaints() == []
+
+
+def test_losses_of_two_methods_have_charts_of_their_own_and_curves_can_be_drawn_by_time(
+    window: Browser, scores: Path
+) -> None:
+    with serving(scores) as url:
+        drawn(window, f"{url}#runs=a,b,c", runs=3)
+        window.wait("return document.querySelectorAll('.chart > svg .curve').length >= 10")
+        title = "e => [e.querySelector('h3').textContent, e.querySelectorAll(':scope > svg .curve').length]"
+        charts = dict(window.run(f"return [...document.querySelectorAll('.chart')].map({title})"))
+        assert (charts["train/loss, SimCLR"], charts["train/loss, SwAV"], charts["system/cpu"]) == (1, 2, 2)
+        assert "train/loss" not in charts
+        choose = "const s = document.querySelector('select[aria-label=by]'); s.value = 'time';"
+        window.run(choose + " s.dispatchEvent(new Event('change'))")
+        cpu = "[...document.querySelectorAll('.chart')].find(e => e.querySelector('h3').textContent === 'system/cpu')"
+        ticks = window.run(f"return [...{cpu}.querySelectorAll('text')].map(e => e.textContent)")
+        assert "min" in ticks  # the unit, below the axis
+        assert "5" in ticks  # the last step was taken after 300 seconds
+        assert window.complaints() == []
+
+
+def test_a_note_is_written_on_the_page_and_pictures_of_a_kind_have_a_slider(window: Browser, scores: Path) -> None:
+    with serving(scores) as url:
+        drawn(window, f"{url}#runs=c", runs=1)
+        window.wait("return document.querySelector('.own') && document.querySelector('.pictures input')")
+        image = "document.querySelector('.pictures img')"
+        assert window.run(f"return {image}.alt") == "feature_map, step 600"
+        slide = "const s = document.querySelector('.pictures input'); s.value = 1; s.dispatchEvent(new Event('input'));"
+        assert window.run(f"{slide} return {image}.getAttribute('src')").endswith("feature_map-step-00000300.png")
+        assert window.run("return document.querySelector('.pictures figcaption').textContent").endswith("(2 of 3)")
+        window.run("document.querySelector('#note').value = '<b>first</b>'")
+        window.run("document.querySelector('#tags').value = 'one, two'")
+        window.run("document.querySelector('.own button').click()")
+        window.wait("return document.querySelector('.own [role=status]').textContent.startsWith('kept')")
+        assert json.loads((scores / "c" / "notes.json").read_text()) == {"note": "<b>first</b>", "tags": ["one", "two"]}
+        window.run("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
+        window.wait("return document.querySelectorAll('.tag').length === 2")
+        assert window.run("return document.querySelector('.note-line').textContent") == "<b>first</b>"
+        assert window.run("return document.querySelector('#note').value") == "<b>first</b>"
+
+
+def test_on_a_phone_the_charts_are_an_accordion_whose_lines_have_the_ends_of_each_curve(
+    window: Browser, scores: Path
+) -> None:
+    with serving(scores) as url:
+        drawn(window, f"{url}#runs=a", 1, width=360)
+        window.wait("return document.querySelectorAll('.chart').length === 4")
+        title = "e => e.querySelector('h3').textContent"
+        opened = window.run(f"return [...document.querySelectorAll('.chart[open]')].map({title})")
+        assert opened == ["train/loss", "probe/knn_top1"]
+        rate = "document.querySelectorAll('.chart')[1]"
+        assert window.run(f"return {rate}.querySelector('.brief').textContent") == "0.01 → 1.67e−4"
+        assert window.run(f"return {rate}.querySelectorAll(':scope > svg .curve').length") == 0
+        window.run(f"{rate}.open = true")
+        window.wait(f"return {rate}.querySelectorAll(':scope > svg .curve').length === 1")
+
+
 def test_the_pointer_reads_the_values_of_a_step(window: Browser, url: str) -> None:
     drawn(window, f"{url}#runs=good", runs=1)
-    window.wait("return document.querySelector('.chart .curve')")
+    window.wait("return document.querySelector('.chart > svg .curve')")
     box = window.run(
-        "const r = document.querySelector('.chart svg').getBoundingClientRect(); return [r.left, r.width, r.top]"
+        "const r = document.querySelector('.chart > svg').getBoundingClientRect(); return [r.left, r.width, r.top]"
     )
     middle = 50 + (box[1] - 60) / 2  # between the margins: step 300 of 600
     window.run(
-        "document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointermove', "
+        "document.querySelector('.chart > svg').dispatchEvent(new PointerEvent('pointermove', "
         f"{{clientX: {box[0] + middle}, clientY: {box[2] + 50}, bubbles: true}}))"
     )
     loss = next(json.loads(line)["train/loss"] for line in metrics(60).splitlines() if '"step": 300' in line)
     assert window.run("return document.querySelector('.reading').textContent") == f"step 300{loss:.3f}"
     assert window.run("return document.querySelector('.level-name').textContent") == "collapsed"
     last = json.loads(metrics(60).splitlines()[-2])["train/loss"]
-    window.run("document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointerleave'))")
+    window.run("document.querySelector('.chart > svg').dispatchEvent(new PointerEvent('pointerleave'))")
     assert window.run("return document.querySelector('.reading').textContent") == f"last{last:.3f}"
 
 
@@ -214,7 +327,7 @@ def test_what_runs_wrote_is_shown_and_not_obeyed(window: Browser, url: str) -> N
         "return [...document.querySelectorAll('.name a')].find(a => a.textContent.includes('img')).hash"
     )
     drawn(window, url + address, runs=1)
-    window.wait("return document.querySelectorAll('.chart .curve').length === 4")
+    window.wait("return document.querySelectorAll('.chart > svg .curve').length === 3")
     assert window.run("return document.querySelector('h1').textContent") == SCRIPT
     assert window.complaints() == []
 
@@ -235,7 +348,8 @@ def test_the_page_never_scrolls_sideways_asks_only_its_server_and_can_be_read(
         drawn(window, url + view, 1, width, dark)
         if view:
             window.wait(
-                "return document.querySelector('.chart .curve') && document.querySelector('.facts').children.length"
+                "const drawn = document.querySelector('.chart > svg .curve'); "
+                "return drawn && document.querySelector('.facts').children.length"
             )
         assert window.run("const e = document.documentElement; return [e.scrollWidth, e.clientWidth]") == [width, width]
         outside = "r => r.getBoundingClientRect().right > innerWidth + 0.5 && !r.closest('.scroll')"

@@ -90,7 +90,9 @@ def test_a_run_is_listed_with_all_that_its_files_say(tmp_path: Path) -> None:
     assert (run["state"], run["step"], run["total"], run["steps_per_epoch"]) == ("running", 120, 400, 100)
     assert run["loss"]["points"] == [[s, 5 - s / 100] for s in range(10, 130, 10)]
     assert run["loss"]["last"] == 3.8
-    assert run["probes"] == [{"name": "probe/knn_top1", "points": [[100, 31.5]], "last": 31.5, "any": True}]
+    assert run["probes"] == [
+        {"name": "probe/knn_top1", "points": [[100, 31.5]], "first": 31.5, "last": 31.5, "any": True}
+    ]
     assert (run["images_per_second"], run["seconds_left"], run["sessions"]) == (812.5, 28.0, 2)
     assert [each["sentence"] for each in run["findings"]] == [
         "It has collapsed.",

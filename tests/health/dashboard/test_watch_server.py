@@ -1,7 +1,8 @@
-"""The server of the page: this machine's browsers alone, one folder alone, and nothing is written."""
+"""The server of the page: this machine's browsers alone, one folder alone, and nothing is written but notes."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from unlabeled.errors import UserError
 from unlabeled.health.dashboard.listing import RunListing
+from unlabeled.health.dashboard.page import SCRIPTS
 from unlabeled.health.dashboard.server import Server
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +152,15 @@ def test_no_answer_lets_another_page_read_it_or_a_script_of_a_run_do_anything(se
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     assert b"http://" not in body
     assert b"https://" not in body
+
+
+def test_the_scripts_of_the_page_have_less_than_forty_kilobytes_and_ask_for_no_other(server: Server) -> None:
+    names = sorted(SCRIPTS)
+    sent = [ask(server, name)[1] for name in names]
+    assert names == ["/charts.js", "/chosen.js", "/list.js", "/notes.js", "/parts.js", "/table.js", "/watch.js"]
+    assert sum(map(len, sent)) < 40_000
+    imported = {name for body in sent for name in re.findall(rb'^import .* from "(.*)";$', body, re.MULTILINE)}
+    assert {name.decode() for name in imported} <= set(names)
 
 
 def test_what_runs_wrote_goes_out_as_json_and_a_damaged_one_never_as_an_error(server: Server, folder: Path) -> None:

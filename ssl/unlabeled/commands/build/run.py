@@ -33,6 +33,7 @@ from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatc
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import ImageProbe, Probe, kinds_of, notes_on_labels
 from unlabeled.health.heartbeat import Heartbeat
+from unlabeled.health.system import SystemLog
 from unlabeled.objective import Backbone, ContinuesAnother, HasTeacher, Objective, Plan
 from unlabeled.training.checkpointing import Checkpointing
 from unlabeled.training.checkpoints import CheckpointFolder
@@ -53,15 +54,16 @@ from unlabeled.weights import Checkpoint, load_objective
 from unlabeled.weights.starting.start import StartingWeights, read_start
 
 
-def build_run(config: DictConfig, resolved: dict[str, Any]) -> Run:
+def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -> Run:
     """Everything that ``train.py`` needs; what cannot work together is refused before an image is read.
 
     Args:
         config: as composed from ``conf/train.yaml``.
         resolved: the same as plain values, to travel in the checkpoints.
+        command: that goes on with the run, for ``state.json``.
     """
     checkpoints = CheckpointFolder(Path(config.run_dir) / "checkpoints", config.checkpoints_kept)
-    trainer = build_trainer(config, checkpoints)
+    trainer = build_trainer(config, checkpoints, command)
     lock = _lock(config, trainer)
     _check_values(checkpoints, resolved)
     if trainer.strategy.root_device.type == "cpu":
@@ -253,7 +255,7 @@ def build_loggers(config: DictConfig) -> list[Logger]:
     return [instantiate(logger) for logger in chosen.values()]
 
 
-def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Trainer:
+def build_trainer(config: DictConfig, checkpoints: CheckpointFolder, command: str) -> pl.Trainer:
     """The trainer with its callbacks and loggers; samples, checkpoints and the length of the run are our own."""
     strategy = config.trainer.strategy
     if "accumulate_grad_batches" in config.trainer:
@@ -282,7 +284,9 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder) -> pl.Train
     planning = [] if config.plan is None else [instantiate(config.plan, only=config.plan_only)]
     mirrors = [] if config.plan_only else build_loggers(config)
     metrics = JsonLines(Path(config.run_dir) / "metrics.jsonl")
-    heartbeat = [] if config.plan_only else [Heartbeat(Path(config.run_dir) / "state.json")]
+    folder, heartbeat = Path(config.run_dir), list[pl.Callback]()
+    if not config.plan_only:
+        heartbeat = [Heartbeat(folder / "state.json", command), SystemLog(folder / "system.jsonl")]
     every = (config[f"checkpoint_every_n_{unit}"] for unit in ("epochs", "steps", "minutes"))
     saving = Checkpointing(checkpoints, metrics, *every)
     trainer: pl.Trainer = instantiate(config.trainer)(

@@ -70,7 +70,7 @@ def train(config: DictConfig, command: str, log: Callable[[str], None] = print) 
         print(f"nothing is trained; the views are in {page} and {picture}")
         return Trained(run_dir)
     with stoppable(lambda number: _kept(run_dir, number, command)):
-        run = build_run(config, resolved)
+        run = build_run(config, resolved, command)
         with closing(run):  # its folder is for another process then
             if config.plan_only:
                 raise SystemExit(0 if run.plan() or not run.trainer.is_global_zero else 1)

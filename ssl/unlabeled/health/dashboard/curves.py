@@ -1,20 +1,20 @@
-"""Reads ``metrics.jsonl`` while it grows, and reduces curves to as many points as a page can show."""
+"""Keeps the curves of ``metrics.jsonl`` while it grows, and reduces them to as many points as a page can show."""
 
 import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from math import inf, isfinite, nan
+from contextlib import suppress
+from itertools import pairwise
+from math import isfinite, nan
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from unlabeled.core.parsing import parse_json
-from unlabeled.core.reading import open_regular
+from unlabeled.health.dashboard.growing import GrowingFile, number_or_none, samples
 
 Point = tuple[int, float | None]  # step and value; None: not finite
 
-BLOCK = 1 << 24  # bytes read at once
-KEPT = 20_000  # points of a curve in memory; a longer one is reduced to half of that
-LARGEST = 1 << 53  # the largest step that JavaScript can represent
+KEPT = 4_000  # points of a curve in memory; a longer one is reduced to half of that
 LOSS, PROBE = "train/loss", "probe/"
 # A line as JsonLines writes it, with its step and its loss, if it has one: four times as fast as json
 _LINE = re.compile(
@@ -28,11 +28,16 @@ class Curve:
 
     def __init__(self) -> None:
         self.steps, self.values = array("q"), array("d")
+        self.first: float | None = None
         self.last: float | None = None
+        self._in_order = True
 
     def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
         if not values:
             return
+        if not self.values:
+            self.first = values[0] if isfinite(values[0]) else None
+        self._in_order &= list(steps) == sorted(steps) and (not self.steps or steps[0] >= self.steps[-1])
         self.steps.extend(steps)
         self.values.extend(values)
         self.last = values[-1] if isfinite(values[-1]) else None
@@ -41,14 +46,28 @@ class Curve:
             self.steps = array("q", [step for step, _ in points])
             self.values = array("d", [nan if value is None else value for _, value in points])
 
+    def cut(self, step: int) -> None:
+        """Forgets the values from a step on: they are repeated by a run that was resumed before it."""
+        place = bisect_left(self.steps, step)
+        del self.steps[place:], self.values[place:]
+
     def downsample(self, limit: int) -> list[Point]:
-        """Returns at most ``limit`` points: the extremes of each interval, and values that are not finite."""
-        n = len(self.values)
-        if n <= limit:
+        """Returns at most ``limit`` points: the extremes of equal intervals of steps, and values that are not
+        finite.
+        """
+        if len(self.values) <= limit:
             return [_point(step, value) for step, value in zip(self.steps, self.values, strict=True)]
         finite = isfinite(sum(self.values))
-        size = -(-n // (limit // 2 if finite else limit // 3))
-        return [point for start in range(0, n, size) for point in self._extremes(start, start + size, finite)]
+        edges = self._edges(limit // 2 if finite else limit // 3)
+        return [point for start, end in pairwise(edges) if start < end for point in self._extremes(start, end, finite)]
+
+    def _edges(self, intervals: int) -> list[int]:
+        """Returns where intervals begin, and the end. By steps, or a curve that was reduced would lose its old part."""
+        n, first = len(self.steps), self.steps[0]
+        if not self._in_order:
+            return [n * number // intervals for number in range(intervals + 1)]
+        width = self.steps[-1] - first + 1
+        return [bisect_left(self.steps, first + -(-width * number // intervals)) for number in range(intervals)] + [n]
 
     def _extremes(self, start: int, end: int, finite: bool) -> Iterator[Point]:
         values = self.values[start:end]
@@ -65,72 +84,6 @@ def _point(step: int, value: float) -> Point:
     return step, float(f"{value:.6g}") if isfinite(value) else None
 
 
-class GrowingFile:
-    """A file that others append to. Whole lines are read once; all are read again if it was truncated or replaced.
-
-    Args:
-        path: of the file, which need not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.version = 0  # changes with every change of the content
-        self._reset()
-
-    def _reset(self) -> None:
-        self.version += 1
-        self.half = False  # whether the file ends in the middle of a line
-        self.damaged = 0  # lines that cannot be read
-        self._position, self._before = 0, b""  # end of what was read, and its last bytes
-        self.forget()
-
-    def update(self) -> None:
-        """Reads new lines. Raises OSError."""
-        if not self.path.exists():
-            self._reset()
-            return
-        with open_regular(self.path) as file:
-            if self._was_replaced(file):
-                self._reset()
-            while block := self._whole_lines(file):
-                self.version += 1
-                self.take(block)
-
-    def _was_replaced(self, file: IO[bytes]) -> bool:
-        file.seek(self._position - len(self._before))
-        return file.read(len(self._before)) != self._before
-
-    def _whole_lines(self, file: IO[bytes]) -> bytes:
-        file.seek(self._position)
-        read = file.read(BLOCK)
-        block = read[: read.rfind(b"\n") + 1]
-        self.half = len(block) < len(read)
-        self._position += len(block)
-        self._before = (self._before + block)[-64:]
-        return block
-
-    def forget(self) -> None:
-        """Forgets what was read."""
-        raise NotImplementedError
-
-    def take(self, block: bytes) -> None:
-        """Takes some whole lines."""
-        raise NotImplementedError
-
-    def objects(self, block: bytes) -> Iterator[dict[str, Any]]:
-        """Yields the lines that can be parsed; counts the others."""
-        for line in block.splitlines():
-            try:
-                read = parse_json(line)
-            except (ValueError, RecursionError):
-                read = None
-            step = read.get("step") if isinstance(read, dict) else None
-            if isinstance(step, int) and 0 <= step < LARGEST:
-                yield read
-            else:
-                self.damaged += 1
-
-
 class CurveSummary(GrowingFile):
     """What a list of many runs shows of one: the curves of loss and probes, and its progress."""
 
@@ -139,11 +92,23 @@ class CurveSummary(GrowingFile):
         self.probes: dict[str, Curve] = {}
         self.step = 0
         self.steps_per_epoch: int | None = None
+        self._sketch: CurveSummary | None = None
+
+    def sketch(self) -> None:
+        """Looks at some lines of a long file, to be shown until all are read. Raises OSError."""
+        self._sketch, self.behind = CurveSummary(self.path), True
+        self._sketch.take(samples(self.path))
+        self.version += 1
+
+    @property
+    def shown(self) -> "CurveSummary":
+        """Returns what there is to show: of all lines, or of some while not all are read."""
+        return self._sketch if self.behind and self._sketch is not None else self
 
     def take(self, block: bytes) -> None:
         if not self._take_quickly(block):
             for read in self.objects(block):
-                if (loss := _number(read.get(LOSS))) is not None:
+                if (loss := number_or_none(read.get(LOSS))) is not None:
                     self.loss.extend([read["step"]], [loss])
                 self._take_probes(read)
                 self._take_position(read)
@@ -163,37 +128,51 @@ class CurveSummary(GrowingFile):
 
     def _take_probes(self, read: dict[str, Any]) -> None:
         for name, given in read.items():
-            if name.startswith(PROBE) and (value := _number(given)) is not None:
+            if name.startswith(PROBE) and (value := number_or_none(given)) is not None:
                 self.probes.setdefault(name, Curve()).extend([read["step"]], [value])
 
     def _take_position(self, read: dict[str, Any]) -> None:
-        self.step, epoch = read["step"], _number(read.get("epoch"))
+        self.step, epoch = read["step"], number_or_none(read.get("epoch"))
         if epoch and isfinite(epoch):
             self.steps_per_epoch = max(1, round(self.step / epoch))
 
 
 class RunCurves(GrowingFile):
-    """All curves of a run, by name."""
+    """All curves of a file of JSON lines, by name.
+
+    Args:
+        path: of the file.
+        prefix: of the names.
+        cut: whether lines of a step that was read before replace those from that step on: a resumed run repeats steps.
+    """
+
+    def __init__(self, path: Path, prefix: str = "", cut: bool = False) -> None:
+        self.prefix, self.cut = prefix, cut
+        super().__init__(path)
 
     def forget(self) -> None:
         self.curves: dict[str, Curve] = {}
+        self._step = -1
 
     def take(self, block: bytes) -> None:
         found: dict[str, tuple[list[int], list[float]]] = {}
         for read in self.objects(block):
+            if self.cut and read["step"] <= self._step:
+                self._put(found)
+                for curve in self.curves.values():
+                    curve.cut(read["step"])
+                found = {}
+            self._step = read["step"]
             for name, given in read.items():
-                if name not in ("step", "epoch") and (value := _number(given)) is not None:
-                    steps, values = found.setdefault(name, ([], []))
+                if name not in ("step", "epoch") and (value := number_or_none(given)) is not None:
+                    steps, values = found.setdefault(self.prefix + name, ([], []))
                     steps.append(read["step"])
                     values.append(value)
+        self._put(found)
+
+    def _put(self, found: dict[str, tuple[list[int], list[float]]]) -> None:
         for name, (steps, values) in found.items():
             self.curves.setdefault(name, Curve()).extend(steps, values)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if isinstance(value, float) or abs(value) < LARGEST else inf
 
 
 def _lines_with(word: str, block: bytes) -> bytes:
@@ -203,3 +182,13 @@ def _lines_with(word: str, block: bytes) -> bytes:
         end = block.index(b"\n", place) + 1
         found.append(block[block.rfind(b"\n", 0, place) + 1 : end])
     return b"".join(found)
+
+
+def read_some(growing: CurveSummary, most: int) -> None:
+    """Reads new lines of a file; of a long one some now, and the others by and by. Raises OSError."""
+    with suppress(FileNotFoundError):
+        if growing.unread() > most:
+            if not growing.behind:
+                growing.sketch()
+            return
+    growing.update()

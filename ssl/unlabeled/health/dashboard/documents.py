@@ -92,3 +92,15 @@ def flatten(values: Any, limit: int = 5_000) -> dict[str, str]:
         join = "" if not name else "."
         stack += reversed([(f"{name}{join}{key}"[:501], each) for key, each in below])
     return found
+
+
+def compared_settings(config: Any) -> dict[str, str]:
+    """Returns what two runs are compared by: a class by its name in place of its ``_target_``; no name of the run."""
+    found: dict[str, str] = {}
+    for key, value in flatten(config).items() if config else ():
+        *path, last = key.split(".")
+        if last == "_target_" and path:
+            found[".".join(path)] = value.rpartition(".")[2]
+        elif key not in ("name", "run_dir") and last not in ("_convert_", "_partial_", "_recursive_"):
+            found[key] = value
+    return found

@@ -4,16 +4,22 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from unlabeled.errors import UserError
 from unlabeled.health.dashboard.dashboard_run import MARKS, DashboardRun
 from unlabeled.health.dashboard.documents import is_outside
+from unlabeled.health.dashboard.notes import write_notes
 
 # Folders inside a run that are not searched; wandb's hold a config.yaml each
 BELOW_RUNS = {"checkpoints", "faults", "pictures", "preview", "report", "wandb"}
 MOST_FOLDERS = 20_000  # folders that are searched: enough for any outputs/, and a limit if / is given by mistake
+FEW, PATIENCE = 40, 0.5  # runs that each answer looks at, and seconds after which it looks at no more; our choice
+PAUSE = 0.002  # seconds between two blocks of a long file, so that a browser's question comes in between
+OPEN = 32  # runs whose curves are all kept in memory, those that were looked at last
 SPARE = 20  # pause after a search, in times its duration: a slow disk is searched 1/20 of the time
 SERVED = {".html", ".png", ".jpg", ".svg"}  # files of a run that a browser may ask for
 
@@ -70,7 +76,10 @@ class RunListing:
         self._last: dict[str, tuple[int, dict[str, Any]]] = {}  # version and content that were returned last
         self._version, self._session = 0, secrets.token_hex(4)
         self._next_search = 0.0
+        self._opened: list[DashboardRun] = []  # the last one first
         self._lock = threading.Lock()
+        self._looked: dict[str, int] = {}  # address → number of the answer that looked at it last
+        self._answers, self._reader, self._closed = 0, False, False  # whether a thread reads long files on
 
     def changes(self, since: str) -> dict[str, Any]:
         """Returns all runs by address, and the content of those that changed.
@@ -80,14 +89,12 @@ class RunListing:
         """
         with self._lock:
             self._search()
-            now = time.time()
-            for address, run in self.runs.items():
-                self._note(address, _overview(run, now))
+            self._look()
             session, _, version = since.partition("-")
             known = int(version[:18]) if session == self._session and version.isdecimal() else -1
             return {
                 "token": f"{self._session}-{self._version}",
-                "now": now,
+                "now": time.time(),
                 "folder": os.fsencode(self.root).decode(errors="replace"),
                 "notes": self.notes,
                 "addresses": list(self.runs),
@@ -104,7 +111,28 @@ class RunListing:
                 run = self.runs.get(address)
             if run is None:
                 return None
-            return {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
+            self._opened = [run, *(each for each in self._opened if each is not run)][:OPEN]
+            found = {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
+            for each in self.runs.values():
+                if each not in self._opened:
+                    each.series = None
+            return found
+
+    def annotate(self, address: str, notes: Mapping[str, Any]) -> bool:
+        """Writes note and tags of a run; False if there is no run at this address. Raises UserError."""
+        with self._lock:
+            run = self.runs.get(address)
+            if run is None:
+                return False
+            if is_outside(run.folder, self.root):
+                raise UserError("the folder of this run is a link that leads elsewhere; nothing is written")
+            write_notes(run.folder, notes)
+            self._looked.pop(address, None)
+            return True
+
+    def close(self) -> None:
+        """Ends the thread that reads long files."""
+        self._closed = True
 
     def file(self, quoted: str) -> Path | None:
         """Returns a file below the root that may be served; None for any other, whether it exists or not."""
@@ -126,7 +154,32 @@ class RunListing:
         addresses = {quote_from_bytes(os.fsencode(folder.relative_to(self.root))): folder for folder in found}
         self.runs = {a: self.runs.get(a) or DashboardRun(folder, self.root) for a, folder in addresses.items()}
         self._last = {address: kept for address, kept in self._last.items() if address in self.runs}
+        self._looked = {address: when for address, when in self._looked.items() if address in self.runs}
         self._next_search = time.monotonic() + SPARE * (time.monotonic() - begun)
+
+    def _look(self) -> None:
+        """Looks at the runs again; where that takes long, at those first that were not looked at for the longest."""
+        begun, self._answers = time.monotonic(), self._answers + 1
+        waiting = sorted(self.runs, key=lambda address: self._looked.get(address, 0))
+        for number, address in enumerate(waiting):
+            if number >= FEW and time.monotonic() - begun > PATIENCE:
+                break
+            self._looked[address] = self._answers
+            self._note(address, _overview(self.runs[address], time.time()))
+        if not self._reader and any(run.summary.behind for run in self.runs.values()):
+            self._reader = True
+            threading.Thread(target=self._read_on, daemon=True).start()
+
+    def _read_on(self) -> None:
+        """Reads what is left of long files, a block at a time, until all are read."""
+        while True:
+            with self._lock:
+                run = next((each for each in self.runs.values() if each.summary.behind), None)
+                if run is None or self._closed:
+                    self._reader = False
+                    return
+                run.read_on()
+            time.sleep(PAUSE)
 
     def _note(self, address: str, content: dict[str, Any]) -> None:
         content["name"] = printable_path(self.runs[address].folder, self.root)

@@ -1,7 +1,8 @@
-"""Serves the page over HTTP to browsers on this machine; writes nothing and reads only one folder.
+"""Serves the page over HTTP to browsers on this machine; reads only one folder, and writes only notes of its runs.
 
 A web page can make a browser send requests to 127.0.0.1, but not read the answers: no header allows it, and other host
-names that point to 127.0.0.1 (DNS rebinding) are refused by the Host header.
+names that point to 127.0.0.1 (DNS rebinding) are refused by the Host header. A note is taken from our own page alone:
+it comes as JSON with a header that no other page may send without asking first, and OPTIONS is answered with 405.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from unlabeled.core.reading import open_regular
 from unlabeled.errors import UserError
 from unlabeled.health.dashboard.listing import RunListing
+from unlabeled.health.dashboard.notes import MOST_BYTES, read_request
 from unlabeled.health.dashboard.page import ICON, POLICY, SCRIPTS, page
 
 ADDRESS, PORT, TRIED = "127.0.0.1", 8765, 20  # how many ports are tried, from PORT on, if none is given
@@ -54,6 +56,10 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.server_port}/"
 
+    def server_close(self) -> None:
+        super().server_close()
+        self.listing.close()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignores browsers that close a connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
@@ -76,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/":
             self._send(page(), "text/html; charset=utf-8", POLICY)
         elif path in SCRIPTS:
-            self._send(SCRIPTS[path].read_bytes(), "text/javascript; charset=utf-8")
+            self._send(SCRIPTS[path], "text/javascript; charset=utf-8")
         elif path == "/favicon.ico":
             self._send(ICON, "image/svg+xml")
         elif path == "/api/runs":
@@ -91,10 +97,38 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.close_connection = True  # the request's body is not read
+        self.close_connection = True  # the request's body may not be read
+        path, _, query = self.path.partition("?")
+        if path != "/api/notes":
+            self._refuse()
+        elif not self._is_of_own_page():
+            self._send_text(HTTPStatus.FORBIDDEN, "notes are taken from the page of this server alone")
+        else:
+            self._take_notes(query.removeprefix("of="))
+
+    def _take_notes(self, address: str) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > MOST_BYTES:
+            self._send_text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a note has at most {MOST_BYTES:,} bytes")
+            return
+        try:
+            found = self.server.listing.annotate(address, read_request(self.rfile.read(int(length))))
+        except UserError as error:
+            self._send_text(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        self._send_json({} if found else None)
+
+    def _is_of_own_page(self) -> bool:
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin", "")
+        named = host in NAMES or host.rpartition(":")[0] in NAMES
+        asked = self.headers.get("X-Unlabeled") == "notes" and self.headers.get_content_type() == "application/json"
+        return named and asked and origin == f"http://{host}"
+
+    def _refuse(self) -> None:
+        self.close_connection = True
         self._send_text(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD alone", {"Allow": "GET, HEAD"})
 
-    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse
 
     def _send_json(self, content: dict[str, Any] | None) -> None:
         if content is None:

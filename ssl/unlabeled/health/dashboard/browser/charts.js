@@ -11,9 +11,9 @@ export const colour = (n) => `colour-${COLOURS[n % COLOURS.length]}${n >= COLOUR
 
 /** A number with four digits that count. */
 export function short(value) {
-  if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(2).replace("e+", "e").replace("-", "−");
+  if (value % 1 === 0 && size < 1e6) return value.toLocaleString("en").replace("-", "−");
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace("e+", "e").replace("-", "−");
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4;
   const text = value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: Math.min(digits, 2) });
   return text.replace("-", "−");
@@ -54,11 +54,10 @@ const scale = ([low, high], from, to) => (value) => from + ((value - low) / (hig
 const finite = (points) => points.filter(([, value]) => value !== null);
 
 /** Some curves in the space of a few words, each with a dot at its end. */
-export function sparkline(curves, label, until) {
-  const [width, height] = [120, 32];
-  const svg = document.createElementNS(SVG, "svg");
-  for (const [name, value] of Object.entries({ class: "spark", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }))
-    svg.setAttribute(name, value);
+export function sparkline(curves, label, until, colours = curves.map((_, n) => colour(n))) {
+  const [width, height] = [90, 26];
+  const spoken = label ? { role: "img", "aria-label": label } : { "aria-hidden": true };
+  const svg = draw(document.createDocumentFragment(), "svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, ...spoken });
   const known = curves.map(finite);
   const all = known.flat();
   if (!all.length) return svg;
@@ -66,9 +65,9 @@ export function sparkline(curves, label, until) {
   const y = scale(range(all.map((point) => point[1])), height - 4, 4);
   curves.forEach((points, n) => {
     if (!known[n].length) return;
-    draw(svg, "path", { d: path(points, x, y), class: `curve ${colour(n)}` });
+    draw(svg, "path", { d: path(points, x, y), class: `curve ${colours[n]}` });
     const [step, value] = known[n].at(-1);
-    draw(svg, "circle", { cx: x(step), cy: y(value), r: 2.2, class: colour(n) });
+    draw(svg, "circle", { cx: x(step), cy: y(value), r: 2.2, class: colours[n] });
   });
   return svg;
 }
@@ -101,17 +100,26 @@ function tickText(value, all) {
   return `${+value.toPrecision(4)}`.replace("-", "−");
 }
 
-/** One metric of some runs. `element` stands in the page; `show` draws what is given to it. */
+/** An HTML element with a class, at the end of another. */
+function put(parent, tag, name, text = "") {
+  const made = parent.appendChild(document.createElement(tag));
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+/** One metric of some runs: a line with its ends, which opens to a chart. `show` draws what is given to it. */
 export class Chart {
-  constructor(title) {
-    this.title = title;
-    this.element = document.createElement("figure");
-    this.element.className = "chart";
-    const caption = this.element.appendChild(document.createElement("figcaption"));
-    caption.appendChild(document.createElement("h3")).textContent = title;
-    this.reading = caption.appendChild(document.createElement("p"));
-    this.reading.className = "reading quiet";
+  constructor(title, sentence, open) {
+    this.element = document.createElement("details");
+    Object.assign(this.element, { className: "chart", open });
+    this.line = put(this.element, "summary", "");
+    put(this.line, "h3", "").append(...title.split(/(?<=[_/])/).flatMap((part) => [part, document.createElement("wbr")]));
+    this.brief = put(this.line, "span", "brief");
+    put(this.element, "p", "meaning", sentence);
+    this.reading = put(this.element, "p", "reading quiet");
     this.svg = draw(this.element, "svg", { role: "img", "aria-label": title, height: HEIGHT });
+    this.element.addEventListener("toggle", () => this.curves && this.draw());
     this.at = null; // where the pointer is, in pixels
     this.svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
     this.svg.addEventListener("pointerleave", () => this.point(null));
@@ -119,20 +127,30 @@ export class Chart {
   }
 
   /**
-   * @param curves [{name, colour, points: [[x, value or null]]}]
-   * @param options {log, weight, xName, line}: line is a value to mark, with its name: [value, "collapsed"]
+   * @param curves [{name, colour, ends: [first, last], points: [[x, value or null]]}]
+   * @param options {log, weight, xName, line, band}: line is a value to mark, with its name: [value, "collapsed"];
+   *   band: the healthy values from and to, null for no bound
    */
   show(curves, options) {
     this.curves = curves.map((curve) => ({ ...curve, drawn: smoothed(curve.points, options.weight) }));
     this.options = options;
     if (options.log)
       for (const curve of this.curves) curve.drawn = curve.drawn.map(([x, v]) => [x, v > 0 ? Math.log10(v) : null]);
+    this.summarise();
     this.draw();
+  }
+
+  /** The curve in small, with its first and its last value; of several runs the last ones. */
+  summarise() {
+    const text = (value) => (value === null ? "not finite" : short(value));
+    this.brief.replaceChildren(sparkline(this.curves.map((curve) => curve.points), "", 0, this.curves.map((curve) => curve.colour)));
+    if (this.curves.length < 2) put(this.brief, "span", "", this.curves[0].ends.map(text).join(" → "));
+    else for (const curve of this.curves.slice(0, 4)) put(this.brief, "span", curve.colour, text(curve.ends[1]));
   }
 
   draw() {
     const width = this.element.clientWidth;
-    if (!width) return;
+    if (!width || !this.element.open) return;
     this.svg.setAttribute("width", width);
     this.svg.replaceChildren();
     const { log, line } = this.options;
@@ -143,6 +161,7 @@ export class Chart {
     this.xs = [0, Math.max(1e-9, ...this.curves.map((curve) => curve.points.at(-1)?.[0] ?? 0))];
     this.x = scale(this.xs, MARGIN.left, width - MARGIN.right);
     this.y = scale([low - rim, high + rim], HEIGHT - MARGIN.bottom, MARGIN.top);
+    this.healthy(width, [low - rim, high + rim], log);
     this.axes(width, [low - rim, high + rim], log);
     if (mark !== null) this.mark(mark, line[1], width);
     for (const curve of this.curves) {
@@ -164,10 +183,20 @@ export class Chart {
       const real = log ? 10 ** value : value;
       draw(this.svg, "text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, log ? short(real) : tickText(real, rows));
     }
+    draw(this.svg, "text", { x: MARGIN.left - 14, y: HEIGHT - 6, "text-anchor": "end" }, this.options.xName);
     for (const value of columns) {
       const anchor = this.x(value) > width - 30 ? "end" : "middle";
       draw(this.svg, "text", { x: this.x(value), y: HEIGHT - 6, "text-anchor": anchor }, tickText(value, columns));
     }
+  }
+
+  /** The healthy values as a ground, as far as they are in sight. */
+  healthy(width, [low, high], log) {
+    const [from, to] = this.options.band ?? [null, null];
+    if (from === null && to === null) return;
+    const at = (value, none) => (value === null || (log && value <= 0) ? none : Math.min(high, Math.max(low, log ? Math.log10(value) : value)));
+    const [top, bottom] = [this.y(at(to, high)), this.y(at(from, low))];
+    draw(this.svg, "rect", { class: "band", x: MARGIN.left, y: top, width: width - MARGIN.left - MARGIN.right, height: Math.max(0, bottom - top) });
   }
 
   mark(value, name, width) {
@@ -184,8 +213,8 @@ export class Chart {
     this.pointer?.setAttribute("d", at === null || place === undefined ? "" : `M${this.x(place)} ${MARGIN.top}V${HEIGHT - MARGIN.bottom}`);
     const said = this.curves.map((curve, n) => {
       const span = document.createElement("span");
-      span.append(document.createElement("i"), typeof nearest[n]?.[1] === "number" ? short(nearest[n][1]) : "not finite");
-      span.firstChild.className = `dot ${curve.colour}`;
+      put(span, "i", `dot ${curve.colour}`);
+      span.append(typeof nearest[n]?.[1] === "number" ? short(nearest[n][1]) : "not finite");
       span.title = curve.name;
       return span;
     });
