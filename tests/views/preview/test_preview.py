@@ -111,7 +111,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        if tag == "tr" and given.get("class") == "image":
+        if given.get("class") == "image":
             self.rows.append([])
         if tag == "img":
             kind, _, data = str(given["src"]).partition(",")
@@ -302,7 +302,8 @@ def test_below_a_view_stand_its_parameters_in_the_order_in_which_they_were_used(
         top, left, height, width = steps[0].drawn["box"][row].tolist()
         flipped = ", flipped" if steps[0].drawn["flip"][row] else ""
         assert f"<div>crop {width} × {height} at {left}, {top}: area {height * width / 576:.0%}{flipped}</div>" in text
-        assert f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#0072B2"' in text
+        place = f'<rect x="{left}" y="{top}" width="{width}" height="{height}"'
+        assert f'{place} fill="none" style="stroke: var(--colour-0)"' in text
         if steps[1].drawn["applied"][row]:
             factors, names = steps[1].drawn["factors"][row], ("brightness", "contrast", "saturation", "hue")
             words = [f"{name} {factor:.2f}" for name, factor in zip(names[:3], factors.tolist()[:3], strict=True)]

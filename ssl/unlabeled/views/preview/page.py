@@ -8,32 +8,52 @@ import torch
 from torch import Tensor
 
 from unlabeled.pages.html import html_page, inline_png
-from unlabeled.pages.plots import PALETTE
+from unlabeled.pages.style import COLOURS
 from unlabeled.views.operations import ColorJitter, RandomResizedCrop
 from unlabeled.views.preview.draws import JITTER, GroupDraws, RecordedStep, operation_title, parameter_columns
 from unlabeled.views.preview.tables import group_table, rates_verdict
 
-WIDE, NARROW = 208, 146  # pixels of a picture: nine columns of narrow ones fit a screen of 1,600
+NARROW, WIDE = 170, 380  # pixels of a picture on a desktop: narrower, its captions could not be read
+MAGNIFIED = 380  # pixels below which an image is shown enlarged, with its pixels as they are
+VIEW_COLOURS = 10  # of the palette; those of later views come again
 
-STYLE = """
-body { font: 14px/1.4 system-ui, "Liberation Sans", Arial, sans-serif; color: #222; margin: 24px; }
-h1 { font-size: 22px; margin: 0 0 8px; } h2 { font-size: 16px; margin: 32px 0 8px; } h3 { font-size: 14px; margin: 0; }
-p { margin: 4px 0; max-width: 70em; } .quiet { color: #777; }
-table { border-collapse: collapse; } th { text-align: left; font-weight: 600; }
-.views { table-layout: fixed; }
-.views th, .views td { width: var(--tile); padding: 0 12px 16px 0; vertical-align: top; }
-.views th { padding-bottom: 8px; } .views th span { display: block; border-top: 4px solid; padding-top: 2px; }
-.tile { position: relative; width: var(--tile); } .tile img { display: block; width: 100%; }
+STYLE = (
+    COLOURS
+    + """
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { font: 15px/1.45 system-ui, "Liberation Sans", Arial, sans-serif; color: var(--ink); background: var(--ground);
+  margin: 0; }
+main { padding: 24px clamp(16px, 2vw, 40px) 48px; }
+h1 { font-size: 24px; line-height: 1.25; margin: 0 0 8px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 36px 0 6px; } h3 { font-size: 15px; margin: 0 0 6px; }
+p { margin: 4px 0; max-width: 78ch; overflow-wrap: anywhere; } .quiet { color: var(--quiet); }
+.image { display: grid; gap: 16px; padding: 18px 0; border-bottom: 1px solid var(--line);
+  grid-template-columns: repeat(auto-fill, minmax(NARROWpx, 1fr)); max-width: calc(var(--columns) * WIDEpx); }
+.image figure { margin: 0; min-width: 0; }
+.image b { display: block; border-top: 4px solid; padding: 3px 0 5px; font-size: 14px; line-height: 1.3; }
+.image b small { font-weight: 400; white-space: nowrap; }
+.tile { position: relative; } .tile img { display: block; width: 100%; }
 .pixels { image-rendering: pixelated; }
 .tile svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.drawn { font-size: 11px; line-height: 1.35; margin-top: 4px; overflow-wrap: anywhere; }
-.groups { display: flex; flex-wrap: wrap; gap: 24px 48px; }
-.group th, .group td { padding: 3px 14px 3px 0; white-space: nowrap; font-size: 12px; }
-.group td { border-bottom: 1px solid #e4e4e4; vertical-align: middle; } .group svg { display: block; }
+figcaption { font-size: 13px; line-height: 1.4; margin-top: 6px; overflow-wrap: anywhere; }
+.groups { display: flex; flex-wrap: wrap; gap: 28px 48px; } .groups > div { min-width: 0; max-width: 100%; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; } th { text-align: left; font-weight: 600; }
+.group th, .group td { padding: 4px 16px 4px 0; font-size: 13px; }
+.group td { border-bottom: 1px solid var(--line); vertical-align: middle; white-space: nowrap; }
+.group svg { display: block; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.flagged { color: #b00020; font-weight: 600; }
-svg text { font-size: 9px; fill: #666; }
-"""
+.flagged { color: var(--wrong); font-weight: 600; }
+.drawn { fill: var(--colour-0); } .range { fill: var(--line); } .expected { stroke: var(--colour-3); fill: none; }
+svg text { font-size: 10px; fill: var(--quiet); }
+@media (max-width: 760px) {
+  main { padding: 16px 16px 40px; } h1 { font-size: 21px; }
+  .image { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 12px; }
+  .image figure:first-child { grid-column: 1 / -1; }
+}
+""".replace("NARROW", str(NARROW)).replace("WIDE", str(WIDE))
+)
 
 
 @dataclass(frozen=True)
@@ -62,51 +82,46 @@ def page(
         shown: their views.
         groups: the measured draws.
     """
-    tile = WIDE if len(shown) <= 5 else NARROW
     top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
     rows = "".join(_row(row, name, images, shown) for row, name in enumerate(names))
     tables = "".join(group_table(group) for group in groups)
     body = (
-        f"<h1>{escape(title)}</h1>{top}<p>{rates_verdict(groups)}</p>\n"
-        "<h2>What the first step sees</h2><p>Boxes on the left show where the views were cut out, in the colours of "
-        "their columns. Operations are listed in the order in which they are applied.</p>"
-        f'<table class="views" style="--tile: {tile}px">{_header(images, shown)}\n{rows}</table>\n'
+        f"<main><h1>{escape(title)}</h1>{top}<p>{rates_verdict(groups)}</p>\n"
+        "<h2>What the first step sees</h2><p>Boxes on the first picture show where the views were cut out, in the "
+        "colours of the views. Operations are listed in the order in which they are applied. Small images are "
+        f'magnified.</p><div style="--columns: {1 + len(shown)}">\n{rows}</div>\n'
         "<h2>What is drawn</h2><p>The first draws of this run; numbers are those of the images that got the operation. "
         "Pale: the configured range or probability; the line is its density. Boxes are whole pixels, and one that does "
         "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"
-        f'<div class="groups">{tables}</div>'
+        f'<div class="groups">{tables}</div></main>'
     )
     return html_page(title, STYLE, body)
 
 
-def _header(images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> str:
-    titles = [("as decoded", images, "transparent")]
-    titles += [(f"view {number}", list(view.pixels), _colour(number)) for number, view in enumerate(shown, 1)]
-    cells = []
-    for title, column, colour in titles:
-        sizes = {f"{image.shape[2]} × {image.shape[1]}" for image in column}
-        size = f'<small class="quiet">{sizes.pop() if len(sizes) == 1 else "of different sizes"}</small>'
-        cells.append(f'<th><span style="border-color: {colour}">{title} {size}</span></th>')
-    return f"<tr>{''.join(cells)}</tr>"
-
-
 def _colour(number: int) -> str:
-    return PALETTE[(number - 1) % len(PALETTE)]
+    return f"var(--colour-{(number - 1) % VIEW_COLOURS})"
 
 
 def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> str:
     boxes = "".join(_box(view, row, _colour(number)) for number, view in enumerate(shown, 1))
     height, width = images[row].shape[1:]
-    frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{boxes}</svg>'
-    cells = [_cell(images[row], frame, "".join(f"<div>{escape(line)}</div>" for line in name.splitlines()))]
-    cells += [_cell((view.pixels[row] * 255).round().byte(), "", _captions(view.steps, row)) for view in shown]
-    return f'<tr class="image">{"".join(cells)}</tr>\n'
+    frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>'
+    below = "".join(f"<div>{escape(line)}</div>" for line in name.splitlines())
+    what = f"{name.splitlines()[0]}, as decoded" if name.strip() else "as decoded"
+    cells = [_cell("as decoded", "transparent", images[row], frame, below, what)]
+    for number, view in enumerate(shown, 1):
+        pixels = (view.pixels[row] * 255).round().byte()
+        title = f"view {number}"
+        cells.append(_cell(title, _colour(number), pixels, "", _captions(view.steps, row), f"{title} of {what}"))
+    return f'<section class="image" aria-label="{escape(what)}">{"".join(cells)}</section>\n'
 
 
-def _cell(pixels: Tensor, over: str, below: str) -> str:
-    enlarged = ' class="pixels"' if pixels.shape[-1] < NARROW else ""  # else a browser smooths them
-    picture = f'<img alt=""{enlarged} src="{inline_png(pixels)}">'
-    return f'<td><div class="tile">{picture}{over}</div><div class="drawn">{below}</div></td>'
+def _cell(title: str, colour: str, pixels: Tensor, over: str, below: str, what: str) -> str:
+    enlarged = ' class="pixels"' if pixels.shape[-1] < MAGNIFIED else ""  # else a browser smooths them
+    size = f'<small class="quiet">{pixels.shape[2]} × {pixels.shape[1]}</small>'
+    picture = f'<img alt="{escape(what)}"{enlarged} src="{inline_png(pixels)}">'
+    head = f'<b style="border-color: {colour}">{title} {size}</b>'
+    return f'<figure>{head}<div class="tile">{picture}{over}</div><figcaption>{below}</figcaption></figure>'
 
 
 def _box(view: PreviewImage, row: int, colour: str) -> str:
@@ -115,7 +130,8 @@ def _box(view: PreviewImage, row: int, colour: str) -> str:
         if isinstance(step.operation, RandomResizedCrop):
             top, left, height, width = step.drawn["box"][row].tolist()
             place = f'x="{left}" y="{top}" width="{width}" height="{height}"'
-            return f'<rect {place} fill="none" stroke="{colour}" stroke-width="2" vector-effect="non-scaling-stroke"/>'
+            style = f'style="stroke: {colour}" stroke-width="2" vector-effect="non-scaling-stroke"'
+            return f'<rect {place} fill="none" {style}/>'
         if step.changed is None:
             break
     return ""

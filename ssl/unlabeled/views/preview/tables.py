@@ -11,7 +11,7 @@ from unlabeled.views.preview.draws import FLAGGED, GroupDraws, MeasuredRate, Qua
 
 BINS, AROUND, MOST_BINS = 24, 2, 60  # bins in the configured range, on each side of it, at most
 WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a plot, and height of the text below it, pixels
-INK, PALE, LINE = "#0072B2", "#e3edf4", "#D55E00"  # measured, configured range, configured density
+INK, PALE, LINE = "drawn", "range", "expected"  # classes of the page: measured, configured range, configured density
 
 
 def group_table(group: GroupDraws) -> str:
@@ -21,7 +21,8 @@ def group_table(group: GroupDraws) -> str:
     titles = ("", "configured", "measured", "draws", "distribution")
     head = "".join(f"<th>{title}</th>" for title in titles)
     rows = "".join(_rate(each) if isinstance(each, MeasuredRate) else _quantity(each) for each in group.measured)
-    return f'<div><h3>{views}, {group.size} pixels</h3><table class="group"><tr>{head}</tr>\n{rows}</table></div>\n'
+    table = f'<table class="group"><tr>{head}</tr>\n{rows}</table>'
+    return f'<div><h3>{views}, {group.size} pixels</h3><div class="scroll" tabindex="0">{table}</div></div>\n'
 
 
 def rates_verdict(groups: Sequence[GroupDraws]) -> str:
@@ -66,8 +67,8 @@ def _bar(rate: MeasuredRate) -> str:
     bar = _rectangle(0, 3, WIDTH, 6, PALE) + _rectangle(0, 3, WIDTH * rate.measured, 6, INK)
     if rate.configured is not None:
         x = min(max(WIDTH * rate.configured, 1), WIDTH - 1)
-        bar += f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="12" stroke="{LINE}" stroke-width="2"/>'
-    return f'<svg width="{WIDTH}" height="12">{bar}</svg>'
+        bar += f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="12" class="{LINE}" stroke-width="2"/>'
+    return f'<svg width="{WIDTH}" height="12" aria-hidden="true">{bar}</svg>'
 
 
 def _histogram(quantity: Quantity) -> str:
@@ -82,8 +83,8 @@ def _histogram(quantity: Quantity) -> str:
     levels = [HEIGHT * (1 - share / tallest) for share in expected.tolist()]
     points = " ".join(f"{i * step:.1f},{y:.1f} {(i + 1) * step:.1f},{y:.1f}" for i, y in enumerate(levels))
     behind, labels = _range(quantity, edges)
-    line = f'<polyline points="{points}" fill="none" stroke="{LINE}" stroke-width="1.5"/>' if expected.any() else ""
-    return f'<svg width="{WIDTH}" height="{HEIGHT + BELOW}">{behind}{bars}{line}{labels}</svg>'
+    line = f'<polyline points="{points}" class="{LINE}" stroke-width="1.5"/>' if expected.any() else ""
+    return f'<svg width="{WIDTH}" height="{HEIGHT + BELOW}" aria-hidden="true">{behind}{bars}{line}{labels}</svg>'
 
 
 def bin_edges(quantity: Quantity) -> Tensor:
@@ -124,5 +125,5 @@ def _range(quantity: Quantity, edges: Tensor) -> tuple[str, str]:
     return ground, labels
 
 
-def _rectangle(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" fill="{colour}"/>'
+def _rectangle(x: float, y: float, width: float, height: float, kind: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" class="{kind}"/>'
