@@ -12,7 +12,7 @@ from unlabeled.health.dashboard.documents import compared_settings
 from unlabeled.health.dashboard.listing import RunListing
 from unlabeled.health.dashboard.meanings import GROUPS, MEANINGS, describe, meaning_of
 from unlabeled.health.dashboard.run_files import STEPS, pictures_by_kind
-from unlabeled.health.dashboard.scores import final_scores, short_name
+from unlabeled.health.dashboard.scores import final_scores, read_results, short_name
 from unlabeled.health.facts import RunFacts
 from unlabeled.health.rules import RULES
 from unlabeled.health.signals import MetricRecord
@@ -42,7 +42,12 @@ def test_scores_are_those_of_the_pretrained_features_and_damaged_rows_are_left_o
     good = {"features": "pretrained", "protocol": "linear/x", "top1": 71.5}
     rows: list[Any] = [good, {**good, "features": "raw pixels"}, {**good, "top1": "70"}, {**good, "protocol": None}, 7]
     assert final_scores({"rows": rows}) == [("linear/x", "linear", 71.5)]
-    assert [final_scores(each) for each in (None, {}, {"rows": 3})] == [[], [], []]
+    assert [final_scores(each) for each in ({}, {"rows": 3})] == [[], []]
+    text = json.dumps({"rows": rows, "provenance": {"command": "unlabeled evaluate run=x", "config": {"a": 1}}})
+    assert read_results(text.encode()) == {
+        "scores": [("linear/x", "linear", 71.5)],
+        "command": "unlabeled evaluate run=x",
+    }
 
 
 def unhealthy(metric: str, value: float) -> bool:

@@ -14,7 +14,7 @@ from unlabeled.health.dashboard.meanings import describe
 from unlabeled.health.dashboard.notes import FILE as NOTES
 from unlabeled.health.dashboard.notes import kept_notes
 from unlabeled.health.dashboard.run_files import files_below, pictures_by_kind
-from unlabeled.health.dashboard.scores import final_scores
+from unlabeled.health.dashboard.scores import read_results
 from unlabeled.health.dashboard.verdict import Verdict, classify_run, classify_run_without_state
 
 MARKS = (
@@ -46,7 +46,8 @@ class DashboardRun:
         self.config = Document(folder / "config.yaml", root, parse_yaml)
         names = ("state", "plan", "health", "training")
         self.state, self.plan, self.health, self.training = (Document(folder / f"{n}.json", root) for n in names)
-        self.notes, self.results = Document(folder / NOTES, root), Document(folder / "report" / "results.json", root)
+        self.notes = Document(folder / NOTES, root)
+        self.results = Document(folder / "report" / "results.json", root, read_results)
         self.summary = CurveSummary(folder / "metrics.jsonl")
         self.series: tuple[RunCurves, RunCurves] | None = None  # of metrics.jsonl and system.jsonl; None: not opened
         self._shown: tuple[int, dict[str, Any]] = (-1, {})  # version of the summary, with its curves for the list
@@ -67,7 +68,7 @@ class DashboardRun:
             "problems": problems,
             "reading": self.summary.behind,
             **_parts_of(self.config.content or {}),
-            "scores": final_scores(self.results.content),
+            "scores": (self.results.content or {}).get("scores", []),
             **kept_notes(self.notes.content),
             **place,
             **self._curves(),
@@ -127,8 +128,7 @@ class DashboardRun:
 
     def _command(self) -> str:
         """Returns the command that started the run; of an earlier version the one in its report, if it has one."""
-        provenance = (self.results.content or {}).get("provenance")
-        said = [self.state.content or {}, provenance if isinstance(provenance, dict) else {}]
+        said = [self.state.content or {}, self.results.content or {}]
         return next((each["command"][:4000] for each in said if isinstance(each.get("command"), str)), "")
 
     def _read_on(self, growing: GrowingFile, most: int) -> tuple[float | None, str | None]:

@@ -4,15 +4,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from unlabeled.core.parsing import parse_json
 from unlabeled.health.dashboard.documents import finite_or_none
 
 MOST = 40  # scores of a run; a report has some twenty
 _FEW = re.compile(r"/(\d+) per class\b")
 
 
-def final_scores(results: Mapping[str, Any] | None) -> list[tuple[str, str, float]]:
+def read_results(text: bytes) -> dict[str, Any]:
+    """Parses the file and keeps what the page shows: of 200 runs the whole would fill memory. Raises ValueError."""
+    results = parse_json(text)
+    if not isinstance(results, dict):
+        raise ValueError("it holds no keys and values")
+    provenance = results.get("provenance")
+    command = provenance.get("command") if isinstance(provenance, dict) else None
+    return {"scores": final_scores(results), "command": command if isinstance(command, str) else None}
+
+
+def final_scores(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Returns protocol, short name and top-1 in per cent of the pretrained features; malformed rows are left out."""
-    rows = (results or {}).get("rows")
+    rows = results.get("rows")
     known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     found = [
         (str(row.get("protocol"))[:200], finite_or_none(row.get("top1")))
