@@ -68,7 +68,7 @@ def test_what_the_page_sends_is_kept_and_listed_with_the_run(server: Server, roo
 )
 def test_no_other_page_can_write_a_note(server: Server, root: Path, headers: dict[str, str | None]) -> None:
     before = (root / "run" / "notes.json").exists() and (root / "run" / "notes.json").read_bytes()
-    assert post(server, b'{"note": "from elsewhere", "tags": []}', **headers) == 403
+    assert post(server, b'{"note": "from elsewhere", "tags": []}', "/api/notes?of=run", **headers) == 403
     assert before == ((root / "run" / "notes.json").exists() and (root / "run" / "notes.json").read_bytes())
 
 

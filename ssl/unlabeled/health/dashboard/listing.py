@@ -166,7 +166,9 @@ class RunListing:
                 break
             self._looked[address] = self._answers
             self._note(address, _overview(self.runs[address], time.time()))
-        if not self._reader and any(run.summary.behind for run in self.runs.values()):
+        if self._reader or len(self._looked) < len(self.runs):
+            return
+        if any(run.summary.behind for run in self.runs.values()):
             self._reader = True
             threading.Thread(target=self._read_on, daemon=True).start()
 

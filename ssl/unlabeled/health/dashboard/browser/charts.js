@@ -145,7 +145,7 @@ export class Chart {
     const text = (value) => (value === null ? "not finite" : short(value));
     this.brief.replaceChildren(sparkline(this.curves.map((curve) => curve.points), "", 0, this.curves.map((curve) => curve.colour)));
     if (this.curves.length < 2) put(this.brief, "span", "", this.curves[0].ends.map(text).join(" → "));
-    else for (const curve of this.curves.slice(0, 4)) put(this.brief, "span", curve.colour, text(curve.ends[1]));
+    else for (const curve of this.curves.slice(0, 4)) put(put(this.brief, "span", "", text(curve.ends[1])), "i", `dot ${curve.colour}`);
   }
 
   draw() {
