@@ -28,8 +28,10 @@ main { padding: 24px clamp(16px, 2vw, 40px) 48px; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 36px 0 6px; } h3 { font-size: 15px; margin: 0 0 6px; }
 p { margin: 4px 0; max-width: 78ch; overflow-wrap: anywhere; } .quiet { color: var(--quiet); }
-.image { display: grid; gap: 16px; padding: 18px 0; border-bottom: 1px solid var(--line);
-  grid-template-columns: repeat(auto-fill, minmax(NARROWpx, 1fr)); max-width: calc(var(--columns) * WIDEpx); }
+.images { display: grid; gap: 0 48px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, calc(var(--columns) * NARROWpx)), 1fr)); }
+.image { display: grid; gap: 16px; padding: 18px 0; border-bottom: 1px solid var(--line); align-content: start;
+  grid-template-columns: repeat(auto-fit, minmax(NARROWpx, 1fr)); max-width: calc(var(--columns) * WIDEpx); }
 .image figure { margin: 0; min-width: 0; }
 .image b { display: block; border-top: 4px solid; padding: 3px 0 5px; font-size: 14px; line-height: 1.3; }
 .image b small { font-weight: 400; white-space: nowrap; }
@@ -89,7 +91,7 @@ def page(
         f"<main><h1>{escape(title)}</h1>{top}<p>{rates_verdict(groups)}</p>\n"
         "<h2>What the first step sees</h2><p>Boxes on the first picture show where the views were cut out, in the "
         "colours of the views. Operations are listed in the order in which they are applied. Small images are "
-        f'magnified.</p><div style="--columns: {1 + len(shown)}">\n{rows}</div>\n'
+        f'magnified.</p><div class="images" style="--columns: {1 + len(shown)}">\n{rows}</div>\n'
         "<h2>What is drawn</h2><p>The first draws of this run; numbers are those of the images that got the operation. "
         "Pale: the configured range or probability; the line is its density. Boxes are whole pixels, and one that does "
         "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"

@@ -59,6 +59,7 @@ def _line(name: str, configured: str, measured: str, count: int, picture: str) -
 
 
 def _span(low: float, high: float) -> str:
+    low, high = low + 0.0, high + 0.0  # no −0
     return (f"{low:.3g}" if low == high else f"{low:.3g} … {high:.3g}").replace("-", "−")
 
 
@@ -120,7 +121,7 @@ def _range(quantity: Quantity, edges: Tensor) -> tuple[str, str]:
     ground = _rectangle(left, 0, right - left, HEIGHT, PALE) if quantity.configured else ""
     texts = [(left, "start", ends[0]), (right, "end", ends[1])] if ends[0] < ends[1] else [(left, "middle", ends[0])]
     labels = "".join(
-        f'<text x="{x:.1f}" y="{HEIGHT + 9}" text-anchor="{side}">{end:.3g}</text>' for x, side, end in texts
+        f'<text x="{x:.1f}" y="{HEIGHT + 9}" text-anchor="{side}">{end + 0.0:.3g}</text>' for x, side, end in texts
     )
     return ground, labels
 
