@@ -65,7 +65,7 @@ def texts(node: ast.AST | None, scope: Scope) -> list[str]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _product([texts(side, scope) or ["‹…›"] for side in (node.left, node.right)])
     if isinstance(node, ast.IfExp):
-        return [*texts(node.body, scope), *texts(node.orelse, scope)][:MOST]
+        return _all_or_none([texts(node.body, scope), texts(node.orelse, scope)])
     if isinstance(node, ast.Name):
         return _of_name(node.id, scope)
     return _of_call(node, scope) if isinstance(node, ast.Call) else []
@@ -124,7 +124,8 @@ def _of_call(node: ast.Call, scope: Scope) -> list[str]:
     if name in PASSED_ON and node.args:
         return texts(node.args[0], scope)
     if name == "join" and node.args:
-        return _listed(node.args[0], scope)
+        between = getattr(node.func, "value", None)
+        return _listed(node.args[0], getattr(between, "value", ", "), scope)
     if scope.depth > DEPTH:
         return []
     found, path = _definition(name, scope.path)
@@ -134,14 +135,14 @@ def _of_call(node: ast.Call, scope: Scope) -> list[str]:
     return _all_or_none([texts(value, scope.within(path, found)) for value in returned if not _is_none(value)])
 
 
-def _listed(node: ast.AST, scope: Scope) -> list[str]:
-    """The words of a constant that is a list or a table, joined by commas."""
+def _listed(node: ast.AST, between: object, scope: Scope) -> list[str]:
+    """The words of a constant that is a list or a table, joined by what stands ``between``."""
     while isinstance(node, ast.Call) and name_of(node.func) in ("map", "sorted", "list") and node.args:
         node = node.args[-1]
     found = _definition(node.id, scope.path)[0] if isinstance(node, ast.Name) else None
     entries = found.keys if isinstance(found, ast.Dict) else getattr(found, "elts", [])
     words = [str(each.value) for each in entries if isinstance(each, ast.Constant)]
-    return [", ".join(words)] if words and len(words) == len(entries) else []
+    return [str(between).join(words)] if words and len(words) == len(entries) else []
 
 
 def _is_none(node: ast.AST) -> bool:
@@ -158,13 +159,13 @@ def name_of(node: ast.AST) -> str:
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        return node.attr
+        return "type" if node.attr == "__name__" else node.attr
     if isinstance(node, ast.Subscript):
         return _of_subscript(node)
     if isinstance(node, ast.Call):
-        name = name_of(node.func)
-        inner = node.args[-1] if node.args else None
-        return name_of(inner) if name in PASSED_ON | {"len", "list", "int", "type", "map", "join"} and inner else name
+        alone = isinstance(node.func, ast.Name) and len(node.args) == 1 and not node.keywords
+        inner = name_of(node.args[0]) if alone or (name_of(node.func) == "join" and node.args) else "…"
+        return inner if inner != "…" else name_of(node.func)
     return "…"
 
 
