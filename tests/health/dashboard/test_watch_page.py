@@ -158,11 +158,17 @@ def test_two_hundred_runs_are_drawn_within_two_seconds_of_a_cold_start(window: B
             os.link(tmp_path / "first" / name, tmp_path / f"sweep{number % 7}" / f"run{number}" / name)
     # Less than the clock's where other programs have the cores: the work of the server, and of the page's thread
     window.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    with serving(tmp_path) as url:
+    with (held := serving(tmp_path)) as url:
         begun, worked = time.monotonic(), time.process_time()
         drawn(window, url, runs=400)
         waited, worked = time.monotonic() - begun, time.process_time() - worked
         assert len(window.run("return document.querySelector('.runs').innerText")) > 200 * 40
+        listing = held.server.listing
+        token = listing.changes("")["token"]
+        listing.annotate("first", {"note": "changed", "tags": []})
+        begun = time.thread_time()
+        assert listing.changes(token)["runs"]["first"]["note"] == "changed"
+        assert time.thread_time() - begun < 0.1  # of an update
     metrics_of_page = window.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     page = next(each["value"] for each in metrics_of_page if each["name"] == "TaskDuration")
     assert min(waited, worked + page) < 2.0, (waited, worked, page)

@@ -24,7 +24,7 @@ MARKS = (
     "plan.json",
     "checkpoints",
 )  # a folder with one of these files is a run
-SMALL, LARGE = 120, 1_000  # points of a curve in the list, and on the run's page
+SMALL, LARGE = 120, 600  # points of a curve in the list, and on the run's page
 AT_ONCE = 1 << 18  # bytes of metrics that the list reads while a browser waits; more are read by and by
 DETAIL = 8 << 20  # the same for the run's page
 ALIVE = ("running", "silent", "starting")
