@@ -16,6 +16,9 @@ from unlabeled.evaluation.probes.logistic import fit_logistic
 
 # SimCLR (arXiv 2002.05709), appendix B.8, after Kornblith et al. 2019: 45 values, spaced evenly on a logarithmic scale
 PENALTIES = tuple(float(c) for c in np.logspace(-6, 5, 45))
+# Of the gradient while C is chosen: 45 accuracies on 2,000 rows of 100 classes differed from those at 1e-6 by one row
+# at three values of C above 1e3, and took four fifths of the time
+TO_CHOOSE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def linear(task: VisionTask, penalties: Sequence[float], max_iter: int) -> Judge
         inputs = _Inputs(task.train, torch.float32)  # to choose by; what is reported is fitted in float64
         held = inputs(task.validation)
         for c in ascending:  # each from the last solution
-            weight, _ = fit_logistic(inputs.x, inputs.labels, c, len(inputs.classes), max_iter, weight)
+            weight, _ = fit_logistic(inputs.x, inputs.labels, c, len(inputs.classes), max_iter, weight, TO_CHOOSE)
             weights.append(weight)
             scores.append(task.measure(inputs.classes[predict(weight.float(), held)], task.validation.labels))
         best = scores.index(max(scores))
@@ -84,9 +87,9 @@ def few_shots(task: VisionTask, count: int, draws: int, c: float, max_iter: int,
         length = task.train.x.double().norm(dim=1).mean().clamp(min=1e-12)
         for draw in range(draws):
             few = task.train.rows(few_of_each_class(task.train.labels, count, seed + draw))
-            inputs = _Inputs(_scaled(few, length))
+            inputs = _Inputs(_scaled(few, length), torch.float32)
             weight, _ = fit_logistic(inputs.x, inputs.labels, c, len(inputs.classes), max_iter)
-            predictions = inputs.classes[predict(weight, inputs(_scaled(task.test, length)))]
+            predictions = inputs.classes[predict(weight.float(), inputs(_scaled(task.test, length)))]
             values.append(task.measure(predictions, task.test.labels))
     return Judged(f"{count} a class", float(np.mean(values)), None, values, {"C": c, "draws": draws})
 

@@ -95,7 +95,13 @@ class LogisticRegressionProbe:
 
 
 def fit_logistic(
-    x: Tensor, labels: Tensor, c: float, num_classes: int, max_iter: int, start: Tensor | None = None
+    x: Tensor,
+    labels: Tensor,
+    c: float,
+    num_classes: int,
+    max_iter: int,
+    start: Tensor | None = None,
+    tolerance: float | None = None,
 ) -> tuple[Tensor, int]:
     """Minimises the logistic loss over ``x`` [N, D + 1] from ``start`` (zero): weight [C, D + 1] float64, iterations.
 
@@ -104,15 +110,17 @@ def fit_logistic(
     for float64 ``x``) or a step changes the loss by less than a thousandth of that. On the data of
     tests/evaluation/probes/test_logistic.py this left less than 5e-7 (1e-9) of loss above the optimum. With fewer rows
     than columns it searches W in the row space only: components outside of it change no logit and are penalised.
+    ``tolerance``: of the gradient, in place of 1e-6.
     """
     weight = x.new_zeros(num_classes, x.shape[1], dtype=torch.float64) if start is None else start.double()
     if len(x) < x.shape[1] - 1:
         basis = _row_space(x)
-        found, iterations = fit_logistic(x @ basis.to(x.dtype), labels, c, num_classes, max_iter, weight @ basis)
+        inside = x @ basis.to(x.dtype)
+        found, iterations = fit_logistic(inside, labels, c, num_classes, max_iter, weight @ basis, tolerance)
         return found @ basis.T, iterations
     factor = _curvature_factor(weight, x, c)  # L; A is its inverse
     v = weight @ factor
-    digits = 1e-8 if x.dtype == torch.float64 else 1e-6  # float32 products leave about 1e-7
+    digits = tolerance or (1e-8 if x.dtype == torch.float64 else 1e-6)  # float32 products leave about 1e-7
     optimizer = torch.optim.LBFGS(
         [v],
         max_iter=max_iter,
