@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlabeled.commands.entry_points.features_from_python import cluster, embed, explore, segment, transfer
+    from unlabeled.commands.entry_points.features_from_python import cluster, detect, embed, explore, segment, transfer
     from unlabeled.commands.entry_points.from_python import evaluate, export, train
     from unlabeled.commands.entry_points.labels_from_python import active, finetune, label, predict
     from unlabeled.commands.entry_points.run_from_python import load
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "active",
     "cluster",
+    "detect",
     "embed",
     "evaluate",
     "explore",
@@ -34,7 +35,7 @@ __all__ = [
 
 _CALLS = {
     "from_python": ("evaluate", "export", "train"),
-    "features_from_python": ("cluster", "embed", "explore", "segment", "transfer"),
+    "features_from_python": ("cluster", "detect", "embed", "explore", "segment", "transfer"),
     "run_from_python": ("load",),
     "labels_from_python": ("active", "finetune", "label", "predict"),
 }

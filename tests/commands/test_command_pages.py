@@ -35,6 +35,7 @@ OWN = {
     "tune": "tune",
     "transfer": "transfer",
     "segment": "segment",
+    "detect": "detect",
     "cluster": "cluster",
 }
 
@@ -105,7 +106,7 @@ def test_an_example_has_keys_and_choices_that_there_are(
         assert arguments in (["outputs/"], ["outputs/", "--port", "9000"])
     elif name == "doctor":
         assert arguments == []
-    elif name in ("transfer", "segment"):
+    elif name in ("transfer", "segment", "detect"):
         composed(name, (with_sets if name == "transfer" else with_folder)(arguments))
     elif name == "tune":
         own = [argument for argument in arguments if argument.split("=")[0] in tune.OWN]

@@ -153,6 +153,7 @@ TYPES: dict[str, Any] = {
     "dilate": bool,
     "bank": Count,
     "shown": Count,
+    "save_every": Count,
     "n": Count,
     "labels": FilePath | None,
     "strategy": Strategy | Annotated[list[Strategy], MinLen(1), Distinct()],

@@ -41,11 +41,12 @@ COMMANDS = {
     "active": "unlabeled active",
     "transfer": "unlabeled transfer",
     "segment": "unlabeled segment",
+    "detect": "unlabeled detect",
     "cluster": "unlabeled cluster",
     "tune": "unlabeled tune",
     "health": "unlabeled health",
 }
-GROUPS = ("objective", "backbone", "views", "data", "optimizer", "trainer", "probe", "health", "logger")
+GROUPS = ("objective", "backbone", "views", "data", "optimizer", "trainer", "probe", "detection", "health", "logger")
 
 
 def reference(conf: Path = CONF) -> str:

@@ -228,8 +228,18 @@ def _segment(keys: Keys) -> None:
         raise UserError(f"data={keys['folder']}: no such folder")
 
 
+def _detect(keys: Keys) -> None:
+    _one_network(keys)
+    for weights in keys["against"]:
+        _check_weights(weights)
+    if keys["folder"] is None:
+        raise UserError("data: has no default; give data=FOLDER of images and boxes, in COCO's form or Pascal VOC's")
+    if not os.path.isdir(Path(keys["folder"]).expanduser()):
+        raise UserError(f"data={keys['folder']}: no such folder")
+
+
 def _one_network(keys: Keys) -> None:
-    """Of transfer and segment, whose page goes to the folder of the run."""
+    """Of transfer, segment and detect, whose page goes to the folder of the run."""
     check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
     if keys["weights"] is None:
         checkpoint_path(keys["run"], keys["checkpoint"])
@@ -321,6 +331,7 @@ CHECKS: dict[str, Callable[[Keys], None]] = {
     "active": _active,
     "transfer": _transfer,
     "segment": _segment,
+    "detect": _detect,
     "explore": _explore,
     "cluster": _cluster,
     "finetune": _finetune,

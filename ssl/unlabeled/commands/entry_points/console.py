@@ -97,6 +97,11 @@ COMMANDS = {
         "unlabeled.commands.evaluate.own_data_keys:segment",
         folder="run",
     ),
+    "detect": Command(
+        "Trains a detector of boxes and masks from the weights, beside one from random ones: COCO's average precision.",
+        "unlabeled.commands.evaluate.own_data_keys:detect",
+        folder="run",
+    ),
     "inspect": Command(
         "Tells what is in a data set: sizes, classes, corrupt files, duplicates, speed of decoding.",
         "unlabeled.commands.inspect:inspect_data",

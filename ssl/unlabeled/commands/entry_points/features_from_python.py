@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from unlabeled.commands.build.transfer import Network
     from unlabeled.commands.cluster.cluster import Clustered
+    from unlabeled.downstream.detection.detect_report import Detection
     from unlabeled.downstream.segmentation.segment_report import Segmentation
     from unlabeled.downstream.transfer_table import TransferTable
     from unlabeled.evaluation.embedding.embeddings import Embeddings
@@ -201,6 +202,25 @@ def segment(run: "Weights | Pretrained", data: Any, *, overrides: Sequence[str] 
     """
     keys = {"folder": data} | keys
     found: Segmentation = _judged("segment", "unlabeled.commands.evaluate.segment", run, keys, overrides)
+    return found
+
+
+def detect(run: Weights, data: Any, *, overrides: Sequence[str] = (), **keys: Any) -> "Detection":
+    """Trains and measures a detector from the weights, beside one from random weights: ``unlabeled detect``.
+
+    Args:
+        run: its folder, a file of weights, or a name such as ``"torchvision:resnet50"``.
+        data: folder of images with boxes, in COCO's form or Pascal VOC's.
+        overrides, keys: as in :func:`train`; ``detection="r50_c4_voc"``, ``against``, ``random``, ``out``.
+
+    Returns:
+        ``.found`` with the average precision of each detector (``.precision["bbox"].ap50``), ``.page``.
+
+    Raises:
+        UserError: a mistake, with the line that the command would print.
+    """
+    keys = {"folder": data} | keys
+    found: Detection = _judged("detect", "unlabeled.commands.evaluate.detect", run, keys, overrides)
     return found
 
 

@@ -1,4 +1,4 @@
-"""``data=…`` of ``unlabeled transfer`` and ``segment``, which Hydra would take for a choice of ``conf/data``."""
+"""``data=…`` of ``transfer``, ``segment`` and ``detect``, which Hydra would take for a choice of ``conf/data``."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,11 @@ def transfer(arguments: Sequence[str]) -> None:
 def segment(arguments: Sequence[str]) -> None:
     """Do ``unlabeled segment``."""
     run_module("segment", "unlabeled.commands.evaluate.segment:segment", with_folder(arguments))
+
+
+def detect(arguments: Sequence[str]) -> None:
+    """Do ``unlabeled detect``."""
+    run_module("detect", "unlabeled.commands.evaluate.detect:detect", with_folder(arguments))
 
 
 def with_sets(arguments: Sequence[str]) -> list[str]:

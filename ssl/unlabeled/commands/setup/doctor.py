@@ -24,6 +24,7 @@ FEATURES = {
     "hydra/launcher=submitit_slurm": (("submitit",), "slurm"),
     "export to=onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),
     "data.path=s3://…, gs://…, https://…": (("s3fs", "gcsfs", "aiohttp"), "remote"),
+    "unlabeled detect": (("pycocotools",), "detection"),
     "the report's map of features by UMAP": (("umap",), "maps"),
 }
 TIMED = 1.0  # seconds of decoding

@@ -24,7 +24,6 @@ from unlabeled.core.ranges import (
 )
 from unlabeled.downstream.detection.annotated.jitter import Jitter
 from unlabeled.errors import UserError
-from unlabeled.objective import Backbone
 from unlabeled.optimizers.layer_decay import by_layer
 
 Steps = Annotated[list[Count], MinLen(1), Increasing()]
@@ -113,14 +112,15 @@ class DetectionRecipe:
         scale = None if self.scale is None else (self.scale[0], self.scale[1])
         return Jitter(self.size, scale, self.shorter, self.longest, self.flip, mean)
 
-    def build_optimizer(self, detector: nn.Module, backbone: Backbone) -> Optimizer:
-        """Returns the optimizer of everything that is trained; ``backbone`` is a part of ``detector``.
-
-        Raises UserError for a layer decay of a backbone that does not say what its blocks are.
-        """
+    def build_optimizer(self, detector: nn.Module) -> Optimizer:
+        """Returns the optimizer of everything that is trained. Raises UserError for a layer decay without a ViT."""
         groups = decay_groups(detector, self.weight_decay)
         if self.layer_decay is not None:
-            groups = by_layer(groups, backbone, self.layer_decay)
+            if not hasattr(detector.backbone, "shards"):
+                raise UserError(
+                    f"detection.layer_decay={self.layer_decay:g}: is for a ViT with detection.neck=vitdet; give null"
+                )
+            groups = by_layer(groups, detector, self.layer_decay)
         return self.optimizer(groups, lr=self.lr)
 
     def set_rate(self, optimizer: Optimizer, step: int) -> None:

@@ -18,7 +18,6 @@ from unlabeled.downstream.detection.average_precision import Detections, detecti
 from unlabeled.downstream.detection.recipe import DetectionRecipe
 from unlabeled.errors import UserError
 from unlabeled.evaluation.recipes.loop import autocast
-from unlabeled.objective import Backbone
 
 POINTS = 200  # losses that are kept of a training
 
@@ -28,7 +27,6 @@ class DetectionTraining(pl.LightningModule):
 
     Args:
         network: maps images and targets to losses, as torchvision's detectors.
-        backbone: a part of it.
         recipe: the settings.
         seed: of the proposals and regions that losses are drawn from, and of stochastic depth.
         facts: plain values that each state holds, and that a state must have to go on from it.
@@ -38,7 +36,6 @@ class DetectionTraining(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        backbone: Backbone,
         recipe: DetectionRecipe,
         seed: int,
         facts: dict[str, Any],
@@ -47,12 +44,11 @@ class DetectionTraining(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # a step may have several passes
         self.network, self.recipe, self.seed, self.facts, self.told = network, recipe, seed, facts, log
-        self._backbone = (backbone,)  # in a tuple: its parameters are the network's
         self.losses: list[tuple[int, float]] = []  # steps, from 1, and the mean loss since the one before
         self._since: list[float] = []
 
     def configure_optimizers(self) -> Optimizer:
-        return self.recipe.build_optimizer(self.network, self._backbone[0])
+        return self.recipe.build_optimizer(self.network)
 
     def training_step(self, batch: list[Sample], batch_idx: int) -> None:
         step, optimizer = self.global_step, self.optimizers()
