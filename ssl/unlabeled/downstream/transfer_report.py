@@ -12,7 +12,8 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.downstream.transfer_table import TaskResult, TransferTable, as_rows, headline, markdown_table
 from unlabeled.evaluation.comparison.table_text import escape_latex
 from unlabeled.pages.html import html_page, number_table
-from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import INK, new_figure, style_axes
 from unlabeled.pages.section import Section, plot_section
 from unlabeled.pages.style import STYLE
 

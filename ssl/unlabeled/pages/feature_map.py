@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlabeled.pages.draw import font, shrink_images
+from unlabeled.pages.palette import class_colour
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 WIDTH, LOWEST, MARGIN = 1000, 300, 12  # pixels: width of the map, its least height, margin around the images
 THUMBNAIL, FRAME = 36, 3  # pixels of the longer side of an image, and of the frame in the colour of its class
 TITLE, LEGEND = 26, 24  # pixels in height
-MOST_IN_LEGEND = 20  # classes; colours of more could not be distinguished
+MOST_IN_LEGEND = 20  # classes; with more, colours come twice
 
 
 def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def draw_map(pixels: Tensor, x: Tensor, labels: Tensor, classes: Sequence[str]) 
 
     position, shares = principal_plane(x)
     corners, height = _corners(position)
-    colours = [_colour(label, len(classes)) for label in labels.tolist()]
+    colours = [_colour(label) for label in labels.tolist()]
     rows = _legend_rows(classes) if bool((labels >= 0).any()) and len(classes) <= MOST_IN_LEGEND else []
     picture = Image.new("RGB", (WIDTH, TITLE + height + LEGEND * len(rows)), "white")
     pen = ImageDraw.Draw(picture)
@@ -82,7 +83,7 @@ def _corners(position: Tensor) -> tuple[list[list[int]], int]:
     return corners, height
 
 
-def _put(picture: "Image", tile: Any, left: int, top: int, colour: tuple[int, int, int] | None) -> None:
+def _put(picture: "Image", tile: Any, left: int, top: int, colour: str | None) -> None:
     from PIL import Image
 
     image = Image.fromarray(tile)
@@ -91,17 +92,8 @@ def _put(picture: "Image", tile: Any, left: int, top: int, colour: tuple[int, in
     picture.paste(image, (left + FRAME, top + FRAME))
 
 
-def _colour(label: int, num_classes: int) -> tuple[int, int, int] | None:
-    """Returns a class colour as in the report: colour-blind-safe up to ten classes, along a rainbow for more."""
-    from PIL.ImageColor import getrgb
-
-    from unlabeled.pages.plots import class_colour
-
-    if label < 0:
-        return None
-    colour = class_colour(label, num_classes)
-    red, green, blue = getrgb(colour)[:3] if isinstance(colour, str) else (round(255 * each) for each in colour[:3])
-    return red, green, blue
+def _colour(label: int) -> str | None:
+    return None if label < 0 else class_colour(label)
 
 
 def _legend_rows(classes: Sequence[str]) -> list[list[int]]:
@@ -121,7 +113,7 @@ def _write_legend(pen: Any, top: int, rows: Sequence[Sequence[int]], classes: Se
     for row in rows:
         left = MARGIN
         for label in row:
-            pen.rectangle((left, top + 5, left + 12, top + 17), fill=_colour(label, len(classes)))
+            pen.rectangle((left, top + 5, left + 12, top + 17), fill=_colour(label))
             pen.text((left + 17, top + 3), classes[label], fill="black", font=font(14))
             left += 34 + round(font(14).getlength(classes[label]))
         top += LEGEND

@@ -5,16 +5,15 @@ import re
 import warnings
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlabeled.core.writing import save_plot
+from unlabeled.pages.palette import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's eight colours, safe for colour-blind readers, and grey and wine to make ten
-PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F", "#882255"]
 INK, GRID = "#333333", "#DDDDDD"
 WIDTH = 5.2  # inches: on a phone the letters keep three quarters of their size
 DPI = 150  # of the PNG
@@ -94,12 +93,3 @@ def _themed(text: str) -> str:
         return f"var({name})" if name else found[0]
 
     return re.sub(r"#[0-9a-fA-F]{6}\b", variable, text)
-
-
-def class_colour(label: int, num_classes: int) -> Any:
-    """Returns one colour per class; beyond ten along a rainbow, without ends too dark for either background."""
-    if num_classes <= len(PALETTE):
-        return PALETTE[label % len(PALETTE)]
-    import matplotlib
-
-    return matplotlib.colormaps["turbo"](0.08 + 0.84 * (label + 0.5) / num_classes)

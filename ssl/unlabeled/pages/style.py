@@ -1,9 +1,7 @@
 """CSS of a report's page: for screens and phones, in light and dark mode."""
 
-from unlabeled.pages.plots import PALETTE
+from unlabeled.pages.palette import IN_THE_DARK, PALETTE
 
-# Colours of plots in dark mode: black would be invisible, blue and wine too dark
-DARK_PLOTS = {0: "#4aa8e0", 3: "#f58742", 7: "#e6e8ea", 8: "#9a9a9a", 9: "#d2518a"}
 LIGHT = {
     "ground": "#ffffff",
     "box": "#f5f7f9",
@@ -30,14 +28,14 @@ DARK = {
 }
 
 
-def _variables(colours: dict[str, str], plots: dict[int, str]) -> str:
-    named = colours | {f"colour-{number}": colour for number, colour in plots.items()}
+def _variables(colours: dict[str, str], plots: list[str]) -> str:
+    named = colours | {f"colour-{number}": colour for number, colour in enumerate(plots)}
     return " ".join(f"--{name}: {colour};" for name, colour in named.items())
 
 
 COLOURS = f"""
-:root {{ color-scheme: light dark; {_variables(LIGHT, dict(enumerate(PALETTE)))} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK, DARK_PLOTS)} }} }}
+:root {{ color-scheme: light dark; {_variables(LIGHT, PALETTE)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK, IN_THE_DARK)} }} }}
 """
 STYLE = (
     COLOURS

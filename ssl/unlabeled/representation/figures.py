@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unlabeled.pages.plots import GRID, INK, PALETTE, WIDTH, new_figure, plain_text, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import GRID, INK, WIDTH, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageColor import getrgb
 
 from unlabeled.core.environment import git_state, hash_labels, machine, versions
 from unlabeled.evaluation.evaluate_probes import Row
@@ -16,6 +17,7 @@ from unlabeled.evaluation.reporting.figures import feature_map, label_curve, los
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.results_table import accuracy_table, other_metrics
 from unlabeled.evaluation.reporting.run_summary import chosen_settings, format_reference, headline, report_warnings
+from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.plots import figure_as_svg
 
 CHOSEN = {"C": 0.1, "chosen_on": "train", "holdout": 0.1, "holdout_top1": {"0.1": 70.123456789012}}
@@ -107,7 +109,7 @@ def test_the_loss_curve_has_a_second_panel_only_where_knn_was_measured(tmp_path:
     with Image.open(tmp_path / "both.png") as tall, Image.open(tmp_path / "only.png") as short:
         assert tall.height == 2 * short.height
         colours = {colour for _, colour in tall.convert("RGB").getcolors(100_000) or []}
-        assert (0xD5, 0x5E, 0x00) in colours  # the dashed line of collapse
+        assert getrgb(PALETTE[3]) in colours  # the dashed line of collapse
     text = write_report(tmp_path / "report", ROWS, {}, metrics=both).with_suffix(".md").read_text()
     assert "](loss_curve.png)" in text
 

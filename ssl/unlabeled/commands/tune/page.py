@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from unlabeled.commands.tune.history import Trial, best_trial
 from unlabeled.commands.tune.space import Choices, Interval, Space
 from unlabeled.pages.html import html_page
-from unlabeled.pages.plots import GRID, INK, PALETTE, figure_as_svg, new_figure, plain_text, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import GRID, INK, figure_as_svg, new_figure, plain_text, style_axes
 from unlabeled.pages.style import STYLE
 
 if TYPE_CHECKING:

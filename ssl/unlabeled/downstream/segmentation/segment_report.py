@@ -18,7 +18,7 @@ from unlabeled.downstream.segmentation.label_maps import IGNORED
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.pages.draw import draw_columns
 from unlabeled.pages.html import html_page, inline_png, number_table
-from unlabeled.pages.plots import PALETTE
+from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.style import STYLE
 
 TITLE = "Semantic segmentation"

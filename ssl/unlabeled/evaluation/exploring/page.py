@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from unlabeled.evaluation.exploring.findings import Findings
 from unlabeled.evaluation.exploring.thumbnails import Thumbnails, per_row, sheets
 from unlabeled.evaluation.selection.nearest import usual_similarity
 from unlabeled.pages.html import html_page
-from unlabeled.pages.plots import PALETTE, class_colour
+from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.style import COLOURS
 
 _HERE = Path(__file__).parent
@@ -102,7 +101,7 @@ def _about(found: Findings, made: Thumbnails) -> Mapping[str, Any]:
         "side": made.shape[1],
         "perRow": per_row(made.shape[1]),
         "colours": {
-            "cluster": _spread(_colours(len(found.clusters))),
+            "cluster": _colours(len(found.clusters)),
             "class": _colours(len(found.embeddings.classes)),
             "split": _colours(len(splits)),
             "unusual": _shades(),
@@ -116,18 +115,8 @@ def _path(name: str) -> str:
 
 
 def _colours(count: int) -> list[str]:
-    """Names of variables of the page where the style has them, else colours along a rainbow."""
-    if count <= len(PALETTE):
-        return [f"--colour-{number}" for number in range(count)]
-    return [_hex(class_colour(number, count)) for number in range(count)]
-
-
-def _spread(colours: list[str]) -> list[str]:
-    """Orders the colours of a rainbow so that those of two clusters in a row differ."""
-    if len(colours) <= len(PALETTE):
-        return colours
-    step = next(step for step in range(round(0.38 * len(colours)), len(colours)) if gcd(step, len(colours)) == 1)
-    return [colours[number * step % len(colours)] for number in range(len(colours))]
+    """Names of variables of the page: those of ``class_colour``, in the light and in the dark."""
+    return [f"--colour-{number % len(PALETTE)}" for number in range(count)]
 
 
 def _shades() -> list[str]:

@@ -11,7 +11,8 @@ from unlabeled.core.escaping import in_markdown
 from unlabeled.evaluation.reporting.gallery import ImagesOf
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
-from unlabeled.pages.plots import GRID, INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import GRID, INK, new_figure, style_axes
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import in_table
-from unlabeled.pages.plots import INK, PALETTE, new_figure, plain_text
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import INK, new_figure, plain_text
 from unlabeled.pages.section import Section, plot_section
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 20  # most classes of a readable matrix
 MOST_BESIDE = 12  # most classes of a matrix readable on half a screen
 PAIRS = 20
-DARK = 0.85  # share from which white text is more readable on a cell, in light and dark mode
+STRONGEST = 0.6  # opacity of a full cell: a darker one would leave its number a contrast below 4.5 : 1
 
 
 class ConfusedClasses(NamedTuple):
@@ -70,15 +71,14 @@ def _matrix(counts: Tensor, classes: Sequence[str]) -> "Figure":
     side = max(3.6, 0.36 * len(classes)) + 0.9
     figure = new_figure(side, side + 0.3)
     axes, blue = figure.add_subplot(), to_rgb(PALETTE[0])
-    from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, 1.0)])
+    from_nothing = LinearSegmentedColormap.from_list("from nothing", [(*blue, 0.0), (*blue, STRONGEST)])
     # cells, not an image, so that the page's background shows where a share is small
     axes.pcolormesh(shares.numpy(), cmap=from_nothing, vmin=0.0, vmax=1.0, linewidth=0)
     _name_axes(axes, classes)
     for row, column in (counts > 0).nonzero().tolist():
         share = float(shares[row, column])
-        colour = "#FFFFFF" if share > DARK else INK
         text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=INK, fontsize=8)
     return figure
 
 

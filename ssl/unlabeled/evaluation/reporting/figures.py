@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_utf8
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.pages.plots import GRID, INK, PALETTE, class_colour, new_figure, plain_text, style_axes
+from unlabeled.pages.palette import PALETTE, class_colour
+from unlabeled.pages.plots import GRID, INK, new_figure, plain_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0
     figure = new_figure(5.0)
     axes = figure.add_subplot()
     # in random order: drawn class by class, the last class would lie on top and look purer than it is
-    colours = [class_colour(label, len(classes)) for label in labels.tolist()]
+    colours = [class_colour(label) for label in labels.tolist()]
     axes.scatter(position[:, 0], position[:, 1], s=6 if len(x) > 200 else 20, c=colours, linewidths=0)
     axes.set_title(f"{method} of {len(x):,} test features", loc="left", color=INK, fontsize=11)
     axes.set_xticks([])  # the axes of a map have no unit
@@ -161,7 +162,7 @@ def _legend(figure: "Figure", classes: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     names = [plain_text(name) for name in classes]
-    colours = [class_colour(i, len(classes)) for i in range(len(classes))]
+    colours = [class_colour(i) for i in range(len(classes))]
     dots = [Line2D([], [], marker="o", markersize=5, linestyle="", color=colour) for colour in colours]
     columns = max(1, LEGEND_WIDTH // (max(map(len, names), default=0) + 5))
     figure.legend(

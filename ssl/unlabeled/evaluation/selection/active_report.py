@@ -17,7 +17,8 @@ from unlabeled.evaluation.selection.active_result import TABLE, Active, number, 
 from unlabeled.evaluation.selection.course import Course
 from unlabeled.evaluation.selection.strategies import BEGIN_AT_RANDOM, RANDOM
 from unlabeled.pages.html import html_page, number_table
-from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import INK, new_figure, style_axes
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.pages.style import STYLE
 

@@ -1,7 +1,7 @@
 // Curves as SVG: a small one for a row of the list, and a chart with axes that can be read with the pointer.
 
 const SVG = "http://www.w3.org/2000/svg";
-const COLOURS = [0, 3, 2, 4, 1, 5, 9, 8]; // of the reports' palette, without yellow and black
+const COLOURS = [0, 3, 2, 4, 1, 5, 9, 8]; // of the palette of all pages, without those of ink and of pale lines
 const MARGIN = { left: 50, right: 10, top: 8, bottom: 24 };
 const HEIGHT = 210;
 const FEW = 30; // points that are marked one by one
