@@ -57,7 +57,7 @@ def test_the_mean_over_classes_stands_beside_top1_of_every_probe_and_of_chance_w
         "chance: uniform guess, mean over classes",
     ]
     assert f"{rows[0].metrics[MEAN_PER_CLASS]:.2f}" in accuracy_table(rows)
-    assert not [line for usual in (True, False) for line in other_metrics(rows, usual)[1] if "per class" in line.name]
+    assert not [title for usual in (True, False) for title in other_metrics(rows, usual).titles if "per class" in title]
 
 
 def test_where_classes_are_alike_nothing_is_added() -> None:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.ImageColor import getrgb
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -21,6 +22,7 @@ from unlabeled.objective import Batch
 from unlabeled.objectives.swav import SwAV
 from unlabeled.pages.draw import CAPTION, GAP, TITLE, draw_columns, shrink_images
 from unlabeled.pages.feature_map import THUMBNAIL, draw_map, principal_plane
+from unlabeled.pages.palette import PALETTE
 from unlabeled.training.pictures import Pictures, log_picture, nearest_images
 from unlabeled.training.run import Run
 
@@ -151,9 +153,9 @@ def test_the_map_has_each_image_at_its_place_framed_in_the_colour_of_its_class()
         assert int((flat == value).all(0).sum()) == THUMBNAIL**2
     across = [float((picture == value).all(0).nonzero()[:, 1].float().mean()) for value in (120, 10, 240)]
     assert across[0] - across[1] == pytest.approx(across[1] - across[2], abs=1)
-    for colour, images in (((0, 114, 178), 1), ((230, 159, 0), 1)):  # Okabe and Ito's first two; one has no class
-        framed = (picture == torch.tensor(colour)[:, None, None]).all(0)
-        assert int(framed.sum()) == images * (42**2 - THUMBNAIL**2)
+    for colour in PALETTE[:2]:  # the third image has no class
+        framed = (picture == torch.tensor(getrgb(colour))[:, None, None]).all(0)
+        assert int(framed.sum()) == 42**2 - THUMBNAIL**2
 
 
 def test_images_of_imagenets_size_are_reduced_and_small_ones_are_not() -> None:

@@ -1,9 +1,10 @@
 """Evaluates one checkpoint and writes one report: features, probes, baselines, and the settings behind each number."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from unlabeled.evaluation.heads.kept import HeadContext, write_heads
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.probe import ImageProbe, Probe
 from unlabeled.evaluation.provenance import provenance, trained_epochs
+from unlabeled.evaluation.reporting.details.image_cache import ReportImageCache
+from unlabeled.evaluation.reporting.details.view_pictures import shrunken, view_pictures
 from unlabeled.evaluation.reporting.earlier import read_earlier
-from unlabeled.evaluation.reporting.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.report_sections import ReportImages, best_row, evaluation_images, network_pictures
 from unlabeled.evaluation.reporting.results_table import accuracy_table
@@ -216,6 +218,7 @@ def _collect_images(
         None if evaluation.visualized_objective is None else load_objective(checkpoint, evaluation.visualized_objective)
     )
     attention, pictures = network_pictures(evaluation.backbone, visualized_objective, decode, views, test, seed=0)
+    seen = view_pictures(decode, views, train, seed=0) if checkpoint.config else None
     assert splits.test is not None
     sources = {"train": splits.train, "test": splits.test}
     images = evaluation_images(decode, views)
@@ -223,8 +226,11 @@ def _collect_images(
     def name(split: str, id: int) -> str:
         return sources[split].name(id)
 
+    def small(ids: Sequence[int]) -> Tensor:
+        return decode.small("test", ids, partial(shrunken, views=views))
+
     clusters = _own_clusters(evaluation, test)
-    return ReportImages(splits.test.classes, train, test, images, attention, pictures, name, clusters)
+    return ReportImages(splits.test.classes, train, test, images, attention, pictures, name, small, seen, clusters)
 
 
 def _own_clusters(evaluation: Evaluation, test: Features) -> Tensor | None:

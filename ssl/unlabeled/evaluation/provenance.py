@@ -14,9 +14,12 @@ from unlabeled.data.module import DataModule
 from unlabeled.evaluation.extractor import Extractor
 from unlabeled.weights import Checkpoint, folder_of
 
+PLANNED = ("data", "device", "checks")  # keys of plan.json that a report tells
+
 
 def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
     """Returns everything but what only the command knows, as nested dicts of plain values."""
+    run = folder_of(checkpoint.path)
     return {
         "checkpoint": checkpoint_provenance(checkpoint),
         "data": _of_data(extractor.data),
@@ -25,9 +28,19 @@ def provenance(checkpoint: Checkpoint, extractor: Extractor) -> dict[str, Any]:
         "images_per_second": _speed(extractor),
         "git": git_state(),
         "versions": versions(),
-        "training": read_json(folder_of(checkpoint.path) / "training.json"),
+        "training": read_json(run / "training.json"),
+        "plan": {key: value for key, value in read_json(run / "plan.json").items() if key in PLANNED},
+        "findings": _findings(read_json(run / "health.json")),
         "run_config": checkpoint.config,
     }
+
+
+def _findings(health: dict[str, Any]) -> list[str] | None:
+    """Returns the sentences of the health monitor; None where it did not look."""
+    findings = health.get("findings")
+    if not isinstance(findings, list):
+        return None
+    return [str(each["sentence"]) for each in findings if isinstance(each, dict) and "sentence" in each]
 
 
 def trained_epochs(checkpoint: Checkpoint) -> float | None:

@@ -133,6 +133,13 @@ def welch_test(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(points, (float(interval.low), float(interval.high)), float(found.pvalue))
 
 
+def paired_draws_test(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Returns the two-sided p of Student's paired t-test of two or more draws; None where all differences are equal."""
+    if len(a) < 2 or np.ptp(np.subtract(a, b)) == 0:
+        return None
+    return float(_stats().ttest_rel(a, b).pvalue)
+
+
 def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Corrects each p for the number of tests made (Holm 1979): compare with 0.05 as if it were the only one."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

@@ -29,6 +29,7 @@ class Section:
     html: str
     markdown: str
     wide: bool = False  # takes the whole width of a large screen
+    leads: bool = False  # stands above the numbers
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,20 @@ class Tile:
     right: bool | None = None  # marks it as right or wrong; None: neither
 
 
-def plot_section(figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False) -> Section:
+def plot_section(
+    figure: "Figure", folder: Path, name: str, title: str, words: str, wide: bool = False, leads: bool = False
+) -> Section:
     """Makes a section of one plot, which is also written to ``folder``/``name``.png."""
     drawn = save_figure(figure, folder / f"{name}.png", title)
-    return Section(title, words, f'<div class="scroll">{drawn}</div>', f"![{title}]({name}.png)", wide)
+    return Section(
+        title, words, f'<div class="scroll" tabindex="0">{drawn}</div>', f"![{title}]({name}.png)", wide, leads
+    )
+
+
+def tiles_html(title: str, tiles: Sequence[Tile]) -> str:
+    """Returns a titled row of tiles; ``title`` is plain text."""
+    shown = f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>' if tiles else "<p>none</p>"
+    return f"<h3>{escape(title)}</h3>\n{shown}\n"
 
 
 def tile_html(shown: Tile) -> str:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from unlabeled.backbones.frozen import FrozenNetwork
+from unlabeled.core.environment import machine
 from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
@@ -121,6 +122,7 @@ class Run:
             "precision": describe_precision(str(self.trainer.precision), self.trainer.strategy.root_device),
             "parameters": sum(parameter.numel() for parameter in self.module.objective.parameters()),
             "backbone_parameters": sum(parameter.numel() for parameter in self.module.objective.backbone.parameters()),
+            "machine": machine(),
             "collapsed_at": self.module.objective.collapsed_at(self.module.plan),
         }
         if self.module.objective.uses_labels:

@@ -13,10 +13,23 @@ from PIL.ImageColor import getrgb
 
 from unlabeled.core.environment import git_state, hash_labels, machine, versions
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve, read_metrics
+from unlabeled.evaluation.reporting.chosen import chosen_settings, chosen_tables
+from unlabeled.evaluation.reporting.figures import (
+    draw_feature_map,
+    label_curve,
+    loss_curve,
+    place_features,
+    read_metrics,
+)
 from unlabeled.evaluation.reporting.report import write_report
-from unlabeled.evaluation.reporting.results_table import accuracy_table, other_metrics
-from unlabeled.evaluation.reporting.run_summary import chosen_settings, format_reference, headline, report_warnings
+from unlabeled.evaluation.reporting.results_table import (
+    accuracy_table,
+    format_gain,
+    other_metrics,
+    paired_p,
+    short_names,
+)
+from unlabeled.evaluation.reporting.run_summary import format_reference, headline, report_warnings
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.plots import figure_as_svg
 
@@ -84,6 +97,20 @@ def test_the_report_says_how_the_numbers_came_about(tmp_path: Path) -> None:
     assert "| data | a \\| b |" in text
 
 
+def test_the_page_leads_to_the_configuration_of_its_run_where_that_lies_beside_it(tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    about = {"checkpoint": {"path": run / "checkpoints" / "last.ckpt"}, "run_config": {"batch_size": 8}}
+    assert "config.yaml</a>" not in write_report(run / "report", ROWS, about).read_text()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("batch_size: 8\n")
+    assert '<a href="../config.yaml">' in write_report(run / "report", ROWS, about).read_text()
+    assert '<a href="../../a%20run/config.yaml">' in write_report(tmp_path / "b" / "c", ROWS, about).read_text()
+
+
+def mapped(x: torch.Tensor, labels: torch.Tensor, classes: list[str], seed: int = 0) -> Any:
+    return draw_feature_map(place_features(x, seed), labels, classes)
+
+
 def metrics(path: Path, extra: str = "") -> Path:
     lines = [{"step": s, "epoch": s / 10, "train/loss": 5 - s / 20} for s in range(50)]
     lines += [{"step": s, "epoch": s / 10, "probe/knn_top1": 10.0 + s} for s in range(0, 50, 10)]
@@ -119,7 +146,7 @@ def test_the_feature_map_is_the_same_each_time_and_leaves_the_random_state(n: in
     x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
     labels, names = torch.arange(n) % classes, [f"class {i}" for i in range(classes)]
     before = torch.get_rng_state()
-    first, second = (figure_as_svg(feature_map(x, labels, names), "map") for _ in range(2))
+    first, second = (figure_as_svg(mapped(x, labels, names), "map") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first == second
     assert first.count("<use ") >= n
@@ -127,13 +154,13 @@ def test_the_feature_map_is_the_same_each_time_and_leaves_the_random_state(n: in
 
 @pytest.mark.parametrize("x", [torch.ones(60, 8), torch.randn(60, 1), torch.zeros(60, 8)])
 def test_a_collapsed_network_still_gets_its_map(x: torch.Tensor) -> None:
-    assert "PCA of 60 test features" in figure_as_svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
+    assert "PCA of 60 test features" in figure_as_svg(mapped(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
 
 
 def test_the_map_says_by_which_method_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: None)
     x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
-    assert "t-SNE of 60 test features" in figure_as_svg(feature_map(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
+    assert "t-SNE of 60 test features" in figure_as_svg(mapped(x, torch.arange(60) % 3, ["a", "b", "c"]), "map")
 
 
 def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,15 +176,15 @@ def test_umap_maps_a_thousand_features_or_more_where_it_is_installed(monkeypatch
     monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
     monkeypatch.setattr("unlabeled.evaluation.reporting.figures.find_spec", lambda name: name == "umap")
     x = torch.randn(2500, 6, generator=torch.Generator().manual_seed(0))
-    assert "UMAP of 2,000 test features" in figure_as_svg(
-        feature_map(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map"
+    assert "UMAP of 1,000 test features" in figure_as_svg(
+        mapped(x, torch.arange(2500) % 3, ["a", "b", "c"], seed=7), "map"
     )
     assert asked == [{"random_state": 7, "n_jobs": 1}]
 
 
 def test_a_plot_takes_its_colours_from_the_page_and_refers_to_nothing_outside() -> None:
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    drawn = figure_as_svg(feature_map(x, torch.arange(40) % 10, [f"${i}_2$ <b>" for i in range(10)]), 'a "map"')
+    drawn = figure_as_svg(mapped(x, torch.arange(40) % 10, [f"${i}_2$ <b>" for i in range(10)]), 'a "map"')
     assert 'aria-label="a &quot;map&quot;"' in drawn
     assert "var(--ink)" in drawn
     assert "var(--colour-9)" in drawn
@@ -176,13 +203,77 @@ def test_intervals_and_deviations_stand_beside_their_numbers() -> None:
     assert lines[4] == ["pretrained − random init", "−2.50"]
     assert (
         headline(rows)
-        == "80.00 % ± 1.00 [78.12, 82.00] of 100 test images by knn; −2.50 points against random weights."
+        == "80.00 % ± 1.00 [78.12, 82.00] of 100 test images by k-NN; −2.50 points against random weights."
     )
     assert report_warnings(rows, {}) == ["Pretrained features are no better than those of random weights (knn)."]
 
 
+def test_the_headline_says_the_gain_over_everything_that_is_to_be_beaten() -> None:
+    kinds = {"pretrained": 60.0, "random init": 30.0, "raw pixels": 61.5, "start": 59.0}
+    rows = [Row(kind, "knn/cosine-exp/k=20/T=0.07", top1, n_test=9) for kind, top1 in kinds.items()]
+    assert headline(rows) == (
+        "60.00 % of 9 test images by k-NN 20; +30.00 points against random weights, −1.50 points against raw pixels, "
+        "+1.00 points against the weights at the start."
+    )
+
+
+def test_protocols_have_short_names_and_no_two_of_them_the_same() -> None:
+    knn = "knn/cosine-exp/k={}/T={}"
+    few = "linear/cached-lbfgs-v1/{}/3 draws"
+    names = short_names([knn.format(20, 0.07), knn.format(20, 0.1), knn.format(200, 0.1), few.format("1 per class")])
+    assert list(names.values()) == ["k-NN 20, T=0.07", "k-NN 20, T=0.1", "k-NN 200", "1 label a class"]
+    others = ["linear/cached-lbfgs-v1", few.format("5 per class"), few.format("10%"), "linear/mae-bn-lars", "kmeans/x"]
+    assert list(short_names(others).values()) == [
+        "linear",
+        "5 labels a class",
+        "10% of labels",
+        "linear, mae bn lars",
+        "k-means",
+    ]
+
+
+def test_a_difference_has_the_p_of_the_paired_test_and_is_called_gain_or_loss_only_where_it_is_sure() -> None:
+    labels = torch.zeros(20, dtype=torch.long)
+
+    def right(first: int, last: int) -> torch.Tensor:
+        return torch.tensor([0 if first <= n < last else 1 for n in range(20)])
+
+    ours = Row("pretrained", "linear", 50.0, predictions=right(0, 10))
+    for other, expected in (
+        (Row("raw pixels", "linear", 0.0, predictions=right(0, 0)), ("+50.00", ("p = 0.002",), "gain")),  # 2 / 2¹⁰
+        (Row("raw pixels", "linear", 100.0, predictions=right(0, 20)), ("−50.00", ("p = 0.002",), "loss")),
+        (Row("raw pixels", "linear", 45.0, predictions=right(0, 9)), ("+5.00", ("p = 1",), "")),
+        (Row("raw pixels", "linear", 45.0), ("+5.00", (), "gain")),
+    ):
+        cell = format_gain(ours, other, labels)
+        assert (cell.number, cell.more, cell.kind) == expected
+    drawn = (
+        Row("pretrained", "few", 52.0, draws=[50.0, 52.0, 54.0]),
+        Row("raw pixels", "few", 49.0, draws=[48.0, 49.0, 50.0]),
+    )
+    t = 3 * 3**0.5  # differences 2, 3, 4: mean 3, deviation 1
+    assert paired_p(*drawn, labels) == pytest.approx(1 - t / (2 + t * t) ** 0.5, abs=1e-9)  # of two degrees of freedom
+
+
+def test_what_was_chosen_is_a_table_with_a_line_for_each_kind_of_features() -> None:
+    tried = {"0.1": 70.0}
+    rows = [
+        Row("pretrained", "linear", 50.0, {"C": 0.1, "holdout": 0.1, "tried": tried}),
+        Row("raw pixels", "linear", 40.0, {"C": 1.0, "holdout": 0.1}),
+    ]
+    (table,) = chosen_tables(rows)
+    assert (table.common, table.keys) == ([("holdout", "0.1")], ["C"])
+    assert table.lines == [("pretrained", ["0.1"]), ("raw pixels", ["1"])]
+    assert [(name, json.loads(text)) for name, text in table.folded] == [("tried", {"pretrained": {"tried": tried}})]
+    draws = [{"C": 0.1, "seed": 0, "tried": tried}, {"C": 1.0, "seed": 0, "tried": tried}]
+    (of_draws,) = chosen_tables(
+        [Row("pretrained", "few", 50.0, {"of_each_draw": draws}), Row("raw pixels", "few", 9.0)]
+    )
+    assert (of_draws.keys, of_draws.lines[0]) == (["C", "seed"], ("pretrained", ["0.1, 1", "0"]))
+
+
 def test_the_headline_takes_the_best_known_protocol_and_not_the_best_number() -> None:
-    assert headline(ROWS).startswith("66.67 % of 100 test images by linear.")  # k-NN is at 81.25
+    assert headline(ROWS).startswith("66.67 % of 100 test images by linear; +26.67 points")  # k-NN is at 81.25
     assert headline(ROWS[4:]) == "No pretrained features were evaluated."
 
 
@@ -208,7 +299,7 @@ def test_what_was_chosen_in_each_draw_is_folded_and_not_lost(tmp_path: Path) -> 
     page = write_report(tmp_path, rows, {})
     assert "few: C = 5, tried = {5: 1}; labels of each draw: in results.json" in page.with_suffix(".md").read_text()
     assert "chosen on 20 % of train" in page.read_text()
-    assert "<summary>labels</summary>" in page.read_text()
+    assert "<summary>labels and tried</summary>" in page.read_text()
 
 
 def test_a_doubt_of_many_rows_names_the_first_few() -> None:
@@ -218,21 +309,21 @@ def test_a_doubt_of_many_rows_names_the_first_few() -> None:
     ]
 
 
-def test_further_metrics_of_different_protocols_never_share_a_column() -> None:
+def test_further_metrics_have_a_column_each_and_a_group_of_lines_for_each_protocol() -> None:
     rows = [
         Row("pretrained", "kmeans", 30.0, metrics={"nmi": 0.12345}),
         Row("pretrained", "linear", 50.0, metrics={"aurc_entropy": 0.01, "ece": 0.1, "nmi": 0.5}),
         Row("random init", "linear", 40.0, metrics={"ece": 0.25}),
     ]
-    protocols, lines = other_metrics(rows, usual=True)
-    assert protocols == ["kmeans", "linear"]
-    assert [(line.name, *map(str, line.cells)) for line in lines] == [
-        ("NMI, pretrained", "0.1235", "0.5"),
-        ("ECE, pretrained", "–", "0.1"),
-        ("ECE, random init", "–", "0.25"),
-    ]
-    protocols, (line,) = other_metrics(rows, usual=False)
-    assert (protocols, line.name, *map(str, line.cells)) == (["linear"], "AURC entropy, pretrained", "0.01")
+    usual = other_metrics(rows, usual=True)
+    assert usual.titles == ["NMI", "ECE"]
+    assert {name: [(line.name, *map(str, line.cells)) for line in lines] for name, lines in usual.groups.items()} == {
+        "kmeans": [("pretrained", "0.1235", "–")],
+        "linear": [("pretrained", "0.5", "0.1"), ("random init", "–", "0.25")],
+    }
+    others = other_metrics(rows, usual=False)
+    assert others.titles == ["AURC entropy"]
+    assert [(line.name, *map(str, line.cells)) for line in others.groups["linear"]] == [("pretrained", "0.01")]
 
 
 def test_the_commit_is_that_of_the_code_and_nobodys_else(tmp_path: Path) -> None:

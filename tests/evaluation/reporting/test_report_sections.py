@@ -17,8 +17,12 @@ from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.reporting.calibration_plots import certainty_section, reliability
 from unlabeled.evaluation.reporting.clusters import clusters_section, largest_clusters
 from unlabeled.evaluation.reporting.confusion import confusion_matrix, confusion_section, most_confused
+from unlabeled.evaluation.reporting.details.classes import class_scores, class_section, hardest_pairs, pairs_section
+from unlabeled.evaluation.reporting.details.geometry import effective_rank as rank_of_shares
+from unlabeled.evaluation.reporting.details.geometry import eigenvalue_shares, geometry_sections, pair_similarities
+from unlabeled.evaluation.reporting.details.image_cache import ReportImageCache
+from unlabeled.evaluation.reporting.details.view_pictures import shrunken, view_pictures
 from unlabeled.evaluation.reporting.gallery import choose_queries, neighbour_section
-from unlabeled.evaluation.reporting.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.report_sections import (
     ReportImages,
     best_row,
@@ -31,7 +35,10 @@ from unlabeled.evaluation.uncertainty.calibration import ece
 from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.pages.html import inline_png, inline_thumbnail
 from unlabeled.pages.section import thumbnail
-from unlabeled.views.pipeline import Views
+from unlabeled.representation.spectrum import effective_rank, eigenspectrum
+from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import RandomResizedCrop
+from unlabeled.views.pipeline import ViewGroup, Views
 
 
 def guesses(n: int = 500, classes: int = 7) -> tuple[Tensor, Tensor]:
@@ -157,10 +164,14 @@ def test_a_large_test_set_is_not_searched_as_a_whole_and_few_images_are_loaded(t
     predictions = log_probabilities.argmax(1)
     row = Row("pretrained", "linear", 50.0, predictions=predictions, log_probabilities=log_probabilities)
     made = make_sections(tmp_path, [row], None, None, ReportImages([str(i) for i in range(10)], train, test, image))
-    assert sum(len(ids) for _, ids in image.asked) == 6 * 9 + 3 * 8
+    assert sum(len(ids) for _, ids in image.asked) <= 6 * 9 + 3 * 8 + 5 * 6
     assert [section.title for section in made] == [
         "Map of the test features",
+        "Accuracy of each class",
         "Confusion matrix",
+        "Hardest pairs of classes",
+        "Similarities within and between classes",
+        "Rank and spectrum",
         "Reliability and risk",
         "Nearest training images",
         "Most and least certain test images",
@@ -178,8 +189,73 @@ def test_the_surest_and_least_sure_images_are_those_of_a_sort(tmp_path: Path) ->
     expected = [order[:8], wrong[:8], order[::-1][:8]]
     assert image.asked == [("test", [500 + i for i in rows]) for rows in expected]
     first = wrong[0]
-    said = f"{classes[predictions[first]]}, is {classes[labels[first]]}, {torch.tensor(confidence[first]).exp():.0%}"
-    assert f"- surest mistakes: {said} · test {500 + first};" in made.markdown
+    said = f"{classes[labels[first]]}, taken for {classes[predictions[first]]}"
+    assert (
+        f"- surest mistakes: {said}, {torch.tensor(confidence[first]).exp():.0%} · test {500 + first};" in made.markdown
+    )
+
+
+def test_the_accuracy_of_each_class_is_that_of_a_loop_with_the_worst_first(tmp_path: Path) -> None:
+    log_probabilities, labels = guesses(200)
+    predictions = log_probabilities.argmax(1)
+    expected = []
+    for label in range(7):
+        own = [int(p) == label for p, y in zip(predictions, labels, strict=True) if int(y) == label]
+        expected.append((sum(own) / len(own), label, len(own)))
+    found = class_scores(predictions, labels)
+    assert [(each.accuracy, each.label, each.images) for each in found] == sorted(expected)
+    many = class_section(labels, labels, [f"c{i}" for i in range(7)], "knn")
+    assert many.html.count('class="bar"') == 7
+    half = torch.arange(30).repeat(2)
+    assert class_section(half, half, [str(i) for i in range(30)], "knn").html.count('class="bar"') == 20
+
+
+def test_the_hardest_pairs_are_counted_either_way_and_shown_with_their_true_class(tmp_path: Path) -> None:
+    labels, predictions = torch.tensor([0, 0, 1, 1, 2, 2, 0]), torch.tensor([1, 0, 0, 0, 2, 1, 2])
+    assert hardest_pairs(predictions, labels) == [(0, 1, 3), (0, 2, 1), (1, 2, 1)]
+    image, ids = Recorder(), torch.arange(7) + 10
+    made = pairs_section(predictions, labels, ids, ["a", "b", "<c>"], "knn", image, tmp_path, "{} {}".format)
+    assert made is not None
+    assert image.asked == [("test", [10, 12, 13]), ("test", [16]), ("test", [15])]
+    for said in ("a and b: 3 mistakes", "✗ a, taken for b", "✗ b, taken for a", "✗ &lt;c&gt;, taken for b", "test 15"):
+        assert said in made.html
+    assert pairs_section(labels, labels, ids, ["a", "b", "c"], "knn", image, tmp_path, "{} {}".format) is None
+
+
+def test_similarities_are_those_of_a_loop_and_the_rank_is_that_of_the_room_of_representations(tmp_path: Path) -> None:
+    test = features(40, 3, 0)
+    same, other = pair_similarities(test.x, test.labels)
+    expected: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(40):
+        for j in range(i + 1, 40):
+            cosine = torch.nn.functional.cosine_similarity(test.x[i].double(), test.x[j].double(), dim=0)
+            expected[bool(test.labels[i] == test.labels[j])].append(float(cosine))
+    assert same.tolist() == pytest.approx(expected[True], abs=1e-6)
+    assert other.tolist() == pytest.approx(expected[False], abs=1e-6)
+    shares = eigenvalue_shares(test.x)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert shares.tolist() == pytest.approx((eigenspectrum(test.x) / eigenspectrum(test.x).sum()).tolist(), abs=1e-9)
+    assert rank_of_shares(shares) == pytest.approx(effective_rank(test.x), rel=1e-6)
+    assert rank_of_shares(eigenvalue_shares(torch.ones(9, 4))) == 0
+    assert [made.title for made in geometry_sections(Features(test.x, test.labels * 0, test.ids), tmp_path)] == [
+        "Rank and spectrum"
+    ]
+
+
+def test_views_on_the_report_are_those_that_a_run_draws_and_have_one_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(256, (9, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    groups = [ViewGroup(1, [RandomResizedCrop(size, (0.4, 1.0), (1.0, 1.0), "bilinear", 0.5)]) for size in (16, 8)]
+    views, train = Views(16, groups, None, None, 1.0, "bilinear"), features(3, 3, 0)
+    found = view_pictures(lambda split, ids: [stored[id] for id in ids], views, train, seed=3)
+    assert list(found) == ["image", "view 1, 16 pixels", "view 2, 8 pixels"]
+    assert {tuple(column.shape) for column in found.values()} == {(3, 3, 16, 16)}
+    ids = train.ids[torch.randperm(3, generator=torch.Generator().manual_seed(3))]
+    torch.testing.assert_close(found["image"], stored[ids] / 255)
+    drawn = views(stored[ids], ids, ViewKey(3, 0, 0, 3))
+    torch.testing.assert_close(found["view 1, 16 pixels"], drawn[0].clamp(0, 1))
+    small = shrunken(list(stored[:2]), views)
+    assert (small.shape, small.dtype) == ((2, 3, 32, 32), torch.uint8)
 
 
 def test_a_probe_without_a_mistake_has_none_to_show(tmp_path: Path) -> None:
@@ -239,6 +315,29 @@ def test_images_that_were_shown_once_are_kept_as_long_as_the_data_stay(gib: floa
     assert (first.decoded, second.decoded) == (2, 0 if gib else 2)
     assert look(second, [1, 3]) == [11, 13]
     assert look(changed, [3, 1]) == [53, 51]
+
+
+def test_small_images_are_decoded_once_and_large_ones_of_them_are_not_kept(tmp_path: Path) -> None:
+    source = Counted(
+        torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 3, 8, 8),
+        torch.zeros(40, dtype=torch.long),
+        ["a"],
+        "digit",
+    )
+
+    def small(ids: list[int]) -> list[int]:
+        splits = Splits(source, source, "")
+        images = ReportImageCache(splits, {"test": fingerprint(source)}, TensorCache(str(tmp_path), 1.0))
+        found = images.small("test", ids, lambda some: torch.stack(some)[:, :, :2, :2])
+        images("test", ids[:1])
+        images.keep()
+        assert found.shape[1:] == (3, 2, 2)
+        return found[:, 0, 0, 0].tolist()
+
+    assert small(list(range(39, -1, -1))) == list(range(39, -1, -1))
+    assert source.decoded == 41
+    assert small([5, 39]) == [5, 39]
+    assert source.decoded == 42  # the large one of 5
 
 
 class Paints(Objective):

@@ -17,7 +17,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import Evaluation
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.provenance import provenance
-from unlabeled.evaluation.reporting.image_cache import ReportImageCache
+from unlabeled.evaluation.reporting.details.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.report_sections import evaluation_images
 from unlabeled.evaluation.selection.active_report import write_active
 from unlabeled.evaluation.selection.active_result import Active

@@ -18,7 +18,8 @@ from unlabeled.downstream.detection.average_precision import AveragePrecision
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.pages.draw import draw_columns
 from unlabeled.pages.html import html_page, inline_png, number_table
-from unlabeled.pages.plots import INK, PALETTE, new_figure, style_axes
+from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.plots import INK, new_figure, style_axes
 from unlabeled.pages.section import Section, plot_section
 from unlabeled.pages.style import STYLE
 

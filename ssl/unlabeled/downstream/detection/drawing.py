@@ -11,7 +11,7 @@ from unlabeled.downstream.detection.annotated.images import DetectionImages
 from unlabeled.downstream.detection.annotated.masks import coco_masks
 from unlabeled.downstream.detection.average_precision import Detections
 from unlabeled.pages.draw import font
-from unlabeled.pages.plots import PALETTE
+from unlabeled.pages.palette import PALETTE
 
 SIDE = 256  # pixels of a drawn image
 SURE = 0.5  # least score of a detection that is drawn; torchvision's and detectron2's demonstrations have it

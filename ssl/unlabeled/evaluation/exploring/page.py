@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -16,7 +15,7 @@ from unlabeled.data.source import shared_folder
 from unlabeled.evaluation.exploring.findings import Findings
 from unlabeled.evaluation.exploring.thumbnails import Thumbnails, per_row, sheets
 from unlabeled.evaluation.selection.nearest import usual_similarity
-from unlabeled.pages.html import html_page
+from unlabeled.pages.html import html_page, script_json
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.style import COLOURS
 
@@ -80,7 +79,7 @@ def _data(found: Findings, made: Thumbnails) -> str:
         f'<script type="text/plain" id="{name}">{base64.b64encode(array.tobytes()).decode()}</script>\n'
         for name, array in arrays.items()
     )
-    about = _json(_about(found, made))
+    about = script_json(_about(found, made))
     return f'<script type="application/json" id="about">{about}</script>\n{"".join(blocks)}'
 
 
@@ -127,9 +126,3 @@ def _shades() -> list[str]:
 
 def _hex(colour: Sequence[float]) -> str:
     return "#" + "".join(f"{round(255 * each):02x}" for each in colour[:3])
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    """JSON that ends no script, whatever a name holds."""
-    text = json.dumps(values, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import in_markdown
-from unlabeled.evaluation.reporting.gallery import ImagesOf
+from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, said_of, short_name
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.plots import GRID, INK, new_figure, style_axes
-from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
+from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tiles_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,7 @@ def certainty_section(
     protocol: str,
     image: ImagesOf,
     folder: Path,
+    name: NameOf = "{} {}".format,
 ) -> Section:
     """Shows the eight surest images, surest mistakes and least sure images, also in ``folder``/certain.png.
 
@@ -89,13 +90,15 @@ def certainty_section(
     kinds = {"surest": order[:SHOWN], "surest mistakes": order[wrong][:SHOWN], "least sure": order.flip(0)[:SHOWN]}
     html, markdown, pictures = "", [], {}
     for title, rows in kinds.items():
-        tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image) if len(rows) else []
-        shown = f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>' if tiles else "<p>none</p>"
-        html += f"<h3>{title.capitalize()}</h3>{shown}"
+        tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image, name) if len(rows) else []
+        html += tiles_html(title.capitalize(), tiles)
         markdown.append(f"- {title}: {in_markdown('; '.join(', '.join(each.lines) for each in tiles) or 'none')}")
         pictures[title] = [each.pixels for each in tiles]
     _save(pictures, folder / "certain.png")
-    words = f"By the largest probability of {protocol}; the least sure ones are the best to label next."
+    words = (
+        f"By the largest probability of {protocol}; the least sure ones are the best to label next. Below each picture "
+        "stands its true class."
+    )
     text = "\n".join(["![Most and least certain test images](certain.png)", "", *markdown])
     return Section("Most and least certain test images", words, html, text, wide=True)
 
@@ -108,19 +111,21 @@ def _tiles(
     ids: Tensor,
     classes: Sequence[str],
     image: ImagesOf,
+    name: NameOf,
 ) -> list[Tile]:
     chosen = rows.tolist()
     pixels = image("test", ids[chosen].tolist()).cpu()
     return [
-        _tile(each, classes[int(predictions[row])], classes[int(labels[row])], float(confidence[row]), int(ids[row]))
+        Tile(
+            each,
+            [
+                said_of(classes[int(labels[row])], classes[int(predictions[row])]),
+                f"{float(confidence[row]):.0%} · {short_name(name('test', int(ids[row])))}",
+            ],
+            int(predictions[row]) == int(labels[row]),
+        )
         for row, each in zip(chosen, pixels, strict=True)
     ]
-
-
-def _tile(pixels: Tensor, predicted: str, label: str, confidence: float, id: int) -> Tile:
-    is_right = predicted == label
-    really = [] if is_right else [f"is {label}"]
-    return Tile(pixels, [predicted, *really, f"{confidence:.0%} · test {id}"], is_right)
 
 
 def _save(kinds: dict[str, list[Tensor]], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from unlabeled.core.escaping import in_markdown
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, short_name
-from unlabeled.pages.section import Section, Tile, save_columns, tile_html
+from unlabeled.pages.section import Section, Tile, save_columns, tiles_html
 
 SHOWN, IMAGES = 20, 8  # clusters, and images of each; 160 are loaded (our choice)
 
@@ -73,7 +72,8 @@ def clusters_section(
     empty = log_probabilities.shape[1] - len(found) if len(found) < SHOWN else 0
     words = (
         f"The {len(found)} largest of {log_probabilities.shape[1]} clusters that the method makes without labels, each "
-        f"with the {IMAGES} test images of which it is most certain, and their probability."
+        f"with the {IMAGES} test images of which it is most certain, and their probability. "
+        "Below each picture stands its true class; ✓ marks the class of most of the cluster."
         + (f" {empty} have no test image." if empty else "")
     )
     return Section(
@@ -96,7 +96,4 @@ def _group(
         )
         for pixels, row, p in zip(images, cluster.rows, cluster.probabilities, strict=True)
     ]
-    return (
-        f"<h3>{escape(cluster.title(classes))}</h3>\n"
-        f'<div class="tiles">{"".join(tile_html(tile) for tile in tiles)}</div>\n'
-    )
+    return tiles_html(cluster.title(classes), tiles)

@@ -96,13 +96,13 @@ def _name_axes(axes: "Axes", classes: Sequence[str]) -> None:
 
 
 def _html(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
-    head = "<tr><th>true</th><th>predicted</th><th>images</th><th>of the class</th></tr>"
+    head = "<thead><tr><th>true</th><th>predicted</th><th>images</th><th>of the class</th></tr></thead>"
     rows = "".join(
         f"<tr><td>{escape(classes[p.label])}</td><td>{escape(classes[p.predicted])}</td>"
         f'<td class="number">{p.images:,}</td><td class="number">{p.share:.0%}</td></tr>'
         for p in pairs
     )
-    return f'<div class="scroll"><table>{head}{rows}</table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _markdown(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:

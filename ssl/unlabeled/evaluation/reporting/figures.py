@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,30 +22,49 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW = re.compile(r"/[\d.]+( per class|%)")  # what protocols of few labels have in them
-MOST_POINTS = 2000  # t-SNE takes about 10 s for them on two cores, and more points hide each other
+MOST_POINTS = 1000  # t-SNE takes some seconds for them, more points hide each other, and each has a thumbnail
 FEWEST_FOR_TSNE = 50  # its perplexity of 30 needs more neighbours
 FEWEST_FOR_UMAP = 1000  # compiling it takes 10 to 15 s in every process; t-SNE of fewer points takes 2
 MOST_IN_LEGEND = 20  # classes
 LEGEND_WIDTH = 62  # letters of a line of it
 
 
-def feature_map(x: Tensor, labels: Tensor, classes: Sequence[str], seed: int = 0) -> "Figure":
-    """Draws a 2-D map of test features [N, D], coloured by class; its title names the method.
+class FeatureMap(NamedTuple):
+    """A map of at most 1,000 features: by which method, of which rows, and where each is."""
+
+    method: str
+    rows: Tensor  # int64 [n]
+    positions: Tensor  # float32 [n, 2]
+
+    @property
+    def title(self) -> str:
+        return f"{self.method} of {len(self.rows):,} test features"
+
+
+def place_features(x: Tensor, seed: int = 0) -> FeatureMap:
+    """Places test features [N, D] on a map.
 
     UMAP (McInnes et al. 2018) where umap-learn is installed, else t-SNE (van der Maaten and Hinton 2008), of at most
-    2,000 random rows, scaled to length 1 so that distance means cosine; t-SNE of fewer than 1,000; PCA of fewer than
-    50, and of features that are all equal. Names stand in a legend up to 20 classes. The same input and ``seed``
-    give the same map.
+    1,000 random rows, scaled to length 1 so that distance means cosine; t-SNE of fewer than 1,000; PCA of fewer than
+    50, and of features that are all equal. The same input and ``seed`` give the same map.
     """
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_POINTS]
-    x, labels = normalize(x[rows].float().cpu()), labels[rows].cpu()
-    method, position = project(x, seed)
+    method, position = project(normalize(x[rows.to(x.device)].float().cpu()), seed)
+    return FeatureMap(method, rows, torch.as_tensor(position).float())
+
+
+def draw_feature_map(placed: FeatureMap, labels: Tensor, classes: Sequence[str]) -> "Figure":
+    """Draws the map, coloured by class; its title names the method. Names stand in a legend up to 20 classes.
+
+    ``labels``: int64 [N], of all features.
+    """
+    labels, position = labels.cpu()[placed.rows], placed.positions
     figure = new_figure(5.0)
     axes = figure.add_subplot()
     # in random order: drawn class by class, the last class would lie on top and look purer than it is
     colours = [class_colour(label) for label in labels.tolist()]
-    axes.scatter(position[:, 0], position[:, 1], s=6 if len(x) > 200 else 20, c=colours, linewidths=0)
-    axes.set_title(f"{method} of {len(x):,} test features", loc="left", color=INK, fontsize=11)
+    axes.scatter(position[:, 0], position[:, 1], s=6 if len(labels) > 200 else 20, c=colours, linewidths=0)
+    axes.set_title(placed.title, loc="left", color=INK, fontsize=11)
     axes.set_xticks([])  # the axes of a map have no unit
     axes.set_yticks([])
     axes.spines[:].set_color(GRID)
@@ -81,7 +100,7 @@ def label_curve(rows: Sequence[Row]) -> "Figure | None":
     few = [row for row in rows if _FEW.search(row.protocol) and row.n_train]
     if len({row.n_train for row in few}) < 2:
         return None
-    linear = [row for row in rows if row.protocol.startswith("linear/cached") and row not in few and row.n_train]
+    linear = [row for row in rows if row.protocol.startswith("linear/cached-lbfgs") and row not in few and row.n_train]
     figure = new_figure(3.2)
     axes = figure.add_subplot()
     for number, name in enumerate(dict.fromkeys(row.features for row in few)):
@@ -130,7 +149,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def project(x: Tensor, seed: int) -> tuple[str, Any]:
-    """Projects rows [N, D] onto a plane [N, 2] and names the method: UMAP, t-SNE or PCA, see :func:`feature_map`."""
+    """Projects rows [N, D] onto a plane [N, 2] and names the method: UMAP, t-SNE or PCA, see :func:`place_features`."""
     centred = x - x.mean(dim=0)
     # t-SNE divides by the spread of two principal components, which is 0 for a collapsed network
     if len(x) < FEWEST_FOR_TSNE or x.shape[1] < 2 or float(centred.abs().max()) < 1e-6:

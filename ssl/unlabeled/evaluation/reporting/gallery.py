@@ -81,11 +81,17 @@ def neighbour_section(
         "Nearest training images",
         f"Test images drawn at random, each with the {len(near[0])} training images nearest to it by cosine: up to "
         f"{OF_EACH} whose neighbours vote for the right class, then up to {OF_EACH} where they vote for another. "
-        "Their shares here are not an accuracy.",
+        "Their shares here are not an accuracy. Below each picture stands its true class; ✓ marks neighbours of the "
+        "test image's class.",
         rows,
         "\n".join(["![Nearest training images](neighbours.png)", "", *lines]),
         wide=True,
     )
+
+
+def said_of(label: str, predicted: str) -> str:
+    """Returns the true class, and beside it the predicted one where it is another: alike in every gallery."""
+    return label if label == predicted else f"{label}, taken for {predicted}"
 
 
 def short_name(name: str) -> str:
@@ -96,7 +102,8 @@ def short_name(name: str) -> str:
 
 
 def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[str], name: NameOf) -> str:
-    head = tile_html(Tile(asked, [classes[query.label], short_name(name("test", query.id))], query.right))
+    said = said_of(classes[query.label], classes[query.majority])
+    head = tile_html(Tile(asked, [said, short_name(name("test", query.id))], query.right))
     each = zip(near, query.ids, query.labels, query.cosines, strict=True)
     tiles = "".join(
         tile_html(

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from unlabeled.core.escaping import escaped, in_markdown, in_table
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
-from unlabeled.evaluation.reporting.results_table import accuracy_table, markdown_table, other_metrics
+from unlabeled.evaluation.reporting.chosen import chosen_settings
+from unlabeled.evaluation.reporting.results_table import MetricsTable, accuracy_table, markdown_table, other_metrics
 from unlabeled.pages.section import Section
 
 TITLE = "Evaluation of frozen features"
@@ -18,13 +22,14 @@ def markdown(
     provenance: Mapping[str, Any],
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
+    labels: Tensor | None = None,
 ) -> str:
-    """Returns the text of report.md; its pictures lie beside it."""
+    """Returns the text of report.md; its pictures lie beside it. ``labels`` of the test images: for paired tests."""
     warnings = run_summary.report_warnings(rows, provenance, references)
     parts = [
         f"# {TITLE}",
         _lines(run_summary.headline(rows)),
-        accuracy_table(rows),
+        accuracy_table(rows, labels),
         _lines(run_summary.measurement_notes(rows)),
     ]
     parts += ["## Warnings", "\n".join(f"- {in_markdown(warning)}" for warning in warnings)] if warnings else []
@@ -42,9 +47,13 @@ def _lines(text: str) -> str:
 
 
 def _further(rows: Sequence[Row]) -> list[str]:
-    tables = [other_metrics(rows, usual) for usual in (True, False)]
-    shown = [markdown_table(["metric", *protocols], lines) for protocols, lines in tables if lines]
+    shown = [_metrics(table) for table in (other_metrics(rows, True), other_metrics(rows, False)) if table.groups]
     return ["## Further metrics", *shown] if shown else []
+
+
+def _metrics(table: MetricsTable) -> str:
+    lines = [replace(line, name=f"{line.name}, {name}") for name, group in table.groups.items() for line in group]
+    return markdown_table(["features", *table.titles], lines)
 
 
 def _references(references: Sequence[run_summary.Reference]) -> str:
@@ -53,7 +62,7 @@ def _references(references: Sequence[run_summary.Reference]) -> str:
 
 def _chosen(rows: Sequence[Row]) -> str:
     lines = []
-    for choice in run_summary.chosen_settings(rows):
+    for choice in chosen_settings(rows):
         rest = f"; {' and '.join(choice.lists)} of each draw: in results.json" if choice.lists else ""
         lines.append(f"- **{choice.features}**, {in_markdown(choice.protocol)}: {in_markdown(choice.values)}{rest}")
     return "\n".join(lines)

@@ -1,17 +1,32 @@
-"""Writes the report as one HTML file: pictures inside, no script, nothing that is fetched."""
+"""Writes the report as one HTML file: pictures and script inside, nothing that is fetched."""
 
+import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting import run_summary
+from unlabeled.evaluation.reporting.chosen import chosen_tables
+from unlabeled.evaluation.reporting.details.pretraining import plan_sentences, pretraining_facts
 from unlabeled.evaluation.reporting.markdown import TITLE
-from unlabeled.evaluation.reporting.results_table import GAINS, ResultLine, accuracy_grid, other_metrics
+from unlabeled.evaluation.reporting.results_table import accuracy_grid, other_metrics, short_names
 from unlabeled.pages.html import html_page
-from unlabeled.pages.parts import Part, breakable, contents, doubts, folded, part_html, part_of_section, text_table
+from unlabeled.pages.parts import Part, breakable, contents, doubts, part_html, part_of_section, text_table
 from unlabeled.pages.section import Section
 from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import macros
+
+_FOLDER = Path(__file__).parent / "templates"
+_TEMPLATE = _FOLDER / "report.html"
+PAIRED = (
+    "p of a difference: McNemar's exact test of the same test images, or Student's paired test of the same draws of "
+    "labels; not corrected for the number of columns. A difference with p from 0.05 on has no colour."
+)
 
 
 def page(
@@ -19,19 +34,41 @@ def page(
     provenance: Mapping[str, Any],
     sections: Sequence[Section],
     references: Sequence[run_summary.Reference],
+    labels: Tensor | None = None,
+    config: str | None = None,
 ) -> str:
-    """Returns the text of report.html."""
+    """Returns the text of report.html.
+
+    Args:
+        rows: the measured numbers.
+        provenance: plain values.
+        sections: plots and pictures, in their order.
+        references: published numbers.
+        labels: int64 [N] of the test images, for paired tests.
+        config: address of the run's config.yaml, from the page's folder.
+    """
     parts = [
-        *_results(rows),
+        *(part_of_section(each) for each in sections if each.leads),
+        *_results(rows, labels),
         *doubts("Warnings", run_summary.report_warnings(rows, provenance, references)),
-        *_further(rows),
+        *(part_of_section(each) for each in sections if not each.leads),
+        *_pretraining(provenance, config),
         *_references(references),
-        *map(part_of_section, sections),
+        *_further(rows),
         *_chosen(rows),
         _facts(provenance),
     ]
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     body = f"<main>{_opening(rows, provenance)}{contents(parts)}{''.join(map(part_html, parts))}</main>"
-    return html_page(f"{TITLE}: {_name(provenance)}", STYLE, body)
+    title = f"{TITLE}: {_name(provenance)}"
+    return html_page(title, STYLE, f"{body}<script>{script}</script>", _policy(script))
+
+
+def _policy(script: str) -> str:
+    """Lets the browser run this script and load nothing from anywhere, whatever a name may hold."""
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
+    return f"<meta http-equiv=\"Content-Security-Policy\" content=\"{allowed}; base-uri 'none'; form-action 'none'\">"
 
 
 def _name(provenance: Mapping[str, Any]) -> str:
@@ -42,45 +79,29 @@ def _name(provenance: Mapping[str, Any]) -> str:
 def _opening(rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
     data = provenance.get("data")
     description = data.get("description", "") if isinstance(data, Mapping) else data
-    under = [_name(provenance), str(description or ""), str(provenance.get("date", ""))]
-    quiet = " · ".join(breakable(text) for text in under if text)
-    headline = f'<p class="headline">{breakable(run_summary.headline(rows))}</p>'
-    return f'<header><h1>{TITLE}</h1><p class="quiet">{quiet}</p>{headline}</header>'
+    under = [_name(provenance), str(description or ""), str(provenance.get("date", "")).replace("T", " ")]
+    opening: str = macros(_TEMPLATE).opening(TITLE, [text for text in under if text], run_summary.headline(rows))
+    return opening
 
 
-def _results(rows: Sequence[Row]) -> list[Part]:
-    protocols, lines = accuracy_grid(rows)
+def _results(rows: Sequence[Row], labels: Tensor | None) -> list[Part]:
+    protocols, lines = accuracy_grid(rows, labels)
     if not protocols:
         return []
-    shown = _numbers("top-1, %", protocols, lines)
-    return [Part("Results", f"{shown}<p>{escape(run_summary.measurement_notes(rows))}</p>")]
-
-
-def _numbers(corner: str, protocols: Sequence[str], lines: Sequence[ResultLine]) -> str:
-    head = "".join(f'<th class="number" scope="col">{breakable(each)}</th>' for each in protocols)
-    body = "".join(_line(line) for line in lines)
-    table = f'<table class="results"><thead><tr><th>{corner}</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'
-
-
-def _line(line: ResultLine) -> str:
-    kind = {"pretrained": ' class="ours"', **dict.fromkeys(GAINS.values(), ' class="gain"')}.get(line.name, "")
-    cells = "".join(
-        f'<td class="number">{cell.number}{"".join(f"<small>{escape(more)}</small>" for more in cell.more)}</td>'
-        for cell in line.cells
-    )
-    return f'<tr{kind}><th scope="row">{escape(line.name)}</th>{cells}</tr>'
+    tested = any(more.startswith("p ") for line in lines for cell in line.cells for more in cell.more)
+    notes = [run_summary.measurement_notes(rows), *([PAIRED] if tested else [])]
+    return [Part("Results", macros(_TEMPLATE).results("top-1, %", protocols, short_names(protocols), lines, notes))]
 
 
 def _further(rows: Sequence[Row]) -> list[Part]:
     usual, others = (_metrics(rows, usual) for usual in (True, False))
     further = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
-    return [Part("Further metrics", usual + further)] if usual or further else []
+    return [Part("Further metrics", usual + further, "wide")] if usual or further else []
 
 
 def _metrics(rows: Sequence[Row], usual: bool) -> str:
-    protocols, lines = other_metrics(rows, usual)
-    return _numbers("metric", protocols, lines) if lines else ""
+    table = other_metrics(rows, usual)
+    return str(macros(_TEMPLATE).metrics(table, short_names([*table.groups]))) if table.groups else ""
 
 
 def _references(references: Sequence[run_summary.Reference]) -> list[Part]:
@@ -89,21 +110,23 @@ def _references(references: Sequence[run_summary.Reference]) -> list[Part]:
 
 
 def _chosen(rows: Sequence[Row]) -> list[Part]:
-    lines = [
-        [breakable(each.features), breakable(each.protocol), breakable(each.values) + _lists(each.lists)]
-        for each in run_summary.chosen_settings(rows)
-    ]
-    head = ["features", "protocol", "hyper-parameters, and what they were chosen on"]
-    return [Part("Chosen hyper-parameters", text_table(head, lines))] if lines else []
+    tables = chosen_tables(rows)
+    names = short_names([table.protocol for table in tables])
+    return [Part("Chosen hyper-parameters", macros(_TEMPLATE).chosen(tables, names))] if tables else []
 
 
-def _lists(lists: Mapping[str, Any]) -> str:
-    return folded(" and ".join(key.replace("_", " ") for key in lists), lists) if lists else ""
+def _pretraining(provenance: Mapping[str, Any], config: str | None) -> list[Part]:
+    facts = pretraining_facts(provenance)
+    plan, findings = plan_sentences(provenance.get("plan") or {}), provenance.get("findings")
+    told = ["Nothing to warn of."] if findings == [] else findings or []
+    html = macros(_TEMPLATE).pretrained(facts, config, plan, told)
+    return [Part("How it was pretrained", html)] if facts else []
 
 
 def _facts(provenance: Mapping[str, Any]) -> Part:
-    table = text_table(
-        ["what", "value"], [list(map(breakable, fact)) for fact in run_summary.provenance_facts(provenance)]
-    )
-    below = "".join(folded(key, provenance[key]) for key in run_summary.FOLDED if provenance.get(key))
-    return Part("Provenance", table + below)
+    folded = [
+        (key, json.dumps(provenance[key], indent=2, ensure_ascii=False))
+        for key in run_summary.FOLDED
+        if provenance.get(key)
+    ]
+    return Part("Provenance", macros(_TEMPLATE).facts(run_summary.provenance_groups(provenance), folded))

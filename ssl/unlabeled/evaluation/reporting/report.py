@@ -1,9 +1,11 @@
 """Writes the results, every number with its protocol: results.json for programs, a page for people."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unlabeled.core.environment import plain_values
 from unlabeled.core.writing import write_atomic
@@ -12,6 +14,7 @@ from unlabeled.evaluation.reporting.earlier import Earlier
 from unlabeled.evaluation.reporting.markdown import markdown
 from unlabeled.evaluation.reporting.page import page
 from unlabeled.evaluation.reporting.report_sections import ReportImages, make_sections
+from unlabeled.weights import folder_of
 
 
 def write_report(
@@ -51,6 +54,18 @@ def write_report(
     shown = make_sections(folder, rows, metrics, collapsed_at, report_images)
     past = earlier.section() if earlier else None
     shown += [past] if past else []
-    write_atomic(folder / "report.md", markdown(rows, results["provenance"], shown, references))
-    write_atomic(folder / "report.html", page(rows, results["provenance"], shown, references))
+    labels = report_images.test.labels if report_images else None
+    told, config = results["provenance"], _config(folder, provenance)
+    write_atomic(folder / "report.md", markdown(rows, told, shown, references, labels))
+    write_atomic(folder / "report.html", page(rows, told, shown, references, labels, config))
     return folder / "report.html"
+
+
+def _config(folder: Path, provenance: Mapping[str, Any]) -> str | None:
+    """Returns the address of the run's config.yaml from the report's folder; None where there is none."""
+    checkpoint = provenance.get("checkpoint")
+    path = checkpoint.get("path") if isinstance(checkpoint, Mapping) else None
+    config = None if path is None else folder_of(Path(path)) / "config.yaml"
+    return (
+        quote(os.fsencode(os.path.relpath(config, folder))) if config is not None and os.path.isfile(config) else None
+    )

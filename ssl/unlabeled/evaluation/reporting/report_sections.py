@@ -1,7 +1,7 @@
 """Makes the sections of the report besides numbers: images and plots, for the page and for Markdown."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,14 +14,18 @@ from unlabeled.evaluation.reporting.attention import attention_pictures
 from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
 from unlabeled.evaluation.reporting.clusters import clusters_section
 from unlabeled.evaluation.reporting.confusion import confusion_section
-from unlabeled.evaluation.reporting.figures import feature_map, label_curve, loss_curve
-from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section
-from unlabeled.evaluation.reporting.image_cache import Decode
+from unlabeled.evaluation.reporting.details.classes import class_section, pairs_section
+from unlabeled.evaluation.reporting.details.geometry import geometry_sections
+from unlabeled.evaluation.reporting.details.image_cache import Decode
+from unlabeled.evaluation.reporting.details.points import MapPoints, Thumbnails, points_html
+from unlabeled.evaluation.reporting.figures import draw_feature_map, label_curve, loss_curve, place_features
+from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section, short_name
 from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.views.pipeline import Views
 
 PICTURES = 6  # images with attention and reconstructions
+FEW_COLUMNS = 4  # columns up to which several images stand side by side
 
 
 @dataclass
@@ -35,6 +39,8 @@ class ReportImages:
     attention: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of attention_pictures
     pictures: dict[str, Tensor] | None = None  # likewise, of reconstructions
     name: NameOf = "{} {}".format  # of an image, by split and id
+    small: Thumbnails | None = None  # of the map
+    views: dict[str, Tensor] | None = None  # columns [n, 3, h, w] in [0, 1], of training images
     clusters: Tensor | None = None  # log probabilities of the test images [N, C], by the method's own clusters
 
 
@@ -107,7 +113,7 @@ def make_sections(
     by_labels = label_curve(rows)
     if by_labels is not None:
         words = "Accuracy with few labelled images, mean of the draws and their range."
-        made.append(plot_section(by_labels, folder, "labels", "Accuracy by labels", words))
+        made.append(plot_section(by_labels, folder, "labels", "Accuracy by labels", words, leads=True))
     return (
         made
         if report_images is None
@@ -132,18 +138,18 @@ def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
 
 def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path) -> list[Section]:
     train, test, classes = report_images.train, report_images.test, report_images.classes
-    words = (
-        "Each dot is a test image; dots that lie together have similar features. Axes and distances between groups "
-        "have no meaning."
-    )
-    picture = feature_map(test.x, test.labels, classes)
-    made = [plot_section(picture, folder, "feature_map", "Map of the test features", words)]
+    predicted = best_row(rows, lambda row: row.predictions is not None)
+    made = [_map_section(report_images, predicted, folder)]
     if report_images.clusters is not None:
         clusters, name = report_images.clusters, report_images.name
         made.append(clusters_section(clusters, test, classes, report_images.image, folder, name))
-    predicted = best_row(rows, lambda row: row.predictions is not None)
     if predicted is not None and predicted.predictions is not None:
+        made.append(class_section(predicted.predictions, test.labels, classes, predicted.protocol))
         made.append(confusion_section(predicted.predictions, test.labels, classes, predicted.protocol, folder))
+        of_mistakes = predicted.predictions, test.labels, test.ids, classes, predicted.protocol
+        pairs = pairs_section(*of_mistakes, report_images.image, folder, report_images.name)
+        made += [pairs] if pairs else []
+    made += geometry_sections(test, folder)
     sure = best_row(rows, lambda row: row.predictions is not None and row.log_probabilities is not None)
     if sure is not None and sure.log_probabilities is not None:
         made.append(calibration_section(sure.log_probabilities, test.labels, sure.protocol, folder))
@@ -159,9 +165,27 @@ def _of_features(report_images: ReportImages, rows: Sequence[Row], folder: Path)
                 sure.protocol,
                 report_images.image,
                 folder,
+                report_images.name,
             )
         )
     return made
+
+
+def _map_section(report_images: ReportImages, predicted: Row | None, folder: Path) -> Section:
+    test, classes = report_images.test, report_images.classes
+    placed = place_features(test.x)
+    words = (
+        f"{placed.title}. Each dot is a test image; dots that lie together have similar features. Axes and distances "
+        "between groups have no meaning. Point at a dot, or use the arrow keys, to see its image."
+    )
+    title = "Map of the test features"
+    section = plot_section(draw_feature_map(placed, test.labels, classes), folder, "feature_map", title, words)
+    ids, rows = test.ids.cpu()[placed.rows].tolist(), placed.rows
+    said = None if predicted is None or predicted.predictions is None else predicted.predictions.cpu()[rows].tolist()
+    small = None if report_images.small is None else report_images.small(ids)
+    names = [short_name(report_images.name("test", id)) for id in ids]
+    points = MapPoints(placed.positions, test.labels.cpu()[rows].tolist(), names, said, small)
+    return replace(section, html=points_html(points, classes, placed.title))
 
 
 def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
@@ -172,6 +196,10 @@ def _of_network(report_images: ReportImages, folder: Path) -> list[Section]:
     made = []
     if report_images.attention:
         made.append(image_columns_section(report_images.attention, folder, "attention", "Attention over images", words))
+    if report_images.views:
+        words_of_views = "Training images and the views of them that the method saw, with one random draw for each."
+        views = report_images.views
+        made.append(image_columns_section(views, folder, "views", "Views of training images", words_of_views))
     if report_images.pictures:
         words = "What the method makes of test images, with one random draw for each."
         made.append(image_columns_section(report_images.pictures, folder, "reconstructions", "Reconstructions", words))
@@ -183,7 +211,8 @@ def image_columns_section(columns: dict[str, Tensor], folder: Path, name: str, t
     save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
     groups = zip(*columns.values(), strict=True)
     html = "".join(_group(dict(zip(columns, images, strict=True))) for images in groups)
-    return Section(title, words, f'<div class="groups">{html}</div>', f"![{title}]({name}.png)", wide=True)
+    kind = "groups many" if len(columns) > FEW_COLUMNS else "groups"
+    return Section(title, words, f'<div class="{kind}">{html}</div>', f"![{title}]({name}.png)", wide=True)
 
 
 def _group(images: dict[str, Tensor]) -> str:

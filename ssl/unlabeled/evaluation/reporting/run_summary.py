@@ -2,31 +2,41 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.reporting.report_sections import best_row
-from unlabeled.evaluation.reporting.results_table import format_signed, format_uncertainty
+from unlabeled.evaluation.reporting.results_table import format_signed, format_uncertainty, short_names
 
-FOLDED = ("run_config", "config", "settings")  # parts of the provenance that are long: folded on the page
+# Parts of the provenance that are long: folded on the page
+FOLDED = ("run_config", "config", "settings", "plan", "findings")
 FIRST = ("command", "date", "seconds", "images_per_second", "checkpoint", "git", "machine", "versions", "data")
 LABELS = "LABELS WERE USED: the network was trained with labels; compare it with no method that sees none."
 CORRUPT_LISTED = 3  # names listed in a warning
 MOST_LISTED = 4  # rows listed in a warning
+BEATEN = {
+    "random init": "random weights",
+    "raw pixels": "raw pixels",
+    "start": "the weights at the start",
+}
 Reference = Mapping[str, Any]  # as references_for gives it
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """States the result in one sentence, of the best-known protocol."""
+    """States the result in one sentence, of the best-known protocol, against all that it has to beat."""
     row = best_row(rows, lambda row: True)
     if row is None:
         return "No pretrained features were evaluated."
-    random = [other for other in rows if (other.features, other.protocol) == ("random init", row.protocol)]
+    beside = {other.features: other.top1 for other in rows if other.protocol == row.protocol}
+    gains = [
+        f"{format_signed(row.top1 - beside[features])} points against {name}"
+        for features, name in BEATEN.items()
+        if features in beside
+    ]
     sure = " ".join(format_uncertainty(row))
-    gain = f"; {format_signed(row.top1 - random[0].top1)} points against random weights" if random else ""
-    start = [other for other in rows if (other.features, other.protocol) == ("start", row.protocol)]
-    gain += f", {format_signed(row.top1 - start[0].top1)} against the weights at the start" if start else ""
-    return f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {row.protocol}{gain}."
+    name = short_names([row.protocol])[row.protocol]
+    told = f"{row.top1:.2f} % {sure + ' ' if sure else ''}of {row.n_test:,} test images by {name}"
+    return "; ".join([told, *([", ".join(gains)] if gains else [])]) + "."
 
 
 def report_warnings(
@@ -117,7 +127,7 @@ def measurement_notes(rows: Sequence[Row]) -> str:
 
 def _choices(row: Row) -> list[Mapping[str, Any]]:
     """Returns the values chosen for a row, and in each of its draws."""
-    of_draws = [each for value in row.chosen.values() if _is_list_of_mappings(value) for each in value]
+    of_draws = [each for value in row.chosen.values() if is_list_of_mappings(value) for each in value]
     return [row.chosen, *of_draws]
 
 
@@ -129,34 +139,6 @@ def _plus_minus_note(rows: Sequence[Row]) -> str:
     return (interval if any(row.interval for row in rows) else "") + deviation
 
 
-class ChosenSettings(NamedTuple):
-    """The hyper-parameters of one number, with the images that they were chosen on."""
-
-    features: str
-    protocol: str
-    values: str
-    lists: dict[str, Any]  # values too long for a line: one entry per draw
-
-
-def chosen_settings(rows: Sequence[Row]) -> list[ChosenSettings]:
-    """Returns one entry for each row but those of chance."""
-    found = []
-    for row in rows:
-        if row.features != "chance":
-            lists = {key: value for key, value in row.chosen.items() if _is_list_of_mappings(value)}
-            values = ", ".join(
-                f"{key} = {format_value(value)}" for key, value in row.chosen.items() if key not in lists
-            )
-            found.append(
-                ChosenSettings(row.features, row.protocol, values or ("in each draw" if lists else "nothing"), lists)
-            )
-    return found
-
-
-def _is_list_of_mappings(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
-
-
 def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns the provenance as flat pairs, the most important first; without the folded parts."""
     order = [key for key in FIRST if key in provenance] + [key for key in provenance if key not in FIRST]
@@ -164,6 +146,15 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     if said.get("images_per_second", 0) is None:
         said["images_per_second"] = "no image was read, all features came from the cache"
     return flatten(said)
+
+
+def provenance_groups(provenance: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Returns the provenance by its first keys; single values come first, under ``this evaluation``."""
+    groups: dict[str, list[tuple[str, str]]] = {"this evaluation": []}
+    for key, value in provenance_facts(provenance):
+        group, dot, rest = key.partition(".")
+        groups.setdefault(group if dot else "this evaluation", []).append((rest if dot else key, value))
+    return groups
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -188,6 +179,11 @@ def format_reference(each: Reference) -> list[str]:
 
 
 REFERENCE_HEAD = ["recipe", "published by", "here by", "published", "here", "difference", "what differs", "source"]
+
+
+def is_list_of_mappings(value: Any) -> bool:
+    """Says whether a value has one entry for each draw."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
 def format_value(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from unlabeled.data.source import Splits
@@ -9,6 +10,7 @@ from unlabeled.evaluation.cache import TensorCache, code_hash
 
 Decode = Callable[[str, Sequence[int]], list[Tensor]]  # "train" or "test" and ids in it → uint8 [3, h, w] each
 MOST = 500  # images kept per data set, enough for about five reports
+SMALL, AT_ONCE = ", small", 32  # ending of a small image's name, and images that are made small together
 
 
 class ReportImageCache:
@@ -26,16 +28,31 @@ class ReportImageCache:
         self._key = {"shown images of": dict(prints), "code": code_hash()}
         found = None if self._cache is None else self._cache.get(self._key)
         self._images = {} if found is None else found[0]
+        self._small = {name: image for name, image in self._images.items() if name.endswith(SMALL)}
+        self._images = {name: image for name, image in self._images.items() if name not in self._small}
         self._new = False
 
     def __call__(self, split: str, ids: Sequence[int]) -> list[Tensor]:
         """Returns images in the order of ``ids``."""
         return [self._one(split, id) for id in ids]
 
+    def small(self, split: str, ids: Sequence[int], shrink: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Returns small images [n, 3, h, w] in the order of ``ids``; the large ones are not kept.
+
+        ``shrink`` makes them, uint8, of a few decoded images; it must be the same each time.
+        """
+        missing = [id for id in ids if f"{split} {id}{SMALL}" not in self._small]
+        for first in range(0, len(missing), AT_ONCE):
+            some = missing[first : first + AT_ONCE]
+            made = shrink([self._sources[split].decode(id) for id in some])
+            self._small |= {f"{split} {id}{SMALL}": image.clone() for id, image in zip(some, made, strict=True)}
+            self._new = True
+        return torch.stack([self._small[f"{split} {id}{SMALL}"] for id in ids])
+
     def keep(self) -> None:
         """Writes the decoded images, for the next report."""
         if self._new and self._cache is not None:
-            self._cache.put(self._key, dict(list(self._images.items())[-MOST:]))
+            self._cache.put(self._key, dict(list(self._images.items())[-MOST:]) | self._small)
 
     def _one(self, split: str, id: int) -> Tensor:
         name = f"{split} {id}"

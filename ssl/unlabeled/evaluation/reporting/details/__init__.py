@@ -1,0 +1,1 @@
+"""Sections of the report that go into detail: pretraining, classes, the geometry of the features, the map."""
