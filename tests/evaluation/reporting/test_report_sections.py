@@ -217,7 +217,14 @@ def test_the_hardest_pairs_are_counted_either_way_and_shown_with_their_true_clas
     made = pairs_section(predictions, labels, ids, ["a", "b", "<c>"], "knn", image, tmp_path, "{} {}".format)
     assert made is not None
     assert image.asked == [("test", [10, 12, 13]), ("test", [16]), ("test", [15])]
-    for said in ("a and b: 3 mistakes", "✗ a, taken for b", "✗ b, taken for a", "✗ &lt;c&gt;, taken for b", "test 15"):
+    for said in (
+        "a and b: 3 mistakes",
+        "b and &lt;c&gt;: 1 mistake<",
+        "✗ a, taken for b",
+        "✗ b, taken for a",
+        "✗ &lt;c&gt;, taken for b",
+        "test 15",
+    ):
         assert said in made.html
     assert pairs_section(labels, labels, ids, ["a", "b", "c"], "knn", image, tmp_path, "{} {}".format) is None
 

@@ -103,7 +103,9 @@ def _earlier_note(rows: Sequence[Row]) -> str:
     """Says which numbers an earlier evaluation has measured."""
     dates = [row.measured for row in rows if row.measured]
     old = {row.protocol: row.measured[:10] for row in rows if row.measured and row.measured != max(dates)}
-    told = ", ".join(f"{protocol} on {date}" for protocol, date in old.items())
+    names = short_names([*old])
+    days = {day: [names[protocol] for protocol in old if old[protocol] == day] for day in old.values()}
+    told = "; ".join(f"{', '.join(each)} on {day}" for day, each in days.items())
     return f"Measured earlier, of the same checkpoint and images: {told}. " if told else ""
 
 

@@ -73,7 +73,7 @@ def pairs_section(
         wrong = ((labels == a) & (predictions == b)) | ((labels == b) & (predictions == a))
         rows = wrong.nonzero().flatten()[:EXAMPLES].tolist()
         pixels = list(image("test", ids[rows].tolist()).cpu())
-        title = f"{classes[a]} and {classes[b]}: {count:,} mistakes"
+        title = f"{classes[a]} and {classes[b]}: {count:,} mistake{'s' * (count > 1)}"
         tiles = zip(rows, pixels, strict=True)
         html += tiles_html(title, [_tile(*each, predictions, labels, ids, classes, name) for each in tiles])
         lines.append(f"{number}. {in_table(title)}")
