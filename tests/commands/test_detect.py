@@ -14,6 +14,7 @@ from tests.downstream.shapes import write_coco
 FEW: dict[str, Any] = {
     "detection": "small",
     "detection.neck": "c4",  # the smallest heads
+    "detection.width": 8,
     "detection.steps": 2,
     "detection.batch_size": 2,
     "detection.warmup_steps": 1,

@@ -26,6 +26,7 @@ from unlabeled.training.checkpoints import CheckpointFolder
 
 VALUES: dict[str, Any] = {
     **{"neck": "fpn", "masks": True, "batchnorm": "trained", "head_norm": None, "anchor": None},
+    **{"width": 8, "proposals": 20, "regions": 16},
     **{"steps": 6, "batch_size": 2, "images_per_pass": None, "layer_decay": None, "drop_path": 0.0},
     **{"optimizer": partial(torch.optim.SGD, momentum=0.9), "lr": 0.02, "weight_decay": 1e-4},
     **{"warmup_steps": 2, "warmup_factor": 0.1, "milestones": [4, 5], "gamma": 0.1, "clip_norm": 1.0},

@@ -59,6 +59,8 @@ def build_detector(network: Network, recipe: DetectionRecipe, classes: int, mask
     mean, std = colours_of(network)
     heads = VITDET if neck == "vitdet" else Heads()
     given = {"norm": recipe.head_norm, "anchor": recipe.anchor}
+    given |= {"width": recipe.width, "hidden": recipe.width and 4 * recipe.width}
+    given |= {"proposals": recipe.proposals, "regions": recipe.regions}
     heads = Heads(**vars(heads) | {key: value for key, value in given.items() if value is not None})
     square = recipe.size if neck == "vitdet" else None
     inputs = Inputs((recipe.test_size,), recipe.longest, False, square, mean, std)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from unlabeled.core.ranges import (
+    Channels,
     Count,
     Increasing,
     LearningRate,
@@ -38,6 +39,9 @@ class DetectionRecipe:
         masks: whether there is a mask head; None: where every object of the training images has a mask.
         batchnorm: whether the backbone's BatchNorms are trained or frozen.
         head_norm: of the heads and the pyramid; None: as the neck's paper has it.
+        width: channels of the pyramid's maps and of the heads; a quarter of the box head's linear layers. None: 256.
+        proposals: of an image in training, before and after suppression; None: 2000.
+        regions: of them that the box head is trained with; None: 512.
         anchor: side of a level's anchors in strides of the level; None: 8.
         steps: optimizer steps.
         batch_size: images of a step.
@@ -65,6 +69,9 @@ class DetectionRecipe:
     masks: bool | None
     batchnorm: Literal["trained", "frozen"]
     head_norm: Literal["none", "batch", "layer"] | None
+    width: Channels | None
+    proposals: Count | None
+    regions: Count | None
     anchor: Positive | None
     steps: Count
     batch_size: Count
