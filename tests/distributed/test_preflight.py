@@ -196,7 +196,7 @@ def test_a_sum_that_is_wrong_or_does_not_come_is_refused(monkeypatch: pytest.Mon
 
 def test_with_one_process_nothing_is_started_and_nothing_connected(tmp_path: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    preflight.connect(trainer, {}, 1, 1, tmp_path / "last.ckpt")
+    preflight.connect(trainer, dict, 1, 1, tmp_path / "last.ckpt")
     assert not dist.is_initialized()
     assert "MASTER_PORT" not in os.environ
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +100,9 @@ def code_hash(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout: float, checkpoint: Path) -> None:
+def connect(
+    trainer: pl.Trainer, facts: Callable[[], dict[str, Any]], patience: float, timeout: float, checkpoint: Path
+) -> None:
     """Starts the other processes if needed, waits for them, compares and connects them. Does nothing for one process.
 
     With ``trainer.devices`` alone, Lightning starts them by running this command again; each reaches this call by
@@ -107,7 +110,7 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
 
     Args:
         trainer: knows the number of processes.
-        facts: from :func:`run_facts`.
+        facts: :func:`run_facts`, which reads all source files and is called for several processes only.
         patience: seconds to wait for each process, and for the first message.
         timeout: of all communication during the run, seconds.
         checkpoint: named in the message when a process ends.
@@ -124,7 +127,7 @@ def connect(trainer: pl.Trainer, facts: dict[str, Any], patience: float, timeout
     children = _start_others(strategy.launcher, environment)
     place = RendezvousInfo(environment.main_address, environment.main_port, trainer.global_rank, trainer.world_size)
     store = open_store(place, patience)
-    hosts = wait_and_compare(store, place, facts, patience, hopeless=lambda: any(child.poll() for child in children))
+    hosts = wait_and_compare(store, place, facts(), patience, hopeless=lambda: any(child.poll() for child in children))
     watchdog = Watchdog(
         place.rank, place.processes, children, open_store(place, patience), lambda: is_reachable(place), checkpoint
     )

@@ -94,7 +94,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     if config.compile is not None:
         sharded = isinstance(trainer.strategy, FullySharded)
         compile_network(objective, config.compile, trainer.strategy.root_device, trainer.world_size, sharded)
-    facts = preflight.run_facts(resolved, checkpoints.newest, len(data.splits.train))
+    facts = partial(preflight.run_facts, resolved, checkpoints.newest, len(data.splits.train))
     preflight.connect(trainer, facts, config.preflight_seconds, config.timeout_minutes * 60, checkpoints.newest)
     data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     attach_companions(config, data, views, objective, checkpoints, trainer, partial(pretext_of, config, start))
