@@ -163,15 +163,17 @@ def test_another_column_of_the_same_file_is_other_data(tmp_path: Path) -> None:
 
 
 def test_a_source_whose_changes_nobody_can_see_is_never_kept(tmp_path: Path) -> None:
+    given = digits().train
+
     class Elsewhere:
-        classes, image_size, square = digits().train.classes, 8, True
-        labels = digits().train.labels
+        classes, image_size, square = given.classes, 8, True
+        labels = given.labels
 
         def __len__(self) -> int:
             return len(self.labels)
 
         def decode(self, index: int) -> torch.Tensor:
-            return digits().train.decode(0)
+            return given.decode(0)
 
         def name(self, index: int) -> str:
             return str(index)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -161,11 +162,12 @@ def guaranteed(confidence: list[float], wrong: list[bool], risk: float) -> tuple
     """Algorithm 1 of Geifman and El-Yaniv by loops: images covered, and the errors among them."""
     order = sorted(confidence, reverse=True)
     steps = math.ceil(math.log2(len(order) + 1))
+    rates = np.arange(10_001) / 10_000
     low, high, best = 0, len(order), (0, 0)
     while low < high:
         place = math.ceil((low + high) / 2)
         kept = [bad for sure, bad in zip(confidence, wrong, strict=True) if sure >= order[place - 1]]
-        at_most = [q / 10_000 for q in range(10_001) if binom.cdf(sum(kept), len(kept), q / 10_000) >= 0.05 / steps][-1]
+        at_most = rates[binom.cdf(sum(kept), len(kept), rates) >= 0.05 / steps][-1]
         if at_most <= risk:
             low, best = place, (len(kept), sum(kept))
         else:
