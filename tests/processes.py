@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tests.forked import SERVER, write_to
 from unlabeled.commands.build.run import build_run
@@ -27,7 +27,7 @@ def start(config: DictConfig, meddling: pl.Callback | None = None, seconds: floa
     output = Path(config.run_dir).with_suffix(".output")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    process = SERVER.Process(target=_live, args=(OmegaConf.to_yaml(config), meddling, str(output)))
+    process = SERVER.Process(target=_live, args=(config, meddling, str(output)))
     process.start()
     process.join(seconds)
     if process.exitcode is None:
@@ -37,7 +37,7 @@ def start(config: DictConfig, meddling: pl.Callback | None = None, seconds: floa
     return Ended(process.exitcode, output.read_text())
 
 
-def _live(config: str, meddling: pl.Callback | None, output: str) -> None:
+def _live(config: DictConfig, meddling: pl.Callback | None, output: str) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of the run's own workers, as with train.py
     torch.set_num_threads(1)
     write_to(output, output)
@@ -50,11 +50,9 @@ def _live(config: str, meddling: pl.Callback | None, output: str) -> None:
         raise SystemExit(128 + stop.number) from None
 
 
-def _train(config: str, meddling: pl.Callback | None) -> None:
-    composed = OmegaConf.create(config)
-    assert isinstance(composed, DictConfig)
-    resolved = open_run(composed)
-    run = build_run(composed, resolved)
+def _train(config: DictConfig, meddling: pl.Callback | None) -> None:
+    resolved = open_run(config)
+    run = build_run(config, resolved)
     if meddling is not None:
         run.trainer.callbacks.insert(0, meddling)  # type: ignore[attr-defined]
     run.fit(resolved)
