@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ENVIRONMENT, ROOT
+from tests.forked import Begun
 
 HOST = socket.gethostname()
 TINY = (
@@ -67,21 +68,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+Started = Begun | subprocess.Popen[str]
+
+
 def start(
     folder: Path, *overrides: str, launcher: tuple[str, ...] = (), environment: dict[str, str] | None = None
-) -> "subprocess.Popen[str]":
+) -> Started:
+    """``python train.py``, forked where no launcher starts it; Lightning starts the further ones by a new Python."""
+    arguments = ["--config-dir=conf", *TINY, *overrides]
     paths = f"{ENVIRONMENT['PYTHONPATH']}:{folder}"
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train.py"), "--config-dir=conf", *TINY, *overrides],
-        cwd=folder,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": paths} | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = os.environ | ENVIRONMENT | {"PYTHONPATH": paths} | (environment or {})
+    if not launcher:
+        return Begun(ROOT / "train.py", arguments, folder, given)
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *arguments]
+    return subprocess.Popen(command, cwd=folder, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(*processes: "subprocess.Popen[str]", seconds: float = 150) -> tuple[list[int], list[str]]:
+def finish(*processes: Started, seconds: float = 150) -> tuple[list[int | None], list[str]]:
     """Exit codes and what was printed; all must end within so many seconds, on an idle core it takes ten."""
     deadline = time.monotonic() + seconds
     try:
