@@ -163,6 +163,9 @@ def test_every_experiment_is_recognised_or_known_to_have_no_published_number() -
     assert names["mae_imagenet_vit_base"] == (["mae"], "vit_base/16")
     assert names["ibot_imagenet_vit_small"] == (["ibot"], "vit_small/16")
     assert names["dinov2_imagenet_vit_large"] == (["dinov2"], "vit_large/16")
+    assert names["ijepa_imagenet_vit_huge"] == (["ijepa"], "vit_huge/14")
+    for method in ("simmim", "data2vec"):
+        assert names[f"{method}_imagenet_vit_base"] == ([method], "vit_base/16")
     assert names["swav_cifar10"] == (["swav"], "resnet18/cifar")
     assert names["seer_regnety_32gf"][1] is None
     assert names["triplet_cifar10_cpu"][0] == ["triplet"]
@@ -209,6 +212,9 @@ def test_every_published_number_has_a_source_and_is_of_something_known() -> None
         "dino",
         "ibot",
         "dinov2",
+        "ijepa",
+        "simmim",
+        "data2vec",
         "nnclr",
         "supcon",
     }
