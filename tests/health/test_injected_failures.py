@@ -72,7 +72,7 @@ def test_a_failure_that_lasts_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER]
 HEALTHY += ["nnclr", "supcon", "triplet", "supervised", "lejepa", "ijepa", "simmim", "data2vec"]
-HEALTHY += ["scan", "distill", "fixmatch"]
+HEALTHY += ["scan", "distill", "fixmatch", "suncet"]
 
 
 @pytest.mark.parametrize("objective", HEALTHY)

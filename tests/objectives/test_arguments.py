@@ -44,6 +44,7 @@ from unlabeled.objectives.scan import scan_loss, self_label_loss
 from unlabeled.objectives.simclr import nt_xent
 from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
+from unlabeled.objectives.suncet import suncet_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
 from unlabeled.objectives.supervised import classification_loss
 from unlabeled.objectives.swav import FeatureQueue, code_prediction_loss, compute_codes, sinkhorn, swapped_prediction
@@ -105,6 +106,11 @@ FITTING: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] =
         batch_similarity_loss,
         {"student": rows(4, 8), "teacher": rows(4, 6), "student_temperature": 0.2, "teacher_temperature": 0.1},
         ("student_temperature", "teacher_temperature"),
+    ),
+    "suncet_loss": (
+        suncet_loss,
+        {"embeddings": rows(4, 8), "labels": torch.tensor([0, 1, 1, 0]), "temperature": 0.1},
+        ("temperature",),
     ),
     "supcon_loss": (
         supcon_loss,

@@ -26,6 +26,7 @@ from unlabeled.objectives.parts.distillation import moved_by_rows
 from unlabeled.objectives.scan import scan_loss, self_label_loss
 from unlabeled.objectives.simmim import simmim_loss
 from unlabeled.objectives.simsiam import simsiam_loss
+from unlabeled.objectives.suncet import suncet_loss
 from unlabeled.objectives.supcon import supcon_loss, triplet_loss
 from unlabeled.objectives.supervised import classification_loss
 from unlabeled.objectives.vicreg import vicreg_loss
@@ -63,6 +64,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "distill, batch": (batch_similarity_loss, 2, (0.2, 0.05)),
     "fixmatch": (lambda a, b, c, labels: fixmatch_loss(a, labels.clamp(min=0), b, c, 0.4, 0.7), 3, (LABELS,)),
     "supcon": (supcon_loss, 2, (LABELS, 0.3)),
+    "suncet": (lambda z, labels: suncet_loss(z, labels, 0.3), 1, (LABELS,)),
     "triplet": (triplet_loss, 2, (LABELS, 0.2)),
     "triplet, semi-hard": (triplet_loss, 2, (LABELS, 0.2, "semi_hard")),
     "triplet, soft margin": (triplet_loss, 2, (LABELS, None)),
