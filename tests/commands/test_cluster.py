@@ -25,7 +25,6 @@ SHORT = ("data=digits", "max_steps=2", "num_workers=0", "plan=null")
 KEYS: dict[str, Any] = {
     "max_steps": 2,
     "batch_size": 64,
-    "views": {"size": 8},
     "online_knn": None,
     "pictures": None,
     "num_workers": 0,
@@ -114,6 +113,10 @@ def test_the_chain_goes_on_where_it_stopped_and_compares_its_clusters_with_k_mea
     page = found.page.read_text()
     assert 'href="self_label/report/report.html"' in page
     assert "Clusters and their most certain images" in (found.runs[1] / "report" / "report.html").read_text()
+    views = OmegaConf.load(found.runs[0] / "config.yaml").views  # an eighth and half of the run's 8 pixels
+    assert [views.size, *(views.groups[1].operations[n][key] for n, key in ((1, "padding"), (3, "size")))] == [8, 1, 4]
+    with pytest.raises(UserError, match=r"^views\.size=24: the run saw images of 8 pixels"):
+        unlabeled.cluster(pretrained, **given, views={"size": 24})
     scan, labelled = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in found.runs)
     assert labelled["weights"]["origin"] == str(found.runs[0].absolute())
     assert (scan["weights"]["of"], labelled["weights"]["of"]) == ("backbone", "all")

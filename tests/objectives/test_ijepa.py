@@ -336,11 +336,18 @@ def test_the_spread_of_targets_tells_images_that_differ_from_ones_that_do_not() 
 # what cannot work
 
 
-def test_another_network_a_class_token_and_registers_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"^objective=ijepa needs a ViT, which ResNet is not: give backbone=vit_tiny"):
+def test_all_that_is_wrong_with_a_network_is_said_in_one_line_with_all_to_give() -> None:
+    keys = "backbone.class_token=false backbone.pooling=gap"
+    with pytest.raises(UserError, match=rf"^objective=ijepa needs a ViT, which ResNet is not: .* with {keys}$"):
         make_objective(ResNet(10, 0.125, "cifar"))
-    for vit in (ViT(16, 2, 8, 1, 2), make_vit(registers=1)):
-        with pytest.raises(UserError, match=r"^objective=ijepa: .* backbone\.class_token=false backbone\.pooling=gap"):
+    related = {"position": "none", "relative_position": True}
+    for vit, more in (
+        (ViT(16, 2, 8, 1, 2), ""),
+        (ViT(16, 2, 8, 1, 2, registers=1), " backbone.registers=0"),
+        (ViT(16, 2, 8, 1, 2, **related), " backbone.relative_position=false backbone.position=sincos"),
+        (ViT(16, 8, 8, 1, 2), r"; and objective\.context_scale=.* give a smaller backbone\.patch_size"),
+    ):
+        with pytest.raises(UserError, match=rf"^objective=ijepa: its encoder sees some patches .* give {keys}{more}"):
             make_objective(vit)
 
 

@@ -29,6 +29,8 @@ KEY = re.compile(r"(\+\+|\+|~)?([^=]*?)=(.*)", re.DOTALL)
 HYDRAS = re.compile(r"[A-Za-z_$][\w$/@:.-]*", re.ASCII)  # a key, or a group with its package
 HARMLESS = re.compile(r"[A-Za-z_./][\w./:-]*|", re.ASCII)  # a value that Hydra reads as it stands
 SPECIAL = {"null", "true", "false", "nan", "inf"}  # what Hydra's grammar makes no text of
+# Which labelled images a method may use: one of the three is typed, and then those of a recipe are null
+CHOSEN_BY = tuple(f"objective.support.{name}" for name in ("labels_file", "fraction", "per_class"))
 ALONE = {"help", "h", "hydra-help", "version", "resolve", "run", "r", "multirun", "m"}
 WITH_VALUE = {
     *("cfg", "c", "package", "p", "shell-completion", "sc", "config-path", "cp", "config-name", "cn"),
@@ -102,7 +104,7 @@ class Reader:
             follows_option = _option(before) in WITH_VALUE and "=" not in before
             result.append(argument if follows_option else self._argument(argument, self.typed[position + 1 :]))
             before = argument
-        return result
+        return result + _without_others(self.typed)
 
     def _argument(self, argument: str, after: list[str]) -> str:
         if argument.startswith("-"):
@@ -173,6 +175,13 @@ class Reader:
 
     def _yamls(self, group: str) -> list[Path]:
         return [path for folder in self.folders for path in sorted((folder / group).glob("*.yaml"))]
+
+
+def _without_others(typed: Sequence[str]) -> list[str]:
+    """``objective.support.fraction=null`` and the like beside ``objective.support.per_class=4``."""
+    given = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in typed)}
+    chosen = any(given.get(key, "null") != "null" for key in CHOSEN_BY)
+    return [f"{key}=null" for key in CHOSEN_BY if chosen and key not in given]
 
 
 def _option(argument: str) -> str | None:

@@ -75,9 +75,9 @@ class LabelSelection:
         given = {name: getattr(self, name) for name in ("labels_file", "fraction", "per_class")}
         named = [f"{name}={value}" for name, value in given.items() if value is not None]
         if len(named) != 1:
-            raise UserError(
-                f"{self.key}: give one of labels_file, fraction and per_class, not {' and '.join(named) or 'none'}"
-            )
+            others = " ".join(f"{self.key}.{each.partition('=')[0]}=null" for each in named[:-1])
+            rest = " and ".join(named) + f": add {others} for {named[-1]} alone" if named else "none"
+            raise UserError(f"{self.key}: give one of labels_file, fraction and per_class, not {rest}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"{self.key}.fraction={self.fraction}: must be above 0 and at most 1")
         if self.per_class is not None and self.per_class < 1:

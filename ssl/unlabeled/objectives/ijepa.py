@@ -86,6 +86,26 @@ class Predictor(nn.Module):
         return whole.view(images, count, length, -1)
 
 
+def _encoder(backbone: Backbone, rules: BlockRules) -> ViT:
+    """Returns ``backbone`` if it can be the encoder; the message has all that is wrong with it, and all to give."""
+    keys = "backbone.class_token=false backbone.pooling=gap"
+    if not isinstance(backbone, ViT):
+        needs_vit("ijepa", backbone, further=f" with {keys}")
+    assert isinstance(backbone, ViT)
+    wrong, related = [], backbone.rel_pos_bias is not None
+    if backbone.prefix or related:
+        keys += " backbone.registers=0" if backbone.prefix > 1 else ""
+        keys += " backbone.relative_position=false backbone.position=sincos" if related else ""
+        wrong.append(f"objective=ijepa: its encoder sees some patches and nothing else: give {keys}")
+    try:
+        rules.check(backbone.grid)
+    except UserError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise UserError("; and ".join(wrong))
+    return backbone
+
+
 class IJEPA(Objective):
     """Encoder, predictor and a teacher, which follows the encoder and is what is evaluated and published.
 
@@ -126,15 +146,8 @@ class IJEPA(Objective):
     ) -> None:
         super().__init__()
         check_range("objective", most=1, at_least=True, momentum=momentum, final_momentum=final_momentum)
-        vit = needs_vit("ijepa", backbone, part_of_patches=True)
-        if vit.prefix:
-            raise UserError(
-                "objective=ijepa: its encoder has patches alone: give backbone.class_token=false backbone.pooling=gap"
-                " and backbone.registers=0"
-            )
         self.rules = BlockRules(targets, _pair(target_scale), _pair(target_ratio), _pair(context_scale), least_context)
-        self.rules.check(vit.grid)
-        self.backbone = vit
+        self.backbone = vit = _encoder(backbone, self.rules)
         shape = (predictor_width, predictor_depth, predictor_heads)
         self.predictor: nn.Module = Predictor(vit.grid, vit.num_features, *shape)
         self.teacher_backbone = ema.without_drop_path(ema.frozen_copy(self.backbone))

@@ -83,7 +83,7 @@ def cluster(keys: dict[str, Any], others: Sequence[str], command: str, log: Log)
         if keys[step] is not None:
             configs.append(_config(keys, step, before, out, others))
             before = str(configs[-1].run_dir)
-    _with_parts_of(path, configs, any(each.startswith("data") for each in others))
+    _with_parts_of(path, configs, others, log)
     if not any(each.startswith("batch_size=") for each in others):
         _fit_batches(configs)
     for config in configs:
@@ -110,28 +110,44 @@ def _config(keys: dict[str, Any], step: str, weights: str, out: Path, others: Se
     return config
 
 
-def _with_parts_of(path: Path, configs: Sequence[DictConfig], own_data: bool) -> None:
-    """Gives the trainings the images and the backbone of the pretrained run, whose file is data and runs nothing.
+def _with_parts_of(path: Path, configs: Sequence[DictConfig], others: Sequence[str], log: Log) -> None:
+    """Gives the trainings the images, the backbone, and of the views the size, mean and std of the pretrained run.
+
+    Its file is data and runs nothing. What ``others`` say stays as it is.
 
     Raises:
-        UserError: the checkpoint does not say them, or sees images of another size than the trainings would.
+        UserError: the checkpoint does not say them, or ``others`` name another size.
     """
     from unlabeled.commands.from_file import data_of, part_of
     from unlabeled.weights.load import read_checkpoint
 
-    own = read_checkpoint(path).config
+    own, own_data = read_checkpoint(path).config, any(each.startswith("data") for each in others)
     data = None if own_data else data_of(None, own, path)
     backbone, views = part_of(own, "backbone", path), part_of(own, "views", path)
     if backbone is None or views is None or (data is None and not own_data):
         raise UserError(f"run={path}: does not say what it was made with; give the folder of a run")
     for config in configs:
-        if config.views.size != views.size:
-            raise UserError(
-                f"views.size={config.views.size}: the run saw images of {views.size} pixels: give scan=… and"
-                f" self_label=… with such views, or views.size={views.size}"
-            )
+        _fit_views(config.views, views, [each.partition("=")[0] for each in others], log)
         config.backbone = backbone
         config.data = config.data if own_data else data
+
+
+def _fit_views(views: DictConfig, of_run: DictConfig, given: Sequence[str], log: Log) -> None:
+    """Gives views the size, mean and std of the run's, and lengths within them in proportion to the size."""
+    if views.size != of_run.size and {"views", "views.size"} & {*given}:
+        raise UserError(
+            f"views.size={views.size}: the run saw images of {of_run.size} pixels: give scan=… and self_label=… with"
+            f" such views, or views.size={of_run.size}, or leave views.size out"
+        )
+    if views.size != of_run.size:
+        log(f"images of {of_run.size} pixels are trained on, as in the run, where the recipe has {views.size}")
+    for operation in (each for group in views.groups for each in group.operations):
+        for name in (name for name in ("size", "padding") if name in operation):
+            operation[name] = max(1, round(operation[name] * of_run.size / views.size))
+    views.size = of_run.size
+    for name in ("mean", "std"):
+        if not {"views", f"views.{name}"} & {*given}:
+            views[name] = of_run[name]
 
 
 def _fit_batches(configs: Sequence[DictConfig]) -> None:

@@ -47,6 +47,7 @@ class Look:
     labelled: int
     tested: int  # images of the test split
     gpu: bool
+    fewest: int = 0  # labelled images of the rarest class
 
     def __str__(self) -> str:
         classes = f"{self.classes} classes" if self.classes else "no labels"
@@ -75,10 +76,10 @@ def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> l
     if path is None or asked & {"experiment", "replay", "--help", "-h", "--cfg", "-c"}:
         return named
     check_typed(named)
-    recipe = recipe_of(next((each.partition("=")[2] for each in named if each.startswith("objective=")), "simclr"))
+    objective = next((each.partition("=")[2] for each in named if each.startswith("objective=")), "simclr")
     seen = look(path, [each for each in named if each.startswith(("data", "--config-dir"))])
     given = dict(each.split("=", 1) for each in named if "=" in each)
-    picks = [_open(pick, asked) for pick in pick_for(seen, given, recipe)]
+    picks = [_open(pick, asked) for pick in pick_for(seen, given, recipe_of(objective), own_of(objective))]
     picks = [pick for pick in picks if pick.values]
     log(str(seen))
     lines = [" ".join(f"{key}={value}" for key, value in pick.values.items()) for pick in picks]
@@ -134,6 +135,7 @@ def look(path: str, overrides: Sequence[str]) -> Look:
     with user_errors(conf_folder(), "inspect", overrides):
         splits = build_splits(composed("inspect", overrides))
     train, sides = splits.train, list[int]()
+    counts = torch.bincount(train.labels[train.labels >= 0])
     for position in range(0, len(train), max(1, len(train) // LOOKED_AT)):
         try:
             if isinstance(train, HasEncodedImages):
@@ -153,17 +155,18 @@ def look(path: str, overrides: Sequence[str]) -> Look:
         int((train.labels >= 0).sum()),
         len(splits.test) if splits.test is not None else 0,
         torch.cuda.is_available(),
+        int(counts[counts > 0].min()) if len(counts) else 0,
     )
 
 
 def recipe_of(objective: str) -> dict[str, Any]:
-    """Views, backbone, optimizer and widths of a method's recipe for a CPU; nothing for those that were tried."""
+    """Parts, probes and widths of a method's recipe for a CPU; nothing for those that were tried."""
     path = conf_folder() / "experiment" / f"{objective}_cifar10_cpu.yaml"
     if objective in TRIED or not path.is_file():
         return {}
     content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     chosen = {key.removeprefix("override /"): value for each in content["defaults"] for key, value in each.items()}
-    groups = {group: chosen[group] for group in ("views", "backbone", "optimizer") if group in chosen}
+    groups = {group: chosen[group] for group in ("views", "backbone", "optimizer", "probe") if group in chosen}
     parts = {key: value for key, value in content.items() if key in (*groups, "objective")}
     return groups | {
         f"{part}.{key}": value
@@ -171,6 +174,36 @@ def recipe_of(objective: str) -> dict[str, Any]:
         for key, value in values.items()
         if not isinstance(value, dict)
     }
+
+
+def own_of(objective: str) -> dict[str, Any]:
+    """The keys of a method; of the labelled images of a step there are as many as in its recipe for a CPU."""
+    path = conf_folder() / "objective" / f"{objective}.yaml"
+    recipe = conf_folder() / "experiment" / f"{objective}_cifar10_cpu.yaml"
+    own: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    if "support" in own and recipe.is_file():
+        of_recipe: Any = OmegaConf.select(OmegaConf.load(recipe), "objective.support") or {}
+        own["support"] |= {key: of_recipe[key] for key in ("classes_per_batch", "images_per_class") if key in of_recipe}
+    return dict(own)
+
+
+def _by_classes(seen: Look, given: dict[str, str], own: dict[str, Any]) -> Pick:
+    """What depends on the classes: outputs of a classifier, clusters, and the labelled images of a step."""
+    values = {f"objective.{key}": seen.classes for key in ("classes", "clusters") if key in own}
+    if support := own.get("support"):
+        values["objective.support.classes_per_batch"] = min(support["classes_per_batch"], seen.classes)
+        if not support["repeats"]:
+            images = min(support["images_per_class"], _labelled(seen, given, support["fraction"]))
+            values["objective.support.images_per_class"] = images
+    return Pick(values if seen.classes else {}, f"{seen.classes} classes")
+
+
+def _labelled(seen: Look, given: dict[str, str], fraction: float) -> int:
+    """Labelled images of the rarest class, of those that the method may use."""
+    if "objective.support.per_class" in given:
+        return int(_number(given["objective.support.per_class"], 1))
+    share = _number(given.get("objective.support.fraction"), fraction)
+    return max(1, round(share * seen.fewest))
 
 
 def _of_recipe(recipe: dict[str, Any], objective: str, epochs: float) -> Pick:
@@ -183,13 +216,16 @@ def _warmup(epochs: float) -> float:
     return epochs // 20 or round(epochs / 20, 2)
 
 
-def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = None) -> list[Pick]:
+def pick_for(
+    seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = None, own: dict[str, Any] | None = None
+) -> list[Pick]:
     """What suits images like these.
 
     Args:
         seen: of them.
         given: keys and values of the command, which the others must go with.
-        recipe: of :func:`recipe_of`; where it has any, it decides views, backbone and optimizer.
+        recipe: of :func:`recipe_of`; where it has any, it decides views, backbone, optimizer and probes.
+        own: of :func:`own_of`.
     """
     gpu = seen.gpu and given.get("trainer.accelerator") != "cpu"
     fitting = (recipe or {}).get("views.size", SMALL[0]) if recipe else view_size(seen.side, gpu)
@@ -211,7 +247,8 @@ def pick_for(seen: Look, given: dict[str, str], recipe: dict[str, Any] | None = 
     if objective == "moco_v2":
         queue = max(batch, min(65536, seen.images // 2) // batch * batch)
         picks.append(Pick({"objective.queue_size": queue}, "half of the images: a key must not meet itself"))
-    if seen.tested and seen.labelled < 200:
+    picks.append(_by_classes(seen, given, own or {}))
+    if seen.tested and seen.labelled < 200 and given.get("probe") in (None, "quick", "knn"):
         neighbours = max(1, min(20, seen.labelled // 2))
         picks.append(Pick({"probe.knn.k": f"[{neighbours}]"}, f"{seen.labelled} labelled training images"))
     return picks

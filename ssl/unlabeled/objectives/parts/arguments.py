@@ -79,20 +79,21 @@ def check_count(caller: str, least: int = 1, **values: int) -> None:
             raise UserError(f"{caller}: {name}={value} must be a whole number of at least {least}")
 
 
-def needs_vit(method: str, backbone: Backbone, part_of_patches: bool = False) -> ViT:
+def needs_vit(method: str, backbone: Backbone, part_of_patches: bool = False, further: str = "") -> ViT:
     """Returns ``backbone`` if it is one of the project's own ViTs.
 
     Args:
         method: name of the objective, for messages.
         backbone: any network.
         part_of_patches: whether its blocks will see only some of an image's patches.
+        further: what else must be given beside a ViT, for the message.
 
     Raises:
         UserError: another network, with the names of those that serve; or one that needs all patches.
     """
     if not isinstance(backbone, ViT):
-        given = type(backbone).__name__
-        raise UserError(f"objective={method} needs a ViT, which {given} is not: give backbone={' or '.join(VITS)}")
+        given, names = type(backbone).__name__, " or ".join(VITS)
+        raise UserError(f"objective={method} needs a ViT, which {given} is not: give backbone={names}{further}")
     if part_of_patches and backbone.rel_pos_bias is not None:
         raise UserError(
             f"objective={method}: its encoder sees some patches alone, backbone.relative_position=true needs all of"
