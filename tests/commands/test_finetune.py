@@ -1,5 +1,6 @@
 """``unlabeled finetune``: a folder that predict, embed, evaluate and load take as a run."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,25 @@ def test_what_is_kept_predicts_what_was_measured_and_loads_as_a_network(tuned: R
     assert np.abs(x - start).max() > 1e-3
     folder = unlabeled.export(tuned, "safetensors", head="finetune", data_images=0)
     assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "9"
+
+
+def test_fine_tuned_networks_are_averaged_with_others_and_with_their_own_dropout_at_work(
+    tuned: Run, weights: Path, thirty: Path
+) -> None:
+    other = finetune(weights, labels=thirty, out=weights.parent / "dropout", **{"recipe.dropout": 0.5})
+    one, two = (unlabeled.predict(run, **CPU) for run in (tuned, other))
+    both = unlabeled.predict(tuned, members=[other], **CPU)
+    torch.testing.assert_close(both.probabilities, (one.probabilities + two.probabilities) / 2)
+    assert torch.equal(both.numbers, both.probabilities.argmax(1))
+    sampled = unlabeled.predict(other, samples=3, **CPU)
+    assert sampled.mutual_information is not None
+    assert float(sampled.mutual_information.min()) >= 0 < float(sampled.mutual_information.mean())
+    assert torch.equal(unlabeled.predict(other, samples=3, **CPU).probabilities, sampled.probabilities)
+    lines = list(csv.DictReader(sampled.save(weights.parent / "x.csv", top=1).open()))
+    assert float(lines[0]["mutual_information"]) == pytest.approx(float(sampled.mutual_information[0]), rel=1e-4)
+    assert len(lines[0]) == 8
+    with pytest.raises(UserError, match=r"^samples: nothing in this network is random"):
+        unlabeled.predict(tuned, samples=3, **CPU)
 
 
 def test_a_folder_of_classes_without_a_test_split_is_trained_on_and_names_its_classes(

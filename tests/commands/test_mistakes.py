@@ -52,6 +52,9 @@ DATA = [
     "data=cifar10 data.root=nowhere",
     "data=parquet data.path=a/b",
 ]
+PREDICTIONS = [
+    f"run=trained out=x.csv {each}" for each in ("report_dir=images", "members=[nowhere]", "samples=9 risk=0.1")
+]
 MISSING: dict[str, list[str]] = {
     "train": [*DATA, "data=images weights=nowhere", "replay=nowhere.pt", "weights=images data=digits", ""],
     "train.py": [*DATA, "data=digits weights=nowhere", "replay=nowhere.pt", "max_epochs=3", ""],
@@ -60,7 +63,7 @@ MISSING: dict[str, list[str]] = {
     "evaluate": [*NETWORK, "nowhere", "run=images", "", f"run=trained {DATA[1]}"],
     "eval_linear.py": [*NETWORK, "compare=[nowhere,trained]", "ensemble=[trained,nowhere]"],
     "embed": [*(f"{each} out=x.npy" for each in NETWORK), "run=trained", "weights=nowhere out=x.npy", ""],
-    "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", "run=trained out=x.csv report_dir=images"],
+    "predict": [*(f"{each} out=x.csv" for each in NETWORK), "run=trained", *PREDICTIONS],
     "explore": [*NETWORK, "weights=nowhere", "embeddings=nowhere.npz data=images", "embeddings=file data=images", ""],
     "cluster": ["run=nowhere", "run=file", "nowhere", "run=images", "", "run=trained clusters=1"],
     "finetune": [*NETWORK, "run=trained labels=nowhere.txt", "weights=timm:resnet18 data=images"],

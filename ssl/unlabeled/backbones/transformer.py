@@ -55,7 +55,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Sets a share of the images to 0 while training, and divides the others by what is left of 1."""
+    """Sets a share of the images [B, …] to 0 while training, and divides the others by what is left of 1."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()

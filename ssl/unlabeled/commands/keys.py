@@ -123,6 +123,8 @@ TYPES: dict[str, Any] = {
     "recipe": Built,
     "top": Count,
     "risk": Between | None,
+    "members": Annotated[list[FilePath], MinLen(1), Distinct()] | None,
+    "samples": AtLeastTwo | None,
     "images_per_pass": Count | None,
     "against": Annotated[list[FilePath], Distinct()],
     "random": bool,

@@ -87,5 +87,5 @@ def test_without_an_error_among_the_held_out_images_the_temperature_stays_1() ->
     log_p = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]]).log()
     model = Classifier(resnet(), 2, "network", 0.1)
     for held, expected in (((log_p, labels), 1.0), ((log_p, 1 - labels), fit_temperature(log_p, 1 - labels))):
-        head = made_head(model, torch.tensor([0, 1]), held)
+        head = made_head(model, torch.tensor([0, 1]), held, {})
         assert calibrate(head).temperature == expected

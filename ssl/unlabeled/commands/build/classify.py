@@ -1,7 +1,7 @@
 """From a composed configuration to what predicts with a kept head."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,12 +12,14 @@ from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone, build_data
+from unlabeled.commands.checks.places import named
 from unlabeled.core.places import checkpoint_path, folder_of
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.heads.calibration import threshold
 from unlabeled.evaluation.heads.kept import FOLDER, KeptHead, read_head
+from unlabeled.evaluation.heads.members import Sampled, pooled
 from unlabeled.evaluation.heads.predicted import Predicted
 from unlabeled.evaluation.heads.predictor import Predictor, network_of
 from unlabeled.views.pipeline import Views
@@ -28,19 +30,20 @@ BATCH = 256  # only of the order of loading; how many images go through the netw
 
 @dataclass(frozen=True)
 class Prediction:
-    """A head with its network, and the images to classify."""
+    """A head with its network, or several of them that are one classifier, and the images to classify."""
 
-    predictor: Predictor
+    predictors: Sequence[Predictor]  # the first is that of the run that was named
     data: DataModule
     source: Source
 
     def parts(self) -> Iterator[Predicted]:
         """Yields what is predicted, in the order of the images."""
-        return self.predictor.predict(self.data, self.source)
+        members = [each.predict(self.data, self.source) for each in self.predictors]
+        return pooled(members) if len(members) > 1 else members[0]
 
 
 def build_prediction(config: DictConfig, given: Splits | None = None) -> Prediction:
-    """Reads checkpoint and head, and opens the images.
+    """Reads checkpoints and heads, and opens the images.
 
     Args:
         config: as composed from ``conf/predict.yaml``.
@@ -49,29 +52,43 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     Raises:
         UserError: there is no such head, or it is of other weights or other views than those given.
     """
+    first, filled = _predictor(config, with_data=given is None)
+    splits_of = OmegaConf.create({**filled, "memory_gib": 0.0, "batch_size": BATCH})
+    data = DataModule(given, BATCH, 0, 0, 0) if given else build_data(splits_of)
+    source = data.splits.test if config.split == "test" and data.splits.test is not None else data.splits.train
+    views: Views = instantiate(filled.views)
+    views.require_channels(source)
+    others = [OmegaConf.create({**config, **named(path), "report_dir": None}) for path in config.members or []]
+    predictors = [first, *(_predictor(each, with_data=False)[0] for each in others)]
+    if config.samples is not None:
+        predictors = [_sampled(each, seed) for each in predictors for seed in range(config.samples)]
+    return Prediction(predictors, data, source)
+
+
+def _predictor(config: DictConfig, with_data: bool) -> tuple[Predictor, DictConfig]:
+    """Reads the head of one run with its network, and the configuration that its checkpoint completes."""
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     kept = read_kept(config, path, checkpoint)
-    needs = ("views", "backbone") if given else ("data", "views", "backbone")
-    named = with_all_images(with_folder(config, checkpoint), checkpoint)
-    filled = complete_config(named, checkpoint, needs)
+    needs = ("data", "views", "backbone") if with_data else ("views", "backbone")
+    filled = complete_config(with_all_images(with_folder(config, checkpoint), checkpoint), checkpoint, needs)
     backbone = load_backbone(checkpoint, build_backbone(filled.backbone, filled.seed))
     views: Views = instantiate(filled.views)
     views.compiles = False
     if views.evaluation() != dict(kept.context.views):
         raise UserError(f"{kept.path}: was fitted on images prepared by other views; give the views=… of its report")
     backbone.check_size(views.size)
-    splits_of = OmegaConf.create({**filled, "memory_gib": 0.0, "batch_size": BATCH})
-    data = DataModule(given, BATCH, 0, 0, 0) if given else build_data(splits_of)
-    source = data.splits.test if config.split == "test" and data.splits.test is not None else data.splits.train
-    views.require_channels(source)
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     limit = None if config.risk is None else threshold(kept.calibration, config.risk)
-    predictor = Predictor(
-        kept, network_of(kept, backbone), views.evaluation_view, device, limit, config.images_per_pass
-    )
-    return Prediction(predictor, data, source)
+    network, passes = network_of(kept, backbone), config.images_per_pass
+    return Predictor(kept, network, views.evaluation_view, device, limit, passes), filled
+
+
+def _sampled(predictor: Predictor, seed: int) -> Predictor:
+    """The same with what is random in its network at work."""
+    dropout = 0.0 if predictor.kept.head.kind == "network" else predictor.kept.head.settings.get("dropout", 0.0)
+    return replace(predictor, network=Sampled(predictor.network, seed, dropout))
 
 
 def read_kept(config: DictConfig, path: Path, checkpoint: Checkpoint) -> KeptHead:

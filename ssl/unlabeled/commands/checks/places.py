@@ -90,6 +90,21 @@ def _predict(keys: Keys) -> None:
     if Path(keys["out"]).suffix != ".csv":
         raise UserError(f"out={keys['out']}: give the name of a table like predictions.csv")
     check_file("out", Path(keys["out"]).expanduser())
+    if keys["risk"] is not None and (keys["members"] or keys["samples"]):
+        raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
+    _check_heads(keys)
+    for path in keys["members"] or []:
+        _check_heads({**named(path), "report_dir": None})
+    _check_data(keys.get("data"))
+
+
+def named(path: str) -> dict[str, str | None]:
+    """The keys of a command that name a run's folder, or a checkpoint's file."""
+    is_file = os.path.isfile(Path(path).expanduser())
+    return {"run": None if is_file else path, "checkpoint": path if is_file else None}
+
+
+def _check_heads(keys: Keys) -> None:
     path = checkpoint_path(keys["run"], keys["checkpoint"])
     heads = Path(keys["report_dir"] or folder_of(path) / "report").expanduser() / "heads"
     if not os.path.isdir(heads):
@@ -97,7 +112,6 @@ def _predict(keys: Keys) -> None:
             f"{heads}: no such folder; unlabeled evaluate {_as_given(keys)} keeps its classifiers there; it needs "
             "labelled images: add data=CLASS_FOLDERS where those of the run have none"
         )
-    _check_data(keys.get("data"))
 
 
 def _finetune(keys: Keys) -> None:

@@ -31,16 +31,20 @@ def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **
     Args:
         run: its folder or a file of weights, evaluated before: its report keeps the classifiers.
         data: as in :func:`embed`; of a data set with a test split that one, unless ``split="train"``.
-        overrides, keys: as in :func:`train`; ``head``, ``risk``, ``report_dir``.
+        overrides, keys: as in :func:`train`; ``head``, ``risk``, ``report_dir``; ``members``, further runs whose
+            probabilities are averaged with those of the first, and ``samples``, predictions with dropout at work.
 
     Returns:
-        Names, classes and calibrated probabilities; ``.save("predictions.csv")`` writes them.
+        Names, classes and calibrated probabilities; ``.save("predictions.csv")`` writes them. Of several members
+        ``mutual_information`` says how far they disagree.
 
     Raises:
         UserError: a mistake, with the line that the command would print.
     """
     named = data is None or isinstance(data, str | os.PathLike)
     images = {"data": data} if named and data is not None else {}
+    if isinstance(keys.get("members"), list | tuple):
+        keys["members"] = [path_of(each) for each in keys["members"]]
     given = with_data_source([*overrides_of({kind_of(run): path_of(run)} | images | keys), *overrides])
     config = composed("predict", given)
     if config.out is not None:

@@ -1,7 +1,7 @@
 """Trains a whole network on one's own labels, and makes of it a network and a head that can be kept."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,7 +74,8 @@ def fine_tune(recipe: FineTune, task: Task, calibrating: Calibrating, least_step
         if not len(held) or calibrating.refit:
             fit = listed.ids
             model, loss, steps = _fitted(recipe, task, fit, least_steps, log)
-    return FineTuned(model.network.eval(), made_head(model, classes, spared), len(fit), steps, loss, held_top1)
+    head = made_head(model, classes, spared, recipe.left_out())
+    return FineTuned(model.network.eval(), head, len(fit), steps, loss, held_top1)
 
 
 def _divided(ids: Tensor, labels: Tensor, calibrating: Calibrating, seed: int) -> tuple[Tensor, Tensor]:
@@ -119,11 +120,13 @@ def _tried(
     return (log_p, labels), 100 * float((log_p.argmax(1) == labels).double().mean())
 
 
-def made_head(model: Classifier, classes: Tensor, held: tuple[Tensor, Tensor] | None) -> Head:
-    """Makes the classifier a linear head of features that are not standardised."""
+def made_head(
+    model: Classifier, classes: Tensor, held: tuple[Tensor, Tensor] | None, left_out: Mapping[str, float]
+) -> Head:
+    """Makes the classifier a linear head of features that are not standardised; ``left_out`` of the recipe with it."""
     linear = model.top[1]
     assert isinstance(linear, nn.Linear)
     weight = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().cpu()[classes]
     none = torch.zeros(weight.shape[1] - 1)
     tensors = {"weight": weight, "mean": none, "scale": none + 1, "columns": classes}
-    return Head("linear", "last", tensors, {}, held)
+    return Head("linear", "last", tensors, dict(left_out), held)

@@ -200,6 +200,10 @@ def _check(notes: Mapping[str, Any]) -> None:
         raise ValueError(f"its description lacks {', '.join(wrong) or 'a known kind'}")
     if not 0 < notes["temperature"] < torch.inf or notes["images_per_pass"] < 1:
         raise ValueError("its numbers are out of range")
+    for name in ("drop_path", "dropout"):
+        rate = notes["settings"].get(name, 0.0)
+        if not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise ValueError(f"its {name} is out of range")
 
 
 def _check_tensors(notes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

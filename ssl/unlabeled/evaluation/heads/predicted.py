@@ -33,6 +33,7 @@ class Predicted:
     probabilities: Tensor  # float64 [N, C], calibrated; not a number where an image cannot be decoded
     reasons: list[str]  # "" where an image can be decoded
     limit: "Threshold | None" = None  # the least confidence of a prediction; None: every one is made
+    mutual_information: Tensor | None = None  # float64 [N], nats, of several classifiers: how far they disagree
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,7 +74,8 @@ class Predicted:
 
 def joined(parts: Sequence[Predicted]) -> Predicted:
     """Joins predictions by the same head."""
-    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+    own = TENSORS if parts[0].mutual_information is None else (*TENSORS, "mutual_information")
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in own}
     whole |= {name: [each for part in parts for each in getattr(part, name)] for name in TEXTS}
     return replace(parts[0], **whole)
 
@@ -81,8 +83,9 @@ def joined(parts: Sequence[Predicted]) -> Predicted:
 def write_csv(path: Path, parts: Iterable[Predicted], top: int) -> None:
     """Writes one image a line: name, label, predicted, probability, entropy (nats), abstains, further classes, reason.
 
-    ``top`` classes at most, each with its calibrated probability; ``abstains`` is empty where no risk was chosen. Text
-    that a spreadsheet would compute has an apostrophe before it. Raises Unwritable.
+    Of several classifiers mutual_information (nats) follows entropy. ``top`` classes at most, each with its calibrated
+    probability; ``abstains`` is empty where no risk was chosen. Text that a spreadsheet would compute has an apostrophe
+    before it. Raises Unwritable.
     """
     save_lines(path, map(_line, _table(parts, top)))
 
@@ -92,26 +95,33 @@ def _table(parts: Iterable[Predicted], top: int) -> Iterator[list[str]]:
     for number, part in enumerate(parts):
         count = min(top, len(part.classes))
         if not number:
-            yield _head(count)
+            yield _head(count, part.mutual_information is not None)
         yield from _rows(part, count)
 
 
-def _head(top: int) -> list[str]:
+def _head(top: int, several: bool) -> list[str]:
     further = [f"{word}_{place}" for place in range(2, top + 1) for word in ("class", "probability")]
-    return ["name", "label", "predicted", "probability", "entropy", "abstains", *further, "reason"]
+    doubt = ["entropy", "mutual_information"] if several else ["entropy"]
+    return ["name", "label", "predicted", "probability", *doubt, "abstains", *further, "reason"]
 
 
 def _rows(part: Predicted, top: int) -> Iterator[list[str]]:
     chosen, likely = (each.tolist() for each in part.top(top))
-    doubt, abstains = part.entropy.tolist(), part.abstains.tolist()
+    doubt, abstains = _doubt(part), part.abstains.tolist()
     for row, (name, label, reason) in enumerate(zip(part.names, part.labels, part.reasons, strict=True)):
         if reason:
-            yield [in_csv(name), in_csv(label), *[""] * (2 + 2 * top), in_csv(reason)]
+            yield [in_csv(name), in_csv(label), *[""] * (1 + len(doubt[row]) + 2 * top), in_csv(reason)]
             continue
         pairs = [(in_csv(part.classes[c]), f"{p:.6g}") for c, p in zip(chosen[row], likely[row], strict=True)]
         without = "" if part.limit is None else str(abstains[row]).lower()
         further = [text for pair in pairs[1:] for text in pair]
-        yield [in_csv(name), in_csv(label), *pairs[0], f"{doubt[row]:.6g}", without, *further, ""]
+        yield [in_csv(name), in_csv(label), *pairs[0], *doubt[row], without, *further, ""]
+
+
+def _doubt(part: Predicted) -> list[list[str]]:
+    """Returns what says how unsure each image is, as text."""
+    scores = [part.entropy, *([] if part.mutual_information is None else [part.mutual_information])]
+    return [[f"{score:.6g}" for score in scores] for scores in torch.stack(scores, dim=1).tolist()]
 
 
 def _line(cells: list[str]) -> str:

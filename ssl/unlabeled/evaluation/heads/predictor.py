@@ -24,7 +24,7 @@ from unlabeled.evaluation.heads.kept import KeptHead
 from unlabeled.evaluation.heads.predicted import Predicted
 from unlabeled.evaluation.probe import Head
 from unlabeled.evaluation.probes.linear import Scaling, classify
-from unlabeled.evaluation.recipes.finetune import Classifier
+from unlabeled.evaluation.recipes.finetune import Classifier, add_drop_path
 from unlabeled.evaluation.recipes.loop import make_score
 from unlabeled.objective import Backbone, Batch
 
@@ -90,10 +90,13 @@ def network_of(kept: KeptHead, backbone: Backbone) -> nn.Module:
     Raises:
         UserError: the fine-tuned tensors do not fit the backbone.
     """
+    if rate := kept.head.settings.get("drop_path"):
+        add_drop_path(backbone, rate)  # at work in members of an ensemble alone
     if kept.head.kind != "network":
         backbone.check_kinds([kept.head.features])
         return backbone
-    network = Classifier(backbone, len(kept.context.classes), kept.head.settings["pooling"], 0.0)
+    own = kept.head.settings
+    network = Classifier(backbone, len(kept.context.classes), own["pooling"], 0.0, own.get("dropout", 0.0))
     state = {name[6:]: value for name, value in kept.head.tensors.items() if name.startswith("state.")}
     try:
         network.load_state_dict(state)

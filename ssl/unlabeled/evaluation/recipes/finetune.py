@@ -1,14 +1,14 @@
 """Fine-tuning: trains the whole network and a new classifier on all or some of the labels."""
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unlabeled.backbones.transformer import DropPath
 from unlabeled.core.ranges import Count, FilePath, LearningRate, NotNegative, PartialShare, Seed, SomeShare
 from unlabeled.core.seeding import derive_seed
 from unlabeled.data.labels import LabelSelection
@@ -26,6 +26,7 @@ from unlabeled.optimizers import parameter_groups
 from unlabeled.views.per_image import preserve_random_state, seed_all
 
 Pooling = Literal["network", "fc_norm"]
+LEFT_OUT = "left_out"  # name of the DropPath in a branch; it has no tensors
 
 
 class FineTune:
@@ -48,6 +49,7 @@ class FineTune:
             :class:`unlabeled.data.labels.LabelSelection`.
         baselines: True: also train a random network.
         differs: differences from the publication, in sentences.
+        dropout: probability that a feature is dropped before the classifier.
 
     Raises:
         UserError: numbers that cannot work together.
@@ -71,11 +73,12 @@ class FineTune:
         labels_seed: Seed,
         baselines: bool,
         differs: Sequence[str],
+        dropout: PartialShare = 0.0,
     ) -> None:
         self.name, self.key = name, config_key(name)
         self.training, self.augmentation, self.mixing = training, augmentation, mixing
         self.learning_rate, self.head_learning_rate = learning_rate, head_learning_rate
-        self.layer_decay, self.drop_path = layer_decay, drop_path
+        self.layer_decay, self.drop_path, self.dropout = layer_decay, drop_path, dropout
         self.pooling, self.head_init_std = pooling, head_init_std
         self.choice = LabelSelection(labels_file, fraction, per_class, labels_seed, self.key)
         self.baselines, self.differs = baselines, list(differs)
@@ -114,7 +117,7 @@ class FineTune:
             loss = self.fit(task, listed.ids, model)
             logits, labels = self.logits(task, "test", torch.arange(len(task.test_labels)), model)
         chosen: dict[str, Any] = {"chosen_on": "nothing", **listed.summary(), "learning_rate": self.learning_rate}
-        chosen |= self.training.summary() | {"layer_decay": self.layer_decay, "drop_path": self.drop_path}
+        chosen |= self.training.summary() | {"layer_decay": self.layer_decay} | self.left_out()
         seen, metrics, used = torch.unique(listed.labels), {"train_loss": loss}, len(listed.ids)
         score = make_score(self.protocol, logits, labels, seen, self.key, chosen, self.differs, metrics, used)
         score.head = self._head(task, model, seen)
@@ -124,7 +127,11 @@ class FineTune:
         """Makes what is kept: the whole network with its classifier, and how many images go through it at once."""
         state = {f"state.{name}": value.detach() for name, value in model.state_dict().items()}
         settings = {"pooling": self.pooling, "images_per_pass": self.training.at_once, "precision": task.precision}
-        return Head("network", "last", state | {"columns": seen.cpu()}, settings)
+        return Head("network", "last", state | {"columns": seen.cpu()}, settings | self.left_out())
+
+    def left_out(self) -> dict[str, float]:
+        """Returns what is left out at random in training: members of an ensemble may leave it out again."""
+        return {"drop_path": self.drop_path, "dropout": self.dropout}
 
     def check_network(self, network: Backbone) -> None:
         """Raises UserError for a network that the recipe does not suit."""
@@ -141,7 +148,7 @@ class FineTune:
         network = copy.deepcopy(task.network).requires_grad_(True)  # also positions and a fixed patch projection
         if self.drop_path:
             add_drop_path(network, self.drop_path)
-        return Classifier(network, task.num_classes, self.pooling, self.head_init_std).to(task.device)
+        return Classifier(network, task.num_classes, self.pooling, self.head_init_std, self.dropout).to(task.device)
 
     def fit(self, task: Task, positions: Tensor, model: "Classifier") -> float:
         """Trains on the images at ``positions`` of train; returns the mean training loss of the last epoch."""
@@ -199,7 +206,9 @@ class FineTune:
 class Classifier(nn.Module):
     """A network with a classifier: images [B, 3, h, w] → logits [B, classes]. See :class:`FineTune`."""
 
-    def __init__(self, network: Backbone, classes: int, pooling: Pooling, head_init_std: float) -> None:
+    def __init__(
+        self, network: Backbone, classes: int, pooling: Pooling, head_init_std: float, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         linear = nn.Linear(network.num_features, classes)
         init_normal(linear.weight, head_init_std)
@@ -210,13 +219,14 @@ class Classifier(nn.Module):
             network.norm = nn.Identity()
         norm = nn.LayerNorm(network.num_features, eps=1e-6) if pooling == "fc_norm" else nn.Identity()
         self.top = nn.Sequential(norm, linear)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.pooling == "fc_norm":
             features = self.network.features(images, ["tokens"])["tokens"].mean(1)
         else:
             features = self.network(images)
-        logits: Tensor = self.top(features)
+        logits: Tensor = self.top(self.dropout(features))
         return logits
 
 
@@ -228,15 +238,14 @@ def add_drop_path(network: nn.Module, rate: float) -> None:
     """
     blocks = transformer_blocks(network)
     for number, block in enumerate(blocks):
-        leave_out: Callable[..., Tensor] = partial(_leave_out, rate * number / max(1, len(blocks) - 1))
         for branch in (getattr(block, "attn", None), getattr(block, "mlp", None)):
             if branch is None:
                 raise UserError(f"{type(block).__name__} has no attn and mlp, which drop_path needs: give 0")
-            branch.register_forward_hook(leave_out)
+            dropped = DropPath(rate * number / max(1, len(blocks) - 1))
+            branch.add_module(LEFT_OUT, dropped.train(branch.training))
+            branch.register_forward_hook(_leave_out)
 
 
-def _leave_out(probability: float, module: nn.Module, given: Any, made: Tensor) -> Tensor:
-    if not module.training or probability == 0:
-        return made
-    kept = made.new_empty(len(made), *[1] * (made.ndim - 1)).bernoulli_(1 - probability)
-    return made * kept / (1 - probability)
+def _leave_out(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+    left: Tensor = module.get_submodule(LEFT_OUT)(made)
+    return left
