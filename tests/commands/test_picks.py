@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from tests.small import composed
+from unlabeled.commands.arguments import compose
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.train import picks
-from unlabeled.commands.train.picks import Look, completed, pick_for
+from unlabeled.commands.train.picks import Look, completed, own_of, pick_for, recipe_of
 from unlabeled.errors import UserError
 
 
@@ -151,3 +152,38 @@ def test_a_method_that_was_not_tried_on_folders_starts_from_its_recipe_for_a_cpu
     assert config.optimizer.lr == recipe.optimizer.lr
     assert config.optimizer.warmup_epochs == config.max_epochs // 20
     assert f"experiment={objective}_cifar10_cpu" in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("objective", "given", "expected"),
+    [
+        ("fixmatch", {}, {"objective.classes": 3, "objective.support.classes_per_batch": 3}),
+        (
+            "paws",
+            {"objective.support.per_class": "4"},
+            {"objective.support.classes_per_batch": 3, "objective.support.images_per_class": 4},
+        ),
+        ("paws", {}, {"objective.support.classes_per_batch": 3, "objective.support.images_per_class": 2}),
+        ("scan", {}, {"objective.clusters": 3}),
+        ("supervised", {}, {"objective.classes": 3}),
+        ("simclr", {}, {}),
+    ],
+)
+def test_classes_clusters_and_labelled_images_of_a_step_follow_from_the_data(
+    objective: str, given: dict[str, str], expected: dict[str, int]
+) -> None:
+    look = Look("photos", 90, 32, 3, 80, 10, gpu=False, fewest=20)  # a tenth of the rarest class are two images
+    picks_of = pick_for(look, given | {"objective": objective}, recipe_of(objective), own_of(objective))
+    found = {key: value for pick in picks_of for key, value in pick.values.items()}
+    assert {key: value for key, value in found.items() if key in expected or "support" in key} == expected
+
+
+def test_the_probes_of_a_method_are_picked_and_a_typed_choice_of_labels_replaces_the_recipes(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        pictures(tmp_path / "photos" / label, 10, 8, 8)
+    whole = completed([f"data={tmp_path / 'photos'}", "objective=fixmatch", "objective.support.per_class=2"], print)
+    config = compose.composed("train", whole)
+    assert list(config.probe) == ["classifier", "knn", "linear"]
+    assert (config.objective.classes, config.objective.support.classes_per_batch) == (2, 2)
+    support = config.objective.support
+    assert (support.per_class, support.fraction, support.labels_file) == (2, None, None)
