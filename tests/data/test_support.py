@@ -318,7 +318,8 @@ def test_a_list_that_does_not_fit_the_data_is_refused_with_the_number_and_the_fi
         (
             {"fraction": 0.5},
             1,
-            "objective.support: give one of labels_file, fraction and per_class, not fraction=0.5 and per_class=6",
+            "objective.support: give one of labels_file, fraction and per_class, not fraction=0.5 and per_class=6:"
+            " add objective.support.fraction=null for per_class=6 alone",
         ),
         (
             {"per_class": None, "fraction": 1.5},

@@ -215,7 +215,7 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
     for argument, value in fitting.items():
         if not isinstance(value, Tensor):
             continue
-        together = name in ("masked_patch_loss", "simmim_loss", "data2vec_loss")
+        together = name in ("masked_patch_loss", "simmim_loss", "data2vec_loss", "suncet_loss")
         free_rows = (argument in ALONE and not together) or argument == "queue"
         free_rows = free_rows or argument == "center"  # a vector: its only size is that of the columns
         free_columns = name in (
@@ -225,6 +225,7 @@ def test_a_tensor_that_does_not_fit_the_others_is_refused_with_all_shapes(name: 
             "classification_loss",
             "batch_similarity_loss",
             "koleo",
+            "suncet_loss",
         )
         free_columns |= name == "normalised_tokens"
         free_columns |= argument in ("negatives", "directions", "labels")
