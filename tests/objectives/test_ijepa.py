@@ -340,7 +340,7 @@ def test_all_that_is_wrong_with_a_network_is_said_in_one_line_with_all_to_give()
     keys = "backbone.class_token=false backbone.pooling=gap"
     with pytest.raises(UserError, match=rf"^objective=ijepa needs a ViT, which ResNet is not: .* with {keys}$"):
         make_objective(ResNet(10, 0.125, "cifar"))
-    related = {"position": "none", "relative_position": True}
+    related: dict[str, Any] = {"position": "none", "relative_position": True}
     for vit, more in (
         (ViT(16, 2, 8, 1, 2), ""),
         (ViT(16, 2, 8, 1, 2, registers=1), " backbone.registers=0"),

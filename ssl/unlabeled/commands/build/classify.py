@@ -58,8 +58,10 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     source = data.splits.test if config.split == "test" and data.splits.test is not None else data.splits.train
     views: Views = instantiate(filled.views)
     views.require_channels(source)
-    others = [OmegaConf.create({**config, **named(path), "report_dir": None}) for path in config.members or []]
-    predictors = [first, *(_predictor(each, with_data=False)[0] for each in others)]
+    others = [config.copy() for _ in config.members or []]
+    for other, path in zip(others, config.members or [], strict=True):
+        other.update({**named(path), "report_dir": None})
+    predictors = [first, *(_predictor(other, with_data=False)[0] for other in others)]
     if config.samples is not None:
         predictors = [_sampled(each, seed) for each in predictors for seed in range(config.samples)]
     return Prediction(predictors, data, source)
