@@ -64,7 +64,7 @@ def _warmup(given: float, epochs: float) -> Check:
 
 
 def _last_rate(optimizer_config: OptimizerConfig, images_per_step: int, last: float) -> list[Check]:
-    """Passes at the end that ``optimizer.final_lr`` asks for too: SCAN has a constant rate.
+    """Passes near the end that ``optimizer.final_lr`` asks for too, as of SCAN's constant rate.
 
     A schedule that means to end high is left out: its network is an average of weights.
     """
@@ -74,7 +74,7 @@ def _last_rate(optimizer_config: OptimizerConfig, images_per_step: int, last: fl
     return [
         Check(
             "a last learning rate of at most a tenth of the peak",
-            last <= max(FINAL * peak, optimizer_config.final_lr) * (1 + 1e-9),
+            last <= max(FINAL * peak, optimizer_config.final_lr) * 1.001,
             f"{last:.3g} after a peak of {peak:.3g}",
             "weights still jump at the end: give optimizer.milestones within the run, or null for a cosine, or more"
             " steps",
