@@ -36,6 +36,11 @@ def test_the_source_root_holds_one_package_and_nothing_else() -> None:
     assert [path.name for path in (ROOT / "ssl").iterdir() if path.name != "__pycache__"] == ["unlabeled"]
 
 
+def test_no_two_test_files_have_one_name_since_pytest_would_take_the_first_for_both() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
+
+
 def test_under_pytest_ssl_is_the_standard_librarys() -> None:
     assert Path(where_ssl_lies()).parent == Path(sysconfig.get_path("stdlib"))
 

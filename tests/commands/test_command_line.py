@@ -118,7 +118,10 @@ def test_a_mistake_that_hydra_can_see_costs_one_line_with_the_nearest_name(
         (["trainer.strategy=deepspeed"], ["trainer.strategy=deepspeed", "ddp or fsdp"]),
         (["objective=paws", "views=paws_thin"], ["objective.support.classes_per_batch=960", "10 classes"]),
         ([*PAWS, "objective.support.views=3"], ["objective.support.views=3", "at most 2"]),
-        ([*PAWS, "objective.support.per_class=3"], ["not fraction=0.1 and per_class=3"]),
+        (
+            [*PAWS, "objective.support.fraction=0.1", "objective.support.per_class=3"],
+            ["not fraction=0.1 and per_class=3: add objective.support.fraction=null"],
+        ),
         ([*PAWS, "views=mae_small"], ["views: these make 1 of an image", "at least 2"]),
         ([*PAWS, "objective.support.images_per_class=20"], ["objective.support.images_per_class=20", "class"]),
         (["probe=paws_nn", "probe.paws_nn.per_class=0"], ["probe.paws_nn.per_class=0"]),

@@ -26,8 +26,8 @@ def read(*typed: str, command: str = "train") -> list[str]:
 
 
 def value(typed: str, command: str = "train") -> object:
-    """What Hydra makes of one argument."""
-    (argument,) = read(typed, command=command)
+    """What Hydra makes of one argument; behind it may stand what the argument takes out."""
+    argument = read(typed, command=command)[0]
     return OverridesParser.create().parse_override(argument).value()
 
 

@@ -116,6 +116,7 @@ OWN = {
     "self_test.py": "its own numbers",
     "shared_memory.py": "/proc, and a file in shared memory that it made",
     "signatures.py": "source files",
+    "template.py": "the templates of this package",
     "verdict.py": "/proc",
     "index.py": "the note of a table that was checked",
     "extractor.py": "the note of kept features that were checked",

@@ -83,7 +83,7 @@ def test_the_preview_shows_each_image_in_its_own_frame(photographs: Path, tmp_pa
     text = page.read_text()
     for height, width in sizes:
         assert f'<svg viewBox="0 0 {width} {height}"' in text
-    assert "of different sizes" in text
+        assert f">{width} × {height}</small>" in text
     with Image.open(picture) as image:
         assert image.width > 3 * 90  # the longest side of an image is 96 pixels at most
 
