@@ -50,6 +50,7 @@ def test_a_detector_stands_beside_one_from_random_weights_and_the_same_command_g
     values = json.loads((page / "detect.json").read_text())
     assert values["found"]["run"]["bbox"]["ap50"] == found.found["run"].precision["bbox"].ap50
     assert "random init" in (page / "detect.html").read_text()
+    assert "a score of at least 0.5" in (page / "detect.html").read_text()
     assert (page / "detected.png").stat().st_size > 2000
     states = sorted((page / "detectors").rglob("last.ckpt"))
     assert [path.parent.name for path in states] == ["0_run", "1_random_init"]

@@ -87,6 +87,10 @@ def test_fine_tuned_networks_are_averaged_with_others_and_with_their_own_dropout
     other = finetune(weights, labels=thirty, out=weights.parent / "dropout", **{"recipe.dropout": 0.5})
     one, two = (unlabeled.predict(run, **CPU) for run in (tuned, other))
     both = unlabeled.predict(tuned, members=[other], **CPU)
+    with pytest.raises(UserError, match=r"^members=.*: is the run itself; give runs of other seeds"):
+        unlabeled.predict(tuned, members=[tuned], **CPU)
+    with pytest.raises(UserError, match=r"^members: .*nowhere: no such folder"):
+        unlabeled.predict(tuned, members=[weights.parent / "nowhere"], **CPU)
     torch.testing.assert_close(both.probabilities, (one.probabilities + two.probabilities) / 2)
     assert torch.equal(both.numbers, both.probabilities.argmax(1))
     sampled = unlabeled.predict(other, samples=3, **CPU)

@@ -1,5 +1,6 @@
 """Training of a detector: rates, groups, order of images; a training that was stopped goes on bit for bit."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -56,7 +57,7 @@ def train(
     """Trains from the state in the folder, if there is one; ``stop`` gets the number of each step that is done."""
     states = CheckpointFolder(folder, 1)
     training = DetectionTraining(thin(), recipe, 0, {}, lambda line: None)
-    trainer = build_trainer(ASKED, States(states, 2, recipe.steps), folder)
+    trainer = build_trainer(ASKED, States(states, 2, recipe.steps, print), folder)
     trainer.callbacks.append(Stopping(stop))  # type: ignore[attr-defined]
     steps = Steps(len(images), recipe.batch_size, recipe.steps, 0, lambda: trainer.global_step)
     loader: Any = TrainingBatches(Jittered(images, recipe.jitter((0.5, 0.5, 0.5)), True), steps, 0)
@@ -76,9 +77,14 @@ class Killed(Exception):
     pass
 
 
-def test_a_training_that_was_killed_goes_on_bit_for_bit(images: DetectionImages, tmp_path: Path) -> None:
-    whole = train(images, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(images: DetectionImages, tmp_path_factory: pytest.TempPathFactory) -> DetectionTraining:
+    return train(images, tmp_path_factory.mktemp("whole"))
 
+
+def test_a_training_that_was_killed_goes_on_bit_for_bit(
+    images: DetectionImages, whole: DetectionTraining, tmp_path: Path
+) -> None:
     def kill(step: int) -> None:
         if step == 5:  # the state is that of step 4
             raise Killed
@@ -96,11 +102,44 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(images: DetectionImages,
     assert kept["global_step"] == 6
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_after_a_step_whose_state_is_written(
+    images: DetectionImages, whole: DetectionTraining, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    before = signal.getsignal(number)
+
+    def send(step: int) -> None:
+        if step == 4:
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as ended:
+        train(images, tmp_path, stop=send)
+    assert ended.value.code == status
+    assert signal.getsignal(number) is before
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+    resumed = train(images, tmp_path)
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_file_that_cannot_be_decoded_is_one_line_from_a_worker_too(tmp_path: Path) -> None:
+    images = read_coco(write_coco(tmp_path, 2, 1, size=32), "x")[0]
+    images.pictures[0].path.write_text("not an image")
+    steps = Steps(2, 2, 1, 0, lambda: 0)
+    batches = TrainingBatches(Jittered(images, RECIPE.jitter((0.5,) * 3), True), steps, 1)
+    with pytest.raises(UserError) as refused:
+        next(iter(batches))
+    line = str(refused.value)
+    assert line.startswith(f"{images.pictures[0].path}: cannot be decoded: cannot identify image file")
+    assert line.endswith("put the whole file there, and the same command goes on")
+    assert "Traceback" not in line
+
+
 def test_a_step_in_two_passes_has_the_losses_of_both_weighted_by_their_images(images: DetectionImages) -> None:
     one = DetectionTraining(thin(), replace(RECIPE, images_per_pass=1), 0, {}, lambda line: None)
     sums: list[Tensor] = []
     one.manual_backward = sums.append  # type: ignore[method-assign,assignment]
-    batch = [Jittered(images, RECIPE.jitter((0.5,) * 3), True)[row, row] for row in range(2)]
+    batch: list[Any] = [Jittered(images, RECIPE.jitter((0.5,) * 3), True)[row, row] for row in range(2)]
     parts = [one._pass(batch, first, 0) for first in range(2)]
     assert [float(each.detach()) for each in sums] == parts
     assert parts[0] == pytest.approx(one._pass(batch[:1], 0, 0) / 2, rel=1e-5)
@@ -111,6 +150,12 @@ def test_the_rate_rises_linearly_and_falls_at_the_milestones() -> None:
     assert rates == pytest.approx([0.1, 0.55, 1, 1, 0.1, 0.01])
     with pytest.raises(UserError, match=r"detection\.warmup_steps=6: must be less than detection\.steps=6"):
         replace(RECIPE, warmup_steps=6).check()
+    with pytest.raises(UserError) as refused:
+        replace(RECIPE, steps=3, warmup_steps=3).check()
+    assert str(refused.value) == (
+        "detection.warmup_steps=3 and detection.milestones=[4,5]: must be less than detection.steps=3; give for "
+        "example detection.warmup_steps=0 detection.milestones=[2]"
+    )
 
 
 def test_norms_are_not_decayed_and_biases_are_as_in_detectron2() -> None:

@@ -151,6 +151,19 @@ def test_a_damaged_folder_is_listed_with_what_is_wrong_and_hides_no_other(tmp_pa
     assert runs["damaged"]["loss"]["points"][0] == [10, 4.9]
 
 
+def test_a_fine_tuned_network_is_finished_though_its_configuration_names_no_objective(tmp_path: Path) -> None:
+    for name, files in {
+        "tuned": {"config.yaml": "seed: 0\n", "finetune.json": "{}"},
+        "half": {"config.yaml": "seed: 0\n"},
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    runs = listed(tmp_path)
+    assert (runs["tuned"]["state"], runs["tuned"]["problems"]) == ("finished", [])
+    assert "names no objective" in runs["half"]["problems"][0]
+
+
 def test_values_of_any_type_and_no_file_at_all_hide_nothing(tmp_path: Path) -> None:
     strange = {"state": "running", "step": "7", "total_steps": math.inf, "pid": -1, "host": [1], "updated": {}}
     odd = {"findings": [3, {"sentence": None}, {"sentence": ["x"], "severity": 9, "since": "y"}], "facts": 5}

@@ -12,7 +12,7 @@ from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_backbone, build_data
-from unlabeled.commands.checks.places import named
+from unlabeled.commands.checks.places import check_members, named
 from unlabeled.core.places import checkpoint_path, folder_of
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source, Splits
@@ -58,6 +58,7 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     source = data.splits.test if config.split == "test" and data.splits.test is not None else data.splits.train
     views: Views = instantiate(filled.views)
     views.require_channels(source)
+    check_members(config.run, config.checkpoint, config.members)
     others = [config.copy() for _ in config.members or []]
     for other, path in zip(others, config.members or [], strict=True):
         other.update({**named(path), "report_dir": None})

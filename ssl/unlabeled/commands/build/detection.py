@@ -123,7 +123,7 @@ def train_detector(
         training.load_state_dict(state["state_dict"])
         training.on_load_checkpoint(state)
         return training
-    trainer = build_trainer(asked, States(states, asked["save_every"], recipe.steps), folder)
+    trainer = build_trainer(asked, States(states, asked["save_every"], recipe.steps, log), folder)
     samples = Jittered(images, recipe.jitter(colours_of(network)[0]), masks)
     steps = Steps(len(images), recipe.batch_size, recipe.steps, asked["seed"], lambda: trainer.global_step)
     trainer.fit(training, TrainingBatches(samples, steps, asked["num_workers"]), ckpt_path=begun)

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,25 @@ def _predict(keys: Keys) -> None:
     if keys["risk"] is not None and (keys["members"] or keys["samples"]):
         raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
     _check_heads(keys)
-    for path in keys["members"] or []:
-        _check_heads({**named(path), "report_dir": None})
+    check_members(keys["run"], keys["checkpoint"], keys["members"])
     _check_data(keys.get("data"))
+
+
+def check_members(run: str | None, checkpoint: str | None, members: Iterable[str] | None) -> None:
+    """Raises UserError for a further run that has no classifier, or that is the run itself."""
+    own = checkpoint_path(run, checkpoint).resolve()
+    for path in members or []:
+        _check_member(path, own)
+
+
+def _check_member(path: str, own: Path) -> None:
+    given = {**named(path), "report_dir": None}
+    try:
+        _check_heads(given)
+    except UserError as error:
+        raise UserError(f"members: {str(error).removeprefix('run=').removeprefix('checkpoint=')}") from error
+    if checkpoint_path(given["run"], given["checkpoint"]).resolve() == own:
+        raise UserError(f"members={path}: is the run itself; give runs of other seeds, or samples=20 alone")
 
 
 def named(path: str) -> dict[str, str | None]:

@@ -32,7 +32,7 @@ def predict(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = 
     first, count = prediction.predictors[0], len(prediction.predictors)
     log(introduced(first.kept, first.limit))
     if count > 1:
-        log(f"the mean probabilities of {count} members are written; mutual_information says how far they disagree")
+        log(f"the mean of {count} predictions of each image is written; mutual_information says how far they disagree")
     write_csv(out, tally.counting(prediction.parts()), resolved["top"])
     log(f"{out}: {tally.told()}")
     return out

@@ -15,6 +15,7 @@ from unlabeled.core.environment import plain_values
 from unlabeled.core.escaping import in_markdown
 from unlabeled.core.writing import save_picture, write_atomic
 from unlabeled.downstream.detection.average_precision import AveragePrecision
+from unlabeled.downstream.detection.drawing import SURE
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.pages.draw import draw_columns
 from unlabeled.pages.html import html_page, inline_png, number_table
@@ -36,6 +37,7 @@ HOW = (
     "have an area below 32² pixels, large ones above 96². It is measured by pycocotools on the validation images, with "
     "the weights of the last step; one training each, whose chance a second seed would show."
 )
+DRAWN = f"Drawn are detections with a score of at least {SURE}; a detector that was trained briefly may have none."
 
 
 @dataclass
@@ -95,7 +97,8 @@ def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) ->
     curve = plot_section(_curve(found), folder, "training", "Training", "Loss of the detectors.", wide=True)
     each = "\n\n".join(f"## {title}\n\n{markdown_table(head, rows)}" for title, head, rows in _each_class(found))
     parts = [f"# {TITLE}", in_markdown(found.headline), markdown_table(HEAD, found.rows), HOW, each]
-    parts += ["## Validation images", "![Validation images](detected.png)", f"## {curve.title}\n\n{curve.markdown}"]
+    parts += ["## Validation images", DRAWN, "![Validation images](detected.png)"]
+    parts += [f"## {curve.title}\n\n{curve.markdown}"]
     parts += [in_markdown(line) for line in note_lines(found.notes)]
     write_atomic(folder / "detect.md", "\n\n".join([*parts, f"    {facts['command']}"]) + "\n")
     drawn = torch.from_numpy(np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy())
@@ -146,7 +149,8 @@ def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Sect
         f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
         f'<p class="headline">{escape(found.headline)}</p></header>'
         f'<section class="wide">{number_table(HEAD, found.rows)}<p class="quiet">{escape(HOW)}</p>{notes}</section>'
-        f'<section class="wide"><h2>Validation images</h2><div class="scroll"><img alt="Validation images, their '
+        f'<section class="wide"><h2>Validation images</h2><p class="quiet">{DRAWN}</p>'
+        f'<div class="scroll"><img alt="Validation images, their '
         f'objects, and what was found" src="{inline_png(drawn)}"></div></section>{tables}'
         f'<section class="wide"><h2>{escape(curve.title)}</h2><p class="quiet">{escape(curve.words)}</p>{curve.html}'
         f"</section><section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"

@@ -96,9 +96,15 @@ class DetectionRecipe:
 
     def check(self) -> None:
         """Raises UserError for numbers that cannot work together."""
-        if self.warmup_steps >= self.steps:
+        beyond: dict[str, Any] = {"warmup_steps": self.warmup_steps} if self.warmup_steps >= self.steps else {}
+        if self.milestones[-1] > self.steps:  # at the end: the rate never falls
+            beyond["milestones"] = f"[{','.join(map(str, self.milestones))}]"
+        if beyond:
+            named = " and ".join(f"detection.{key}={value}" for key, value in beyond.items())
+            fitting = {"warmup_steps": self.steps // 10, "milestones": f"[{self.steps * 4 // 5}]"}
             raise UserError(
-                f"detection.warmup_steps={self.warmup_steps}: must be less than detection.steps={self.steps}"
+                f"{named}: must be less than detection.steps={self.steps}; give for example "
+                + " ".join(f"detection.{key}={fitting[key]}" for key in beyond)
             )
 
     @property

@@ -1,8 +1,11 @@
 """Trains a detector by Lightning, so that a training that was killed goes on bit for bit; and measures it."""
 
 import math
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -20,6 +23,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.recipes.loop import autocast
 
 POINTS = 200  # losses that are kept of a training
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # those that end unlabeled train too
 
 
 class DetectionTraining(pl.LightningModule):
@@ -103,26 +107,56 @@ class StateFolder(Protocol):
 
 
 class States(pl.Callback):
-    """Writes the state of a training every so many steps, and at its end.
+    """Writes the state of a training every so many steps, at its end, and where a signal ends it after a step.
 
     Args:
         folder: for the states.
         every_n_steps: how often.
         total: steps of the training.
+        log: takes lines.
+
+    Raises:
+        SystemExit: a signal ended the training; 128 and its number.
     """
 
-    def __init__(self, folder: StateFolder, every_n_steps: int, total: int) -> None:
-        self.folder, self.every_n_steps, self.total = folder, every_n_steps, total
+    def __init__(self, folder: StateFolder, every_n_steps: int, total: int, log: Callable[[str], None]) -> None:
+        self.folder, self.every_n_steps, self.total, self.told = folder, every_n_steps, total, log
         self._written: int | None = None
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
+            self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == self._signal == signal.SIGINT:  # pressed twice: at once
+            raise KeyboardInterrupt
+        self._signal = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps and step != self.total:
+        if not self._signal and step % self.every_n_steps and step != self.total:
             return
         self.folder.write(lambda path: trainer.save_checkpoint(path, weights_only=False), self._written, True)
         self._written = step
+        if self._signal:
+            name = signal.Signals(self._signal).name
+            self.told(f"{name}: the state of step {step:,} is written; the same command goes on")
+            raise SystemExit(128 + self._signal)  # as shells have it
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

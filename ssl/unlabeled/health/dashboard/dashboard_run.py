@@ -47,6 +47,7 @@ class DashboardRun:
         names = ("state", "plan", "health", "training")
         self.state, self.plan, self.health, self.training = (Document(folder / f"{n}.json", root) for n in names)
         self.notes = Document(folder / NOTES, root)
+        self.tuned = Document(folder / "finetune.json", root)  # what unlabeled finetune ends with
         self.results = Document(folder / "report" / "results.json", root, read_results)
         self.summary = CurveSummary(folder / "metrics.jsonl")
         self.series: tuple[RunCurves, RunCurves] | None = None  # of metrics.jsonl and system.jsonl; None: not opened
@@ -114,7 +115,7 @@ class DashboardRun:
 
     @property
     def _documents(self) -> tuple[Document, ...]:
-        return self.config, self.state, self.plan, self.health, self.training, self.notes
+        return self.config, self.state, self.plan, self.health, self.training, self.notes, self.tuned
 
     def _seconds(self, curve: Curve | None) -> list[tuple[float, float | None]]:
         """Returns steps with the seconds of training up to them; of a run that wrote none by its mean speed."""
@@ -164,18 +165,23 @@ class DashboardRun:
     def _verdict(self, place: Mapping[str, Any], written: float | None, now: float) -> Verdict:
         if self.state.content is not None:
             return classify_run(self.state.content, now)
-        ended = self.training.content is not None or (place["total"] is not None and place["step"] >= place["total"])
+        whole = self.training.content is not None or self.tuned.content is not None
+        ended = whole or (place["total"] is not None and place["step"] >= place["total"])
         if self.state.problem and not ended:
             return Verdict("damaged")
         if self.plan.content is not None and written is None:
             return Verdict("planned")
         return classify_run_without_state(ended, self.config.changed, written, now)
 
+    @property
+    def _should_name_objective(self) -> bool:
+        return self.config.content is not None and self.tuned.content is None
+
     def _problems(self, trouble: str | None, verdict: Verdict) -> list[str]:
         found = [trouble, *(document.problem for document in self._documents)]
         if self.config.content is None and self.config.problem is None:
             found.append("config.yaml is missing")
-        elif self.config.content is not None and not isinstance(self.config.content.get("objective"), dict):
+        elif self._should_name_objective and not isinstance((self.config.content or {}).get("objective"), dict):
             found.append("config.yaml names no objective: it is half-written, or not of a run")
         if self.summary.damaged:
             lines = f"{self.summary.damaged:,} line{'s' if self.summary.damaged > 1 else ''}"

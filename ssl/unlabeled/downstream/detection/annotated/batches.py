@@ -51,15 +51,21 @@ def _order(images: int, seed: int, turn: int) -> list[int]:
     return order
 
 
-class Jittered(Dataset[Sample]):
-    """Images in [0, 1] with their objects, jittered by the seed that is asked for with the row."""
+class Jittered(Dataset[Sample | UserError]):
+    """Images in [0, 1] with their objects, jittered by the seed that is asked for with the row.
+
+    A file that cannot be decoded gives its error: raised in a worker, torch would put a traceback into its message.
+    """
 
     def __init__(self, images: DetectionImages, jitter: Jitter, masks: bool) -> None:
         self.images, self.jitter, self.masks = images, jitter, masks
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: Draw) -> Sample | UserError:
         row, seed = draw
-        sample = self.images.image(row).float() / 255, self.images.target(row, self.masks)
+        try:
+            sample = self.images.image(row).float() / 255, self.images.target(row, self.masks)
+        except UserError as error:
+            return error
         return self.jitter(sample, torch.Generator().manual_seed(seed))
 
 
@@ -74,7 +80,7 @@ class TrainingBatches(Resumable):
 
     def __init__(self, samples: Jittered, steps: Steps, num_workers: int) -> None:
         self.steps = steps
-        self.loader: DataLoader[Sample] = DataLoader(
+        self.loader: DataLoader[Sample | UserError] = DataLoader(
             samples,
             batch_sampler=steps,
             num_workers=num_workers,
@@ -85,7 +91,8 @@ class TrainingBatches(Resumable):
 
     def __iter__(self) -> "Iterator[list[Sample]]":  # type: ignore[override]
         try:
-            yield from self.loader
+            for batch in self.loader:
+                yield [_whole(each) for each in batch]
         except (ConnectionError, EOFError) as error:
             raise UserError(
                 "a worker process was killed, perhaps by the kernel for lack of memory: give fewer num_workers; the "
@@ -94,6 +101,12 @@ class TrainingBatches(Resumable):
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def _whole(sample: Sample | UserError) -> Sample:
+    if isinstance(sample, UserError):
+        raise sample
+    return sample
 
 
 def moved(samples: list[Sample], device: torch.device) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -67,7 +67,10 @@ class DetectionImages:
             with Image.open(picture.path) as opened:
                 pixels = to_rgb(opened, ANY_SIZE, square=False)
         except Exception as error:  # on damaged data Pillow's plugins raise nearly anything
-            raise UserError(f"{picture.path}: cannot be decoded: {one_line(error)}") from error
+            raise UserError(
+                f"{picture.path}: cannot be decoded: {one_line(error)}; put the whole file there, and the same command"
+                " goes on"
+            ) from error
         if pixels.shape[1:] != (picture.height, picture.width):
             raise UserError(
                 f"{self.origin}: image {picture.given} has {picture.width} × {picture.height} pixels there, "
