@@ -1,6 +1,7 @@
 """What several tests need: the repository's root, and a way to run its scripts as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell ignores Ctrl-C for what it starts behind "&", and so would every process that a test starts and stops by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: two processes on two cores, and sums that do not depend on how many cores a machine has.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "ssl"), "WANDB_MODE": "offline", "COLUMNS": "200"}
