@@ -2,10 +2,11 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unlabeled.commands.checks.classifiers import check_heads, check_members
 from unlabeled.core.places import (
     NEWEST,
     check_one_named,
@@ -92,42 +93,9 @@ def _predict(keys: Keys) -> None:
     check_file("out", Path(keys["out"]).expanduser())
     if keys["risk"] is not None and (keys["members"] or keys["samples"]):
         raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
-    _check_heads(keys)
+    check_heads(keys)
     check_members(keys["run"], keys["checkpoint"], keys["members"])
     _check_data(keys.get("data"))
-
-
-def check_members(run: str | None, checkpoint: str | None, members: Iterable[str] | None) -> None:
-    """Raises UserError for a further run that has no classifier, or that is the run itself."""
-    own = checkpoint_path(run, checkpoint).resolve()
-    for path in members or []:
-        _check_member(path, own)
-
-
-def _check_member(path: str, own: Path) -> None:
-    given = {**named(path), "report_dir": None}
-    try:
-        _check_heads(given)
-    except UserError as error:
-        raise UserError(f"members: {str(error).removeprefix('run=').removeprefix('checkpoint=')}") from error
-    if checkpoint_path(given["run"], given["checkpoint"]).resolve() == own:
-        raise UserError(f"members={path}: is the run itself; give runs of other seeds, or samples=20 alone")
-
-
-def named(path: str) -> dict[str, str | None]:
-    """The keys of a command that name a run's folder, or a checkpoint's file."""
-    is_file = os.path.isfile(Path(path).expanduser())
-    return {"run": None if is_file else path, "checkpoint": path if is_file else None}
-
-
-def _check_heads(keys: Keys) -> None:
-    path = checkpoint_path(keys["run"], keys["checkpoint"])
-    heads = Path(keys["report_dir"] or folder_of(path) / "report").expanduser() / "heads"
-    if not os.path.isdir(heads):
-        raise UserError(
-            f"{heads}: no such folder; unlabeled evaluate {_as_given(keys)} keeps its classifiers there; it needs "
-            "labelled images: add data=CLASS_FOLDERS where those of the run have none"
-        )
 
 
 def _finetune(keys: Keys) -> None:
@@ -143,11 +111,6 @@ def _finetune(keys: Keys) -> None:
     if os.path.exists(out / NEWEST):
         raise UserError(f"out={out}: holds a network already; give another folder, or delete it")
     _check_data(keys.get("data"))
-
-
-def _as_given(keys: Keys) -> str:
-    key = "run" if keys["run"] else "checkpoint"
-    return f"{key}={keys[key]}"
 
 
 def _label(keys: Keys) -> None:

@@ -79,7 +79,7 @@ class DetectionTraining(pl.LightningModule):
         losses: dict[str, Tensor] = self.network(*moved(part, self.device))
         loss = torch.stack([each.float() for each in losses.values()]).sum() * (len(part) / len(batch))
         self.manual_backward(loss)
-        return float(loss.detach())
+        return float(loss.detach())  # waits for the device, as torchvision's matching does in each pass anyway
 
     def _note(self, step: int, loss: float) -> None:
         self._since.append(loss)
