@@ -275,11 +275,13 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
 
 
 def _one_level_below(node: Any, path: list[str], key: str) -> str | None:
-    """The key of this name in a part of what was named: ``optimizer.optimizer.momentum`` for ``optimizer.momentum``."""
-    parts = node.items_ex(resolve=False) if isinstance(node, DictConfig) and path else ()
-    return next(
-        (".".join([*path, str(n), key]) for n, part in parts if isinstance(part, DictConfig) and key in part), None
-    )
+    """The key of this name in a part of what was named: ``optimizer.optimizer.momentum`` for ``optimizer.momentum``.
+
+    At the top it is named only where one group alone has it: ``detection.steps`` for ``steps``.
+    """
+    parts = node.items_ex(resolve=False) if isinstance(node, DictConfig) else ()
+    below = [".".join([*path, str(n), key]) for n, part in parts if isinstance(part, DictConfig) and key in part]
+    return below[0] if below and (path or len(below) == 1) else None
 
 
 def check_command(config: DictConfig, primary: Path) -> None:

@@ -111,7 +111,10 @@ class LabelSelection:
         assert self.per_class is not None
         if len(members) < self.per_class:
             name = source.classes[label]
-            raise UserError(f"{self.key}.per_class={self.per_class}: class {name} has {len(members)} labelled images")
+            raise UserError(
+                f"{self.key}.per_class={self.per_class}: class {name} has {len(members)} labelled images; give no more"
+                " than that"
+            )
         return self.per_class
 
     def _read(self, path: Path, source: Source) -> Tensor:

@@ -120,7 +120,7 @@ def _segmentation(results: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
             )
 
 
-KINDS = {"bbox": "box AP", "segm": "mask AP"}
+KINDS = {"bbox": "box AP", "segm": "mask AP", "voc07": "VOC 2007's box AP"}
 
 
 def _detection(results: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Line]:

@@ -173,7 +173,10 @@ def load_objective(checkpoint: Checkpoint, objective: Objective, any_size: bool 
         fit_all_positions(found, wanted, objective)
     problems = _problems(found, wanted, {}) + [f"unknown {key}" for key in found if key not in wanted]
     if problems:
-        raise UserError(f"checkpoint={checkpoint.path} does not fit the objective: {'; '.join(problems)}")
+        raise UserError(
+            f"checkpoint={checkpoint.path} does not fit the objective: {'; '.join(problems)}; give a run of the same"
+            " method, with the same heads"
+        )
     objective.load_state_dict(found)
     return objective
 

@@ -48,7 +48,7 @@ def write(folder: Path, change: Callable[[Content], object] = lambda content: No
 
 
 def train_of(folder: Path) -> DetectionImages:
-    return read_coco(folder, "data.path=x")[0]
+    return read_coco(folder, "data=x")[0]
 
 
 def test_categories_with_gaps_become_labels_from_one_and_crowds_and_empty_images_are_kept_apart(tmp_path: Path) -> None:
@@ -179,7 +179,8 @@ def test_a_damaged_file_no_annotation_and_a_picture_of_another_size_are_one_line
     with pytest.raises(UserError, match=r"train\.json: no json \("):
         train_of(folder)
     (folder / "train.json").unlink()
-    with pytest.raises(UserError, match=r"data\.path=x: holds no images with boxes that are known here"):
+    (folder / "val.json").unlink()
+    with pytest.raises(UserError, match=r"data=x: holds no images with boxes that are known here"):
         train_of(folder)
 
 
@@ -225,7 +226,7 @@ def test_pascal_voc_counts_pixels_from_one_and_a_difficult_object_counts_in_trai
         ["VOC2007/1", "VOC2012/3"],
         ["VOC2007/2"],
     )
-    assert len(train.classes) == 20
+    assert (len(train.classes), train.voc07, val.voc07) == (20, False, True)
     dog, cat = val.pictures[0].things
     assert (dog.box, dog.crowd, val.classes[dog.label - 1]) == ((0, 0, 40, 30), False, "dog")
     assert (cat.box, cat.crowd, val.classes[cat.label - 1]) == ((10, 5, 20, 15), True, "cat")
@@ -249,3 +250,13 @@ def test_a_damaged_xml_is_one_line(text: str, line: str, tmp_path: Path) -> None
     (folder / "VOC2007" / "Annotations" / "1.xml").write_text(text)
     with pytest.raises(UserError, match=line):
         read_voc(folder)
+
+
+def test_a_folder_with_one_of_two_descriptions_says_which_is_missing(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path, 2, 1, size=32)
+    (folder / "val.json").rename(tmp_path / "kept.json")
+    with pytest.raises(UserError, match=r"^data=x: has train's boxes, train\.json, and none of val: put val\.json "):
+        read_coco(folder, "data=x")
+    (folder / "train.json").rename(folder / "val.json")
+    with pytest.raises(UserError, match=r"^data=x: has val's boxes, val\.json, and none of train: put train\.json "):
+        read_coco(folder, "data=x")

@@ -234,6 +234,7 @@ def test_of_twenty_images_the_settings_that_can_be_drawn_are_scored_and_the_othe
         "10% of the labels is the same lists here: one column.",
         "5 per class was left out: probe.few_labels: per_class=5, fraction=None is all 20 labelled train images, not"
         " few of them: take probe=linear.",
-        "10 per class was left out: probe.few_labels.per_class=10: class a has 5 labelled images.",
+        "10 per class was left out: probe.few_labels.per_class=10: class a has 5 labelled images; give no more than"
+        " that.",
     ]
     assert scores[1].notes == ["40% of the labels is the same lists here: one column."]

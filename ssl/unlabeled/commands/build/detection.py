@@ -36,8 +36,8 @@ def read_images(given: str) -> tuple[DetectionImages, DetectionImages]:
     """Opens a folder of images with boxes: COCO's form or Pascal VOC's. Raises UserError naming what is wrong."""
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.path={folder}: no such folder")
-    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data.path={folder}")
+        raise UserError(f"data={folder}: no such folder")
+    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data={folder}")
 
 
 def build_recipe(config: DictConfig) -> DetectionRecipe:

@@ -87,7 +87,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
         _say_origins(start, teacher)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
     if trainer.is_global_zero:
-        _say_what_counts(objective, teacher, config.weights)
+        _say_what_counts(objective, teacher, config.weights, config.weights_of)
     check_kinds(config, objective.backbone)
     attach_support(data, objective, trainer.world_size)
     draw_by_class(data, objective, config.images_per_class)
@@ -117,7 +117,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     return Run(trainer, module, data, checkpoints, lock)
 
 
-def _say_what_counts(objective: Objective, teacher: TeacherLoader, weights: str | None) -> None:
+def _say_what_counts(objective: Objective, teacher: TeacherLoader, weights: str | None, of: str) -> None:
     """What a reader of the numbers must know: labels that were used, a start that is missing."""
     name = type(objective).__name__
     if objective.uses_labels:
@@ -127,6 +127,9 @@ def _say_what_counts(objective: Objective, teacher: TeacherLoader, weights: str 
     if isinstance(objective, ContinuesAnother) and not weights:
         print(f"warning: {name} goes on from another run, and begins here with random weights: give weights=RUN")
         print("weights_of=all.")
+    elif isinstance(objective, ContinuesAnother) and of == "backbone":
+        print(f"warning: {name} goes on from another run, and takes the backbone alone of weights={weights}; its heads")
+        print("begin with random weights: give weights_of=all.")
 
 
 def _say_origins(start: StartingWeights | None, teacher: TeacherLoader) -> None:

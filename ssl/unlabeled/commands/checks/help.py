@@ -8,6 +8,7 @@ from typing import Any
 from unlabeled.commands.checks.values import in_words
 
 WIDTH = 118  # columns
+PLACE = "$APP_CONFIG_GROUPS"  # of the choices, in a command's own text
 
 
 def help_text(primary: dict[str, Any], folders: Sequence[Path], names: Sequence[str], types: Mapping[str, Any]) -> str:
@@ -19,10 +20,22 @@ def help_text(primary: dict[str, Any], folders: Sequence[Path], names: Sequence[
         names: keys and groups of the command, in their order.
         types: of keys at the top.
     """
-    groups = [text for name in sorted(names) if (text := _group(name, folders))]
-    template = str(primary["hydra"]["help"]["template"]).rstrip().replace("$APP_CONFIG_GROUPS", "\n\n".join(groups))
+    template = str(primary["hydra"]["help"]["template"]).rstrip()
     keys = [f"{key}: {in_words(types[key])}" for key in names if key in types]
-    return "\n".join([template, "", "== Keys (key=value; those of a choice are in docs/keys.md) ==", *keys])
+    keys = ["", "== Keys (key=value; those of a choice are in docs/keys.md) ==", *keys]
+    if PLACE in template:
+        groups = [text for name in sorted(names) if (text := _group(name, folders))]
+        return "\n".join([template.replace(PLACE, "\n\n".join(groups)), *keys])
+    named = [text for name in sorted(names) if (text := _named(name, folders))]
+    head = ["", "== Choices (group=option; unlabeled train --help has a sentence for most) =="] if named else []
+    return "\n".join([template, *head, *named, *keys])
+
+
+def _named(name: str, folders: Sequence[Path]) -> str:
+    """One group: the names of its choices alone."""
+    choices = sorted({path.stem for folder in folders for path in (folder / name).glob("*.yaml")})
+    start = f"{name}="
+    return textwrap.fill("  ".join(choices), WIDTH, initial_indent=start, subsequent_indent="  ") if choices else ""
 
 
 def _group(name: str, folders: Sequence[Path]) -> str:

@@ -217,8 +217,7 @@ def _segment(keys: Keys) -> None:
     _one_network(keys)
     if keys["folder"] is None:
         raise UserError("data: has no default; give data=FOLDER of images and label maps")
-    if not os.path.isdir(Path(keys["folder"]).expanduser()):
-        raise UserError(f"data={keys['folder']}: no such folder")
+    _check_images_folder(keys["folder"])
 
 
 def _detect(keys: Keys) -> None:
@@ -227,8 +226,16 @@ def _detect(keys: Keys) -> None:
         _check_weights(weights)
     if keys["folder"] is None:
         raise UserError("data: has no default; give data=FOLDER of images and boxes, in COCO's form or Pascal VOC's")
-    if not os.path.isdir(Path(keys["folder"]).expanduser()):
-        raise UserError(f"data={keys['folder']}: no such folder")
+    _check_images_folder(keys["folder"])
+
+
+def _check_images_folder(given: str) -> None:
+    """Of segment and detect: both splits and their descriptions are below one folder."""
+    folder = Path(given).expanduser()
+    if folder.is_file():
+        raise UserError(f"data={given}: is a file; give the folder that holds it and the images")
+    if not folder.is_dir():
+        raise UserError(f"data={given}: no such folder")
 
 
 def _one_network(keys: Keys) -> None:

@@ -27,6 +27,7 @@ from unlabeled.downstream.detection.detect_report import Detection, Judged, note
 from unlabeled.downstream.detection.drawing import drawn_detections, drawn_truth
 from unlabeled.downstream.detection.recipe import DetectionRecipe
 from unlabeled.downstream.detection.training import detect_all
+from unlabeled.downstream.detection.voc_precision import voc_average_precision
 from unlabeled.errors import UserError
 from unlabeled.evaluation.provenance import checkpoint_provenance
 
@@ -135,6 +136,8 @@ def _judge(found: Detection, work: Work, network: Network, start: str, folder: P
     answers = _answers(made, work)
     kinds: list[Kind] = ["bbox", "segm"] if work.masks else ["bbox"]
     precision: dict[str, AveragePrecision] = {kind: average_precision(work.val, answers, kind) for kind in kinds}
+    if work.val.voc07:
+        precision["voc07"] = voc_average_precision(work.val, answers)
     found.found[network.name] = Judged(precision, training.losses)
     found.pictures[network.name] = [drawn_detections(work.val, row, answers[row]) for row in work.shown]
     for kind, each in precision.items():

@@ -182,7 +182,7 @@ def _completed(arguments: list[str]) -> list[str]:
         return completed(arguments, lambda line: None)
     whole = completed(arguments)
     shown = [each for each in whole if not each.startswith(("plan_only=", "preview="))]
-    print(f"the whole command of a training, with what was picked:\n  {typed_command(shown)}\n")
+    print(f"the whole command, with what was picked:\n  {typed_command(shown)}\n")
     return whole
 
 

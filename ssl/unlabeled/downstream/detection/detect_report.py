@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Object detection"
-KINDS = {"bbox": "boxes", "segm": "masks"}
+KINDS = {"bbox": "boxes", "segm": "masks", "voc07": "boxes, as VOC 2007"}
 HEAD = ["backbone started from", "judged", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large"]
 HOW = (
     "Each detector was trained alike, on the same images in the same order, and differs in the weights that its "
@@ -37,6 +37,10 @@ HOW = (
     "have an area below 32² pixels, large ones above 96². It is measured by pycocotools on the validation images, with "
     "the weights of the last step; one training each, whose chance a second seed would show."
 )
+AS_VOC = (
+    "Judged as VOC 2007, AP is the mean over the same thresholds of that challenge's average precision: of eleven "
+    "points of recall, as detectron2 computes it for MoCo's table."
+)
 DRAWN = f"Drawn are detections with a score of at least {SURE}; a detector that was trained briefly may have none."
 
 
@@ -44,7 +48,7 @@ DRAWN = f"Drawn are detections with a score of at least {SURE}; a detector that 
 class Judged:
     """One detector."""
 
-    precision: dict[str, AveragePrecision]  # by bbox and segm
+    precision: dict[str, AveragePrecision]  # by bbox, segm, and voc07 where it is that challenge's test
     losses: Sequence[tuple[int, float]]  # step, mean loss since the one before
 
 
@@ -64,6 +68,11 @@ class Detection:
         return [
             [name, KINDS[kind], *each.cells] for name, own in self.found.items() for kind, each in own.precision.items()
         ]
+
+    @property
+    def how(self) -> str:
+        """Returns how the numbers of the table were made."""
+        return f"{HOW} {AS_VOC}" if any("voc07" in own.precision for own in self.found.values()) else HOW
 
     @property
     def headline(self) -> str:
@@ -96,7 +105,7 @@ def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) ->
     save_picture(folder / "detected.png", picture)
     curve = plot_section(_curve(found), folder, "training", "Training", "Loss of the detectors.", wide=True)
     each = "\n\n".join(f"## {title}\n\n{markdown_table(head, rows)}" for title, head, rows in _each_class(found))
-    parts = [f"# {TITLE}", in_markdown(found.headline), markdown_table(HEAD, found.rows), HOW, each]
+    parts = [f"# {TITLE}", in_markdown(found.headline), markdown_table(HEAD, found.rows), found.how, each]
     parts += ["## Validation images", DRAWN, "![Validation images](detected.png)"]
     parts += [f"## {curve.title}\n\n{curve.markdown}"]
     parts += [in_markdown(line) for line in note_lines(found.notes)]
@@ -148,7 +157,8 @@ def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Sect
     body = (
         f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
         f'<p class="headline">{escape(found.headline)}</p></header>'
-        f'<section class="wide">{number_table(HEAD, found.rows)}<p class="quiet">{escape(HOW)}</p>{notes}</section>'
+        f'<section class="wide">{number_table(HEAD, found.rows)}'
+        f'<p class="quiet">{escape(found.how)}</p>{notes}</section>'
         f'<section class="wide"><h2>Validation images</h2><p class="quiet">{DRAWN}</p>'
         f'<div class="scroll"><img alt="Validation images, their '
         f'objects, and what was found" src="{inline_png(drawn)}"></div></section>{tables}'

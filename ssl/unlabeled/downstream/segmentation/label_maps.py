@@ -89,13 +89,13 @@ def read_splits(
     Raises UserError where none of them is there, a split is empty, or an image has no label map.
     """
     if not path.is_dir():
-        raise UserError(f"data.path={path}: no such folder")
+        raise UserError(f"data={path}: no such folder")
     for layout in (_own, _ade20k, _voc):
         found = layout(path)
         if found is not None:
             break
     else:
-        raise UserError(f"data.path={path}: {LAYOUTS}")
+        raise UserError(f"data={path}: {LAYOUTS}")
     zero = layout is _ade20k if zero_is_no_class is None else zero_is_no_class
     train, test = (LabelledImages(*_paired(*each), ignore, zero) for each in found)
     names = path / "classes.txt"
@@ -118,10 +118,10 @@ def _own(path: Path) -> tuple[Split, Split] | None:
     if test is None and not trains:
         return None
     if test is None:
-        raise UserError(f"data.path={path}: there are images to train on and none to test: put some into test/images")
+        raise UserError(f"data={path}: there are images to train on and none to test: put some into test/images")
     if not trains:
         raise UserError(
-            f"data.path={path}: there are images to test, in {test.name}/images, and none to train on: put some into"
+            f"data={path}: there are images to test, in {test.name}/images, and none to train on: put some into"
             " train/images"
         )
     train: Split = (path / "train" / "images", path / "train" / "masks", None)

@@ -41,8 +41,12 @@ def read_coco(folder: Path, given: str) -> tuple[DetectionImages, DetectionImage
         UserError: no layout that is known, or a description that is damaged or contradicts itself.
     """
     files = [next(_descriptions(folder, names), None) for names in SPLITS]
-    if files[0] is None or files[1] is None:
+    if files[0] is None and files[1] is None:
         raise UserError(f"{given}: {LAYOUTS}")
+    if files[0] is None or files[1] is None:
+        there, lacking = ("train", "val") if files[1] is None else ("val", "train")
+        name = next(file.name for file, _ in filter(None, files))
+        raise UserError(f"{given}: has {there}'s boxes, {name}, and none of {lacking}: put {lacking}.json beside it")
     texts = [read_text(file, str(file), MOST) for file, _ in (files[0], files[1])]
     contents = [_parsed(text, file) for text, (file, _) in zip(texts, (files[0], files[1]), strict=True)]
     names = categories_of(contents[0], str(files[0][0]))
@@ -116,8 +120,11 @@ def split_of(content: Content, names: Names, origin: str, places: Sequence[Path]
         picture = _of(pictures, row.get("image_id"))
         label = _of(labels, row.get("category_id"))
         if picture is None or label is None:
-            what = "image" if picture is None else "category"
-            raise UserError(f"{said}: {what} {row.get(f'{what}_id')!r} is not among the {_many(what)} of the file")
+            what, known = ("image", pictures) if picture is None else ("category", labels)
+            there = shorten_list([str(each) for each in known])
+            raise UserError(
+                f"{said}: {what} {row.get(f'{what}_id')!r} is not among the {_many(what)} of the file ({there})"
+            )
         thing = _thing(row, label, picture, said, notes, str(number))
         if thing is not None:
             picture.things.append(thing)
@@ -138,8 +145,9 @@ def _by_id(rows: Sequence[Content], what: str, origin: str) -> Iterator[tuple[An
     for place, row in enumerate(rows):
         number = row.get("id")
         kinds = int if what == "category" else int | str
+        give = "a whole number" if what == "category" else "a whole number or text"
         if not isinstance(number, kinds) or isinstance(number, bool):
-            raise UserError(f"{origin}: {what} number {place} of the list has id {number!r}; give whole numbers")
+            raise UserError(f"{origin}: {what} number {place} of the list has id {number!r}; give {give}")
         if number in seen:
             raise UserError(f"{origin}: {what} {number} is there twice; an id belongs to one {what}")
         seen.add(number)

@@ -49,6 +49,7 @@ class DetectionImages:
     classes: list[str]  # name of label 1, 2, …
     sha256: str  # of the description
     notes: Mapping[str, list[str]] = field(default_factory=dict)  # what was left out or changed → annotations
+    voc07: bool = False  # Pascal VOC 2007's test, which papers judge by that challenge's own average precision
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -7,6 +7,7 @@ are trained on, as in detectron2, and count neither way in val, as the data set'
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def read_voc(folder: Path) -> tuple[DetectionImages, DetectionImages]:
     found = {row["name"] for content in contents for row in content["objects"]}
     names = [*CLASSES, *sorted(found - set(CLASSES))] if found & set(CLASSES) else sorted(found)
     first, second = (_split(content, dict(enumerate(names, 1)), folder, list(years)) for content in contents)
-    return first, second
+    return first, replace(second, voc07=bool(tested) and all(year.name == "VOC2007" for year in tested))
 
 
 def _list(year: Path, name: str) -> Path:

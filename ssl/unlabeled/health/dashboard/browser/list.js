@@ -47,7 +47,7 @@ export class List {
     this.table.show(kept.map(([address]) => address), settings.sort === "loss");
     this.folder.textContent = state.answer.folder;
     const values = all.map(([, run]) => run);
-    this.counts.replaceChildren(...counts(values));
+    this.counts.replaceChildren(...(state.answered ? counts(values) : ["reading the runs …"]));
     this.table.element.hidden = !kept.length;
     this.controls.hidden = !all.length;
     this.empty.textContent = kept.length || !state.answered ? "" : all.length
@@ -56,7 +56,7 @@ export class List {
     for (const address of picked) if (!runs.has(address)) picked.delete(address);
     this.showPicked();
     this.showSort(values);
-    document.title = `Runs: ${values.filter((run) => run.state === "running").length} of ${all.length} running`;
+    if (state.answered) document.title = `Runs: ${values.filter((run) => run.state === "running").length} of ${all.length} running`;
   }
 
   /** The select of a phone, where the table has no heads. */
