@@ -7,7 +7,6 @@ folders of one run, and is written again whenever transfer or segment is done.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.downstream.published import COUNTS, Asked, Published, published_for
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.evaluation.provenance import read_json
-from unlabeled.pages.html import html_page
-from unlabeled.pages.parts import breakable, text_table
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.parts import Part, sheet, text_table
+from unlabeled.pages.template import breakable, shared
 
 TITLE = "All tasks of one network"
 RANDOM = "random init"
@@ -158,21 +156,18 @@ def _cells(line: Line, several: bool) -> list[str]:
 
 def _page(folder: Path, lines: list[Line], cells: list[list[str]]) -> str:
     linked = [
-        [f'<a href="{escape(line.page)}">{escape(row[0])}</a>', *(breakable(cell) for cell in row[1:])]
+        [shared().link(line.page, row[0]), *(breakable(cell) for cell in row[1:])]
         for line, row in zip(lines, cells, strict=True)
     ]
-    body = (
-        f'<main><header><h1>{TITLE}</h1><p class="headline">{escape(folder.absolute().name)}: {_headline(lines)}</p>'
-        f'</header><section class="wide">{text_table(HEAD, linked)}</section>'
-        f'<section class="wide"><h2>How to read it</h2><p>{escape(HOW)}</p></section></main>'
-    )
-    return html_page(TITLE, STYLE, body)
+    parts = [
+        Part("", text_table(HEAD, linked), "wide"),
+        Part("How to read it", shared().paragraphs([HOW]), "wide"),
+    ]
+    return sheet(TITLE, [], f"{folder.absolute().name}: {_headline(lines)}", parts)
 
 
 def _headline(lines: list[Line]) -> str:
     compared = [line for line in lines if line.random is not None]
     better = sum(line.value > line.random for line in compared if line.random is not None)
     tasks = sorted({line.task for line in lines})
-    return escape(
-        f"{len(lines)} numbers of {', '.join(tasks)}; {better} of {len(compared)} are above those of random weights."
-    )
+    return f"{len(lines)} numbers of {', '.join(tasks)}; {better} of {len(compared)} are above those of random weights."

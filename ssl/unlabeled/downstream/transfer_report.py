@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ from unlabeled.core.escaping import in_markdown
 from unlabeled.core.writing import write_atomic
 from unlabeled.downstream.transfer_table import TaskResult, TransferTable, as_rows, headline, markdown_table
 from unlabeled.evaluation.comparison.table_text import escape_latex
-from unlabeled.pages.html import html_page, number_table
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.parts import Part, number_table, sheet, shown_part
 from unlabeled.pages.plots import INK, new_figure, style_axes
 from unlabeled.pages.section import Section, plot_section
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,26 +148,11 @@ def _summaries(table: TransferTable) -> dict[str, Any]:
 
 def _page(table: TransferTable, sections: Sequence[Section], facts: Mapping[str, Any]) -> str:
     head = ["data set", "metric", *table.networks]
-    tables = "".join(
-        f'<section class="wide"><h2>{escape(protocol)}</h2>{number_table(head, as_rows(table, protocol))}</section>'
-        for protocol in table.protocols
-    )
+    parts = [Part(each, number_table(head, as_rows(table, each)), "wide") for each in table.protocols]
     if len(table.networks) > 1 and table.measured:
         rows = number_table(AGAINST, against_rows(table))
-        tables += f'<section class="wide"><h2>{escape(table.networks[0])} against each</h2>{rows}</section>'
-    drawn = "".join(
-        f'<section class="wide"><h2>{escape(each.title)}</h2><p class="quiet">{escape(each.words)}</p>'
-        f"{each.html}</section>"
-        for each in sections
-    )
-    sets = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in _set_rows(table))
-    folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
-    body = (
-        f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
-        f'<p class="headline">{escape(headline(table))}</p></header>{tables}{drawn}'
-        f'<section class="wide"><h2>How to read it</h2><p>{escape(HOW)}</p></section>'
-        f'<section class="wide"><h2>Data sets</h2><dl>{sets}</dl></section>'
-        f"<section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"
-        f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
-    )
-    return html_page(TITLE, STYLE, body)
+        parts.append(Part(f"{table.networks[0]} against each", rows, "wide"))
+    parts += [shown_part(each.title, each.words, each.html) for each in sections]
+    parts.append(Part("How to read it", shared().paragraphs([HOW]), "wide"))
+    parts.append(Part("Data sets", shared().defined(_set_rows(table)), "wide"))
+    return sheet(TITLE, [str(facts["date"])], headline(table), parts, facts)

@@ -3,9 +3,10 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from unlabeled.pages.template import safe, shared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,29 +22,7 @@ def html_page(title: str, style: str, body: str, head: str = "") -> str:
         body: HTML.
         head: HTML of further elements of the head.
     """
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{head}<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
-    )
-
-
-def number_table(head: Sequence[str], lines: Sequence[Sequence[str]], bars: Sequence[float] = ()) -> str:
-    """Returns a table whose first column names the lines and whose others hold numbers; all cells are plain text.
-
-    ``bars``: a share from 0 to 1 for each line, drawn in a column of its own.
-    """
-    titles = f"<th>{escape(head[0])}</th>" + "".join(f'<th class="number">{escape(each)}</th>' for each in head[1:])
-    titles += "<td></td>" * bool(bars)
-    drawn = [f'<td class="bar"><i style="width: {100 * bar:.1f}%"></i></td>' for bar in bars] or [""] * len(lines)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(line[0])}</th>'
-        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in line[1:])
-        + f"{bar}</tr>"
-        for line, bar in zip(lines, drawn, strict=True)
-    )
-    table = f'<table class="results"><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'
+    return str(shared().page(title, safe(style), safe(body), safe(head))).lstrip("\n")
 
 
 def json_script(values: Mapping[str, Any], name: str) -> str:

@@ -1,15 +1,18 @@
-"""Parts of a page that a person reads: titled sections, links to them, tables, folded text."""
+"""Parts of a page that a person reads: titled sections, links to them, tables, folded text; and a page of them."""
 
 import json
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from unlabeled.core.environment import plain_values
+from unlabeled.pages.html import html_page
 from unlabeled.pages.section import Section
+from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import breakable, safe, shared
 
 
 class Part(NamedTuple):
-    """A section of a page; ``html`` is its content, ``kind`` classes of the style."""
+    """A section of a page; ``html`` is its content, ``kind`` classes of the style. One without a title has no name."""
 
     title: str
     html: str
@@ -20,44 +23,75 @@ class Part(NamedTuple):
         return self.title.lower().replace(" ", "-")
 
 
+def sheet(
+    title: str,
+    under: Sequence[str],
+    headline: str,
+    parts: Sequence[Part],
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """Returns the text of a page that is an answer, parts, and where the numbers are from; all texts are plain.
+
+    Args:
+        title: of the page.
+        under: facts below it, on one line.
+        headline: the answer, a sentence; "": none.
+        parts: in their order.
+        facts: plain values, ``command`` among them; None: no provenance.
+    """
+    command = None if facts is None else str(facts["command"])
+    everything = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
+    return html_page(title, STYLE, shared().sheet(title, under, headline, parts, command, everything))
+
+
 def contents(parts: Sequence[Part]) -> str:
     """Returns links to all parts."""
-    links = "".join(f'<a href="#{part.anchor}">{escape(part.title)}</a>' for part in parts)
-    return f"<nav>{links}</nav>"
+    return str(shared().contents(parts))
 
 
 def part_html(part: Part) -> str:
     """Returns a part as HTML."""
-    kind = f' class="{part.kind}"' if part.kind else ""
-    return f'<section id="{part.anchor}"{kind}><h2>{escape(part.title)}</h2>{part.html}</section>\n'
+    return str(shared().one(part))
 
 
 def part_of_section(section: Section) -> Part:
     """Returns a part of a section with a plot or pictures, its words above it."""
-    html = f'<p class="quiet">{breakable(section.words)}</p>{section.html}'
-    return Part(section.title, html, "shown wide" if section.wide else "shown")
+    return shown_part(section.title, section.words, section.html, section.wide)
+
+
+def shown_part(title: str, words: str, html: str, wide: bool = True) -> Part:
+    """Returns a part with words, plain text, above its pictures or tables."""
+    return Part(title, shared().shown(breakable(words), html), "shown wide" if wide else "shown")
 
 
 def doubts(title: str, sentences: Sequence[str]) -> list[Part]:
     """Returns a marked list of sentences; nothing where there is none."""
-    items = "".join(f"<li>{breakable(each)}</li>" for each in sentences)
-    return [Part(title, f"<ul>{items}</ul>", "doubts")] if sentences else []
+    return [Part(title, shared().listed([*map(breakable, sentences)]), "doubts")] if sentences else []
 
 
-def text_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Returns a table; ``lines`` hold the HTML of the cells."""
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f'<div class="scroll" tabindex="0"><table class="texts"><tr>{titles}</tr>{rows}</table></div>'
+def number_table(head: Sequence[str], lines: Sequence[Sequence[str]], bars: Sequence[float] = ()) -> str:
+    """Returns a table whose first column names the lines and whose others hold numbers; all cells are plain text.
+
+    ``bars``: a share from 0 to 1 for each line, drawn in a column of its own.
+    """
+    return str(shared().numbers(head, lines, bars))
+
+
+def text_table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """Returns a table; cells are plain text, or HTML that is marked as :func:`~unlabeled.pages.template.safe`."""
+    return str(shared().texts(head, lines))
 
 
 def folded(key: str, value: Any) -> str:
     """Returns plain values as JSON, to be opened by a click."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return f"<details><summary>{escape(key)}</summary><pre>{escape(text)}</pre></details>"
+    return str(shared().folded(key, json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def breakable(text: str) -> str:
-    """Allows line breaks after a slash and within a long key: protocols, paths and keys have no spaces."""
-    whole = escape(text).replace("/", "/<wbr>")
-    return whole if " " in text else whole.replace("_", "_<wbr>").replace(".", ".<wbr>")
+def joined(*htmls: str) -> str:
+    """Returns HTML of this package, one after another."""
+    return safe("").join(map(safe, htmls))
+
+
+def main_html(*htmls: str) -> str:
+    """Returns the body of a page: HTML of this package."""
+    return str(shared().main([*map(safe, htmls)]))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from unlabeled.core.writing import save_picture
 from unlabeled.pages.html import inline_thumbnail
 from unlabeled.pages.plots import save_figure
+from unlabeled.pages.template import safe, shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,26 +46,24 @@ def plot_section(
 ) -> Section:
     """Makes a section of one plot, which is also written to ``folder``/``name``.png."""
     drawn = save_figure(figure, folder / f"{name}.png", title)
-    return Section(
-        title, words, f'<div class="scroll" tabindex="0">{drawn}</div>', f"![{title}]({name}.png)", wide, leads
-    )
+    return Section(title, words, shared().scrolled(drawn), f"![{title}]({name}.png)", wide, leads)
 
 
 def tiles_html(title: str, tiles: Sequence[Tile]) -> str:
-    """Returns a titled row of tiles; ``title`` is plain text."""
-    shown = f'<div class="tiles">{"".join(map(tile_html, tiles))}</div>' if tiles else "<p>none</p>"
-    return f"<h3>{escape(title)}</h3>\n{shown}\n"
+    """Returns a titled row of tiles; ``title`` is plain text, and may be empty."""
+    return str(shared().tiles(title, [safe(tile_html(each)) for each in tiles]))
+
+
+def query_html(asked: Sequence[Tile], beside: Sequence[Tile]) -> str:
+    """Returns one image and those that are most similar to it."""
+    return str(shared().query(*([safe(tile_html(each)) for each in tiles] for tiles in (asked, beside))))
 
 
 def tile_html(shown: Tile) -> str:
-    """Returns the tile as HTML. A sign marks right and wrong, not colour alone."""
-    kind = {True: " right", False: " wrong", None: ""}[shown.right]
-    sign = {True: "✓ ", False: "✗ ", None: ""}[shown.right]
+    """Returns the tile as HTML."""
     pixels = thumbnail(shown.pixels, THUMBNAIL)
-    enlarged = ' class="pixels"' if pixels.shape[-1] < THUMBNAIL else ""  # or a browser would smooth the pixels
-    lines = "".join(f"<span>{escape(line)}</span>" for line in [sign + shown.lines[0], *shown.lines[1:]])
-    picture = f'<img alt="{escape(shown.lines[0])}"{enlarged} src="{inline_thumbnail(to_uint8(pixels))}">'
-    return f'<figure class="tile{kind}">{picture}<figcaption>{lines}</figcaption></figure>'
+    enlarged = pixels.shape[-1] < THUMBNAIL  # or a browser would smooth the pixels
+    return str(shared().tile(shown.lines, shown.right, inline_thumbnail(to_uint8(pixels)), enlarged))
 
 
 def thumbnail(image: Tensor, longest: int) -> Tensor:

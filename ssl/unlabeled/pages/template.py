@@ -1,10 +1,9 @@
 """Fills templates of pages (Jinja2). Whatever a template shows is escaped, unless it is HTML that this package made."""
 
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from unlabeled.pages.parts import breakable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -16,8 +15,13 @@ def macros(template: Path) -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["breakable"] = lambda text: safe(breakable(str(text)))
+    environment.filters["breakable"] = lambda text: breakable(str(text))
     return environment.from_string(template.read_text(encoding="utf-8")).module
+
+
+def shared() -> Any:
+    """Returns the macros that all pages share: those of ``parts.html``."""
+    return macros(Path(__file__).with_name("parts.html"))
 
 
 def safe(html: str) -> "Markup":
@@ -25,3 +29,9 @@ def safe(html: str) -> "Markup":
     from markupsafe import Markup
 
     return Markup(html)
+
+
+def breakable(text: str) -> "Markup":
+    """Allows line breaks after a slash and within a long key: protocols, paths and keys have no spaces."""
+    whole = escape(text).replace("/", "/<wbr>")
+    return safe(whole if " " in text else whole.replace("_", "_<wbr>").replace(".", ".<wbr>"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,21 @@ from unlabeled.evaluation.reporting.gallery import ImagesOf, short_name
 from unlabeled.evaluation.reporting.run_summary import provenance_facts
 from unlabeled.evaluation.selection.nearest import Ints, duplicate_groups, usual_similarity
 from unlabeled.pages.html import html_page
-from unlabeled.pages.parts import Part, breakable, contents, doubts, folded, part_html, part_of_section, text_table
-from unlabeled.pages.section import Tile, plot_section, tile_html
+from unlabeled.pages.parts import (
+    Part,
+    contents,
+    doubts,
+    folded,
+    joined,
+    main_html,
+    part_html,
+    part_of_section,
+    shown_part,
+    text_table,
+)
+from unlabeled.pages.section import Tile, plot_section, query_html, tiles_html
 from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import breakable, macros, shared
 from unlabeled.representation.analysis import Analysis
 from unlabeled.representation.report_files import measure_lines, plots
 
@@ -64,14 +75,14 @@ def write_unlabelled_report(
         The path of report.html.
     """
     parts = [
-        *(doubts("Warnings", findings) or [Part("Health", "<p>Nothing to warn of.</p>")]),
+        *(doubts("Warnings", findings) or [Part("Health", shared().paragraphs(["Nothing to warn of."]))]),
         *_curves(folder, metrics, collapsed_at),
         *([] if analysis is None else _measures(analysis, folder)),
         *_images(looked_at),
         _facts(provenance),
     ]
     top = _opening(looked_at, analysis, findings, provenance, page)
-    body = f"<main>{top}{contents(parts)}{''.join(map(part_html, parts))}</main>"
+    body = main_html(top, contents(parts), *map(part_html, parts))
     write_atomic(folder / "report.html", html_page(TITLE, STYLE, body))
     return folder / "report.html"
 
@@ -81,10 +92,10 @@ def _opening(
 ) -> str:
     checkpoint, data = provenance["checkpoint"], provenance["data"]
     under = [str(checkpoint["path"]), str(data["description"]), str(provenance["date"])]
-    quiet = " · ".join(breakable(each) for each in under)
-    link = f'<p><a href="{escape(page)}">Look through the images</a>: map, clusters, outliers, near duplicates.</p>'
-    headline = f'<p class="headline">{breakable(_headline(looked_at, analysis, findings))}</p>'
-    return f'<header><h1>{TITLE}</h1><p class="quiet">{quiet}</p>{headline}{link}</header>'
+    opening: str = macros(Path(__file__).with_suffix(".html")).opening(
+        TITLE, under, _headline(looked_at, analysis, findings), page
+    )
+    return opening
 
 
 def _headline(looked_at: LookedAt, analysis: Analysis | None, findings: Sequence[str]) -> str:
@@ -108,21 +119,19 @@ def _curves(folder: Path, metrics: Path, collapsed_at: float | None) -> list[Par
 
 
 def _measures(analysis: Analysis, folder: Path) -> list[Part]:
-    lines = [[escape(cell) for cell in line] for line in measure_lines(analysis)]
     words = (
         "Ranks say how many dimensions the features fill; they compare between networks with equal images and "
         "dimensions alone. Invariance is 1 where an augmentation changes nothing, 0 where it changes an image as much "
         "as taking another. unlabeled represent measures more images."
     )
-    notes = "".join(f"<li>{breakable(note)}</li>" for note in analysis.notes)
-    listed = f'<ul class="quiet">{notes}</ul>' if notes else ""
-    table = f'<p class="quiet">{words}</p>{text_table(["measure", *map(escape, analysis.spaces)], lines)}{listed}'
+    notes = shared().listed([*map(breakable, analysis.notes)], "quiet")
+    table = joined(text_table(["measure", *analysis.spaces], measure_lines(analysis)), notes)
     titles = {"spectrum": "Spectrum", "invariance": "Invariances", "cka": "Layers", "attention_distance": "Attention"}
     drawn = [
         part_of_section(plot_section(figure, folder, name, titles[name], said))
         for name, figure, said in plots(analysis)
     ]
-    return [*drawn, Part("Rank and invariance", table)]
+    return [*drawn, Part("Rank and invariance", shared().shown(words, table))]
 
 
 def _images(looked_at: LookedAt) -> list[Part]:
@@ -138,34 +147,33 @@ def _clusters(looked_at: LookedAt) -> Part:
     which = f"{number} largest of {len(clusters)}" if number < len(clusters) else str(number)
     by, shown = ("of the method itself", "most certain") if clusters.own else ("by k-means", "most central")
     words = f"The {which} clusters {by}, each with its {shown} images."
-    rows = ""
+    rows = []
     for cluster in range(number):
         members = clusters.members(cluster)
         title = f"Cluster {cluster + 1}: {len(members):,} images"
-        rows += f"<h3>{title}</h3>{_tiles(looked_at, members[:CENTRAL], lambda row: [])}"
-    return Part("Clusters", f'<p class="quiet">{words}</p>{rows}', "shown wide")
+        rows.append(tiles_html(title, _tiles(looked_at, members[:CENTRAL], lambda row: [])))
+    return shown_part("Clusters", words, joined(*rows))
 
 
 def _neighbours(looked_at: LookedAt) -> Part:
     found = looked_at.found
     queries = np.random.default_rng(0).permutation(len(found.near))[:QUERIES]
-    rows = ""
+    rows = []
     for query in queries.tolist():
         near = found.near[query][:NEAR]
         cosines = dict(zip(near.tolist(), found.cosines[query][:NEAR].tolist(), strict=True))
-        asked = _tiles(looked_at, np.array([query]), lambda row: [], grid=False)
+        asked = _tiles(looked_at, np.array([query]), lambda row: [])
         beside = _tiles(looked_at, near, lambda row, of=cosines: [f"{of[row]:.3f}"])  # type: ignore[misc]
-        rows += f'<div class="query"><div class="asked">{asked}</div>{beside}</div>\n'
+        rows.append(query_html(asked, beside))
     words = f"{len(queries)} images drawn at random, each with the images most similar to it by cosine."
-    return Part("Nearest images", f'<p class="quiet">{words}</p>{rows}', "shown wide")
+    return shown_part("Nearest images", words, joined(*rows))
 
 
 def _outliers(looked_at: LookedAt) -> Part:
     unusual = looked_at.found.unusual
     rows = np.argsort(-unusual, kind="stable")[:FEW]
     words = "The images least like the ten most similar to them: 1 minus the mean cosine."
-    tiles = _tiles(looked_at, rows, lambda row: [f"{unusual[row]:.3f}"])
-    return Part("Outliers", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+    return shown_part("Outliers", words, tiles_html("", _tiles(looked_at, rows, lambda row: [f"{unusual[row]:.3f}"])))
 
 
 def _groups(found: Findings) -> list[list[int]]:
@@ -183,20 +191,19 @@ def _duplicates(looked_at: LookedAt) -> Part | None:
         f"Images whose cosine is {least} or more, up to four of each of {len(groups):,} groups: look whether they are."
     )
     tiles = _tiles(looked_at, rows, lambda row: [f"group {number[row]}"])
-    return Part("Near duplicates", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+    return shown_part("Near duplicates", words, tiles_html("", tiles))
 
 
 def _label_next(looked_at: LookedAt) -> Part:
     words = "Typical images of as many dense regions (TypiClust), by which a first label tells most."
     tiles = _tiles(looked_at, looked_at.found.typical[:FEW], lambda row: [])
-    return Part("What to label first", f'<p class="quiet">{words}</p>{tiles}', "shown wide")
+    return shown_part("What to label first", words, tiles_html("", tiles))
 
 
-def _tiles(looked_at: LookedAt, rows: Ints, said: Callable[[int], list[str]], grid: bool = True) -> str:
+def _tiles(looked_at: LookedAt, rows: Ints, said: Callable[[int], list[str]]) -> list[Tile]:
     made = zip(rows.tolist(), _pixels(looked_at, rows.tolist()), strict=True)
     names = looked_at.found.embeddings.names
-    tiles = "".join(tile_html(Tile(pixels, [short_name(names[row]), *said(row)])) for row, pixels in made)
-    return f'<div class="tiles">{tiles}</div>' if grid else tiles
+    return [Tile(pixels, [short_name(names[row]), *said(row)]) for row, pixels in made]
 
 
 def _pixels(looked_at: LookedAt, rows: Sequence[int]) -> list[Tensor]:
@@ -209,4 +216,4 @@ def _facts(provenance: Mapping[str, Any]) -> Part:
     plain: Any = plain_values(provenance)
     shown = {key: value for key, value in plain.items() if key not in FOLDED}
     table = text_table(["what", "value"], [list(map(breakable, fact)) for fact in provenance_facts(shown)])
-    return Part("Provenance", table + "".join(folded(key, plain[key]) for key in FOLDED if plain.get(key)))
+    return Part("Provenance", joined(table, *(folded(key, plain[key]) for key in FOLDED if plain.get(key))))

@@ -1,7 +1,6 @@
 """``unlabeled cluster``: SCAN and self-labelling on from a pretrained run, two runs that go on where they stopped."""
 
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,17 +176,17 @@ def _train(config: DictConfig, command: str, log: Log) -> None:
 
 
 def _written(out: Path, runs: list[Path], log: Log) -> Clustered:
-    from unlabeled.pages.html import html_page
-    from unlabeled.pages.parts import text_table
-    from unlabeled.pages.style import STYLE
+    from unlabeled.pages.parts import Part, sheet, text_table
+    from unlabeled.pages.template import shared
 
     table = _table(runs)
     for line in [COLUMNS, *table] if table else []:
         log("  ".join(cell.ljust(width) for cell, width in zip(line, (34, 8, 5, 5, 5), strict=True)).rstrip())
-    links = "".join(f'<p><a href="{escape(run.name)}/{REPORT}">{STEPS[run.name]}: report</a></p>' for run in runs)
-    shown = text_table(COLUMNS, [[escape(cell) for cell in line] for line in table]) if table else ""
-    body = f'<main><h1>Clusters without labels</h1><p class="quiet">{WORDS}</p>{shown}{links}</main>'
-    write_atomic(out / PAGE, html_page("Clusters without labels", STYLE, body))
+    links = [shared().link(f"{run.name}/{REPORT}", f"{STEPS[run.name]}: report") for run in runs]
+    parts = [Part("", shared().paragraphs([WORDS], "quiet"))]
+    parts += [Part("", text_table(COLUMNS, table))] if table else []
+    parts.append(Part("", shared().paragraphs(links)))
+    write_atomic(out / PAGE, sheet("Clusters without labels", [], "", parts))
     log(f"the page is {out / PAGE}")
     return Clustered(table, out / PAGE, runs)
 

@@ -1,15 +1,15 @@
 """The page of a search: how the score grew, which keys mattered, every trial, and the command of the best."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlabeled.commands.tune.history import Trial, best_trial
 from unlabeled.commands.tune.space import Choices, Interval, Space
-from unlabeled.pages.html import html_page
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.parts import Part, joined, sheet, shown_part
 from unlabeled.pages.plots import GRID, INK, figure_as_svg, new_figure, plain_text, style_axes
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import macros, shared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,30 +43,27 @@ def search_page(
         importances: share of each key, of 1; empty where it is unknown.
         command: that trains with the best values; None while no trial was trained to its end.
     """
-    parts = [f"<h1>Search over {len(space)} keys, {len(trials)} trials</h1>", _best(trials, command)]
-    parts.append(f'<p class="quiet">{JUDGED}</p>')
-    if best_trial(list(trials)) is not None:
-        parts += [_section("Score by trial", _history(trials)), _section("Values of each trial", _lines(space, trials))]
+    found = best_trial(list(trials))
+    if found is None or command is None:
+        best = _macros().best("No trial was trained to its end.", "")
+    else:
+        best = _macros().best(f"Best: {found.score:.2f} % in trial {found.number}.", command)
+    parts = [Part("", joined(best, shared().paragraphs([JUDGED], "quiet")))]
+    if found is not None:
+        parts += [_plot("Score by trial", _history(trials)), _plot("Values of each trial", _lines(space, trials))]
     if importances:
-        words = f'<p class="quiet">{IMPORTANCE}</p>'
-        parts.append(_section("Which key matters", words + _importance_bars(importances)))
-    parts.append(_section("Every trial", _table(space, trials), wide=True))
-    parts.append(_section("The same for every trial", f"<p><code>{escape(' '.join(fixed))}</code></p>", wide=True))
-    return html_page("Search", STYLE, f"<main>{''.join(parts)}</main>")
+        parts.append(shown_part("Which key matters", IMPORTANCE, _importance_bars(importances), wide=False))
+    parts.append(Part("Every trial", _table(space, trials), "wide"))
+    parts.append(Part("The same for every trial", _macros().fixed(fixed), "wide"))
+    return sheet(f"Search over {len(space)} keys, {len(trials)} trials", [], "", parts)
 
 
-def _best(trials: Sequence[Trial], command: str | None) -> str:
-    best = best_trial(list(trials))
-    if best is None or command is None:
-        return '<p class="headline">No trial was trained to its end.</p>'
-    score = f"Best: {best.score:.2f} % in trial {best.number}."
-    return f'<p class="headline">{score}</p><p><code>{escape(command)}</code></p>'
+def _macros() -> Any:
+    return macros(Path(__file__).with_name("search.html"))
 
 
-def _section(title: str, content: str, wide: bool = False) -> str:
-    return (
-        f'<section class="{"wide" if wide else "shown"}"><h2>{title}</h2><div class="scroll">{content}</div></section>'
-    )
+def _plot(title: str, drawn: str) -> Part:
+    return Part(title, shared().scrolled(drawn), "shown")
 
 
 def _history(trials: Sequence[Trial]) -> str:
@@ -139,18 +136,15 @@ def _importance_bars(importances: Mapping[str, float]) -> str:
 
 def _table(space: Space, trials: Sequence[Trial]) -> str:
     ordered = sorted(trials, key=lambda trial: (trial.state != "ended", -(trial.score or 0.0)))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("trial", *space, "score, %", "epochs", "seconds", "state"))
-    return (
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(_row(space, each) for each in ordered)}</tbody></table>"
-    )
+    head = ["trial", *space, "score, %", "epochs", "seconds", "state"]
+    return str(_macros().trials(head, [_row(space, each) for each in ordered]))
 
 
-def _row(space: Space, trial: Trial) -> str:
+def _row(space: Space, trial: Trial) -> tuple[list[str], str]:
+    """Returns the numbers of a trial, and how it ended."""
     values = [trial.values[key] for key in space]
     texts = [f"{each:.4g}" if isinstance(each, float) else str(each) for each in values]
     score = "–" if trial.score is None else f"{trial.score:.2f}"
     epochs = max(trial.scores, default=0)
     states = {"ended": "trained to its end", "pruned": "ended early", "failed": f"failed: {trial.reason}"}
-    numbers = [str(trial.number), *texts, score, str(epochs), f"{trial.seconds:.0f}"]
-    cells = "".join(f'<td class="number">{escape(each)}</td>' for each in numbers)
-    return f"<tr>{cells}<td>{escape(states[trial.state])}</td></tr>"
+    return [str(trial.number), *texts, score, str(epochs), f"{trial.seconds:.0f}"], states[trial.state]

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,12 @@ from unlabeled.downstream.detection.average_precision import AveragePrecision
 from unlabeled.downstream.detection.drawing import SURE
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.pages.draw import draw_columns
-from unlabeled.pages.html import html_page, inline_png, number_table
+from unlabeled.pages.html import inline_png
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.parts import Part, joined, number_table, sheet, shown_part
 from unlabeled.pages.plots import INK, new_figure, style_axes
 from unlabeled.pages.section import Section, plot_section
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.template import shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,22 +148,12 @@ def _curve(found: Detection) -> "Figure":
 
 
 def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Section) -> str:
-    folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
-    tables = "".join(
-        f'<section class="wide"><h2>{escape(title)}</h2>{number_table(head, rows)}</section>'
-        for title, head, rows in _each_class(found)
-    )
-    notes = "".join(f'<p class="quiet">{escape(line)}</p>' for line in note_lines(found.notes))
-    body = (
-        f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
-        f'<p class="headline">{escape(found.headline)}</p></header>'
-        f'<section class="wide">{number_table(HEAD, found.rows)}'
-        f'<p class="quiet">{escape(found.how)}</p>{notes}</section>'
-        f'<section class="wide"><h2>Validation images</h2><p class="quiet">{DRAWN}</p>'
-        f'<div class="scroll"><img alt="Validation images, their '
-        f'objects, and what was found" src="{inline_png(drawn)}"></div></section>{tables}'
-        f'<section class="wide"><h2>{escape(curve.title)}</h2><p class="quiet">{escape(curve.words)}</p>{curve.html}'
-        f"</section><section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"
-        f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
-    )
-    return html_page(TITLE, STYLE, body)
+    under = shared().paragraphs([found.how, *note_lines(found.notes)], "quiet")
+    picture = shared().picture("Validation images, their objects, and what was found", inline_png(drawn))
+    parts = [
+        Part("", joined(number_table(HEAD, found.rows), under), "wide"),
+        shown_part("Validation images", DRAWN, picture),
+        *(Part(title, number_table(head, rows), "wide") for title, head, rows in _each_class(found)),
+        shown_part(curve.title, curve.words, curve.html),
+    ]
+    return sheet(TITLE, [str(facts["date"])], found.headline, parts, facts)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from unlabeled.downstream.segmentation.confusion import Confusion
 from unlabeled.downstream.segmentation.label_maps import IGNORED
 from unlabeled.downstream.transfer_table import markdown_table
 from unlabeled.pages.draw import draw_columns
-from unlabeled.pages.html import html_page, inline_png, number_table
+from unlabeled.pages.html import inline_png
 from unlabeled.pages.palette import PALETTE
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.parts import Part, joined, number_table, sheet
+from unlabeled.pages.template import shared
 
 TITLE = "Semantic segmentation"
 HEAD = ["features", "protocol", "mIoU, %", "pixel accuracy, %", "mean accuracy, %"]
@@ -113,16 +113,8 @@ def _each_class(found: Segmentation) -> list[list[str]]:
 
 
 def _page(found: Segmentation, facts: Mapping[str, Any], drawn: Tensor) -> str:
-    folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
+    table = joined(number_table(HEAD, found.rows), shared().paragraphs([HOW], "quiet"))
+    shown = shared().picture("Test images, their labels, and predictions", inline_png(drawn))
     each = number_table(["class", *_names(found)], _each_class(found))
-    body = (
-        f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(str(facts["date"]))}</p>'
-        f'<p class="headline">{escape(found.headline)}</p></header>'
-        f'<section class="wide">{number_table(HEAD, found.rows)}<p class="quiet">{escape(HOW)}</p></section>'
-        f'<section class="wide"><h2>Test images</h2><div class="scroll"><img alt="Test images, their labels, and '
-        f'predictions" src="{inline_png(drawn)}"></div></section>'
-        f'<section class="wide"><h2>Each class, IoU in %</h2>{each}</section>'
-        f"<section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"
-        f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
-    )
-    return html_page(TITLE, STYLE, body)
+    parts = [Part("", table, "wide"), Part("Test images", shown, "wide"), Part("Each class, IoU in %", each, "wide")]
+    return sheet(TITLE, [str(facts["date"])], found.headline, parts, facts)

@@ -12,6 +12,7 @@ from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, said_of, sh
 from unlabeled.evaluation.uncertainty.calibration import BINS, ece
 from unlabeled.evaluation.uncertainty.selective import risk_coverage
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.parts import joined
 from unlabeled.pages.plots import GRID, INK, new_figure, style_axes
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tiles_html
 
@@ -88,10 +89,10 @@ def certainty_section(
     order = confidence.argsort(descending=True, stable=True)
     wrong = (predictions != labels).cpu()[order]
     kinds = {"surest": order[:SHOWN], "surest mistakes": order[wrong][:SHOWN], "least sure": order.flip(0)[:SHOWN]}
-    html, markdown, pictures = "", [], {}
+    html, markdown, pictures = [], [], {}
     for title, rows in kinds.items():
         tiles = _tiles(rows, predictions, confidence, labels, ids, classes, image, name) if len(rows) else []
-        html += tiles_html(title.capitalize(), tiles)
+        html.append(tiles_html(title.capitalize(), tiles))
         markdown.append(f"- {title}: {in_markdown('; '.join(', '.join(each.lines) for each in tiles) or 'none')}")
         pictures[title] = [each.pixels for each in tiles]
     _save(pictures, folder / "certain.png")
@@ -100,7 +101,7 @@ def certainty_section(
         "stands its true class."
     )
     text = "\n".join(["![Most and least certain test images](certain.png)", "", *markdown])
-    return Section("Most and least certain test images", words, html, text, wide=True)
+    return Section("Most and least certain test images", words, joined(*html), text, wide=True)
 
 
 def _tiles(

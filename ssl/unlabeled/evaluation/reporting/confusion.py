@@ -1,7 +1,6 @@
 """Shows which classes a probe confuses: a matrix of few classes, a list of the worst pairs of many."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import in_table
+from unlabeled.evaluation.reporting.report_macros import report_macros
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.plots import INK, new_figure, plain_text
 from unlabeled.pages.section import Section, plot_section
@@ -96,13 +96,8 @@ def _name_axes(axes: "Axes", classes: Sequence[str]) -> None:
 
 
 def _html(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:
-    head = "<thead><tr><th>true</th><th>predicted</th><th>images</th><th>of the class</th></tr></thead>"
-    rows = "".join(
-        f"<tr><td>{escape(classes[p.label])}</td><td>{escape(classes[p.predicted])}</td>"
-        f'<td class="number">{p.images:,}</td><td class="number">{p.share:.0%}</td></tr>'
-        for p in pairs
-    )
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
+    rows = [(classes[p.label], classes[p.predicted], f"{p.images:,}", f"{p.share:.0%}") for p in pairs]
+    return str(report_macros().confused(rows))
 
 
 def _markdown(pairs: Sequence[ConfusedClasses], classes: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ other images stand in a list of their own.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, evaluated_rows, read_evaluated_run
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import read_predictions
-from unlabeled.pages.parts import breakable, text_table
+from unlabeled.pages.parts import text_table
 from unlabeled.pages.section import Section
+from unlabeled.pages.template import breakable
 
 TITLE = "Earlier evaluations"
 WORDS = "Of another checkpoint, of other images, or with other settings: not to be compared with the table above."
@@ -42,7 +42,7 @@ class Earlier:
         if not lines:
             return None
         rows = [HEAD, ["---"] * len(HEAD), *([in_table(cell) for cell in line] for line in lines)]
-        shown = text_table([escape(each) for each in HEAD], [list(map(breakable, line)) for line in lines])
+        shown = text_table(HEAD, [[*map(breakable, line)] for line in lines])
         return Section(TITLE, WORDS, shown, "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 

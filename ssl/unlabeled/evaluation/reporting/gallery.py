@@ -10,7 +10,7 @@ from torch import Tensor
 from unlabeled.core.escaping import in_markdown
 from unlabeled.evaluation.features import Features, unit_rows
 from unlabeled.evaluation.knn import neighbours
-from unlabeled.pages.section import Section, Tile, save_columns, tile_html
+from unlabeled.pages.section import Section, Tile, query_html, save_columns
 
 ImagesOf = Callable[[str, Sequence[int]], Tensor]  # "train" or "test" and ids → float [n, 3, h, w] in [0, 1]
 
@@ -103,15 +103,13 @@ def short_name(name: str) -> str:
 
 def _row(query: NeighbourQuery, asked: Tensor, near: Tensor, classes: Sequence[str], name: NameOf) -> str:
     said = said_of(classes[query.label], classes[query.majority])
-    head = tile_html(Tile(asked, [said, short_name(name("test", query.id))], query.right))
+    head = Tile(asked, [said, short_name(name("test", query.id))], query.right)
     each = zip(near, query.ids, query.labels, query.cosines, strict=True)
-    tiles = "".join(
-        tile_html(
-            Tile(pixels, [classes[label], f"{cosine:.3f} · {short_name(name('train', id))}"], label == query.label)
-        )
+    tiles = [
+        Tile(pixels, [classes[label], f"{cosine:.3f} · {short_name(name('train', id))}"], label == query.label)
         for pixels, id, label, cosine in each
-    )
-    return f'<div class="query"><div class="asked">{head}</div><div class="tiles">{tiles}</div></div>\n'
+    ]
+    return query_html([head], tiles)
 
 
 def _sentence(query: NeighbourQuery, classes: Sequence[str], name: NameOf) -> str:

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,15 +13,14 @@ from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.chosen import chosen_tables
 from unlabeled.evaluation.reporting.details.pretraining import plan_sentences, pretraining_facts
 from unlabeled.evaluation.reporting.markdown import TITLE
+from unlabeled.evaluation.reporting.report_macros import FOLDER, report_macros
 from unlabeled.evaluation.reporting.results_table import accuracy_grid, other_metrics, short_names
 from unlabeled.pages.html import html_page
-from unlabeled.pages.parts import Part, breakable, contents, doubts, part_html, part_of_section, text_table
+from unlabeled.pages.parts import Part, contents, doubts, joined, main_html, part_html, part_of_section, text_table
 from unlabeled.pages.section import Section
 from unlabeled.pages.style import STYLE
-from unlabeled.pages.template import macros
+from unlabeled.pages.template import breakable, safe
 
-_FOLDER = Path(__file__).parent / "templates"
-_TEMPLATE = _FOLDER / "report.html"
 PAIRED = (
     "p of a difference: McNemar's exact test of the same test images, or Student's paired test of the same draws of "
     "labels; not corrected for the number of columns. A difference with p from 0.05 on has no colour."
@@ -58,17 +56,17 @@ def page(
         *_chosen(rows),
         _facts(provenance),
     ]
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    body = f"<main>{_opening(rows, provenance)}{contents(parts)}{''.join(map(part_html, parts))}</main>"
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    body = main_html(_opening(rows, provenance), contents(parts), *map(part_html, parts))
     title = f"{TITLE}: {_name(provenance)}"
-    return html_page(title, STYLE, f"{body}<script>{script}</script>", _policy(script))
+    return html_page(title, STYLE, joined(body, report_macros().script(safe(script))), _policy(script))
 
 
 def _policy(script: str) -> str:
     """Lets the browser run this script and load nothing from anywhere, whatever a name may hold."""
     known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
-    return f"<meta http-equiv=\"Content-Security-Policy\" content=\"{allowed}; base-uri 'none'; form-action 'none'\">"
+    return str(report_macros().policy(f"{allowed}; base-uri 'none'; form-action 'none'"))
 
 
 def _name(provenance: Mapping[str, Any]) -> str:
@@ -80,7 +78,7 @@ def _opening(rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
     data = provenance.get("data")
     description = data.get("description", "") if isinstance(data, Mapping) else data
     under = [_name(provenance), str(description or ""), str(provenance.get("date", "")).replace("T", " ")]
-    opening: str = macros(_TEMPLATE).opening(TITLE, [text for text in under if text], run_summary.headline(rows))
+    opening: str = report_macros().opening(TITLE, [text for text in under if text], run_summary.headline(rows))
     return opening
 
 
@@ -90,18 +88,18 @@ def _results(rows: Sequence[Row], labels: Tensor | None) -> list[Part]:
         return []
     tested = any(more.startswith("p ") for line in lines for cell in line.cells for more in cell.more)
     notes = [run_summary.measurement_notes(rows), *([PAIRED] if tested else [])]
-    return [Part("Results", macros(_TEMPLATE).results("top-1, %", protocols, short_names(protocols), lines, notes))]
+    return [Part("Results", report_macros().results("top-1, %", protocols, short_names(protocols), lines, notes))]
 
 
 def _further(rows: Sequence[Row]) -> list[Part]:
     usual, others = (_metrics(rows, usual) for usual in (True, False))
-    further = f"<details><summary>All other metrics</summary>{others}</details>" if others else ""
-    return [Part("Further metrics", usual + further, "wide")] if usual or further else []
+    html = report_macros().further(safe(usual), safe(others))
+    return [Part("Further metrics", html, "wide")] if usual or others else []
 
 
 def _metrics(rows: Sequence[Row], usual: bool) -> str:
     table = other_metrics(rows, usual)
-    return str(macros(_TEMPLATE).metrics(table, short_names([*table.groups]))) if table.groups else ""
+    return str(report_macros().metrics(table, short_names([*table.groups]))) if table.groups else ""
 
 
 def _references(references: Sequence[run_summary.Reference]) -> list[Part]:
@@ -112,14 +110,14 @@ def _references(references: Sequence[run_summary.Reference]) -> list[Part]:
 def _chosen(rows: Sequence[Row]) -> list[Part]:
     tables = chosen_tables(rows)
     names = short_names([table.protocol for table in tables])
-    return [Part("Chosen hyper-parameters", macros(_TEMPLATE).chosen(tables, names))] if tables else []
+    return [Part("Chosen hyper-parameters", report_macros().chosen(tables, names))] if tables else []
 
 
 def _pretraining(provenance: Mapping[str, Any], config: str | None) -> list[Part]:
     facts = pretraining_facts(provenance)
     plan, findings = plan_sentences(provenance.get("plan") or {}), provenance.get("findings")
     told = ["Nothing to warn of."] if findings == [] else findings or []
-    html = macros(_TEMPLATE).pretrained(facts, config, plan, told)
+    html = report_macros().pretrained(facts, config, plan, told)
     return [Part("How it was pretrained", html)] if facts else []
 
 
@@ -129,4 +127,4 @@ def _facts(provenance: Mapping[str, Any]) -> Part:
         for key in run_summary.FOLDED
         if provenance.get(key)
     ]
-    return Part("Provenance", macros(_TEMPLATE).facts(run_summary.provenance_groups(provenance), folded))
+    return Part("Provenance", report_macros().facts(run_summary.provenance_groups(provenance), folded))

@@ -20,8 +20,10 @@ from unlabeled.evaluation.reporting.details.image_cache import Decode
 from unlabeled.evaluation.reporting.details.points import MapPoints, Thumbnails, points_html
 from unlabeled.evaluation.reporting.figures import draw_feature_map, label_curve, loss_curve, place_features
 from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section, short_name
+from unlabeled.evaluation.reporting.report_macros import report_macros
 from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
+from unlabeled.pages.template import safe
 from unlabeled.views.pipeline import Views
 
 PICTURES = 6  # images with attention and reconstructions
@@ -210,10 +212,9 @@ def image_columns_section(columns: dict[str, Tensor], folder: Path, name: str, t
     """Shows columns of images side by side, also written to ``folder``/name.png."""
     save_columns({title: list(images) for title, images in columns.items()}, folder / f"{name}.png")
     groups = zip(*columns.values(), strict=True)
-    html = "".join(_group(dict(zip(columns, images, strict=True))) for images in groups)
-    kind = "groups many" if len(columns) > FEW_COLUMNS else "groups"
-    return Section(title, words, f'<div class="{kind}">{html}</div>', f"![{title}]({name}.png)", wide=True)
-
-
-def _group(images: dict[str, Tensor]) -> str:
-    return f'<div class="group">{"".join(tile_html(Tile(pixels, [name])) for name, pixels in images.items())}</div>'
+    tiles = [
+        [safe(tile_html(Tile(pixels, [title]))) for title, pixels in zip(columns, images, strict=True)]
+        for images in groups
+    ]
+    html = report_macros().groups(tiles, len(columns) > FEW_COLUMNS)
+    return Section(title, words, html, f"![{title}]({name}.png)", wide=True)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.evaluation.selection.active_result import TABLE, Active, number, table_cells
 from unlabeled.evaluation.selection.course import Course
 from unlabeled.evaluation.selection.strategies import BEGIN_AT_RANDOM, RANDOM
-from unlabeled.pages.html import html_page, number_table
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.parts import Part, joined, number_table, sheet, shown_part
 from unlabeled.pages.plots import INK, new_figure, style_axes
-from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
-from unlabeled.pages.style import STYLE
+from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tiles_html
+from unlabeled.pages.template import shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,11 +103,11 @@ def _first_images(found: Active, folder: Path, images: Callable[[Sequence[int]],
     asked = {each.strategy: each.asked[own[each.strategy] :][:SHOWN] for each in found.courses if each.seed == first}
     shown = {name: list(images(rows).cpu()) for name, rows in asked.items()}
     save_columns(shown, folder / "first_images.png")
-    rows = "".join(
-        f'<h3>{escape(name)}</h3><div class="tiles">'
-        + "".join(tile_html(Tile(pixels, [str(place)])) for place, pixels in enumerate(pixels_of, 1))
-        + "</div>"
-        for name, pixels_of in shown.items()
+    rows = joined(
+        *(
+            tiles_html(name, [Tile(pixels, [str(place)]) for place, pixels in enumerate(pixels_of, 1)])
+            for name, pixels_of in shown.items()
+        )
     )
     title = "Images that were asked for first"
     words = (
@@ -158,22 +157,11 @@ def _under(facts: Mapping[str, Any]) -> str:
 
 
 def _page(found: Active, sections: Sequence[Section], facts: Mapping[str, Any]) -> str:
-    shown = "".join(
-        f'<section class="wide"><h2>{escape(each.title)}</h2><p class="quiet">{escape(each.words)}</p>'
-        f"{each.html}</section>"
-        for each in sections
-    )
-    each_round = number_table(
-        ["labels", *found.savings], [[f"{count:,}", *cells] for count, *cells in _round_cells(found)]
-    )
     summary = number_table(["strategy", *TABLE], [[name, *cells] for name, cells in table_cells(found)])
-    folded = json.dumps(plain_values(facts), indent=2, ensure_ascii=False)
-    body = (
-        f'<main><header><h1>{TITLE}</h1><p class="quiet">{escape(_under(facts))}</p>'
-        f'<p class="headline">{escape(found.headline)}</p></header>'
-        f"<section><h2>Labels saved</h2>{summary}<p>{escape(HOW)}</p></section>{shown}"
-        f"<section><h2>Accuracy in each round</h2>{each_round}</section>"
-        f"<section><h2>Provenance</h2><pre>{escape(str(facts['command']))}</pre>"
-        f"<details><summary>everything</summary><pre>{escape(folded)}</pre></details></section></main>"
-    )
-    return html_page(TITLE, STYLE, body)
+    rounds = [[f"{count:,}", *cells] for count, *cells in _round_cells(found)]
+    parts = [
+        Part("Labels saved", joined(summary, shared().paragraphs([HOW]))),
+        *(shown_part(each.title, each.words, each.html) for each in sections),
+        Part("Accuracy in each round", number_table(["labels", *found.savings], rounds)),
+    ]
+    return sheet(TITLE, [_under(facts)], found.headline, parts, facts)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlabeled.pages.html import html_page, inline_png
 from unlabeled.pages.style import COLOURS
+from unlabeled.pages.template import macros
 from unlabeled.views.operations import ColorJitter, RandomResizedCrop
 from unlabeled.views.preview.draws import JITTER, GroupDraws, RecordedStep, operation_title, parameter_columns
-from unlabeled.views.preview.tables import group_table, rates_verdict
+from unlabeled.views.preview.tables import flagged_rates, group_table, rates_verdict
 
 NARROW, WIDE = 170, 380  # pixels of a picture on a desktop: narrower, its captions could not be read
 MAGNIFIED = 380  # pixels below which an image is shown enlarged, with its pixels as they are
@@ -84,19 +86,10 @@ def page(
         shown: their views.
         groups: the measured draws.
     """
-    top = "".join(f"<p><b>{escape(what)}</b>: {escape(text)}</p>" for what, text in facts.items())
-    rows = "".join(_row(row, name, images, shown) for row, name in enumerate(names))
-    tables = "".join(group_table(group) for group in groups)
-    body = (
-        f"<main><h1>{escape(title)}</h1>{top}<p>{rates_verdict(groups)}</p>\n"
-        "<h2>What the first step sees</h2><p>Boxes on the first picture show where the views were cut out, in the "
-        "colours of the views. Operations are listed in the order in which they are applied. Small images are "
-        f'magnified.</p><div class="images" style="--columns: {1 + len(shown)}">\n{rows}</div>\n'
-        "<h2>What is drawn</h2><p>The first draws of this run; numbers are those of the images that got the operation. "
-        "Pale: the configured range or probability; the line is its density. Boxes are whole pixels, and one that does "
-        "not fit into the image is drawn again, so that large areas come seldom and small images give few shapes.</p>"
-        f'<div class="groups">{tables}</div></main>'
-    )
+    rows = [_row(row, name, images, shown) for row, name in enumerate(names)]
+    verdict = {"words": rates_verdict(groups), "off": bool(flagged_rates(groups))}
+    template = macros(Path(__file__).with_name("preview.html"))
+    body = template.page(title, facts, verdict, rows, 1 + len(shown), [group_table(group) for group in groups])
     return html_page(title, STYLE, body)
 
 
@@ -104,43 +97,39 @@ def _colour(number: int) -> str:
     return f"var(--colour-{(number - 1) % VIEW_COLOURS})"
 
 
-def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> str:
-    boxes = "".join(_box(view, row, _colour(number)) for number, view in enumerate(shown, 1))
-    height, width = images[row].shape[1:]
-    frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>'
-    below = "".join(f"<div>{escape(line)}</div>" for line in name.splitlines())
+def _row(row: int, name: str, images: Sequence[Tensor], shown: Sequence[PreviewImage]) -> dict[str, Any]:
+    """Returns what the template shows of one image: itself and its views."""
+    boxes = [box for number, view in enumerate(shown, 1) if (box := _box(view, row, _colour(number)))]
+    lines = [{"text": line, "nothing": False} for line in name.splitlines()]
     what = f"{name.splitlines()[0]}, as decoded" if name.strip() else "as decoded"
-    cells = [_cell("as decoded", "transparent", images[row], frame, below, what)]
+    cells = [_cell("as decoded", "transparent", images[row], what) | {"boxes": boxes, "below": lines}]
     for number, view in enumerate(shown, 1):
         pixels = (view.pixels[row] * 255).round().byte()
         title = f"view {number}"
-        cells.append(_cell(title, _colour(number), pixels, "", _captions(view.steps, row), f"{title} of {what}"))
-    return f'<section class="image" aria-label="{escape(what)}">{"".join(cells)}</section>\n'
+        cells.append(_cell(title, _colour(number), pixels, f"{title} of {what}") | _captions(view.steps, row))
+    return {"what": what, "cells": cells}
 
 
-def _cell(title: str, colour: str, pixels: Tensor, over: str, below: str, what: str) -> str:
-    enlarged = ' class="pixels"' if pixels.shape[-1] < MAGNIFIED else ""  # else a browser smooths them
-    size = f'<small class="quiet">{pixels.shape[2]} × {pixels.shape[1]}</small>'
-    picture = f'<img alt="{escape(what)}"{enlarged} src="{inline_png(pixels)}">'
-    head = f'<b style="border-color: {colour}">{title} {size}</b>'
-    return f'<figure>{head}<div class="tile">{picture}{over}</div><figcaption>{below}</figcaption></figure>'
+def _cell(title: str, colour: str, pixels: Tensor, what: str) -> dict[str, Any]:
+    enlarged = pixels.shape[-1] < MAGNIFIED  # else a browser smooths them
+    size = f"{pixels.shape[2]} × {pixels.shape[1]}"
+    cell = {"title": title, "colour": colour, "size": size, "what": what, "enlarged": enlarged}
+    return cell | {"address": inline_png(pixels), "boxes": [], "below": [], "left_out": []}
 
 
-def _box(view: PreviewImage, row: int, colour: str) -> str:
-    """Draws the box of a view, if its first operation that changes the frame is a crop."""
+def _box(view: PreviewImage, row: int, colour: str) -> tuple[str, int, int, int, int] | None:
+    """Returns colour, left, top, width and height of a view whose frame is changed by a crop first."""
     for step in view.steps:
         if isinstance(step.operation, RandomResizedCrop):
             top, left, height, width = step.drawn["box"][row].tolist()
-            place = f'x="{left}" y="{top}" width="{width}" height="{height}"'
-            style = f'style="stroke: {colour}" stroke-width="2" vector-effect="non-scaling-stroke"'
-            return f'<rect {place} fill="none" {style}/>'
+            return colour, left, top, width, height
         if step.changed is None:
             break
-    return ""
+    return None
 
 
-def _captions(steps: Sequence[RecordedStep], row: int) -> str:
-    """Lists the operations on an image, one per line, and those that were not applied."""
+def _captions(steps: Sequence[RecordedStep], row: int) -> dict[str, Any]:
+    """Returns the operations on an image, one per line, and those that were not applied."""
     done, left_out = [], []
     for step in steps:
         values = {
@@ -150,11 +139,8 @@ def _captions(steps: Sequence[RecordedStep], row: int) -> str:
             left_out.append(operation_title(step.operation))
             continue
         nothing = step.changed is not None and not bool(step.changed[row])
-        done.append(
-            escape(caption(step, values, row)) + (' <span class="quiet">(changes nothing)</span>' if nothing else "")
-        )
-    lines = "".join(f"<div>{line}</div>" for line in done)
-    return lines + (f'<div class="quiet">no {escape(", ".join(left_out))}</div>' if left_out else "")
+        done.append({"text": caption(step, values, row), "nothing": nothing})
+    return {"below": done, "left_out": left_out}
 
 
 def caption(step: RecordedStep, values: dict[str, Tensor], row: int) -> str:

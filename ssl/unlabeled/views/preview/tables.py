@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unlabeled.pages.template import safe
 from unlabeled.views.preview.draws import FLAGGED, GroupDraws, MeasuredRate, Quantity
 
 BINS, AROUND, MOST_BINS = 24, 2, 60  # bins in the configured range, on each side of it, at most
@@ -14,36 +15,40 @@ WIDTH, HEIGHT, BELOW = 220, 30, 12  # of a plot, and height of the text below it
 INK, PALE, LINE = "drawn", "range", "expected"  # classes of the page: measured, configured range, configured density
 
 
-def group_table(group: GroupDraws) -> str:
-    """Returns the measurements of one group as HTML."""
+def group_table(group: GroupDraws) -> dict[str, Any]:
+    """Returns what the template shows of the measurements of one group: its title and lines."""
     first, last = group.numbers[0] + 1, group.numbers[-1] + 1
     views = f"View {first}" if first == last else f"Views {first} to {last}"
-    titles = ("", "configured", "measured", "draws", "distribution")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    rows = "".join(_rate(each) if isinstance(each, MeasuredRate) else _quantity(each) for each in group.measured)
-    table = f'<table class="group"><tr>{head}</tr>\n{rows}</table>'
-    return f'<div><h3>{views}, {group.size} pixels</h3><div class="scroll" tabindex="0">{table}</div></div>\n'
+    lines = [_rate(each) if isinstance(each, MeasuredRate) else _quantity(each) for each in group.measured]
+    return {"title": f"{views}, {group.size} pixels", "lines": lines}
 
 
 def rates_verdict(groups: Sequence[GroupDraws]) -> str:
     """Returns one line on whether every operation applies as often as it should."""
-    rates = [each for group in groups for each in group.measured if isinstance(each, MeasuredRate)]
-    known = [rate for rate in rates if rate.configured is not None]
-    off = [rate.name for rate in known if rate.flagged]
+    known, off = [rate for rate in _rates(groups) if rate.configured is not None], flagged_rates(groups)
     if not off:
         return f"All {len(known)} rates lie within {FLAGGED:g} standard errors of what is configured."
     what = f"{len(off)} of {len(known)} rates lie more than {FLAGGED:g} standard errors from what is configured"
-    return f'<b class="flagged">{what}: {escape(", ".join(off))}</b>'
+    return f"{what}: {', '.join(off)}"
 
 
-def _rate(rate: MeasuredRate) -> str:
+def flagged_rates(groups: Sequence[GroupDraws]) -> list[str]:
+    """Returns the operations that apply more or less often than they should."""
+    return [rate.name for rate in _rates(groups) if rate.configured is not None and rate.flagged]
+
+
+def _rates(groups: Sequence[GroupDraws]) -> list[MeasuredRate]:
+    return [each for group in groups for each in group.measured if isinstance(each, MeasuredRate)]
+
+
+def _rate(rate: MeasuredRate) -> dict[str, Any]:
     measured, configured = f"{rate.measured:.3f}", "–" if rate.configured is None else f"{rate.configured:g}"
     if rate.flagged:
-        measured = f'<span class="flagged">{measured}, {rate.errors:.1f} standard errors off</span>'
-    return _line(rate.name, configured, measured, len(rate.drawn), _bar(rate))
+        measured = f"{measured}, {rate.errors:.1f} standard errors off"
+    return _line(rate.name, configured, measured, len(rate.drawn), _bar(rate)) | {"off": rate.flagged}
 
 
-def _quantity(quantity: Quantity) -> str:
+def _quantity(quantity: Quantity) -> dict[str, Any]:
     low, high, mean = (
         float(x) for x in (quantity.values.min(), quantity.values.max(), quantity.values.double().mean())
     )
@@ -53,9 +58,9 @@ def _quantity(quantity: Quantity) -> str:
     )
 
 
-def _line(name: str, configured: str, measured: str, count: int, picture: str) -> str:
-    numbers = f'<td>{configured}</td><td>{measured}</td><td class="number">{count:,}</td>'
-    return f"<tr><td>{escape(name)}</td>{numbers}<td>{picture}</td></tr>\n"
+def _line(name: str, configured: str, measured: str, count: int, plot: str) -> dict[str, Any]:
+    line = {"name": name, "configured": configured, "measured": measured, "count": f"{count:,}", "off": False}
+    return line | {"plot": safe(plot)}
 
 
 def _span(low: float, high: float) -> str:

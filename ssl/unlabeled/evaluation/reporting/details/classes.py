@@ -10,7 +10,7 @@ from torch import Tensor
 from unlabeled.core.escaping import in_table
 from unlabeled.evaluation.reporting.confusion import ConfusedClasses, most_confused
 from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, said_of, short_name
-from unlabeled.pages.html import number_table
+from unlabeled.pages.parts import joined, number_table
 from unlabeled.pages.section import Section, Tile, save_columns, tiles_html
 
 ALL, ENDS = 20, 10  # most classes that are all listed; of more, so many of the worst and of the best
@@ -68,20 +68,20 @@ def pairs_section(
     found = hardest_pairs(predictions, labels)
     if not found:
         return None
-    html, lines, columns = "", [], {}
+    html, lines, columns = [], [], {}
     for number, (a, b, count) in enumerate(found, 1):
         wrong = ((labels == a) & (predictions == b)) | ((labels == b) & (predictions == a))
         rows = wrong.nonzero().flatten()[:EXAMPLES].tolist()
         pixels = list(image("test", ids[rows].tolist()).cpu())
         title = f"{classes[a]} and {classes[b]}: {count:,} mistake{'s' * (count > 1)}"
         tiles = zip(rows, pixels, strict=True)
-        html += tiles_html(title, [_tile(*each, predictions, labels, ids, classes, name) for each in tiles])
+        html.append(tiles_html(title, [_tile(*each, predictions, labels, ids, classes, name) for each in tiles]))
         lines.append(f"{number}. {in_table(title)}")
         columns[str(number)] = pixels
     save_columns(_even(columns), folder / "pairs.png")
     words = f"The pairs of classes that are most often taken for one another, either way, with test images; {protocol}."
     text = "\n".join(["![Hardest pairs of classes](pairs.png)", "", *lines])
-    return Section("Hardest pairs of classes", words, html, text, wide=True)
+    return Section("Hardest pairs of classes", words, joined(*html), text, wide=True)
 
 
 def hardest_pairs(predictions: Tensor, labels: Tensor, most: int = PAIRS) -> list[tuple[int, int, int]]:

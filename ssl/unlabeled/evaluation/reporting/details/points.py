@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unlabeled.evaluation.reporting.report_macros import report_macros
 from unlabeled.pages.html import json_script, picture_address
 from unlabeled.pages.palette import PALETTE
+from unlabeled.pages.template import safe
 
 SIDE, ACROSS = 32, 40  # pixels of a thumbnail, and thumbnails in a row of the sheet
 WIDTH, EDGE = 1000, 24  # of the drawing, in its own units
@@ -35,10 +36,11 @@ def points_html(points: MapPoints, classes: Sequence[str], label: str) -> str:
         f'<circle class="c{each % len(PALETTE)}" cx="{x}" cy="{y}" r="5" data-class="{each}"/>'
         for (x, y), each in zip(placed, points.labels, strict=True)
     )
-    drawn = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{dots}</svg>'
-    tip = '<div class="tip" hidden><canvas width="96" height="96"></canvas><div></div></div>'
-    data = json_script(_about(points, classes), "points")
-    return f'<div class="dots" tabindex="0">{drawn}{tip}</div>{_legend(classes)}{_sheet(points)}{data}'
+    data = safe(json_script(_about(points, classes), "points"))
+    names = classes if len(classes) <= MOST_IN_LEGEND else []
+    box = f"0 0 {WIDTH} {height}"
+    colours = len(PALETTE)
+    return str(report_macros().points(box, label, safe(dots), names, len(classes), colours, _sheet(points), data))
 
 
 def _placed(positions: Tensor) -> tuple[list[tuple[int, int]], int]:
@@ -50,25 +52,14 @@ def _placed(positions: Tensor) -> tuple[list[tuple[int, int]], int]:
     return [(round(x), height - round(y)) for x, y in moved.tolist()], height
 
 
-def _legend(classes: Sequence[str]) -> str:
-    if len(classes) > MOST_IN_LEGEND:
-        words = f"The {len(classes):,} classes share {len(PALETTE)} colours: point at a dot to see its class."
-        return f'<p class="quiet">{words}</p>'
-    entries = "".join(
-        f'<button type="button" data-class="{number}" aria-pressed="false">'
-        f'<i class="c{number}"></i>{escape(name)}</button>'
-        for number, name in enumerate(classes)
-    )
-    return f'<div class="legend">{entries}</div>'
-
-
 def _sheet(points: MapPoints) -> str:
+    """Returns the address of one picture with all thumbnails; "" where there are none."""
     if points.thumbnails is None:
         return ""
     missing = -len(points.thumbnails) % ACROSS
     tiles = torch.nn.functional.pad(points.thumbnails, (0, 0, 0, 0, 0, 0, 0, missing))
     rows = tiles.view(-1, ACROSS, 3, SIDE, SIDE).permute(2, 0, 3, 1, 4).reshape(3, -1, ACROSS * SIDE)
-    return f'<img class="sheet" alt="" hidden src="{picture_address(rows, "JPEG")}">'
+    return picture_address(rows, "JPEG")
 
 
 def _about(points: MapPoints, classes: Sequence[str]) -> Mapping[str, Any]:

@@ -1,0 +1,13 @@
+"""The macros of the report's page, as functions that give HTML."""
+
+from pathlib import Path
+from typing import Any
+
+from unlabeled.pages.template import macros
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def report_macros() -> Any:
+    """Returns the macros of ``templates/report.html``."""
+    return macros(FOLDER / "report.html")
