@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class Browser:
         asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith("data:")]
 
+    def violations(self) -> list[str]:
+        """What axe-core finds wrong for people who use a keyboard or a screen reader: the rule, and an element each."""
+        self.driver.execute_script((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+        found = self.driver.execute_async_script(
+            "const told = arguments[0]; axe.run(document, { resultTypes: ['violations'] }).then((found) => "
+            "told(found.violations.map((each) => `${each.id}: ${each.nodes[0].html.slice(0, 200)}`)))"
+        )
+        return list(found)
+
     def screenshot(self, path: Path) -> None:
         """The whole page, also what lies below the window."""
         width, height = self.run("const e = document.documentElement; return [e.clientWidth, e.scrollHeight]")
@@ -74,7 +84,8 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Skips the test, and says why, where there is no Chromium with its driver, or no selenium."""
-    pytest.importorskip("selenium", reason='needs selenium: pip install -e ".[test]"')
+    for name in ("selenium", "axe_core_python"):
+        pytest.importorskip(name, reason=f'needs {name}: pip install -e ".[test]"')
     chromium, driver = next(filter(None, map(shutil.which, CHROMIUM)), None), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs a browser: apt-get install chromium chromium-driver")
@@ -86,6 +97,7 @@ def browser() -> Iterator[Browser]:
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     window = Chrome(options=options, service=ChromeService(driver))
+    window.set_script_timeout(60)
     try:
         yield Browser(window)
     finally:

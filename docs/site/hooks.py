@@ -10,6 +10,7 @@ from docs.site import api, troubleshooting, yamls
 from docs.site.nav import filled
 from docs.site.repository import ROOT, pages_elsewhere, with_blank_lines, with_links
 
+NAMELESS = re.compile(r"<th([^>]*)></th>")
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(?=<code>)")
 
 
@@ -33,5 +34,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Takes the names of Sphinx' roles out of docstrings."""
-    return ROLE.sub("", html)
+    """Takes the names of Sphinx' roles out of docstrings; a corner of a table without a name is no heading."""
+    return NAMELESS.sub(r"<td\1></td>", ROLE.sub("", html))

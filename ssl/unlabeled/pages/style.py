@@ -55,6 +55,7 @@ h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 18px; line-height: 1.3; margin: 0 0 6px; } h3 { font-size: 15px; margin: 16px 0 6px; }
 p { margin: 4px 0 10px; max-width: 78ch; overflow-wrap: anywhere; }
 section { margin: 32px 0 0; min-width: 0; }
+h1, h2, h3, li, dt, dd, summary, figcaption { overflow-wrap: anywhere; }
 .quiet { color: var(--quiet); font-size: 13.5px; }
 .headline { font-size: 19px; line-height: 1.4; margin: 14px 0 0; }
 .scroll { overflow-x: auto; max-width: 100%; scrollbar-width: thin;

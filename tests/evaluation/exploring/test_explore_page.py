@@ -84,6 +84,7 @@ def test_it_draws_asks_for_nothing_and_is_as_wide_as_the_screen(
     opened(window, made[0], width, dark)
     assert window.complaints() == []
     assert window.requests() == [made[0].as_uri()]
+    assert window.violations() == []
     assert window.run("return document.documentElement.scrollWidth") <= width
     drawn = "const c = document.querySelector('.map > canvas'); const p = c.getContext('2d').getImageData(0, 0, "
     assert window.run(f"{drawn}c.width, c.height).data; return p.filter((v, i) => i % 4 === 3 && v > 0).length") > 5000

@@ -128,6 +128,7 @@ def test_the_page_opens_without_a_complaint_and_asks_for_nothing(
     assert window.requests() == [report.as_uri()]
     assert window.complaints() == []
     assert window.run("return document.querySelectorAll('script[src], link, iframe, object').length") == 0
+    assert window.violations() == []
 
 
 def test_every_picture_is_there(window: Browser, report: Path) -> None:

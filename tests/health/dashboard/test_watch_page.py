@@ -374,6 +374,7 @@ def test_the_page_never_scrolls_sideways_asks_only_its_server_and_can_be_read(
         assert (luminance(window.run("return getComputedStyle(document.body).backgroundColor")) < 0.05) == dark
         assert {request.split("/")[2] for request in window.requests()} == {url.split("/")[2]}
         assert window.complaints() == []
+        assert window.violations() == []
 
 
 def test_a_server_that_is_gone_is_said_and_what_was_shown_stays(window: Browser, outputs: Path) -> None:

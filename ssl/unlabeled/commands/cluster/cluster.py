@@ -23,7 +23,7 @@ OWN = ("run", "out", "clusters", "scan", "self_label")
 OF_STEPS = ("experiment", "name", "run_dir", "weights", "weights_of", "plan_only", "preview", "replay", "resume")
 STEPS = {"scan": "SCAN", "self_label": "Self-labelling"}
 REPORT, RESULTS, PAGE = Path("report") / "report.html", Path("report") / "results.json", "clusters.html"
-COLUMNS = ("", "accuracy", "NMI", "ARI", "accuracy, matched on test")
+COLUMNS = ("clusters of", "accuracy", "NMI", "ARI", "accuracy, matched on test")
 WORDS = (
     "Accuracy: each cluster is named by the class it has in the training images, one to one where there are as many"
     " classes. NMI and ARI compare the clusters of test images with their classes. k-means is that of the features that"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.core.escaping import in_table
-from unlabeled.evaluation.reporting.report_macros import report_macros
+from unlabeled.evaluation.reporting.templates import report_macros
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.plots import INK, new_figure, plain_text
 from unlabeled.pages.section import Section, plot_section

@@ -13,8 +13,8 @@ from unlabeled.evaluation.reporting import run_summary
 from unlabeled.evaluation.reporting.chosen import chosen_tables
 from unlabeled.evaluation.reporting.details.pretraining import plan_sentences, pretraining_facts
 from unlabeled.evaluation.reporting.markdown import TITLE
-from unlabeled.evaluation.reporting.report_macros import FOLDER, report_macros
 from unlabeled.evaluation.reporting.results_table import accuracy_grid, other_metrics, short_names
+from unlabeled.evaluation.reporting.templates import FOLDER, report_macros
 from unlabeled.pages.html import html_page
 from unlabeled.pages.parts import Part, contents, doubts, joined, main_html, part_html, part_of_section, text_table
 from unlabeled.pages.section import Section

@@ -20,7 +20,7 @@ from unlabeled.evaluation.reporting.details.image_cache import Decode
 from unlabeled.evaluation.reporting.details.points import MapPoints, Thumbnails, points_html
 from unlabeled.evaluation.reporting.figures import draw_feature_map, label_curve, loss_curve, place_features
 from unlabeled.evaluation.reporting.gallery import ImagesOf, NameOf, neighbour_section, short_name
-from unlabeled.evaluation.reporting.report_macros import report_macros
+from unlabeled.evaluation.reporting.templates import report_macros
 from unlabeled.objective import Backbone, Batch, HasVisualization, Objective
 from unlabeled.pages.section import Section, Tile, plot_section, save_columns, tile_html
 from unlabeled.pages.template import safe

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.evaluation.reporting.report_macros import report_macros
+from unlabeled.evaluation.reporting.templates import report_macros
 from unlabeled.pages.html import json_script, picture_address
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.template import safe

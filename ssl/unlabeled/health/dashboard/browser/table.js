@@ -70,7 +70,7 @@ export class Table {
     const cells = all.map(([key, name, title]) => {
       const chosen = this.sorted && settings.sort === key;
       const inside = this.sorted && name ? listened(element("button", { type: "button" }, name), "click", () => this.sorted(key)) : name;
-      const cell = element("th", { scope: "col", title: title ?? "", className: title ? "score" : key }, inside);
+      const cell = element(name ? "th" : "td", { ...(name ? { scope: "col" } : {}), title: title ?? "", className: title ? "score" : key }, inside);
       if (chosen) cell.ariaSort = ["name", "loss", "left", "state"].includes(key) ? "ascending" : "descending";
       return cell;
     });

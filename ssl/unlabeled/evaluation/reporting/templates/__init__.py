@@ -5,9 +5,9 @@ from typing import Any
 
 from unlabeled.pages.template import macros
 
-FOLDER = Path(__file__).parent / "templates"
+FOLDER = Path(__file__).parent
 
 
 def report_macros() -> Any:
-    """Returns the macros of ``templates/report.html``."""
+    """Returns the macros of ``report.html``."""
     return macros(FOLDER / "report.html")
