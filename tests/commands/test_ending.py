@@ -71,6 +71,8 @@ def test_the_end_says_quality_beside_its_baselines_then_health_then_speed_then_w
         "no better than a random network, which nothing can be in this test: its 24 images are too easy or too few to "
         "tell features apart"
     )
+    own = [*ROWS, Row("pretrained", "classifier/of the run", 50.0, n_test=450)]
+    assert told(tmp_path, own)[1] == "50.0 % of 450 test images by classifier"
     assert told(tmp_path, [])[1] == "nothing was evaluated: no probe, or no labelled test images"
 
 

@@ -32,6 +32,9 @@ TENSORS = ("predictions", "log_probabilities", "uncertainty", "head")
 SPLITS = ("train", "test")
 
 
+OWN_ANSWERS = ("classifier", "clusters")  # how protocols of methods begin that answer by themselves
+
+
 @dataclass
 class Row:
     """One number of the report: its features, its protocol, and the facts needed to trust it."""

@@ -282,6 +282,8 @@ def test_the_best_known_protocol_is_linear_then_knn_and_never_the_best_number() 
         assert best is not None
         assert best.protocol == expected
     assert best_row([], lambda row: True) is None
+    for own in ("clusters/k=10/hungarian-on-train", "classifier/of the run"):
+        assert best_row([*rows, Row("pretrained", own, 1.0)], lambda row: True) == Row("pretrained", own, 1.0)
 
 
 def test_images_are_looked_at_again_as_evaluation_sees_them() -> None:

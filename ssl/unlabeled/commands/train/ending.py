@@ -10,12 +10,12 @@ from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
 from unlabeled.errors import UserError
-from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.evaluate_probes import OWN_ANSWERS, Row
 from unlabeled.evaluation.heads.kept import FOLDER as HEADS
 from unlabeled.evaluation.provenance import read_json
 from unlabeled.health.folder import diagnose_run, losses_of
 
-FIRST = "linear"  # the protocol whose score a sweep compares, where it is among the probes
+FIRST = (*OWN_ANSWERS, "linear")  # protocols whose score a sweep compares, the first that is among the probes
 NEARLY_ALL = 99.0  # per cent of the test images from which on a baseline cannot be passed by much; our choice
 SHOWN = 3  # failed checks of the plan
 FEW = " per class/"  # in protocols with few labels
@@ -193,5 +193,5 @@ def _pretrained(rows: Sequence[Row]) -> list[Row]:
 def _first(rows: Sequence[Row]) -> Row | None:
     known = _pretrained(rows)
     whole = [row for row in known if FEW not in row.protocol and not row.draws] or known
-    linear = [row for row in whole if row.protocol.split("/")[0].startswith(FIRST)]
-    return next(iter([*linear, *whole]), None)
+    first = [row for name in FIRST for row in whole if row.protocol.split("/")[0].startswith(name)]
+    return next(iter([*first, *whole]), None)

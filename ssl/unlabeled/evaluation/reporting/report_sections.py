@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlabeled.data.padding import pad_to_largest
-from unlabeled.evaluation.evaluate_probes import Row
+from unlabeled.evaluation.evaluate_probes import OWN_ANSWERS, Row
 from unlabeled.evaluation.features import Features, eval_mode
 from unlabeled.evaluation.reporting.attention import attention_pictures
 from unlabeled.evaluation.reporting.calibration_plots import calibration_section, certainty_section
@@ -126,12 +126,13 @@ def make_sections(
 def best_row(rows: Sequence[Row], fits: Callable[[Row], bool]) -> Row | None:
     """Returns the pretrained row of the best-known protocol that ``fits``: linear before k-NN before any other.
 
+    A method that answers by itself, by classes or clusters, is judged by its answers first.
     Of several linear rows it takes the first, of k-NN likewise: never the best on the test set. Means over draws come
     last.
     """
     fitting = [row for row in rows if row.features == "pretrained" and fits(row)]
     fitting.sort(key=lambda row: len(row.draws) > 1)
-    for family in ("linear/cached-lbfgs", "linear", "knn", ""):
+    for family in (*OWN_ANSWERS, "linear/cached-lbfgs", "linear", "knn", ""):
         for row in fitting:
             if row.protocol.startswith(family):
                 return row
