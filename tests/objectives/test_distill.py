@@ -37,6 +37,7 @@ from unlabeled.objectives.distill import (
     feature_loss,
     queue_similarity_loss,
     similarity_metrics,
+    standardised,
 )
 from unlabeled.training.checkpointing import Interrupted
 
@@ -82,6 +83,15 @@ def test_the_distance_of_features_and_its_gradients_equal_a_loop(match: Literal[
     assert float(feature_loss(given[0].detach(), same, match)) == pytest.approx(0)
 
 
+def test_standardised_features_have_mean_0_and_deviation_1_and_a_constant_column_is_0() -> None:
+    features = draw(64, 5) * torch.tensor([1.0, 2, 0, 4, 0.1]) + 7
+    found = standardised(features)
+    wanted = (features - features.mean(0)) / features.std(0, correction=0)
+    torch.testing.assert_close(found[:, [0, 1, 3, 4]], wanted[:, [0, 1, 3, 4]])
+    assert found[:, 2].abs().max() == 0
+    assert standardised(features.bfloat16()).dtype == torch.float32
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(0.2, 0.01), (0.07, 0.07)])
 def test_similarities_and_their_gradients_equal_a_loop(ours: float, theirs: float) -> None:
     given = [draw(5, 4).requires_grad_(), draw(5, 4, seed=1).requires_grad_()]
@@ -120,6 +130,7 @@ def make_objective(**changed: object) -> Distill:
     """A student of 6 features, a teacher of 6 of its own."""
     torch.manual_seed(0)
     given: dict[str, object] = {"match": "similarities", "projector_layers": 1, "hidden_dim": 7, "queue_size": 16}
+    given |= {"standardise": False}
     given |= {"student_temperature": 0.2, "teacher_temperature": 0.05, **changed}
     objective = Distill(BatchNormBackbone(), "x", None, None, None, **given)  # type: ignore[arg-type]
     objective.take_teacher(FrozenNetwork(BatchNormBackbone()), uses_labels=False)

@@ -16,7 +16,7 @@ from unlabeled.objectives.barlow_twins import barlow_twins_loss
 from unlabeled.objectives.byol import byol_loss
 from unlabeled.objectives.data2vec import data2vec_loss
 from unlabeled.objectives.dino import dino_loss, moved_center
-from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss
+from unlabeled.objectives.distill import batch_similarity_loss, feature_loss, queue_similarity_loss, standardised
 from unlabeled.objectives.fixmatch import fixmatch_loss
 from unlabeled.objectives.ibot import masked_patch_loss
 from unlabeled.objectives.ijepa import ijepa_loss
@@ -60,6 +60,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int, tuple[Any, ...]]] = {
     "sigreg": (sigreg, 1, (F.normalize(draw(5, 7, seed=9), dim=0),)),
     "invariance": (lambda *views: invariance(torch.stack(views), 2), 3, ()),
     "distill, features": (feature_loss, 2, ("cosine",)),
+    "distill, standardised": (lambda s, t: feature_loss(s, standardised(t.detach()), "cosine"), 2, ()),
     "distill, queue": (queue_similarity_loss, 2, (F.normalize(draw(9, 5, seed=9), dim=1), 0.2, 0.05)),
     "distill, batch": (batch_similarity_loss, 2, (0.2, 0.05)),
     "fixmatch": (lambda a, b, c, labels: fixmatch_loss(a, labels.clamp(min=0), b, c, 0.4, 0.7), 3, (LABELS,)),

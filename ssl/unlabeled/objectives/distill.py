@@ -123,6 +123,18 @@ def batch_similarity_loss(
     return -(p * log_q.masked_fill(itself, 0.0)).sum(1).mean()
 
 
+@full_precision
+def standardised(features: Tensor) -> Tensor:
+    """Returns features [B, D] with mean 0 and deviation 1 of each column over the images of all processes.
+
+    The mean of features behind a ReLU is most of their length: cosines of all pairs are near 1 with it, and what tells
+    images apart is a small part of the loss. A column without variance becomes 0.
+    """
+    centred = features - distributed.mean(features.mean(0))
+    variance = distributed.mean(centred.square().mean(0))
+    return centred * variance.clamp(min=1e-12).rsqrt()
+
+
 class Distill(Objective):
     """Backbone and projector that follow a frozen teacher; every view goes through both networks, alone.
 
@@ -138,6 +150,7 @@ class Distill(Objective):
         match: features by ``cosine`` or ``mse``, or ``similarities``.
         projector_layers: depth of the projector from the student's features to the teacher's width; 1 is linear.
         hidden_dim: width inside the projector.
+        standardise: whether the teacher's features are standardised over each batch: see :func:`standardised`.
         queue_size: teacher's embeddings of earlier images that similarities are taken with; None: the batch.
         student_temperature, teacher_temperature: of similarities.
         teacher_sha256: of the teacher's file; it is compared, and filled in where it is None.
@@ -158,6 +171,7 @@ class Distill(Objective):
         match: Match,
         projector_layers: Annotated[int, Interval(ge=1, le=10)],
         hidden_dim: Channels,
+        standardise: bool,
         queue_size: Count | None,
         student_temperature: Temperature,
         teacher_temperature: Temperature,
@@ -170,7 +184,7 @@ class Distill(Objective):
         self.backbone, self.teacher, self.teacher_size = backbone, teacher, teacher_size
         self.teacher_backbone, self.teacher_views, self.teacher_sha256 = teacher_backbone, teacher_views, teacher_sha256
         self.match, self.student_temperature, self.teacher_temperature = match, student_temperature, teacher_temperature
-        self.projector_layers, self.hidden_dim = projector_layers, hidden_dim
+        self.projector_layers, self.hidden_dim, self.standardise = projector_layers, hidden_dim, standardise
         self.queue_size = queue_size if match == "similarities" else None
         self.projector = self.queue = self.frozen = None
         if teacher_width is not None:
@@ -216,6 +230,7 @@ class Distill(Objective):
         features = [self.backbone(view) for view in batch.views]
         students = [self.projector(each) for each in features]
         teachers = [self.frozen(view) for view in batch.views]
+        teachers = [standardised(each) for each in teachers] if self.standardise else teachers
         losses = [self._loss(*pair) for pair in zip(students, teachers, strict=True)]
         if self.training and self.queue is not None:
             self.queue.enqueue(teachers[0])
