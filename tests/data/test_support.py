@@ -328,7 +328,7 @@ def test_a_list_that_does_not_fit_the_data_is_refused_with_the_number_and_the_fi
         ),
         ({"per_class": 0}, 1, "objective.support.per_class=0: must be at least 1"),
         ({"views": 0}, 1, "objective.support.views=0: must be at least 1"),
-        ({"per_class": 9}, 1, "objective.support.per_class=9: class a has 8 labelled images"),
+        ({"per_class": 9}, 1, "objective.support.per_class=9: class a has 8 labelled images; give no more than that"),
         (
             {"classes_per_batch": 6},
             1,
