@@ -9,8 +9,10 @@ MOST = 30  # names that a message lists; --help has all
 
 # Each name with the keys that it may mean, in order: the first whose beginning the command has is named.
 ALIASES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(["lr", "learning_rate", "base_lr", "blr", "max_lr"], ("optimizer.lr",)),
-    **dict.fromkeys(["wd", "weight_decay", "decay"], ("optimizer.weight_decay",)),
+    **dict.fromkeys(
+        ["lr", "learning_rate", "base_lr", "blr", "max_lr"], ("optimizer.lr", "recipe.learning_rate", "detection.lr")
+    ),
+    **dict.fromkeys(["wd", "weight_decay", "decay"], ("optimizer.weight_decay", "detection.weight_decay")),
     **dict.fromkeys(["warmup", "warmup_epochs", "warm_up"], ("optimizer.warmup_epochs",)),
     **dict.fromkeys(["momentum"], ("optimizer.optimizer.momentum",)),
     **dict.fromkeys(["betas"], ("optimizer.optimizer.betas",)),

@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -264,7 +264,7 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if key not in names:
             whole = override.key_or_group
-            top = {str(name) for name in known} | {each.name for each in config_dir.iterdir() if each.is_dir()}
+            top = {str(name) for name in known} | set(_groups(OmegaConf.load(config_dir / f"{config_name}.yaml")))
             if (instead := meant(whole, top) or _one_level_below(node, path, key)) is not None:
                 return f"{whole}: no such key; did you mean {instead}?"
             if path and not names:
@@ -308,8 +308,7 @@ def check_keys(config: DictConfig, primary: Path) -> None:
 def check_values(tree: Any, primary: Path) -> None:
     """:func:`check_keys` for a configuration that is plain values already."""
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
-    groups = [key for entry in content.pop("defaults") if isinstance(entry, dict) for key in entry]
-    known = [key for key in (*content, *groups) if "override" not in key and key != "hydra"]
+    known = [*_groups(content), *(key for key in content if key not in ("defaults", "hydra"))]
     for key, value in tree.items():
         if key not in known:
             raise UserError(f"{key}: no such key; {nearest(str(key), known)}")
@@ -319,6 +318,12 @@ def check_values(tree: Any, primary: Path) -> None:
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
             raise UserError(f"probe.{name}: no such probe; {nearest(name, probes, 'probe')}")
+
+
+def _groups(primary: Any) -> list[str]:
+    """The groups of a primary yaml, those too of which nothing is chosen."""
+    entries = [each for each in primary.get("defaults", []) if isinstance(each, Mapping | DictConfig)]
+    return [str(key) for entry in entries for key in entry if "override" not in str(key)]
 
 
 def check_node(node: Any, path: str) -> None:

@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Callable[[Content], object], str]] = {
     "image twice": (lambda c: c["images"][1].update(id=7), r"image 7 is there twice"),
     "annotation twice": (lambda c: c["annotations"][1].update(id=5), r"annotation 5 is there twice"),
     "category twice": (lambda c: c["categories"][1].update(id=40), r"category 40 is there twice"),
-    "no id": (lambda c: c["annotations"][1].pop("id"), r"annotation number 1 of the list has id None"),
+    "no id": (lambda c: c["annotations"][1].pop("id"), r"annotation number 2 of the list has id None"),
     "unknown category": (lambda c: first(c, category_id=41), r"annotation 5: category 41 is not among the categories"),
     "unknown image": (lambda c: first(c, image_id=8), r"annotation 5: image 8 is not among the images"),
     "category a list": (lambda c: first(c, category_id=[40]), r"annotation 5: category \[40\] is not among"),

@@ -170,7 +170,7 @@ LISTS = ("compare", "runs")  # keys that take several folders
 def main() -> None:
     """The console command."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in HELP:
+    if name in (*HELP, "help"):
         print(overview())
     elif name == "--version":
         print(__version__)

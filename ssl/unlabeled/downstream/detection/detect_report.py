@@ -41,7 +41,10 @@ AS_VOC = (
     "Judged as VOC 2007, AP is the mean over the same thresholds of that challenge's average precision: of eleven "
     "points of recall, as detectron2 computes it for MoCo's table."
 )
-DRAWN = f"Drawn are detections with a score of at least {SURE}; a detector that was trained briefly may have none."
+DRAWN = (
+    f"Drawn are detections with a score of at least {SURE}; a detector that was trained briefly may have none. Of the "
+    "objects those are left out that count neither way: crowds, and what Pascal VOC marks as difficult."
+)
 
 
 @dataclass

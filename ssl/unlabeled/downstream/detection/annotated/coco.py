@@ -147,7 +147,7 @@ def _by_id(rows: Sequence[Content], what: str, origin: str) -> Iterator[tuple[An
         kinds = int if what == "category" else int | str
         give = "a whole number" if what == "category" else "a whole number or text"
         if not isinstance(number, kinds) or isinstance(number, bool):
-            raise UserError(f"{origin}: {what} number {place} of the list has id {number!r}; give {give}")
+            raise UserError(f"{origin}: {what} number {place + 1} of the list has id {number!r}; give {give}")
         if number in seen:
             raise UserError(f"{origin}: {what} {number} is there twice; an id belongs to one {what}")
         seen.add(number)

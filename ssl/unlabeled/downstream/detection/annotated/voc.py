@@ -36,6 +36,8 @@ def read_voc(folder: Path) -> tuple[DetectionImages, DetectionImages]:
     """Returns train and val. Raises UserError for a list that is missing, or an xml that is damaged."""
     years = years_of(folder)
     tested = [year for year in years if _list(year, "test").is_file()]
+    if not tested and not _list(years[0], "train").is_file():
+        raise UserError(f"{_list(years[0], 'test')}: no such file; give it, or train.txt and val.txt beside it")
     train = [(year, "trainval" if tested else "train") for year in years]
     val = [(year, "test" if tested else "val") for year in (tested or years)]
     contents = [_content(each, difficult) for each, difficult in ((train, False), (val, True))]
