@@ -27,7 +27,7 @@ def help_text(primary: dict[str, Any], folders: Sequence[Path], names: Sequence[
         groups = [text for name in sorted(names) if (text := _group(name, folders))]
         return "\n".join([template.replace(PLACE, "\n\n".join(groups)), *keys])
     named = [text for name in sorted(names) if (text := _named(name, folders))]
-    head = ["", "== Choices (group=option; unlabeled train --help has a sentence for most) =="] if named else []
+    head = ["", "== Choices (group=option; docs/keys.md has what is in each) =="] if named else []
     return "\n".join([template, *head, *named, *keys])
 
 
