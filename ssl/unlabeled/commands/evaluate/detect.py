@@ -23,7 +23,7 @@ from unlabeled.core.writing import kept_anyway
 from unlabeled.downstream.detection.annotated.images import DetectionImages
 from unlabeled.downstream.detection.annotated.masks import require_pycocotools
 from unlabeled.downstream.detection.average_precision import AveragePrecision, Detections, Kind, average_precision
-from unlabeled.downstream.detection.detect_report import Detection, Judged, note_lines, write_detection
+from unlabeled.downstream.detection.detect_report import KINDS, Detection, Judged, note_lines, write_detection
 from unlabeled.downstream.detection.drawing import drawn_detections, drawn_truth
 from unlabeled.downstream.detection.recipe import DetectionRecipe
 from unlabeled.downstream.detection.training import detect_all
@@ -49,6 +49,13 @@ class Work:
     def used(self) -> DetectionImages:
         """Returns the images to train on."""
         return self.train if self.recipe.empty else self.train.with_objects()
+
+    @property
+    def setting(self) -> list[str]:
+        """Returns short facts of all detectors."""
+        steps = f"{self.recipe.steps:,} steps of {self.recipe.batch_size} images"
+        images = f"{len(self.used):,} images to train on, {len(self.val):,} to judge by"
+        return [str(self.asked["folder"]), f"{len(self.train.classes):,} classes", images, steps]
 
     @property
     def shown(self) -> range:
@@ -84,7 +91,8 @@ def detect(
     work = _work(config, resolved, log)
     networks, checkpoints = networks_of(config, resolved)
     out = folder_of_page(resolved["out"], checkpoints[0], "detect")
-    found = Detection(work.train.classes, {}, notes={"train": work.train.notes, "val": work.val.notes})
+    notes = {"train": work.train.notes, "val": work.val.notes}
+    found = Detection(work.train.classes, {}, work.setting, notes=notes)
     for line in note_lines(found.notes):
         log(line)
     found.pictures["objects"] = [drawn_truth(work.val, row) for row in work.shown]
@@ -141,7 +149,7 @@ def _judge(found: Detection, work: Work, network: Network, start: str, folder: P
     found.found[network.name] = Judged(precision, training.losses)
     found.pictures[network.name] = [drawn_detections(work.val, row, answers[row]) for row in work.shown]
     for kind, each in precision.items():
-        work.log(f"{network.name}, {kind}: AP {each.ap:.2f} %, AP50 {each.ap50:.2f} %, AP75 {each.ap75:.2f} %")
+        work.log(f"{network.name}, {KINDS[kind]}: AP {each.ap:.2f} %, AP50 {each.ap50:.2f} %, AP75 {each.ap75:.2f} %")
 
 
 def _answers(made: nn.Module, work: Work) -> list[Detections]:

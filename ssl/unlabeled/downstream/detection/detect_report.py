@@ -61,6 +61,7 @@ class Detection:
 
     classes: Sequence[str]
     found: dict[str, Judged]  # by the name of the weights
+    setting: Sequence[str] = ()  # short facts: the data, numbers of images and of steps
     pictures: dict[str, list[Tensor]] = field(default_factory=dict)  # by column: float [3, h, w] in [0, 1]
     notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # by split: what was left out
     page: Path | None = None  # that was written of it
@@ -69,8 +70,13 @@ class Detection:
     def rows(self) -> list[list[str]]:
         """Returns the cells of the table."""
         return [
-            [name, KINDS[kind], *each.cells] for name, own in self.found.items() for kind, each in own.precision.items()
+            [name, KINDS[kind], *own.precision[kind].cells] for kind in self.kinds for name, own in self.found.items()
         ]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Returns what every detector was judged by, as keys of their precision."""
+        return [*next(iter(self.found.values())).precision]
 
     @property
     def how(self) -> str:
@@ -79,12 +85,11 @@ class Detection:
 
     @property
     def headline(self) -> str:
-        """Returns a sentence: the AP of boxes, and of masks where there are any, of each detector."""
-        told = [
-            f"{name} {' and '.join(f'{each.ap:.2f} of {KINDS[kind]}' for kind, each in own.precision.items())}"
-            for name, own in self.found.items()
-        ]
-        return f"AP over {len(self.classes)} classes: {'; '.join(told)}."
+        """Returns the AP of each detector: of boxes, and of masks where there are any."""
+        return "; ".join(f"AP of {KINDS[kind]}: {self._precisions(kind)}" for kind in self.kinds) + "."
+
+    def _precisions(self, kind: str) -> str:
+        return ", ".join(f"{own.precision[kind].ap:.2f} % from {name}" for name, own in self.found.items())
 
 
 def note_lines(notes: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
@@ -108,7 +113,8 @@ def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) ->
     save_picture(folder / "detected.png", picture)
     curve = plot_section(_curve(found), folder, "training", "Training", "Loss of the detectors.", wide=True)
     each = "\n\n".join(f"## {title}\n\n{markdown_table(head, rows)}" for title, head, rows in _each_class(found))
-    parts = [f"# {TITLE}", in_markdown(found.headline), markdown_table(HEAD, found.rows), found.how, each]
+    parts = [f"# {TITLE}", *map(in_markdown, (" · ".join(found.setting), found.headline))]
+    parts += [markdown_table(HEAD, found.rows), found.how, each]
     parts += ["## Validation images", DRAWN, "![Validation images](detected.png)"]
     parts += [f"## {curve.title}\n\n{curve.markdown}"]
     parts += [in_markdown(line) for line in note_lines(found.notes)]
@@ -128,7 +134,7 @@ def _plain(each: AveragePrecision) -> dict[str, Any]:
 def _each_class(found: Detection) -> list[tuple[str, list[str], list[list[str]]]]:
     """Returns title, head and rows of a table for boxes, and of one for masks."""
     tables = []
-    for kind in next(iter(found.found.values())).precision:
+    for kind in found.kinds:
         columns = [own.precision[kind].classes for own in found.found.values()]
         rows = [
             [name, *("–" if column[place] != column[place] else f"{column[place]:.2f}" for column in columns)]
@@ -159,4 +165,4 @@ def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Sect
         *(Part(title, number_table(head, rows), "wide") for title, head, rows in _each_class(found)),
         shown_part(curve.title, curve.words, curve.html),
     ]
-    return sheet(TITLE, [str(facts["date"])], found.headline, parts, facts)
+    return sheet(TITLE, [*found.setting, str(facts["date"])], found.headline, parts, facts)
