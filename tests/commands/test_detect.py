@@ -73,3 +73,20 @@ def test_what_no_detector_can_be_made_of_is_one_line(run: Path, shapes: Path, tm
         unlabeled.detect(run, tmp_path / "nowhere", out=tmp_path)
     with pytest.raises(unlabeled.UserError, match=r"detection\.warmup_steps=2: must be less than detection\.steps=2"):
         unlabeled.detect(run, shapes, out=tmp_path, **FEW | {"detection.warmup_steps": 2})
+
+
+def test_a_class_that_only_validation_images_have_is_told_and_ids_may_be_whole_decimals(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = write_coco(tmp_path / "shapes", 3, 2, size=32)
+    train = json.loads((folder / "train.json").read_text())
+    train["annotations"] = [each | {"image_id": float(each["image_id"])} for each in train["annotations"]]
+    lost = json.loads((folder / "val.json").read_text())["annotations"][0]["category_id"]
+    train["annotations"] = [each for each in train["annotations"] if each["category_id"] != lost]
+    (folder / "train.json").write_text(json.dumps(train))
+    found = unlabeled.detect(run, folder, out=tmp_path / "page", **FEW | {"random": False})
+    name = found.classes[lost // 10 - 1]
+    assert found.unlearned == [name]
+    told = f"no training image has an object of: {name}; val"
+    assert all(told in (tmp_path / "page" / file).read_text() for file in ("detect.html", "detect.md"))
+    assert "3 classes" in found.setting

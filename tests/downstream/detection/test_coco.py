@@ -241,8 +241,9 @@ def test_pascal_voc_counts_pixels_from_one_and_a_difficult_object_counts_in_trai
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', r"1\.xml: has entities"),
         (
             XML.format(OBJECT.format("dog", 0, "x", 1, 2, 2)),
-            r"VOC2007/1, object 1: its bndbox is \['x', '1', '2', '2'\]",
+            r"VOC2007/Annotations/1\.xml: object 1: its bndbox is \['x', '1', '2', '2'\]",
         ),
+        (XML.format(OBJECT.format("dog", "maybe", 1, 1, 2, 2)), r"1\.xml: object 1: difficult is 'maybe'; give 0 or 1"),
     ],
 )
 def test_a_damaged_xml_is_one_line(text: str, line: str, tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def detect(
     networks, checkpoints = networks_of(config, resolved)
     out = folder_of_page(resolved["out"], checkpoints[0], "detect")
     notes = {"train": work.train.notes, "val": work.val.notes}
-    found = Detection(work.train.classes, {}, work.setting, notes=notes)
-    for line in note_lines(found.notes):
+    unlearned = sorted(work.val.found_classes - work.used.found_classes)
+    found = Detection(work.train.classes, {}, work.setting, notes=notes, unlearned=unlearned)
+    for line in note_lines(found):
         log(line)
     found.pictures["objects"] = [drawn_truth(work.val, row) for row in work.shown]
     hashes = iter([each.sha256 for each in checkpoints])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlabeled.core.environment import plain_values
 from unlabeled.core.escaping import in_markdown
+from unlabeled.core.phrases import shorten_list
 from unlabeled.core.writing import save_picture, write_atomic
 from unlabeled.downstream.detection.average_precision import AveragePrecision
 from unlabeled.downstream.detection.drawing import SURE
@@ -64,6 +65,7 @@ class Detection:
     setting: Sequence[str] = ()  # short facts: the data, numbers of images and of steps
     pictures: dict[str, list[Tensor]] = field(default_factory=dict)  # by column: float [3, h, w] in [0, 1]
     notes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # by split: what was left out
+    unlearned: Sequence[str] = ()  # classes of which only the validation images have objects
     page: Path | None = None  # that was written of it
 
     @property
@@ -92,13 +94,16 @@ class Detection:
         return ", ".join(f"{own.precision[kind].ap:.2f} % from {name}" for name, own in self.found.items())
 
 
-def note_lines(notes: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+def note_lines(found: Detection) -> list[str]:
     """Returns a line for each kind of finding in the files, with the first ids."""
-    return [
+    lines = [
         f"{split}: {len(ids)} {what}: annotation {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}"
-        for split, kinds in notes.items()
+        for split, kinds in found.notes.items()
         for what, ids in kinds.items()
     ]
+    if found.unlearned:
+        lines.append(f"no training image has an object of: {shorten_list(found.unlearned)}; val's count as missed")
+    return lines
 
 
 def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) -> Path:
@@ -117,7 +122,7 @@ def write_detection(folder: Path, found: Detection, facts: Mapping[str, Any]) ->
     parts += [markdown_table(HEAD, found.rows), found.how, each]
     parts += ["## Validation images", DRAWN, "![Validation images](detected.png)"]
     parts += [f"## {curve.title}\n\n{curve.markdown}"]
-    parts += [in_markdown(line) for line in note_lines(found.notes)]
+    parts += [in_markdown(line) for line in note_lines(found)]
     write_atomic(folder / "detect.md", "\n\n".join([*parts, f"    {facts['command']}"]) + "\n")
     drawn = torch.from_numpy(np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy())
     write_atomic(folder / "detect.html", _page(found, facts, drawn, curve))
@@ -157,7 +162,7 @@ def _curve(found: Detection) -> "Figure":
 
 
 def _page(found: Detection, facts: Mapping[str, Any], drawn: Tensor, curve: Section) -> str:
-    under = shared().paragraphs([found.how, *note_lines(found.notes)], "quiet")
+    under = shared().paragraphs([found.how, *note_lines(found)], "quiet")
     picture = shared().picture("Validation images, their objects, and what was found", inline_png(drawn))
     parts = [
         Part("", joined(number_table(HEAD, found.rows), under), "wide"),

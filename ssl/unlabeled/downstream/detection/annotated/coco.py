@@ -123,7 +123,8 @@ def split_of(content: Content, names: Names, origin: str, places: Sequence[Path]
             what, known = ("image", pictures) if picture is None else ("category", labels)
             there = shorten_list([str(each) for each in known])
             raise UserError(
-                f"{said}: {what} {row.get(f'{what}_id')!r} is not among the {_many(what)} of the file ({there})"
+                f"{said}: {what} {row.get(f'{what}_id')!r} is not among the {_many(what)} of the file ({there}); add it"
+                " there, or remove the annotation"
             )
         thing = _thing(row, label, picture, said, notes, str(number))
         if thing is not None:
@@ -136,14 +137,20 @@ def _many(what: str) -> str:
 
 
 def _of(table: Mapping[Any, Any], key: Any) -> Any:
+    key = _whole(key)
     return table.get(key) if isinstance(key, int | str) and not isinstance(key, bool) else None
+
+
+def _whole(number: Any) -> Any:
+    """Returns 3 for 3.0, as files have it that went through a table with gaps; all else as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _by_id(rows: Sequence[Content], what: str, origin: str) -> Iterator[tuple[Any, Content]]:
     """Yields each row with its id. Raises UserError for one that is missing, of a wrong type, or there twice."""
     seen: set[Any] = set()
     for place, row in enumerate(rows):
-        number = row.get("id")
+        number = _whole(row.get("id"))
         kinds = int if what == "category" else int | str
         give = "a whole number" if what == "category" else "a whole number or text"
         if not isinstance(number, kinds) or isinstance(number, bool):

@@ -60,6 +60,12 @@ class DetectionImages:
         things = [thing for picture in self.pictures for thing in picture.things]
         return bool(things) and all(thing.segmentation for thing in things)
 
+    @property
+    def found_classes(self) -> set[str]:
+        """Returns the names of classes of which there is an object that is no crowd."""
+        things = (thing for picture in self.pictures for thing in picture.things)
+        return {self.classes[thing.label - 1] for thing in things if not thing.crowd}
+
     def image(self, index: int) -> Tensor:
         """Returns uint8 [3, h, w]. Raises UserError naming the file."""
         picture = self.pictures[index]

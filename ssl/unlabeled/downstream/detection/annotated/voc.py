@@ -58,9 +58,10 @@ def _content(lists: list[tuple[Path, str]], difficult: bool) -> dict[str, Any]:
     for year, name in lists:
         for stem in read_text(_list(year, name), str(_list(year, name))).split():
             image = f"{year.name}/{stem}"
-            root = _parsed(year / "Annotations" / f"{name_inside(stem, str(_list(year, name)))}.xml")
+            file = year / "Annotations" / f"{name_inside(stem, str(_list(year, name)))}.xml"
+            root = _parsed(file)
             images.append({"id": image, "file_name": f"{year.name}/JPEGImages/{stem}.jpg", **_size(root, image)})
-            objects += _objects(root, image, difficult)
+            objects += _objects(root, image, file, difficult)
     return {"images": images, "objects": objects}
 
 
@@ -80,18 +81,22 @@ def _size(root: ElementTree.Element, image: str) -> dict[str, int | None]:
     return {"width": width or None, "height": height or None}  # null: of the picture
 
 
-def _objects(root: ElementTree.Element, image: str, difficult: bool) -> Iterator[dict[str, Any]]:
-    for place, each in enumerate(root.iter("object")):
-        said = f"{image}, object {place + 1}"
+def _objects(root: ElementTree.Element, image: str, file: Path, difficult: bool) -> Iterator[dict[str, Any]]:
+    for place, each in enumerate(root.iter("object"), 1):
         corners = [each.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
             left, top, right, bottom = (float(str(text)) for text in corners)
         except ValueError as error:
-            raise UserError(f"{said}: its bndbox is {corners}; give xmin, ymin, xmax and ymax in pixels") from error
+            raise UserError(
+                f"{file}: object {place}: its bndbox is {corners}; give xmin, ymin, xmax and ymax in pixels"
+            ) from error
         # VOC counts pixels from 1, and the last pixel belongs to the box
         box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
-        crowd = int(difficult and (each.findtext("difficult") or "0").strip() == "1")
-        yield {"id": said, "image_id": image, "bbox": box, "iscrowd": crowd, "name": each.findtext("name") or ""}
+        marked = (each.findtext("difficult") or "0").strip()
+        if marked not in ("0", "1"):
+            raise UserError(f"{file}: object {place}: difficult is {marked!r}; give 0 or 1")
+        row = {"id": f"{image}, object {place}", "image_id": image, "bbox": box, "name": each.findtext("name") or ""}
+        yield row | {"iscrowd": int(difficult and marked == "1")}
 
 
 def _split(content: dict[str, Any], names: Names, folder: Path, years: list[Path]) -> DetectionImages:
