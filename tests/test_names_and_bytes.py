@@ -55,7 +55,7 @@ def test_text_is_shown_in_one_line_that_any_terminal_and_file_takes_and_ordinary
     assert escaped(line) == line
     if text.isprintable():
         assert line == text
-    assert "<" not in in_markdown(text)
+    assert "<" not in in_markdown(text).replace("< ", "")  # before a space it opens nothing
     assert "](" not in in_markdown(text)
     assert not re.search(r"(?<!\\)\|", in_table(text))
     assert not in_csv(text).startswith(("=", "@"))

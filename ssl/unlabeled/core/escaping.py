@@ -11,6 +11,7 @@ from collections.abc import Iterable
 # Control characters, line and paragraph separators, marks of writing direction, and lone surrogates, which is
 # how Python represents bytes in a file name that are not UTF-8.
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_OPENS = re.compile("<(?! )")  # what may be a tag
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -27,8 +28,11 @@ def _escaped(odd: re.Match[str]) -> str:
 
 
 def in_markdown(text: object) -> str:
-    """Returns the text as :func:`shown` does, escaped so that Markdown makes no HTML, link or picture of it."""
-    return escaped(text).replace("<", "&lt;").replace("](", "]\\(")
+    """Returns the text as :func:`shown` does, escaped so that Markdown makes no HTML, link or picture of it.
+
+    ``<`` before a space opens nothing (CommonMark 0.31, section 6.6), and stays for those who read the plain file.
+    """
+    return _OPENS.sub("&lt;", escaped(text)).replace("](", "]\\(")
 
 
 def in_table(text: object) -> str:

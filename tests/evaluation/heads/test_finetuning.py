@@ -78,7 +78,7 @@ def test_few_labels_make_small_batches_and_as_many_epochs_as_give_the_least_step
 def test_labels_of_one_class_and_a_head_that_is_not_of_the_features_are_refused() -> None:
     world = made()
     world.task.train_labels.zero_()
-    with pytest.raises(UserError, match="labels: all are of one class"):
+    with pytest.raises(UserError, match="the labelled images are all of one class"):
         fine_tune(finetune(), world.task, NOTHING_HELD, 0, quiet)
 
 
