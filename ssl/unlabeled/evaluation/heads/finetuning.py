@@ -63,7 +63,9 @@ def fine_tune(recipe: FineTune, task: Task, calibrating: Calibrating, least_step
     listed = select_labelled(recipe.choice, task)
     classes = torch.unique(listed.labels)
     if len(classes) < 2:
-        raise UserError("the labelled images are all of one class, there is nothing to tell apart; give images of two or more")
+        raise UserError(
+            "the labelled images are all of one class, there is nothing to tell apart; give images of two or more"
+        )
     fit, held = _divided(listed.ids, listed.labels, calibrating, recipe.training.seed)
     with preserve_random_state(task.device):
         spared, held_top1 = None, None
