@@ -120,7 +120,7 @@ def label_curve(rows: Sequence[Row]) -> "Figure | None":
 def _mark_collapse(axes: "Axes", loss: float) -> None:
     axes.axhline(loss, color=PALETTE[3], linestyle="--", linewidth=1)
     axes.annotate(
-        f"collapsed: {loss:.3g}",
+        f"of a collapsed run: {loss:.3g}",
         (1.0, loss),
         xycoords=("axes fraction", "data"),
         xytext=(-4, 3),
