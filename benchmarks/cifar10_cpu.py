@@ -175,14 +175,14 @@ def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
 
 
 def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
-    """One line for each protocol; ``wanted`` stands at the one that decides."""
+    """One line for each protocol on all labels; ``wanted`` stands at those that decide."""
     score = {(row["features"], row["protocol"]): row["top1"] for row in results["rows"]}
     training, seed = results["provenance"]["training"], results["config"]["seed"]
     start = f"{recipe.method} | [{recipe.folder}]({recipe.folder}/report.md)"
     start += f" | {training['backbone_parameters']:,} | {results['config']['max_epochs']}"
     start += f" | {training['seconds_of_last_session'] / 60:.1f}"
     lines = []
-    for protocol in [protocol for features, protocol in score if features == "pretrained"]:
+    for protocol in [each for features, each in score if features == "pretrained" and not each.endswith(" draws")]:
         decides = recipe.wanted is not None and protocol.startswith(recipe.protocol)
         ours = score["pretrained", protocol]
         random, pixels = (score.get((features, protocol), math.nan) for features in ("random init", "raw pixels"))

@@ -28,7 +28,7 @@ def _escaped(odd: re.Match[str]) -> str:
 
 
 def in_markdown(text: object) -> str:
-    """Returns the text as :func:`shown` does, escaped so that Markdown makes no HTML, link or picture of it.
+    """Returns the text as :func:`escaped` does, escaped so that Markdown makes no HTML, link or picture of it.
 
     ``<`` before a space opens nothing (CommonMark 0.31, section 6.6), and stays for those who read the plain file.
     """
@@ -41,7 +41,7 @@ def in_table(text: object) -> str:
 
 
 def in_csv(text: object) -> str:
-    """Returns the text as :func:`shown` does, with an apostrophe before formulas; numbers stay as they are."""
+    """Returns the text as :func:`escaped` does, with an apostrophe before formulas; numbers stay as they are."""
     line = escaped(text)
     return f"'{line}" if is_formula(line) else line
 
