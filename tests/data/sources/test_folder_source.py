@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from unlabeled.data.lists.walk import _WRITTEN
 from unlabeled.data.source import CorruptImage, Source
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
@@ -50,6 +51,26 @@ def test_hidden_files_and_other_files_and_empty_folders_are_no_images(tmp_path: 
     train = folder(str(tmp_path), image_size=4).train
     assert names(train, tmp_path) == ["a/1.png"]
     assert train.classes == ["a"]
+
+
+@pytest.mark.parametrize("written", _WRITTEN, ids=lambda files: "+".join(sorted(files)))
+@pytest.mark.parametrize(
+    "images", [("b.png", "a.png"), ("cat/1.png", "dog/2.png"), ("train/cat/1.png", "test/cat/2.png")]
+)
+def test_what_a_command_wrote_among_the_images_is_no_image(
+    written: set[str], images: tuple[str, ...], tmp_path: Path
+) -> None:
+    put(tmp_path, *images)
+    before = folder(str(tmp_path), image_size=4)
+    put(tmp_path, "outputs/x/pictures/views.png", "outputs/x/report/map.png")
+    for name in written:
+        (tmp_path / "outputs/x" / name).touch()
+    after = folder(str(tmp_path), image_size=4)
+    assert names(after.train, tmp_path) == names(before.train, tmp_path)
+    assert (after.train.classes, len(after.test or [])) == (before.train.classes, len(before.test or []))
+    if "test/cat/2.png" not in images:
+        assert after.left_out["folders of runs and other results"]["examples"] == ["outputs/x"]
+        assert len(folder(str(tmp_path / "outputs/x/pictures"), image_size=4).train) == 1  # asked for, they are read
 
 
 def test_a_flat_folder_has_no_labels_and_no_classes(tmp_path: Path) -> None:

@@ -16,6 +16,14 @@ _AGAIN = "folders that are listed under another name"
 SAME = "files that are listed under another name"
 _CLOSED = "folders that may not be read"
 _HIDDEN = "hidden files and folders"
+_OURS = "folders of runs and other results"
+# What a folder holds that a command here has written. Started among the images, it writes pictures there too.
+_WRITTEN = (
+    {"config.yaml", "metrics.jsonl"},  # a run
+    {"config.yaml", "checkpoints"},  # a run that has been copied
+    {"index.html", "views.png"},  # a preview
+    {"inspect.json", "inspect.md"},
+)
 
 _Identity = tuple[int, int]  # device and inode
 
@@ -86,6 +94,9 @@ class _Walk:
             entries = sorted(os.scandir(self.root / folder.inside), key=lambda entry: entry.name)
         except OSError:
             leave_out(self.left_out, _CLOSED, folder.inside)
+            return []
+        if folder.inside != "." and any(written <= {entry.name for entry in entries} for written in _WRITTEN):
+            leave_out(self.left_out, _OURS, folder.inside)
             return []
         self.found.append(folder)
         for entry in entries:
