@@ -33,7 +33,7 @@ from torch import Tensor
 from benchmarks.features_page import page
 from benchmarks.probes import in_turn, status
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.commands.build.run import build_objective
+from unlabeled.commands.build.network import build_objective
 from unlabeled.objective import Batch, Progress
 from unlabeled.objectives.moco import queue_contrast
 from unlabeled.objectives.simclr import nt_xent

@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlabeled.backbones.frozen import FrozenNetwork, NeedsTeacher
-from unlabeled.commands.build.run import build_backbone, build_objective
+from unlabeled.commands.build.network import build_backbone, build_objective
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import parts

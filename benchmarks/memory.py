@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees only its own folder
 
 from benchmarks.launches import give_teacher, with_teacher
-from unlabeled.commands.build.run import build_objective
+from unlabeled.commands.build.network import build_objective
 from unlabeled.commands.config import conf_folder
 from unlabeled.objective import Batch, Progress
 from unlabeled.training.machine.allocation import keep_freed_memory

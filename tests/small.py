@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.teacher import TeacherLoader
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from tests.small import composed
-from unlabeled.commands.build.run import build_backbone, build_objective
+from unlabeled.commands.build.network import build_backbone, build_objective
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, Progress
 

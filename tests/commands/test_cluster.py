@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import unlabeled
 from tests.small import small_run
 from unlabeled.commands.build.companions import FILE
-from unlabeled.commands.build.run import build_objective, build_run
+from unlabeled.commands.build.network import build_objective
+from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.cluster import cluster as command
 from unlabeled.commands.train.train import train as pretrain

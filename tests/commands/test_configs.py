@@ -21,7 +21,7 @@ from tests.small import (
     small_objective,
     small_teacher,
 )
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.config import check_keys
 from unlabeled.errors import UserError
 from unlabeled.objective import (

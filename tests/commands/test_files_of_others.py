@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 
 from tests.small import CONF, members, small_run
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_objective, build_replay
+from unlabeled.commands.build.network import build_objective
+from unlabeled.commands.build.run import build_replay
 from unlabeled.commands.compare_representations import compare_command
 from unlabeled.commands.evaluate.evaluate import evaluate_checkpoint
 from unlabeled.commands.export import export

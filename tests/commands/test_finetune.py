@@ -13,7 +13,7 @@ from PIL import Image
 import unlabeled
 from tests.commands.test_predict import CHOSEN, CPU, NETWORK
 from tests.small import composed
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.entry_points.run_from_python import Run
 from unlabeled.core.places import run_folder
 from unlabeled.errors import UserError

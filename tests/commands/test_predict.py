@@ -16,8 +16,8 @@ from PIL import Image
 import unlabeled
 from tests.commands.test_unlabeled_command import printed
 from tests.small import composed
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.other_images import with_all_images
-from unlabeled.commands.build.run import build_backbone
 from unlabeled.commands.classify.predict import introduced
 from unlabeled.commands.config import conf_folder, with_moved_data
 from unlabeled.data.identity import identity_of

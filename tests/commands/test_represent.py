@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.small import CONF, small_run
+from unlabeled.commands.build.network import build_objective
 from unlabeled.commands.build.representation import build_analysis_subject
-from unlabeled.commands.build.run import build_objective
 from unlabeled.commands.compare_representations import compare_command
 from unlabeled.commands.config import run_module
 from unlabeled.commands.represent import represent

@@ -15,7 +15,7 @@ from tests.forked import spawn
 from tests.group import leave
 from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.data.module import DataModule
 from unlabeled.data.sources.digits import digits
 from unlabeled.distributed import gather_rows, local_only, rank, world_size

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.small import composed
 from unlabeled.commands.build.evaluation import build_evaluation, complete_config
-from unlabeled.commands.build.run import build_backbone, build_data
+from unlabeled.commands.build.network import build_backbone
+from unlabeled.commands.build.run import build_data
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate
 from unlabeled.evaluation.evaluate_probes import Row

@@ -173,8 +173,8 @@ def test_the_command_of_a_finished_run_leaves_it_finished(tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_to_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat = heartbeat.Heartbeat(tmp_path / "no such folder" / "state.json")
-    monkeypatch.setattr("unlabeled.commands.build.run.Heartbeat", lambda *given: beat)
-    monkeypatch.setattr("unlabeled.commands.build.run.SystemLog", lambda path: system.SystemLog(beat.path))
+    monkeypatch.setattr("unlabeled.commands.build.trainer.Heartbeat", lambda *given: beat)
+    monkeypatch.setattr("unlabeled.commands.build.trainer.SystemLog", lambda path: system.SystemLog(beat.path))
     composed = config(tmp_path)
     resolved = open_run(composed)
     run = build_run(composed, resolved)

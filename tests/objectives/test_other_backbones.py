@@ -20,7 +20,7 @@ from tests.small import (
     missing_keys,
     shrink,
 )
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.errors import UserError
 from unlabeled.objective import Objective, Progress
 from unlabeled.views.key import ViewKey

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.processes import start
 from tests.small import small_run
-from unlabeled.commands.build.run import build_loggers
+from unlabeled.commands.build.trainer import build_loggers
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import requeue
 from unlabeled.training.checkpoints import STATE, CheckpointFolder

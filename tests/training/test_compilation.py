@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.small import chosen_for, composed, missing_keys, shrink
-from unlabeled.commands.build.run import build_objective
+from unlabeled.commands.build.network import build_objective
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import batchnorm
 from unlabeled.errors import UserError

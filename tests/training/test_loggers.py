@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 
 from tests.processes import start
 from tests.small import composed, small_run
-from unlabeled.commands.build.run import build_loggers
+from unlabeled.commands.build.trainer import build_loggers
 from unlabeled.errors import UserError
 from unlabeled.training.loggers import Csv, JsonLines, TensorBoard
 

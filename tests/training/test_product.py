@@ -11,7 +11,8 @@ from torch import Tensor
 
 import unlabeled
 from tests.small import small_run
-from unlabeled.commands.build.run import build_backbone, build_run, projector_of
+from unlabeled.commands.build.network import build_backbone, projector_of
+from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import extract

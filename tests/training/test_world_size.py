@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from tests.forked import spawn
 from tests.group import leave
 from tests.small import chosen_for, composed, fitting, give_teacher, members, missing_keys, shrink
-from unlabeled.commands.build.run import build_objective, build_run
+from unlabeled.commands.build.network import build_objective
+from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.run import Run

@@ -21,7 +21,8 @@ from tests.small import composed, members, small_objective, small_run
 from tests.training.test_kill import Killed
 from tests.training.test_resume import CtrlC
 from tests.weights import test_layouts as official
-from unlabeled.commands.build.run import build_backbone, build_objective, build_run
+from unlabeled.commands.build.network import build_backbone, build_objective
+from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import check_same, open_run
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, HasTeacher

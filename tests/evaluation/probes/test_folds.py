@@ -11,7 +11,7 @@ from torch import Tensor
 import unlabeled
 from tests.commands.test_predict import CHOSEN, CPU, NETWORK
 from tests.small import composed
-from unlabeled.commands.build.run import build_backbone
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.probes.folds import CrossValidated, assign_folds

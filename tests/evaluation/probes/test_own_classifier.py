@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 import unlabeled
 from tests.small import small_run
 from unlabeled.commands.build.evaluation import build_evaluation
-from unlabeled.commands.build.run import build_backbone, build_run
+from unlabeled.commands.build.network import build_backbone
+from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate import evaluate

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.conftest import Script
 from unlabeled.commands.build.evaluation import build_evaluation, complete_config
-from unlabeled.commands.build.run import build_backbone, build_data, build_objective
+from unlabeled.commands.build.network import build_backbone, build_objective
+from unlabeled.commands.build.run import build_data
 from unlabeled.data.labels import LabelSelection
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.support import NeedsSupport

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.other_images import with_all_images
-from unlabeled.commands.build.run import build_backbone, build_data
+from unlabeled.commands.build.run import build_data
 from unlabeled.commands.checks.classifiers import check_members, named
 from unlabeled.core.places import checkpoint_path, folder_of
 from unlabeled.data.module import DataModule

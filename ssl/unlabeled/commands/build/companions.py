@@ -1,4 +1,4 @@
-"""The companions of a run's images: listed in a file, of one class, or found by the network that it starts from."""
+"""What stands beside the images of a run: companions of each, labelled images beside each batch, batches by class."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from torch import nn
 
 from unlabeled.core.writing import save_safetensors
 from unlabeled.data.companions import NeedsCompanions
+from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
+from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed import local_only
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
@@ -80,3 +82,36 @@ def _mine(path: Path, extractor: Extractor, backbone: Backbone, pretext: Pretext
     origin = f"weights={pretext.origin}" if pretext.origin else "RANDOM weights: give weights=RUN"
     seconds = time.monotonic() - begun
     print(f"the {k} nearest of each of {images:,} images, by the cosine of {by} of {origin}, took {seconds:.0f} s")
+
+
+def attach_support(data: DataModule, objective: Objective, processes: int) -> None:
+    """Let the data have companions and labelled images as the objective asks; the latter must not be test images.
+
+    Companions that the run finds by itself come later, see :func:`attach_companions`.
+    """
+    if isinstance(objective, NeedsCompanions) and not objective.companions.mined:
+        if objective.companions.neighbours_file is None and not objective.uses_labels:
+            raise UserError(
+                "objective.companions: images of one class take labels, and this objective uses none: give"
+                " neighbours=20, or a neighbours_file"
+            )
+        data.attach_companions(objective.companions)
+    if not isinstance(objective, NeedsSupport):
+        return
+    data.attach_support(objective.support, processes)
+    if data.splits.test is not None and data.labels is not None:
+        shared = shared_names(data.labels, data.splits.train, data.splits.test)
+        if shared:
+            raise UserError(f"objective.support: {len(shared)} labelled images are test images too, e.g. {shared[0]}")
+
+
+def draw_by_class(data: DataModule, objective: Objective, images_per_class: int | None) -> None:
+    """Let batches have so many images of each of their classes, for an objective that trains with labels."""
+    if images_per_class is None:
+        return
+    if not objective.uses_labels:
+        raise UserError(
+            f"images_per_class={images_per_class}: batches by class need a method with labels, and"
+            f" {type(objective).__name__} uses none: give objective=triplet or supcon, or leave images_per_class out"
+        )
+    data.draw_by_class(images_per_class)

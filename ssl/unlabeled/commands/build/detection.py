@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from unlabeled.backbones.vit import ViT
-from unlabeled.commands.build.run import resolve_precision
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.commands.build.transfer import Network
 from unlabeled.core.run_config import differences
 from unlabeled.core.seeding import derive_seed

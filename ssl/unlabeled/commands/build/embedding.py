@@ -12,8 +12,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.build.evaluation import complete_config
+from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.other_images import with_all_images
-from unlabeled.commands.build.run import build_backbone, build_data, resolve_precision
+from unlabeled.commands.build.run import build_data
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Splits
 from unlabeled.distributed.launch import local_rank

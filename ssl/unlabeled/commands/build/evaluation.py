@@ -8,14 +8,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.build.run import (
-    build_backbone,
-    build_data,
-    build_objective,
-    build_probes,
-    check_kinds,
-    resolve_precision,
-)
+from unlabeled.commands.build.network import build_backbone, build_objective
+from unlabeled.commands.build.run import build_data, build_probes, check_kinds
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.commands.from_file import data_of, part_of, seed_of
 from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule

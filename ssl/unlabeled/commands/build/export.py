@@ -11,7 +11,8 @@ from torch import nn
 
 from unlabeled.commands.build.classify import read_kept
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_backbone, build_splits
+from unlabeled.commands.build.network import build_backbone
+from unlabeled.commands.build.run import build_splits
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
 from unlabeled.evaluation.heads.predictor import network_of

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_backbone, build_data, resolve_precision
+from unlabeled.commands.build.network import build_backbone
+from unlabeled.commands.build.run import build_data
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import Task

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.arguments.sides import compose_side, files_of
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_backbone, build_data, projector_of
+from unlabeled.commands.build.network import build_backbone, projector_of
+from unlabeled.commands.build.run import build_data
 from unlabeled.commands.from_file import data_of
 from unlabeled.core.file_config import check_opened
 from unlabeled.data.module import DataModule

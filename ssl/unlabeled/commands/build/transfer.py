@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.arguments.data_path import source_of_path
 from unlabeled.commands.build.evaluation import complete_config
-from unlabeled.commands.build.run import build_backbone, resolve_precision
+from unlabeled.commands.build.network import build_backbone
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.commands.config import conf_folder
 from unlabeled.core.run_config import read_yaml
 from unlabeled.data.module import DataModule

@@ -14,7 +14,7 @@ from torch import nn
 
 from unlabeled.commands.arguments.typed import typed_command
 from unlabeled.commands.build.detection import build_detector, build_recipe, neck_of, read_images, train_detector
-from unlabeled.commands.build.run import resolve_precision
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.commands.build.transfer import RANDOM, Network
 from unlabeled.commands.evaluate.judged import folder_of_page, page_of_all_tasks
 from unlabeled.commands.evaluate.transfer import networks_of

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from unlabeled.commands.arguments.typed import typed_command
-from unlabeled.commands.build.run import resolve_precision
+from unlabeled.commands.build.trainer import resolve_precision
 from unlabeled.commands.build.transfer import Network, build_networks
 from unlabeled.commands.evaluate.judged import folder_of_page, given_network, page_of_all_tasks
 from unlabeled.commands.evaluate.transfer import name_of

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from unlabeled.commands.build.run import build_backbone, build_objective, projector_of
+from unlabeled.commands.build.network import build_backbone, build_objective, projector_of
 from unlabeled.commands.features.explore import PAGE
 from unlabeled.core.environment import git_state, machine, versions
 from unlabeled.core.writing import kept_anyway

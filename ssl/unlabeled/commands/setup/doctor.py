@@ -81,7 +81,7 @@ def _misfit() -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
-    from unlabeled.commands.build.run import resolve_precision
+    from unlabeled.commands.build.trainer import resolve_precision
 
     yield "processors", f"{len(os.sched_getaffinity(0))} cores, torch uses {torch.get_num_threads()} threads"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

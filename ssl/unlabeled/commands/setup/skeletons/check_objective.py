@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from unlabeled.commands.arguments.compose import composed
-from unlabeled.commands.build.run import build_objective
+from unlabeled.commands.build.network import build_objective
 from unlabeled.commands.setup.skeletons.objective import skeleton_loss
 from unlabeled.objective import Batch, Progress
 
