@@ -151,7 +151,8 @@ def keep_report(run_dir: Path, folder: Path) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """The report of a run with its resolved configuration."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results | {"config": OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))}
+    steps = max(json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return results | {"config": OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), "steps": steps}
 
 
 def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
@@ -180,7 +181,7 @@ def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
     training, seed = results["provenance"]["training"], results["config"]["seed"]
     start = f"{recipe.method} | [{recipe.folder}]({recipe.folder}/report.md)"
     start += f" | {training['backbone_parameters']:,} | {results['config']['max_epochs']}"
-    start += f" | {training['seconds_of_last_session'] / 60:.1f}"
+    start += f" | {_minutes(results):.1f}"
     lines = []
     for protocol in [each for features, each in score if features == "pretrained" and not each.endswith(" draws")]:
         decides = recipe.wanted is not None and protocol.startswith(recipe.protocol)
@@ -219,7 +220,10 @@ def _score(results: dict[str, Any], features: str, begins: str) -> tuple[str, fl
 
 
 def _minutes(results: dict[str, Any]) -> float:
-    return float(results["provenance"]["training"]["seconds_of_last_session"]) / 60
+    """Minutes of all steps; a run that was resumed has the time of its last session alone, at whose speed all count."""
+    training = results["provenance"]["training"]
+    share = max(1.0, results["steps"] / training["steps_of_last_session"])
+    return float(training["seconds_of_last_session"]) * share / 60
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ CITED = [
     " | 130.7 → 14.0 ms | 9.32 ([views_cpu.md](views_cpu.md))"
     " | 2 · 10⁻⁵ of a crop"
     " | `tests/views/kernels/test_crop.py::test_crops_at_every_border_equal_torchvision_with_antialias` |",
-    "| one decoding for all processes of a machine: `data/sharing.py` * | CIFAR-10, 2 processes"
+    "| one decoding for all processes of a machine: `data/shared_memory.py` * | CIFAR-10, 2 processes"
     " | 3.74 → 2.15 s; 304 → 156 MB | 1.74; 1.95 | none"
     " | `tests/data/test_shared_memory.py::test_three_processes_decode_once_and_have_the_images_of_one` |",
     "| | CIFAR-10, 4 processes | 7.34 → 2.24 s; 603 → 157 MB | 3.28; 3.84 | | |",

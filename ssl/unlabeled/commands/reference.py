@@ -1,4 +1,4 @@
-"""Every key, what it may be, its value in the yamls: ``unlabeled reference > docs/keys.md``."""
+"""Every key, what it may be, its value in the yamls: ``python -m unlabeled.commands.reference > docs/keys.md``."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[3] / "conf"
 SHOWN = 4  # values of a key that yamls differ in
 HEAD = """# Keys
 
-Written by `unlabeled reference`: what a key may be is read from the signature that takes it, its
+Written by `python -m unlabeled.commands.reference`: what a key may be is read from the signature that takes it, its
 value from the yamls. Besides what is said, every number is finite, whole numbers lie within ±2147483647 and others
 within ±1e+12, and no text is empty. A value outside is refused in one line, before anything is read or written.
 
