@@ -118,3 +118,18 @@ def test_published_numbers_are_those_of_the_method_the_architecture_and_the_data
     (found,) = published_for(Asked("segmentation", "ade20k", "fine-tuned", mae, "x", {"size": 224}))
     assert "size 224 instead of 512" in found.differs
     assert "UperNet" in found.differs[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["report/results.json", "transfer/transfer.json", "segment/segment.json", "detect/detect.json"]
+)
+@pytest.mark.parametrize(
+    "content", [{"networks": [], "found": {}, "rows": [{}]}, {"provenance": 3, "rows": 3, "networks": "x"}]
+)
+def test_a_file_of_another_version_is_left_out_with_a_warning_and_hides_no_other(
+    name: str, content: Any, folder: Path
+) -> None:
+    whole = len(list(read_lines(folder)))
+    write(folder / name, content)
+    with pytest.warns(UserWarning, match=rf"{name}: is not as this version writes it"):
+        assert 0 < len(list(read_lines(folder))) < whole

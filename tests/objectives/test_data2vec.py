@@ -211,6 +211,7 @@ def test_the_spread_of_targets_tells_images_that_differ_from_ones_that_do_not() 
     [
         ({"mask_ratio": 0.01}, r"^objective\.mask_ratio=0\.01 of 16 patches: some must be left, and some hidden"),
         ({"mask_ratio": 0.99}, r"^objective\.mask_ratio=0\.99 of 16 patches"),
+        ({"least_block": 0.9}, r"^objective\.least_block=0\.9: a block has 14 patches or more"),
         ({"averaged_blocks": 4}, r"^objective\.averaged_blocks=4: backbone\.depth=3 has no more than that"),
         ({"evaluated": "both"}, r"^objective\.evaluated=both: allowed are student and teacher"),
         ({"momentum": 1.5}, r"^objective: momentum=1\.5"),

@@ -5,6 +5,7 @@ folders of one run, and is written again whenever transfer or segment is done.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +65,17 @@ def write_all_tasks(folder: Path) -> Path | None:
 def read_lines(folder: Path) -> Iterator[Line]:
     """Yields the lines of all results in a run's folder; a file that is missing or damaged gives none."""
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    yield from _classification(read_json(folder / "report" / "results.json"))
-    yield from _transfer(read_json(folder / "transfer" / "transfer.json"), config)
-    yield from _segmentation(read_json(folder / "segment" / "segment.json"), config)
-    yield from _detection(read_json(folder / "detect" / "detect.json"), config)
+    readers = {
+        "report/results.json": lambda found, _: _classification(found),
+        "transfer/transfer.json": _transfer,
+        "segment/segment.json": _segmentation,
+        "detect/detect.json": _detection,
+    }
+    for name, lines_of in readers.items():
+        try:
+            yield from list(lines_of(read_json(folder / name), config))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # of another version, or of no one here
+            warnings.warn(f"{folder / name}: is not as this version writes it, and is left out", stacklevel=2)
 
 
 def _classification(results: Mapping[str, Any]) -> Iterator[Line]:

@@ -12,7 +12,7 @@ from unlabeled.downstream.transfer_table import TaskResult, TransferTable, as_ro
 from unlabeled.evaluation.comparison.table_text import escape_latex
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.parts import Part, number_table, sheet, shown_part
-from unlabeled.pages.plots import INK, new_figure, style_axes
+from unlabeled.pages.plots import INK, new_figure, plain_text, style_axes
 from unlabeled.pages.section import Section, plot_section
 from unlabeled.pages.template import shared
 
@@ -115,7 +115,9 @@ def _curve(table: TransferTable) -> "Figure":
     counts = [count for count, _ in _shots(table)]
     for place, name in enumerate(table.networks):
         means = [table.values(protocol)[:, place].mean() for _, protocol in _shots(table)]
-        axes.plot(counts, means, color=PALETTE[place % len(PALETTE)], marker="o", markersize=3.5, label=name)
+        axes.plot(
+            counts, means, color=PALETTE[place % len(PALETTE)], marker="o", markersize=3.5, label=plain_text(name, 40)
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xlabel("labelled images of a class", color=INK)

@@ -114,6 +114,11 @@ class Data2Vec(Objective):
                 f"objective.averaged_blocks={averaged_blocks}: backbone.depth={len(vit.blocks)} has no more than that"
             )
         self.least = max(1, round(least_block * vit.num_patches))
+        if self.least > self.masked:
+            raise UserError(
+                f"objective.least_block={least_block}: a block has {self.least} patches or more, and"
+                f" objective.mask_ratio={mask_ratio} hides {self.masked}: give a smaller block"
+            )
         self.backbone = vit
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.num_features))
         nn.init.trunc_normal_(self.mask_token, std=0.02)

@@ -61,9 +61,10 @@ def figure_as_svg(figure: "Figure", label: str) -> str:
 
 
 def plain_text(text: str, longest: int = 18) -> str:
-    """Makes a name safe for a plot: it is not read as a formula, and is cut where it is long."""
+    """Makes a name safe for a plot: no formula, not hidden for a leading ``_``, and cut where it is long."""
     cut = text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
-    return cut.replace("$", r"\$")
+    shown = f"\u200b{cut}" if cut.startswith("_") else cut  # matplotlib leaves such labels out of a legend
+    return shown.replace("$", r"\$")
 
 
 def _strip_metadata(text: str, label: str) -> str:

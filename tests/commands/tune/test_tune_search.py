@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ def test_a_second_call_goes_on_and_another_search_is_refused(
     assert "online_knn.every_n_epochs=1" in seen[0]
 
 
+def test_of_several_jobs_a_number_that_is_missing_is_not_given_to_two_trials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "search" / "trials.jsonl"
+    with pretended(monkeypatch, lambda lr: False):
+        main(["experiment=digits", LR, "trials=1", f"run_dir={tmp_path}/search"])
+        path.write_text("".join(path.read_text().replace('"number": 0', f'"number": {number}') for number in (1, 2)))
+        main(["experiment=digits", LR, "trials=4", f"run_dir={tmp_path}/search"])
+    assert [trial.number for trial in read_trials(path)] == [1, 2, 3, 4]
+
+
 def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,3 +165,44 @@ def test_two_processes_train_trials_of_digits_and_the_page_has_them(tmp_path: Pa
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     heard = [line["probe/knn_top1"] for line in metrics if "probe/knn_top1" in line]
     assert heard == list(trials[0].scores.values())
+
+
+def test_a_last_line_that_was_not_written_whole_is_no_trial_and_the_next_one_takes_its_place(tmp_path: Path) -> None:
+    path, trials = tmp_path / "trials.jsonl", searched(3)
+    add_trial(path, trials[0])
+    with path.open("a") as file:
+        file.write('{"number": 1, "val')
+    assert read_trials(path) == trials[:1]
+    add_trial(path, trials[1])
+    assert read_trials(path) == trials[:2]
+
+
+class _DeadProcess:
+    exitcode = -9
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, seconds: float = 0) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def test_a_process_that_died_before_it_took_its_trial_fails_that_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(self: jobs_module.Jobs, position: int) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.close()
+        return jobs_module._Job(_DeadProcess(), ours)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs_module.Jobs, "_started", started)
+    half_trained = tmp_path / "0004" / "checkpoints"
+    half_trained.mkdir(parents=True)
+    found = jobs_module.Jobs(Sampler(SPACE, 0, "none", 1, []), [], tmp_path, []).run(iter([4, 5]), 1, lambda: True)
+    assert [(trial.number, trial.state, trial.reason) for trial in found] == [
+        (number, "failed", "its process ended with status -9") for number in (4, 5)
+    ]
+    assert not half_trained.exists()

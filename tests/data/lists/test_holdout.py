@@ -106,3 +106,10 @@ def test_a_share_beside_a_test_split_or_of_which_nothing_is_left_is_refused(tmp_
         held(tmp_path, 0.3)
     with pytest.raises(UserError, match=r"data\.holdout=1e-09: none of 2 images is held out; give a larger share$"):
         held(tmp_path, 1e-9, test="none")
+
+
+def test_of_images_all_of_which_would_be_held_out_one_is_trained_on(tmp_path: Path) -> None:
+    low = [name for name in (f"{number}.png" for number in range(40)) if name_hash(name) < 0.5][:2]
+    put(tmp_path, *low)
+    with pytest.raises(UserError, match=r"data.holdout=0.5: .* has no labels, so nothing can be tested"):
+        held(tmp_path, 0.5)

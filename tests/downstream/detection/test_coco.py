@@ -261,3 +261,18 @@ def test_a_folder_with_one_of_two_descriptions_says_which_is_missing(tmp_path: P
     (folder / "train.json").rename(folder / "val.json")
     with pytest.raises(UserError, match=r"^data=x: has val's boxes, val\.json, and none of train: put train\.json "):
         read_coco(folder, "data=x")
+
+
+def test_a_photograph_that_its_exif_turns_has_the_size_that_is_seen(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+
+    def change(content: Content) -> None:
+        content["images"] = [{"id": 7, "file_name": "7.jpg"}]
+        content["annotations"] = content["annotations"][:1]
+
+    write(tmp_path, change)
+    Image.new("RGB", (WIDE, HIGH)).save(tmp_path / "images/7.jpg", exif=turned)
+    train = train_of(tmp_path)
+    assert (train.pictures[0].height, train.pictures[0].width) == (WIDE, HIGH)
+    assert train.image(0).shape == (3, WIDE, HIGH)

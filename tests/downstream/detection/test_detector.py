@@ -18,7 +18,8 @@ from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
 from unlabeled.backbones.wide_resnet import WideResNet
-from unlabeled.downstream.detection.model import Inputs, detector
+from unlabeled.downstream.detection.annotated.jitter import Jitter
+from unlabeled.downstream.detection.model import Inputs, Preparation, detector
 from unlabeled.downstream.detection.networks.heads import Anchors, Heads, region_pool
 from unlabeled.downstream.detection.networks.stages import stage_levels
 from unlabeled.errors import UserError
@@ -205,3 +206,14 @@ def test_a_backbone_that_cannot_do_it_is_refused_in_a_line(backbone: Backbone, n
         detector(backbone, neck=neck, classes=2, masks=False)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_evaluation_shrinks_images_as_training_does_so_that_fine_stripes_stay_grey() -> None:
+    stripes = torch.zeros(3, 512, 512)
+    stripes[:, :, 3::4] = 1.0
+    jitter = Jitter(0, None, (128,), 128, False, (0.0,) * 3)
+    trained, _ = jitter((stripes, {"boxes": torch.zeros(0, 4)}), torch.Generator())
+    prepared = Preparation(Inputs((128,), 128, mean=(0.0,) * 3, std=(1.0,) * 3), 32).eval()
+    seen, _ = prepared([stripes])
+    torch.testing.assert_close(seen.tensors[0], trained)
+    assert float(trained.mean()) == pytest.approx(0.25, abs=0.01)

@@ -1,5 +1,6 @@
 """Label maps, crops, windows and metrics against loops; what a linear head learns; neighbours and the foreground."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,21 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+from torch.nn import functional as F
 
 from tests.downstream.shapes import scene, write_shapes
+from unlabeled.commands.evaluate.segment import _images
 from unlabeled.downstream.segmentation.confusion import Confusion
 from unlabeled.downstream.segmentation.crops import random_crop, shorter_side, slide, windows
 from unlabeled.downstream.segmentation.label_maps import IGNORED, count_classes, read_splits
-from unlabeled.downstream.segmentation.patches import PatchNeighbours, foreground, patch_labels
-from unlabeled.downstream.segmentation.training import SegmentationRecipe, measure, pixel_loss
+from unlabeled.downstream.segmentation.patches import PatchNeighbours, _bank, foreground, patch_labels
+from unlabeled.downstream.segmentation.training import (
+    Learner,
+    SegmentationRecipe,
+    measure,
+    pixel_loss,
+    train_segmenter,
+)
 from unlabeled.errors import UserError
 
 
@@ -184,3 +193,60 @@ def test_shapes_are_what_their_label_maps_say(tmp_path: Path) -> None:
     assert set(np.unique(np.asarray(labels))) <= {0, *(kind for kind, _ in shapes)}
     train, test, names = read_splits(write_shapes(tmp_path, 2, 1), 255, None)
     assert (len(train), len(test), names) == (2, 1, ["background", "disc", "square", "triangle"])
+
+
+def maps_of(folder: Path, *masks: np.ndarray) -> Path:
+    """Two images to train on and two to test on, with these label maps."""
+    for split in ("train", "test"):
+        for part in ("images", "masks"):
+            (folder / split / part).mkdir(parents=True, exist_ok=True)
+        for number, mask in enumerate(masks):
+            Image.new("RGB", mask.shape[::-1], (40 * number, 9, 9)).save(folder / split / "images" / f"{number}.jpg")
+            Image.fromarray(mask).save(folder / split / "masks" / f"{number}.png")
+    return folder
+
+
+def test_masks_that_leave_one_class_or_far_too_many_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    asked = {"ignore": 255, "zero_is_no_class": None}
+    usual = np.zeros((4, 6), np.uint8)
+    usual[1:3, 2:5] = 255
+    with pytest.raises(UserError, match=r"the class 0 alone.*of masks with 0 and 255 make 0 and 1"):
+        _images({"folder": str(maps_of(tmp_path / "usual", usual, usual)), **asked})
+    with pytest.raises(UserError, match=r"0.png: has the class number 65535, and 4,096 classes are the most"):
+        _images({"folder": str(maps_of(tmp_path / "deep", usual.astype(np.uint16) * 257)), **asked})
+    two = maps_of(tmp_path / "two", usual // 255, usual // 255)
+    for text in ("sky\ncell", "sky\r\ncell\r\n", "sky\ncell\n\n"):
+        (two / "classes.txt").write_bytes(text.encode())
+        assert _images({"folder": str(two), **asked})[2] == ["sky", "cell"]
+    Image.new("RGB", (6, 4)).save(two / "train/images/0.png")
+    with pytest.raises(UserError, match=r"holds 0.jpg and 0.png, which have one label map"):
+        _images({"folder": str(two), **asked})
+
+
+def test_the_bank_of_patches_has_those_that_are_drawn_of_all_and_keeps_no_others(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    train, _, _ = read_splits(maps_of(tmp_path, *draw.integers(0, 3, (3, 8, 8), np.uint8)), 255, None)
+
+    def map_of(images: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(images, 2)
+
+    def normalise(image: torch.Tensor) -> torch.Tensor:
+        return image.float()
+
+    pairs = [train.pair(row) for row in range(3)]
+    whole = torch.cat([map_of(image[None].float())[0].flatten(1).T for image, _ in pairs])
+    labels = torch.cat([patch_labels(truth, 4, 4, 3) for _, truth in pairs])
+    for most in (1, 20, 48, 99):
+        drawn = torch.randperm(48, generator=torch.Generator().manual_seed(5))[:most]
+        bank, known = _bank(map_of, train, normalise, 8, 3, most, 5, torch.device("cpu"))
+        assert torch.equal(bank, whole[drawn])
+        assert torch.equal(known, labels[drawn])
+
+
+def test_a_training_that_diverged_is_said_and_is_no_number(tmp_path: Path) -> None:
+    train, _, _ = read_splits(maps_of(tmp_path, *np.eye(8, dtype=np.uint8)[None]), 255, None)
+    recipe = SegmentationRecipe(4, 1, 1e30, 0.0, 0, (1.0, 1.0), 8, 8, 0)
+    network = torch.nn.Conv2d(3, 2, 1)
+    learner = Learner(network, torch.optim.SGD(network.parameters(), 1.0), lambda step: math.inf, 4)
+    with pytest.raises(UserError, match=r"lr: the training diverged, its loss is (nan|inf) in step"):
+        train_segmenter(learner, train, lambda image: image.float(), recipe, torch.device("cpu"), lambda *_: None)

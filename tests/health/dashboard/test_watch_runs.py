@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from unlabeled.health.dashboard.curves import KEPT, Curve, CurveSummary, RunCurves
 from unlabeled.health.dashboard.documents import flatten
+from unlabeled.health.dashboard.growing import BLOCK, LONGEST
 from unlabeled.health.dashboard.listing import RunListing, find_runs
 from unlabeled.health.dashboard.verdict import classify_run
 
@@ -316,3 +318,35 @@ def test_a_very_long_curve_takes_bounded_memory_and_keeps_its_extremes() -> None
 def test_a_tree_of_values_is_flat_by_dotted_names() -> None:
     tree = {"a": {"b": [1, 2], "c": [{"d": None}, {"d": "x"}]}, "e": {}, "f": 1e-4}
     assert flatten(tree) == {"a.b": "[1, 2]", "a.c.0.d": "null", "a.c.1.d": "x", "e": "{}", "f": "0.0001"}
+
+
+def test_a_link_that_cannot_be_followed_and_a_number_without_a_limit_hide_no_run(tmp_path: Path) -> None:
+    for name in ("good", "huge"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("max_epochs: 1.0e+299\nobjective: {}\n")
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    (tmp_path / "huge" / "state.json").write_text('{"steps_per_epoch": 1e299}')
+    (tmp_path / "loop").symlink_to("loop")
+    listing = RunListing(tmp_path)
+    found = listing.changes("")
+    assert {*found["addresses"]} == {"good", "huge"}
+    assert [note for note in found["notes"] if note.startswith("loop is a link that cannot be followed")]
+    json.dumps([found, listing.detail("huge")], allow_nan=False)
+
+
+def test_a_file_without_line_ends_is_read_in_parts_and_the_lines_behind_it_are_found(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("objective: {}\n")
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(3 * LONGEST * BLOCK + 5)
+        file.seek(0, 2)
+        file.write(b'\n{"step": 7, "train/loss": 1.0}\n')
+    summary = CurveSummary(tmp_path / "metrics.jsonl")
+    tracemalloc.start()
+    begun = time.process_time()
+    for _ in range(10):
+        summary.update()
+    assert tracemalloc.get_traced_memory()[1] < 5 * LONGEST * BLOCK
+    tracemalloc.stop()
+    assert time.process_time() - begun < 10
+    assert summary.shown.step == 7
+    assert summary.damaged == 4  # three parts, and what is left of it

@@ -1,6 +1,7 @@
 """From a composed configuration to detectors and their training."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,10 +35,10 @@ Log = Callable[[str], None]
 
 def read_images(given: str) -> tuple[DetectionImages, DetectionImages]:
     """Opens a folder of images with boxes: COCO's form or Pascal VOC's. Raises UserError naming what is wrong."""
-    folder = Path(given).expanduser()
+    folder = Path(os.path.abspath(os.path.expanduser(given)))  # VOC's years are known by their folders' names
     if not folder.is_dir():
-        raise UserError(f"data={folder}: no such folder")
-    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data={folder}")
+        raise UserError(f"data={given}: no such folder")
+    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data={given}")
 
 
 def build_recipe(config: DictConfig) -> DetectionRecipe:

@@ -222,6 +222,8 @@ def _segment(keys: Keys) -> None:
 
 def _detect(keys: Keys) -> None:
     _one_network(keys)
+    if keys["precision"] == "16-mixed":  # Lightning would clip gradients that are still scaled up
+        raise UserError("precision=16-mixed: a detector is trained in 32-true or bf16-mixed; give one of them, or auto")
     for weights in keys["against"]:
         _check_weights(weights)
     if keys["folder"] is None:

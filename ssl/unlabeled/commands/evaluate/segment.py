@@ -109,6 +109,11 @@ def _images(asked: dict[str, Any]) -> tuple[LabelledImages, LabelledImages, list
     """Returns train, test and the names of all classes."""
     train, test, names = read_splits(Path(asked["folder"]).expanduser(), asked["ignore"], asked["zero_is_no_class"])
     classes = max(count_classes(train), count_classes(test))
+    if classes < 2:
+        raise UserError(
+            f"data={asked['folder']}: the label maps have the class 0 alone, and pixels of ignore={asked['ignore']}"
+            " have none: number the classes from 0 on; of masks with 0 and 255 make 0 and 1"
+        )
     if names and len(names) < classes:
         raise UserError(
             f"data={asked['folder']}: classes.txt names {len(names)} classes, and the label maps have numbers up to"
@@ -132,6 +137,10 @@ def _recipe(asked: dict[str, Any], trained: int) -> SegmentationRecipe:
 
 def _check(network: Network, asked: dict[str, Any], size: int) -> None:
     """Raises UserError for what would fail only after a training."""
+    if network.backbone.channels != 3:
+        raise UserError(
+            f"{network.name}: takes images of {network.backbone.channels} channels; those of segment have 3"
+        )
     network.backbone.check_size(size)
     network.backbone.check_kinds(["map"])
     if asked["dilate"]:

@@ -1,10 +1,10 @@
 """Frozen features on many data sets: ``unlabeled transfer run=outputs/NAME data=[dtd,flowers102,PATH]``."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -103,7 +103,8 @@ def name_of(resolved: dict[str, Any]) -> str:
 
 def _short(given: str) -> str:
     """Returns the last part of a path; names in libraries stay as they are."""
-    return Path(given).name if Path(given).expanduser().exists() else given
+    path = os.path.abspath(os.path.expanduser(given))
+    return os.path.basename(path) if os.path.exists(path) else given
 
 
 def _told_apart(networks: list[Network], given: Sequence[str]) -> list[Network]:

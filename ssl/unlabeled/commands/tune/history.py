@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_utf8
-from unlabeled.core.writing import append_line
+from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 
 State = Literal["ended", "pruned", "failed"]
@@ -42,22 +42,25 @@ class Trial:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """Returns the trials of a file, by their numbers.
+    """Returns the trials of a file, by their numbers; a last line without an end was not written whole, and is none.
 
     Raises:
         UserError: the file cannot be read, or a line is no trial.
     """
-    if not path.exists():
-        return []
     try:
-        lines = read_utf8(path).splitlines()
+        lines = _whole_lines(path).splitlines()
         return sorted((_trial(parse_json(line)) for line in lines), key=lambda trial: trial.number)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is damaged ({error}); move the folder away to begin the search anew") from error
 
 
 def add_trial(path: Path, trial: Trial) -> None:
-    append_line(path, json.dumps(asdict(trial)))
+    write_atomic(path, f"{_whole_lines(path)}{json.dumps(asdict(trial))}\n")
+
+
+def _whole_lines(path: Path) -> str:
+    text = read_utf8(path) if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
 
 
 def _trial(line: Mapping[str, Any]) -> Trial:

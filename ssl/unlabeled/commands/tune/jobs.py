@@ -1,8 +1,10 @@
 """Trials side by side: a process each, which the search gives values and asks for scores."""
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -92,14 +94,16 @@ class Jobs:
             job.process, job.connection = fresh.process, fresh.connection
         job.asked, job.number, job.scores, job.begun = self.sampler.ask(), number, {}, time.monotonic()
         folder = self.folder / f"{number:04d}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a search that was stopped: its scores are not in the history
         overrides = [*self.fixed, *assignments(job.asked.params), f"run_dir={folder}"]
-        job.connection.send((overrides, str(folder)))
+        with suppress(OSError):  # where the process is gone, reading from it says so
+            job.connection.send((overrides, str(folder)))
 
     def _heard(self, job: _Job) -> Trial | None:
         """Takes one message; returns the trial if it is over."""
         try:
             kind, first, second = job.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             job.process.join()
             reason = f"its process ended with status {job.process.exitcode}"
             return self._trial(job, "failed", reason, time.monotonic() - job.begun)
@@ -107,7 +111,8 @@ class Jobs:
             return self._trial(job, kind, first, second)
         job.scores[first] = second
         job.asked.report(second, first)
-        job.connection.send(not job.asked.should_prune())
+        with suppress(OSError):
+            job.connection.send(not job.asked.should_prune())
         return None
 
     def _trial(self, job: _Job, state: Any, reason: str, seconds: float) -> Trial:

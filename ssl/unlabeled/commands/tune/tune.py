@@ -73,7 +73,8 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
     """
     trials = read_trials(folder / "trials.jsonl")
     sampler = Sampler(space, keys["seed"], keys["pruner"], first, trials)
-    left = iter(range(len(trials), keys["trials"]))
+    first_left = 1 + max((trial.number for trial in trials), default=-1)  # with several jobs numbers may be missing
+    left = iter(range(first_left, first_left + keys["trials"] - len(trials)))
     deadline = float("inf") if keys["minutes"] is None else time.monotonic() + 60 * keys["minutes"]
     over = f"{len(trials)} of {keys['trials']} trials are over"
     print(f"{over}; {folder / 'trials'} has the metrics of those that run", flush=True)

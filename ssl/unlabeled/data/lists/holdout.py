@@ -17,7 +17,7 @@ def hold_out(listed: Listing, share: float) -> tuple[Listing, Listing]:
 
     An image is held out if the hash of its path, relative to the folder of the list, lies in the lowest ``share`` of
     all hashes. So no image changes sides when others are added or removed, or when the folder is moved. Of a class all
-    of whose images would be held out, the one with the highest hash is trained on.
+    of whose images would be held out, the one with the highest hash is trained on, and so it is of a whole list.
 
     Args:
         listed: N images.
@@ -30,6 +30,8 @@ def hold_out(listed: Listing, share: float) -> tuple[Listing, Listing]:
         own = np.flatnonzero(listed.owners == number)
         if held[own].all():
             held[own[hashes[own].argmax()]] = False
+    if len(held) and held.all():
+        held[hashes.argmax()] = False
     return _chosen(listed, ~held, listed.where), _chosen(listed, held, listed.where + HELD)
 
 

@@ -21,7 +21,7 @@ from unlabeled.pages.draw import draw_columns
 from unlabeled.pages.html import inline_png
 from unlabeled.pages.palette import PALETTE
 from unlabeled.pages.parts import Part, joined, number_table, sheet, shown_part
-from unlabeled.pages.plots import INK, new_figure, style_axes
+from unlabeled.pages.plots import INK, new_figure, plain_text, style_axes
 from unlabeled.pages.section import Section, plot_section
 from unlabeled.pages.template import shared
 
@@ -154,7 +154,7 @@ def _curve(found: Detection) -> "Figure":
     axes = figure.add_subplot()
     for place, (name, own) in enumerate(found.found.items()):
         steps, losses = zip(*own.losses, strict=True)
-        axes.plot(steps, losses, color=PALETTE[place % len(PALETTE)], label=name)
+        axes.plot(steps, losses, color=PALETTE[place % len(PALETTE)], label=plain_text(name, 40))
     axes.set_xlabel("step", color=INK)
     style_axes(axes, "loss")
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from unlabeled.downstream.detection.annotated.jitter import fitted, resized
 from unlabeled.downstream.detection.networks.c4 import C4
 from unlabeled.downstream.detection.networks.heads import (
     NORMS,
@@ -126,6 +127,15 @@ class Preparation(GeneralizedRCNNTransform):  # type: ignore[misc]
         sides, skip = tuple(inputs.shorter), not inputs.resize_training
         super().__init__(sides, inputs.longest, inputs.mean, inputs.std, divisor, _skip_resize=skip)
         self.square = inputs.square
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resizes as training's jitter does, with antialiasing, so that both see images of one kind."""
+        if self.training and self._skip_resize:
+            return image, target
+        size = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        given = {"boxes": image.new_zeros(0, 4)} if target is None else target
+        image, changed = resized((image, given), *fitted(image, size, self.max_size))
+        return image, None if target is None else changed
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Returns images [B, C, H, W], padded with zeros below and on the right."""

@@ -21,6 +21,7 @@ from unlabeled.errors import UserError
 
 IGNORED = -1  # of a pixel without a class, in the tensors here
 ANY_SIZE = 2**20  # larger than every image, so that none is reduced
+MOST_CLASSES = 4096  # ADE20K's full list has 3,688; a matrix of all pairs of classes must fit into memory
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
@@ -99,7 +100,7 @@ def read_splits(
     zero = layout is _ade20k if zero_is_no_class is None else zero_is_no_class
     train, test = (LabelledImages(*_paired(*each), ignore, zero) for each in found)
     names = path / "classes.txt"
-    return train, test, read_text(names, str(names)).split("\n")[:-1] if names.is_file() else []
+    return train, test, read_text(names, str(names)).rstrip().splitlines() if names.is_file() else []
 
 
 LAYOUTS = (
@@ -150,8 +151,8 @@ def _paired(images: Path, maps: Path, names: list[str] | None) -> tuple[list[Pat
     """Returns the files of both, by the names that they share."""
     if not images.is_dir() or not maps.is_dir():
         raise UserError(f"{images if not images.is_dir() else maps}: no such folder")
-    own = {file.stem: file for file in sorted(images.iterdir()) if file.suffix.lower() in PICTURES}
-    labelled = {file.stem: file for file in maps.iterdir() if file.suffix.lower() == ".png"}
+    own = _by_stem(images, PICTURES)
+    labelled = _by_stem(maps, (".png",))
     wanted = sorted(own) if names is None else names
     missing = [name for name in wanted if name not in own or name not in labelled]
     if missing:
@@ -164,9 +165,29 @@ def _paired(images: Path, maps: Path, names: list[str] | None) -> tuple[list[Pat
     return [own[name] for name in wanted], [labelled[name] for name in wanted]
 
 
+def _by_stem(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """Returns the files with one of the endings. Raises UserError for two that differ in the ending alone."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in endings and (other := found.setdefault(file.stem, file)) is not file:
+            raise UserError(f"{folder}: holds {other.name} and {file.name}, which have one label map: take one away")
+    return found
+
+
 def count_classes(split: LabelledImages) -> int:
-    """Returns one more than the greatest class number in the label maps. Raises UserError where none has a class."""
-    most = max(int(split.labels(index).max()) for index in range(len(split)))
+    """Returns one more than the greatest class number in the label maps.
+
+    Raises UserError where none has a class, or a number is no class's.
+    """
+    most = -1
+    for index, path in enumerate(split.maps):
+        greatest = int(split.labels(index).max())
+        if greatest >= MOST_CLASSES:
+            raise UserError(
+                f"{path}: has the class number {greatest}, and {MOST_CLASSES:,} classes are the most: number the"
+                f" classes from 0 on; pixels of ignore={split.ignore} have no class"
+            )
+        most = max(most, greatest)
     if most < 0:
         raise UserError(f"{os.path.dirname(split.maps[0])}: no pixel has a class")
     return most + 1

@@ -62,22 +62,41 @@ def neighbours_of(
 
     The bank has patches of the centre crop of each image, at most ``most`` of all, drawn by ``seed``.
     """
-    banks, labels = [], []
-    for row in range(len(images)):
-        image, truth = images.pair(row)
-        crop, truth = _centre(normalise(image), truth, size)
-        dense = map_of(crop[None].to(device))[0].cpu()
-        banks.append(dense.flatten(1).T)
-        labels.append(patch_labels(truth, dense.shape[1], dense.shape[2], classes))
-    bank, known = torch.cat(banks), torch.cat(labels)
-    drawn = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:most]
-    search = PatchNeighbours(bank[drawn].to(device), known[drawn].to(device), k)
+    bank, known = _bank(map_of, images, normalise, size, classes, most, seed, device)
+    search = PatchNeighbours(bank.to(device), known.to(device), k)
 
     def logits(images: Tensor) -> Tensor:
         scores = torch.stack([search(each) for each in map_of(images)])
         return F.interpolate(scores.clamp(min=1e-6).log(), images.shape[2:], mode="bilinear")
 
     return logits
+
+
+def _bank(
+    map_of: MapOf,
+    images: LabelledImages,
+    normalise: Callable[[Tensor], Tensor],
+    size: int,
+    classes: int,
+    most: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Returns features float32 [N, D] and shares of classes [N, classes] of drawn patches; no others are kept."""
+    bank = known = drawn = torch.empty(0)
+    for row in range(len(images)):
+        image, truth = images.pair(row)
+        crop, truth = _centre(normalise(image), truth, size)
+        dense = map_of(crop[None].to(device))[0].cpu()
+        own = patch_labels(truth, dense.shape[1], dense.shape[2], classes)
+        if row == 0:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randperm(len(images) * len(own), generator=generator)[:most]
+            bank, known = dense.new_empty(len(drawn), len(dense)), own.new_empty(len(drawn), classes)
+        places = (drawn // len(own) == row).nonzero()[:, 0]
+        patches = drawn[places] % len(own)
+        bank[places], known[places] = dense.flatten(1).T[patches], own[patches]
+    return bank, known
 
 
 def _centre(image: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:

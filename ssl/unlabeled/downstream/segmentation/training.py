@@ -13,6 +13,7 @@ from unlabeled.core.seeding import derive_seed
 from unlabeled.downstream.segmentation.confusion import Confusion
 from unlabeled.downstream.segmentation.crops import Pair, random_crop, resized, shorter_side, slide
 from unlabeled.downstream.segmentation.label_maps import IGNORED, LabelledImages
+from unlabeled.errors import UserError
 from unlabeled.evaluation.recipes.loop import autocast
 
 
@@ -97,7 +98,18 @@ def train_segmenter(
         scaler.step(learner.optimizer)
         scaler.update()
         log(step + 1, loss.detach())
+        if (step + 1) % max(1, learner.steps // 10) == 0 or step + 1 == learner.steps:
+            _check_finite(loss.detach(), step + 1)
     learner.network.eval()
+
+
+def _check_finite(loss: Tensor, step: int) -> None:
+    """Raises UserError where a training has diverged, so that its predictions are not reported as a number."""
+    if not loss.isfinite():
+        raise UserError(
+            f"lr: the training diverged, its loss is {float(loss)} in step {step:,}: give a smaller lr, or finetune_lr"
+            " where the whole network is trained"
+        )
 
 
 def crops_of(

@@ -158,7 +158,10 @@ class DashboardRun:
         limits = [finite_or_none(state.get("total_steps")) or finite_or_none(plan.get("steps"))]
         if limits == [None]:
             epochs = finite_or_none(config.get("max_epochs"))
-            limits = [finite_or_none(config.get("max_steps")), epochs * per_epoch if epochs and per_epoch else None]
+            limits = [
+                finite_or_none(config.get("max_steps")),
+                finite_or_none(epochs * per_epoch) if epochs and per_epoch else None,
+            ]
         total = min((limit for limit in limits if limit), default=None)
         return {"step": self.summary.shown.step if step is None else step, "total": total, "steps_per_epoch": per_epoch}
 

@@ -10,6 +10,7 @@ from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import open_regular
 
 BLOCK = 1 << 20  # bytes that are read and parsed at once
+LONGEST = 8  # blocks of a line; what is longer is none of ours, and its parts count as lines that cannot be read
 SAMPLE, SAMPLES = 4096, 48  # bytes of a sample of a long file, and how many are taken; a line has 150 to 1,500 bytes
 LARGEST = 1 << 53  # the largest step that JavaScript can represent
 
@@ -74,10 +75,12 @@ class GrowingFile:
 
     def _whole_lines(self, file: IO[bytes]) -> bytes:
         file.seek(self._position)
-        read = file.read(BLOCK)
-        while b"\n" not in read and (more := file.read(BLOCK)):
-            read += more
-        block = read[: read.rfind(b"\n") + 1]
+        parts = [file.read(BLOCK)]
+        while b"\n" not in parts[-1] and len(parts) < LONGEST and (more := file.read(BLOCK)):
+            parts.append(more)
+        read = b"".join(parts)
+        end = read.rfind(b"\n") + 1
+        block = read if not end and len(parts) == LONGEST else read[:end]
         self.half = len(block) < len(read)
         self._position += len(block)
         self._before = (self._before + block)[-64:]

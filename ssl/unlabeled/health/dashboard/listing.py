@@ -1,5 +1,6 @@
 """Finds all runs below a folder and returns them, or only those that changed."""
 
+import json
 import os
 import secrets
 import threading
@@ -50,11 +51,17 @@ def find_runs(root: Path) -> tuple[list[Path], list[str]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
-            elif entry.is_symlink() and entry.is_dir() and is_outside(Path(entry.path), root):
-                notes.append(
-                    f"{printable_path(Path(entry.path), root)} is a link that leads out of this folder: not followed"
-                )
+            elif entry.is_symlink() and (why := _not_followed(entry, root)):
+                notes.append(f"{printable_path(Path(entry.path), root)} is a link that {why}")
     return found, notes
+
+
+def _not_followed(link: "os.DirEntry[str]", root: Path) -> str:
+    """Returns what is said of a link; nothing of one to a file, or to a folder that is searched anyway."""
+    try:
+        return "leads out of this folder: not followed" if link.is_dir() and is_outside(Path(link.path), root) else ""
+    except (OSError, RuntimeError) as error:  # a loop, or a folder that may not be read
+        return f"cannot be followed: {getattr(error, 'strerror', None) or 'a loop'}"
 
 
 def printable_path(path: Path, root: Path) -> str:
@@ -113,6 +120,7 @@ class RunListing:
                 return None
             self._opened = [run, *(each for each in self._opened if each is not run)][:OPEN]
             found = {**_overview(run, time.time()), "name": printable_path(run.folder, self.root), **_detail(run)}
+            found = _sendable(found)
             for each in self.runs.values():
                 if each not in self._opened:
                     each.series = None
@@ -186,6 +194,7 @@ class RunListing:
     def _note(self, address: str, content: dict[str, Any]) -> None:
         content["name"] = printable_path(self.runs[address].folder, self.root)
         if address not in self._last or self._last[address][1] != content:
+            content = _sendable(content)
             self._version += 1
             self._last[address] = (self._version, content)
 
@@ -196,6 +205,15 @@ def _overview(run: DashboardRun, now: float) -> dict[str, Any]:
         return run.overview(now)
     except Exception as error:
         return {"state": "damaged", "problems": [f"it cannot be read: {type(error).__name__}: {error}"[:300]]}
+
+
+def _sendable(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content, or of one that is no JSON its name alone: a single run must not hide the others."""
+    try:
+        json.dumps(content, allow_nan=False)
+        return content
+    except ValueError as error:
+        return {"name": content["name"], "state": "damaged", "problems": [f"it cannot be shown: {error}"[:300]]}
 
 
 def _detail(run: DashboardRun) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import name_inside, read_text, require_regular, shown_path
+from unlabeled.data.decode import read_header
 from unlabeled.downstream.detection.annotated.images import DetectionImages, Picture, Thing
 from unlabeled.downstream.detection.annotated.masks import problem_of
 from unlabeled.errors import UserError
@@ -186,8 +185,8 @@ def _size(row: Content, path: Path, said: str) -> tuple[int, int]:
     if row.get("height") is None or row.get("width") is None:
         try:
             require_regular(path)
-            with Image.open(path) as picture:
-                return picture.height, picture.width
+            header = read_header(path)  # as the image is seen: turned where its EXIF says so
+            return header.height, header.width
         except Exception as error:  # on damaged data Pillow's plugins raise nearly anything
             raise UserError(f"{said}: {path} cannot be decoded: {one_line(error)}") from error
     height, width = row["height"], row["width"]
