@@ -305,3 +305,14 @@ def test_a_sweep_over_seeds_becomes_one_line(script: Script, tmp_path: Path) -> 
         ["top-1, %", "seeds", KNN],
         ["simclr-resnet_thin-digits", "2", f"{(a + b) / 2:.2f} ± {abs(a - b) / math.sqrt(2):.2f}"],
     ]
+
+
+def test_a_random_network_of_each_data_set_is_in_its_own_column(tmp_path: Path) -> None:
+    other = {**DATA, "description": "other", "test_labels_sha256": "cccccccccc"}
+    runs = [run(tmp_path / "a", {KNN: 60.0}, random=20.0), run(tmp_path / "b", {KNN: 70.0}, data=other, random=25.0)]
+    assert [cell.split()[0] for cell in table(*runs, baselines=True)[2][2:]] == ["20.00", "25.00"]
+
+
+def test_a_name_that_begins_with_a_bracket_is_no_argument_of_the_line_before(tmp_path: Path) -> None:
+    lines = as_latex(make_table([run(tmp_path / "[b]run", {KNN: 60.0})])).splitlines()
+    assert lines[5].startswith("  {}[b]run & 1")

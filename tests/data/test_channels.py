@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from unlabeled.data import decoding as told
-from unlabeled.data.decode import decode_bytes
+from unlabeled.data.decode import decode_bytes, read_header
 from unlabeled.data.decoding import Decoding, channels_of, in_colour
 from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
@@ -250,3 +250,26 @@ def test_a_source_of_other_channels_than_the_views_is_refused(tmp_path: Path) ->
 def test_pictures_show_grey_or_the_first_three_channels(channels: int, shown: list[int]) -> None:
     pixels = torch.rand(2, channels, 4, 4)
     assert torch.equal(in_colour(pixels), pixels[:, shown])
+
+
+@pytest.mark.parametrize(("high", "seen"), [(255, 255), (65535, 255), (70000, 255)])
+def test_a_deep_grey_image_is_as_bright_in_one_channel_as_in_three(high: int, seen: int, tmp_path: Path) -> None:
+    values = np.linspace(0, high, 256).reshape(16, 16).astype(np.int32)
+    Image.fromarray(values, "I").save(tmp_path / "a.tif")
+    one = decode_bytes(tmp_path / "a.tif", "a", 16, True, Decoding(1))
+    three = decode_bytes(tmp_path / "a.tif", "a", 16, True, Decoding(3))
+    assert int(one.max()) == seen
+    assert int((one[0].int() - three[0].int()).abs().max()) <= 1
+
+
+def test_the_header_of_many_bands_is_read_and_every_page_counts_its_pixels(tmp_path: Path) -> None:
+    file = tiff(
+        tmp_path / "a.tif", noise(13, 20, 30, dtype=np.uint16), photometric="minisblack", planarconfig="separate"
+    )
+    assert read_header(file)[2:] == (20, 30)
+    assert read_header(file.read_bytes()).format == "TIFF"
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        for side in (8, 600):
+            writer.write(np.zeros((side, side), np.uint8), photometric="minisblack", metadata=None)
+    with pytest.raises(CorruptImage, match=r"360,000 pixels are more than data.max_pixels=1000"):
+        decode_bytes(tmp_path / "b.tif", "b", 16, True, Decoding(2, max_pixels=1000))

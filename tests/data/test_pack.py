@@ -313,3 +313,11 @@ def test_a_pack_without_loss_gives_the_pixels_of_the_run_that_decodes(images: Pa
     packed(splits, tmp_path / "png", "png")
     a, b = (read(tmp_path / each, 32).train for each in ("raw", "png"))
     assert max(differences(a, b)) == 0
+
+
+def test_two_sets_of_one_length_that_have_no_files_are_told_apart(tmp_path: Path) -> None:
+    packed(replace(digits(), test=None), tmp_path / "pack", "raw", 500)
+    other = replace(digits(), test=None)
+    other.train.labels = other.train.labels.flip(0)
+    with pytest.raises(UserError, match=r"holds a pack with another images"):
+        packed(other, tmp_path / "pack", "raw", 500)

@@ -1,7 +1,9 @@
 """Kept features: found again bit for bit, never after anything has changed that decides them, never damaged."""
 
+import importlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from unlabeled.data.sources.folder import folder
 from unlabeled.data.sources.parquet import parquet
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache
-from unlabeled.evaluation.extractor import Extractor
+from unlabeled.evaluation.extractor import Extractor, network_key
 from unlabeled.evaluation.features import PixelNetwork
 from unlabeled.views.pipeline import Views
 
@@ -235,3 +237,20 @@ def test_corrupt_images_are_reported_by_a_second_evaluation_too(tmp_path: Path) 
     assert again(network(), "train").ids.tolist() == [1, 2, 3]
     assert len(again.data.corrupt) == 1
     assert again.data.corrupt == made.data.corrupt
+
+
+def test_a_change_of_the_users_own_code_is_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = []
+    for factor in (1, 2):
+        text = f"from torch import nn\nclass Own(nn.Linear):\n    def forward(self, x):\n        return {factor} * x\n"
+        (tmp_path / "own_network.py").write_text(text)
+        sys.modules.pop("own_network", None)
+        importlib.invalidate_caches()
+        network = importlib.import_module("own_network").Own(2, 2)
+        torch.nn.init.ones_(network.weight)
+        torch.nn.init.ones_(network.bias)
+        keys.append(network_key(network, {}, "32-true", torch.device("cpu")))
+    sys.modules.pop("own_network")
+    assert keys[0]["weights"] == keys[1]["weights"]
+    assert keys[0] != keys[1]

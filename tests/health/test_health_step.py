@@ -98,3 +98,12 @@ def test_images_that_are_equal_flat_or_in_the_order_of_their_source_show_it() ->
     assert float(same["neighbours"]) == 1
     grey = noise[:, :1, :1, :1].expand(-1, 3, 8, 8)
     assert float(image_metrics(batch_of(grey, torch.arange(64)))["pixel_variation"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_beside_smaller_images_on_their_canvas_is_no_content() -> None:
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    sizes = torch.tensor([[8, 8], [4, 6], [6, 4]])
+    for image, (height, width) in zip(images, sizes.tolist(), strict=True):
+        image[:, :height, :width] = 128
+    found = image_metrics(Batch(images, torch.arange(3), torch.zeros(3, dtype=torch.long), sizes=sizes))
+    assert float(found["image_difference"]) == float(found["pixel_variation"]) == 0

@@ -113,3 +113,26 @@ def test_lightnings_own_key_is_refused_with_the_name_of_ours(tmp_path: Path) -> 
         config.trainer.accumulate_grad_batches = 2
     with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches: give accumulate=…"):
         build_run(config, open_run(config))
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (2, 3)])
+def test_a_run_may_go_on_with_other_accumulation_and_takes_all_its_steps(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    def fitted(accumulate: int, steps: int) -> Run:
+        chosen = ("data=digits", "batch_size=8", f"accumulate={accumulate}", "max_epochs=null")
+        more = ("optimizer.warmup_epochs=0", "resume=override", f"max_steps={steps}")
+        config = small_run("simclr", tmp_path, *chosen, *more)
+        resolved = open_run(config)
+        run = build_run(config, resolved)
+        try:
+            run.fit(resolved)
+        finally:
+            run.close()
+        return run
+
+    fitted(before, 3)
+    run = fitted(after, 7)
+    assert run.trainer.global_step == 7
+    assert run.module.steps_taken == 4
+    assert torch.load(run.checkpoint, weights_only=True)["global_step"] == 7

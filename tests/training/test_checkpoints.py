@@ -340,3 +340,15 @@ def test_slurm_is_asked_to_start_the_job_again_after_sigusr1_alone(
     assert (tmp_path / "asked").read_text() == "requeue 77\nrequeue 70_3\n"
     scontrol.write_text("#!/bin/sh\necho not allowed >&2; exit 1\n")
     assert requeue(signal.SIGUSR1) == "job 70_3 could not be requeued (not allowed); submit it again"
+
+
+def test_a_bit_in_the_list_of_files_is_damage_like_any_other(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 2)
+    write(folder, 1, None)
+    write(folder, 2, 1)
+    content = bytearray(folder.newest.read_bytes())
+    place = content.rfind(b"/data.pkl")
+    content[place + 1] = 0xFF  # no letter of any text
+    content[content.rfind(b"PK\x01\x02", 0, place) + 9] |= 0x08  # names are UTF-8
+    folder.newest.write_bytes(content)
+    assert step_of(folder.find()) == 1

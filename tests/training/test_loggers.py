@@ -178,3 +178,9 @@ def test_tensorboard_is_written_by_the_first_process_alone(tmp_path: Path, monke
     logger.begin(3)
     logger.save()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_loss_that_is_no_number_is_one_row_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    Csv(str(tmp_path)).log_metrics({"loss": float("nan")}, 1)
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,20 @@ def test_a_state_of_another_network_or_optimizer_is_one_line(what: str, finished
     assert len(words.splitlines()) == 1
     assert ("the optimizer was SGD and is AdamW" in words) == (what == "another optimizer")
     assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_whose_name_chains_file_systems_is_refused_before_a_step(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no state could be written to a folder with :: in its name"):
+        open_run(config_of(images, tmp_path / "a::b"))
+
+
+def test_a_run_that_would_have_other_steps_than_it_began_with_is_refused(
+    images: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config = config_of(images, tmp_path / "run")
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    state["progress"]["steps_per_epoch"] = 2
+    torch.save(state, tmp_path / "run/checkpoints/last.ckpt")
+    with pytest.raises(UserError, match=r"began with steps_per_epoch=2 and would go on with 3.*memory_gib"):
+        trained(config)

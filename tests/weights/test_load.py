@@ -11,8 +11,10 @@ import torchvision
 from torch import Tensor, nn
 
 from unlabeled.backbones.resnet import ResNet
+from unlabeled.backbones.torchvision import TorchvisionBackbone
 from unlabeled.errors import UserError
 from unlabeled.weights import load_backbone, read_checkpoint
+from unlabeled.weights.load import checkpoint_of
 
 State = dict[str, Any]
 BACKBONE = "state_dict.objective.backbone"
@@ -215,3 +217,20 @@ def test_a_flipped_bit_of_a_weight_is_noticed_by_whoever_reads_it(tmp_path: Path
     assert "damaged" in refusal(path, thin(1))
     with pytest.raises(UserError, match=r"damaged \(.* is not what was written\); copy it again"):
         read_checkpoint(path)
+
+
+def test_a_list_that_holds_itself_is_no_checkpoint(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    path = saved({"state_dict": thin().state_dict(), "x": endless}, tmp_path)
+    assert "is nested too deeply" in refusal(path, thin())
+
+
+def test_weights_of_a_network_that_computes_something_else_with_the_same_names_are_refused(tmp_path: Path) -> None:
+    googlenet = torchvision.models.googlenet(aux_logits=False, init_weights=False)
+    path = saved(googlenet.state_dict(), tmp_path)
+    with pytest.raises(UserError, match=r"published weights of GoogLeNet are for images that torchvision scales"):
+        load_backbone(path, TorchvisionBackbone("googlenet"))
+    smoothed = checkpoint_of(dict(thin().state_dict()), Path("timm:resnetblur18.x"), "0" * 64)
+    with pytest.raises(UserError, match=r"smooths maps before each stride.*backbone.model=resnetblur18"):
+        load_backbone(smoothed, thin())

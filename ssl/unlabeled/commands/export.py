@@ -25,6 +25,7 @@ from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, one_line, write_atomic
 from unlabeled.data.source import Splits
 from unlabeled.errors import UserError
+from unlabeled.evaluation.comparison.evaluated_run import evaluated_rows
 from unlabeled.evaluation.heads.kept import ENDING, file_name
 from unlabeled.evaluation.provenance import read_json
 from unlabeled.weights.card import EARLIER_MARK, MARK, CardFacts, class_name, write_card
@@ -215,8 +216,9 @@ def _facts(
 ) -> CardFacts:
     run = folder_of(checkpoint.path)
     results = read_json(run / "report" / "results.json")
-    evaluated = results.get("provenance", {}).get("checkpoint", {}).get("sha256")
-    rows = results.get("rows", []) if evaluated == checkpoint.sha256 else []
+    stored = results.get("provenance", {}).get("checkpoint")
+    evaluated = stored.get("sha256") if isinstance(stored, Mapping) else None
+    rows = results.get("rows", []) if evaluated == checkpoint.sha256 and evaluated_rows(results) is not None else []
     noted = results.get("provenance", {}).get("data", {}).get("description") if rows else None
     kind = class_name((checkpoint.config or {}).get("data")) or "not known"
     return CardFacts(

@@ -137,12 +137,14 @@ def _failed(run: EvaluatedRun) -> list[Row]:
 
 
 def _cells(runs: Sequence[EvaluatedRun], features: str) -> dict[TableColumn, TableCell]:
-    rows: dict[TableColumn, list[Row]] = {}
+    """The first number of each seed in each column."""
+    rows: dict[TableColumn, dict[Any, Row]] = {}
     for run in runs:
+        seed = str(run.folder) if run.seed is None else run.seed
         for row in run.rows:
             if row.features == features:
-                rows.setdefault(_column(run, row.protocol), []).append(row)
-    return {column: _cell(each) for column, each in rows.items()}
+                rows.setdefault(_column(run, row.protocol), {}).setdefault(seed, row)
+    return {column: _cell([*each.values()]) for column, each in rows.items()}
 
 
 def _column(run: EvaluatedRun, protocol: str) -> TableColumn:
@@ -171,7 +173,8 @@ def _baselines(runs: Sequence[EvaluatedRun]) -> list[TableLine]:
     lines = []
     for number, (_, each) in enumerate(networks.items(), 1):
         name = "random init" if len(networks) == 1 else f"random init {number}, as {_common_name(each)}"
-        lines.append(TableLine(name, len(_kept(each)), _cells(_kept(each), "random init"), baseline=True))
+        readable = [run for run in each if not run.problem]
+        lines.append(TableLine(name, len(_kept(each)), _cells(readable, "random init"), baseline=True))
     measured = [(run, row) for run in reversed(runs) for row in run.rows if row.features == PRETRAINED]
     first = {_column(run, row.protocol): run for run, row in measured}
     pixels = {column: cell for run in reversed(runs) for column, cell in _cells([run], "raw pixels").items()}

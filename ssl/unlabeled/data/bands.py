@@ -84,7 +84,7 @@ def _of_tiff(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
     tifffile = _tifffile()
     with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
         page = file.pages[0]
-        pixels = page.imagelength * page.imagewidth
+        pixels = max(each.imagelength * each.imagewidth for each in file.pages)
         if pixels > decoding.max_pixels:
             raise ValueError(f"{pixels:,} pixels are more than data.max_pixels={decoding.max_pixels}")
         orientation = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
@@ -95,6 +95,13 @@ def _of_tiff(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
     if "S" not in axes:
         return values.reshape(1, *values.shape[-2:]), int(orientation)
     return np.moveaxis(values, axes.index("S"), 0), int(orientation)
+
+
+def tiff_size(data: bytes | Path) -> tuple[str, int, int]:
+    """Returns the type of the values, height and width of a TIFF, as it is stored; reads no pixels."""
+    with _tifffile().TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
+        page = file.pages[0]
+        return str(page.dtype), int(page.imagelength), int(page.imagewidth)
 
 
 def _tifffile() -> Any:
@@ -133,6 +140,9 @@ def value_range(values: Values, bits: int | str) -> tuple[float, float]:
         return (0.0, white) if white is not None else (lowest, highest if highest > lowest else lowest + 1)
     if bits == "auto":
         bits = next((depth for depth in DEPTHS if highest < 2**depth), values.dtype.itemsize * 8)
+    elif bits == 8 and values.dtype.itemsize > 2:  # as to_rgb: no camera has 32 bits
+        white = next((white for white in (255.0, 65535.0) if highest <= white), None)
+        return (0.0, white) if white is not None else (lowest, highest if highest > lowest else lowest + 1)
     elif bits == 8:
         bits = 8 * values.dtype.itemsize  # the default: white is the largest value of the type
     white = 2.0 ** int(bits) - 1

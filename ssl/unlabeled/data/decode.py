@@ -11,7 +11,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from unlabeled.core.reading import NotRegular, require_regular
-from unlabeled.data.bands import as_bytes, deep_colours, extra_bands, hidden_bands, is_tiff, read_bands, value_range
+from unlabeled.data.bands import (
+    as_bytes,
+    deep_colours,
+    extra_bands,
+    hidden_bands,
+    is_tiff,
+    read_bands,
+    tiff_size,
+    value_range,
+)
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, warn_once
 from unlabeled.data.jpeg.header import jpeg_header, read_jpeg
 from unlabeled.data.jpeg.pixels import check_process, decode_jpeg
@@ -171,6 +180,15 @@ def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None
 
 def read_header(data: bytes | Path) -> Header:
     """Reads the header of an image that :func:`decode_bytes` has decoded; reads no pixels."""
+    try:
+        return _header(data)
+    except UnidentifiedImageError:  # many bands, or values of another kind than Pillow knows
+        if not is_tiff(data):
+            raise
+        return Header("TIFF", *tiff_size(data))
+
+
+def _header(data: bytes | Path) -> Header:
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
         # Pillow searches the EXIF of a PNG after its pixels, and would decode them all
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5

@@ -132,7 +132,8 @@ def split_layers(network: nn.Module) -> list[SplitBatchNorm]:
 
 
 def _after_forward(network: nn.Module, inputs: object, output: object) -> None:
-    follow_batch(split_layers(network))
+    if network.training:  # gradient checkpointing leaves statistics behind, which an evaluation must not follow
+        follow_batch(split_layers(network))
 
 
 class SyncedBatchNorm(_BatchNorm):

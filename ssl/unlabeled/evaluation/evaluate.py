@@ -149,7 +149,7 @@ def _write(
     extractor = evaluation.extractor
     facts = provenance(checkpoint, extractor)
     prints = {split: extractor.fingerprint(split) for split in ("train", "test")} if extractor.cache else {}
-    decode = ReportImageCache(extractor.data.splits, prints, extractor.cache)
+    decode = ReportImageCache(extractor.data.splits, prints, extractor.cache, extractor.views.evaluation())
     _, test = extracted
     told = asked | facts | {"settings": evaluation.settings}
     earlier = read_earlier(report_dir, rows, told, test.labels, test.ids)

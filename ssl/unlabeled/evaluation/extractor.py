@@ -3,9 +3,12 @@
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,7 +156,23 @@ def network_key(network: nn.Module, views: Any, precision: str, device: torch.de
         "device": _device_name(device),
         "versions": versions(),
         "code": code_hash(),
+        "other code": _other_code(network),
     }
+
+
+def _other_code(network: nn.Module) -> dict[str, str]:
+    """Returns the versions of other libraries whose modules a network has, and the hash of each file of the user's."""
+    found = {}
+    for module in sorted({type(each).__module__ for each in network.modules()}):
+        package = module.partition(".")[0]
+        if package in ("unlabeled", "torch", "torchvision"):  # in code and versions
+            continue
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            file = getattr(sys.modules.get(module), "__file__", None)
+            found[module] = hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
+    return found
 
 
 def _by_any_process(missing: list[str]) -> list[str]:

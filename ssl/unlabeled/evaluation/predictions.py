@@ -107,10 +107,15 @@ def add_intervals(rows: Iterable[Row], labels: Tensor) -> None:
             row.interval = draws_interval(row.draws, n)
         elif row.predictions is not None:
             found = top1(row.predictions.cpu(), labels.cpu())
-            if abs(found - row.top1) > 1e-3:
+            if not gives(row.predictions, labels, row.top1):
                 row.notes.append(f"The predictions kept give {found:.2f} %: the probe does not return what it counts.")
             else:
                 row.interval = accuracy_interval(round(found * n / 100), n)
+
+
+def gives(predictions: Tensor, labels: Tensor, score: float) -> bool:
+    """Returns whether predictions int64 [N] have this accuracy in per cent, up to what a report rounds."""
+    return abs(top1(predictions.cpu(), labels.cpu()) - score) <= 1e-3
 
 
 def count_interval(row: Row, n: int) -> Interval:

@@ -39,11 +39,12 @@ class ProbeSet:
         """Returns numbers by name, equal on every process; changes no network, statistics or random state."""
         self._batches = self._batches or self._read(module, data)
         objective = module.objective
-        x = self._features(objective.backbone, self._batches, module.views.evaluation_view, module)
+        own = self._own_features(objective.backbone, self._batches, module.views.evaluation_view, module)
+        x = distributed.gather_rows(own)
         found = {"probe_images": float(len(x)), "features_finite": float(x.isfinite().all())}
         if not found["features_finite"]:
             return found
-        found |= _spread("feature", x) | self._teacher(module, x)
+        found |= _spread("feature", x) | self._teacher(module, own)
         projector = dict(objective.named_children()).get("projector")
         if projector is None or isinstance(module.trainer.strategy, FullySharded):
             return found  # FSDP gathers a projector's weights only while the objective is called
@@ -65,21 +66,22 @@ class ProbeSet:
         self, network: nn.Module, batches: Iterable[Batch], transform: Transform, module: Pretraining
     ) -> Tensor:
         """Returns the features [N, D] of all processes' images, including values that are not finite."""
-        precision = str(module.trainer.precision)
-        x = extract(network, batches, transform, module.device, precision, check_finite=False).x
-        return distributed.gather_rows(x.to(module.device))
+        return distributed.gather_rows(self._own_features(network, batches, transform, module))
 
-    def _teacher(self, module: Pretraining, x: Tensor) -> dict[str, float]:
+    def _own_features(
+        self, network: nn.Module, batches: Iterable[Batch], transform: Transform, module: Pretraining
+    ) -> Tensor:
+        """Returns those of this process's images, of which there may be fewer than of another's: some are corrupt."""
+        precision = str(module.trainer.precision)
+        return extract(network, batches, transform, module.device, precision, check_finite=False).x.to(module.device)
+
+    def _teacher(self, module: Pretraining, own: Tensor) -> dict[str, float]:
         """Returns the mean cosine between the features of teacher and student for the same image."""
         if not isinstance(module.objective, HasTeacher):
             return {}
-        some = self._batches[:COMPARED]
-        precision = str(module.trainer.precision)
         copy = module.objective.teacher_student_pairs()[0][0]
-        teacher = extract(copy, some, module.views.evaluation_view, module.device, precision, check_finite=False).x
-        first = distributed.rank() * (len(x) // distributed.world_size())
-        mine = x[first : first + len(teacher)].cpu()
-        return {"teacher_cosine": float(distributed.mean(F.cosine_similarity(mine, teacher).mean().to(x.device)))}
+        teacher = self._own_features(copy, self._batches[:COMPARED], module.views.evaluation_view, module)
+        return {"teacher_cosine": float(distributed.mean(F.cosine_similarity(own[: len(teacher)], teacher).mean()))}
 
     def _alignment(self, network: nn.Module, module: Pretraining) -> dict[str, float]:
         """Returns the alignment of the embeddings of two views; nothing if only one view is made."""

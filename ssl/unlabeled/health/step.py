@@ -12,6 +12,7 @@ from unlabeled.objective import Batch, HasTeacher, Objective, Output
 from unlabeled.representation.spectrum import normalised_std
 
 PIXEL = 255  # the largest value of a pixel
+COMPARED = 256  # images of a batch
 
 
 class StepHealth:
@@ -116,10 +117,14 @@ def image_metrics(batch: Batch) -> dict[str, Tensor]:
     """Measures how much the images of a batch differ and vary, and whether they come in the order of their source.
 
     ``image_difference`` is the standard deviation over images, mean over pixels; ``pixel_variation`` the standard
-    deviation over pixels, mean over images, both as shares of white; ``neighbours`` the share of rows whose successor
-    is the next image of the source.
+    deviation over pixels, mean over images, both as shares of white and of at most 256 images; ``neighbours`` the share
+    of rows whose successor is the next image of the source.
     """
-    images = batch.images.flatten(1).float() / PIXEL
+    images = batch.images[:COMPARED]
+    if batch.sizes is not None:  # the part that all have: what is below and beside a smaller image is no content
+        height, width = batch.sizes[:COMPARED].amin(0).tolist()
+        images = images[:, :, :height, :width]
+    images = images.flatten(1).float() / PIXEL
     step = batch.ids[1:] - batch.ids[:-1]
     return {
         "image_difference": images.std(0, unbiased=False).mean(),

@@ -305,10 +305,10 @@ class MAE(Objective):
     def collapsed_at(self, plan: Plan) -> float | None:
         """Returns the loss of a decoder that always predicts each patch's mean; None without normalisation.
 
-        Targets then have mean 0 and unbiased variance 1, so that the mean of their squares is 1 − 1/(p·p·3), a little
-        less for flat images. The loss falls from that value.
+        Targets then have mean 0 and unbiased variance 1, so that the mean of their squares is 1 − 1/(p·p·channels), a
+        little less for flat images. The loss falls from that value.
         """
-        values = self.backbone.patch_size**2 * 3
+        values = self.backbone.patch_size**2 * self.backbone.channels
         return 1 - 1 / values if self.normalize_targets else None
 
     def visualize(self, batch: Batch, seed: int) -> dict[str, Tensor]:

@@ -24,6 +24,8 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     for number, (name, values) in enumerate(spectra.items()):
+        if not values[0] > 0:  # all features are equal: there is no curve
+            continue
         values = values[values > 1e-12 * values[0]]  # smaller ones are rounding errors
         relative = (values / values[0]).tolist()
         axes.loglog(range(1, len(values) + 1), relative, color=PALETTE[number], label=name)

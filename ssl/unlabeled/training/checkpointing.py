@@ -114,6 +114,8 @@ class Checkpointing(pl.Callback):
         try:
             self.folder.write(save, self._written, trainer.is_global_zero)
         except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and type(error) is not RuntimeError:
+                raise  # out of memory, a process that is gone: no fault of the disk
             kept = "none was written before" if self._written is None else f"that of step {self._written} is whole"
             raise UserError(
                 f"{self.folder.folder}: the state of step {step} cannot be written ({error}); {kept}; make room and "
@@ -134,8 +136,12 @@ class Checkpointing(pl.Callback):
         """Drops the metrics of steps that are taken again; reopens a finished run that was made longer."""
         assert isinstance(pl_module, Pretraining)
         self._written = checkpoint["global_step"]
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if self._written < pl_module.total_steps:
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+            batches["is_last_batch"] = False
+        more = self._written * pl_module.accumulate - batches["current"]["ready"]
+        for counted in (batches["current"], batches["total"]):  # in the batches of this session's accumulate
+            counted.update({name: number + more for name, number in counted.items()})
         if trainer.is_global_zero and "metrics_bytes" in checkpoint:
             self.metrics.truncate(checkpoint["metrics_bytes"])
 

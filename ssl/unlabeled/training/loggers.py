@@ -140,7 +140,7 @@ class Csv(Logger):
         has).
         """
         rows = _rows(read_bytes(self.lines)) if self.lines.exists() else []
-        if rows and rows[-1].items() <= row.items():
+        if rows and all(name in row and json.dumps(row[name]) == json.dumps(value) for name, value in rows[-1].items()):
             rows.pop()
         rows.append(row)
         self.columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -52,16 +52,17 @@ class RunProgress(pl.callbacks.ProgressBar):
         step = trainer.global_step
         if pl_module.part:  # gradients are being accumulated
             return
+        loss = float(outputs["loss"]) * pl_module.accumulate  # which Lightning has divided it by
         if self.console.is_jupyter:
             if pl_module.is_written(step) or step == pl_module.total_steps:
                 end = "\n" if step == pl_module.total_steps else ""
-                print(f"\r{self._epoch_line(pl_module, float(outputs['loss']), step)}", end=end, flush=True)
+                print(f"\r{self._epoch_line(pl_module, loss, step)}", end=end, flush=True)
         elif self._bar is not None:
             if pl_module.is_written(step):
-                self._line = f"step {step}  {self._numbers(pl_module, float(outputs['loss']), step)}"
+                self._line = f"step {step}  {self._numbers(pl_module, loss, step)}"
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line)
         elif pl_module.is_due(every_n_epochs=1):
-            self.console.print(self._epoch_line(pl_module, float(outputs["loss"]), step), highlight=False)
+            self.console.print(self._epoch_line(pl_module, loss, step), highlight=False)
 
     def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
         """Returns the numbers of the last step, and the speed since the last printed one."""

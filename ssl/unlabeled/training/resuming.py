@@ -27,6 +27,20 @@ def check_fits(path: Path, module: Pretraining) -> None:
             f"{path} is the state of a run with another network or optimizer: {'; '.join(problems[:NAMED])}{more}; "
             "give another name=… to begin anew"
         )
+    _check_length(path, state.get("progress"), module)
+
+
+def _check_length(path: Path, saved: Any, module: Pretraining) -> None:
+    """Raises UserError where the run would have another number of steps than it began with, and was not asked to."""
+    if not isinstance(saved, Mapping) or module.config.get("resume") == "override":
+        return
+    now = module.progress._asdict()
+    for name in ("steps_per_epoch", "total_steps"):
+        if name in saved and saved[name] != now[name]:
+            raise UserError(
+                f"{path}: the run began with {name}={saved[name]} and would go on with {now[name]}: images that cannot"
+                " be decoded count with another memory_gib; give the earlier one, or resume=override"
+            )
 
 
 def _of_network(saved: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> list[str]:

@@ -210,7 +210,7 @@ def _evaluation(facts: CardFacts) -> str:
             [
                 in_table(row["features"]),
                 f"`{in_table(row['protocol'])}`",
-                f"{row['top1']:.2f}",
+                "–" if row["top1"] is None else f"{row['top1']:.2f}",  # null: the probe has failed
                 interval,
                 f"{row['n_test']:,}",
             ]

@@ -39,6 +39,26 @@ def check_same_backbone(checkpoint: "Checkpoint", asked: Mapping[str, Any]) -> N
         raise UserError(f"checkpoint={checkpoint.path} was made with another backbone: {given}; leave backbone out")
 
 
+SCALED = ("GoogLeNet", "Inception3")  # their published weights take images that torchvision scales once more
+SMOOTHED = ("resnetaa", "resnetblur")  # of timm: a ResNet's tensors, and a filter without weights before its strides
+
+
+def _check_hidden(checkpoint: "Checkpoint", backbone: Backbone) -> None:
+    """Raises UserError for weights of a network that computes something else with tensors of the same names."""
+    model = type(getattr(backbone, "model", None)).__name__
+    if model in SCALED and checkpoint.layout != "own run":
+        raise UserError(
+            f"checkpoint={checkpoint.path}: published weights of {model} are for images that torchvision scales once"
+            " more, which is not built here; give another network"
+        )
+    origin = str(checkpoint.path).removeprefix("timm:")
+    if origin.startswith(SMOOTHED) and origin != str(checkpoint.path) and hasattr(backbone, "layer1"):
+        raise UserError(
+            f"weights={checkpoint.path}: smooths maps before each stride, which this ResNet does not: give"
+            f" backbone=timm backbone.model={origin.partition('.')[0]}"
+        )
+
+
 def check_geometry(
     checkpoint: "Checkpoint", found: Mapping[str, Tensor], backbone: Backbone, resized: bool = False
 ) -> None:
@@ -52,6 +72,7 @@ def check_geometry(
         backbone: not loaded yet.
         resized: whether the positions were interpolated to images of the backbone's size.
     """
+    _check_hidden(checkpoint, backbone)
     shown = _visible_settings(backbone)
     if resized:
         shown.pop("image_size", None)

@@ -49,7 +49,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
     """Makes a checkpoint of what a file holds. Raises UserError as :func:`read_checkpoint`."""
-    tensors = dict(_flat(content)) if isinstance(content, dict) else {}
+    try:
+        tensors = dict(_flat(content)) if isinstance(content, dict) else {}
+    except RecursionError:
+        raise UserError(f"checkpoint={path}: is nested too deeply for a checkpoint") from None
     if not tensors:
         raise UserError(f"checkpoint={path}: holds no state_dict")
     inner = content.get("state_dict", content)
@@ -139,6 +142,11 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
     if layout.views:
         checkpoint.notes.append(
             f"{layout.name} prepares images as views={layout.views} does, not by ImageNet's mean and std"
+        )
+    if layout.name == "Hugging Face transformers":
+        checkpoint.notes.append(
+            "which mean and std the images had, its preprocessor_config.json says (0.5 for many ViT and BEiT): compare"
+            " them with views.mean and views.std"
         )
     problems = _problems(division.found, wanted, division.paths)
     problems += [f"unknown {path}" for path in division.unknown]

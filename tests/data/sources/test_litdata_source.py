@@ -1,8 +1,10 @@
 """Chunks of litdata: images and labels at their places, any field names, and one line for what cannot be read."""
 
+import contextlib
 import io
 import json
 import os
+import random
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,3 +146,15 @@ def test_a_kept_list_serves_until_a_chunk_changes_and_a_later_cut_costs_its_item
     usual(tmp_path / "train", first=20)
     assert reds(litdata(str(tmp_path), image_size=4, index=place).train) == [20, 21, 22, 23, 24]
     assert len(list(Path(place).iterdir())) == 1
+
+
+def test_any_flipped_bytes_of_a_chunk_are_one_line_or_left_out(tmp_path: Path) -> None:
+    whole = bytearray(chunk([[png(red), number(red)] for red in range(6)]))
+    draw = random.Random(0)
+    for _ in range(200):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(80)] = draw.randrange(256)
+        write(tmp_path / "train", [bytes(content)], ["bytes", "int"], ["image", "label"])
+        with contextlib.suppress(UserError):
+            litdata(str(tmp_path), image_size=4)

@@ -329,3 +329,19 @@ def test_shards_of_an_object_store_are_listed_once_and_read_by_ranges(
     fsspec.filesystem("memory").rm("/bucket/shards/train-1.tar")
     with pytest.raises(CorruptImage, match=r"train-1\.tar is gone"):
         source.decode(2)
+
+
+def test_a_fault_of_the_disk_that_passes_is_an_error_and_no_list_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, train=tar(records(0, 20)))
+    index = tmp_path / "index"
+
+    def broken(*given: Any) -> Any:
+        raise OSError(110, "Connection timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unlabeled.data.sources.shards.members", broken)
+        with pytest.raises(UserError, match=r"train.tar: cannot be read \(.*timed out\)"):
+            opened(tmp_path, index=str(index))
+    assert len(opened(tmp_path, index=str(index)).train) == 20

@@ -245,3 +245,10 @@ def test_every_measured_row_gets_its_interval_and_a_row_that_contradicts_itself_
     assert (rows[3].interval, rows[3].notes) == (None, [])
     write_report(tmp_path, rows, {})
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["interval"] == [*accuracy_interval(360, 400)]
+
+
+def test_predictions_of_another_evaluation_than_the_numbers_are_not_compared(tmp_path: Path) -> None:
+    a, b = (judged(tmp_path / name, [row("knn", slice(0, 40))]) for name in "ab")
+    write_predictions(tmp_path / "a" / "report", [row("knn", slice(0, 200))], LABELS, IDS)  # it was killed before this
+    with pytest.raises(UserError, match=r"its predictions of knn are of another evaluation than its numbers"):
+        compare([a, b], str(tmp_path / "out"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom  # type: ignore[import-untyped]
 from torch import Tensor
@@ -196,3 +197,26 @@ def test_without_held_out_images_no_risk_can_be_chosen() -> None:
     nothing = Calibration(1.0, 0.0, torch.zeros(0), torch.zeros(0, dtype=torch.bool))
     with pytest.raises(UserError, match="risk: this head was not tried on held-out images"):
         threshold(nothing, 0.1)
+
+
+@pytest.mark.parametrize("wrong", ["weight", "columns", "settings"])
+def test_a_head_of_anybody_whose_parts_do_not_fit_is_damaged_in_one_line(
+    wrong: str, rows: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    folder, _ = rows
+    kind = "knn" if wrong == "settings" else "linear"
+    files = [file for file in folder.glob("*.safetensors") if file.name.startswith(kind)]
+    file = tmp_path / "report" / "heads" / files[0].name
+    file.parent.mkdir(parents=True)
+    for other in folder.iterdir():
+        (file.parent / other.name).write_bytes(other.read_bytes())
+    with safe_open(file, "pt") as opened:
+        notes = json.loads(opened.metadata()["head"])
+    tensors = load_file(file)
+    if wrong == "settings":
+        notes["settings"].pop("k")
+    else:
+        tensors[wrong] = tensors[wrong][:, :2].contiguous() if wrong == "weight" else torch.tensor(1)
+    save_file(tensors, file, {"head": json.dumps(notes)})
+    with pytest.raises(UserError, match=r"damaged \(its (weight|classes|settings)"):
+        read_head(file.parent, notes["protocol"])

@@ -99,3 +99,14 @@ def test_a_hundred_images_without_a_test_split_have_an_accuracy_with_an_interval
     assert found.classes == ["bright", "dark"]
     with pytest.raises(UserError, match="folds=5: these data have a test split"):
         unlabeled.evaluate(file, data="digits", folds=5, probe="quick", **given)
+
+
+@pytest.mark.parametrize("n", range(20, 32))
+def test_every_fold_has_the_same_k_which_the_smallest_allows(n: int) -> None:
+    train = features(n)
+    scores = CrossValidated(KNN([20, 200], 0.1), 5, 0).fit_predict(train, train, 3)
+    least = n - -(-n // 5)
+    expected = sorted({min(20, least), min(200, least)})
+    assert [score.chosen["of_each_fold"] and score.protocol for score in scores] == [
+        f"knn/cosine-exp/k={k}/T=0.1/5 folds" for k in expected
+    ]

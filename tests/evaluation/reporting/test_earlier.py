@@ -99,3 +99,19 @@ def test_a_smaller_evaluation_of_a_run_leaves_its_numbers_and_classifiers(tmp_pa
     assert heads == sorted(path.name for path in (tmp_path / "run" / "report" / "heads").iterdir())
     predicted = unlabeled.predict(run.folder, head="linear", num_workers=0, accelerator="cpu")
     assert len(predicted.names) == 450
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"earlier": [{"rows": []}, 3, {"rows": [3]}, {"rows": [{}], "checkpoint": 7}]},
+        {"provenance": {"checkpoint": "x"}},
+    ],
+)
+def test_a_report_of_anybody_may_hold_anything_and_the_new_one_is_written(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    write(tmp_path, [row("linear", 60.0)], facts())
+    stored = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(stored | changed))
+    assert "knn" in [each.protocol for each in write(tmp_path, [row("knn", 50.0)], facts())]

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from unlabeled.commands.config import conf_folder, own_folders
 
 SIGNS = (  # what lies in a folder, and whose it is
@@ -45,11 +47,19 @@ def data_path(arguments: Sequence[str]) -> str | None:
     given = [argument.removeprefix("data=") for argument in arguments if argument.startswith("data=")]
     if len(given) != 1:
         return None
-    value = given[0].strip("'\"") if given[0][:1] in "'\"" else given[0]
+    value = _unquoted(given[0])
     folders = [conf_folder(), *own_folders(arguments)]
     known = {path.stem for folder in folders for path in (folder / "data").glob("*.yaml")}
     is_place = value not in known and bool(value) and ("/" in value or os.path.exists(Path(value).expanduser()))
     return value if is_place else None
+
+
+def _unquoted(value: str) -> str:
+    """What Hydra reads of a text in quotation marks, in which a backslash stands before one of them."""
+    mark = value[:1]
+    if len(value) < 2 or mark not in "'\"" or value[-1] != mark:
+        return value
+    return str(OverridesParser.create().parse_override(f"data={value}").value())
 
 
 def source_of_path(path: Path) -> str:

@@ -128,6 +128,12 @@ def build_evaluation(
 
 
 def _require_labels(data: DataModule, named: Mapping[str, Any] | None) -> None:
+    test = data.splits.test
+    if test is not None and not bool((test.labels >= 0).any()):
+        raise UserError(
+            "data.test: none of its images has a label, so that nothing can be compared with them; give data.test=… of"
+            " images with labels, or folds=5 with data.test=none"
+        )
     if bool((data.splits.train.labels >= 0).any()):
         return
     key = f"data.path={named['path']}" if named and named.get("path") else "data"

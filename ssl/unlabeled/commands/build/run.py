@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from unlabeled.commands.build.companions import attach_companions, attach_support, draw_by_class
 from unlabeled.commands.build.network import build_objective, pretext_of, read_weights
@@ -219,6 +220,8 @@ def check_combination(objective: Objective, views: Views, train: Source, batch_s
     plan = Plan(batch_size, processes, len(train), views.sizes(train.image_size), classes)
     objective.check(plan)
     backbone = objective.backbone
+    if batch_size < 2 and any(isinstance(module, nn.BatchNorm1d) for module in objective.modules()):
+        raise UserError(f"batch_size={batch_size}: BatchNorm of the heads needs two images at least; give more")
     if backbone.channels != views.channels:
         raise UserError(
             f"backbone.channels={backbone.channels}: the views have {views.channels}: give data.channels alone, which"

@@ -16,7 +16,7 @@ from unlabeled.commands.from_file import part_of
 from unlabeled.core.file_config import as_data
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Objective
-from unlabeled.training.checkpoints import NEWEST
+from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone
 from unlabeled.weights.preprocess import Preprocess, read_preprocess
@@ -59,8 +59,8 @@ class TeacherLoader:
 
     def _kept(self, objective: NeedsTeacher) -> tuple[Backbone, dict[str, Any]] | None:
         """The teacher of a run that goes on, from its own copy."""
-        file = self.folder / NEWEST
-        if not file.exists():
+        file = CheckpointFolder(self.folder, 1).find()
+        if file is None:
             return None
         record = torch.load(file, map_location="cpu", mmap=True, weights_only=True).get("teacher")
         found: Any = as_data(record, f"checkpoint={file}") if record else {}

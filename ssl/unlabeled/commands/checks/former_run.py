@@ -52,6 +52,8 @@ def check_place(resolved: dict[str, Any]) -> None:
         raise UserError(f"name={name}: must be the name of a folder within outputs/; run_dir=… takes any")
     if not run_dir.strip() or "\0" in run_dir:
         raise UserError(f"run_dir={run_dir}: must be the name of a folder, which may be new")
+    if "::" in run_dir:  # to fsspec, by which Lightning writes a state, it chains two file systems
+        raise UserError(f"run_dir={run_dir}: no state could be written to a folder with :: in its name; give another")
 
 
 def _values_of(path: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def require_columns(name: str, schema: Any, image_column: str, label_column: str
     if label_column is not None:
         wanted.append((label_column, "data.label_column=... (null: no labels)", "integer labels"))
     for column, key, content in wanted:
+        if schema.names.count(column) > 1:
+            raise UserError(f"{name}: has {schema.names.count(column)} columns called {column}; give them two names")
         kind = schema.field(column).type if column in schema.names else None
         if kind is not None and column == image_column and kinds.is_struct(kind):
             kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind

@@ -129,8 +129,10 @@ def _open(name: str) -> tuple[int, Any]:
         mapped = pa.memory_map(name)
         start = mapped.read_buffer().address
         mapped.seek(0)
-        return start, pa.ipc.open_stream(mapped).read_all()
-    except (pa.ArrowException, OSError) as error:
+        table = pa.ipc.open_stream(mapped).read_all()
+        assert table.schema.names is not None  # decodes them
+        return start, table
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no text
         raise UserError(
             f"{name} is no arrow stream, or cut short ({one_line(error)}): fetch data.path again"
         ) from error

@@ -172,11 +172,16 @@ def _scan_chunk(path: str, leaves: _Leaves, problems: list[str]) -> np.ndarray:
     if whole < count or len(content) < 8:
         problems.append(f"{path}: cut short at byte {len(content):,}; {whole:,} whole items are used")
     starts = table[:whole]
+    if whole and (int(starts[0]) < 8 + 4 * count or bool((np.diff(table[: whole + 1]) < 4 * leaves.number).any())):
+        problems.append(f"{path}: its table of items is damaged; none of {count:,} items is used")
+        return np.zeros((3, 0), np.int64)
     sizes = _gathered(content, starts, 4 * leaves.number, np.uint32)
     begins = starts[:, None] + 4 * leaves.number + np.cumsum(sizes, 1) - sizes
     if whole and bool((begins[:, -1] + sizes[:, -1] != table[1 : whole + 1]).any()):
         raise UserError(f"{path}: its items are not of the kind that index.json says; optimize it again")
     image, label = leaves.image, leaves.label
+    if label is not None and whole and int(begins[:, label].max()) + 8 > len(content):
+        raise UserError(f"{path}: its labels are not those that index.json says; optimize it again")
     labels = np.full(whole, -1) if label is None else _gathered(content, begins[:, label], 8, np.int64)[:, 0]
     wrong = np.flatnonzero((labels < -1) | (labels >= MAX_CLASSES))
     if len(wrong):

@@ -139,7 +139,7 @@ def _label(content: bytes, labels: str, name: str) -> int:
         label = -1 if value is None else int(value)
         if value is not None and (isinstance(value, float | bool) or not 0 <= label < MAX_CLASSES):
             raise ValueError(f"{value} is outside 0..{MAX_CLASSES - 1}")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{name}: no class number ({one_line(error)[:200]}): mend it, or give data.labels=none, or the field that "
             "has it"

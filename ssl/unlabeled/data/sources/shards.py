@@ -166,8 +166,8 @@ def _scan_shard(path: str, labels: str) -> _Scanned:
     try:
         for member, file in _members(path, problems):
             scan.add(member, lambda size, file=file, member=member: _content(file, member, size))  # type: ignore[misc]
-    except OSError as error:
-        problems.append(f"{path}: {one_line(error)}; {len(scan.names):,} images are used")
+    except OSError as error:  # it may pass, and what is listed now is kept
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); mend it or leave it out, or try again") from error
     rows, names = scan.found()
     return _Scanned(rows, names, problems, scan.left_out)
 

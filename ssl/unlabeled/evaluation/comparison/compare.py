@@ -11,7 +11,7 @@ from unlabeled.errors import UserError
 from unlabeled.evaluation.comparison.comparison import PRETRAINED, ProtocolComparison, RunGroup, comparison_markdown
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, read_evaluated_run
 from unlabeled.evaluation.evaluate_probes import Row
-from unlabeled.evaluation.predictions import Predictions, count_interval, read_predictions
+from unlabeled.evaluation.predictions import Predictions, count_interval, gives, read_predictions
 from unlabeled.evaluation.statistics import Right, holm_correction, mean_over_seeds, paired_difference, welch_test
 
 USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B0,B1,B2]]"
@@ -113,6 +113,11 @@ def _right(side: RunGroup, protocol: str) -> Right:
     known = side.predictions[0].classes.get((PRETRAINED, protocol))
     if known is None:
         raise UserError(f"compare: {side.runs[0].report} holds no predictions of {protocol}; evaluate that run again")
+    if not gives(known, side.predictions[0].labels, side.rows(protocol)[0].top1):
+        raise UserError(
+            f"compare: {side.runs[0].report}: its predictions of {protocol} are of another evaluation than its numbers,"
+            " which was stopped while it wrote them; evaluate that run again"
+        )
     right: Right = (known == side.predictions[0].labels).numpy()
     return right
 

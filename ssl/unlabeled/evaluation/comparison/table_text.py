@@ -73,17 +73,22 @@ def as_latex(table: ComparisonTable) -> str:
     titles, legend = _titles(table.columns)
     lines = [[line.name, _seeds(line), *_texts(line, table, "{}")] for line in table.lines]
     best = _best(table)
-    body = [[escape_latex(cell) for cell in line] for line in lines]
+    body = [[_behind_a_line(escape_latex(cell)) for cell in line] for line in lines]
     for number, line in enumerate(table.lines):
         for place, column in enumerate(table.columns, 2):
             if line.name == best.get(column):
                 body[number][place] = rf"\textbf{{{body[number][place]}}}"
     head = " & ".join(map(escape_latex, ["top-1, %", "seeds", *titles]))
     rows = ["  " + " & ".join(line) + r" \\" for line in body]
-    below = [escape_latex(sentence) + r"\\" for sentence in [*legend, *_reading(table), *table.notes]]
+    below = [_behind_a_line(escape_latex(sentence)) + r"\\" for sentence in [*legend, *_reading(table), *table.notes]]
     start = ["% \\usepackage{booktabs}", rf"\begin{{tabular}}{{lr{'r' * len(titles)}}}", r"  \toprule"]
     end = [r"  \bottomrule", r"\end{tabular}", r"\par\smallskip{\footnotesize\noindent", *below, "}"]
     return "\n".join([*start, f"  {head} \\\\", r"  \midrule", *rows, *end]) + "\n"
+
+
+def _behind_a_line(text: str) -> str:
+    """A bracket or a star behind a line break would be LaTeX's argument of it."""
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text
 
 
 def as_csv(table: ComparisonTable) -> str:

@@ -38,7 +38,7 @@ def read_embeddings(path: Path, given: str) -> Embeddings:
             raise ValueError("a label of no class")
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error, zipfile.BadZipFile, EOFError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{given}: is no table of unlabeled embed, or cut short ({reason}); write it again") from error
     if not len(found) or not bool(np.isfinite(found.x).all()):

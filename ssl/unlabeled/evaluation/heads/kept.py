@@ -38,6 +38,7 @@ SHAPES = {
     "knn": {"bank", "labels"},
     "network": {"columns"},
 }
+SETTINGS = {"linear": set[str](), "knn": {"k", "temperature", "distance", "weights"}, "network": {"pooling"}}
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _read(path: Path, notes: dict[str, Any]) -> KeptHead:
             tensors |= load_file(bank)
         own = {name: value for name, value in tensors.items() if not name.startswith("held_")}
         _check_tensors(notes, own)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise _damaged(path, error) from error
     head = Head(notes["kind"], notes["features"], own, notes["settings"])
     context = HeadContext(*(notes[key] for key in ("classes", "checkpoint", "views", "precision", "images_per_pass")))
@@ -211,6 +212,14 @@ def _check_tensors(notes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
     if missing:
         raise ValueError(f"has no tensor {', '.join(sorted(missing))}")
     labels = tensors["labels" if notes["kind"] == "knn" else "columns"]
+    if labels.ndim != 1:
+        raise ValueError("its classes are no list")
+    if notes["kind"] == "linear" and tensors["weight"].shape != (len(labels), len(tensors["mean"]) + 1):
+        raise ValueError("its weight does not fit its features and classes")
+    if notes["kind"] == "knn" and (tensors["bank"].ndim != 2 or len(tensors["bank"]) != len(labels)):
+        raise ValueError("its features do not fit its labels")
+    if lacking := SETTINGS[notes["kind"]] - set(notes["settings"]):
+        raise ValueError(f"its settings lack {', '.join(sorted(lacking))}")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(notes["classes"]):
         raise ValueError("has classes without a name")
 

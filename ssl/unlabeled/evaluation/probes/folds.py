@@ -9,6 +9,7 @@ from torch import Tensor
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, top1
 from unlabeled.evaluation.probe import Head, Probe, Score, kinds_of
+from unlabeled.evaluation.probes.knn import KNN
 
 
 class CrossValidated:
@@ -44,17 +45,20 @@ class CrossValidated:
             raise UserError(f"folds={self.folds}: there are {len(train.labels)} labelled images; give fewer folds")
         fold = assign_folds(train.labels, self.folds, self.seed)
         parts = [fold == number for number in range(self.folds)]
-        found = [self.probe.fit_predict(train.rows(~part), train.rows(part), num_classes) for part in parts]
-        heads = self._heads(train, found[0], num_classes)
+        probe = self.probe
+        if isinstance(probe, KNN):  # the same k in all folds, which the smallest allows
+            probe = probe.within(len(fold) - max(int(part.sum()) for part in parts))
+        found = [probe.fit_predict(train.rows(~part), train.rows(part), num_classes) for part in parts]
+        heads = self._heads(probe, train, found[0], num_classes)
         return [
             self._pooled(scores, parts, train.labels, head)
             for scores, head in zip(zip(*found, strict=True), heads, strict=True)
         ]
 
-    def _heads(self, train: Features, scores: Sequence[Score], num_classes: int) -> list[Head | None]:
+    def _heads(self, probe: Probe, train: Features, scores: Sequence[Score], num_classes: int) -> list[Head | None]:
         if all(score.head is None for score in scores):
             return [None] * len(scores)
-        return [score.head for score in self.probe.fit_predict(train, train, num_classes)]
+        return [score.head for score in probe.fit_predict(train, train, num_classes)]
 
     def _pooled(self, scores: Sequence[Score], parts: Sequence[Tensor], labels: Tensor, head: Head | None) -> Score:
         """Puts what each fold's images were given into the order of all images; other metrics are means of folds."""

@@ -1,5 +1,7 @@
 """The weighted k-NN probe (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,12 @@ class KNN:
     def _head(self, k: int, bank: Tensor, labels: Tensor) -> Head:
         rule = {"k": k, "temperature": self.temperature, "distance": self.distance, "weights": self.weights}
         return Head("knn", self.kinds[0], {"bank": bank, "labels": labels}, rule)
+
+    def within(self, bank: int) -> "KNN":
+        """Returns the probe with each k that is above a number of images reduced to it."""
+        other = copy.copy(self)
+        other.k = sorted({min(k, bank) for k in self.k})
+        return other
 
     def _counts(self, bank: int) -> tuple[list[int], list[str]]:
         """Returns the values of k that the bank allows, and a note on those that were reduced."""

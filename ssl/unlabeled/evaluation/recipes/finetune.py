@@ -152,6 +152,11 @@ class FineTune:
 
     def fit(self, task: Task, positions: Tensor, model: "Classifier") -> float:
         """Trains on the images at ``positions`` of train; returns the mean training loss of the last epoch."""
+        if self.training.at_once < 2:
+            raise UserError(
+                f"{self.key}: batch_size={self.training.batch_size} and images_per_pass="
+                f"{self.training.images_per_pass}: a pass of one image trains nothing here; give 2 or more of both"
+            )
         optimizer = self.optimizer(model.train())
         scaler = torch.amp.GradScaler(task.device.type, enabled=task.precision == "16-mixed")
         per_epoch = len(self.training.batch_sizes(len(positions)))

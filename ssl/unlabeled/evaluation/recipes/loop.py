@@ -119,8 +119,8 @@ def make_score(
     """
     if not bool(logits.isfinite().all()):
         raise UserError(f"{key}: the training diverged, predictions are not finite: give a smaller learning rate")
-    unseen = torch.ones(logits.shape[1], dtype=torch.bool)
-    unseen[known_classes.cpu()] = False
+    unseen = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    unseen[known_classes.to(logits.device)] = False
     log_probabilities = logits.masked_fill(unseen, -torch.inf).log_softmax(1)
     predictions = log_probabilities.argmax(1)
     missing = int(unseen.sum())

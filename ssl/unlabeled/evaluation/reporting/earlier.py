@@ -58,7 +58,7 @@ def read_earlier(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any], la
     before = read_evaluated_run(folder)
     if before.problem:
         return Earlier()
-    others = [each for each in before.others if isinstance(each, dict)]
+    others = [_brief(each) | {"rows": each["rows"]} for each in before.others if _is_evaluation(each)]
     own = _brief(before.provenance) | {"rows": [row.as_dict() for row in _dated(before)]}
     now, kept = _brief(facts), Earlier()
     for each in (*others, own):
@@ -73,6 +73,12 @@ def read_earlier(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any], la
     return kept
 
 
+def _is_evaluation(stored: Any) -> bool:
+    """Returns whether an entry of results.json is what this module writes; a file of anybody may hold anything."""
+    rows = stored.get("rows") if isinstance(stored, dict) else None
+    return isinstance(rows, list) and all(isinstance(row, dict) and {"features", "protocol"} <= {*row} for row in rows)
+
+
 def _dated(before: EvaluatedRun) -> list[Row]:
     for row in before.rows:
         row.measured = row.measured or before.provenance.get("date")
@@ -81,17 +87,21 @@ def _dated(before: EvaluatedRun) -> list[Row]:
 
 def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what tells evaluations apart, and what a reader wants to know of them."""
-    checkpoint, settings = ({**(facts.get(key) or {})} for key in ("checkpoint", "settings"))
+    checkpoint, data, settings = (_mapping(facts.get(key)) for key in ("checkpoint", "data", "settings"))
     brief: dict[str, Any] = plain_values(
         {
             "date": facts.get("date"),
             "checkpoint": {key: checkpoint.get(key) for key in ("path", "sha256", "step", "encoder")},
-            "data": {**(facts.get("data") or {})},
+            "data": data,
             "views": facts.get("views"),
             "settings": {key: settings.get(key) for key in ("precision", "seed")},
         }
     )
     return brief
+
+
+def _mapping(found: Any) -> dict[str, Any]:
+    return {**found} if isinstance(found, Mapping) else {}
 
 
 def _identity(brief: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ it comes as JSON with a header that no other page may send without asking first,
 """
 
 import json
+import os
 import shutil
 import sys
 from http import HTTPStatus
@@ -144,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(None)
             return
         with open_regular(path) as file:
-            self._head(HTTPStatus.OK, path.stat().st_size, TYPES[path.suffix], FOREIGN)
+            self._head(HTTPStatus.OK, os.fstat(file.fileno()).st_size, TYPES[path.suffix], FOREIGN)
             if self.command == "GET":
                 shutil.copyfileobj(file, self.wfile)
 

@@ -1,6 +1,7 @@
 """Cache of the few decoded images in a report: a second evaluation of the same checkpoint reads none."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,15 @@ class ReportImageCache:
         splits: the data set.
         prints: the fingerprint of each split, None where it has none.
         cache: stores the images; None: they are not stored.
+        views: how small images are cut, as plain values.
     """
 
-    def __init__(self, splits: Splits, prints: Mapping[str, str | None], cache: TensorCache | None) -> None:
+    def __init__(
+        self, splits: Splits, prints: Mapping[str, str | None], cache: TensorCache | None, views: Any = None
+    ) -> None:
         self._sources = {"train": splits.train} | ({} if splits.test is None else {"test": splits.test})
         self._cache = None if cache is None or None in prints.values() else cache
-        self._key = {"shown images of": dict(prints), "code": code_hash()}
+        self._key = {"shown images of": dict(prints), "views": views, "code": code_hash()}
         found = None if self._cache is None else self._cache.get(self._key)
         self._images = {} if found is None else found[0]
         self._small = {name: image for name, image in self._images.items() if name.endswith(SMALL)}

@@ -71,7 +71,9 @@ def _length(checkpoint: Values) -> str:
 
 def _batch(config: Values) -> str:
     size, parts = config.get("batch_size"), config.get("accumulate") or 1
-    return "" if not size else f"{size:,} images" + (f", in {parts} parts" if parts > 1 else "")
+    if not isinstance(size, int) or not isinstance(parts, int):  # a file of anybody may hold anything
+        return ""
+    return f"{size:,} images" + (f", in {parts} parts" if parts > 1 else "")
 
 
 def _optimizer(optimizer: Values) -> str:
@@ -83,9 +85,9 @@ def _optimizer(optimizer: Values) -> str:
 
 def _time(training: Values) -> str:
     seconds, speed = training.get("seconds_of_last_session"), training.get("images_per_second")
-    if not seconds:
-        return ""
     steps = training.get("steps_of_last_session")
+    if not isinstance(seconds, int | float) or not isinstance(speed, int | float) or not isinstance(steps, int):
+        return ""
     return f"{duration(seconds)} for the {steps:,} steps of the last session, {speed:,} images per second"
 
 
