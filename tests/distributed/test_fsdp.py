@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import TorchSyncBatchNorm
@@ -19,7 +20,10 @@ from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
-from unlabeled.distributed.fsdp import FullySharded
+from unlabeled.distributed.dtensor import local_shard
+from unlabeled.distributed.fsdp import FullySharded, shard
+from unlabeled.objective import Batch, Progress
+from unlabeled.objectives.moco import MoCo, MoCoV3
 from unlabeled.training.checkpointing import Interrupted
 
 STEPS = 8
@@ -118,3 +122,43 @@ def test_a_run_cut_over_two_processes_equals_one_that_is_not_and_goes_on_as_eith
         for index, slots in theirs.items():
             buffer = ours[index]["momentum_buffer"]
             torch.testing.assert_close(buffer, slots["momentum_buffer"], rtol=1e-2, atol=1e-3, msg=str(index))
+
+
+def _moved(fsdp: bool, name: str) -> list[float]:
+    """How far the parts of MoCo move in three steps."""
+    torch.manual_seed(0)
+    backbone = ResNet(10, 0.125, "cifar")
+    objective: Any = (
+        MoCo(backbone, 2, 8, 0.2, 0.5, 32, False, 1)
+        if name == "MoCo"
+        else MoCoV3(backbone, 2, 16, 8, False, 0.2, 0.5, False)
+    )
+    if fsdp:
+        shard(objective, init_device_mesh("cpu", (1,)))
+    parts = [objective.momentum_projector[0].weight, objective.momentum_backbone.conv1.weight]
+    before = [local_shard(part).detach().clone() for part in parts]
+    optimizer = torch.optim.SGD(objective.parameters(), 0.5)
+    for step in range(3):
+        torch.manual_seed(step)
+        views, ids, progress = tuple(torch.randn(2, 8, 3, 16, 16)), torch.arange(8), Progress(step, 10, 5, 0)
+        objective(Batch(views[0], ids, ids, views), progress).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step(progress)
+    return [float((local_shard(part) - was).abs().max()) for part, was in zip(parts, before, strict=True)]
+
+
+def _moco(rank: int, port: int) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=1)
+    for name in ("MoCo", "MoCoV3"):
+        plain, cut = _moved(False, name), _moved(True, name)
+        assert min(plain) > 0
+        assert cut == pytest.approx(plain, rel=1e-5)
+    torch.distributed.destroy_process_group()
+
+
+def test_the_momentum_projector_of_moco_moves_where_weights_are_cut_as_where_they_are_not() -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    spawn(_moco, (port,), 1)

@@ -80,7 +80,7 @@ def test_the_text_of_results_and_the_guide_to_methods_give_the_same_numbers() ->
     rows = [line.strip("| ").split(" | ") for line in guide.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 11
     for name, *numbers, gain in rows:
-        assert numbers == known[name.removesuffix(" (a ViT)")], name
+        assert numbers == known[name], name
         assert gain == f"{float(numbers[2]) - float(numbers[3]):+.1f}"
 
 

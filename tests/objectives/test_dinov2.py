@@ -267,7 +267,4 @@ def test_settings_that_cannot_work_are_refused() -> None:
         make_objective(group_images=3).check(Plan(8, 1, 100, (16, 16, 8)))
     with pytest.raises(UserError, match=r"^objective\.group_images=4: batch_size=1 "):
         make_objective().check(Plan(1, 1, 100, (16, 16, 8)))
-    with pytest.raises(UserError, match=r"^objective\.mask_block=9: is more than .* hides of 16 patches, 8 at most"):
-        make_objective(mask_block=9)
-    make_objective(mask_block=9, masked_share=0.0)
     make_objective(group_images=100).check(Plan(8, 1, 100, (16, 16, 8)))

@@ -191,3 +191,28 @@ def test_a_state_of_the_plain_adamw_goes_on_fused_with_the_settings_of_now() -> 
     train(after, plain, optimizer)
     train(before, plain, continued)
     assert_weights_alike(after, before, 1e-4)
+
+
+def test_lars_without_momentum_moves_by_the_rate_times_the_update() -> None:
+    layer = nn.Linear(3, 2, bias=False).double()
+    before, gradient = layer.weight.detach().clone(), torch.ones(2, 3, dtype=torch.float64)
+    optimizer = LARS(layer.parameters(), lr=0.5, momentum=0.0, weight_decay=0.0)
+    layer.weight.grad = gradient.clone()
+    optimizer.step()
+    moved = before - layer.weight.detach()
+    assert float((moved / moved[0, 0]).sub(1).abs().max()) < 1e-6
+    assert float(moved[0, 0]) > 0
+
+
+def test_what_is_loaded_has_the_strides_of_its_weight() -> None:
+    made = [nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    first, second = (adamw("adamw").build(each, 256) for each in made)
+    made[0].weight.grad = torch.randn_like(made[0].weight)
+    first.step()
+    state = first.state_dict()
+    for slots in state["state"].values():  # as FSDP gathers them
+        slots.update({name: value.contiguous() for name, value in slots.items() if value.ndim == 4})
+    second.load_state_dict(state)
+    loaded = second.state[made[1].weight]
+    assert loaded["exp_avg"].stride() == made[1].weight.stride()
+    assert torch.equal(loaded["exp_avg"], first.state[made[0].weight]["exp_avg"])

@@ -1,6 +1,7 @@
 """The way of an image from the loader to the loss: few functions, and docs/architecture.md lists them all."""
 
 import ast
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from rich.console import Console
 
 import unlabeled
 from tests.small import composed, small_run
@@ -18,6 +20,7 @@ from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.loaders import ArrayLoader
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.progress_bar import RunProgress
 
 PACKAGE = Path(unlabeled.__path__[0])
 PAGE = PACKAGE.parents[1] / "docs" / "architecture.md"
@@ -127,3 +130,24 @@ def test_every_function_of_the_page_is_in_the_file_that_it_names() -> None:
             found = [each for each in body if getattr(each, "name", None) == part]
             assert found, (file, function)
             body = getattr(found[0], "body", [])
+
+
+class NeverRead:
+    """A loss on a GPU that has not computed it yet."""
+
+    def __float__(self) -> float:
+        raise AssertionError("the host waits for the GPU")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_progress_bar_reads_no_loss_in_a_step_that_prints_none(terminal: bool, tmp_path: Path) -> None:
+    config = small_run("simclr", tmp_path, "data=digits", "max_epochs=null", "max_steps=30", "log_every_n_steps=50")
+    run = build_run(config, open_run(config))
+    bar = next(each for each in run.trainer.callbacks if isinstance(each, RunProgress))  # type: ignore[attr-defined]
+    bar.console = Console(force_terminal=terminal, file=io.StringIO())
+    bar.on_train_start(run.trainer, run.module)
+    progress = run.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+    progress.optimizer.step.total.completed = progress.optimizer.step.total.ready = 2
+    bar.on_train_batch_end(run.trainer, run.module, {"loss": NeverRead()}, None, 1)
+    bar.teardown(run.trainer, run.module, "fit")
+    run.close()

@@ -1,5 +1,6 @@
 """Shards weights, gradients and optimizer state over all processes (FSDP2), for backbones too large for one device."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,16 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(backbone, mesh=mesh)  # probes call the backbone directly
         if hasattr(backbone, "tokens"):  # MAE calls a ViT by it; FSDP hooks only forward
             register_fsdp_forward_method(backbone, "tokens")
+    for head in [head for each in module.modules() for head in _heads_updated_in_forward(each)]:
+        fully_shard(head, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+def _heads_updated_in_forward(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields MoCo's heads: it moves the teacher in its forward, where weights of FSDP's root are a passing copy."""
+    for name in ("projector", "momentum_projector"):
+        if hasattr(module, "momentum_projector") and isinstance(head := getattr(module, name), nn.Module):
+            yield head
 
 
 def full_tensor(value: Any, keep: bool) -> Any:

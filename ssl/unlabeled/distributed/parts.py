@@ -167,7 +167,8 @@ class _BetweenCopies(torch.autograd.Function):
         parts, joined = ctx.parts, _side_by_side(images, ctx.parts)
         repeated = None if weight is None else weight.to(joined.dtype).repeat(parts)
         of_images, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            _side_by_side(gradient, parts), joined, repeated, None, None, mean, inverse, True, ctx.eps, [True] * 3
+            *(_side_by_side(gradient, parts), joined, repeated, None, None, mean, inverse, True, ctx.eps),
+            [True, weight is not None, weight is not None],  # a GPU has no gradient of a weight that is not there
         )
         made = torch.empty_like(images)
         _in_parts(made, parts).copy_(_one_below_the_other(of_images, parts))

@@ -158,11 +158,6 @@ class DINOv2(Objective):
         shares = {"center_momentum": center_momentum, "momentum": momentum, "final_momentum": final_momentum}
         check_range("objective", most=1, at_least=True, **shares, masked_share=masked_share)
         self.backbone = needs_class_token(backbone, "dinov2")
-        if masked_share and mask_block > (hidden := max(mask_ratio) * self.backbone.num_patches):
-            raise UserError(
-                f"objective.mask_block={mask_block}: is more than objective.mask_ratio={[*mask_ratio]} hides of"
-                f" {self.backbone.num_patches} patches, {hidden:g} at most: none would be masked; give a smaller block"
-            )
         width = (backbone.num_features,)
         self.projector = DINOHead(*width, prototypes, hidden_dim, bottleneck_dim, head_layers, norm_last_layer=False)
         self.patch_projector = _patch_head(

@@ -162,7 +162,7 @@ def _move_together(steps: list[Step], rate: float, momentum: float, skipped: Ten
     torch._fused_sgd_(
         weights,
         updates,
-        buffers,
+        buffers if momentum else [],  # the kernel of a GPU refuses them without momentum
         weight_decay=0.0,
         momentum=momentum,
         lr=rate,

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from unlabeled.core.ranges import EndRate, Epochs, LearningRate, Milestones, SomeShare, WeightDecay
@@ -114,7 +116,20 @@ class OptimizerConfig:
             groups = by_rate(groups, module, module.lr_factors())
         optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
         optimizer.register_load_state_dict_pre_hook(_as_configured)
+        optimizer.register_load_state_dict_post_hook(_in_the_format_of_weights)
         return optimizer
+
+
+def _in_the_format_of_weights(optimizer: Optimizer) -> None:
+    """Gives what was loaded the strides of its weight: fused kernels refuse others, or on a CPU mix up the values.
+
+    A state that FSDP wrote is contiguous, and the weights of a convolution are channels last elsewhere.
+    """
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            same = isinstance(value, Tensor) and value.shape == parameter.shape and not isinstance(value, DTensor)
+            if same and value.stride() != parameter.stride() and not isinstance(parameter, DTensor):
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def parameter_groups(

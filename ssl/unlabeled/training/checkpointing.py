@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from unlabeled.errors import UserError
 from unlabeled.training.checkpoints import CheckpointFolder
@@ -57,6 +58,7 @@ class Checkpointing(pl.Callback):
         self.every_n_epochs, self.every_n_steps, self.every_n_minutes = every_n_epochs, every_n_steps, every_n_minutes
         self._signal = 0
         self._before: dict[int, Any] = {}
+        self._group: Any = None  # of the hosts; None: all processes, which ask each other by gloo anyway
         self._written: int | None = None  # step of the state in last.ckpt
         self._since = 0.0  # when the last state was written
 
@@ -65,6 +67,8 @@ class Checkpointing(pl.Callback):
             if isinstance(logger, TensorBoard | WeightsAndBiases):
                 logger.begin(trainer.global_step)
         self._since = time.monotonic()
+        if trainer.world_size > 1 and torch.distributed.get_backend() == "nccl":
+            self._group = torch.distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
@@ -86,10 +90,10 @@ class Checkpointing(pl.Callback):
         assert isinstance(pl_module, Pretraining)
         if pl_module.part:  # gradients are being accumulated
             return
-        stop = _on_any_process(trainer, self._signal != 0)
+        stop = self._on_any_process(trainer, self._signal != 0)
         if stop or self._due(pl_module) or self._time_is_up(trainer):
             self._save(trainer, pl_module)
-            stop = _on_any_process(trainer, self._signal != 0)  # a signal may have come while the state was written
+            stop = self._on_any_process(trainer, self._signal != 0)  # one may have come while it was written
         if stop:
             raise Interrupted(self._signal)
 
@@ -100,7 +104,18 @@ class Checkpointing(pl.Callback):
     def _time_is_up(self, trainer: pl.Trainer) -> bool:
         if self.every_n_minutes is None:
             return False
-        return _on_any_process(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
+        return self._on_any_process(trainer, time.monotonic() - self._since >= 60 * self.every_n_minutes)
+
+    def _on_any_process(self, trainer: pl.Trainer, here: bool) -> bool:
+        """Returns whether it holds on any process: all must write a state, or stop, after the same step.
+
+        The hosts ask each other; NCCL would make each wait for all that its GPU has still to do.
+        """
+        if trainer.world_size == 1:
+            return here
+        flag = torch.tensor(int(here))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(flag)
 
     def _save(self, trainer: pl.Trainer, module: Pretraining) -> None:
         step = trainer.global_step
@@ -144,13 +159,6 @@ class Checkpointing(pl.Callback):
             counted.update({name: number + more for name, number in counted.items()})
         if trainer.is_global_zero and "metrics_bytes" in checkpoint:
             self.metrics.truncate(checkpoint["metrics_bytes"])
-
-
-def _on_any_process(trainer: pl.Trainer, here: bool) -> bool:
-    """Returns whether it holds on any process: all must write a state, or stop, after the same step."""
-    if trainer.world_size == 1:
-        return here
-    return trainer.strategy.reduce_boolean_decision(here, all=False)
 
 
 def requeue(number: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unlabeled.core.seeding import derive_seed
@@ -222,6 +222,19 @@ class Pretraining(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if isinstance(self.objective, AfterBackward):
             self.objective.after_backward(self.progress)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, which refuses a fused optimizer in bf16-mixed too, where nothing scales the gradients."""
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Takes one step at the scheduled learning rate, then calls the objective's own update for that step.

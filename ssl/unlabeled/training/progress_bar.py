@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from unlabeled.training.pretraining import Pretraining
 
@@ -52,7 +53,7 @@ class RunProgress(pl.callbacks.ProgressBar):
         step = trainer.global_step
         if pl_module.part:  # gradients are being accumulated
             return
-        loss = float(outputs["loss"]) * pl_module.accumulate  # which Lightning has divided it by
+        loss = outputs["loss"]  # read where it is printed alone: that waits for the GPU
         if self.console.is_jupyter:
             if pl_module.is_written(step) or step == pl_module.total_steps:
                 end = "\n" if step == pl_module.total_steps else ""
@@ -64,15 +65,16 @@ class RunProgress(pl.callbacks.ProgressBar):
         elif pl_module.is_due(every_n_epochs=1):
             self.console.print(self._epoch_line(pl_module, loss, step), highlight=False)
 
-    def _numbers(self, module: Pretraining, loss: float, step: int) -> str:
+    def _numbers(self, module: Pretraining, loss: Tensor, step: int) -> str:
         """Returns the numbers of the last step, and the speed since the last printed one."""
         last_step, last_time = self._since
         self._since = (step, time.monotonic())
         speed = (step - last_step) * module.images_per_step / (self._since[1] - last_time)
         used = module.optimizer_config.lr_at(module.progress._replace(step=step - 1, part=0), module.images_per_step)
-        return f"loss {loss:.3f}  lr {used:.2e}  {speed:,.0f} images/s"
+        whole = float(loss) * module.accumulate  # by which Lightning has divided it
+        return f"loss {whole:.3f}  lr {used:.2e}  {speed:,.0f} images/s"
 
-    def _epoch_line(self, module: Pretraining, loss: float, step: int) -> str:
+    def _epoch_line(self, module: Pretraining, loss: Tensor, step: int) -> str:
         first_step, first_time = self._first
         left = (time.monotonic() - first_time) / (step - first_step) * (module.total_steps - step)
         epoch, numbers = -(-step // module.steps_per_epoch), self._numbers(module, loss, step)

@@ -82,7 +82,7 @@ class Run:
         """Prints and saves the plan from the current step, changes nothing else; returns whether all checks passed."""
         begun, callbacks = self.checkpoints.find(), self.trainer.callbacks  # type: ignore[attr-defined]
         planning = next(each for each in callbacks if isinstance(each, PlanCallback))
-        planning.step = 0 if begun is None else int(torch.load(begun, mmap=True, weights_only=True)["global_step"])
+        planning.step = 0 if begun is None else _step_of(begun)
         with training_arithmetic(self.trainer.strategy.root_device):
             self.trainer.fit(self.module, datamodule=self.data)
         return planning.passed
@@ -133,3 +133,8 @@ class Run:
             write_atomic(path, json.dumps(summary, indent=2) + "\n")
         except Unwritable as error:  # the state, which a report needs most, is already written
             print(f"warning: {error}")
+
+
+def _step_of(path: Path) -> int:
+    """Returns the step of a state, which may have been written on a GPU that is not here."""
+    return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])

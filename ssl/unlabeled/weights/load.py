@@ -143,7 +143,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
         checkpoint.notes.append(
             f"{layout.name} prepares images as views={layout.views} does, not by ImageNet's mean and std"
         )
-    if layout.name == "Hugging Face transformers":
+    if layout.name == "Hugging Face transformers" and layout.backbone.endswith(("vit.", "beit.")):
         checkpoint.notes.append(
             "which mean and std the images had, its preprocessor_config.json says (0.5 for many ViT and BEiT): compare"
             " them with views.mean and views.std"

@@ -18,6 +18,7 @@ from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.timm import TimmBackbone
 from unlabeled.backbones.vit import ViT
 from unlabeled.backbones.wide_resnet import WideResNet
+from unlabeled.downstream.detection.annotated import jitter
 from unlabeled.downstream.detection.annotated.jitter import Jitter
 from unlabeled.downstream.detection.model import Inputs, Preparation, detector
 from unlabeled.downstream.detection.networks.heads import Anchors, Heads, region_pool
@@ -211,9 +212,23 @@ def test_a_backbone_that_cannot_do_it_is_refused_in_a_line(backbone: Backbone, n
 def test_evaluation_shrinks_images_as_training_does_so_that_fine_stripes_stay_grey() -> None:
     stripes = torch.zeros(3, 512, 512)
     stripes[:, :, 3::4] = 1.0
-    jitter = Jitter(0, None, (128,), 128, False, (0.0,) * 3)
-    trained, _ = jitter((stripes, {"boxes": torch.zeros(0, 4)}), torch.Generator())
+    draw = Jitter(0, None, (128,), 128, False, (0.0,) * 3)
+    trained, _ = draw((stripes, {"boxes": torch.zeros(0, 4)}), torch.Generator())
     prepared = Preparation(Inputs((128,), 128, mean=(0.0,) * 3, std=(1.0,) * 3), 32).eval()
     seen, _ = prepared([stripes])
     torch.testing.assert_close(seen.tensors[0], trained)
     assert float(trained.mean()) == pytest.approx(0.25, abs=0.01)
+
+
+def test_images_and_objects_are_resized_where_they_lie_and_no_tensor_of_the_host_meets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Meta tensors stand for a GPU's: with one of the host they are as wrong."""
+    monkeypatch.setattr(jitter, "what_is_left", lambda target, height, width: target)  # reads values
+    prepared = Preparation(Inputs((32,), 64), 32).eval()
+    target = {"boxes": torch.empty(2, 4, device="meta"), "masks": torch.empty(2, 50, 60, device="meta")}
+    seen, changed = prepared.resize(torch.empty(3, 50, 60, device="meta"), target)
+    assert seen.shape == (3, 32, 38)
+    assert changed is not None
+    assert changed["boxes"].device.type == "meta"
+    assert jitter.boxes_of(torch.ones(1, 4, 5)).tolist() == [[0, 0, 5, 4]]

@@ -48,6 +48,7 @@ def build_trainer(config: DictConfig, checkpoints: CheckpointFolder, command: st
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    _leave_signals_to_us(trainer)
     preflight.check_process_count(trainer)
     if trainer.world_size > 1 and is_sweep():
         raise UserError("--multirun needs trainer.devices=1: each further process would start the whole sweep again")
@@ -73,8 +74,20 @@ def _check(config: DictConfig, precision: str) -> None:
             "trainer.gradient_clip_val: with 16-mixed a fused optimizer scales gradients back after they would be "
             "clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
         )
+    if precision == "16-mixed" and config.objective.get("clip_norm") and config.optimizer.optimizer.get("fused"):
+        raise UserError(
+            f"objective.clip_norm={config.objective.clip_norm}: with 16-mixed a fused optimizer scales gradients back"
+            " after they would be clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
+        )
     if config.plan_only and config.plan is None:
         raise UserError("plan_only=true: plan=null has none; leave one of them out")
+
+
+def _leave_signals_to_us(trainer: pl.Trainer) -> None:
+    """Lightning asks all processes for a SIGTERM before each batch and waits for the GPU; see Checkpointing."""
+    loop = trainer.fit_loop.epoch_loop
+    if hasattr(loop, "_broadcast_sigterm_tensor"):
+        loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _be_quiet() -> None:

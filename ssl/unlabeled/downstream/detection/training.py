@@ -66,9 +66,7 @@ class DetectionTraining(pl.LightningModule):
                 "give a smaller rate, a longer warm-up or detection.clip_norm=1"
             )
         if self.recipe.clip_norm is not None:
-            self.clip_gradients(
-                optimizer.optimizer, gradient_clip_val=self.recipe.clip_norm, gradient_clip_algorithm="norm"
-            )
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         optimizer.step()
         self._note(step + 1, loss)
 

@@ -43,6 +43,7 @@ class DeferredVerdicts:
         self.optimizer, self.before_fault = optimizer, StateBeforeFault(objective)
         self._flag = torch.zeros(())
         self._unread: deque[tuple[int, Sequence[Batch], _OnItsWay]] = deque()
+        self._window = 0  # steps; 0: not known yet
 
     @torch.no_grad()
     def judge(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
@@ -55,6 +56,7 @@ class DeferredVerdicts:
         before.restore_if(self._flag)
         self.before_fault.keep_if(self._flag)
         self._unread.append((step, batches, _OnItsWay(self._flag)))
+        self._window = self._window or self._chosen_window(batches)
 
     def read(self, everything: bool) -> list[JudgedStep]:
         """Returns the oldest steps that were not yet returned, in their order.
@@ -63,7 +65,7 @@ class DeferredVerdicts:
             everything: all of them, for which the host waits; otherwise those that are out of the window by now, and
                 all if one of them was bad.
         """
-        count = len(self._unread) if everything else max(0, len(self._unread) + 1 - self._window())
+        count = len(self._unread) if everything else max(0, len(self._unread) + 1 - self._window)
         steps = [self._next() for _ in range(count)]
         if any(each.bad for each in steps):
             steps += [self._next() for _ in range(len(self._unread))]
@@ -73,10 +75,11 @@ class DeferredVerdicts:
         step, batches, flag = self._unread.popleft()
         return JudgedStep(step, batches, flag.read())
 
-    def _window(self) -> int:
-        _, batches, _ = self._unread[-1]
+    def _chosen_window(self, batches: Sequence[Batch]) -> int:
+        """Returns that of the whole run, by the process with the largest images, so that all read at the same step."""
         size = sum(each.images.nbytes for batch in batches for each in _all_images(batch))
-        return max(2, min(WINDOW, HELD // max(1, size)))
+        largest = int(distributed.maximum(torch.tensor(float(size), device=self._flag.device)))  # waits, once
+        return max(2, min(WINDOW, HELD // max(1, largest)))
 
 
 class StateBeforeFault:

@@ -57,7 +57,7 @@ class Jitter:
         image = image[:, top : top + self.size, left : left + self.size]
         whole = image.new_tensor(self.fill)[:, None, None].repeat(1, self.size, self.size)
         whole[:, : image.shape[1], : image.shape[2]] = image
-        moved = target | {"boxes": target["boxes"] - torch.tensor([left, top, left, top])}
+        moved = target | {"boxes": target["boxes"] - target["boxes"].new_tensor([left, top, left, top])}
         if "masks" in target:
             masks = target["masks"][:, top : top + self.size, left : left + self.size]
             moved["masks"] = F.pad(masks, (0, self.size - masks.shape[2], 0, self.size - masks.shape[1]))
@@ -88,7 +88,7 @@ def resized(sample: Sample, height: int, width: int) -> Sample:
     before = image.shape[1:]
     if before == (height, width):
         return sample
-    factors = torch.tensor([width / before[1], height / before[0]] * 2)
+    factors = target["boxes"].new_tensor([width / before[1], height / before[0]] * 2)
     changed = target | {"boxes": target["boxes"] * factors}
     if "masks" in target:
         masks = target["masks"]
@@ -111,9 +111,9 @@ def what_is_left(target: dict[str, Tensor], height: int, width: int) -> dict[str
 
 def boxes_of(masks: Tensor) -> Tensor:
     """Returns the smallest boxes float32 [N, 4] around masks [N, h, w]; all 0 of an empty one."""
-    boxes = torch.zeros(len(masks), 4)
+    boxes = torch.zeros(len(masks), 4, device=masks.device)
     for low, high, seen in ((0, 2, masks.bool().any(1)), (1, 3, masks.bool().any(2))):
-        places, some = torch.arange(seen.shape[1]), seen.any(1)
+        places, some = torch.arange(seen.shape[1], device=masks.device), seen.any(1)
         boxes[:, low] = torch.where(seen, places, seen.shape[1]).amin(1) * some
         boxes[:, high] = (torch.where(seen, places, -1).amax(1) + 1) * some
     return boxes
