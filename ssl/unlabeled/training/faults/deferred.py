@@ -78,8 +78,9 @@ class DeferredVerdicts:
     def _chosen_window(self, batches: Sequence[Batch]) -> int:
         """Returns that of the whole run, by the process with the largest images, so that all read at the same step."""
         size = sum(each.images.nbytes for batch in batches for each in _all_images(batch))
-        largest = int(distributed.maximum(torch.tensor(float(size), device=self._flag.device)))  # waits, once
-        return max(2, min(WINDOW, HELD // max(1, largest)))
+        if distributed.world_size() > 1:  # waits for the device, once
+            size = int(distributed.maximum(torch.tensor(float(size), device=self._flag.device)))
+        return max(2, min(WINDOW, HELD // max(1, size)))
 
 
 class StateBeforeFault:
