@@ -222,7 +222,8 @@ def _score(results: dict[str, Any], features: str, begins: str) -> tuple[str, fl
 def _minutes(results: dict[str, Any]) -> float:
     """Minutes of all steps; a run that was resumed has the time of its last session alone, at whose speed all count."""
     training = results["provenance"]["training"]
-    share = max(1.0, float(results["steps"]) / float(training["steps_of_last_session"]))
+    last = float(training.get("steps_of_last_session", 1))
+    share = max(1.0, float(results.get("steps", last)) / last)
     return float(training["seconds_of_last_session"]) * share / 60
 
 

@@ -111,7 +111,6 @@ OWN = {
     "page.py": "its own style",
     "preflight.py": "the source files of this package",
     "rendezvous.py": "what other processes of the run send",
-    "run.py": "/proc/cpuinfo",
     "run_lock.py": "/proc",
     "self_test.py": "its own numbers",
     "shared_memory.py": "/proc, and a file in shared memory that it made",

@@ -27,11 +27,11 @@ def check_fits(path: Path, module: Pretraining) -> None:
             f"{path} is the state of a run with another network or optimizer: {'; '.join(problems[:NAMED])}{more}; "
             "give another name=… to begin anew"
         )
-    _check_length(path, state.get("progress"), module)
 
 
-def _check_length(path: Path, saved: Any, module: Pretraining) -> None:
+def check_length(path: Path, module: Pretraining) -> None:
     """Raises UserError where the run would have another number of steps than it began with, and was not asked to."""
+    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("progress")
     if not isinstance(saved, Mapping) or module.config.get("resume") == "override":
         return
     now = module.progress._asdict()

@@ -20,7 +20,7 @@ from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.machine.arithmetic import describe_precision, training_arithmetic
 from unlabeled.training.plan.callback import PlanCallback
 from unlabeled.training.pretraining import Pretraining
-from unlabeled.training.resuming import check_fits
+from unlabeled.training.resuming import check_fits, check_length
 from unlabeled.training.run_lock import RunLock
 from unlabeled.training.same_data import DATA_FILES, has_moved, same_data
 from unlabeled.weights.starting.start import write_start
@@ -70,6 +70,8 @@ class Run:
             self._record_labels(run_dir / "labels.txt")
             if begun is None:  # drop the metrics of a run that never wrote a checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        if begun is not None:
+            check_length(begun, self.module)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
         started = time.monotonic()

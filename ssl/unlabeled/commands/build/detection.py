@@ -38,7 +38,7 @@ def read_images(given: str) -> tuple[DetectionImages, DetectionImages]:
     folder = Path(os.path.abspath(os.path.expanduser(given)))  # VOC's years are known by their folders' names
     if not folder.is_dir():
         raise UserError(f"data={given}: no such folder")
-    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data={given}")
+    return read_voc(folder) if years_of(folder) else read_coco(folder, f"data={Path(given).expanduser()}")
 
 
 def build_recipe(config: DictConfig) -> DetectionRecipe:

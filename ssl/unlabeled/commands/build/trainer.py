@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers.logger import Logger
 
 from unlabeled.commands.config import is_sweep
+from unlabeled.core.reading import read_text
 from unlabeled.distributed import preflight
 from unlabeled.distributed.fsdp import FullySharded
 from unlabeled.distributed.sync_batchnorm import AverageBatchNormStats, SyncBatchNorms
@@ -123,5 +124,5 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     flags = Path("/proc/cpuinfo")  # bf16 was 1.5 to 2 times as fast with avx512_bf16, and ten times slower without both
-    native = flags.exists() and any(flag in flags.read_text() for flag in ("amx_bf16", "avx512_bf16"))
+    native = flags.exists() and any(flag in read_text(flags, "cpu") for flag in ("amx_bf16", "avx512_bf16"))
     return "bf16-mixed" if native else "32-true"
