@@ -9,6 +9,7 @@ import torch
 from omegaconf import open_dict
 
 from tests.small import small_run
+from tests.training.test_resuming import trained
 from unlabeled.commands.build.run import build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.data.order import GlobalOrder
@@ -122,14 +123,7 @@ def test_a_run_may_go_on_with_other_accumulation_and_takes_all_its_steps(
     def fitted(accumulate: int, steps: int) -> Run:
         chosen = ("data=digits", "batch_size=8", f"accumulate={accumulate}", "max_epochs=null")
         more = ("optimizer.warmup_epochs=0", "resume=override", f"max_steps={steps}")
-        config = small_run("simclr", tmp_path, *chosen, *more)
-        resolved = open_run(config)
-        run = build_run(config, resolved)
-        try:
-            run.fit(resolved)
-        finally:
-            run.close()
-        return run
+        return trained(small_run("simclr", tmp_path, *chosen, *more))
 
     fitted(before, 3)
     run = fitted(after, 7)
