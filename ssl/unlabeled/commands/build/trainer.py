@@ -70,16 +70,16 @@ def _check(config: DictConfig, precision: str) -> None:
         )
     if strategy == "fsdp" and precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
-    if precision == "16-mixed" and config.trainer.gradient_clip_val and config.optimizer.optimizer.get("fused"):
-        raise UserError(
-            "trainer.gradient_clip_val: with 16-mixed a fused optimizer scales gradients back after they would be "
-            "clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
-        )
-    if precision == "16-mixed" and config.objective.get("clip_norm") and config.optimizer.optimizer.get("fused"):
-        raise UserError(
-            f"objective.clip_norm={config.objective.clip_norm}: with 16-mixed a fused optimizer scales gradients back"
-            " after they would be clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
-        )
+    clips = {
+        "trainer.gradient_clip_val": config.trainer.gradient_clip_val,
+        "objective.clip_norm": config.objective.get("clip_norm"),
+    }
+    if precision == "16-mixed" and config.optimizer.optimizer.get("fused"):
+        for key in (key for key, limit in clips.items() if limit):
+            raise UserError(
+                f"{key}: with 16-mixed a fused optimizer scales gradients back after they would be "
+                "clipped: give optimizer.optimizer.fused=false, or trainer.precision=bf16-mixed"
+            )
     if config.plan_only and config.plan is None:
         raise UserError("plan_only=true: plan=null has none; leave one of them out")
 
