@@ -74,6 +74,20 @@ def seed_of(config: Mapping[str, Any] | None, otherwise: int, file: Path) -> int
     return seed
 
 
+def progressive_sizes_of(config: Mapping[str, Any], file: Path) -> list[tuple[float, int]] | None:
+    """The sizes of views by the share of the run, as that of a file had them. Raises UserError where they are none."""
+    pairs = config.get("progressive_resizing")
+    if pairs is None:
+        return None
+    right = isinstance(pairs, list) and all(
+        isinstance(each, list) and len(each) == 2 and type(each[0]) in (int, float) and type(each[1]) is int
+        for each in pairs
+    )
+    if not right or not all(0 <= share < 1 and 1 <= pixels <= 65536 for share, pixels in pairs):
+        raise UserError(f"{file}: its progressive_resizing is no list of pairs of a share and pixels")
+    return [(float(share), pixels) for share, pixels in pairs]
+
+
 def is_named(part: str, target: str) -> bool:
     """Whether the yamls of this command's configuration name a target for a part: its own, or their experiments."""
     for folder in _folders():

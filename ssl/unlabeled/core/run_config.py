@@ -59,6 +59,7 @@ EARLIER_VALUES = {
     "data.label_column": None,
     "weights_of": "backbone",
     "images_per_class": None,
+    "progressive_resizing": None,
     "backbone.drop_path": 0.0,
     "backbone.uniform_drop_path": False,
     "backbone.layer_scale": None,

@@ -20,6 +20,7 @@ from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.machine.overlap import Overlap
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
+from unlabeled.views.progressive import ProgressiveViews
 
 _SUPPORT, _COMPANIONS = 0x5099, 0xC0B2  # give labelled images and companions other random draws than the batch
 
@@ -90,6 +91,7 @@ class Pretraining(pl.LightningModule):
         # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.overlap: Overlap | None = None  # with which views are made ahead on a GPU
+        self.progressive: ProgressiveViews | None = None  # smaller views for the first steps
         self.part = 0  # batches since the last optimizer step
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
@@ -191,7 +193,8 @@ class Pretraining(pl.LightningModule):
         """Makes the views on the device in full precision: float [B, 3, h, w] each; which, as :class:`Views` says."""
         with torch.autocast(images.images.device.type, enabled=False):
             more = {"skipped": skipped} if skipped else {}  # views of one's own need not know it
-            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes, **more)
+            make = self.views if self.progressive is None else self.progressive.at(self.progress)
+            views = make(images.images, images.ids, key, first=first, sizes=images.sizes, **more)
         return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
     def _support_with_views(self, support: Support) -> Support | None:

@@ -1,5 +1,6 @@
 """From a composed configuration to objects. Besides the scripts and ``config.py`` nothing else knows Hydra."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from unlabeled.commands.build.network import build_objective, pretext_of, read_w
 from unlabeled.commands.build.teacher import TeacherLoader
 from unlabeled.commands.build.trainer import build_trainer
 from unlabeled.commands.checks.former_run import check_same
-from unlabeled.commands.from_file import part_of, seed_of
+from unlabeled.commands.from_file import part_of, progressive_sizes_of, seed_of
 from unlabeled.core.file_config import as_data, check_opened
 from unlabeled.data.module import DataModule
 from unlabeled.data.order import batch_size_for, check_batch_size
@@ -37,6 +38,7 @@ from unlabeled.training.run import Run
 from unlabeled.training.run_lock import Held, RunLock
 from unlabeled.views.pipeline import Views
 from unlabeled.views.preview.preview import Preview
+from unlabeled.views.progressive import ProgressiveViews
 from unlabeled.weights.starting.start import StartingWeights
 
 
@@ -57,6 +59,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     start = read_weights(resolved, checkpoints)
     teacher = TeacherLoader(checkpoints.folder, views, config, resolved)
     objective = build_objective(config, start, teacher)
+    progressive = _progressive_views(config.progressive_resizing, views, objective.backbone)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
     if trainer.is_global_zero:
         _say_origins(start, teacher)
@@ -68,6 +71,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     attach_companions(config, data, views, objective, checkpoints, trainer, partial(pretext_of, config, start))
     module = _module(config, resolved, objective, views, plan, data)
+    module.progressive = progressive
     module.weights, module.teacher = None if start is None else start.record(), teacher.record
     if overlap := overlap_on(trainer.strategy.root_device):
         module.overlap, data.around = overlap, overlap.around
@@ -98,6 +102,20 @@ def _views_for(splits: Splits, config: DictConfig) -> Views:
     views.require_channels(splits.train)
     views.require_masks(splits.train)
     return views
+
+
+def _progressive_views(
+    sizes: Sequence[tuple[float, int]] | None, views: Views, backbone: Backbone
+) -> ProgressiveViews | None:
+    """Smaller views for the first steps, where the run has them and its network takes images of any size."""
+    if sizes is None:
+        return None
+    if backbone.image_size is not None:
+        raise UserError(
+            f"progressive_resizing: {type(backbone).__name__} is built for images of {backbone.image_size} pixels:"
+            " leave the key out, or take a ResNet or another convolutional network"
+        )
+    return ProgressiveViews(views, sizes)
 
 
 def _connect(
@@ -211,7 +229,10 @@ def build_replay(path: str) -> Replay:
     config = OmegaConf.create({**parts, "seed": seed_of(record["config"], 0, Path(path))})
     views: Views = instantiate(config.views)
     teacher = TeacherLoader(Path(path).parent.parent / "checkpoints", views)
-    return Replay(record, views, build_objective(config, None, teacher), instantiate(config.optimizer))
+    replay = Replay(record, views, build_objective(config, None, teacher), instantiate(config.optimizer))
+    if sizes := progressive_sizes_of(record["config"], Path(path)):
+        replay.module.progressive = ProgressiveViews(views, sizes)
+    return replay
 
 
 def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:

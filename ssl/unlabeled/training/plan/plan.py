@@ -145,6 +145,8 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     own["weight_decay"] = module.optimizer_config.weight_decay_at(progress)
     if isinstance(module.objective, HasSchedules):
         own |= module.objective.scheduled_values(progress, module.plan)
+    if module.progressive is not None:
+        own["view_size"] = module.progressive.at(progress).size
     return {"step": step} | own
 
 
