@@ -145,6 +145,17 @@ def test_initial_weights_are_those_of_the_official_code(scheme: Any, outputs: in
         assert int(patch_bias.count_nonzero()) == 0
 
 
+def test_simmims_initial_weights_are_cut_at_one_deviation_and_divided_by_depth() -> None:
+    network, halved = small(width=96, initialisation="simmim"), 0.02 * 0.5396  # deviation of N(0, 1) cut at ±1
+    block = network.blocks[0]
+    assert isinstance(block, Block)
+    assert network.cls_token is not None
+    for weight, factor in ((block.attn.qkv.weight, 1), (network.patch_embed.proj.weight, 1), (block.mlp.fc2.weight, 2)):
+        assert float(weight.detach().std()) == pytest.approx(halved / math.sqrt(factor), rel=0.03)
+        assert float(weight.detach().abs().max()) <= 0.02 / math.sqrt(factor) + 1e-7
+    assert float(network.cls_token.detach().abs().max()) <= 0.02
+
+
 def test_patches_count_row_by_row_and_keep_chooses_them_after_their_position() -> None:
     network = small().double().eval()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -173,7 +184,10 @@ def test_patches_count_row_by_row_and_keep_chooses_them_after_their_position() -
         ({"heads": 5}, "backbone.heads=5 does not divide backbone.width=24"),
         ({"width": 30}, "backbone.width=30 is not a multiple of 4, as sines and cosines of two axes need"),
         ({"position": "rope"}, "backbone.position=rope is not one of sincos, sincos_rows_first, learned, none"),
-        ({"initialisation": "timm"}, "backbone.initialisation=timm is not one of mae, moco_v3, dino, dinov2, beit"),
+        (
+            {"initialisation": "timm"},
+            "backbone.initialisation=timm is not one of mae, moco_v3, dino, dinov2, beit, simmim",
+        ),
         ({"class_token": False}, "backbone.pooling=cls: with backbone.class_token=false there is none: give gap"),
         ({"pooling": "max"}, "backbone.pooling=max is neither cls nor gap"),
     ],

@@ -230,6 +230,12 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "objective.balance": True,
         "optimizer.lr": 1e-4,
     },
+    # solo-learn's BYOL, the rate with its own LARS
+    "relicv2_cifar10": SOLO_LARS
+    | {"optimizer.lr": 1.0, "optimizer.warmup_start_lr": 3e-5, "optimizer.warmup_epochs": 10},
+    # fairseq, examples/data2vec: no parameter is exempt from decay
+    "data2vec_imagenet_vit_base": {"optimizer.weight_decay": 0.01, "optimizer.decay_bias_and_norm": True},
+    "simmim_imagenet_vit_base": {"optimizer.weight_decay": 0.05, "backbone.initialisation": "simmim"},
     # pytorch/examples, imagenet/main.py
     "supervised_imagenet": {
         "batch_size": 256,
@@ -239,6 +245,16 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "optimizer.milestones": [30, 60],
     },
 }
+# The last BatchNorm of a block begins at 1, as torchvision has it, unless the official code asks for 0.
+ZERO_INIT = {"simsiam_cifar10": True} | dict.fromkeys(
+    (
+        *("barlow_twins_cifar10", "byol_cifar10", "dino_resnet18_cifar10", "moco_v2plus_cifar10", "moco_v3_cifar10"),
+        *("nnclr_cifar10", "simclr_cifar10_solo_learn", "supcon_cifar10", "swav_cifar10", "vicreg_cifar10"),
+        *("relicv2_cifar10", "dino_imagenet_resnet50", "supcon_cifar10_resnet50", "supervised_cifar10"),
+        "distill_imagenet",
+    ),
+    False,
+)
 RATES = {  # of the first step, at the end of the warm-up, and at the end
     "seer_regnety_32gf": (0.3, 4.8, 0.0048),
     "swav_imagenet": (0.3, 4.8, 0.0048),
@@ -255,7 +271,7 @@ RATES = {  # of the first step, at the end of the warm-up, and at the end
 
 def resolved(name: str) -> Any:
     missing = missing_keys(composed(f"experiment={name}"))
-    given = {"data.path": "x", "views.masks": "null", "weights": "x"}
+    given = {"data.path": "x", "views.masks": "null", "weights": "x", "objective.teacher": "x"}
     return composed(f"experiment={name}", *(f"{key}={given[key]}" for key in missing))
 
 
@@ -270,6 +286,11 @@ def test_a_recipe_has_the_numbers_of_the_official_code(name: str) -> None:
             value = value[int(part)] if isinstance(value, list) else value.get(part, missing)  # type: ignore[union-attr]
         found[key] = value
     assert found == OFFICIAL[name]
+
+
+@pytest.mark.parametrize("name", ZERO_INIT)
+def test_residual_branches_begin_as_in_the_official_code(name: str) -> None:
+    assert resolved(name).backbone.zero_init_residual == ZERO_INIT[name]
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -182,6 +182,9 @@ def test_the_teachers_temperature_rises_by_epochs_to_its_end() -> None:
         objective.scheduled_values(Progress(at, 40, 5, 0), PLAN)["teacher_temperature"] for at in (0, 4, 5, 10, 39)
     ]
     assert found == pytest.approx([0.04, 0.04, 0.055, 0.07, 0.07])
+    part = make_objective(temperature_epochs=2.5)  # of an epoch: the end is not passed
+    temperatures = [part._teacher_temperature_at(Progress(at, 40, 5, 0)) for at in (0, 5, 10, 15)]
+    assert temperatures == pytest.approx([0.04, 0.06, 0.07, 0.07])
     assert make_objective(temperature_epochs=0)._teacher_temperature_at(Progress(0, 40, 5, 0)) == 0.07
 
 

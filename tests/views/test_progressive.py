@@ -13,7 +13,6 @@ from tests.views.test_pipeline import MEAN, STD, equal, pipeline, small, uint8_i
 from unlabeled.commands.build.run import build_replay, build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
-from unlabeled.objective import Progress
 from unlabeled.objectives.simclr import SimCLR
 from unlabeled.views.key import ViewKey
 from unlabeled.views.padded_crop import RandomCrop
@@ -31,10 +30,13 @@ def test_smaller_views_are_those_of_a_pipeline_that_is_built_so_small() -> None:
 
 
 def test_a_share_of_the_run_begins_with_the_first_step_that_has_reached_it() -> None:
-    views = ProgressiveViews(pipeline(), [(0, 8), (0.5, 12), (0.9, 24)])
-    sizes = [views.at(Progress(step, 10, 5, 0)).size for step in range(10)]
-    assert sizes == [8, 8, 8, 8, 8, 12, 12, 12, 12, 24]
-    assert views.at(Progress(9, 10, 5, 0)) is views.phases[-1].views
+    views = ProgressiveViews(pipeline(), [(0, 8), (0.5, 12), (0.9, 24)], 10, accumulate=2)
+    assert [views.at(step).size for step in range(10)] == [8, 8, 8, 8, 8, 12, 12, 12, 12, 24]
+    images, ids = uint8_images(2, 32, 32), torch.arange(2)
+    made = [views(images, ids, ViewKey(0, batch, 0, 2), first=1)[0].shape[-1] for batch in range(20)]
+    assert made == [8] * 10 + [12] * 8 + [24] * 2
+    assert views.evaluation_view(images).shape[-1] == views.size == 24
+    assert views.sizes(32) == [24, 24, 12]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_a_share_of_the_run_begins_with_the_first_step_that_has_reached_it() -> 
 )
 def test_phases_that_cannot_be_are_refused_by_their_key(sizes: list[tuple[float, int]], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        ProgressiveViews(pipeline(), sizes)
+        ProgressiveViews(pipeline(), sizes, 10)
 
 
 def test_a_crop_that_does_not_resize_is_refused() -> None:
@@ -59,7 +61,7 @@ def test_a_crop_that_does_not_resize_is_refused() -> None:
     with pytest.raises(
         UserError, match="progressive_resizing: a group of views has no RandomResizedCrop, only RandomCrop"
     ):
-        ProgressiveViews(views, [(0, 12), (0.5, 24)])
+        ProgressiveViews(views, [(0, 12), (0.5, 24)], 10)
 
 
 def test_a_network_for_one_size_is_refused(tmp_path: Path) -> None:
@@ -93,8 +95,8 @@ def test_a_skipped_step_is_repeated_at_its_size(tmp_path: Path, monkeypatch: pyt
     run_of(faulty_config(tmp_path, SimCLR, "progressive_resizing=[[0,6],[0.5,8]]"))
     file = tmp_path / "faults" / "step_000002.pt"
     replay = build_replay(str(file))
-    assert replay.module.progressive is not None
-    assert replay.module.progressive.at(replay.module.progress).size == 6
+    assert isinstance(replay.module.views, ProgressiveViews)
+    assert replay.module.views.at(replay.module.global_step).size == 6
     assert replay.run()
     record = torch.load(file, weights_only=True)
     record["config"]["progressive_resizing"] = [[0, "8"]]

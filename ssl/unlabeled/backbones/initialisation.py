@@ -17,11 +17,11 @@ def init_linears_xavier(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def init_linears_truncated(network: nn.Module) -> None:
-    """Initialises every linear layer of ``network`` from N(0, 0.02²), cut at ±2, with bias 0."""
+def init_linears_truncated(network: nn.Module, cut: float = 2.0) -> None:
+    """Initialises every linear layer of ``network`` from N(0, 0.02²), cut at ±``cut``, with bias 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=0.02, a=-cut, b=cut)
             nn.init.zeros_(module.bias)
 
 
@@ -32,16 +32,18 @@ def init_xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
 
 
 @torch.no_grad()
-def init_as_beit(network: nn.Module, blocks: nn.Sequential | Sequence[nn.Module]) -> None:
-    """Initialises as BEiT (arXiv:2106.08254), I-JEPA, SimMIM and data2vec: convolutions as linear layers.
+def init_as_beit(network: nn.Module, blocks: nn.Sequential | Sequence[nn.Module], cut: float = 2.0) -> None:
+    """Initialises as BEiT (arXiv:2106.08254), I-JEPA and data2vec: convolutions as linear layers.
+
+    SimMIM differs in ``cut``, which is 0.02 (microsoft/SimMIM, models/simmim.py, ``_trunc_normal_``).
 
     Linear layers as :func:`init_linears_truncated`; what the i-th of ``blocks`` adds is then divided by √(2i), by the
     last layers of its attention and of its MLP.
     """
-    init_linears_truncated(network)
+    init_linears_truncated(network, cut)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=0.02, a=-cut, b=cut)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for number, block in enumerate(blocks, 1):

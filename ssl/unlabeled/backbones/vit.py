@@ -5,7 +5,7 @@ and MoCo v3 code, so that checkpoints load in either direction.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
-Initialisation = Literal["mae", "moco_v3", "dino", "dinov2", "beit"]
+Initialisation = Literal["mae", "moco_v3", "dino", "dinov2", "beit", "simmim"]
 Pooling = Literal["cls", "gap"]
 
 
@@ -254,12 +254,17 @@ class ViT(Backbone):
         N(0, 1e-6²) and a bias of 0, and counts queries, keys and values as three layers. ``dino``
         (facebookresearch/dino, vision_transformer.py) draws linear layers from N(0, 0.02²) cut at ±2, as timm, and
         leaves the projection as convolutions have it; ``dinov2`` differs from it in class token and registers, which
-        are drawn from N(0, 1e-6²); ``beit`` is :func:`init_as_beit`.
+        are drawn from N(0, 1e-6²); ``beit`` is :func:`init_as_beit`, and ``simmim`` the same cut at ±0.02.
         """
-        if scheme not in ("mae", "moco_v3", "dino", "dinov2", "beit"):
-            raise UserError(f"backbone.initialisation={scheme} is not one of mae, moco_v3, dino, dinov2, beit")
-        if scheme in ("dino", "dinov2", "beit"):
-            init_as_beit(self, self.blocks) if scheme == "beit" else init_linears_truncated(self)
+        known = get_args(Initialisation)
+        if scheme not in known:
+            raise UserError(f"backbone.initialisation={scheme} is not one of {', '.join(known)}")
+        if scheme in ("beit", "simmim"):
+            init_as_beit(self, self.blocks, cut=0.02 if scheme == "simmim" else 2.0)
+            self._initialise_tokens(0.02, cut=0.02 if scheme == "simmim" else None)
+            return
+        if scheme in ("dino", "dinov2"):
+            init_linears_truncated(self)
             self._initialise_tokens(1e-6 if scheme == "dinov2" else 0.02)
             return
         init_linears_xavier(self)
@@ -273,10 +278,12 @@ class ViT(Backbone):
                 if isinstance(block, Attention):
                     init_xavier_uniform(block.qkv.weight, inputs=self.num_features, outputs=self.num_features)
 
-    def _initialise_tokens(self, std: float) -> None:
+    def _initialise_tokens(self, std: float, cut: float | None = None) -> None:
         for token in (self.cls_token, self.reg_token):
-            if token is not None:
+            if token is not None and cut is None:
                 nn.init.normal_(token, std=std)
+            elif token is not None and cut is not None:
+                nn.init.trunc_normal_(token, std=std, a=-cut, b=cut)
         if self.pos_embed is not None and self.pos_embed.requires_grad:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 

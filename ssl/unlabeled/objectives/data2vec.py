@@ -121,6 +121,7 @@ class Data2Vec(Objective):
             )
         self.backbone = vit
         self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.num_features))
+        # fairseq writes trunc_normal_(mask_emb, 0.02), a mean of 0.02 and a deviation of 1; BEiT's 0.02 is a deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.teacher_backbone = ema.without_drop_path(ema.frozen_copy(self.backbone))
         self.averaged_blocks, self.normalize_targets, self.beta = averaged_blocks, normalize_targets, beta

@@ -288,7 +288,10 @@ class DINOv2(Objective):
         return centred(teacher, center, temperature)
 
     def after_backward(self, progress: Progress) -> None:
-        """Limits the gradients of backbone and heads, each together; then removes those of frozen prototypes."""
+        """Limits the gradients of backbone and heads, each together; then removes those of frozen prototypes.
+
+        Officially the rate of frozen prototypes is 0 and AdamW's moments go on; here these begin when they are trained.
+        """
         heads = [head for head in (self.projector, self.patch_projector) if head is not None]
         if self.clip_norm is not None:
             backbone = [*self.backbone.parameters(), self.mask_token]

@@ -75,9 +75,8 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
         mask_ratio: share of the patches that is removed.
 
     Returns:
-        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64 [B,
-            L], the rank of each patch in the order of noise.
-        [B, L], the place of each patch in the order of noise.
+        ids_keep int64 [B, k], in order of noise; mask [B, L], 1 where removed and 0 where kept; ids_restore int64
+        [B, L], the rank of each patch in the order of noise.
 
     Raises:
         UserError: a ratio outside of [0, 1), or noise that is no matrix.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.core.seeding import derive_seed
+from unlabeled.core.seeding import Rows, derive_seed, hold_rows
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed.fsdp import FullySharded
@@ -20,7 +20,6 @@ from unlabeled.optimizers import OptimizerConfig
 from unlabeled.training.machine.overlap import Overlap
 from unlabeled.views.key import ViewKey
 from unlabeled.views.pipeline import Views
-from unlabeled.views.progressive import ProgressiveViews
 
 _SUPPORT, _COMPANIONS = 0x5099, 0xC0B2  # give labelled images and companions other random draws than the batch
 
@@ -91,7 +90,6 @@ class Pretraining(pl.LightningModule):
         # callbacks that read each output, with its graph
         self.output_hooks: list[Callable[[Batch, Output], None]] = []
         self.overlap: Overlap | None = None  # with which views are made ahead on a GPU
-        self.progressive: ProgressiveViews | None = None  # smaller views for the first steps
         self.part = 0  # batches since the last optimizer step
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
@@ -141,10 +139,12 @@ class Pretraining(pl.LightningModule):
         self.faults.prepare(self)
 
     def on_train_end(self) -> None:
+        hold_rows(None)
         self.faults.settle(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.faults.begin(self, batch)
+        hold_rows(Rows(self.global_rank * len(batch.images), len(batch.images), self.batch_size))
         output = self.output_of(batch)
         self.faults.note(output.loss)
         for hook in self.output_hooks:
@@ -160,9 +160,9 @@ class Pretraining(pl.LightningModule):
     def output_of(self, batch: Batch) -> Output:
         """Returns the objective's output for the next batch. Repeated calls give the same result."""
         progress = self.progress
-        # Dropout and stochastic depth use the global random state. Seed it by the step, so that a resumed
-        # run draws the same, and by the process, so that two do not drop the same units.
-        torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
+        # Stochastic depth and dropout use the global random state. Seed it by the step, so that a resumed run draws the
+        # same, and not by the process: of each image every process draws the same, see bernoulli_of_rows.
+        torch.manual_seed(derive_seed(self.seed, progress.batch, 0))
         with nullcontext() if self.overlap is None else self.overlap.views_ahead():
             views = self.views_of(batch, self.view_key(batch), self.views_of_batch)
             support = None if batch.support is None else self._support_with_views(batch.support)
@@ -193,8 +193,7 @@ class Pretraining(pl.LightningModule):
         """Makes the views on the device in full precision: float [B, 3, h, w] each; which, as :class:`Views` says."""
         with torch.autocast(images.images.device.type, enabled=False):
             more = {"skipped": skipped} if skipped else {}  # views of one's own need not know it
-            make = self.views if self.progressive is None else self.progressive.at(self.progress)
-            views = make(images.images, images.ids, key, first=first, sizes=images.sizes, **more)
+            views = self.views(images.images, images.ids, key, first=first, sizes=images.sizes, **more)
         return tuple(view.to(memory_format=torch.channels_last) for view in views)
 
     def _support_with_views(self, support: Support) -> Support | None:

@@ -4,10 +4,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from unlabeled.errors import UserError
-from unlabeled.objective import Progress
+from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import Operation
 from unlabeled.views.pipeline import ViewGroup, Views
 
@@ -19,29 +21,47 @@ class Phase(NamedTuple):
     views: Views
 
 
-class ProgressiveViews:
-    """Chooses the views of a step: small crops first, which take less time, and the full size at the end.
+class ProgressiveViews(Views):
+    """Makes small views in the first steps of a run, which take less time, and those of full size at its end.
 
     Progressive resizing (Howard 2018, fast.ai's entry to DAWNBench; Tan and Le 2021, EfficientNetV2, arXiv:2104.00298,
-    section 4). What is drawn does not depend on it: a box is the same, and is resized to fewer pixels.
+    section 4). What is drawn does not depend on it: a box is the same, and is resized to fewer pixels. All else, such
+    as the view of evaluation, is that of the full size.
 
     Args:
-        views: at full size.
+        full: the views at full size.
         sizes: pairs of a share of the run and ``views.size`` from then on, pixels. Crops of other sizes shrink alike.
+        steps: of the run.
+        accumulate: batches in a step.
 
     Raises:
         UserError: shares do not begin at 0 or do not grow, sizes do not grow or do not end at ``views.size``, or a
             group has no crop that resizes.
     """
 
-    def __init__(self, views: Views, sizes: Sequence[tuple[float, int]]) -> None:
-        _check(sizes, views.size)
-        self.phases = [Phase(begins, resized(views, size)) for begins, size in sizes]
+    def __init__(self, full: Views, sizes: Sequence[tuple[float, int]], steps: int, accumulate: int = 1) -> None:
+        check_sizes(sizes, full.size)
+        super().__init__(**_arguments(full))
+        self.block, self.full, self.steps, self.accumulate = full.block, full, steps, accumulate
+        self.phases = [Phase(begins, resized(full, size)) for begins, size in sizes]
 
-    def at(self, progress: Progress) -> Views:
-        """Returns the views of a step."""
-        begun = (phase.views for phase in reversed(self.phases) if progress.fraction >= phase.begins)
-        return next(begun)
+    def at(self, step: int) -> Views:
+        """Returns the views of a step, counted from 0."""
+        share = step / self.steps
+        return next(phase.views for phase in reversed(self.phases) if share >= phase.begins)
+
+    def sizes(self, image_size: int) -> list[int]:
+        return self.full.sizes(image_size)
+
+    def forward(self, images: Tensor, ids: Tensor, key: ViewKey, *given: Any, **more: Any) -> tuple[Tensor, ...]:
+        """Makes the views of the step that the key has, see :meth:`Views.forward`."""
+        made: tuple[Tensor, ...] = self.at(key.step // self.accumulate)(images, ids, key, *given, **more)
+        return made
+
+
+def _arguments(views: Views) -> dict[str, Any]:
+    names = ("size", "groups", "mean", "std", "evaluation_crop", "evaluation_interpolation", "masks", "channels")
+    return {name: getattr(views, name) for name in names} | {"compile": views.compiles}
 
 
 def resized(views: Views, size: int) -> Views:
@@ -54,9 +74,7 @@ def resized(views: Views, size: int) -> Views:
     ]
     for group in groups:
         _require_resize(group)
-    normal = None if views.mean is None else list(views.mean), None if views.std is None else list(views.std)
-    evaluation = views.evaluation_crop, views.evaluation_interpolation
-    made = Views(size, groups, *normal, *evaluation, views.masks, views.compiles, views.channels)
+    made = Views(**_arguments(views) | {"size": size, "groups": groups})
     made.block = views.block
     return made
 
@@ -80,7 +98,8 @@ def _require_resize(group: ViewGroup) -> None:
     )
 
 
-def _check(sizes: Sequence[tuple[float, int]], full: int) -> None:
+def check_sizes(sizes: Sequence[tuple[float, int]], full: int) -> None:
+    """Raises UserError unless shares and sizes grow from share 0 to the full size."""
     given = f"progressive_resizing={[list(pair) for pair in sizes]}"
     begins, pixels = [pair[0] for pair in sizes], [pair[1] for pair in sizes]
     if not sizes or begins[0] != 0:

@@ -118,11 +118,11 @@ def _weights(weights: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool = False) -> Backbone:
+def load_backbone(path: Path | Checkpoint, backbone: Backbone, any_size: bool = False) -> Backbone:
     """Loads every tensor of ``backbone`` from a checkpoint of this project or of those in :mod:`weights.layouts`.
 
     Args:
-        source: a file, or the result of :func:`read_checkpoint`; its ``left_out`` and ``notes`` are filled.
+        path: of a file, or the result of :func:`read_checkpoint`; its ``left_out`` and ``notes`` are filled.
         backbone: of the same architecture; changed in place and returned.
         any_size: whether a ViT may be for images of another size: its positions are then interpolated, with a note.
 
@@ -130,7 +130,7 @@ def load_backbone(source: Path | Checkpoint, backbone: Backbone, any_size: bool 
         UserError: a tensor is missing, has another shape, or belongs neither to the backbone nor to another known part;
             the message lists all of them. Or the weights fit but belong to another network. Nothing is loaded then.
     """
-    checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
+    checkpoint = read_checkpoint(path) if isinstance(path, Path) else path
     wanted = backbone.state_dict()
     layout, division = _divide_best(checkpoint, wanted)
     _check_any_known(division, checkpoint, wanted)

@@ -59,7 +59,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     start = read_weights(resolved, checkpoints)
     teacher = TeacherLoader(checkpoints.folder, views, config, resolved)
     objective = build_objective(config, start, teacher)
-    progressive = _progressive_views(config.progressive_resizing, views, objective.backbone)
+    _check_progressive(config.progressive_resizing, views, objective.backbone)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
     if trainer.is_global_zero:
         _say_origins(start, teacher)
@@ -70,8 +70,9 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     _connect(config, resolved, trainer, objective, data, checkpoints)
     data.plan(config.max_epochs, config.max_steps, trainer.strategy.root_device)
     attach_companions(config, data, views, objective, checkpoints, trainer, partial(pretext_of, config, start))
+    if config.progressive_resizing is not None:
+        views = ProgressiveViews(views, config.progressive_resizing, data.total_steps, config.accumulate)
     module = _module(config, resolved, objective, views, plan, data)
-    module.progressive = progressive
     module.weights, module.teacher = None if start is None else start.record(), teacher.record
     if overlap := overlap_on(trainer.strategy.root_device):
         module.overlap, data.around = overlap, overlap.around
@@ -104,18 +105,16 @@ def _views_for(splits: Splits, config: DictConfig) -> Views:
     return views
 
 
-def _progressive_views(
-    sizes: Sequence[tuple[float, int]] | None, views: Views, backbone: Backbone
-) -> ProgressiveViews | None:
-    """Smaller views for the first steps, where the run has them and its network takes images of any size."""
+def _check_progressive(sizes: Sequence[tuple[float, int]] | None, views: Views, backbone: Backbone) -> None:
+    """Raises UserError where the run has smaller views for its first steps and they or its network cannot be so."""
     if sizes is None:
-        return None
+        return
     if backbone.image_size is not None:
         raise UserError(
             f"progressive_resizing: {type(backbone).__name__} is built for images of {backbone.image_size} pixels:"
             " leave the key out, or take a ResNet or another convolutional network"
         )
-    return ProgressiveViews(views, sizes)
+    ProgressiveViews(views, sizes, 1)
 
 
 def _connect(
@@ -229,10 +228,10 @@ def build_replay(path: str) -> Replay:
     config = OmegaConf.create({**parts, "seed": seed_of(record["config"], 0, Path(path))})
     views: Views = instantiate(config.views)
     teacher = TeacherLoader(Path(path).parent.parent / "checkpoints", views)
-    replay = Replay(record, views, build_objective(config, None, teacher), instantiate(config.optimizer))
     if sizes := progressive_sizes_of(record["config"], Path(path)):
-        replay.module.progressive = ProgressiveViews(views, sizes)
-    return replay
+        views.compiles = False  # as Replay, before there are several
+        views = ProgressiveViews(views, sizes, record["progress"]["total_steps"], record["progress"]["parts"])
+    return Replay(record, views, build_objective(config, None, teacher), instantiate(config.optimizer))
 
 
 def check_combination(objective: Objective, views: Views, train: Source, batch_size: int, processes: int) -> Plan:

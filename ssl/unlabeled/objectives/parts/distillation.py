@@ -124,7 +124,7 @@ def by_step(progress: Progress, first: float, last: float, epochs: float) -> flo
 def _between(place: int, first: float, last: float, places: float) -> float:
     if place >= places:
         return last
-    return first + (last - first) * place / max(1.0, places - 1)
+    return first + (last - first) * min(1.0, place / max(1.0, places - 1))  # places may be a fraction
 
 
 def drop_gradients(*modules: nn.Module) -> None:

@@ -19,6 +19,7 @@ from unlabeled.training.plan.checks import check_continued_rate, check_schedule
 from unlabeled.training.plan.memory import StepMemory
 from unlabeled.training.plan.trial import TrialResult
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.views.progressive import ProgressiveViews
 
 SHARES = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run; 1.0 is its last step
 
@@ -145,8 +146,8 @@ def scheduled_values_at(module: Pretraining, step: int) -> dict[str, float]:
     own["weight_decay"] = module.optimizer_config.weight_decay_at(progress)
     if isinstance(module.objective, HasSchedules):
         own |= module.objective.scheduled_values(progress, module.plan)
-    if module.progressive is not None:
-        own["view_size"] = module.progressive.at(progress).size
+    if isinstance(module.views, ProgressiveViews):
+        own["view_size"] = module.views.at(step).size
     return {"step": step} | own
 
 

@@ -23,6 +23,7 @@ from unlabeled.training.faults.guard import NonFiniteGuard
 from unlabeled.training.faults.replay import PretrainingAtStep
 from unlabeled.training.faults.snapshot import Snapshot
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.views.progressive import ProgressiveViews
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Steps:
     def __init__(self, trainer: pl.Trainer, module: Pretraining, step: int) -> None:
         self.module = PretrainingOnCopy(
             _copy(module.objective),
-            module.views,
+            module.views.full if isinstance(module.views, ProgressiveViews) else module.views,
             module.optimizer_config,
             module.plan,
             module.accumulate,
