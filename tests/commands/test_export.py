@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 import runpy
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from tests.conftest import Script
 from tests.small import CONF, composed, members
 from unlabeled.backbones.regnet import stages
-from unlabeled.commands.export import export
+from unlabeled.commands.export import export, unfinished
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
 from unlabeled.weights import load_backbone, targets
@@ -569,3 +570,24 @@ def test_what_went_out_comes_back_in_tensor_by_tensor(spec: Spec, to: str, tmp_p
     state = load_backbone(file, instantiate(spec)).state_dict()
     ours = network(spec).state_dict()
     assert [key for key, value in ours.items() if not torch.equal(state[key], value)] == []
+
+
+def test_an_export_that_is_stopped_between_its_renames_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, renames = tmp_path / "out", list[str]()
+    out.mkdir()
+    (out / "earlier").touch()
+    rename = os.rename
+
+    def stopped(old: Path, new: Path) -> None:
+        renames.append(new.name)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt), unfinished(out) as folder:
+        (folder / "later").touch()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    assert [each.name for each in out.iterdir()] == ["earlier"]

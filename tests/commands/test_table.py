@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from tests.conftest import Script
 from unlabeled.commands.table import folders_as_override, group_by_config, make_table
@@ -202,6 +204,17 @@ def test_lines_of_one_name_are_told_apart_by_what_their_configurations_differ_in
     assert names == ["same (objective.temperature=0.1)", "same (objective.temperature=0.5)"]
 
 
+def test_lines_that_differ_in_a_key_that_is_not_shown_have_their_folder_and_the_highest_is_bold(tmp_path: Path) -> None:
+    runs = [run(tmp_path / part / "same", {KNN: top1}) for part, top1 in (("a", 60.0), ("b", 70.0), ("c", 50.0))]
+    for number, folder in enumerate(runs):
+        config = json.loads((folder / "config.yaml").read_text())
+        config |= {"a": int(number > 0), "b": int(number > 0), "c": int(number > 0), "d": number}
+        (folder / "config.yaml").write_text(json.dumps(config))
+    lines = table(*runs)[1:]
+    assert len({line[0] for line in lines}) == 3
+    assert [line[2].startswith("**") for line in lines] == [False, True, False]
+
+
 def test_a_run_may_be_given_by_its_report_and_only_once(tmp_path: Path) -> None:
     folder = run(tmp_path / "simclr", {KNN: 60.0})
     assert table(folder / "report", folder / "report")[1][:2] == ["simclr", "1"]
@@ -266,6 +279,8 @@ def test_folders_are_given_without_a_key_as_a_shell_writes_them(
     assert folders_as_override(["a", "lr=0.1", "format=csv"]) == ["format=csv", 'runs=["a","lr=0.1"]']
     assert folders_as_override(['q"\\', "--cfg", "job"]) == ["--cfg", "job", 'runs=["q\\"\\\\"]']
     assert folders_as_override(["runs=[a]"]) == ["runs=[a]"]
+    parsed = OverridesParser.create().parse_override(folders_as_override(["a${oc.env:HOME}"])[0])
+    assert OmegaConf.create({"runs": parsed.value()}).runs[0] == "a${oc.env:HOME}"
     with pytest.raises(SystemExit) as stopped:
         folders_as_override(["a", "runs=[b]"])
     assert stopped.value.code == 2

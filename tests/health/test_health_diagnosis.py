@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from unlabeled.core.escaping import escaped
 from unlabeled.health.diagnosis import Diagnosis
 from unlabeled.health.facts import RunFacts, facts_from_dict
-from unlabeled.health.rules import RULES
+from unlabeled.health.rules import RULES, rules_for
 from unlabeled.objective import MetricBound
 
 SIGN = MetricBound("codes-not-balanced", "effective_codes", 50, 100.5, "few prototypes get all", "more iterations")
@@ -142,3 +143,9 @@ def test_facts_come_back_from_plain_values_and_names_of_rules_are_unique() -> No
     assert facts_from_dict(FACTS.as_dict()) == FACTS
     names = [rule.name for rule in RULES]
     assert len(set(names)) == len(names)
+
+
+def test_the_name_of_a_metric_from_a_file_is_text_and_no_format() -> None:
+    name = "a{value.__class__.__mro__} {0} \x1b]0;b\x07"
+    *_, rule = rules_for(RunFacts("SwAV", None, 2000, 128, (SIGN._replace(metric=name),)))
+    assert rule.what.format(value=3.0, of="") == escaped(name.replace("_", " ")) + " 3, healthy are 50 to 100.5"

@@ -195,3 +195,11 @@ def test_named_norms_are_decayed_and_adapted_as_weights_are_and_a_name_of_none_i
     config.set_step(optimizer, at(500), 256)
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == pytest.approx([(1e-3 + 1e-6) / 2, 0.0, (1e-3 + 1e-6) / 2])
+
+
+def test_decay_that_rises_spares_biases_and_norms_where_lars_adapts_all() -> None:
+    network = Network()
+    config = recipe(optimizer=partial(LARS, momentum=0.9, adapt_all=True), weight_decay=0.1, final_weight_decay=0.2)
+    optimizer = config.build(network, 256)
+    config.set_step(optimizer, at(500), 256)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.15, 0.0])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unlabeled.representation.figures import spectrum_plot
 from unlabeled.representation.measures import measure_warnings
 from unlabeled.representation.spectrum import alpha_req, effective_rank, normalised_std, rankme, ranks
 
@@ -130,3 +131,10 @@ def test_more_images_are_asked_for_only_where_the_data_have_them(there: int, sai
     space = {"images": 120, "dimensions": 128, "lidar_images": 200, "alpha_window": [11, 100]}
     (warning,) = measure_warnings("backbone", space, [11, 100], there)
     assert warning.endswith(f"; {said}")
+
+
+def test_a_collapsed_spectrum_is_drawn_without_the_line_that_it_is_too_short_for() -> None:
+    values = torch.cat([torch.ones(5), torch.zeros(123)]).double()
+    space = {"alpha": 1.0, "alpha_window": [11, 50], "alpha_r_squared": 1.0}
+    figure = spectrum_plot({"features": values}, {"features": space})
+    assert len(figure.axes[0].lines) == 1

@@ -212,3 +212,9 @@ def test_other_processes_make_none(tmp_path: Path) -> None:
     Pictures(1, 2, 2).on_train_batch_end(cast(Any, trainer), run.module, None, None, 0)
     Pictures(1, 2, 2).on_train_start(cast(Any, trainer), run.module)
     assert not (tmp_path / "pictures").exists()
+
+
+def test_a_column_with_fewer_images_ends_in_white() -> None:
+    drawn = pil_to_tensor(draw_columns({"a": torch.zeros(3, 3, 128, 128), "b": torch.zeros(1, 3, 128, 128)}))
+    assert int(drawn[:, TITLE + 128 + GAP :, 128 + GAP :].min()) == 255
+    assert int(drawn[:, TITLE + 2 * (128 + GAP) + 5, 5].max()) == 0

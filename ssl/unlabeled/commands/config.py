@@ -1,5 +1,6 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
+import difflib
 import errno
 import io
 import os
@@ -237,10 +238,22 @@ def _explain(error: Exception, config_dir: Path, config_name: str, arguments: li
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = error.options or [path.stem for path in (config_dir / group).glob("*.yaml")]  # none for a list
         hint = nearest(name, options)
+        if group == "data" and (close := _folder_like(name, options)):
+            return f"data={name}: no folder of that name is here; did you mean data=./{close}?"
         if group == "data" and not hint.startswith("did you mean"):
             return f"data={name}: no folder of that name is here, and no choice {hint}"
         return f"{group}={name}: unknown; {hint}"
     return _unknown_key(config_dir, config_name, arguments) or str(error)
+
+
+def _folder_like(name: str, choices: Iterable[str]) -> str | None:
+    """A folder or list in this folder whose name is more like a mistyped one than that of any choice."""
+    try:
+        here = [entry.name for entry in os.scandir() if entry.is_dir() or entry.name.endswith((".csv", ".tsv", ".txt"))]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(name, [*here, *choices], n=1, cutoff=0.6)
+    return close[0] if close and close[0] in here else None
 
 
 def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
@@ -269,6 +282,8 @@ def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> st
                 return f"{whole}: no such key; did you mean {instead}?"
             if path and not names:
                 group = ".".join(path)
+                if path[0] not in top and (close := difflib.get_close_matches(path[0], top, n=1, cutoff=0.8)):
+                    return f"{whole}: no such key; did you mean {'.'.join([close[0], *path[1:], key])}?"
                 return f"{whole}: no such key: nothing is chosen for {group}; give {group}=… too, or leave it out"
             return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
     return None

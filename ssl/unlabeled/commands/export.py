@@ -202,6 +202,8 @@ def unfinished(out: Path) -> Iterator[Path]:
                 os.rename(out, old)
             os.rename(folder, out)
     finally:
+        if os.path.isdir(old) and not os.path.lexists(out):  # stopped between the two
+            os.rename(old, out)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

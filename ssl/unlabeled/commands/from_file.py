@@ -4,6 +4,7 @@ Allowed are this package's own parts, and what the yamls name that the command i
 of ``--config-dir``. So an objective of the user's own can be evaluated, with the folder that names it.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from unlabeled.commands.config import check_node, conf_folder
 from unlabeled.core.file_config import check_opened, check_part
 from unlabeled.core.reading import read_utf8
 from unlabeled.core.run_config import read_yaml
+from unlabeled.distributed.launch import local_rank
 from unlabeled.errors import UserError
+
+DECODED = ("image_size", "square", "channels", "bits")  # how images are decoded, which features depend on
+SPLIT = ("train", "test", "holdout", "labels", "path_column", "label_column")  # which images, and their labels
 
 
 def part_of(config: Mapping[str, Any] | None, part: str, file: Path) -> DictConfig | None:
@@ -49,7 +54,7 @@ def data_of(
         needed: whether the command cannot do without; if not, data that may not be opened are None.
     """
     if given and "_target_" in given:
-        return given
+        return _read_as_before(given, config, file)
     values = part_of(config, "data", file)
     if values is None:
         return None
@@ -64,6 +69,41 @@ def data_of(
     both: DictConfig = OmegaConf.create({**values, **(given or {})})
     check_node(OmegaConf.to_container(both), "data")  # the file's source may not have the keys that were given
     return both
+
+
+def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: Path) -> DictConfig:
+    """Data that ``data=PATH`` names, with what is left open as the file's run had it: the size of decoded images, say.
+
+    Features, and so every number, depend on that. Of the run's own images the test split is the run's too.
+    """
+    own = (config or {}).get("data")
+    if not isinstance(own, Mapping) or own.get("_target_") != given["_target_"]:
+        return given
+    same = "path" in given and _place(given.path) == _place(own.get("path"))
+    try:
+        values = part_of(config, "data", file)
+    except UserError:  # it may not be taken from this file
+        return given
+    keys = [key for key in (*DECODED, *(SPLIT if same else ())) if key in given and key in (values or {})]
+    taken = {key: values[key] for key in keys if key in _left_open(given)} if values is not None else {}
+    if same and taken.get("holdout") is not None and local_rank() == 0:
+        share = taken["holdout"]
+        print(f"data.path={given.path}: the images of the run, of which data.holdout={share} are its test images")
+    return OmegaConf.create({**given, **taken})
+
+
+def _left_open(given: DictConfig) -> set[str]:
+    """The keys that have the value of their yaml and that nobody typed."""
+    target = str(given["_target_"])
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    asked = {each.lstrip("+~").split("=")[0] for each in typed}
+    yamls = [_content(path, target) for path in (conf_folder() / "data").glob("*.yaml")]
+    default = next((each for each in yamls if isinstance(each, dict) and each.get("_target_") == target), {})
+    return {str(key) for key, value in given.items() if value == default.get(key) and f"data.{key!s}" not in asked}
+
+
+def _place(path: Any) -> Any:
+    return os.path.realpath(os.path.expanduser(path)) if isinstance(path, str) else path
 
 
 def seed_of(config: Mapping[str, Any] | None, otherwise: int, file: Path) -> int:

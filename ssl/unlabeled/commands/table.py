@@ -122,14 +122,15 @@ def _common_name(runs: Sequence[EvaluatedRun]) -> str:
 
 
 def _tell_apart(lines: Sequence[TableLine], groups: Sequence[Sequence[EvaluatedRun]]) -> None:
-    """Where lines have the same name, add in what their configurations differ, or else the folder of the first."""
+    """Where lines have the same name, add in what their configurations differ, and else the folder."""
     for name in {line.name for line in lines}:
         same = [(line, runs[0]) for line, runs in zip(lines, groups, strict=True) if line.name == name]
         recipes = [run_identity(run.config) for _, run in same]
         keys = list(dict.fromkeys(key for other in recipes[1:] for key in differences(recipes[0], other)))
-        for line, run in same if len(same) > 1 else []:
-            values = [f"{key}={config_value(run.config, key)}" for key in keys[:3]]
-            line.name += f" ({', '.join(values) or run.folder})"
+        told = [", ".join(f"{key}={config_value(run.config, key)}" for key in keys[:3]) for _, run in same]
+        for (line, run), words in zip(same, told, strict=True) if len(same) > 1 else []:
+            more = [words] if words else []
+            line.name += f" ({', '.join(more if words and told.count(words) == 1 else [*more, str(run.folder)])})"
 
 
 def _failed(run: EvaluatedRun) -> list[Row]:
@@ -206,7 +207,8 @@ def folders_as_override(arguments: Sequence[str]) -> list[str]:
     if folders and any(other.startswith("runs=") for other in others):
         print("error: runs=[…] and folders without a key: give one of the two", file=sys.stderr)
         raise SystemExit(2)
-    quoted = ['"' + folder.replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders]
+    plain = [folder.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${") for folder in folders]
+    quoted = [f'"{folder}"' for folder in plain]
     return [*others, f"runs=[{','.join(quoted)}]"] if folders else others
 
 

@@ -17,7 +17,7 @@ class Rows(NamedTuple):
     """Which rows of the global batch this process computes; each view of a batch has as many."""
 
     first: int
-    count: int
+    own: int  # how many
     total: int  # over all processes
 
 
@@ -36,13 +36,13 @@ def bernoulli_of_rows(like: Tensor, probability: float) -> Tensor:
     """Returns 1 with a probability and else 0 for each row of ``like`` [n, …]: [n, 1, …], of its dtype and device.
 
     The draws of a row are the same for any number of processes, if all have one random state: each draws those of all
-    rows of the global batch and keeps its own. Views stand one after another, ``rows.count`` rows each.
+    rows of the global batch and keeps its own. Views stand one after another, ``rows.own`` rows each.
     """
     rows, single = _Held.rows, [1] * (like.ndim - 1)
-    if rows is None or rows.count == rows.total or len(like) % rows.count:
+    if rows is None or rows.own == rows.total or len(like) % rows.own:
         return like.new_empty(len(like), *single).bernoulli_(probability)
-    drawn = like.new_empty(len(like) // rows.count, rows.total, *single).bernoulli_(probability)
-    return drawn[:, rows.first : rows.first + rows.count].flatten(0, 1)
+    drawn = like.new_empty(len(like) // rows.own, rows.total, *single).bernoulli_(probability)
+    return drawn[:, rows.first : rows.first + rows.own].flatten(0, 1)
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:

@@ -155,9 +155,13 @@ class LazyLoader(Resumable):
         for place, (wanted, used) in enumerate(zip(asked, got, strict=True)):
             image = place - companions if companions <= place < 2 * companions else place
             name = self.source.name(wanted)
-            if wanted != used and (image == place or asked[image] == got[image]) and name not in self.corrupt:
+            if wanted != used and (image == place or asked[image] == got[image]) and not self._is_listed(name):
                 self.corrupt.append(name)
                 print(f"skipped a corrupt image ({len(self.corrupt)} so far): {name}")
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether an image is among the corrupt ones, some of which stand there with their reason."""
+        return any(each == name or each.startswith(f"{name}: ") for each in self.corrupt)
 
 
 class _Joined(Sampler[list[int]]):

@@ -36,6 +36,7 @@ from unlabeled.objective import Backbone, HasClusters, HasHead, Objective
 from unlabeled.weights import Checkpoint, folder_of, load_backbone, load_objective
 from unlabeled.weights.starting.start import starting_backbone
 
+WITHOUT_LABELS = "without_labels.html"
 FILES = ("results.json", "report.md", "report.html", "predictions.safetensors", "least_sure.csv")
 
 
@@ -95,7 +96,8 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     if test is None:
         raise UserError(
             "data.test: this data set has no test split to evaluate on; give folds=5 to cross-validate on its"
-            " labels, data=PATH of one that has, or train anew with data.holdout=0.2: this run has seen all images"
+            " labels, data=PATH of one that has, or data.holdout=0.2 to test on a fifth of these images; of those that"
+            " the network was trained on, train anew with it: all were seen"
         )
     extracted: dict[str, tuple[Features, Features]] = {}
 
@@ -130,12 +132,21 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     add_intervals(rows, extracted["pretrained"][1].labels)
     calibrate_knn(rows, extracted["pretrained"][1].labels, len(test.classes))
     log(f"\n{accuracy_table(rows)}\n")
+    _keep_without_labels(report_dir, log)
     with local_only():
         report = kept_anyway(
             report_dir, lambda folder: _write(evaluation, rows, extracted["pretrained"], checkpoint, folder, asked)
         )
     log(f"the whole report is in {report}")
     return rows
+
+
+def _keep_without_labels(report_dir: Path, log: Log) -> None:
+    """Gives the report of a run without labelled test images another name: no other page has what is in it."""
+    page = report_dir / "report.html"
+    if page.is_file() and not (report_dir / "results.json").exists():
+        page.replace(report_dir / WITHOUT_LABELS)
+        log(f"the report without labels is {report_dir / WITHOUT_LABELS} now")
 
 
 def _write(

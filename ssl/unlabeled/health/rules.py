@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from unlabeled.core.escaping import escaped
 from unlabeled.health.facts import RunFacts
 from unlabeled.health.signals import (
     MetricRecord,
@@ -278,6 +279,11 @@ RULES = (
 )
 
 
+def _as_it_is(name: str) -> str:
+    """Returns a name from a file for a sentence that is formatted: nothing in it is a field or a control character."""
+    return escaped(name).replace("{", "{{").replace("}", "}}")
+
+
 def rules_for(facts: RunFacts) -> Iterator[Rule]:
     """Yields the rules of every method, then those that the method itself declares."""
     yield from RULES
@@ -288,7 +294,7 @@ def rules_for(facts: RunFacts) -> Iterator[Rule]:
             "alarm",
             metric_reader(f"train/{sign.metric}"),
             lambda v, facts, low=low, high=high: math.isfinite(v) and not low <= v <= high,  # type: ignore[misc]
-            f"{sign.metric.replace('_', ' ')} {{value:.3g}}, healthy are {low:g} to {high:g}",
+            f"{_as_it_is(sign.metric.replace('_', ' '))} {{value:.3g}}, healthy are {low:g} to {high:g}",
             sign.meaning,
             sign.remedy,
             turns=3,

@@ -51,9 +51,10 @@ def teacher_moves(record: MetricRecord) -> Mapping[str, float]:
     """Returns 1 if the teacher has changed since the last record, 0 if it has not although it should have."""
     name = "health/teacher_length"
     momentum = record.metrics.get("health/planned/momentum", 0.0)
-    if not (name in record.metrics and name in record.before and momentum < NEARLY_ONE):
+    before = record.before.get("health/teacher_distance")
+    if before is None or not (name in record.metrics and name in record.before and momentum < NEARLY_ONE):
         return {}
-    apart = record.before["health/teacher_distance"] > 0
+    apart = before > 0
     return {"": float(record.metrics[name] != record.before[name] or not apart)}
 
 

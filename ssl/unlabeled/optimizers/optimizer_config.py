@@ -105,7 +105,8 @@ class OptimizerConfig:
 
     def _decays(self, group: Mapping[str, Any]) -> bool:
         """Tells whether a group of :func:`parameter_groups` is decayed."""
-        return self.decay_bias_and_norm or group["params"][0].ndim > 1 or group.get("adapt_all", False)
+        named = group.get("decayed_also", False)  # and not adapt_all, which LARS may give to every group
+        return self.decay_bias_and_norm or group["params"][0].ndim > 1 or named
 
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
         """Returns an optimizer for every trainable parameter of ``module``."""
@@ -149,7 +150,7 @@ def parameter_groups(
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": weight_decay},
         {"params": [], "weight_decay": 0.0},
-        {"params": [], "weight_decay": weight_decay, "adapt_all": True},
+        {"params": [], "weight_decay": weight_decay, "adapt_all": True, "decayed_also": True},
     ]
     for name, parameter in trained:
         named = parameter.ndim <= 1 and name.endswith(tuple(decayed_also))

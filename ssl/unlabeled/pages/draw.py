@@ -16,10 +16,14 @@ TITLE, GAP, CAPTION = 16, 4, 124  # pixels; a caption stands left of its row
 
 
 def draw_columns(columns: dict[str, Tensor], captions: Sequence[str] = ()) -> "Image":
-    """Draws titled columns [N, 3, h, w] in [0, 1] side by side; captions, if any, stand left of the rows."""
-    from PIL import Image, ImageDraw
+    """Draws titled columns [N, 3, h, w] in [0, 1] side by side; captions, if any, stand left of the rows.
 
-    tiles = torch.stack(list(columns.values()), 1)  # [N, columns, 3, h, w]
+    A column with fewer images than another one ends in white.
+    """
+    from PIL import Image, ImageDraw
+    from torch.nn.utils.rnn import pad_sequence
+
+    tiles = pad_sequence(list(columns.values()), padding_value=1.0)  # [N, columns, 3, h, w]
     size = tiles.shape[-1]
     tiles = _enlarged(tiles, max(1, -(-SMALLEST_TILE // size)))
     tiles = torch.nn.functional.pad(tiles, (0, GAP, 0, GAP), value=1.0)

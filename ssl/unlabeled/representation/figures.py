@@ -39,6 +39,8 @@ def spectrum_plot(spectra: Mapping[str, Tensor], spaces: Mapping[str, Mapping[st
 
 def _draw_fit(axes: "Axes", relative: Sequence[float], space: Mapping[str, Any]) -> None:
     first, last = space["alpha_window"]
+    if len(relative) < first:  # too few eigenvalues above the rounding errors: there is nothing to draw through
+        return
     log_ranks = torch.arange(first, min(last, len(relative)) + 1, dtype=torch.float64).log()
     weights = (-log_ranks).softmax(0)  # weights 1 / rank, as in the fit
     offset = weights @ (

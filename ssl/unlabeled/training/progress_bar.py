@@ -11,6 +11,8 @@ from torch import Tensor
 
 from unlabeled.training.pretraining import Pretraining
 
+WIDE = 100  # characters from which on everything has room; on 80 no bar and no time that has passed
+
 
 class RunProgress(pl.callbacks.ProgressBar):
     """Shows a live bar on a terminal, one line in a notebook, or a line per epoch where output goes to a file."""
@@ -32,12 +34,10 @@ class RunProgress(pl.callbacks.ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Pretraining)
         self._first = self._since = (trainer.global_step, time.monotonic())
+        wide = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("elapsed,"))
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
+            *(wide if self.console.width >= WIDE else (MofNCompleteColumn(),)),
             TimeRemainingColumn(),
             TextColumn("left"),
         )
@@ -60,7 +60,7 @@ class RunProgress(pl.callbacks.ProgressBar):
                 print(f"\r{self._epoch_line(pl_module, loss, step)}", end=end, flush=True)
         elif self._bar is not None:
             if pl_module.is_written(step):
-                self._line = f"step {step}  {self._numbers(pl_module, loss, step)}"
+                self._line = self._numbers(pl_module, loss, step)
             self._bar.update(self._bar.task_ids[0], completed=step, description=self._line)
         elif pl_module.is_due(every_n_epochs=1):
             self.console.print(self._epoch_line(pl_module, loss, step), highlight=False)

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from unlabeled.commands.tune.sampler import Sampler
 from unlabeled.commands.tune.space import Choices, Interval
 from unlabeled.commands.tune.tune import main
 from unlabeled.errors import UserError
+from unlabeled.training.run_lock import _start_of, _this_process
 
 pytest.importorskip("optuna", reason="needs the extra tune")
 
@@ -206,3 +210,41 @@ def test_a_process_that_died_before_it_took_its_trial_fails_that_trial_alone(
         (number, "failed", "its process ended with status -9") for number in (4, 5)
     ]
     assert not half_trained.exists()
+
+
+def test_halving_decides_after_a_ninth_and_a_third_and_not_again_before_the_end() -> None:
+    sampler = Sampler(SPACE, 0, "halving", 2, ())
+    ended = dict[int, int]()
+    for number in range(30):
+        asked = sampler.ask(number)
+        for epoch in range(1, 21):
+            asked.report(accuracy(asked.params, epoch), epoch)
+            ended[number] = epoch
+            if not sampler.goes_on(asked, epoch):
+                break
+    assert {*ended.values()} == {2, 6, 20}
+
+
+def test_a_trial_that_was_lost_is_not_the_number_of_another() -> None:
+    whole = Sampler(SPACE, 0, "none", 1, ())
+    first = [whole.ask(number).params for number in range(2)]
+    again = Sampler(SPACE, 0, "none", 1, [Trial(1, first[1], "ended", {1: 50.0}, 1.0)])  # trial 0 was lost
+    assert again.ask(2).params not in first
+
+
+def test_a_folder_has_one_search_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "search").mkdir()
+    owner = _this_process(tmp_path / "search")
+    other = Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        held = replace(owner, pid=other.pid, started=_start_of(other.pid) or "", token="other")
+        (tmp_path / "search" / "lock").write_text(json.dumps(asdict(held)))
+        given = ["experiment=digits", "optimizer.lr=0.1,0.2", "trials=1", f"run_dir={tmp_path}/search"]
+        with pytest.raises(SystemExit) as stopped:
+            main(given)
+    finally:
+        other.kill()
+        other.wait()
+    assert stopped.value.code == 2
+    assert f"process {other.pid}" in capsys.readouterr().err
+    assert sorted(each.name for each in (tmp_path / "search").iterdir()) == ["lock"]

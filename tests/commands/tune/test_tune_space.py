@@ -22,6 +22,9 @@ WRONG = {
     "optimizer.lr=glob(*)": "give a range as",
     "batch_size=range(1,100000)": "1 to 1000 values",
     "batch_size=range(5,5)": "1 to 1000 values",
+    "optimizer.lr=tag(lgo,interval(0.01,1))": "tag(lgo,…) is not known",
+    "batch_size=tag(log,choice(8,16))": "tag(log,…) is not known",
+    "batch_size=tag(log,range(8,33,8))": "tag(log,…) is not known",
 }
 
 

@@ -122,3 +122,10 @@ def test_savings_are_paired_by_seed_and_their_intervals_are_those_of_student() -
     assert found.top1[1] == mean_over_seeds([60, 62])
     with pytest.raises(ValueError, match="other seeds"):
         savings(ours[:1], random[1:])
+
+
+def test_random_that_got_to_the_same_accuracy_as_early_saves_and_costs_nothing() -> None:
+    flat = line(50, 80, 80, 80)
+    assert labels_saved(flat, flat) == 0
+    assert labels_saved(line(50, 60, 70, 80), flat) == -20
+    assert labels_saved(flat, line(50, 60, 70, 80)) == 20

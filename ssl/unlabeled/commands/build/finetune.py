@@ -62,7 +62,10 @@ def build_finetuning(config: DictConfig, checkpoint: Checkpoint) -> FineTuning:
     train = data.splits.train
     views.require_channels(train)
     if not bool((train.labels >= 0).any()):
-        raise UserError("data: no training image has a label; give data=PATH of class folders or of a list")
+        raise UserError(
+            "data: no training image has a label; give data=PATH of class folders or of a list, and fill in the column"
+            " label of a list that unlabeled label wrote"
+        )
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device, precision = torch.device("cuda" if gpu else "cpu"), resolve_precision(config.precision, config.accelerator)
     task = make_tasks(data, views, len(train.classes), device, precision)(backbone)

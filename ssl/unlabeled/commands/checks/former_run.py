@@ -69,7 +69,9 @@ def _values_of(path: Path) -> dict[str, Any]:
 
 def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raise UserError, naming the keys, where a run would go on with other values than those it was started with."""
-    free = {*FREE_KEYS, *MOVABLE_KEYS}  # images are compared as files, see unlabeled.training.same_data
+    # Images are compared as files, see unlabeled.training.same_data; a name is picked from the data's folder, which may
+    # have moved, and another name has another folder unless run_dir says which.
+    free = {*FREE_KEYS, *MOVABLE_KEYS, "name"}
     differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
     differing = [key for key in differing if not _is_new_key(key, before, resolved)]
     if differing:

@@ -4,8 +4,9 @@ import contextlib
 import difflib
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
@@ -177,7 +178,18 @@ def main() -> None:
     elif name not in COMMANDS:
         _refuse(name)
     else:
-        run(name, arguments)
+        with _one_line_for_ctrl_c(name):
+            run(name, arguments)
+
+
+@contextlib.contextmanager
+def _one_line_for_ctrl_c(name: str) -> Iterator[None]:
+    """A command that has nothing of its own to say when it is stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C: the same command does the rest of unlabeled {name}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def overview() -> str:

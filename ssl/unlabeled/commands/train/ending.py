@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from unlabeled.commands.arguments.typed import typed_command, without_name
+from unlabeled.core.escaping import for_shell
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_bytes
 from unlabeled.core.run_config import read_yaml
@@ -163,16 +164,16 @@ def _speed(run_dir: Path) -> str:
 
 
 def _next(run_dir: Path, rows: Sequence[Row], pages: Sequence[Path]) -> list[tuple[str, str]]:
-    report = run_dir / "report" / "report.html"
+    report, named = for_shell([str(run_dir / "report" / "report.html")]), for_shell([f"run={run_dir}"])
     lines = [("look at the report", f"open {report}")] if rows or pages else []
-    lines += [("look through the images", f"open {pages[0]}")] if pages else []
+    lines += [("look through the images", f"open {for_shell([str(pages[0])])}")] if pages else []
     if not (rows and _has_own_data(run_dir)):
-        lines.append(("evaluate it on your labels", f"unlabeled evaluate run={run_dir} data=FOLDER"))
+        lines.append(("evaluate it on your labels", f"unlabeled evaluate {named} data=FOLDER"))
     if (run_dir / "report" / HEADS).is_dir():
-        lines.append(("classify other images", f"unlabeled predict run={run_dir} data=FOLDER out=predictions.csv"))
-        lines.append(("fine-tune it on the labels", f"unlabeled finetune run={run_dir}"))
-    lines.append(("get the features of images", f"unlabeled embed run={run_dir} data=FOLDER out=features.parquet"))
-    lines.append(("use it elsewhere", f"unlabeled export run={run_dir} to=safetensors"))
+        lines.append(("classify other images", f"unlabeled predict {named} data=FOLDER out=predictions.csv"))
+        lines.append(("fine-tune it on the labels", f"unlabeled finetune {named}"))
+    lines.append(("get the features of images", f"unlabeled embed {named} data=FOLDER out=features.parquet"))
+    lines.append(("use it elsewhere", f"unlabeled export {named} to=safetensors"))
     longer = [each for each in without_name() if not each.startswith(("max_epochs=", "max_steps=", "resume="))]
     lines.append(("train it for longer", typed_command([*longer, "max_epochs=MORE", "resume=override"])))
     return lines

@@ -92,7 +92,7 @@ class Jobs:
         if not job.process.is_alive():
             fresh = self._started(self._jobs.index(job))
             job.process, job.connection = fresh.process, fresh.connection
-        job.asked, job.number, job.scores, job.begun = self.sampler.ask(), number, {}, time.monotonic()
+        job.asked, job.number, job.scores, job.begun = self.sampler.ask(number), number, {}, time.monotonic()
         folder = self.folder / f"{number:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # of a search that was stopped: its scores are not in the history
         overrides = [*self.fixed, *assignments(job.asked.params), f"run_dir={folder}"]
@@ -112,7 +112,7 @@ class Jobs:
         job.scores[first] = second
         job.asked.report(second, first)
         with suppress(OSError):
-            job.connection.send(not job.asked.should_prune())
+            job.connection.send(self.sampler.goes_on(job.asked, first))
         return None
 
     def _trial(self, job: _Job, state: Any, reason: str, seconds: float) -> Trial:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
 
 Pruner = Literal["halving", "median", "none"]
+NINTH = 9  # of its epochs a trial has in any case: of three the best goes on, after a third again, then to the end
 
 
 class Sampler:
@@ -43,17 +44,28 @@ class Sampler:
         optuna.logging.set_verbosity(logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of enqueue_trial, in 2.10
         self.optuna, self.space, self.seed = optuna, space, seed
+        # Successive halving decides again where a trial has had NINTH times as many epochs: then it goes to its end.
+        self.last = NINTH * first if pruner == "halving" else None
         self.study = optuna.create_study(direction="maximize", pruner=_pruner(optuna, pruner, first))
         self.distributions = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
         for trial in earlier:
             self._replay(trial)
 
-    def ask(self) -> "optuna.Trial":
-        """Returns the next trial, whose ``params`` are the values to try."""
-        number = len(self.study.get_trials(deepcopy=False))
+    def ask(self, number: int | None = None) -> "optuna.Trial":
+        """Returns the next trial, whose ``params`` are the values to try.
+
+        Args:
+            number: of the trial in the search; None: the number of those before it. Where some are missing, two trials
+                would otherwise draw by one seed.
+        """
+        number = len(self.study.get_trials(deepcopy=False)) if number is None else number
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
         return self.study.ask(self.distributions)
+
+    def goes_on(self, asked: "optuna.Trial", epoch: int) -> bool:
+        """Returns whether a trial goes on after the score of an epoch that was reported."""
+        return (self.last is not None and epoch >= self.last) or not asked.should_prune()
 
     def tell(self, asked: "optuna.Trial", trial: Trial) -> None:
         """Takes the outcome of a trial into account for the next ones."""
@@ -66,7 +78,7 @@ class Sampler:
         asked = self.study.ask(self.distributions)
         for epoch, score in sorted(trial.scores.items()):
             asked.report(score, epoch)
-            asked.should_prune()
+            self.goes_on(asked, epoch)
         self.tell(asked, trial)
 
     def _states(self) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def _sweep(argument: str) -> Override | None:
 
 def _dimension(key: str, override: Override) -> Interval | Choices:
     sweep = override.value()
+    allowed = {"log"} if isinstance(sweep, IntervalSweep) else set()
+    if wrong := sorted(set(getattr(sweep, "tags", ()) or ()) - allowed):
+        raise UserError(f"{key}: tag({wrong[0]},…) is not known: {REMEDY}")
     if isinstance(sweep, IntervalSweep):
         return _interval(key, sweep)
     if isinstance(sweep, RangeSweep):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -17,7 +17,7 @@ from unlabeled.commands.config import check_command, conf_folder, one_line_error
 from unlabeled.commands.train.picks import completed
 from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
 from unlabeled.commands.tune.jobs import Jobs
-from unlabeled.commands.tune.sampler import Sampler
+from unlabeled.commands.tune.sampler import NINTH, Sampler
 from unlabeled.commands.tune.space import Choices, Space, assignments, corners, split
 from unlabeled.core.escaping import for_shell
 from unlabeled.core.parsing import parse_json
@@ -25,10 +25,12 @@ from unlabeled.core.reading import read_utf8
 from unlabeled.core.writing import check_folder, make_folder, write_atomic
 from unlabeled.errors import UserError
 
+if TYPE_CHECKING:
+    from unlabeled.training.run_lock import RunLock
+
 OWN = ("run_dir", "trials", "minutes", "pruner", "jobs", "seed")
 OF_TRIALS = ("name", "resume", "replay", "preview", "plan_only")  # keys of a training that no trial takes
 ALWAYS = ["pictures=null", "plan=null", "checkpoints_kept=1"]
-NINTH = 9  # of its epochs a trial has in any case: a third goes on, and of these a third to the end
 FAILURES = 3  # in a row, with nothing trained, after which a search ends
 
 
@@ -50,9 +52,11 @@ def main(arguments: Sequence[str]) -> None:
         keys: Any = OmegaConf.to_container(config)
         fixed, space, epochs = _checked(others, keys)
         folder = Path(keys["run_dir"]).expanduser()
-        _open_folder(folder, fixed, space, keys)
+        check_folder("run_dir", folder, ("search.json", "trials.jsonl", "index.html"))
         try:
-            search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
+            with closing(_lock(folder)):  # two searches would delete each other's trials
+                _open_folder(folder, fixed, space, keys)
+                search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on: {for_shell(['unlabeled', 'tune', *arguments])}")
             raise SystemExit(128 + signal.SIGINT) from None
@@ -124,9 +128,14 @@ def _with_knn(fixed: Sequence[str]) -> list[str]:
     return [*ALWAYS, *([] if given else ["online_knn.every_n_epochs=1"]), *fixed]
 
 
+def _lock(folder: Path) -> "RunLock":
+    from unlabeled.training.run_lock import RunLock
+
+    return RunLock(folder)
+
+
 def _open_folder(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any]) -> None:
     """Begins a search, or makes sure that the folder holds this one."""
-    check_folder("run_dir", folder, ("search.json", "trials.jsonl", "index.html"))
     ranges = {key: list(each.values) if isinstance(each, Choices) else vars(each) for key, each in space.items()}
     now = {"fixed": list(fixed), "space": ranges, "seed": keys["seed"], "pruner": keys["pruner"]}
     path = folder / "search.json"

@@ -21,8 +21,8 @@ LABELLED = 20  # of which the online k-NN classifies a tenth, and at least two
 Report = Callable[[int, float], bool]  # epoch and top-1 → whether the trial goes on
 
 
-class _Pruned(Exception):
-    """The search has ended the trial."""
+class _Pruned(SystemExit):
+    """The search has ended the trial. As for every run that is stopped from outside, its state is "interrupted"."""
 
 
 def work(connection: Connection, gpu: str | None) -> None:

@@ -76,7 +76,7 @@ def as_latex(table: ComparisonTable) -> str:
     body = [[_behind_a_line(escape_latex(cell)) for cell in line] for line in lines]
     for number, line in enumerate(table.lines):
         for place, column in enumerate(table.columns, 2):
-            if line.name == best.get(column):
+            if best.get(column) is line:
                 body[number][place] = rf"\textbf{{{body[number][place]}}}"
     head = " & ".join(map(escape_latex, ["top-1, %", "seeds", *titles]))
     rows = ["  " + " & ".join(line) + r" \\" for line in body]
@@ -157,7 +157,7 @@ def _texts(line: TableLine, table: ComparisonTable, bold: str) -> list[str]:
     texts = []
     for column in table.columns:
         text = _text(line, line.cells.get(column))
-        texts.append(bold.format(text) if best.get(column) == line.name else text)
+        texts.append(bold.format(text) if best.get(column) is line else text)
     return texts
 
 
@@ -176,14 +176,14 @@ def _state(line: TableLine, cell: TableCell | None) -> str:
     return "failed" if cell.mean is None else "measured"
 
 
-def _best(table: ComparisonTable) -> dict[TableColumn, str]:
+def _best(table: ComparisonTable) -> dict[TableColumn, TableLine]:
     """Returns for each column the line with the highest number, if there are two or more; baselines are never bold."""
     best = {}
     for column in table.columns:
-        cells = [(line.name, line.cells.get(column)) for line in table.lines if not line.baseline]
-        means = {name: cell.mean for name, cell in cells if cell is not None and cell.mean is not None}
+        cells = [(line, line.cells.get(column)) for line in table.lines if not line.baseline]
+        means = [(cell.mean, line) for line, cell in cells if cell is not None and cell.mean is not None]
         if len(means) > 1:
-            best[column] = max(means, key=lambda name: means[name])
+            best[column] = max(means, key=lambda pair: pair[0])[1]
     return best
 
 

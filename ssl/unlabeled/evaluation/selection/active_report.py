@@ -119,9 +119,9 @@ def _first_images(found: Active, folder: Path, images: Callable[[Sequence[int]],
 
 HOW = (
     "A round is one fit of the linear probe on the labels so far. A label of the pool is revealed when a strategy asks "
-    "for it, and not before; test labels give the accuracy alone. Labels saved: random's last number of labels minus "
-    "the number from which on the strategy stays at or above random's last accuracy, seed by seed; negative where "
-    "random gets to the strategy's last accuracy with fewer. Brackets: 95 % intervals of the mean over seeds."
+    "for it, and not before; test labels give the accuracy alone. Labels saved: the number of random labels from which "
+    "on the accuracy stays at or above the lower of both last accuracies, minus that of the strategy, seed by seed; "
+    "negative where random gets there with fewer. Brackets: 95 % intervals of the mean over seeds."
 )
 
 

@@ -15,7 +15,7 @@ class Savings:
     top1: list[SeedStatistics]  # of each round
     gain: SeedStatistics  # top-1 minus random's, mean over the rounds, paired by seed
     last_gain: SeedStatistics  # the same of the last round
-    saved: SeedStatistics  # labels not needed for random's last accuracy, paired by seed
+    saved: SeedStatistics  # labels not needed for the last accuracy that both have, paired by seed
 
 
 def savings(courses: Sequence[Course], random: Sequence[Course]) -> Savings:
@@ -40,14 +40,12 @@ def savings(courses: Sequence[Course], random: Sequence[Course]) -> Savings:
 
 
 def labels_saved(course: Course, random: Course) -> float:
-    """Returns how many labels fewer than random's last number give random's last accuracy.
+    """Returns how many labels fewer than random the course needs for the lower of their last accuracies.
 
-    Where the course ends below random it is minus the labels that random would not have needed for the course's last
-    accuracy: exchanging the two changes the sign.
+    Exchanging the two changes the sign, and equal courses save nothing.
     """
-    if course.top1[-1] >= random.top1[-1]:
-        return random.counts[-1] - labels_needed(course, random.top1[-1])
-    return -(course.counts[-1] - labels_needed(random, course.top1[-1]))
+    both = min(course.top1[-1], random.top1[-1])
+    return labels_needed(random, both) - labels_needed(course, both)
 
 
 def labels_needed(course: Course, accuracy: float) -> float:

@@ -11,10 +11,12 @@ import torch
 from unlabeled.core.escaping import is_formula
 from unlabeled.core.writing import write_atomic
 from unlabeled.data.source import Source, common_folder
+from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features
 from unlabeled.evaluation.selection.classifier import LabelClassifier
 from unlabeled.evaluation.selection.course import next_rows
 from unlabeled.evaluation.selection.known_labels import KnownLabels
+from unlabeled.evaluation.selection.strategies import NEED_LABELS
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ def choose_wanted(
         seed: of random draws and of k-means.
 
     Raises:
-        UserError: fewer images without a label than ``count``.
+        UserError: fewer images without a label than ``count``; or labels are needed and no labelled image decodes.
     """
     place = {id: row for row, id in enumerate(pool.ids.tolist())}
     told = [(place[id], label) for id, label in zip(known.rows, known.labels, strict=True) if id in place]
+    if not told and strategy in NEED_LABELS:
+        raise UserError(
+            f"strategy={strategy}: it asks a classifier of the labelled images, and none of the {len(known.rows)}"
+            " can be decoded: give more labels, or strategy=typical"
+        )
     rows = [row for row, _ in told]
     labels = torch.tensor([label for _, label in told], dtype=torch.long)
     labelled = replace(pool.rows(torch.tensor(rows, dtype=torch.long)), labels=labels)
