@@ -114,7 +114,8 @@ class Reader:
         parts = KEY.fullmatch(argument)
         if parts is None:
             if not argument.startswith("~"):
-                raise UserError(f"{argument}: give key=value, without blanks around the =")
+                images = f"; images are given as data={argument}" if os.path.exists(argument) else ""
+                raise UserError(f"{argument}: give key=value, without blanks around the ={images}")
             return argument
         prefix, key, value = parts[1] or "", parts[2], parts[3]
         if not HYDRAS.fullmatch(key):

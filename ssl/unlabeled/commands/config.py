@@ -93,7 +93,10 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        raise UserError("a group cannot be null on the command line: leave it out with ~group") from error
+        nulls = [each.split("=")[0] for each in given if each.endswith("=null")]
+        group = next((each for each in nulls if (config_dir / each).is_dir()), "group")
+        none = f", or give {group}=none" if (config_dir / group / "none.yaml").is_file() else ""
+        raise UserError(f"a group cannot be null on the command line: leave it out with ~{group}{none}") from error
 
 
 def _one_line(message: str) -> str:
