@@ -113,7 +113,7 @@ def minutes_to(target: float, found: Sequence[Reached], probe: Probe = "linear")
 def _mean(runs: Sequence[Reached]) -> Reached:
     if len(runs) == 1:
         return runs[0]
-    numbers = {name: fmean(getattr(run, name) for run in runs) for name in NUMBERS}
+    numbers: dict[str, Any] = {name: fmean(getattr(run, name) for run in runs) for name in NUMBERS}
     return runs[0]._replace(**numbers)
 
 
