@@ -66,6 +66,7 @@ RECIPES = [
     Recipe("NNCLR", "nnclr_cifar10_cpu", "knn", 10),
     Recipe("LeJEPA", "lejepa_cifar10_cpu", "knn", 10),
     Recipe("DINO", "dino_cifar10_cpu", "knn", 10),
+    Recipe("DINO, ViT-Ti", "dino_vit_tiny_cifar10_cpu", "knn", 10),
     Recipe("iBOT", "ibot_cifar10_cpu", "knn", 10),
     Recipe("DINOv2", "dinov2_cifar10_cpu", "knn", 10),
     Recipe("PAWS (4,000 labels)", "paws_cifar10_cpu", "knn", 10),
