@@ -45,6 +45,11 @@ def test_the_images_of_the_run_keep_its_test_split_however_their_folder_is_writt
     assert taken(folder(Path("own"), holdout=0.5), own, tmp_path)["holdout"] == 0.5
 
 
+def test_a_list_that_only_a_strangers_file_names_is_not_opened(tmp_path: Path) -> None:
+    given = folder(tmp_path)
+    assert taken(given, folder(tmp_path, image_size=71, train="/etc/passwd"), tmp_path) == OmegaConf.to_container(given)
+
+
 def test_another_kind_of_source_is_taken_as_it_is(tmp_path: Path) -> None:
     given = OmegaConf.create({**read_yaml(CONF / "parquet.yaml"), "path": str(tmp_path)})
     assert taken(given, folder(tmp_path, image_size=71), tmp_path) == OmegaConf.to_container(given)

@@ -82,6 +82,8 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
     same = "path" in given and _place(given.path) == _place(own.get("path"))
     try:
         values = part_of(config, "data", file)
+        if same:
+            check_opened("data", {key: own[key] for key in ("train", "test") if key in own}, file)
     except UserError:  # it may not be taken from this file
         return given
     keys = [key for key in (*DECODED, *(SPLIT if same else ())) if key in given and key in (values or {})]
