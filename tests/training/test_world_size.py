@@ -62,9 +62,7 @@ def small_config(name: str) -> DictConfig:
         config = composed(*choices, "trainer.accelerator=cpu", "probe=none")
         config.views.update({key: None for key in missing_keys(config.views)})
         shrink(config.views, 16)
-        config.backbone.update(
-            {"width": 0.125} if backbone == "resnet_thin" else {"width": 16, "depth": 2, "heads": 2, "drop_path": 0.3}
-        )
+        config.backbone.update({"width": 0.125} if backbone == "resnet_thin" else {"width": 16, "depth": 2, "heads": 2})
         give_teacher(config)
         config.objective.update(fitting(SMALL, config.objective))
         if "support" in config.objective:

@@ -16,7 +16,6 @@ from torchvision.models.regnet import AnyStage, ResBottleneckBlock, SimpleStemIN
 
 from unlabeled.backbones.recomputation import recompute
 from unlabeled.backbones.resnet import features_from_maps
-from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.core.ranges import Channels, Layers, NotNegative, SomeShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -76,7 +75,6 @@ class RegNetY(Backbone):
         )
         self.num_features = widths[-1]
         _initialise(self)
-        guard_small_maps(self)
         if gradient_checkpointing:
             recompute(self.shards())
 

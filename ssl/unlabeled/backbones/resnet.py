@@ -16,7 +16,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from unlabeled.backbones.freezing import freeze_blocks, keep_still
 from unlabeled.backbones.padding import Padding, pad_at_end
 from unlabeled.backbones.recomputation import recompute
-from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.core.ranges import Channels, Count, Layers
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -90,7 +89,6 @@ class ResNet(Backbone):
         if padding == "end":
             pad_at_end(self)
         _initialise(self, zero_init_residual)
-        guard_small_maps(self)
         if gradient_checkpointing:
             recompute(self.shards())
         self.freeze = freeze

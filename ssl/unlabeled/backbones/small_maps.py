@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from unlabeled.objective import Backbone
+
 
 class SmallMapConv(nn.Conv2d):
     """A convolution that computes such maps in float32 under autocast on a CPU.
@@ -12,17 +14,41 @@ class SmallMapConv(nn.Conv2d):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled("cpu") or images.device.type != "cpu" or self._fills(images):
+        if images.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not _is_small(self, images):
             return super().forward(images)
         with torch.autocast("cpu", enabled=False):
             return super().forward(images.to(self.weight.dtype))
 
-    def _fills(self, images: Tensor) -> bool:
-        return images.shape[2] >= self.stride[0] and images.shape[3] >= self.stride[1]
+
+@torch.no_grad()
+def guard_small_maps(network: Backbone, side: int) -> None:
+    """Makes the convolutions whose maps are so small for images of ``side`` × ``side`` pixels such ones; names stay.
+
+    Tried with one black image in evaluation mode. GPUs do not need it, nor do convolutions without padding.
+    """
+    found: list[nn.Conv2d] = []
+    plain = [each for each in network.modules() if type(each) is nn.Conv2d]
+    strided = [each for each in plain if max(each.stride) > 1 and each.padding not in ((0, 0), "valid")]
+    hooks = [each.register_forward_pre_hook(lambda on, given: _note(found, on, given[0])) for each in strided]
+    modes = {each: each.training for each in network.modules()}
+    weight = next(network.parameters())
+    try:
+        if strided:
+            network.eval()(torch.zeros(1, network.channels, side, side, dtype=weight.dtype))
+    finally:
+        for each in hooks:
+            each.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    for convolution in found:
+        convolution.__class__ = SmallMapConv
 
 
-def guard_small_maps(network: nn.Module) -> None:
-    """Makes every convolution with a stride, and a kernel of more than one pixel, one of these; names stay."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and max(module.stride) > 1 and max(module.kernel_size) > 1:
-            module.__class__ = SmallMapConv
+def _note(found: list[nn.Conv2d], convolution: nn.Module, images: Tensor) -> None:
+    assert isinstance(convolution, nn.Conv2d)
+    if _is_small(convolution, images):
+        found.append(convolution)
+
+
+def _is_small(convolution: nn.Conv2d, images: Tensor) -> bool:
+    return images.shape[2] < convolution.stride[0] or images.shape[3] < convolution.stride[1]

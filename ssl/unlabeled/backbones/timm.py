@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -53,7 +52,6 @@ class TimmBackbone(Backbone):
             if "'img_size'" not in str(error):
                 raise
             raise UserError(f"backbone.image_size={image_size}: {model} takes no image size, leave it null") from error
-        guard_small_maps(self.model)
         # Not timm's num_features: MobileNetV3, VGG and others have a layer between the pooling and the classifier.
         self.num_features = int(self.model.head_hidden_size)
         published = self.model.pretrained_cfg

@@ -10,7 +10,6 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.core.ranges import Channels, Pixels
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -47,7 +46,6 @@ class TorchvisionBackbone(Backbone):
         self.channels = channels
         if channels != 3:
             _replace_first_convolution(self.model, model, channels)
-        guard_small_maps(self.model)
         self.num_features = _remove_classifier(self.model, model)
         self.image_size = getattr(self.model, "image_size", 224 if model == "maxvit_t" else None)
 

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.core.seeding import bernoulli_of_rows
-
 EPSILON = 1e-6  # of every LayerNorm, as timm, MAE and MoCo v3; torch's own default is 1e-5
 
 
@@ -57,10 +55,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Sets a share of the images [B, …] to 0 while training, and divides the others by what is left of 1.
-
-    Which images does not depend on the number of processes, see :func:`bernoulli_of_rows`.
-    """
+    """Sets a share of the images [B, …] to 0 while training, and divides the others by what is left of 1."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -69,7 +64,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.drop_prob:
             return x
-        kept = bernoulli_of_rows(x, 1 - self.drop_prob)
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
         return x * (kept / (1 - self.drop_prob))
 
 

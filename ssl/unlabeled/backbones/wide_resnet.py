@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from unlabeled.backbones.recomputation import recompute
 from unlabeled.backbones.resnet import features_from_maps
-from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.core.ranges import Channels, Layers, Share
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone
@@ -62,7 +61,6 @@ class WideResNet(Backbone):
         self.block3 = _Group(blocks, widths[2], widths[3], 2, slope, False)
         self.bn1 = nn.BatchNorm2d(widths[3])
         _initialise(self, norm_momentum)
-        guard_small_maps(self)
         if gradient_checkpointing:
             recompute(self.shards())
 

@@ -96,7 +96,8 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
         nulls = [each.split("=")[0] for each in given if each.endswith("=null")]
         group = next((each for each in nulls if (config_dir / each).is_dir()), "group")
         none = f", or give {group}=none" if (config_dir / group / "none.yaml").is_file() else ""
-        raise UserError(f"a group cannot be null on the command line: leave it out with ~{group}{none}") from error
+        left = f" (~{group}{none})" if group != "group" else ""
+        raise UserError(f"a group cannot be null on the command line: leave it out with ~group{left}") from error
 
 
 def _one_line(message: str) -> str:

@@ -200,12 +200,17 @@ def unfinished(out: Path) -> Iterator[Path]:
         with one_line(out):
             if os.path.isdir(out):
                 os.rename(out, old)
-            os.rename(folder, out)
+        _put(folder, out)
     finally:
         if os.path.isdir(old) and not os.path.lexists(out):  # stopped between the two
-            os.rename(old, out)
+            _put(old, out)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(folder: Path, out: Path) -> None:
+    with one_line(out):
+        os.rename(folder, out)
 
 
 def _facts(

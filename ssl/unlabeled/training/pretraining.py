@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unlabeled.core.seeding import Rows, derive_seed, hold_rows
+from unlabeled.core.seeding import derive_seed
 from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.support import NeedsSupport
 from unlabeled.distributed.fsdp import FullySharded
@@ -139,12 +139,10 @@ class Pretraining(pl.LightningModule):
         self.faults.prepare(self)
 
     def on_train_end(self) -> None:
-        hold_rows(None)
         self.faults.settle(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.faults.begin(self, batch)
-        hold_rows(Rows(self.global_rank * len(batch.images), len(batch.images), self.batch_size))
         output = self.output_of(batch)
         self.faults.note(output.loss)
         for hook in self.output_hooks:
@@ -160,9 +158,10 @@ class Pretraining(pl.LightningModule):
     def output_of(self, batch: Batch) -> Output:
         """Returns the objective's output for the next batch. Repeated calls give the same result."""
         progress = self.progress
-        # Stochastic depth and dropout use the global random state. Seed it by the step, so that a resumed run draws the
-        # same, and not by the process: of each image every process draws the same, see bernoulli_of_rows.
-        torch.manual_seed(derive_seed(self.seed, progress.batch, 0))
+        # Dropout and stochastic depth use the global random state. Seed it by the step, so that a resumed
+        # run draws the same, and by the process, so that two do not drop the same units: these draws, and no others,
+        # depend on the number of processes.
+        torch.manual_seed(derive_seed(self.seed, progress.batch, self.global_rank))
         with nullcontext() if self.overlap is None else self.overlap.views_ahead():
             views = self.views_of(batch, self.view_key(batch), self.views_of_batch)
             support = None if batch.support is None else self._support_with_views(batch.support)

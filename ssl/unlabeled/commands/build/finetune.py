@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.commands.build.embedding import with_folder
 from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.network import build_backbone
@@ -68,6 +69,8 @@ def build_finetuning(config: DictConfig, checkpoint: Checkpoint) -> FineTuning:
         )
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device, precision = torch.device("cuda" if gpu else "cpu"), resolve_precision(config.precision, config.accelerator)
+    if device.type == "cpu" and precision == "bf16-mixed":
+        guard_small_maps(backbone, views.size)
     task = make_tasks(data, views, len(train.classes), device, precision)(backbone)
     plain: Any = OmegaConf.to_container(filled, resolve=True)
     kept = {key: plain[key] for key in ("backbone", "views", "data", "seed")}

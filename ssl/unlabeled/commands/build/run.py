@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from unlabeled.backbones.small_maps import guard_small_maps
 from unlabeled.commands.build.companions import attach_companions, attach_support, draw_by_class
 from unlabeled.commands.build.network import build_objective, pretext_of, read_weights
 from unlabeled.commands.build.teacher import TeacherLoader
@@ -59,8 +60,10 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     start = read_weights(resolved, checkpoints)
     teacher = TeacherLoader(checkpoints.folder, views, config, resolved)
     objective = build_objective(config, start, teacher)
-    _check_progressive(config.progressive_resizing, views, objective.backbone)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
+    smallest = _smallest_view(config.progressive_resizing, views, objective.backbone, plan)
+    if trainer.strategy.root_device.type == "cpu" and trainer.precision == "bf16-mixed":
+        guard_small_maps(objective.backbone, smallest)
     if trainer.is_global_zero:
         _say_origins(start, teacher)
         _say_what_counts(objective, teacher, config.weights, config.weights_of)
@@ -105,16 +108,21 @@ def _views_for(splits: Splits, config: DictConfig) -> Views:
     return views
 
 
-def _check_progressive(sizes: Sequence[tuple[float, int]] | None, views: Views, backbone: Backbone) -> None:
-    """Raises UserError where the run has smaller views for its first steps and they or its network cannot be so."""
+def _smallest_view(sizes: Sequence[tuple[float, int]] | None, views: Views, backbone: Backbone, plan: Plan) -> int:
+    """Height and width of the smallest view of the run, pixels.
+
+    Raises:
+        UserError: the run is to have smaller views for its first steps, and they or its network cannot be so.
+    """
     if sizes is None:
-        return
+        return min(plan.views)
     if backbone.image_size is not None:
         raise UserError(
             f"progressive_resizing: {type(backbone).__name__} is built for images of {backbone.image_size} pixels:"
             " leave the key out, or take a ResNet or another convolutional network"
         )
-    ProgressiveViews(views, sizes, 1)
+    first = ProgressiveViews(views, sizes, 1).phases[0].views
+    return max(1, round(min(plan.views) * first.size / views.size))
 
 
 def _connect(
