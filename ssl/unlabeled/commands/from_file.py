@@ -86,8 +86,9 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
             check_opened("data", {key: own[key] for key in ("train", "test") if key in own}, file)
     except UserError:  # it may not be taken from this file
         return given
-    keys = [key for key in (*DECODED, *(SPLIT if same else ())) if key in given and key in (values or {})]
-    taken = {key: values[key] for key in keys if key in _left_open(given)} if values is not None else {}
+    left_open = _left_open(given)
+    keys = [key for key in (*DECODED, *(SPLIT if same else ())) if key in left_open]
+    taken = {key: values[key] for key in keys if key in values} if values is not None else {}
     if same and taken.get("holdout") is not None and local_rank() == 0:
         share = taken["holdout"]
         print(f"data.path={given.path}: the images of the run, of which data.holdout={share} are its test images")

@@ -129,8 +129,8 @@ def _tell_apart(lines: Sequence[TableLine], groups: Sequence[Sequence[EvaluatedR
         keys = list(dict.fromkeys(key for other in recipes[1:] for key in differences(recipes[0], other)))
         told = [", ".join(f"{key}={config_value(run.config, key)}" for key in keys[:3]) for _, run in same]
         for (line, run), words in zip(same, told, strict=True) if len(same) > 1 else []:
-            more = [words] if words else []
-            line.name += f" ({', '.join(more if words and told.count(words) == 1 else [*more, str(run.folder)])})"
+            folder = "" if words and told.count(words) == 1 else str(run.folder)
+            line.name += f" ({', '.join(filter(None, (words, folder)))})"
 
 
 def _failed(run: EvaluatedRun) -> list[Row]:
