@@ -14,7 +14,9 @@ from unlabeled.commands.build.run import build_replay, build_run
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.objectives.simclr import SimCLR
+from unlabeled.views.cutout import Cutout
 from unlabeled.views.key import ViewKey
+from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.padded_crop import RandomCrop
 from unlabeled.views.pipeline import ViewGroup, Views
 from unlabeled.views.progressive import ProgressiveViews, resized
@@ -27,6 +29,20 @@ def test_smaller_views_are_those_of_a_pipeline_that_is_built_so_small() -> None:
     built = Views(16, [small(16, 2), small(8, 1)], MEAN, STD, 0.875, "bicubic")
     assert equal(resized(pipeline(MEAN, STD, 0.875), 16)(images, ids, key), built(images, ids, key))
     assert resized(pipeline(MEAN, STD, 0.875), 16).evaluation() == built.evaluation()
+
+
+def test_borders_and_covered_squares_shrink_with_the_view() -> None:
+    def views(size: int, padding: int, square: int) -> Views:
+        crop = RandomResizedCrop(size, (1.0, 1.0), (1.0, 1.0), "bilinear", 0.0)
+        shifted = RandomCrop(size, padding, "reflect", 0.5)
+        groups = [
+            ViewGroup(1, [crop, shifted]),
+            ViewGroup(1, [crop, RandomCrop(size, 0, "black", 0.5), Cutout(square, 0.5, 1.0)]),
+        ]
+        return Views(size, groups, MEAN, STD, 1.0, "bilinear")
+
+    images, ids, key = uint8_images(6, 32, 32), torch.arange(6), ViewKey(3, 7, 0, 6)
+    assert equal(resized(views(24, 3, 12), 16)(images, ids, key), views(16, 2, 8)(images, ids, key))
 
 
 def test_a_share_of_the_run_begins_with_the_first_step_that_has_reached_it() -> None:

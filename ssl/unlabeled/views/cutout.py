@@ -16,6 +16,8 @@ class Cutout:
         probability: share of the images that are changed.
     """
 
+    in_pixels = ("size",)
+
     def __init__(self, size: Pixels, fill: Share, probability: Share) -> None:
         self.size, self.fill, self.probability = size, fill, probability
 

@@ -29,7 +29,8 @@ class Operation(Protocol):
     An operation with ``framed = True`` also takes images of different sizes in the upper left corners of canvases:
     ``parameters["sizes"]`` int64 [B, 2] are their heights and widths. One with ``crops = True`` makes all images one
     size, and does not change its input. One with ``coloured = True`` takes RGB only; others take any channels. One with
-    ``to_some = True`` draws ``applied``, bool [B], and leaves rows as they are where it is False.
+    ``to_some = True`` draws ``applied``, bool [B], and leaves rows as they are where it is False. ``in_pixels`` names
+    the attributes that are lengths of a view, and shrink with it; see :func:`unlabeled.views.progressive.resized`.
 
     Parameters are on the CPU, and on a GPU beside the images, unless the operation has ``draws_on_host = True``. What
     is after the crop is compiled there: no reading of values, no shapes that depend on them.
@@ -75,6 +76,7 @@ class RandomResizedCrop:
     """
 
     framed = crops = True
+    in_pixels = ("size",)
 
     def __init__(
         self,

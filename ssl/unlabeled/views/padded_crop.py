@@ -28,6 +28,7 @@ class RandomCrop:
     """
 
     crops = True  # and not framed: nothing is resized, so that all images have one size
+    in_pixels = ("size", "padding")
 
     def __init__(self, size: Pixels, padding: NoneOrMore, fill: Fill, flip: Share) -> None:
         if fill not in ("black", "reflect"):

@@ -65,7 +65,10 @@ def _arguments(views: Views) -> dict[str, Any]:
 
 
 def resized(views: Views, size: int) -> Views:
-    """Returns the same views at another size; every crop is larger or smaller by the same factor."""
+    """Returns the same views at another size; crops, borders and covered squares change by the same factor.
+
+    What an operation measures in pixels it names in its ``in_pixels``.
+    """
     if size == views.size:
         return views
     groups = [
@@ -80,10 +83,10 @@ def resized(views: Views, size: int) -> Views:
 
 
 def _resized(step: Operation, factor: float) -> Operation:
-    if not getattr(step, "crops", False):
-        return step
     made = copy.copy(step)
-    made.size = max(1, round(step.size * factor))  # type: ignore[attr-defined]
+    for name in getattr(step, "in_pixels", ()):
+        length = getattr(step, name)
+        setattr(made, name, max(1, round(length * factor)) if length else 0)
     return made
 
 
