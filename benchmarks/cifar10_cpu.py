@@ -152,8 +152,10 @@ def keep_report(run_dir: Path, folder: Path) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """The report of a run with its resolved configuration."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    steps = max(json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines())
-    return results | {"config": OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), "steps": steps}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    reached = {name: max(line.get(name, 0) for line in lines) for name in ("step", "epoch")}
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    return results | {"config": config, "steps": reached["step"], "epochs": reached["epoch"]}
 
 
 def page(found: list[tuple[Recipe, dict[str, Any]]]) -> str:
@@ -180,8 +182,9 @@ def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
     """One line for each protocol on all labels; ``wanted`` stands at those that decide."""
     score = {(row["features"], row["protocol"]): row["top1"] for row in results["rows"]}
     training, seed = results["provenance"]["training"], results["config"]["seed"]
+    epochs = results["config"]["max_epochs"] or f"{results['epochs']:.1f}"  # null where steps end the run
     start = f"{recipe.method} | [{recipe.folder}]({recipe.folder}/report.md)"
-    start += f" | {training['backbone_parameters']:,} | {results['config']['max_epochs']}"
+    start += f" | {training['backbone_parameters']:,} | {epochs}"
     start += f" | {_minutes(results):.1f}"
     lines = []
     for protocol in [each for features, each in score if features == "pretrained" and not each.endswith(" draws")]:

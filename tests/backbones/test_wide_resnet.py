@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tests.small import composed
 from unlabeled.backbones.wide_resnet import WideResNet
 from unlabeled.errors import UserError
+from unlabeled.optimizers.layer_decay import by_layer
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,13 @@ def test_recomputed_blocks_change_no_gradient() -> None:
 def test_a_depth_that_gives_no_whole_number_of_blocks_is_refused(depth: int) -> None:
     with pytest.raises(UserError, match=rf"backbone.depth={depth} must be 6 n \+ 4"):
         WideResNet(depth, 1, 0.1, 0.1)
+
+
+def test_rates_fall_from_block_to_block_and_the_batchnorm_behind_them_has_the_whole_rate() -> None:
+    network = WideResNet(10, 1, 0.1, 0.1)
+    named = {parameter: name for name, parameter in network.named_parameters()}
+    groups = by_layer([{"params": list(network.parameters())}], network, 0.5)
+    scale = {named[each]: group["lr_scale"] for group in groups for each in group["params"]}
+    last = len(network.shards()) + 1
+    assert scale["conv1.weight"] == 0.5**last
+    assert scale["bn1.weight"] == scale["bn1.bias"] == 1

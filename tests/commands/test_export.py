@@ -32,6 +32,7 @@ from unlabeled.weights.architecture import REGNETS, REGNETS_X, to_timm
 from unlabeled.weights.card import without_paths
 from unlabeled.weights.feature_comparison import feature_differences, generate_images
 from unlabeled.weights.preprocess import Preprocess
+from unlabeled.weights.pretrained import Transform
 from unlabeled.weights.targets import Writer
 
 Spec = dict[str, Any]
@@ -591,3 +592,12 @@ def test_an_export_that_is_stopped_between_its_renames_leaves_the_earlier_one(
         (folder / "later").touch()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert [each.name for each in out.iterdir()] == ["earlier"]
+
+
+def test_a_network_for_images_of_other_channels_is_refused_in_one_line(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", THIN | {"channels": 1})
+    assert refusal(f"run={run}", "to=safetensors").startswith("backbone.channels=1: an export is for images of three")
+    with pytest.raises(UserError, match=r"the backbone takes 1 channels: give the backbone tensors \[B, 1, 8, 8\]"):
+        Transform(Preprocess(8, None, None, 1.0, "bilinear"), 1)(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(UserError, match="images: the list is empty"):
+        Transform(Preprocess(8, None, None, 1.0, "bilinear"))([])

@@ -15,12 +15,16 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from PIL import Image
 
 import unlabeled
 from tests.conftest import Script
+from unlabeled.commands.arguments.asked import forgotten_afterwards
 from unlabeled.commands.arguments.compose import composed, overrides_of
 from unlabeled.commands.entry_points.run_from_python import Run
+from unlabeled.commands.from_file import data_of
+from unlabeled.core.run_config import read_yaml, to_yaml
 
 KEYS: dict[str, Any] = {
     "experiment": "digits",
@@ -151,6 +155,8 @@ def test_an_export_returns_its_folder(run: Run, folder: Path) -> None:
         (lambda: unlabeled.evaluate("/no/run"), "run=/no/run: no such folder"),
         (lambda: unlabeled.evaluate("x", compare=["a", "b"]), "compare: gives nothing back to Python"),
         (lambda: unlabeled.load("/no/run"), "run=/no/run: no such folder"),
+        (lambda: unlabeled.load(3), "3: give the folder of a run, a file of weights, or what unlabeled.train returned"),
+        (lambda: unlabeled.evaluate(None), "None: give the folder of a run, a file of weights, or what "),
         (lambda: unlabeled.export("/no/run", "tim"), "to=tim: did you mean timm? must be timm or torchvision or "),
     ],
 )
@@ -186,3 +192,51 @@ def test_importing_takes_no_torch_and_no_hydra() -> None:
     code = "import sys, unlabeled; print([name for name in ('torch', 'hydra', 'numpy') if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60)
     assert finished.stdout == "[]\n", finished.stderr
+
+
+@pytest.mark.parametrize(("value", "text"), [(np.float64(1e-3), "0.001"), (np.int64(3), "3"), (np.bool_(True), "true")])
+def test_numbers_of_numpy_are_numbers(value: Any, text: str) -> None:
+    assert overrides_of({"key": value, "keys": [value]}) == [f"key={text}", f"keys=[{text}]"]
+
+
+def test_a_tilde_is_the_home_folder_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert composed("train", overrides_of({"experiment": "digits", "run_dir": Path("~/r")})).run_dir == "/home/me/r"
+
+
+OWN = """
+from unlabeled.backbones.resnet import ResNet
+
+class Mine(ResNet):
+    pass
+"""
+
+
+def test_a_backbone_of_an_own_folder_of_yamls_is_loaded_and_evaluated(folder: Path, run: Run) -> None:
+    own = folder / "own"
+    (own / "conf" / "backbone").mkdir(parents=True)
+    (own / "own_backbone.py").write_text(OWN)
+    settings = read_yaml(run.folder / "config.yaml")["backbone"] | {"_target_": "own_backbone.Mine"}
+    (own / "conf" / "backbone" / "mine.yaml").write_text(to_yaml(settings))
+    named = [f"--config-dir={own / 'conf'}"]
+    keys = {key: value for key, value in KEYS.items() if key != "backbone"}
+    made = unlabeled.train(out=folder / "mine", backbone="mine", overrides=named, **keys)
+    found = unlabeled.load(made, overrides=["--config-dir", str(own / "conf")])
+    assert type(found.backbone).__name__ == "Mine"
+    with pytest.raises(unlabeled.UserError, match=r"own_backbone\.Mine: is no backbone of this package"):
+        unlabeled.load(made)
+    rows = unlabeled.evaluate(made, overrides=named, probe="knn", **{"probe.knn.k": [20]})
+    assert made.results is not None
+    assert rows["knn"].top1 == made.results["knn"].top1
+
+
+def test_a_key_that_is_given_with_the_value_of_its_yaml_is_not_replaced_by_the_runs(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    own = composed("embed", ["data=folder", f"data.path={folder}", "data.image_size=16"]).data
+    for keys, size in (([], 16), (["data.image_size=256"], 256)):
+        given = composed("embed", ["data=folder", f"data.path={folder}", *keys]).data
+        found = data_of(given, {"data": OmegaConf.to_container(own)}, tmp_path / "run.ckpt")
+        assert found is not None
+        assert found.image_size == size
+    with forgotten_afterwards():
+        pass

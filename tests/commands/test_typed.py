@@ -16,6 +16,7 @@ from tests.small import CONF
 from unlabeled.commands import command_line
 from unlabeled.commands.aliases import ALIASES, meant
 from unlabeled.commands.command_line import Reader, as_typed
+from unlabeled.commands.config import with_joined_options
 from unlabeled.commands.keys import TYPES
 from unlabeled.core.escaping import escaped, for_shell
 from unlabeled.errors import UserError
@@ -116,6 +117,12 @@ def test_interpolations_and_sweeps_stay_hydras() -> None:
     assert read("-m", "name=a1,b 2") == ["-m", "name=a1,b 2"]
     others = ["--config-dir", "x y", "+experiment=z", "~logger"]
     assert read(*others) == others
+
+
+def test_an_own_folder_is_one_word_however_it_is_typed() -> None:
+    for option in ("--config-dir", "-cd"):
+        assert with_joined_options(["a=1", option, "x y", "b=2"]) == ["a=1", "--config-dir=x y", "b=2"]
+    assert with_joined_options(["--config-dir=z", "--config-dir"]) == ["--config-dir=z", "--config-dir"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from unlabeled.data import decoding as told
+from unlabeled.data.bands import as_bytes
 from unlabeled.data.decode import decode_bytes, read_header
 from unlabeled.data.decoding import Decoding, channels_of, in_colour
 from unlabeled.data.fingerprint import fingerprint
@@ -273,3 +274,11 @@ def test_the_header_of_many_bands_is_read_and_every_page_counts_its_pixels(tmp_p
             writer.write(np.zeros((side, side), np.uint8), photometric="minisblack", metadata=None)
     with pytest.raises(CorruptImage, match=r"360,000 pixels are more than data.max_pixels=1000"):
         decode_bytes(tmp_path / "b.tif", "b", 16, True, Decoding(2, max_pixels=1000))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, "auto"])
+def test_eight_bits_are_as_they_are_whatever_deeper_integers_have(bits: Any) -> None:
+    values = noise(2, 4, 4)
+    assert as_bytes(values, bits) is values
+    if isinstance(bits, int) and bits > 8:
+        assert as_bytes(np.full((1, 2, 2), 2**bits - 1, np.uint16), bits).tolist() == [[[255, 255]] * 2]

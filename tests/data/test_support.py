@@ -377,3 +377,9 @@ def test_listed_images_that_the_evaluation_split_has_too_are_found(tmp_path: Pat
     labels = LabelSelection(None, None, 1, 0, "k").of(source)
     assert shared_names(labels, source, source) == [source.name(id) for id in labels.ids.tolist()]
     assert shared_names(labels, source, in_memory()) == []
+
+
+def test_a_class_without_a_labelled_image_is_no_class_of_a_draw() -> None:
+    source = in_memory([0, 0, 0, 2, 2, 2, -1])
+    chosen = LabelSelection(None, None, 2, 0, "k").of(source)
+    assert chosen.labels.tolist() == [0, 0, 2, 2]

@@ -19,6 +19,7 @@ from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.health import heartbeat, system
 from unlabeled.training.checkpointing import Interrupted
+from unlabeled.training.run_lock import TakenOver
 
 STEPS = 6
 
@@ -145,6 +146,12 @@ def test_an_error_is_told_by_its_first_line(tmp_path: Path, error: Exception, sa
         train(tmp_path, at=2, error=error)
     last = SAID[tmp_path][-1]
     assert (last["state"], last["error"], last["step"]) == ("failed", said, 2)
+
+
+def test_a_process_whose_folder_was_taken_leaves_the_file_to_the_other(tmp_path: Path) -> None:
+    with pytest.raises(TakenOver):
+        train(tmp_path, at=2, error=TakenOver("was taken over by process 7"))
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "running"
 
 
 class PlanOnly(pl.Callback):

@@ -112,6 +112,8 @@ def test_where_all_are_damaged_the_run_is_refused_in_one_line(tmp_path: Path) ->
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"every checkpoint is damaged, last\.ckpt, step_000000001\.ckpt; .* name=…"):
         folder.find()
+    with pytest.raises(UserError, match=r"every checkpoint is damaged, last\.ckpt, step_"):  # nothing begins anew
+        folder.find()
     with pytest.raises(UserError, match="checkpoints_kept=0"):
         CheckpointFolder(tmp_path, 0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.small import small_run
 from unlabeled.commands.build.run import build_run
-from unlabeled.commands.checks.former_run import open_run
+from unlabeled.commands.checks.former_run import check_same, open_run
 from unlabeled.errors import UserError
 from unlabeled.training.loggers import MLflow, load_or_create_id
 from unlabeled.training.run import Run
@@ -162,3 +162,22 @@ def test_a_run_that_would_have_other_steps_than_it_began_with_is_refused(
     torch.save(state, tmp_path / "run/checkpoints/last.ckpt")
     with pytest.raises(UserError, match=r"began with steps_per_epoch=2 and would go on with 3.*memory_gib"):
         trained(config)
+
+
+def test_a_damaged_image_in_memory_or_not_is_another_order_and_is_refused(images: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(images, tmp_path / "images"))
+    next(copied.rglob("7.png")).write_bytes(b"cut")  # 47 images or 48: four steps an epoch both ways
+    trained(config_of(copied, tmp_path / "run", "batch_size=10"))
+    again = config_of(copied, tmp_path / "run", "batch_size=10", "memory_gib=0")
+    with pytest.raises(UserError, match=r"began with images=47 and would go on with 48: .* another memory_gib"):
+        trained(again)
+
+
+@pytest.mark.parametrize("key", ["gradient_clip_val=0.5", "sync_batchnorm=true"])
+def test_settings_of_the_trainer_that_change_numbers_are_refused_and_others_not(key: str, tmp_path: Path) -> None:
+    before = OmegaConf.to_container(small_run("simclr", tmp_path), resolve=True)
+    after = OmegaConf.to_container(small_run("simclr", tmp_path, f"trainer.{key}", "trainer.devices=2"), resolve=True)
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    with pytest.raises(UserError, match=rf"another trainer\.{key.partition('=')[0]}; give"):
+        check_same({str(name): value for name, value in before.items()}, {str(n): v for n, v in after.items()})

@@ -231,3 +231,14 @@ def test_a_second_command_on_a_run_is_refused_and_changes_no_file(tmp_path: Path
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
     lock.release()
     assert start(config).code == 0
+
+
+def test_a_run_that_is_under_way_in_another_thread_keeps_its_lock(tmp_path: Path) -> None:
+    first = RunLock(tmp_path / "a")
+    first.at_work = True
+    with pytest.raises(UserError, match=r"run_dir=.*b: this process trains .*a already, in another thread"):
+        RunLock(tmp_path / "b")
+    assert owner_of(tmp_path / "a") == os.getpid()
+    first.at_work = False
+    RunLock(tmp_path / "b")
+    assert not (tmp_path / "a" / "lock").exists()

@@ -152,3 +152,11 @@ def test_an_old_file_that_was_cut_off_is_damaged_and_not_unsafe(length: int, tmp
     path = saved({"a": torch.ones(1000)}, tmp_path, zipped=False)
     path.write_bytes(path.read_bytes()[:length])
     assert "cannot be read as tensors and plain values (" in refusal(path)
+
+
+def test_a_pickle_that_claims_a_huge_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "huge.pt"
+    path.write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x" * 40)
+    with pytest.raises(UserError, match="cannot be read as tensors and plain values") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)

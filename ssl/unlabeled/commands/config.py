@@ -215,6 +215,15 @@ def _resolved(name: str) -> Any:
         raise UserError(f"{package} is not installed: pip install 'unlabeled[{package}]'") from error
 
 
+def with_joined_options(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with ``--config-dir FOLDER`` as one word, ``--config-dir=FOLDER``."""
+    found, rest = list[str](), iter(arguments)
+    for each in rest:
+        folder = next(rest, None) if each in ("--config-dir", "-cd") else None
+        found.append(each if folder is None else f"--config-dir={folder}")
+    return found
+
+
 def own_folders(arguments: Sequence[str]) -> list[Path]:
     """What ``--config-dir FOLDER`` or ``--config-dir=FOLDER`` names."""
     after = [value for option, value in pairwise(arguments) if option in ("--config-dir", "-cd")]

@@ -109,6 +109,8 @@ def open_source(exported: ExportInputs) -> ExportSource:
         UserError: the two do not fit.
     """
     backbone, preprocess = exported.backbone.float().eval(), read_preprocess(exported.views)
+    if backbone.channels != 3:
+        raise UserError(f"backbone.channels={backbone.channels}: an export is for images of three colours alone")
     if backbone.image_size not in (None, preprocess.size):
         raise UserError(
             f"views.size={preprocess.size}: this backbone takes images of {backbone.image_size} pixels alone"

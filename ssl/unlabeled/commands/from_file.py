@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from unlabeled.commands.arguments.asked import typed_overrides, yaml_folders
 from unlabeled.commands.checks.decoder import with_earlier_decoder
 from unlabeled.commands.config import check_node, conf_folder
 from unlabeled.core.file_config import check_opened, check_part
@@ -98,8 +98,7 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
 def _left_open(given: DictConfig) -> set[str]:
     """The keys that have the value of their yaml and that nobody typed."""
     target = str(given["_target_"])
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    asked = {each.lstrip("+~").split("=")[0] for each in typed}
+    asked = {each.lstrip("+~").split("=")[0] for each in typed_overrides()}
     yamls = [_content(path, target) for path in (conf_folder() / "data").glob("*.yaml")]
     default = next((each for each in yamls if isinstance(each, dict) and each.get("_target_") == target), {})
     return {str(key) for key, value in given.items() if value == default.get(key) and f"data.{key!s}" not in asked}
@@ -133,21 +132,13 @@ def progressive_sizes_of(config: Mapping[str, Any], file: Path) -> list[tuple[fl
 
 def is_named(part: str, target: str) -> bool:
     """Whether the yamls of this command's configuration name a target for a part: its own, or their experiments."""
-    for folder in _folders():
+    for folder in yaml_folders():
         parts = [_content(path, target) for path in sorted((folder / part).rglob("*.yaml"))]
         experiments = [_content(path, target) for path in sorted((folder / "experiment").rglob("*.yaml"))]
         parts += [each.get(part) for each in experiments if isinstance(each, dict)]
         if any(target in _targets(each) for each in parts):
             return True
     return False
-
-
-def _folders() -> list[Path]:
-    """Where this command looks for yamls."""
-    if not HydraConfig.initialized():
-        return [conf_folder()]
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def _content(path: Path, target: str) -> Any:

@@ -43,6 +43,9 @@ FREE_KEYS = (
     "weights_sha256",
 )
 
+# Of ``trainer``, which is free as a machine is, these change numbers.
+NOT_FREE = ("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.sync_batchnorm")
+
 # Paths of the run and its images may differ too: the files are compared, see unlabeled.training.same_data.
 MOVABLE_KEYS = ("data.path", "data.root", "run_dir")
 

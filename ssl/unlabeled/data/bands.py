@@ -113,7 +113,7 @@ def _tifffile() -> Any:
 
 
 def as_bytes(values: Values, bits: int | str) -> Values:
-    """Scales whole numbers or floats to uint8 of the same shape, black to white; uint8 input is returned unchanged.
+    """Scales whole numbers or floats to uint8 of the same shape, black to white; uint8 input is unchanged.
 
     Whole numbers: 0 … 2^bits − 1. Floats, and signed numbers below 0: the first of 0..1 (floats alone), 0..255 and
     0..65535 that holds all values, else their own minimum..maximum over all bands; values that are not finite become 0.
@@ -121,7 +121,7 @@ def as_bytes(values: Values, bits: int | str) -> Values:
     Raises:
         ValueError: a value above 2^bits − 1.
     """
-    if values.dtype == np.uint8 and bits in (8, "auto"):
+    if values.dtype == np.uint8:
         return values
     if values.dtype == bool:
         return values.astype(np.uint8) * 255

@@ -97,7 +97,7 @@ class LabelSelection:
 
     def _drawn(self, source: Source) -> Tensor:
         kept = []
-        for label in range(int(source.labels.max()) + 1):
+        for label in sorted(set(source.labels[source.labels >= 0].tolist())):  # a class may be of other splits alone
             members = (source.labels == label).nonzero().flatten()
             generator = torch.Generator().manual_seed(derive_seed(self.seed, label))
             kept.append(
@@ -162,18 +162,20 @@ def shared_names(labels: LabelList, train: Source, test: Source) -> list[str]:
 def matches(lines: list[str], source: Source) -> list[list[int]]:
     """Returns the images of a source that each line can name: by the name, else the end of the path, else the number.
 
-    A name may be relative to the folder of all images.
+    A name may be relative to the folder of all images. A source that is a part of another has ``ids``, the numbers of
+    its images there, which the numbers of lines are.
     """
-    root = common_folder(source)
+    root, ids = common_folder(source), getattr(source, "ids", None)
+    places = range(len(source)) if ids is None else {id: place for place, id in enumerate(ids.tolist())}
     ending: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for id in range(len(source)):
         name = source.name(id)
         ending[os.path.basename(name)].append((name, id))
-    return [_match(line, ending.get(os.path.basename(line), []), root, len(source)) for line in lines]
+    return [_match(line, ending.get(os.path.basename(line), []), root, places) for line in lines]
 
 
-def _match(line: str, candidates: list[tuple[str, int]], root: str, images: int) -> list[int]:
+def _match(line: str, candidates: list[tuple[str, int]], root: str, places: range | dict[int, int]) -> list[int]:
     whole = [id for name, id in candidates if line in (name, name.removeprefix(root), os.path.abspath(name))]
     ends = [id for name, id in candidates if name.endswith(f"/{line}")]
-    number = [int(line)] if line.isdecimal() and int(line) < images else []
+    number = [places[int(line)]] if line.isdecimal() and int(line) in places else []
     return whole or ends or number

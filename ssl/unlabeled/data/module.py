@@ -168,7 +168,7 @@ class DataModule(pl.LightningDataModule):
         Returns:
             An iterable of Batch that can be iterated again.
         """
-        asked = [rows.tolist() for rows in torch.split(positions, batch_size)]
+        asked = [rows.tolist() for rows in torch.split(positions, batch_size) if len(rows)]
         if isinstance(source, DecodedSource):
             return ArrayLoader(source, asked, torch.device("cpu"))
         return LazyLoader(source, asked, self.num_workers, self.corrupt, keep_shape=False)

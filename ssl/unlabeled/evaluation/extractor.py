@@ -19,8 +19,16 @@ from unlabeled.data.fingerprint import fingerprint
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source
 from unlabeled.distributed import gather_rows, rank, world_size
+from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import Key, TensorCache, code_hash
-from unlabeled.evaluation.features import Features, PixelNetwork, concatenate, extract, state_hash
+from unlabeled.evaluation.features import (
+    Features,
+    PixelNetwork,
+    concatenate,
+    extract_each,
+    require_finite_images,
+    state_hash,
+)
 from unlabeled.objective import Batch
 from unlabeled.views.pipeline import Views
 
@@ -76,13 +84,15 @@ class Extractor:
     def _extract(self, network: nn.Module, split: str, kinds: Sequence[str]) -> Features:
         started, precision = time.perf_counter(), "32-true" if isinstance(network, PixelNetwork) else self.precision
         batches, positions = self._batches(split)
-        parts = (
-            []
-            if not positions
-            else [extract(network, batches, self.views.evaluation_view, self.device, precision, kinds)]
-        )
+        rows: list[Features] = []
+        if positions:
+            extract_each(network, batches, self.views.evaluation_view, self.device, precision, kinds, rows.append)
+        parts = [require_finite_images(concatenate(rows), precision)] if rows else []
         if world_size() > 1:
-            parts = [self._gathered(parts)]
+            self._list_corrupt_of_all()
+            parts = self._gathered(parts)
+        if not parts:
+            raise UserError(f"data: no image of {split} that is wanted can be decoded: mend the files that are listed")
         features = concatenate(parts)
         order = features.ids.argsort(stable=True)
         seconds = round(time.perf_counter() - started, 3)
@@ -105,15 +115,23 @@ class Extractor:
         """Returns the positions of the images that get features."""
         return torch.arange(len(labels)) if self.unlabelled else (labels >= 0).nonzero().flatten()
 
-    def _gathered(self, parts: list[Features]) -> Features:
+    def _list_corrupt_of_all(self) -> None:
+        """Lists the damaged images of all processes on each, in one order: the first writes the report."""
+        every: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(every, self.data.corrupt)
+        self.data.corrupt[:] = dict.fromkeys(name for each in every for name in each)
+
+    def _gathered(self, parts: list[Features]) -> list[Features]:
         """Gathers the rows of all processes; a process without rows does not know the others' width."""
         shapes: list[Any] = [None] * world_size()
         own = None if not parts else {k: tuple(v.shape[1:]) for k, v in _columns(parts[0]).items()}
         torch.distributed.all_gather_object(shapes, own)
-        wide = next(shape for shape in shapes if shape is not None)
+        wide = next((shape for shape in shapes if shape is not None), None)
+        if wide is None:
+            return []
         mine = _columns(parts[0]) if parts else {name: _empty_column(name, shape) for name, shape in wide.items()}
         every = {name: gather_rows(mine[name].to(self._exchange_device())).cpu() for name in sorted(wide)}
-        return _of_columns(every)
+        return [_of_columns(every)]
 
     def _exchange_device(self) -> torch.device:
         """Returns the device on which processes exchange tensors: NCCL supports only GPUs."""

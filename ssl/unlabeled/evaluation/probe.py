@@ -83,6 +83,7 @@ class Task:
     device: torch.device
     precision: str  # 32-true, bf16-mixed or 16-mixed, of the forward passes
     train_names: Callable[[int], str]  # of the image at a position of train, for lists of labels
+    train_ids: Tensor | None = None  # int64 [N], its number in the source, where that is not the position
 
 
 @runtime_checkable

@@ -29,9 +29,10 @@ def make_tasks(
             source = train if split == "train" or test is None else test
             return data.batches(source, labelled[split][positions], batch_size)
 
+        ids = train.ids[labelled["train"]] if isinstance(train, DecodedSource) else labelled["train"]
+
         def name(position: int) -> str:
-            row = int(labelled["train"][position])
-            return data.splits.train.name(int(train.ids[row]) if isinstance(train, DecodedSource) else row)
+            return data.splits.train.name(int(ids[position]))
 
         return Task(
             copy.deepcopy(network).to(device).eval(),
@@ -43,6 +44,7 @@ def make_tasks(
             device,
             precision,
             name,
+            ids,
         )
 
     return task_of

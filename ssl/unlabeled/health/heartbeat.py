@@ -17,6 +17,7 @@ from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
 from unlabeled.training.checkpointing import Interrupted
 from unlabeled.training.pretraining import Pretraining
+from unlabeled.training.run_lock import TakenOver
 
 EVERY = 2.0  # seconds between two writes (our choice): often enough for readers, cheap for steps
 RECENT = 15  # writes over which the speed is measured: half a minute
@@ -77,6 +78,8 @@ class Heartbeat(pl.Callback):
         self._write(trainer, pl_module, "finished" if whole else "interrupted")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, TakenOver):  # the file is the other process's
+            return
         stopped = isinstance(exception, Interrupted | KeyboardInterrupt | SystemExit)
         self._write(trainer, pl_module, "interrupted" if stopped else "failed", None if stopped else exception)
 

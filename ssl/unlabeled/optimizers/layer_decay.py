@@ -4,6 +4,7 @@ Clark et al. 2020 (ELECTRA, arXiv:2003.10555) and Bao et al. 2021 (BEiT, arXiv:2
 same for continued pretraining, with a method's heads where those have a classifier.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -55,9 +56,10 @@ def _layers(module: nn.Module) -> tuple[dict[Tensor, int], int]:
             f"optimizer.layer_decay: {type(backbone).__name__} does not say what its blocks are: give null, or"
             " a ResNet, ViT or RegNetY"
         )
-    layers: dict[Tensor, int] = {
-        parameter: 0 for name, parameter in backbone.named_parameters() if name.partition(".")[0] in BEFORE
-    }
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
+    in_order = itertools.takewhile(lambda each: each[1] not in in_blocks, backbone.named_parameters())
+    # a BatchNorm bn1 stands before the blocks of a ResNet, and behind those of a WideResNet
+    layers: dict[Tensor, int] = {parameter: 0 for name, parameter in in_order if name.partition(".")[0] in BEFORE}
     layers |= {parameter: 0 for name, parameter in module.named_parameters() if name == "mask_token"}
     for number, block in enumerate(blocks, 1):
         layers |= dict.fromkeys(block.parameters(), number)

@@ -54,10 +54,12 @@ class CheckpointFolder:
             print(
                 f"warning: {path} is damaged ({damage}), the state before it is used; it is kept as {path.name}.damaged"
             )
-        if found:
+        kept = self.folder.glob("*.ckpt.damaged")  # of an earlier call too, after which nothing begins anew unasked
+        damaged = sorted(path.name.removesuffix(".damaged") for path in kept)
+        if damaged:
             raise UserError(
-                f"{self.folder}: every checkpoint is damaged, {', '.join(path.name for path in found)}; put a whole "
-                f"one there as {NEWEST}, or give another name=… to begin again"
+                f"{self.folder}: every checkpoint is damaged, {', '.join(damaged)}; put a whole one there as {NEWEST},"
+                " or give another name=… to begin again, or remove the files *.damaged"
             )
         return None
 

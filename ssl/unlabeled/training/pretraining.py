@@ -93,6 +93,7 @@ class Pretraining(pl.LightningModule):
         self.part = 0  # batches since the last optimizer step
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
+        self.images: int | None = None  # that are put in order, of which damaged ones may have been left out
         self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
         self.teacher: dict[str, Any] | None = None  # record of the trained network that the objective learns from
         self.steps_taken = 0  # by this process, since it was started
@@ -265,6 +266,8 @@ class Pretraining(pl.LightningModule):
         if self.teacher is not None:
             checkpoint["teacher"] = self.teacher
         checkpoint["progress"] = self.progress._asdict()
+        if self.images is not None:
+            checkpoint["images"] = self.images
         if self.objective.product() is not self.objective.backbone:
             checkpoint["product"] = name_of_product(self.objective)
         if self.objective.uses_labels:

@@ -30,13 +30,14 @@ def check_fits(path: Path, module: Pretraining) -> None:
 
 
 def check_length(path: Path, module: Pretraining) -> None:
-    """Raises UserError where the run would have another number of steps than it began with, and was not asked to."""
-    saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("progress")
-    if not isinstance(saved, Mapping) or module.config.get("resume") == "override":
+    """Raises UserError where the run would have other steps or images than it began with, and was not asked to."""
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    progress = state.get("progress")
+    if not isinstance(progress, Mapping) or module.config.get("resume") == "override":
         return
-    now = module.progress._asdict()
-    for name in ("steps_per_epoch", "total_steps"):
-        if name in saved and saved[name] != now[name]:
+    saved, now = {**progress, "images": state.get("images")}, module.progress._asdict() | {"images": module.images}
+    for name in ("steps_per_epoch", "total_steps", "images"):
+        if saved.get(name) is not None and saved[name] != now[name]:
             raise UserError(
                 f"{path}: the run began with {name}={saved[name]} and would go on with {now[name]}: images that cannot"
                 " be decoded count with another memory_gib; give the earlier one, or resume=override"

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +72,27 @@ class Run:
             self._record_labels(run_dir / "labels.txt")
             if begun is None:  # drop the metrics of a run that never wrote a checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        self.module.images = len(self.data.train.labels)
         if begun is not None:
             check_length(begun, self.module)
         for logger in self.trainer.loggers:
             logger.log_hyperparams(resolved)
         started = time.monotonic()
-        with training_arithmetic(self.trainer.strategy.root_device):
+        with training_arithmetic(self.trainer.strategy.root_device), self._at_work():
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=begun)
         if self.trainer.is_global_zero and self.module.steps_taken:
             self._write_summary(run_dir / "training.json", time.monotonic() - started)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Keeps another thread from taking this run for one that is over."""
+        if self.lock is not None:
+            self.lock.at_work = True
+        try:
+            yield
+        finally:
+            if self.lock is not None:
+                self.lock.at_work = False
 
     def plan(self) -> bool:
         """Prints and saves the plan from the current step, changes nothing else; returns whether all checks passed."""

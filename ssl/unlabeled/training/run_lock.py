@@ -30,7 +30,7 @@ BEAT = 5.0  # seconds between two heartbeats (our choice)
 PATIENCE = 60.0  # seconds without a heartbeat until an owner on another machine is gone: 12 beats (our choice)
 MOMENT = 10.0  # seconds: longer than a process takes to make or remove a lock
 
-_held: dict[Path, "RunLock"] = {}  # locks of this process
+_held: "dict[Path, RunLock]" = {}  # locks of this process
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,28 @@ class Owner:
         return f"process {self.pid} on {self.host}" + (f" (Slurm job {self.job})" if self.job else "")
 
 
+class TakenOver(UserError):
+    """Error of a process whose folder another one has taken: it must not write there any more."""
+
+
 class RunLock:
     """The lock of a run's folder, held from construction to :meth:`release` or the end of the process.
 
     Args:
-        run_dir: made if it is missing. A process trains one run at a time: its earlier lock is released.
+        run_dir: made if it is missing. A process trains one run at a time: the lock of one that is over is released;
+            while one is under way, in another thread, there is no second.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        for before in list(_held.values()):
-            before.release()
+        _release_former(run_dir)
         self._made_folder = not run_dir.exists()
         self.path = (make_folder(run_dir) / NAME).resolve()
         self.owner = _this_process(self.path.parent)
         self._over = threading.Event()
+        self.at_work: bool = False  # whether a training is under way
         self._taken_by: Owner | None = None
         with one_line(self.path):
             self._acquire()
@@ -75,9 +80,9 @@ class RunLock:
         atexit.register(self.release)
 
     def check(self) -> None:
-        """Raises UserError if another process has taken the folder, e.g. after this computer slept for a long time."""
+        """Raises TakenOver if another process has taken the folder, e.g. after this computer slept for a long time."""
         if self._taken_by is not None:
-            raise UserError(
+            raise TakenOver(
                 f"{self.path.parent} was taken over by {self._taken_by}, since nothing was heard of this process for "
                 f"{PATIENCE:.0f} s; it stops and writes no more"
             )
@@ -174,6 +179,17 @@ class RunLock:
                 return
             with suppress(OSError):
                 os.utime(self.path)
+
+
+def _release_former(run_dir: Path) -> None:
+    """Releases the locks of this process's runs that are over; raises UserError where one is under way."""
+    for lock in list(_held.values()):
+        if lock.at_work:
+            raise UserError(
+                f"run_dir={run_dir}: this process trains {lock.path.parent} already, in another thread; wait for it, or"
+                " start another process"
+            )
+        lock.release()
 
 
 class Held(pl.Callback):

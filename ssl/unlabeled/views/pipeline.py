@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -138,6 +138,25 @@ class Views(nn.Module):
         for group in self.groups:
             if any(isinstance(step, PerImageTransform) for step in group.operations[group.after_crop :]):
                 raise UserError("views.compile=true: Foreign goes image by image in Python; give views.compile=false")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns what these views were made with."""
+        names = ("size", "groups", "mean", "std", "evaluation_crop", "evaluation_interpolation", "masks", "channels")
+        return {name: getattr(self, name) for name in names} | {"compile": self.compiles}
+
+    def changed(self, **given: Any) -> "Views":
+        """Returns views with some arguments replaced; all others are as here."""
+        made = Views(**self.arguments() | given)
+        made.block = self.block
+        return made
+
+    def without_masks(self) -> "Views":
+        """Returns the same views with every background left as it is; the file of masks is not opened."""
+        groups = [
+            replace(group, operations=[step for step in group.operations if not isinstance(step, RemoveBackground)])
+            for group in self.groups
+        ]
+        return self if self.masks is None else self.changed(groups=groups, masks=None)
 
     def require_masks(self, source: Source) -> None:
         """Raises UserError if masks are needed and are missing or are not those of ``source``."""

@@ -41,7 +41,7 @@ class ProgressiveViews(Views):
 
     def __init__(self, full: Views, sizes: Sequence[tuple[float, int]], steps: int, accumulate: int = 1) -> None:
         check_sizes(sizes, full.size)
-        super().__init__(**_arguments(full))
+        super().__init__(**full.arguments())
         self.block, self.full, self.steps, self.accumulate = full.block, full, steps, accumulate
         self.phases = [Phase(begins, resized(full, size)) for begins, size in sizes]
 
@@ -59,11 +59,6 @@ class ProgressiveViews(Views):
         return made
 
 
-def _arguments(views: Views) -> dict[str, Any]:
-    names = ("size", "groups", "mean", "std", "evaluation_crop", "evaluation_interpolation", "masks", "channels")
-    return {name: getattr(views, name) for name in names} | {"compile": views.compiles}
-
-
 def resized(views: Views, size: int) -> Views:
     """Returns the same views at another size; crops, borders and covered squares change by the same factor.
 
@@ -77,9 +72,7 @@ def resized(views: Views, size: int) -> Views:
     ]
     for group in groups:
         _require_resize(group)
-    made = Views(**_arguments(views) | {"size": size, "groups": groups})
-    made.block = views.block
-    return made
+    return views.changed(size=size, groups=groups)
 
 
 def _resized(step: Operation, factor: float) -> Operation:

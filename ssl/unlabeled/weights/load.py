@@ -174,7 +174,8 @@ def load_objective(checkpoint: Checkpoint, objective: Objective, any_size: bool 
         UserError: as :func:`load_backbone`.
     """
     prefix = "objective."
-    found = {key.removeprefix(prefix): v for key, v in checkpoint.state_dict.items() if key.startswith(prefix)}
+    tensors = {key: value for key, value in checkpoint.state_dict.items() if isinstance(value, Tensor)}
+    found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     found = objective.from_another(found) if isinstance(objective, ContinuesAnother) else found
     wanted = objective.state_dict()
     if any_size:

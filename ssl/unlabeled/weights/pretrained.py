@@ -22,12 +22,19 @@ class Transform:
     [B, 3, H, W], an array [B, H, W, 3] or a list of images gives [B, 3, size, size].
     """
 
-    def __init__(self, preprocess: Preprocess) -> None:
-        self.preprocess, self._views = preprocess, preprocess.views()
+    def __init__(self, preprocess: Preprocess, channels: int = 3) -> None:
+        self.preprocess, self._views, self._channels = preprocess, preprocess.views(), channels
 
     def __call__(self, images: Any) -> Tensor:
         """Transforms images. Raises UserError for inputs of any other kind."""
+        if self._channels != 3:
+            raise UserError(
+                f"the transform is for images of three colours, and the backbone takes {self._channels} channels: give"
+                f" the backbone tensors [B, {self._channels}, {self.preprocess.size}, {self.preprocess.size}]"
+            )
         if isinstance(images, list | tuple):
+            if not images:
+                raise UserError("images: the list is empty; give one or more")
             return torch.stack([self(image) for image in images])
         pixels = uint8_pixels(images)
         return (
@@ -50,7 +57,7 @@ class Pretrained(nn.Module):
 
     def __init__(self, backbone: Backbone, preprocess: Preprocess) -> None:
         super().__init__()
-        self.backbone, self.transform = backbone, Transform(preprocess)
+        self.backbone, self.transform = backbone, Transform(preprocess, backbone.channels)
         self.num_features, self.image_size = backbone.num_features, preprocess.size
         self.eval()
 

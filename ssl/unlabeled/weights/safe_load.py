@@ -143,7 +143,7 @@ def _globals_of(path: Path) -> list[str]:
     It is empty for files of ``torch.save``: zip files, or in the old format files that begin with a pickled number.
     """
     words, found = [""], []
-    with open_regular(path) as file, suppress(ValueError):  # damaged
+    with open_regular(path) as file, suppress(ValueError, OverflowError, MemoryError):  # damaged
         for instruction, value, _ in pickletools.genops(file):
             if instruction.name == "GLOBAL":
                 found.append(str(value).replace(" ", "."))

@@ -18,7 +18,7 @@ from unlabeled.commands.tune.importance import importances
 from unlabeled.commands.tune.page import search_page
 from unlabeled.commands.tune.sampler import Sampler
 from unlabeled.commands.tune.space import Choices, Interval
-from unlabeled.commands.tune.tune import main
+from unlabeled.commands.tune.tune import _seeded, best_command, main
 from unlabeled.errors import UserError
 from unlabeled.training.run_lock import _start_of, _this_process
 
@@ -248,3 +248,9 @@ def test_a_folder_has_one_search_at_a_time(tmp_path: Path, capsys: pytest.Captur
     assert stopped.value.code == 2
     assert f"process {other.pid}" in capsys.readouterr().err
     assert sorted(each.name for each in (tmp_path / "search").iterdir()) == ["lock"]
+
+
+def test_the_best_command_has_the_seed_of_its_trials() -> None:
+    trial = Trial(0, {"lr": 0.3}, "ended", {9: 50.0}, 1.0)
+    assert best_command(_seeded(["experiment=digits"], {"seed": 3}), trial).endswith("experiment=digits seed=3 lr=0.3")
+    assert "seed" not in best_command(_seeded(["experiment=digits"], {"seed": 0}), trial)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.sources.test_folder_source import names, put
-from unlabeled.data.source import Splits
+from unlabeled.data.lists.list_files import class_order
+from unlabeled.data.source import Splits, common_folder
 from unlabeled.data.sources.folder import folder
 from unlabeled.errors import UserError
 
@@ -159,3 +160,15 @@ def test_keys_of_lists_are_checked(images: Path) -> None:
     for given in ([], [""], [str(images), str(images)]):
         with pytest.raises(UserError, match=r"^data\.path="):
             opened(given)
+
+
+def test_relative_and_absolute_paths_stand_in_one_list(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images)
+    Path("list.csv").write_text(f"path,label\nx/1.png,a\n{images / 'x' / '2.png'},b\n")
+    train = opened(Path("list.csv")).train
+    assert names(train, images) == ["x/1.png", "x/2.png"]
+    assert common_folder(train) == f"{images / 'x'}/"
+
+
+def test_labels_that_are_one_number_in_two_spellings_are_two_classes_in_one_order() -> None:
+    assert class_order({"01", "1", "2", "001"}) == class_order(["2", "1", "001", "01"]) == ["001", "01", "1", "2"]  # type: ignore[arg-type]

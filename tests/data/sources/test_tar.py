@@ -41,6 +41,10 @@ def test_members_are_those_of_the_standard_library(kind: int, longest: int) -> N
     assert len(theirs) == 48
     assert max(len(member.name) for member in theirs) > 100
     assert found(data) == theirs
+    links = list[bytes]()
+    assert list(members(io.BytesIO(data), len(data), links)) == theirs
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert links == [info.name.encode() for info in tar if info.issym()]
 
 
 def test_sizes_beyond_eight_gigabytes_are_read_in_both_ways_of_writing_them(tmp_path: Path) -> None:

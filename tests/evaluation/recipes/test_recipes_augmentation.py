@@ -20,6 +20,7 @@ from unlabeled.evaluation.recipes.augmentation import (
 )
 from unlabeled.objective import Batch
 from unlabeled.views.key import ViewKey
+from unlabeled.views.pipeline import Views
 
 CPU = torch.device("cpu")
 
@@ -166,3 +167,12 @@ def test_what_is_not_crop_and_flip_alone_has_a_word_in_the_protocol() -> None:
 def test_a_share_outside_0_to_1_is_refused() -> None:
     with pytest.raises(UserError, match=r"^probe\.x\.erasing=2: must be from 0 to 1$"):
         augmentation(erasing=2).check("probe.x")
+
+
+def test_images_of_other_channels_are_cropped_and_a_policy_of_colours_is_refused() -> None:
+    crop = augmentation(policy=None)
+    run = Views(8, [], [0.5] * 4, [0.2] * 4, 1.0, "bilinear", channels=4)
+    batch = Batch(torch.randint(256, (2, 4, 8, 8), dtype=torch.uint8), torch.arange(2), torch.zeros(2).long())
+    assert crop.apply(crop.views(run), batch, ViewKey(0, 0, 0, 2), torch.device("cpu")).shape == (2, 4, 8, 8)
+    with pytest.raises(UserError, match=r"augmentation\.policy=original: .* data\.channels=4: give .*policy=null"):
+        augmentation(policy="original").views(run)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,11 @@ def test_only_the_listed_images_are_seen_and_their_list_is_recorded(tmp_path: Pa
     assert again.chosen["sha256"] == score.chosen["sha256"]
     assert same(again.log_probabilities, score.log_probabilities)
     assert "/labels=list/" in again.protocol
+    numbers = torch.arange(len(world.task.train_labels)) * 2 + 1  # every second image of the source has a label
+    (tmp_path / "numbers.txt").write_text("".join(f"{2 * row + 1}\n" for row in sorted(seen)))
+    task = replace(world.task, train_ids=numbers)
+    [third] = finetune(fraction=None, labels_file=str(tmp_path / "numbers.txt")).train_predict(task)
+    assert third.chosen["sha256"] == score.chosen["sha256"]
 
 
 def test_a_fraction_takes_its_share_of_each_class_and_another_seed_other_images() -> None:

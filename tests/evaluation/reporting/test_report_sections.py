@@ -36,6 +36,7 @@ from unlabeled.objective import Backbone, Batch, Objective
 from unlabeled.pages.html import inline_png, inline_thumbnail
 from unlabeled.pages.section import thumbnail
 from unlabeled.representation.spectrum import effective_rank, eigenspectrum
+from unlabeled.views.background import RemoveBackground
 from unlabeled.views.key import ViewKey
 from unlabeled.views.operations import RandomResizedCrop
 from unlabeled.views.pipeline import ViewGroup, Views
@@ -420,3 +421,12 @@ def test_clusters_are_shown_by_size_with_the_images_of_which_they_are_most_certa
     assert f"Cluster {found[0].number + 1}: {found[0].size} images" in section.html
     assert "1 have no test image" in section.words
     assert "<2>" not in section.html  # names are escaped
+
+
+def test_views_on_a_report_do_not_ask_for_the_masks_of_a_run(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.pt")
+    crop = RandomResizedCrop(16, (0.4, 1.0), (1.0, 1.0), "bilinear", 0.5)
+    group = ViewGroup(1, [RemoveBackground(gone, 1.0, "black", 0.0, 1.0), crop])
+    views = Views(16, [group], None, None, 1.0, "bilinear", masks=gone)
+    stored = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    assert len(view_pictures(lambda split, ids: [stored[id] for id in ids], views, features(3, 3, 0), seed=3)) == 2

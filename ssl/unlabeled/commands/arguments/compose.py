@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from unlabeled.commands.arguments.asked import remember
 from unlabeled.commands.command_line import Reader
 from unlabeled.commands.config import (
     check_keys,
@@ -19,6 +20,7 @@ from unlabeled.commands.config import (
     import_from_beside,
     own_folders,
     user_errors,
+    with_joined_options,
     with_moved_data,
 )
 from unlabeled.errors import UserError
@@ -42,6 +44,8 @@ def overrides_of(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _as_text(value: Any, key: str) -> str:
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy, as np.logspace has them
+        value = value.item()
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -50,6 +54,7 @@ def _as_text(value: Any, key: str) -> str:
         return repr(value)
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
+        text = os.path.expanduser(text) if text.startswith("~") else text
         plain = bool(text) and all(letter.isascii() and (letter.isalnum() or letter in "_-./") for letter in text)
         return str(text) if plain and not _means_something(text) else QuotedString(text, Quote.single).with_quotes()
     if isinstance(value, list | tuple):
@@ -64,17 +69,18 @@ def _means_something(text: str) -> bool:
     return text.lower() in ("null", "true", "false", "nan", "inf", "-inf") or text.lstrip("+-.")[:1].isdigit()
 
 
-def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def composed(config_name: str, overrides: Sequence[str], asked: bool = True) -> DictConfig:
     """A command's configuration, resolved and checked as on the command line.
 
     Args:
         config_name: of the primary yaml in ``conf/``.
         overrides: ``key=value`` each; an own folder of configurations by ``--config-dir=FOLDER``, as there.
+        asked: whether these are the keys of the command itself, see :mod:`unlabeled.commands.arguments.asked`.
 
     Raises:
         UserError: the same line as there.
     """
-    conf = conf_folder()
+    conf, overrides = conf_folder(), with_joined_options(overrides)
     values = [each for each in overrides if not each.startswith("--config-dir=")]
     own = own_folders(overrides)
     import_from_beside(own)
@@ -92,6 +98,8 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
         result = OmegaConf.create(plain)
         assert isinstance(result, DictConfig)
         check_keys(result, conf / f"{config_name}.yaml")
+        if asked:
+            remember(overrides, own)
         return result
 
 

@@ -126,7 +126,7 @@ def with_folder(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     if set(given) != {"path"} or "path" in own:
         return config
     place = os.path.abspath(os.path.expanduser(given["path"]))
-    chosen = composed("embed", with_data_source([f"data={place}"]))
+    chosen = composed("embed", with_data_source([f"data={place}"]), asked=False)
     return OmegaConf.create({**config, "data": chosen.data})
 
 

@@ -183,13 +183,20 @@ def _say_origins(start: StartingWeights | None, teacher: TeacherLoader) -> None:
 
 def _check_probes(config: DictConfig, data: DataModule) -> None:
     """Raises UserError for a probe that needs more labelled training images than there are."""
-    labelled = int((data.splits.train.labels >= 0).sum())
+    labels = data.splits.train.labels
+    labelled = int((labels >= 0).sum())
+    single = 0 < labelled == len(labels[labels >= 0].unique())  # type: ignore[no-untyped-call]
     for name, probe in build_probes(config).items():
         if data.splits.test is not None and probe.needs > labelled:
             key = f"probe.{name}.{getattr(probe, 'needs_key', '…')}"
             raise UserError(
                 f"probe.{name}: needs {probe.needs} labelled training images, there are {labelled}: give {key} no more"
                 " than that, or probe=quick or none"
+            )
+        if data.splits.test is not None and single and getattr(probe, "chooses", False):
+            raise UserError(
+                f"probe.{name}: no class has two labelled training images, of which one is needed to choose C on: give"
+                f" probe.{name}.c=[1.0], or probe=knn or none"
             )
 
 

@@ -10,7 +10,7 @@ from unlabeled.commands.checks.decoder import settle_decoder
 from unlabeled.commands.checks.places import names_library
 from unlabeled.core.escaping import escaped
 from unlabeled.core.file_config import as_data
-from unlabeled.core.run_config import EARLIER_VALUES, FREE_KEYS, MOVABLE_KEYS, differences, read_yaml
+from unlabeled.core.run_config import EARLIER_VALUES, FREE_KEYS, MOVABLE_KEYS, NOT_FREE, differences, read_yaml
 from unlabeled.errors import UserError
 from unlabeled.training.run_folder import check_run_folder
 
@@ -72,7 +72,7 @@ def check_same(before: dict[str, Any], resolved: dict[str, Any]) -> None:
     # Images are compared as files, see unlabeled.training.same_data; a name is picked from the data's folder, which may
     # have moved, and another name has another folder unless run_dir says which.
     free = {*FREE_KEYS, *MOVABLE_KEYS, "name"}
-    differing = [key for key in differences(before, resolved) if not {key, key.split(".")[0]} & free]
+    differing = [key for key in differences(before, resolved) if key in NOT_FREE or not {key, key.split(".")[0]} & free]
     differing = [key for key in differing if not _is_new_key(key, before, resolved)]
     if differing:
         raise UserError(

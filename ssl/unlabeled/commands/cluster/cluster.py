@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.command_line import Reader
-from unlabeled.commands.config import check_command, conf_folder, one_line_errors
+from unlabeled.commands.config import check_command, conf_folder, one_line_errors, with_joined_options
 from unlabeled.commands.train.stopping import stoppable
 from unlabeled.commands.train.train import train
 from unlabeled.core.escaping import for_shell
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind ``unlabeled cluster``.
     """
-    conf = conf_folder()
+    conf, arguments = conf_folder(), with_joined_options(arguments)
     if {"--help", "-h"} & {*arguments}:
         print(Reader(conf, "cluster", []).help())
         return

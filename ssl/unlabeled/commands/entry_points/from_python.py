@@ -102,7 +102,7 @@ def export(run: Weights, to: str, *, overrides: Sequence[str] = (), **keys: Any)
     """
     given = overrides_of({kind_of(run): path_of(run), "to": to} | keys) + list(overrides)
     config = composed("export", given := with_data_source(given))
-    with user_errors(conf_folder(), "export", given):
+    with as_found(), user_errors(conf_folder(), "export", given):
         from omegaconf import OmegaConf
 
         from unlabeled.commands.export import export as write

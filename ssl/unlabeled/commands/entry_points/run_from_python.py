@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlabeled.commands.arguments.asked import forgotten_afterwards
 from unlabeled.commands.arguments.compose import composed, overrides_of
-from unlabeled.commands.config import conf_folder, user_errors
+from unlabeled.commands.config import conf_folder, user_errors, with_joined_options
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.reading import read_utf8
 from unlabeled.errors import UserError
@@ -69,10 +70,10 @@ def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretra
     Raises:
         UserError: not every tensor finds its place, or the file does not say what it is.
     """
-    given = overrides_of(source_of(run) | keys) + list(overrides)
+    given = overrides_of(source_of(run) | keys) + with_joined_options(overrides)
     config = composed("embed", given)
     refuse_all_but(given, LOADED)
-    with user_errors(conf_folder(), "embed", given):
+    with as_found(), user_errors(conf_folder(), "embed", given):
         from unlabeled.commands.build.embedding import build_pretrained
         from unlabeled.weights.starting.named import read_named
 
@@ -80,6 +81,8 @@ def load(run: Weights, *, overrides: Sequence[str] = (), **keys: Any) -> "Pretra
 
 
 def path_of(run: Any) -> str:
+    if not isinstance(run, str | os.PathLike | Run):
+        raise UserError(f"{run!r:.80}: give the folder of a run, a file of weights, or what unlabeled.train returned")
     return os.fspath(run.folder if isinstance(run, Run) else run)
 
 
@@ -119,7 +122,7 @@ def as_found() -> Iterator[None]:
     level = lightning.level
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
+        with torch.random.fork_rng(devices), warnings.catch_warnings(), forgotten_afterwards():
             yield
     finally:
         lightning.setLevel(level)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.arguments.data_path import data_path, with_data_source
 from unlabeled.commands.command_line import Reader, settled
-from unlabeled.commands.config import check_command, conf_folder, own_folders, user_errors
+from unlabeled.commands.config import check_command, conf_folder, own_folders, user_errors, with_joined_options
 from unlabeled.commands.importing import heavy_imports
 from unlabeled.errors import UserError
 
@@ -70,6 +70,7 @@ def completed(arguments: Sequence[str], log: Callable[[str], None] = print) -> l
     Raises:
         UserError: there are no images, or too few.
     """
+    arguments = with_joined_options(arguments)
     path = data_path(arguments)
     named = with_data_source(arguments)
     asked = {argument.lstrip("+").split("=")[0] for argument in arguments}

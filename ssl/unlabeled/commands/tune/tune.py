@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.command_line import Reader
-from unlabeled.commands.config import check_command, conf_folder, one_line_errors
+from unlabeled.commands.config import check_command, conf_folder, one_line_errors, with_joined_options
 from unlabeled.commands.train.picks import completed
 from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
 from unlabeled.commands.tune.jobs import Jobs
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: what stands behind ``unlabeled tune``.
     """
-    conf = conf_folder()
+    conf, arguments = conf_folder(), with_joined_options(arguments)
     if {"--help", "-h"} & {*arguments}:
         print(Reader(conf, "tune", []).help())
         return
@@ -91,9 +91,14 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
                 print(_line(trial, best_trial(trials)), flush=True)
                 _check_any(trials)
     finally:
-        page = _write_page(folder, fixed, space, trials)
-    _tell(fixed, best_trial(trials), page)
+        page = _write_page(folder, _seeded(fixed, keys), space, trials)
+    _tell(_seeded(fixed, keys), best_trial(trials), page)
     return best_trial(trials)
+
+
+def _seeded(fixed: Sequence[str], keys: dict[str, Any]) -> list[str]:
+    """Returns what is fixed with the seed of the trials, where that is not the one of every training."""
+    return [*fixed, *([f"seed={keys['seed']}"] if keys["seed"] else [])]
 
 
 def best_command(fixed: Sequence[str], trial: Trial) -> str:

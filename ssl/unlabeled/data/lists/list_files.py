@@ -63,7 +63,7 @@ def read_rows(file: Path, given: str, path_column: str | None = None, label_colu
 
 def _checked(file: Path, given: str, rows: Rows) -> Listing:
     """Keeps the first row of each file; counts the files that do not exist."""
-    base, left_out, seen = file.parent, LeftOut(), dict[tuple[int, int], str | None]()
+    base, left_out, seen = _base(file, rows[0]), LeftOut(), dict[tuple[int, int], str | None]()
     paths, labels = list[bytes](), list[str | None]()
     for name, label in zip(*rows, strict=True):
         identity = _identity(base / name, name, left_out)
@@ -89,6 +89,11 @@ def _checked(file: Path, given: str, rows: Rows) -> Listing:
     return Listing(base, index_of(paths, inodes), owners, classes, str(file), left_out, False)
 
 
+def _base(file: Path, names: Sequence[str]) -> Path:
+    """Returns the list's folder, absolute where one of its paths is: the images then have a common folder."""
+    return Path(os.path.abspath(file.parent)) if any(os.path.isabs(name) for name in names) else file.parent
+
+
 def _identity(path: Path, name: str, left_out: LeftOut) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
@@ -105,7 +110,7 @@ def class_order(labels: Sequence[str]) -> list[str]:
     """Sorts the classes by number where all are whole numbers, else by name."""
     names = set(labels)
     if all(name.isascii() and name.removeprefix("-").isdigit() and len(name) < 19 for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))  # 1 and 01 are two classes, in one order
     return sorted(names)
 
 

@@ -15,7 +15,7 @@ from unlabeled.core.reading import open_regular
 from unlabeled.data.decode import check_image_size, describe_size
 from unlabeled.data.decoding import MOST_PIXELS, Bits, Decoding
 from unlabeled.data.lists.index import Index, IndexNote, load_or_build
-from unlabeled.data.lists.left_out import LeftOut, lines, sum_counts
+from unlabeled.data.lists.left_out import LeftOut, leave_out, lines, sum_counts
 from unlabeled.data.source import Splits
 from unlabeled.data.sources.columns import MAX_CLASSES
 from unlabeled.data.sources.files import file_stamps, is_url, map_paths, match_files, open_file
@@ -162,22 +162,24 @@ def _scan(files: list[list[Any]], labels: str) -> tuple[dict[str, np.ndarray | l
 
 def _scan_shard(path: str, labels: str) -> _Scanned:
     """Finds the image of each record, in the shard's order, with the label, which may stand anywhere in the shard."""
-    scan, problems = Records(labels, path), list[str]()
+    scan, problems, links = Records(labels, path), list[str](), list[bytes]()
     try:
-        for member, file in _members(path, problems):
+        for member, file in _members(path, problems, links):
             scan.add(member, lambda size, file=file, member=member: _content(file, member, size))  # type: ignore[misc]
     except OSError as error:  # it may pass, and what is listed now is kept
         raise UserError(f"{path}: cannot be read ({one_line(error)}); mend it or leave it out, or try again") from error
+    for name in links:
+        leave_out(scan.left_out, "links in a shard, which are not followed", name)
     rows, names = scan.found()
     return _Scanned(rows, names, problems, scan.left_out)
 
 
-def _members(path: str, problems: list[str]) -> Iterator[tuple[TarMember, IO[bytes]]]:
+def _members(path: str, problems: list[str], links: list[bytes]) -> Iterator[tuple[TarMember, IO[bytes]]]:
     """Yields whole members with the file that holds them; a damaged or cut end is added to ``problems``."""
     with open_file(path) as file:
         length, count = file.seek(0, os.SEEK_END), 0
         try:
-            for count, member in enumerate(members(file, length), 1):  # noqa: B007
+            for count, member in enumerate(members(file, length, links), 1):  # noqa: B007
                 yield member, file
         except DamagedTar as error:
             file.seek(0)

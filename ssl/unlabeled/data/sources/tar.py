@@ -8,6 +8,7 @@ from typing import IO
 _BLOCK = 512  # bytes
 _FIELDS = struct.Struct("100s24x12s12x8sc100s6s82x155s12x")  # name, size, checksum, kind, link, magic, prefix
 _FILES, _LONG_NAME, _NEXT, _ALL = (b"0", b"\0", b"7"), b"L", b"x", b"g"  # kinds of members
+_LINKS = (b"1", b"2")  # hard and symbolic
 
 
 class DamagedTar(Exception):
@@ -23,12 +24,13 @@ class TarMember:
     size: int
 
 
-def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
+def members(file: IO[bytes], length: int, links: list[bytes] | None = None) -> Iterator[TarMember]:
     """Yields whole regular files in order; ustar, GNU and pax. The reader may move ``file`` between them.
 
     Args:
         file: at any position.
         length: of the file in bytes.
+        links: gets the names of hard and symbolic links, which are not followed.
 
     Raises:
         DamagedTar: after the last whole member, at a truncated file, an invalid header, or a missing end mark.
@@ -58,6 +60,8 @@ def members(file: IO[bytes], length: int) -> Iterator[TarMember]:
         elif kind != _ALL:
             if kind in _FILES:
                 yield TarMember(member.name if name is None else name, start, member.size)
+            elif kind in _LINKS and links is not None:
+                links.append(member.name if name is None else name)
             name = size = None
 
 

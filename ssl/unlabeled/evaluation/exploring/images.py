@@ -54,10 +54,13 @@ def look_at(embedder: Embedder, images: Images, most: int, seed: int, log: Calla
 
             batches = _batches(images, source, positions)
             extract_each(embedder.network, batches, view, embedder.device, embedder.precision, kinds, found)
-            parts.append(_named(split, source, rows))
+            if rows:
+                parts.append(_named(split, source, rows))
             ids += [number for features in rows for number in features.ids.tolist()]
     finally:
         progress.close()
+    if not parts:
+        raise UserError("data: none of the images that were drawn can be decoded: mend the files that are listed")
     return Explored(_joined(parts, images.sources), np.concatenate(small), total, ids)
 
 

@@ -62,7 +62,10 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
     held = torch.minimum((holdout * counts).round().clamp(min=1), counts - 1).clamp(min=0)
     chosen = rank < held.repeat_interleave(counts)
     if not bool(chosen.any()):
-        raise UserError("no class has two labelled train images: nothing is left to choose hyper-parameters on")
+        raise UserError(
+            "no class has two labelled train images: nothing is left to choose hyper-parameters on; give more labels,"
+            " or one value of each setting, or holdout=null where there is nothing to choose"
+        )
     return by_class[~chosen].sort().values, by_class[chosen].sort().values
 
 

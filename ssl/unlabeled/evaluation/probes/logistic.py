@@ -55,6 +55,11 @@ class LogisticRegressionProbe:
         self.kinds = (features,)
 
     @property
+    def chooses(self) -> bool:
+        """Returns whether C is chosen, for which a class needs two images."""
+        return len(self.c) > 1
+
+    @property
     def protocol(self) -> str:
         """Returns the name under which the score is reported. C is not in it: it is chosen."""
         return "linear/cached-lbfgs-v1" + ("" if self.kinds == ("last",) else f"/features={self.kinds[0]}")
@@ -77,7 +82,7 @@ class LogisticRegressionProbe:
         return [score]
 
     def _choose(self, x: Tensor, labels: Tensor, num_classes: int) -> _Choice:
-        if len(self.c) == 1:
+        if not self.chooses:
             return _Choice(self.c[0])
         fit, held = split_holdout(labels, self.holdout, self.seed)
         fit_x, held_x = standardise(x[fit], x[held])

@@ -67,10 +67,16 @@ class Augmentation:
         """Returns views with one view per image, with the size and normalisation of the run's."""
         crop = ClampedCrop if self.crop == "clamped" else RandomResizedCrop
         steps: list[Operation] = [crop(run.size, self.scale, self.ratio, self.interpolation, self.flip)]
+        if self.policy is not None and run.channels != 3:
+            raise UserError(
+                f"augmentation.policy={self.policy}: is for images of three colours, and data.channels={run.channels}:"
+                " give augmentation.policy=null"
+            )
         if self.policy is not None:
             steps.append(PerImageTransform(augmentation_policy(self.policy, run.size, run.mean, self.interpolation)))
         group = ViewGroup(1, steps)
-        return Views(run.size, [group], run.mean, run.std, run.evaluation_crop, run.evaluation_interpolation)
+        shown = run.mean, run.std, run.evaluation_crop, run.evaluation_interpolation
+        return Views(run.size, [group], *shown, channels=run.channels)
 
     def apply(self, views: Views, batch: Batch, key: ViewKey, device: torch.device) -> Tensor:
         """Returns views [B, 3, size, size] of rows of a batch, a function of ``key`` and of the images."""

@@ -24,7 +24,7 @@ class _Listing:
     square = True
 
     def __init__(self, task: Task) -> None:
-        self.labels, self.name = task.train_labels.cpu(), task.train_names
+        self.labels, self.name, self.ids = task.train_labels.cpu(), task.train_names, task.train_ids
         self.classes = [str(label) for label in range(task.num_classes)]
         self.image_size = task.views.size
 

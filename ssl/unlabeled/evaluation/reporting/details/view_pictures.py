@@ -19,6 +19,8 @@ IMAGES, MOST = 6, 8  # training images that are shown, and most views of each (o
 def view_pictures(decode: Decode, views: Views, train: Features, seed: int) -> dict[str, Tensor]:
     """Returns random labelled training images and their views as columns [n, 3, h, w] in [0, 1], small ones enlarged.
 
+    Backgrounds are not removed: a report is of any images, and the run's masks are of its own and may be gone.
+
     Args:
         decode: gives images of the train split.
         views: of the run.
@@ -27,7 +29,7 @@ def view_pictures(decode: Decode, views: Views, train: Features, seed: int) -> d
     """
     ids = train.ids.cpu()[torch.randperm(len(train.ids), generator=torch.Generator().manual_seed(seed))[:IMAGES]]
     images, sizes = pad_to_largest(decode("train", ids.tolist()))
-    made = views(images, ids, ViewKey(seed, 0, 0, len(ids)), min(MOST, views.count), sizes)
+    made = views.without_masks()(images, ids, ViewKey(seed, 0, 0, len(ids)), min(MOST, views.count), sizes)
     columns = {"image": views.shown(views.evaluation_view(images, sizes))}
     columns |= {f"view {number}, {each.shape[-1]} pixels": views.shown(each) for number, each in enumerate(made, 1)}
     size = max(each.shape[-1] for each in columns.values())
