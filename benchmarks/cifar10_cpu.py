@@ -182,7 +182,8 @@ def rows(recipe: Recipe, results: dict[str, Any]) -> list[str]:
     """One line for each protocol on all labels; ``wanted`` stands at those that decide."""
     score = {(row["features"], row["protocol"]): row["top1"] for row in results["rows"]}
     training, seed = results["provenance"]["training"], results["config"]["seed"]
-    epochs = results["config"]["max_epochs"] or f"{results['epochs']:.1f}"  # null where steps end the run
+    limits = [each for each in (results["config"]["max_epochs"], results.get("epochs")) if each]  # max_steps is one too
+    epochs = f"{min(limits):.1f}".removesuffix(".0")
     start = f"{recipe.method} | [{recipe.folder}]({recipe.folder}/report.md)"
     start += f" | {training['backbone_parameters']:,} | {epochs}"
     start += f" | {_minutes(results):.1f}"

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -155,8 +155,11 @@ def test_an_export_returns_its_folder(run: Run, folder: Path) -> None:
         (lambda: unlabeled.evaluate("/no/run"), "run=/no/run: no such folder"),
         (lambda: unlabeled.evaluate("x", compare=["a", "b"]), "compare: gives nothing back to Python"),
         (lambda: unlabeled.load("/no/run"), "run=/no/run: no such folder"),
-        (lambda: unlabeled.load(3), "3: give the folder of a run, a file of weights, or what unlabeled.train returned"),
-        (lambda: unlabeled.evaluate(None), "None: give the folder of a run, a file of weights, or what "),
+        (
+            lambda: unlabeled.load(cast(Any, 3)),
+            "3: give the folder of a run, a file of weights, or what unlabeled.train returned",
+        ),
+        (lambda: unlabeled.evaluate(cast(Any, None)), "None: give the folder of a run, a file of weights, or what "),
         (lambda: unlabeled.export("/no/run", "tim"), "to=tim: did you mean timm? must be timm or torchvision or "),
     ],
 )

@@ -396,7 +396,7 @@ def test_heads_and_teacher_of_a_run_go_on_at_another_size_with_interpolated_posi
     content = {"state_dict": {f"objective.{key}": value for key, value in run.state_dict().items()}}
     with pytest.raises(UserError, match=r"backbone\.pos_embed has shape \[1, 17, 8\] instead of \[1, 37, 8\]"):
         load_objective(checkpoint_of(content, Path("run"), ""), larger)
-    content["state_dict"]["objective.note"] = "a text of somebody's"  # type: ignore[assignment]
+    content["state_dict"]["objective.note"] = "a text of somebody's"
     load_objective(checkpoint_of(content, Path("run"), ""), larger, any_size=True)
     found, given = larger.state_dict(), run.state_dict()
     for name in ("backbone.pos_embed", "teacher_backbone.pos_embed"):
