@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -226,9 +225,8 @@ def with_joined_options(arguments: Sequence[str]) -> list[str]:
 
 def own_folders(arguments: Sequence[str]) -> list[Path]:
     """What ``--config-dir FOLDER`` or ``--config-dir=FOLDER`` names."""
-    after = [value for option, value in pairwise(arguments) if option in ("--config-dir", "-cd")]
-    joined = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
-    return [Path(each).expanduser().absolute() for each in after + joined]
+    named = [each for each in with_joined_options(arguments) if each.startswith("--config-dir=")]
+    return [Path(each.partition("=")[2]).expanduser().absolute() for each in named]
 
 
 def import_from_beside(folders: Iterable[Path]) -> None:

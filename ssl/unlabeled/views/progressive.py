@@ -76,8 +76,9 @@ def resized(views: Views, size: int) -> Views:
 
 
 def _resized(step: Operation, factor: float) -> Operation:
-    made = copy.copy(step)
-    for name in getattr(step, "in_pixels", ()):
+    lengths = getattr(step, "in_pixels", ())
+    made = copy.copy(step) if lengths else step
+    for name in lengths:
         length = getattr(step, name)
         setattr(made, name, max(1, round(length * factor)) if length else 0)
     return made
