@@ -78,6 +78,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     [  # in an epoch, on the border of two, before the last step
         *((2, ()), (5, ()), (14, ()), (7, ("optimizer=lars",))),
         (2, ("compile=default", "max_epochs=1")),
+        (2, ("optimizer=muon", "backbone=vit_tiny_small", "backbone.width=24", "backbone.depth=1", "max_epochs=1")),
     ],
 )
 def test_after_ctrl_c_the_same_command_ends_bit_for_bit_where_an_uninterrupted_run_does(

@@ -15,6 +15,7 @@ from unlabeled.core.ranges import EndRate, Epochs, LearningRate, Milestones, Som
 from unlabeled.errors import UserError
 from unlabeled.objective import HasRateFactors, Progress
 from unlabeled.optimizers.layer_decay import by_layer
+from unlabeled.optimizers.muon import Muon, by_matrix
 from unlabeled.optimizers.schedules import warmup_cosine, warmup_seven_sixteenths, warmup_tenths
 
 
@@ -115,6 +116,8 @@ class OptimizerConfig:
             groups = by_layer(groups, module, self.layer_decay)
         if isinstance(module, HasRateFactors):
             groups = by_rate(groups, module, module.lr_factors())
+        if getattr(self.optimizer, "func", self.optimizer) is Muon:
+            groups = by_matrix(groups, module)
         optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
         optimizer.register_load_state_dict_pre_hook(_as_configured)
         optimizer.register_load_state_dict_post_hook(_in_the_format_of_weights)

@@ -9,7 +9,7 @@ from unlabeled.objective import Check
 from unlabeled.optimizers import OptimizerConfig
 
 # Peak for 256 images of a run that starts from weights: a tenth of conf/optimizer/ (our choice)
-CONTINUED = {"SGD": 0.003, "LARS": 0.03, "AdamW": 1.5e-5}
+CONTINUED = {"SGD": 0.003, "LARS": 0.03, "AdamW": 1.5e-5, "Muon": 5e-5}
 WARMUP, FINAL = 1 / 5, 1 / 10  # largest share of the run; largest share of the peak
 
 
