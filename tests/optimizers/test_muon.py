@@ -1,10 +1,11 @@
-"""Muon: matrices of the blocks against a literal float64 loop, everything else against torch's AdamW."""
+"""Muon: matrices and kernels of the blocks against a literal float64 loop, everything else against torch's AdamW."""
 
 import copy
 import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +41,12 @@ def recipe() -> OptimizerConfig:
 class Method(nn.Module):
     """A backbone and a head, as a method has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "vit") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = ViT(image_size=16, patch_size=8, width=32, depth=2, heads=2)
+        vit = kind == "vit"
+        network = ViT(image_size=16, patch_size=8, width=32, depth=2, heads=2) if vit else ResNet(10, 0.125, "cifar")
+        self.backbone: Any = network
         self.head = nn.Linear(32, 5)
 
 
@@ -76,16 +79,23 @@ def orthogonal(matrix: Array) -> Array:
 
 def literal(weight: Array, given: list[Array]) -> Array:
     """arXiv:2502.16982, equations 1 to 4, with Nesterov's momentum 0.9 and decoupled weight decay."""
+    shape = weight.shape
+    weight = weight.reshape(len(weight), -1)
     mean = np.zeros_like(weight)
     for gradient, rate in zip(given, RATES, strict=True):
-        mean = 0.9 * mean + 0.1 * gradient
-        update = orthogonal(0.1 * gradient + 0.9 * mean)
+        row = gradient.reshape(weight.shape)
+        mean = 0.9 * mean + 0.1 * row
+        update = orthogonal(0.1 * row + 0.9 * mean)
         weight = weight * (1 - rate * DECAY) - rate * 0.2 * math.sqrt(max(weight.shape)) * update
-    return weight
+    return weight.reshape(shape)
 
 
-def test_each_matrix_of_the_blocks_takes_the_steps_of_the_papers_in_float64() -> None:
-    method = Method()
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kind", "count"), [("vit", 8), ("resnet", 11)])
+def test_each_matrix_and_kernel_of_the_blocks_takes_the_steps_of_the_papers_in_float64(
+    kind: str, count: int, memory: torch.memory_format
+) -> None:
+    method = Method(kind).to(memory_format=memory)
     before = {name: each.detach().double().numpy().copy() for name, each in method.named_parameters()}
     drawn: dict[str, list[Array]] = {name: [] for name in before}
     for step in range(len(RATES)):
@@ -94,19 +104,24 @@ def test_each_matrix_of_the_blocks_takes_the_steps_of_the_papers_in_float64() ->
             if each.grad is not None:
                 drawn[name].append(each.grad.double().numpy().copy())
     train(method, recipe().build(method, 256), range(len(RATES)))
-    moved = [name for name, each in method.backbone.blocks.named_parameters() if each.ndim == 2]
-    assert len(moved) == 8  # four in each block: queries with keys and values, their projection, two of the MLP
+    moved = [name for name, each in method.named_parameters() if is_of_a_block(name) and each.ndim > 1]
+    assert len(moved) == count  # four in a block of a ViT; eight 3 × 3 and three 1 × 1 of ResNet-10
     for name in moved:
-        weight, start = method.backbone.blocks.get_parameter(name), before[f"backbone.blocks.{name}"]
-        wanted = literal(start, drawn[f"backbone.blocks.{name}"]) - start
+        weight, start = method.get_parameter(name), before[name]
+        wanted = literal(start, drawn[name]) - start
         error = np.abs(weight.detach().double().numpy() - start - wanted)
         assert np.sqrt((error**2).mean()) < 4 * BFLOAT16 * np.sqrt((wanted**2).mean()), name
 
 
-def test_the_first_layer_the_heads_biases_and_norms_take_the_steps_of_adamw() -> None:
-    ours, theirs = Method(), Method()
+def is_of_a_block(name: str) -> bool:
+    return name.startswith(("backbone.blocks.", "backbone.layer"))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_the_first_layer_the_heads_biases_and_norms_take_the_steps_of_adamw(kind: str) -> None:
+    ours, theirs = Method(kind), Method(kind)
     optimizer = recipe().build(ours, 256)
-    matrices = {id(each) for each in ours.backbone.blocks.parameters() if each.ndim == 2}
+    matrices = {id(each) for name, each in ours.named_parameters() if is_of_a_block(name) and each.ndim > 1}
     kinds = {id(each): group["orthogonal"] for group in optimizer.param_groups for each in group["params"]}
     assert {key for key, is_orthogonal in kinds.items() if is_orthogonal} == matrices
     decayed = [{"params": [each], "weight_decay": DECAY if each.ndim > 1 else 0.0} for each in theirs.parameters()]
@@ -133,13 +148,14 @@ def test_a_step_has_singular_values_near_one_and_the_length_of_one_of_adamw() ->
     assert 0.14 * RATES[0] < root_mean_square < 0.26 * RATES[0]  # 0.2: arXiv:2502.16982, section 2.2
 
 
-def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one_bit_for_bit() -> None:
-    whole, first = Method(), Method()
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one_bit_for_bit(kind: str) -> None:
+    whole, first = Method(kind), Method(kind)
     train(whole, recipe().build(whole, 256), range(len(RATES)))
     optimizer = recipe().build(first, 256)
     train(first, optimizer, range(3))
     saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(first.state_dict())
-    resumed = Method()
+    resumed = Method(kind)
     resumed.load_state_dict(weights)
     again = recipe().build(resumed, 256)
     again.load_state_dict(saved)
@@ -170,11 +186,15 @@ def test_a_closure_is_called_with_gradients() -> None:
     assert optimizer.step(closure) > 0
 
 
-def test_a_backbone_without_matrices_in_its_blocks_is_refused_in_one_line() -> None:
-    module = nn.Module()
-    module.backbone = ResNet(10, 0.125, "cifar")
-    with pytest.raises(UserError, match=r"^optimizer=muon: the blocks of ResNet have no matrices: take a ViT, or"):
-        recipe().build(module, 256)
+def test_a_backbone_without_trained_blocks_is_refused_in_one_line() -> None:
+    frozen, unknown = Method(), Method()
+    for block in frozen.backbone.blocks:
+        block.requires_grad_(False)
+    unknown.backbone = nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"^optimizer=muon: ViT has no block that is trained: take a ResNet, ViT or"):
+        recipe().build(frozen, 256)
+    with pytest.raises(UserError, match=r"^optimizer=muon: Linear does not say what its blocks are: take a ResNet, "):
+        recipe().build(unknown, 256)
 
 
 @pytest.fixture

@@ -167,6 +167,11 @@ class ViT(Backbone):
             outputs.append(x)
         return outputs
 
+    def outputs_and_tokens(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns :meth:`block_outputs`, and the last of them through the last norm, as :meth:`tokens` does."""
+        outputs = self.block_outputs(images)
+        return outputs, self.norm(outputs[-1])
+
     def _bias(self) -> Tensor | None:
         return None if self.rel_pos_bias is None else self.rel_pos_bias()
 

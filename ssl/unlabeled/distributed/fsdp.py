@@ -66,8 +66,9 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         for block in backbone.shards():
             fully_shard(block, mesh=mesh)
         fully_shard(backbone, mesh=mesh)  # probes call the backbone directly
-        if hasattr(backbone, "tokens"):  # MAE calls a ViT by it; FSDP hooks only forward
-            register_fsdp_forward_method(backbone, "tokens")
+        for name in ("tokens", "outputs_and_tokens"):  # methods call a ViT by them; FSDP hooks only forward
+            if hasattr(backbone, name):
+                register_fsdp_forward_method(backbone, name)
     for head in [head for each in module.modules() for head in _heads_updated_in_forward(each)]:
         fully_shard(head, mesh=mesh)
     fully_shard(module, mesh=mesh)

@@ -160,10 +160,9 @@ class Data2Vec(Objective):
     @torch.no_grad()
     def _teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns targets [B, L, D] and features [B, D] of whole images."""
-        outputs = self.teacher_backbone.block_outputs(images)
+        outputs, tokens = self.teacher_backbone.outputs_and_tokens(images)
         patches = [each[:, self.backbone.prefix :] for each in outputs[-self.averaged_blocks :]]
-        features = self.teacher_backbone.pool(self.teacher_backbone.norm(outputs[-1]))
-        return averaged_targets(patches, self.normalize_targets), features
+        return averaged_targets(patches, self.normalize_targets), self.teacher_backbone.pool(tokens)
 
     def after_step(self, progress: Progress) -> None:
         """Updates θ_teacher ← m·θ_teacher + (1 − m)·θ_student with the weights after the step."""

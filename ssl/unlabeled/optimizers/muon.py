@@ -1,10 +1,10 @@
-"""Muon for the matrices of a backbone's blocks, and AdamW for everything else."""
+"""Muon for the matrices and kernels of a backbone's blocks, and AdamW for everything else."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
@@ -17,7 +17,8 @@ class Muon(Optimizer):
 
     Jordan 2024 (kellerjordan.github.io/posts/muon), with the factor of Liu et al. 2025 (arXiv:2502.16982) on the
     orthogonal matrix, 0.2·√max(rows, columns): its step is as long as one of AdamW, and both have one learning rate.
-    The steps are torch's own: :class:`torch.optim.Muon` and :class:`torch.optim.AdamW`.
+    The kernel of a convolution is a matrix with a row for each output channel. The steps are torch's own:
+    :class:`torch.optim.Muon`, which takes matrices alone, and :class:`torch.optim.AdamW`.
 
     Args:
         params: groups of :func:`by_matrix`, each with ``orthogonal``.
@@ -28,7 +29,8 @@ class Muon(Optimizer):
         betas, eps: of AdamW.
 
     Raises:
-        UserError: weights that are sharded (FSDP): half of a matrix is not made orthogonal by itself.
+        UserError: weights that are sharded (FSDP): half of a matrix is not made orthogonal by itself; or a torch
+            without Muon.
     """
 
     def __init__(
@@ -41,22 +43,20 @@ class Muon(Optimizer):
         betas: Sequence[PartialShare] = (0.9, 0.999),
         eps: Positive = 1e-8,
     ) -> None:
-        groups = [{"lr": lr, "weight_decay": weight_decay, **group} for group in params]
-        if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"optimizer=muon: torch {torch.__version__} has no Muon: install torch 2.9 or newer")
+        if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
             raise UserError(
                 "optimizer=muon does not take sharded weights: give trainer.strategy=ddp, or optimizer=adamw"
             )
-        matrices = [group for group in groups if group["orthogonal"]]
-        others = [group for group in groups if not group["orthogonal"]]
-        self.parts: list[Optimizer] = []
-        if matrices:
-            factor = "match_rms_adamw"  # torch's name for that of arXiv:2502.16982
-            self.parts += [
-                torch.optim.Muon(matrices, momentum=momentum, ns_steps=newton_schulz_steps, adjust_lr_fn=factor)
-            ]
-        if others:
-            self.parts += [AdamW(others, betas=(betas[0], betas[1]), eps=eps, fused=True)]
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        kinds = [{"momentum": momentum} if group["orthogonal"] else {"betas": tuple(betas)} for group in params]
+        groups = [{**group, **kind} for group, kind in zip(params, kinds, strict=True)]
+        # fused: torch then loads AdamW's number of steps to the device of the weight
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "fused": True})
+        anything = [nn.Parameter(torch.zeros(1, 1))]  # both get what they move in each step
+        factor = "match_rms_adamw"  # torch's name for that of arXiv:2502.16982
+        self._muon = torch.optim.Muon(anything, momentum=momentum, ns_steps=newton_schulz_steps, adjust_lr_fn=factor)
+        self._adamw = AdamW(anything, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -65,31 +65,63 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts:
-            orthogonal = isinstance(part, torch.optim.Muon)
-            # anew in each step: a checkpoint that is loaded replaces the groups and the state of this optimizer alone
-            part.param_groups = [group for group in self.param_groups if group["orthogonal"] is orthogonal]
-            part.state = self.state
-            part.step()
+        for group in self.param_groups:
+            (self._move_matrices if group["orthogonal"] else self._move_others)(group)
         return loss
+
+    def _move_matrices(self, group: dict[str, Any]) -> None:
+        """Steps of torch.optim.Muon on the weights as matrices, which share their memory."""
+        matrices, momenta = [], {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                matrix = _as_matrix(parameter.detach(), parameter)
+                matrix.grad = _as_matrix(parameter.grad, parameter)
+                momenta[matrix] = {"momentum_buffer": _as_matrix(state["momentum_buffer"], parameter)}
+                matrices.append(matrix)
+        self._muon.state.clear()
+        self._muon.state.update(momenta)
+        _step_of(self._muon, matrices, group)
+
+    def _move_others(self, group: dict[str, Any]) -> None:
+        self._adamw.state = self.state
+        _step_of(self._adamw, group["params"], group)
+
+
+def _step_of(optimizer: Optimizer, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    """A step of ``optimizer`` on these parameters with the rate and decay of ``group``."""
+    optimizer.param_groups[0].update(params=parameters, lr=group["lr"], weight_decay=group["weight_decay"])
+    optimizer.step()
+
+
+def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:
+    """Returns values of a weight's shape, [out, …], as [out, in · kernel], with the columns as they lie in memory.
+
+    They share the memory where the values lie as the weight does, in whichever memory format.
+    """
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        values = values.movedim(1, -1)
+    return values.flatten(1)
 
 
 def by_matrix(groups: Sequence[dict[str, Any]], module: nn.Module) -> list[dict[str, Any]]:
-    """Divides groups of parameters into the matrices of the backbone's blocks, ``orthogonal``, and the rest.
+    """Divides groups of parameters into matrices and kernels of the backbone's blocks, ``orthogonal``, and the rest.
 
-    The rest is what Jordan 2024 leaves to AdamW: the first layer (patches, positions, tokens), the last ones (heads and
-    prototypes), biases and norms.
+    The rest is what Jordan 2024 leaves to AdamW: the first layer (stem, patches, positions, tokens), the last ones
+    (heads and prototypes), biases and norms.
 
     Args:
         groups: as an optimizer takes them.
         module: with its ``backbone``, whose ``shards()`` are the blocks.
 
     Raises:
-        UserError: the blocks have no matrices, as those of a ResNet.
+        UserError: the backbone does not say what its blocks are, or nothing of them is trained.
     """
     backbone: Any = getattr(module, "backbone", module)
     blocks = backbone.shards() if hasattr(backbone, "shards") else []
-    matrices = {parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2}
+    matrices = {parameter for block in blocks for parameter in block.parameters() if parameter.ndim in (2, 4)}
     divided = []
     for group in groups:
         for orthogonal in (True, False):
@@ -97,5 +129,6 @@ def by_matrix(groups: Sequence[dict[str, Any]], module: nn.Module) -> list[dict[
             divided += [{**group, "params": parameters, "orthogonal": orthogonal}] if parameters else []
     if not any(group["orthogonal"] for group in divided):
         name = type(backbone).__name__
-        raise UserError(f"optimizer=muon: the blocks of {name} have no matrices: take a ViT, or another optimizer")
+        what = "has no block that is trained" if blocks else "does not say what its blocks are"
+        raise UserError(f"optimizer=muon: {name} {what}: take a ResNet, ViT or RegNetY, or another optimizer")
     return divided

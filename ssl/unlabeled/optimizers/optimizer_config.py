@@ -109,8 +109,12 @@ class OptimizerConfig:
         named = group.get("decayed_also", False)  # and not adapt_all, which LARS may give to every group
         return self.decay_bias_and_norm or group["params"][0].ndim > 1 or named
 
-    def build(self, module: nn.Module, batch_size: int) -> Optimizer:
-        """Returns an optimizer for every trainable parameter of ``module``."""
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Returns every trainable parameter of ``module`` in groups with their decay and factors of the rate.
+
+        Raises:
+            UserError: ``decayed_also``, ``layer_decay`` or the optimizer does not go with the parameters.
+        """
         groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm, self.decayed_also)
         if self.layer_decay is not None:
             groups = by_layer(groups, module, self.layer_decay)
@@ -118,7 +122,11 @@ class OptimizerConfig:
             groups = by_rate(groups, module, module.lr_factors())
         if getattr(self.optimizer, "func", self.optimizer) is Muon:
             groups = by_matrix(groups, module)
-        optimizer = self.optimizer(groups, lr=self.peak_lr(batch_size))
+        return groups
+
+    def build(self, module: nn.Module, batch_size: int) -> Optimizer:
+        """Returns an optimizer for every trainable parameter of ``module``."""
+        optimizer = self.optimizer(self.groups(module), lr=self.peak_lr(batch_size))
         optimizer.register_load_state_dict_pre_hook(_as_configured)
         optimizer.register_load_state_dict_post_hook(_in_the_format_of_weights)
         return optimizer

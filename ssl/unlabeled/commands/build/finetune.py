@@ -14,6 +14,7 @@ from unlabeled.commands.build.evaluation import complete_config
 from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.run import build_data
 from unlabeled.commands.build.trainer import resolve_precision
+from unlabeled.commands.checks.former_run import with_absolute_paths
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
 from unlabeled.evaluation.probe import Task
@@ -72,7 +73,7 @@ def build_finetuning(config: DictConfig, checkpoint: Checkpoint) -> FineTuning:
     if device.type == "cpu" and precision == "bf16-mixed":
         guard_small_maps(backbone, views.size)
     task = make_tasks(data, views, len(train.classes), device, precision)(backbone)
-    plain: Any = OmegaConf.to_container(filled, resolve=True)
+    plain = with_absolute_paths(OmegaConf.to_container(filled, resolve=True))
     kept = {key: plain[key] for key in ("backbone", "views", "data", "seed")}
     return FineTuning(recipe, backbone, data, views, task, device, precision, kept)
 

@@ -61,6 +61,7 @@ def build_run(config: DictConfig, resolved: dict[str, Any], command: str = "") -
     teacher = TeacherLoader(checkpoints.folder, views, config, resolved)
     objective = build_objective(config, start, teacher)
     plan = check_combination(objective, views, data.splits.train, data.batch_size, trainer.world_size)
+    instantiate(config.optimizer).groups(objective)  # is refused before anything is written
     smallest = _smallest_view(config.progressive_resizing, views, objective.backbone, plan)
     if trainer.strategy.root_device.type == "cpu" and trainer.precision == "bf16-mixed":
         guard_small_maps(objective.backbone, smallest)

@@ -70,6 +70,10 @@ def _check(config: DictConfig, precision: str) -> None:
         )
     if strategy == "fsdp" and precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={precision}: with trainer.strategy=fsdp give 32-true or bf16-mixed")
+    if strategy == "fsdp" and str(config.optimizer.optimizer._target_).endswith(".Muon"):
+        raise UserError(
+            "optimizer=muon: takes whole matrices, which fsdp cuts: give trainer.strategy=ddp, or optimizer=adamw"
+        )
     clips = {
         "trainer.gradient_clip_val": config.trainer.gradient_clip_val,
         "objective.clip_norm": config.objective.get("clip_norm"),

@@ -91,11 +91,16 @@ def _predict(keys: Keys) -> None:
     if Path(keys["out"]).suffix != ".csv":
         raise UserError(f"out={keys['out']}: give the name of a table like predictions.csv")
     check_file("out", Path(keys["out"]).expanduser())
-    if keys["risk"] is not None and (keys["members"] or keys["samples"]):
-        raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
+    check_risk(keys)
     check_heads(keys)
     check_members(keys["run"], keys["checkpoint"], keys["members"])
     _check_data(keys.get("data"))
+
+
+def check_risk(keys: Keys) -> None:
+    """Raise UserError for a risk beside several predictions of one image, which have no common limit."""
+    if keys["risk"] is not None and (keys["members"] or keys["samples"]):
+        raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
 
 
 def _finetune(keys: Keys) -> None:
@@ -115,7 +120,9 @@ def _finetune(keys: Keys) -> None:
 
 def _label(keys: Keys) -> None:
     check_strategy(keys)
-    _check_list_out(keys["out"])
+    if keys["out"] is None:
+        raise UserError("out: has no default; give out=next.csv, or .txt")
+    check_list_out(keys["out"])
     check_one_named(keys["run"], keys["checkpoint"], keys["weights"])
     if keys["weights"] is None:
         checkpoint_path(keys["run"], keys["checkpoint"])
@@ -125,10 +132,7 @@ def _label(keys: Keys) -> None:
 
 def _explore(keys: Keys) -> None:
     if keys["out"] is not None:
-        out = Path(keys["out"]).expanduser()
-        if out.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"out={out}: give the name of a page like explore.html")
-        check_file("out", out)
+        check_page_out(keys["out"])
     named = [keys[key] for key in ("run", "checkpoint", "weights", "embeddings")]
     if sum(each is not None for each in named) != 1:
         raise UserError("give one of run=outputs/NAME, checkpoint=FILE, weights=… and embeddings=FILE")
@@ -138,6 +142,14 @@ def _explore(keys: Keys) -> None:
         checkpoint_path(keys["run"], keys["checkpoint"])
     _check_weights(keys["weights"])
     _check_data(keys.get("data"))
+
+
+def check_page_out(given: str) -> None:
+    """Raise UserError for a page that cannot be written there, or that is none by its ending."""
+    out = Path(given).expanduser()
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out={out}: give the name of a page like explore.html")
+    check_file("out", out)
 
 
 def _cluster(keys: Keys) -> None:
@@ -172,9 +184,8 @@ def check_strategy(keys: Keys) -> None:
         check_list(keys["labels"])
 
 
-def _check_list_out(given: str | None) -> None:
-    if given is None:
-        raise UserError("out: has no default; give out=next.csv, or .txt")
+def check_list_out(given: str) -> None:
+    """Raise UserError for a list that cannot be written there, or whose ending says another form."""
     out = Path(given).expanduser()
     check_file("out", out)
     if out.suffix not in (".csv", ".txt"):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.arguments.compose import composed
+from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.checks.former_run import open_run
 from unlabeled.commands.command_line import Reader
 from unlabeled.commands.config import check_command, conf_folder, one_line_errors, with_joined_options
@@ -75,7 +76,7 @@ def cluster(keys: dict[str, Any], others: Sequence[str], command: str, log: Log)
         UserError: a mistake, before anything is trained.
         SystemExit: stopped by a signal, after the state was written.
     """
-    path = checkpoint_path(keys["run"], None)
+    path, others = checkpoint_path(keys["run"], None), with_data_source(others)
     out = Path(keys["out"]).expanduser() if keys["out"] else Path(keys["run"]).expanduser() / "clusters"
     before, configs = str(keys["run"]), list[DictConfig]()
     for step in STEPS:
@@ -96,8 +97,9 @@ def _config(keys: dict[str, Any], step: str, weights: str, out: Path, others: Se
     for key in OF_STEPS:
         if any(each.lstrip("+").split("=")[0] == key for each in others):
             raise UserError(f"{key}: unlabeled cluster gives it to its trainings; leave it out")
-    given = any(each.startswith(("data=", "data.")) for each in others)
-    own = [f"experiment={keys[step]}", *([] if given else ["data=digits"])]
+    own = [f"experiment={keys[step]}"]
+    if not _names_data(others):  # they are the run's, but for single keys
+        own, others = [*own, "data=digits"], [each for each in others if not each.startswith("data.")]
     config = composed("train", [*own, *others])
     wanted = {"scan": "SCAN", "self_label": "SelfLabel"}[step]
     if str(config.objective.get("_target_")).rpartition(".")[2] != wanted:
@@ -107,6 +109,10 @@ def _config(keys: dict[str, Any], step: str, weights: str, out: Path, others: Se
     config.trainer.devices, config.objective.clusters = 1, keys["clusters"]
     config.update({"run_dir": str(out / step), "name": f"{out.name}/{step}", "weights": weights})
     return config
+
+
+def _names_data(others: Sequence[str]) -> bool:
+    return any(each.startswith("data=") for each in others)
 
 
 def _with_parts_of(path: Path, configs: Sequence[DictConfig], others: Sequence[str], log: Log) -> None:
@@ -120,15 +126,16 @@ def _with_parts_of(path: Path, configs: Sequence[DictConfig], others: Sequence[s
     from unlabeled.commands.from_file import data_of, part_of
     from unlabeled.weights.load import read_checkpoint
 
-    own, own_data = read_checkpoint(path).config, any(each.startswith("data") for each in others)
-    data = None if own_data else data_of(None, own, path)
+    own, single = read_checkpoint(path).config, [each for each in others if each.startswith("data.")]
+    given = configs[0].data if _names_data(others) and configs else OmegaConf.from_dotlist(single).get("data")
+    data = data_of(given, own, path)
     backbone, views = part_of(own, "backbone", path), part_of(own, "views", path)
-    if backbone is None or views is None or (data is None and not own_data):
+    if backbone is None or views is None or data is None:
         raise UserError(f"run={path}: does not say what it was made with; give the folder of a run")
     for config in configs:
         _fit_views(config.views, views, [each.partition("=")[0] for each in others], log)
         config.backbone = backbone
-        config.data = config.data if own_data else data
+        config.data = data
 
 
 def _fit_views(views: DictConfig, of_run: DictConfig, given: Sequence[str], log: Log) -> None:

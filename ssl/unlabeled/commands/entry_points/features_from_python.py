@@ -85,9 +85,12 @@ def explore(
     with as_found(), user_errors(conf_folder(), "explore", given):
         from omegaconf import OmegaConf
 
+        from unlabeled.commands.checks.places import check_page_out
         from unlabeled.commands.features.explore import as_embedding, explore_built, page_path
 
         plain: Any = OmegaConf.to_container(config)
+        if plain["out"] is not None:
+            check_page_out(plain["out"])
         built = _built(as_embedding(config), model, None if named else data)
         page = page_path(plain, Path(config.run).expanduser() if config.run else Path())
         return explore_built(page, *built, _origin(model), plain, silent)

@@ -53,9 +53,11 @@ def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **
         raise UserError("data: images are given already; leave the keys of data out")
     with as_found(), user_errors(conf_folder(), "predict", given):
         from unlabeled.commands.build.classify import build_prediction
+        from unlabeled.commands.checks.places import check_risk
         from unlabeled.evaluation.embedding.given_images import given_splits
         from unlabeled.evaluation.heads.predicted import joined
 
+        check_risk({key: config[key] for key in ("risk", "members", "samples")})
         prediction = build_prediction(config, None if named else given_splits(data))
         return joined(list(prediction.parts()))
 
@@ -114,11 +116,13 @@ def label(
     with as_found(), user_errors(conf_folder(), "label", given):
         from omegaconf import OmegaConf
 
-        from unlabeled.commands.checks.places import check_strategy
+        from unlabeled.commands.checks.places import check_list_out, check_strategy
         from unlabeled.commands.labelling.label import label as choose
 
         plain: Any = OmegaConf.to_container(config)
         check_strategy(plain)
+        if plain["out"] is not None:
+            check_list_out(plain["out"])
         return choose(config, plain, silent)
 
 

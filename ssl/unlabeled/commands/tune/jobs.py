@@ -3,7 +3,7 @@
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -39,10 +39,19 @@ class Jobs:
         fixed: overrides of every trial.
         folder: below which every trial has its own.
         gpus: names of the GPUs for ``CUDA_VISIBLE_DEVICES``; empty: none is chosen.
+        picked: returns further overrides for the values of a trial.
     """
 
-    def __init__(self, sampler: Sampler, fixed: Sequence[str], folder: Path, gpus: Sequence[str]) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        fixed: Sequence[str],
+        folder: Path,
+        gpus: Sequence[str],
+        picked: Callable[[Mapping[str, Any]], Sequence[str]] = lambda values: (),
+    ) -> None:
         self.sampler, self.fixed, self.folder, self.gpus = sampler, list(fixed), folder, gpus
+        self.picked = picked
         self._jobs: list[_Job] = []
 
     def run(self, numbers: Iterator[int], count: int, may_begin: Callable[[], bool]) -> Iterator[Trial]:
@@ -95,7 +104,8 @@ class Jobs:
         job.asked, job.number, job.scores, job.begun = self.sampler.ask(number), number, {}, time.monotonic()
         folder = self.folder / f"{number:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # of a search that was stopped: its scores are not in the history
-        overrides = [*self.fixed, *assignments(job.asked.params), f"run_dir={folder}"]
+        values = job.asked.params
+        overrides = [*self.fixed, *self.picked(values), *assignments(values), f"run_dir={folder}"]
         with suppress(OSError):  # where the process is gone, reading from it says so
             job.connection.send((overrides, str(folder)))
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OWN = ("run_dir", "trials", "minutes", "pruner", "jobs", "seed")
 OF_TRIALS = ("name", "resume", "replay", "preview", "plan_only")  # keys of a training that no trial takes
+PROCESSES = ("trainer.devices=", "trainer.num_nodes=")
+ONE_PROCESS = "trainer.devices=1"  # of a trial: processes that it started would begin a search of their own
 ALWAYS = ["pictures=null", "plan=null", "checkpoints_kept=1"]
 FAILURES = 3  # in a row, with nothing trained, after which a search ends
 
@@ -50,19 +52,29 @@ def main(arguments: Sequence[str]) -> None:
         config = composed("tune", own)
         check_command(config, conf / "tune.yaml")
         keys: Any = OmegaConf.to_container(config)
-        fixed, space, epochs = _checked(others, keys)
+        fixed, space, epochs, picked = _checked(others, keys)
         folder = Path(keys["run_dir"]).expanduser()
         check_folder("run_dir", folder, ("search.json", "trials.jsonl", "index.html"))
         try:
             with closing(_lock(folder)):  # two searches would delete each other's trials
                 _open_folder(folder, fixed, space, keys)
-                search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH))
+                search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH), picked)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on: {for_shell(['unlabeled', 'tune', *arguments])}")
             raise SystemExit(128 + signal.SIGINT) from None
 
 
-def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any], first: int) -> Trial | None:
+Picked = Callable[[Mapping[str, Any]], Sequence[str]]  # values of a trial → what else suits them and own images
+
+
+def search(
+    folder: Path,
+    fixed: Sequence[str],
+    space: Space,
+    keys: dict[str, Any],
+    first: int,
+    picked: Picked = lambda values: (),
+) -> Trial | None:
     """Trains trials until there are enough of them, writes the page, and returns the best.
 
     Args:
@@ -71,6 +83,7 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
         space: what is searched.
         keys: of ``conf/tune.yaml``.
         first: epochs before which no trial ends early.
+        picked: overrides of a trial besides.
 
     Raises:
         UserError: Optuna is not installed, or the first trials all failed.
@@ -82,7 +95,8 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
     deadline = float("inf") if keys["minutes"] is None else time.monotonic() + 60 * keys["minutes"]
     over = f"{len(trials)} of {keys['trials']} trials are over"
     print(f"{over}; {folder / 'trials'} has the metrics of those that run", flush=True)
-    jobs = Jobs(sampler, [*_with_knn(fixed), f"seed={keys['seed']}"], folder / "trials", _gpus(keys["jobs"]))
+    always = [*_with_knn(fixed), f"seed={keys['seed']}"]
+    jobs = Jobs(sampler, always, folder / "trials", _gpus(keys["jobs"]), picked)
     try:
         with closing(jobs):
             for trial in jobs.run(left, keys["jobs"], lambda: time.monotonic() < deadline):
@@ -91,8 +105,8 @@ def search(folder: Path, fixed: Sequence[str], space: Space, keys: dict[str, Any
                 print(_line(trial, best_trial(trials)), flush=True)
                 _check_any(trials)
     finally:
-        page = _write_page(folder, _seeded(fixed, keys), space, trials)
-    _tell(_seeded(fixed, keys), best_trial(trials), page)
+        page = _write_page(folder, _seeded(fixed, keys), space, trials, picked)
+    _tell(_seeded(fixed, keys), best_trial(trials), page, picked)
     return best_trial(trials)
 
 
@@ -101,13 +115,17 @@ def _seeded(fixed: Sequence[str], keys: dict[str, Any]) -> list[str]:
     return [*fixed, *([f"seed={keys['seed']}"] if keys["seed"] else [])]
 
 
-def best_command(fixed: Sequence[str], trial: Trial) -> str:
+def best_command(fixed: Sequence[str], trial: Trial, picked: Picked = lambda values: ()) -> str:
     """Returns the training with the values of a trial, for a shell."""
-    return for_shell(["unlabeled", "train", *fixed, *assignments(trial.values)])
+    return for_shell(["unlabeled", "train", *fixed, *picked(trial.values), *assignments(trial.values)])
 
 
-def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Space, int | None]:
-    """Returns what is fixed, with what is picked for own images, the space, and max_epochs; checks all extremes."""
+def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Space, int | None, Picked]:
+    """Returns what is fixed, the space, max_epochs and what is picked for a trial; checks all extremes.
+
+    What is picked for own images is fixed where it is the same at every extreme, and else each trial's own: a search
+    over methods gives each its views and its queue.
+    """
     for key in OF_TRIALS:
         if any(each.lstrip("+").split("=")[0] == key for each in others):
             raise UserError(f"{key}: is no key of a trial; leave it out")
@@ -116,21 +134,42 @@ def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Sp
     given, space = split(others)
     if not space:
         raise UserError('nothing is searched: give a key a range, as "optimizer.lr=tag(log,interval(0.01,1))"')
-    first = assignments(next(corners(space)))
-    fixed = [each for each in completed([*given, *first]) if each not in first]
+    first, *further = corners(space)
+    fixed = _completed(given, first, print)
+    for corner in further:
+        same = _completed(given, corner, _quiet)
+        fixed = [each for each in fixed if each in same]
+
+    def picked(values: Mapping[str, Any]) -> list[str]:
+        return [each for each in _completed(given, values, _quiet) if each not in fixed]
+
     place = str(Path(keys["run_dir"]) / "trials" / "0000")
     for corner in corners(space):
-        config = composed("train", [*_with_knn(fixed), *assignments(corner), f"run_dir={place}"])
+        trial = [*_with_knn(fixed), *picked(corner), *assignments(corner)]
+        for each in trial:
+            if each.startswith(PROCESSES) and not each.endswith(("=1", "=auto")):
+                raise UserError(f"{each}: a trial is trained by one process; leave it out, jobs=2 trains two at once")
+        config = composed("train", [*trial, f"run_dir={place}"])
         check_command(config, conf_folder() / "train.yaml")
         if config.online_knn is None:
             raise UserError("online_knn=null: a search is judged by it; leave it out")
-    return fixed, space, config.max_epochs
+    return fixed, space, config.max_epochs, picked
+
+
+def _completed(given: Sequence[str], values: Mapping[str, Any], log: Callable[[str], None]) -> list[str]:
+    """Returns what is given, and what is picked beside the values of a trial."""
+    tried = assignments(values)
+    return [each for each in completed([*given, *tried], log) if each not in tried]
+
+
+def _quiet(line: str) -> None:
+    """Says the picks of one method alone."""
 
 
 def _with_knn(fixed: Sequence[str]) -> list[str]:
     """Scores come after every epoch, unless their interval is given."""
     given = any(each.split("=")[0] in ("online_knn", "online_knn.every_n_epochs") for each in fixed)
-    return [*ALWAYS, *([] if given else ["online_knn.every_n_epochs=1"]), *fixed]
+    return [*ALWAYS, *([] if given else ["online_knn.every_n_epochs=1"]), *fixed, ONE_PROCESS]
 
 
 def _lock(folder: Path) -> "RunLock":
@@ -191,19 +230,19 @@ def _shortened(values: dict[str, Any]) -> Iterator[str]:
         yield f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
 
 
-def _write_page(folder: Path, fixed: Sequence[str], space: Space, trials: Sequence[Trial]) -> Path:
+def _write_page(folder: Path, fixed: Sequence[str], space: Space, trials: Sequence[Trial], picked: Picked) -> Path:
     from unlabeled.commands.tune.importance import importances
     from unlabeled.commands.tune.page import search_page
 
     best = best_trial(list(trials))
-    command = None if best is None else best_command(fixed, best)
+    command = None if best is None else best_command(fixed, best, picked)
     write_atomic(folder / "index.html", search_page(fixed, space, trials, importances(space, trials), command))
     return folder / "index.html"
 
 
-def _tell(fixed: Sequence[str], best: Trial | None, page: Path) -> None:
+def _tell(fixed: Sequence[str], best: Trial | None, page: Path, picked: Picked) -> None:
     if best is None:
         print(f"no trial was trained to its end; what was tried is in {page}")
         return
     print(f"best: {best.score:.2f} % k-NN of held-out training images, trial {best.number}; all are in {page}")
-    print(f"  {best_command(fixed, best)}")
+    print(f"  {best_command(fixed, best, picked)}")

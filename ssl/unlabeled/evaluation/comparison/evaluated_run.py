@@ -1,5 +1,6 @@
 """Reads the results of past evaluations: rows, provenance, and the configuration of the evaluated run."""
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from unlabeled.core.file_config import as_data
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.places import why_not_evaluated
 from unlabeled.core.reading import read_bytes
-from unlabeled.core.run_config import FREE_KEYS, read_yaml
+from unlabeled.core.run_config import FREE_KEYS, NOT_FREE, read_yaml
 from unlabeled.errors import UserError
 from unlabeled.evaluation.evaluate_probes import TENSORS, Row
 
@@ -63,9 +64,19 @@ class EvaluatedRun:
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration that decides a run's numbers but for chance: no seed, no names, no ``FREE_KEYS``."""
-    without = {"seed", "name", "run_dir", *FREE_KEYS}
-    return {key: value for key, value in config.items() if key not in without}
+    """Returns the configuration that decides a run's numbers but for chance: no seed, no names, no ``FREE_KEYS``.
+
+    Of ``trainer``, which is free, the keys of ``NOT_FREE`` stay by their dotted names where they are not the usual:
+    no clipping, and BatchNorm over all processes.
+    """
+    identity = copy.deepcopy(dict(config))
+    for key in ("seed", "name", "run_dir", *FREE_KEYS):
+        group, _, name = key.rpartition(".")
+        node = config_value(identity, group) if group else identity
+        if isinstance(node, dict):
+            node.pop(name, None)
+    own = {key: config_value(config, key) for key in NOT_FREE}
+    return identity | {key: value for key, value in own.items() if value is not None and value is not True}
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from unlabeled.errors import UserError
 from unlabeled.objectives.parts.arguments import check_range
@@ -23,6 +24,8 @@ def frozen_copy(module: M) -> M:
 def without_drop_path(module: M) -> M:
     """Sets every drop path of ``module`` to 0, in place: teachers leave out nothing, in train mode too."""
     for each in module.modules():
+        if isinstance(each, StochasticDepth):  # torchvision's
+            each.p = 0.0
         if isinstance(getattr(each, "drop_prob", None), float):  # ours and timm's DropPath
             each.drop_prob = 0.0  # type: ignore[assignment]
     return module

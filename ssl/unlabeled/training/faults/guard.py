@@ -222,8 +222,12 @@ def _why_not_deferred(trainer: pl.Trainer) -> str | None:
         return "the gradient scaler of 16-mixed does so too"
     if isinstance(trainer.strategy, FullySharded):
         return "its weights are sharded"
-    name = type(trainer.optimizers[0]).__name__
-    return None if can_skip(trainer.optimizers[0]) else f"{name} is not fused; give optimizer.optimizer.fused=true"
+    optimizer = trainer.optimizers[0]
+    if can_skip(optimizer):
+        return None
+    name = type(optimizer).__name__
+    fused = all(group.get("fused", True) for group in optimizer.param_groups)  # where that is a choice at all
+    return f"{name} cannot skip a step" if fused else f"{name} is not fused; give optimizer.optimizer.fused=true"
 
 
 def _earliest(finding: NonFiniteFinding, device: torch.device) -> int:

@@ -53,7 +53,7 @@ class StepMemory:
 
 
 def count_memory(
-    objective: Objective, views: list[int], batch: int, precision: str, slots: int, image_size: int | None = None
+    objective: Objective, views: list[int], batch: int, precision: str, slots: float, image_size: int | None = None
 ) -> StepMemory:
     """Counts one step: forward, backward, gradients and optimizer state. Nothing is allocated, and nothing changes.
 
@@ -65,7 +65,7 @@ def count_memory(
         views: height and width of each view of an image, pixels.
         batch: images on this process.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        slots: tensors of the optimizer for each weight: 1 for momentum, 2 for Adam.
+        slots: numbers that the optimizer keeps for each weight: 1 for momentum, 2 for Adam.
         image_size: of the decoded images; None: as the largest view.
 
     Raises:
@@ -90,14 +90,16 @@ def count_memory(
     weights = _bytes(trained)
     total = sum(map(_size, _storages(parts)))
     inputs = held.start - total
-    state = slots * weights
+    state = round(slots * weights)
     return StepMemory(batch, total, weights, state, inputs, saved.bytes, held.peak + state)
 
 
-def optimizer_slots(optimizer: torch.optim.Optimizer) -> int:
-    """Returns how many tensors of a weight's size an optimizer keeps for each weight."""
-    group = optimizer.param_groups[0]
-    return 2 if "betas" in group else int(bool(group.get("momentum")))
+def optimizer_slots(optimizer: torch.optim.Optimizer) -> float:
+    """Returns how many numbers an optimizer keeps for each weight: a mean where groups differ, as with Muon."""
+    weights: list[int] = [sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups]
+    slots: list[int] = [2 if "betas" in group else int(bool(group.get("momentum"))) for group in optimizer.param_groups]
+    kept: int = sum(count * each for count, each in zip(weights, slots, strict=True))
+    return kept / max(1, sum(weights))
 
 
 def largest_batch(one: StepMemory, other: StepMemory, room: float, device: str) -> int:
