@@ -1,5 +1,6 @@
 """SCAN and self-labelling as runs: neighbours are found once, and the chain of both goes on where it stopped."""
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from safetensors.torch import load_file
 
 import unlabeled
 from tests.small import small_run
+from unlabeled.commands.arguments.compose import overrides_of
+from unlabeled.commands.arguments.data_path import with_data_source
 from unlabeled.commands.build.companions import FILE
 from unlabeled.commands.build.network import build_objective
 from unlabeled.commands.build.run import build_run
@@ -123,6 +127,23 @@ def test_the_chain_goes_on_where_it_stopped_and_compares_its_clusters_with_k_mea
     assert (scan["weights"]["of"], labelled["weights"]["of"]) == ("backbone", "all")
     with pytest.raises(UserError, match=r"holds a run with another objective\.clusters"):
         unlabeled.cluster(pretrained, **given, clusters=5)
+
+
+def test_other_images_are_decoded_as_those_of_the_run(pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for number in range(24):
+        place = tmp_path / "first" / "train" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (10 * number, 0, 0)).save(place)
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    small = ("max_steps=1", "num_workers=0", "plan=null", "data=folder", "data.image_size=10")
+    trained(small_run("simclr", run, *small, f"data.path={tmp_path}/first"))
+    for given in ({"data": tmp_path / "moved"}, {"data": {"path": str(tmp_path / "moved")}}):
+        others = ["max_steps=1", *with_data_source(overrides_of(given))]
+        keys = {"run": str(run), "out": None, "clusters": 2, "scan": "scan_cifar10_cpu", "self_label": None}
+        config = command._config(keys, "scan", str(run), tmp_path / "c", others)
+        command._with_parts_of(run / "checkpoints" / "last.ckpt", [config], others, lambda line: None)
+        assert (config.data.path, config.data.image_size) == (str(tmp_path / "moved"), 10)
 
 
 def test_a_probe_of_clusters_is_refused_for_a_method_that_makes_none(pretrained: Path) -> None:

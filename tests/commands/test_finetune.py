@@ -105,15 +105,17 @@ def test_fine_tuned_networks_are_averaged_with_others_and_with_their_own_dropout
 
 
 def test_a_folder_of_classes_without_a_test_split_is_trained_on_and_names_its_classes(
-    weights: Path, tmp_path: Path
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for label, level in (("day", 200), ("night", 30)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (9, 8), (level, level, 9 * number)).save(tmp_path / "photos" / label / f"{number}.png")
     many = {"least_steps": 40, "recipe.augmentation.flip": 0.0, "holdout": None}
-    run = finetune(weights, tmp_path / "photos", out=tmp_path / "out", **many)
+    run = finetune(weights, "photos", out=tmp_path / "out", **many)
     assert run.results is None
+    monkeypatch.chdir(weights.parent)  # from any folder the images are the same
     found = unlabeled.predict(run, **CPU)  # the images that it was trained on
     assert found.classes == ["day", "night"]
     assert found.predicted == found.labels == ["day"] * 4 + ["night"] * 4

@@ -160,6 +160,15 @@ def test_an_export_returns_its_folder(run: Run, folder: Path) -> None:
             "3: give the folder of a run, a file of weights, or what unlabeled.train returned",
         ),
         (lambda: unlabeled.evaluate(cast(Any, None)), "None: give the folder of a run, a file of weights, or what "),
+        (
+            lambda: unlabeled.predict("x", "digits", risk=0.05, samples=4),
+            "risk=0.05: is chosen for one classifier; leave members and samples out, or risk",
+        ),
+        (
+            lambda: unlabeled.label("x", strategy="typical", out="next.parquet"),
+            "out=next.parquet: the ending says how it is written; allowed: .csv, .txt",
+        ),
+        (lambda: unlabeled.explore("x", out="page.csv"), "out=page.csv: give the name of a page like explore.html"),
         (lambda: unlabeled.export("/no/run", "tim"), "to=tim: did you mean timm? must be timm or torchvision or "),
     ],
 )

@@ -331,3 +331,18 @@ def test_a_random_network_of_each_data_set_is_in_its_own_column(tmp_path: Path) 
 def test_a_name_that_begins_with_a_bracket_is_no_argument_of_the_line_before(tmp_path: Path) -> None:
     lines = as_latex(make_table([run(tmp_path / "[b]run", {KNN: 60.0})])).splitlines()
     assert lines[5].startswith("  {}[b]run & 1")
+
+
+def test_runs_that_differ_in_clipping_are_two_lines_and_in_what_is_free_one(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for seed, changed in ((0, {}), (1, {"views.compile": True}), (0, {"trainer.gradient_clip_val": 1.0})):
+        folder = run(tmp_path / str(len(found)), {KNN: 50.0}, seed)
+        config = OmegaConf.create(json.loads((folder / "config.yaml").read_text()))
+        for key, value in ({"trainer.gradient_clip_val": None, "trainer.sync_batchnorm": True} | changed).items():
+            OmegaConf.update(config, key, value, force_add=True)
+        (folder / "config.yaml").write_text(json.dumps(OmegaConf.to_container(config)))
+        found.append(folder)
+    table = make_table(found)
+    assert [line.seeds for line in table.lines if not line.baseline] == [2, 1]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from tests.small import composed
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.backbones.vit import ViT
+from unlabeled.commands.build.run import build_run
+from unlabeled.commands.checks.former_run import open_run
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
 from unlabeled.optimizers import Muon, OptimizerConfig
+from unlabeled.training.faults.guard import _why_not_deferred
+from unlabeled.training.plan.memory import optimizer_slots
 
 Array = NDArray[np.float64]
 RATES = [0.01, 0.02, 0.03, 0.02, 0.01]
@@ -195,6 +201,38 @@ def test_a_backbone_without_trained_blocks_is_refused_in_one_line() -> None:
         recipe().build(frozen, 256)
     with pytest.raises(UserError, match=r"^optimizer=muon: Linear does not say what its blocks are: take a ResNet, "):
         recipe().build(unknown, 256)
+
+
+def test_the_memory_of_two_numbers_for_adamw_and_one_for_muon_is_counted() -> None:
+    method = Method()
+    optimizer = recipe().build(method, 256)
+    train(method, optimizer, range(1))
+    kept = sum(slot.numel() for state in optimizer.state.values() for name, slot in state.items() if name != "step")
+    trained = sum(each.numel() for each in method.parameters() if each.requires_grad)
+    assert optimizer_slots(optimizer) == pytest.approx(kept / trained, rel=1e-12)
+    assert 1 < optimizer_slots(optimizer) < 2
+
+
+def test_a_run_that_muon_cannot_train_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for given, message in (
+        (
+            ("trainer.strategy=fsdp", "backbone=vit_tiny_small"),
+            r"^optimizer=muon: takes whole matrices, which fsdp cuts",
+        ),
+        (
+            ("backbone=torchvision", "backbone.model=shufflenet_v2_x0_5"),
+            r"^optimizer=muon: .* does not say what its bl",
+        ),
+    ):
+        config = composed("data=digits", "optimizer=muon", "trainer.accelerator=cpu", f"run_dir={tmp_path}/run", *given)
+        with pytest.raises(UserError, match=message):
+            build_run(config, open_run(config))
+    assert {each.name for each in (tmp_path / "run").glob("*")} <= {"lock"}  # which ends with the process
+
+
+def test_that_each_step_waits_on_a_gpu_is_said_without_a_remedy_that_is_none() -> None:
+    trainer = SimpleNamespace(precision_plugin=None, strategy=None, optimizers=[recipe().build(Method(), 256)])
+    assert _why_not_deferred(trainer) == "Muon cannot skip a step"  # type: ignore[arg-type]
 
 
 @pytest.fixture

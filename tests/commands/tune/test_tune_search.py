@@ -11,6 +11,7 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from unlabeled.commands.tune import jobs as jobs_module
 from unlabeled.commands.tune.history import Trial, add_trial, best_trial, read_trials
@@ -18,7 +19,7 @@ from unlabeled.commands.tune.importance import importances
 from unlabeled.commands.tune.page import search_page
 from unlabeled.commands.tune.sampler import Sampler
 from unlabeled.commands.tune.space import Choices, Interval
-from unlabeled.commands.tune.tune import _seeded, best_command, main
+from unlabeled.commands.tune.tune import _checked, _seeded, best_command, main
 from unlabeled.errors import UserError
 from unlabeled.training.run_lock import _start_of, _this_process
 
@@ -154,6 +155,33 @@ def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(
     with pretended(monkeypatch, lambda lr: True), pytest.raises(SystemExit):
         main(["experiment=digits", LR, f"run_dir={tmp_path}/search"])
     assert "the first 3 trials failed: no" in capsys.readouterr().err
+
+
+def test_each_method_of_a_search_over_own_images_has_its_own_picks(tmp_path: Path) -> None:
+    for number in range(60):
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(place)
+    others = [f"data={tmp_path}/photos", "objective=simclr,moco_v2", "optimizer.lr=interval(0.1,1.0)"]
+    fixed, _, _, picked = _checked(others, {"run_dir": str(tmp_path / "search")})
+    ours, theirs = (picked({"objective": name, "optimizer.lr": 0.5}) for name in ("simclr", "moco_v2"))
+    assert f"data.path={tmp_path}/photos" in fixed
+    assert not any("queue_size" in each for each in [*fixed, *ours])
+    queue = next(int(each.partition("=")[2]) for each in theirs if each.startswith("objective.queue_size="))
+    assert queue <= 60
+    command = best_command(fixed, Trial(0, {"objective": "moco_v2"}, "ended", {1: 50.0}, 1.0, ""), picked)
+    assert f"objective.queue_size={queue}" in command
+
+
+def test_a_trial_is_trained_by_one_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pretended(monkeypatch, lambda lr: False) as seen:
+        main(["experiment=digits", LR, "trials=1", f"run_dir={tmp_path}/search"])
+        assert "trainer.devices=1" in seen[0]
+        with pytest.raises(SystemExit):
+            main(["experiment=digits", LR, "trainer.devices=2", f"run_dir={tmp_path}/other"])
+    assert "trainer.devices=2: a trial is trained by one process; leave it out" in capsys.readouterr().err
 
 
 def test_two_processes_train_trials_of_digits_and_the_page_has_them(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
+from unlabeled.backbones.transformer import DropPath
 from unlabeled.objectives.parts import ema
 
 
@@ -14,6 +16,12 @@ def network(seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+
+
+def test_a_teacher_leaves_out_no_paths_whosever_layer_does_it() -> None:
+    ours, others = DropPath(0.3), StochasticDepth(0.3, "row")
+    ema.without_drop_path(nn.Sequential(ours, others))
+    assert (ours.drop_prob, others.p) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.99, 1.0])

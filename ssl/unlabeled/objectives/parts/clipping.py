@@ -29,9 +29,7 @@ class EachClipped:
         """Scales them in place; one or more, on one device."""
         norms = torch._foreach_norm(gradients)
         if not few_launches(gradients[0].device) or isinstance(gradients[0], DTensor):
-            factors = torch._foreach_add(norms, 1e-6)
-            torch._foreach_reciprocal_(factors)  # in place: the other form is not there for sharded tensors
-            torch._foreach_mul_(factors, limit)
+            factors = torch._foreach_mul(torch._foreach_reciprocal(torch._foreach_add(norms, 1e-6)), limit)
             torch._foreach_clamp_max_(factors, 1.0)
             torch._foreach_mul_(gradients, factors)
             return
