@@ -114,21 +114,22 @@ def by_matrix(groups: Sequence[dict[str, Any]], module: nn.Module) -> list[dict[
 
     Args:
         groups: as an optimizer takes them.
-        module: with its ``backbone``, whose ``shards()`` are the blocks.
+        module: with its ``backbone``, whose ``shards()`` are the blocks. Of one that does not say them, such as timm's,
+            all matrices and kernels but the first are taken.
 
     Raises:
-        UserError: the backbone does not say what its blocks are, or nothing of them is trained.
+        UserError: no block is trained.
     """
     backbone: Any = getattr(module, "backbone", module)
     blocks = backbone.shards() if hasattr(backbone, "shards") else []
-    matrices = {parameter for block in blocks for parameter in block.parameters() if parameter.ndim in (2, 4)}
+    inside = [parameter for part in blocks or [backbone] for parameter in part.parameters() if parameter.ndim in (2, 4)]
+    matrices = {*(inside if blocks else inside[1:])}
     divided = []
     for group in groups:
         for orthogonal in (True, False):
             parameters = [each for each in group["params"] if (each in matrices) is orthogonal]
             divided += [{**group, "params": parameters, "orthogonal": orthogonal}] if parameters else []
-    if not any(group["orthogonal"] for group in divided):
+    if blocks and not any(group["orthogonal"] for group in divided):
         name = type(backbone).__name__
-        what = "has no block that is trained" if blocks else "does not say what its blocks are"
-        raise UserError(f"optimizer=muon: {name} {what}: take a ResNet, ViT or RegNetY, or another optimizer")
+        raise UserError(f"optimizer=muon: {name} has no block that is trained: give a smaller backbone.freeze")
     return divided
