@@ -25,7 +25,7 @@ from unlabeled.health.folder import diagnose_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS, SEEDS = 300, (0, 1, 2)
-LABELLED_OR_TAUGHT = ("distill", "fixmatch")
+LABELLED_OR_TAUGHT = ("distill", "fixmatch", "scan", "self_label")
 MASKED = ("ijepa", "simmim", "data2vec")
 METHODS = (*ALL, *FURTHER, "nnclr", "supcon", "triplet", "supervised", "lejepa", *MASKED, *LABELLED_OR_TAUGHT)
 NAMES = {

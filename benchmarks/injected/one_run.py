@@ -20,6 +20,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 MORE = {
     "relicv2": ["views.masks=null"],
     "distill": ["objective.teacher=outputs/teacher"],  # a run of experiment=cifar10_cpu with backbone.width=0.5
+    "scan": ["weights=outputs/pretrained"],  # a run of experiment=cifar10_cpu or cifar10_cpu_speedrun
+    "self_label": ["weights=outputs/clustered"],  # a run of experiment=scan_cifar10_cpu
 }
 HEALTHY = Failure("healthy", ())
 

@@ -35,7 +35,7 @@ BFLOAT16 = 2**-8  # of what is made orthogonal in bfloat16
 
 def recipe() -> OptimizerConfig:
     return OptimizerConfig(
-        partial(Muon, momentum=0.9, betas=[0.8, 0.95]),
+        partial(Muon, momentum=0.9, betas=(0.8, 0.95)),
         lr=0.01,
         lr_scaling="none",
         warmup_epochs=0,
@@ -217,9 +217,7 @@ def test_the_memory_of_two_numbers_for_adamw_and_one_for_muon_is_counted() -> No
 def test_a_run_that_muon_cannot_train_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     given = ("data=digits", "backbone=vit_tiny_small", "optimizer=muon", "trainer.accelerator=cpu")
     config = composed(*given, "trainer.strategy=fsdp", f"run_dir={tmp_path}/run")
-    with pytest.raises(
-        UserError, match=r"^optimizer=muon: takes whole matrices, which fsdp cuts: give trainer"
-    ):
+    with pytest.raises(UserError, match=r"^optimizer=muon: takes whole matrices, which fsdp cuts: give trainer"):
         build_run(config, open_run(config))
     assert {each.name for each in (tmp_path / "run").glob("*")} <= {"lock"}  # which ends with the process
 

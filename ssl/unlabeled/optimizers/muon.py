@@ -1,14 +1,15 @@
 """Muon for the matrices and kernels of a backbone's blocks, and AdamW for everything else."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from unlabeled.core.ranges import Count, LearningRate, PartialShare, Positive, WeightDecay
+from unlabeled.core.ranges import Count, LearningRate, PartialShare, WeightDecay
 from unlabeled.errors import UserError
 
 
@@ -35,22 +36,23 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[dict[str, Any]],
+        params: Iterable[dict[str, Any]],
         lr: LearningRate,
         weight_decay: WeightDecay = 0.1,
         momentum: PartialShare = 0.95,
         newton_schulz_steps: Count = 5,
-        betas: Sequence[PartialShare] = (0.9, 0.999),
-        eps: Positive = 1e-8,
+        betas: tuple[PartialShare, PartialShare] = (0.9, 0.999),
+        eps: Annotated[float, Interval(gt=0, le=1)] = 1e-8,
     ) -> None:
+        given = list(params)
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"optimizer=muon: torch {torch.__version__} has no Muon: install torch 2.9 or newer")
-        if any(isinstance(parameter, DTensor) for group in params for parameter in group["params"]):
+        if any(isinstance(parameter, DTensor) for group in given for parameter in group["params"]):
             raise UserError(
                 "optimizer=muon does not take sharded weights: give trainer.strategy=ddp, or optimizer=adamw"
             )
-        kinds = [{"momentum": momentum} if group["orthogonal"] else {"betas": tuple(betas)} for group in params]
-        groups = [{**group, **kind} for group, kind in zip(params, kinds, strict=True)]
+        kinds = [{"momentum": momentum} if group["orthogonal"] else {"betas": tuple(betas)} for group in given]
+        groups = [{**group, **kind} for group, kind in zip(given, kinds, strict=True)]
         # fused: torch then loads AdamW's number of steps to the device of the weight
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "fused": True})
         anything = [nn.Parameter(torch.zeros(1, 1))]  # both get what they move in each step
