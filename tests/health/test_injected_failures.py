@@ -64,10 +64,19 @@ def test_a_failure_that_shows_at_once_is_named(failure: Failure, objective: str,
     assert AT_ONCE[failure.name] in names_of(objective, failure, tmp_path)
 
 
-def test_a_failure_that_lasts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "objective", "finding"),
+    [
+        ("one cluster for all", "scan", "clusters-not-used"),
+        ("one class for all", "fixmatch", "one-class-for-all"),
+    ],
+)
+def test_a_failure_that_lasts_is_named(
+    name: str, objective: str, finding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unlabeled.health.rules.PINNED_STEPS", 3)
-    spoilt = next(each for each in FAILURES if each.name == "one cluster for all")
-    assert "clusters-not-used" in names_of("scan", spoilt, tmp_path)
+    spoilt = next(each for each in FAILURES if each.name == name)
+    assert finding in names_of(objective, spoilt, tmp_path)
 
 
 HEALTHY = ["simclr", "moco_v2", "moco_v3", "swav", "relicv2", "mae", *FURTHER]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tests.objectives.two_views import (
 )
 from unlabeled.errors import UserError
 from unlabeled.objective import Plan
+from unlabeled.objectives.parts.labels import accuracy_above_chance
 from unlabeled.objectives.supervised import Supervised, classification_loss
 
 LABELLED = Plan(8, 1, 100, (2,), 5)
@@ -101,3 +103,10 @@ def test_labels_of_another_type_and_all_of_the_smoothing_are_refused() -> None:
         classification_loss(torch.zeros(3, 7), torch.zeros(3))
     with pytest.raises(ValueError, match=r"^classification_loss: label_smoothing=1 must be below 1"):
         classification_loss(torch.zeros(3, 7), torch.zeros(3, dtype=torch.long), 1)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(10, 64), (10, 256), (100, 1024)])
+def test_guesses_exceed_the_bound_on_accuracy_in_one_batch_of_forty(classes: int, images: int) -> None:
+    right = np.random.default_rng(0).binomial(images, 1 / classes, 100_000) / images
+    assert 0.01 < float((right > accuracy_above_chance(classes, images)).mean()) < 0.045
+    assert float((right > 1 / classes).mean()) > 0.4  # which would not tell them

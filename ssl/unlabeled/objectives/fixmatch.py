@@ -17,7 +17,7 @@ from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
-from unlabeled.objectives.parts.labels import check_labels
+from unlabeled.objectives.parts.labels import accuracy_above_chance, check_labels
 from unlabeled.objectives.parts.precision import full_precision
 
 
@@ -172,7 +172,7 @@ class FixMatch(Objective):
             MetricBound(
                 "labels-not-learnt",
                 "labelled_top1",
-                1 / classes,
+                accuracy_above_chance(classes, self.support.images_per_step),
                 1.0,
                 "the labelled images are classified no better than by chance",
                 "a look at the labels, optimizer.lr and its warm-up",

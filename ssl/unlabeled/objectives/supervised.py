@@ -12,7 +12,7 @@ from unlabeled.core.ranges import Classes, PartialShare
 from unlabeled.errors import UserError
 from unlabeled.objective import Backbone, Batch, MetricBound, Objective, Output, Plan, Progress
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
-from unlabeled.objectives.parts.labels import check_labels
+from unlabeled.objectives.parts.labels import accuracy_above_chance, check_labels
 from unlabeled.objectives.parts.precision import full_precision
 
 
@@ -83,12 +83,12 @@ class Supervised(Objective):
 
     def metric_bounds(self, plan: Plan) -> Sequence[MetricBound]:
         """Bounds the accuracy on training images: no better than chance means that nothing was learnt."""
-        chance = 1 / (plan.classes or self.classifier.out_features)
+        classes = plan.classes or self.classifier.out_features
         return (
             MetricBound(
                 "labels-not-learnt",
                 "train_top1",
-                chance,
+                accuracy_above_chance(classes, plan.batch_size),
                 1.0,
                 "training images are classified no better than by chance",
                 "a look at the labels, optimizer.lr and its warm-up",

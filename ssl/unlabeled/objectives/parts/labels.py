@@ -1,4 +1,6 @@
-"""Which rows of a batch belong together, by their labels: for losses that compare images of a class."""
+"""Which rows of a batch belong together, by their labels, and how many a guess gets right."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +20,15 @@ def check_labels(caller: str, labels: Tensor, classes: int | None = None) -> Non
         return
     if int(labels.max()) >= classes:
         raise UserError(f"{caller}: a label is {int(labels.max())}: with {classes} classes they are below {classes}")
+
+
+def accuracy_above_chance(classes: int, images: int) -> float:
+    """Returns an accuracy that guesses exceed in about one batch of forty: 1/C and two deviations of the binomial.
+
+    They exceed 1/C itself in half of the batches, so that a limit there would not tell guesses.
+    """
+    chance = 1 / classes
+    return chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
 def same_class(labels: Tensor) -> tuple[Tensor, Tensor]:
