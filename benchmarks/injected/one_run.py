@@ -21,7 +21,7 @@ MORE = {
     "relicv2": ["views.masks=null"],
     "distill": ["objective.teacher=outputs/teacher"],  # a run of experiment=cifar10_cpu with backbone.width=0.5
     "scan": ["weights=outputs/pretrained"],  # a run of experiment=cifar10_cpu or cifar10_cpu_speedrun
-    "self_label": ["weights=outputs/clustered"],  # a run of experiment=scan_cifar10_cpu
+    "self_label": ["weights=outputs/clustered"],  # experiment=scan_cifar10_cpu to its end: clusters must be certain
 }
 HEALTHY = Failure("healthy", ())
 

@@ -113,6 +113,10 @@ def test_a_student_equal_to_its_teacher_has_the_entropy_and_equal_embeddings_the
     batch = make_objective(match="similarities", queue_size=None)
     assert batch.collapsed_at(PLAN) == pytest.approx(math.log(7))
     assert make_objective(match="cosine").collapsed_at(PLAN) is None
+    z, queue = torch.eye(6)[:2], torch.eye(6)[2:5]  # the student's direction is that of none of them
+    equal = queue_similarity_loss(torch.eye(6)[5:].expand(2, -1), z, queue, 0.2, 0.01)
+    assert float(equal) == pytest.approx(math.log(4), abs=1e-6)
+    assert make_objective(match="similarities", queue_size=3).collapsed_at(PLAN) == pytest.approx(math.log(4))
 
 
 def test_the_metrics_are_pearsons_correlation_of_cosines_and_the_mean_of_the_teachers() -> None:

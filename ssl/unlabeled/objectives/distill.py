@@ -268,9 +268,13 @@ class Distill(Objective):
         )
 
     def collapsed_at(self, plan: Plan) -> float | None:
-        """Returns ln(N − 1) for similarities within a batch of N; other losses have no such value."""
-        within = self.match == "similarities" and not self.queue_size
-        return math.log(plan.batch_size - 1) if within else None
+        """Returns the loss where the student's similarities are all equal; distances of features have no such value.
+
+        ln(1 + K) with a queue of K, ln(N − 1) within a batch of N.
+        """
+        if self.match != "similarities":
+            return None
+        return math.log(1 + self.queue_size if self.queue_size else plan.batch_size - 1)
 
 
 @torch.no_grad()
