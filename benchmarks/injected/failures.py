@@ -173,8 +173,8 @@ def without_predictor(run: Run) -> None:
 
 def frozen_centre(stack: ExitStack) -> None:
     for module in (dino, ibot, dinov2):
-        replace(stack, module, moved_center=lambda center, teacher, momentum: center.clone())
-    replace(stack, dinov2, moved_by_rows=lambda center, teacher, momentum: center.clone())
+        replace(stack, module, moved_center=lambda center, *rest: center.clone())
+    replace(stack, dinov2, moved_by_rows=lambda center, *rest: center.clone())
 
 
 def one_cluster_for_all(run: Run) -> None:
