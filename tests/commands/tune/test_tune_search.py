@@ -157,6 +157,15 @@ def test_a_search_whose_first_trials_all_fail_ends_with_the_reason(
     assert "the first 3 trials failed: no" in capsys.readouterr().err
 
 
+def test_a_search_without_a_result_ends_with_a_status_that_a_script_sees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pretended(monkeypatch, lambda lr: True), pytest.raises(SystemExit) as ended:
+        main(["experiment=digits", LR, "trials=2", f"run_dir={tmp_path}/search"])
+    assert ended.value.code == 1
+    assert "no trial was trained to its end" in capsys.readouterr().out
+
+
 def test_each_method_of_a_search_over_own_images_has_its_own_picks(tmp_path: Path) -> None:
     for number in range(60):
         place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"

@@ -58,10 +58,12 @@ def main(arguments: Sequence[str]) -> None:
         try:
             with closing(_lock(folder)):  # two searches would delete each other's trials
                 _open_folder(folder, fixed, space, keys)
-                search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH), picked)
+                best = search(folder, fixed, space, keys, max(1, (epochs or 1) // NINTH), picked)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on: {for_shell(['unlabeled', 'tune', *arguments])}")
             raise SystemExit(128 + signal.SIGINT) from None
+        if best is None:  # a script is not to go on as after a result
+            raise SystemExit(1)
 
 
 Picked = Callable[[Mapping[str, Any]], Sequence[str]]  # values of a trial → what else suits them and own images
