@@ -204,7 +204,8 @@ without its predictor has no finding and none is due: there it is a choice (`obj
 shuffled BatchNorm is **not named**: in so few steps nothing that is measured tells it from a healthy run. Without its
 stop-gradient MoCo collapses; PAWS, SwAV and ReLICv2 do not in so few steps, and are named by the gradient itself. Of
 thirty times the learning rate most methods suffer little in 300 steps (MAE's loss is no worse): the size of the
-updates names it. FixMatch's runs are planned for 8 epochs: what must last for 2 % of a run is named later in longer ones."""
+updates names it. FixMatch's runs are planned for 8 epochs: what must last for 2 % of a run is named later in longer
+ones."""
 
 if __name__ == "__main__":
     main()
