@@ -3,9 +3,10 @@
     taskset -c 0,1 env OMP_NUM_THREADS=2 python benchmarks/health.py FOLDER     train.parquet, test.parquet of CIFAR-10
 
 The first 300 steps of the recipes ``*_cifar10_cpu``, each in a process of its own, spoilt as
-``benchmarks/injected/failures.py`` does it, and healthy with three seeds: an hour. A run that is there is not run
-again; the table is what :mod:`unlabeled.health` says of the numbers that the runs wrote. ``--full`` trains the recipes
-to their end as well, another hour.
+``benchmarks/injected/failures.py`` does it, and healthy with three seeds: two hours. Distillation, SCAN and
+self-labelling go on from runs that must be there first: ``benchmarks/injected/one_run.py`` says which. A run that is
+there is not run again; the table is what :mod:`unlabeled.health` says of the numbers that the runs wrote. ``--full``
+trains the recipes to their end as well, another hour.
 """
 
 import argparse

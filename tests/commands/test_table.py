@@ -336,7 +336,7 @@ def test_a_name_that_begins_with_a_bracket_is_no_argument_of_the_line_before(tmp
 def test_runs_that_differ_in_clipping_are_two_lines_and_in_what_is_free_one(
     tmp_path: Path,
 ) -> None:
-    found = []
+    found: list[Path] = []
     for seed, changed in ((0, {}), (1, {"views.compile": True}), (0, {"trainer.gradient_clip_val": 1.0})):
         folder = run(tmp_path / str(len(found)), {KNN: 50.0}, seed)
         config = OmegaConf.create(json.loads((folder / "config.yaml").read_text()))

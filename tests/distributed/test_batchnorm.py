@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from unlabeled.backbones.resnet import ResNet
 from unlabeled.distributed import batchnorm, parts
@@ -207,3 +208,18 @@ def test_kernels_that_cannot_be_built_or_are_wrong_are_one_line_and_are_not_used
 def test_on_a_gpu_the_kernels_are_used_and_give_the_numbers_of_float64() -> None:
     assert parts.kernels_work(torch.device("cuda", 0))
     assert max(differences_of_kernels("cuda")) < 1e-5
+
+
+def test_the_check_of_the_kernels_is_no_part_of_a_block_that_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_InTwoKernels", parts._BetweenCopies)  # a CPU has no kernels to compare
+    differences: list[float] = []
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        if not differences:  # once, as kernels_work keeps it
+            differences.append(parts._largest_difference(torch.device("cpu")))
+        return x.square().sin()
+
+    x = torch.linspace(0, 1, 5, requires_grad=True)
+    torch.autograd.backward(checkpoint(block, x, use_reentrant=False).sum())
+    assert differences == [0.0]
+    torch.testing.assert_close(x.grad, 2 * x.detach() * x.detach().square().cos())

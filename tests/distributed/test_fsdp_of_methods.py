@@ -1,8 +1,6 @@
 """Every method computes with weights that are cut (FSDP2) what it does with whole ones; one process has all pieces."""
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +14,6 @@ from tests.small import batch_of, members, small_objective
 from unlabeled.distributed.fsdp import shard
 from unlabeled.objective import AfterBackward, Objective, Progress
 from unlabeled.views.key import ViewKey
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    place = tmp_path_factory.mktemp("alone") / "group"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{Path(place)}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def whole(value: Any) -> Tensor:
@@ -43,9 +33,10 @@ def one_step(objective: Objective, config: Any) -> Tensor:
         objective.after_backward(progress)
     torch.optim.SGD([each for each in objective.parameters() if each.requires_grad], lr=0.1).step()
     objective.after_step(progress)
-    return loss.detach()
+    return torch.as_tensor(loss.detach())
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", members("objective"))
 def test_a_step_with_cut_weights_is_the_step_with_whole_ones(name: str) -> None:
     torch.manual_seed(0)

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,13 +164,6 @@ def test_submitit_gives_each_job_of_a_sweep_processes_of_its_own(
     assert is_sweep() is shared
     settings.mode = RunMode.RUN
     assert is_sweep() is False
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

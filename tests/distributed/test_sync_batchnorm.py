@@ -3,8 +3,6 @@
 import copy
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,13 +109,6 @@ def test_values_gradients_and_statistics_over_two_processes_are_those_of_the_joi
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     spawn(one_of_two, (port,), 2)
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

@@ -1,9 +1,7 @@
 """Optimizers that share kernels among tensors are the plain ones, on weights that are cut over processes too."""
 
 import copy
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,13 +50,6 @@ def train(
 def network() -> nn.Module:
     torch.manual_seed(0)
     return ResNet(10, 0.125, "cifar")
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def assert_weights_alike(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:

@@ -1,8 +1,8 @@
 """Muon: matrices and kernels of the blocks against a literal float64 loop, everything else against torch's AdamW."""
 
 import copy
+import gc
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,6 +169,16 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one_bit_for_bit(kind:
     assert all(torch.equal(mine, wanted) for mine, wanted in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
+def test_nothing_holds_the_gradients_of_a_step_after_zero_grad() -> None:
+    method = Method("resnet")
+    optimizer = recipe().build(method, 256)
+    train(method, optimizer, range(1))
+    places = {each.grad.data_ptr() for each in method.parameters() if each.grad is not None}
+    optimizer.zero_grad()
+    held = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.data_ptr() in places]
+    assert held == []
+
+
 def test_rates_and_decay_of_a_step_reach_both_kinds() -> None:
     method = Method()
     settings = recipe()
@@ -225,13 +235,6 @@ def test_a_run_that_muon_cannot_train_is_refused_before_anything_is_written(tmp_
 def test_that_each_step_waits_on_a_gpu_is_said_without_a_remedy_that_is_none() -> None:
     trainer = SimpleNamespace(precision_plugin=None, strategy=None, optimizers=[recipe().build(Method(), 256)])
     assert _why_not_deferred(trainer) == "Muon cannot skip a step"  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

@@ -45,6 +45,15 @@ def test_borders_and_covered_squares_shrink_with_the_view() -> None:
     assert equal(resized(views(24, 3, 12), 16)(images, ids, key), views(16, 2, 8)(images, ids, key))
 
 
+def test_uncompiled_views_of_each_phase_are_not_compiled_and_the_trainings_stay_as_they_are() -> None:
+    views = ProgressiveViews(pipeline(), [(0, 8), (0.5, 24)], 10)
+    for each in (views, *(phase.views for phase in views.phases)):
+        each.compiles = True
+    few = views.uncompiled()
+    assert [each.compiles for each in (few, *(phase.views for phase in few.phases))] == [False] * 3
+    assert [each.compiles for each in (views, *(phase.views for phase in views.phases))] == [True] * 3
+
+
 def test_a_share_of_the_run_begins_with_the_first_step_that_has_reached_it() -> None:
     views = ProgressiveViews(pipeline(), [(0, 8), (0.5, 12), (0.9, 24)], 10, accumulate=2)
     assert [views.at(step).size for step in range(10)] == [8, 8, 8, 8, 8, 12, 12, 12, 12, 24]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unlabeled.commands.config import run_module
+from unlabeled.commands.entry_points.console import quoted
 from unlabeled.core.run_config import differences
 from unlabeled.core.writing import write_atomic
 from unlabeled.errors import UserError
@@ -207,9 +208,7 @@ def folders_as_override(arguments: Sequence[str]) -> list[str]:
     if folders and any(other.startswith("runs=") for other in others):
         print("error: runs=[…] and folders without a key: give one of the two", file=sys.stderr)
         raise SystemExit(2)
-    plain = [folder.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${") for folder in folders]
-    quoted = [f'"{folder}"' for folder in plain]
-    return [*others, f"runs=[{','.join(quoted)}]"] if folders else others
+    return [*others, f"runs=[{','.join(map(quoted, folders))}]"] if folders else others
 
 
 if __name__ == "__main__":

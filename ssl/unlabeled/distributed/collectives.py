@@ -1,6 +1,6 @@
 """Collectives for losses: rank, world size, and gathers of all processes' rows with exact gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unlabeled.distributed.launch import DAY
 
 _local_only: ContextVar[bool] = ContextVar("alone", default=False)
 
@@ -31,6 +33,22 @@ def local_only() -> Iterator[None]:
         yield
     finally:
         _local_only.reset(token)
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Has the first process do some work without the others, which wait for it as long as it takes, up to a day.
+
+    A collective of the run's own group would end after minutes (``timeout_minutes``). All processes must call it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        work()
+        return
+    waiting: Any = dist.new_group(backend="gloo", timeout=DAY)
+    if dist.get_rank() == 0:
+        with local_only():
+            work()
+    dist.barrier(group=waiting)
+    dist.destroy_process_group(waiting)
 
 
 class _Gather(torch.autograd.Function):

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-DAY = timedelta(days=1)  # timeout: the first process fits probes while the others wait
+DAY = timedelta(days=1)  # timeout: the first process fits probes, or finds neighbours, while the others wait
 
 
 @contextmanager

@@ -95,7 +95,8 @@ class ProbeSet:
         """Returns the first two views of a batch, each as a batch, with the same draws in every measurement."""
         images, sizes = batch_to_device(batch, module.device)
         key = ViewKey(derive_seed(module.seed, _VIEWS), 0, 0, len(images))
-        views = module.views(images, batch.ids.to(images.device), key, first=2, sizes=sizes)
+        made = module.views.uncompiled()
+        views = made(images, batch.ids.to(images.device), key, first=2, sizes=sizes)
         return [batch._replace(images=view, sizes=None) for view in views]
 
 

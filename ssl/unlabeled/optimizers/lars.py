@@ -17,6 +17,7 @@ from unlabeled.core.ranges import LearningRate, PartialShare, WeightDecay
 from unlabeled.core.seeding import to_device
 from unlabeled.distributed.dtensor import local_shard
 from unlabeled.errors import UserError
+from unlabeled.optimizers.closure import loss_of
 
 SMALLEST_RATE = 1e-30  # a warm-up starts at 0, by which Python does not divide
 
@@ -70,10 +71,7 @@ class LARS(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Takes one step with the existing gradients; parameters without a gradient stay as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         joined: dict[tuple[float, float], list[Step]] = {}
         for group in self._groups_of_kernels():
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]

@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from unlabeled.core.ranges import Count, LearningRate, PartialShare, WeightDecay
 from unlabeled.errors import UserError
+from unlabeled.optimizers.closure import loss_of
 
 
 class Muon(Optimizer):
@@ -30,8 +31,7 @@ class Muon(Optimizer):
         betas, eps: of AdamW.
 
     Raises:
-        UserError: weights that are sharded (FSDP): half of a matrix is not made orthogonal by itself; or a torch
-            without Muon.
+        UserError: weights that are sharded (FSDP): half of a matrix is not made orthogonal by itself.
     """
 
     def __init__(
@@ -45,12 +45,11 @@ class Muon(Optimizer):
         eps: Annotated[float, Interval(gt=0, le=1)] = 1e-8,
     ) -> None:
         given = list(params)
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer=muon: torch {torch.__version__} has no Muon: install torch 2.9 or newer")
         if any(isinstance(parameter, DTensor) for group in given for parameter in group["params"]):
             raise UserError(
                 "optimizer=muon does not take sharded weights: give trainer.strategy=ddp, or optimizer=adamw"
             )
+        # by these the plan knows how many numbers are kept for each weight
         kinds = [{"momentum": momentum} if group["orthogonal"] else {"betas": tuple(betas)} for group in given]
         groups = [{**group, **kind} for group, kind in zip(given, kinds, strict=True)]
         # fused: torch then loads AdamW's number of steps to the device of the weight
@@ -63,10 +62,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Takes one step with the existing gradients; parameters without a gradient stay as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             (self._move_matrices if group["orthogonal"] else self._move_others)(group)
         return loss
@@ -83,9 +79,10 @@ class Muon(Optimizer):
                 matrix.grad = _as_matrix(parameter.grad, parameter)
                 momenta[matrix] = {"momentum_buffer": _as_matrix(state["momentum_buffer"], parameter)}
                 matrices.append(matrix)
-        self._muon.state.clear()
         self._muon.state.update(momenta)
         _step_of(self._muon, matrices, group)
+        self._muon.state.clear()
+        self._muon.param_groups[0]["params"] = []  # else their gradients stay in memory through the next step
 
     def _move_others(self, group: dict[str, Any]) -> None:
         self._adamw.state = self.state

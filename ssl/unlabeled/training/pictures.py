@@ -1,6 +1,5 @@
 """Makes pictures of a run, for files and loggers: its views, and visualizations of its network."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,7 @@ class Pictures(pl.Callback):
 
     def views(self, module: Pretraining, batch: Batch) -> dict[str, Tensor]:
         """Returns columns [N, 3, h, w] in [0, 1]: images of the next batch, and their views."""
-        made = copy.copy(module.views)
-        made.compiles = False  # a few images would be compiled for anew
+        made = module.views.uncompiled()
         rows = slice(self.num_images)
         images, sizes = batch.images[rows], None if batch.sizes is None else batch.sizes[rows]
         views = made(images, batch.ids[rows], module.view_key(batch), sizes=sizes)

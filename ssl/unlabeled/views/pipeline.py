@@ -101,6 +101,12 @@ class Views(nn.Module):
         self._normal_on: dict[torch.device, Tensor] = {}
         self._at_once = AtOnce()
 
+    def uncompiled(self) -> "Views":
+        """Returns the same views, for a few batches of another size than the training's: compiling would not pay."""
+        made = copy.copy(self)
+        made.compiles = False
+        return made
+
     def _check_channels(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:

@@ -53,6 +53,12 @@ class ProgressiveViews(Views):
     def sizes(self, image_size: int) -> list[int]:
         return self.full.sizes(image_size)
 
+    def uncompiled(self) -> "ProgressiveViews":
+        made = copy.copy(self)
+        made.compiles = False
+        made.phases = [phase._replace(views=phase.views.uncompiled()) for phase in self.phases]
+        return made
+
     def forward(self, images: Tensor, ids: Tensor, key: ViewKey, *given: Any, **more: Any) -> tuple[Tensor, ...]:
         """Makes the views of the step that the key has, see :meth:`Views.forward`."""
         made: tuple[Tensor, ...] = self.at(key.step // self.accumulate)(images, ids, key, *given, **more)

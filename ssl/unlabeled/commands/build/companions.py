@@ -16,7 +16,7 @@ from unlabeled.data.companions import NeedsCompanions
 from unlabeled.data.labels import shared_names
 from unlabeled.data.module import DataModule
 from unlabeled.data.support import NeedsSupport
-from unlabeled.distributed import local_only
+from unlabeled.distributed import first_alone
 from unlabeled.errors import UserError
 from unlabeled.evaluation.cache import TensorCache, cache_folder
 from unlabeled.evaluation.extractor import Extractor
@@ -59,14 +59,15 @@ def attach_companions(
         return
     path = Path(config.run_dir) / FILE
     if checkpoints.find() is None:
-        if trainer.is_global_zero:
-            with local_only():
-                cache = TensorCache(cache_folder(config.cache), config.cache_gib)
-                device, size = trainer.strategy.root_device, config.batch_size
-                extractor = Extractor(data, views, device, "32-true", size, cache, unlabelled=True)
-                _mine(path, extractor, objective.backbone, pretext(), objective.companions.neighbours or 0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        k, backbone = objective.companions.neighbours or 0, objective.backbone
+
+        def mine() -> None:
+            cache = TensorCache(cache_folder(config.cache), config.cache_gib)
+            device, size = trainer.strategy.root_device, config.batch_size
+            extractor = Extractor(data, views, device, "32-true", size, cache, unlabelled=True)
+            _mine(path, extractor, backbone, pretext(), k)
+
+        first_alone(mine)
     elif not path.is_file():
         raise UserError(f"{path}: is gone, the neighbours that this run began with; put it back, or give another name")
     data.attach_companions(replace(objective.companions, neighbours_file=str(path)))

@@ -16,6 +16,12 @@ def check_members(run: str | None, checkpoint: str | None, members: Iterable[str
         _check_member(path, own)
 
 
+def check_risk(keys: Mapping[str, Any]) -> None:
+    """Raises UserError for a risk beside several predictions of one image, which have no common limit."""
+    if keys["risk"] is not None and (keys["members"] or keys["samples"]):
+        raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
+
+
 def _check_member(path: str, own: Path) -> None:
     given = {**named(path), "report_dir": None}
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unlabeled.commands.checks.classifiers import check_heads, check_members
+from unlabeled.commands.checks.classifiers import check_heads, check_members, check_risk
 from unlabeled.core.places import (
     NEWEST,
     check_one_named,
@@ -95,12 +95,6 @@ def _predict(keys: Keys) -> None:
     check_heads(keys)
     check_members(keys["run"], keys["checkpoint"], keys["members"])
     _check_data(keys.get("data"))
-
-
-def check_risk(keys: Keys) -> None:
-    """Raise UserError for a risk beside several predictions of one image, which have no common limit."""
-    if keys["risk"] is not None and (keys["members"] or keys["samples"]):
-        raise UserError(f"risk={keys['risk']}: is chosen for one classifier; leave members and samples out, or risk")
 
 
 def _finetune(keys: Keys) -> None:

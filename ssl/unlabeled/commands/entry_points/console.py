@@ -252,9 +252,13 @@ def folders_as(key: str, arguments: Sequence[str]) -> list[str]:
         _stop(f"{key}=… and {folders[0]} without a key: give one of the two")
     if key not in LISTS and len(folders) > 1:
         _stop(f"{' '.join(folders)}: this command takes one of them; {key}={folders[0]}, or several runs of it")
-    plain = [each.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${") for each in folders]
-    quoted = [f'"{each}"' for each in plain]
-    return [*others, f"{key}=[{','.join(quoted)}]" if key in LISTS else f"{key}={quoted[0]}"]
+    names = [quoted(each) for each in folders]
+    return [*others, f"{key}=[{','.join(names)}]" if key in LISTS else f"{key}={names[0]}"]
+
+
+def quoted(name: str) -> str:
+    """The name of a file as a value for Hydra, whatever letters it has."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${") + '"'
 
 
 def _refuse(name: str) -> NoReturn:

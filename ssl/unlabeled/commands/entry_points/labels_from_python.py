@@ -53,7 +53,7 @@ def predict(run: Weights, data: Any = None, *, overrides: Sequence[str] = (), **
         raise UserError("data: images are given already; leave the keys of data out")
     with as_found(), user_errors(conf_folder(), "predict", given):
         from unlabeled.commands.build.classify import build_prediction
-        from unlabeled.commands.checks.places import check_risk
+        from unlabeled.commands.checks.classifiers import check_risk
         from unlabeled.evaluation.embedding.given_images import given_splits
         from unlabeled.evaluation.heads.predicted import joined
 

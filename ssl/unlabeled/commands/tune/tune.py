@@ -107,9 +107,11 @@ def search(
                 print(_line(trial, best_trial(trials)), flush=True)
                 _check_any(trials)
     finally:
-        page = _write_page(folder, _seeded(fixed, keys), space, trials, picked)
-    _tell(_seeded(fixed, keys), best_trial(trials), page, picked)
-    return best_trial(trials)
+        best, fixed = best_trial(trials), _seeded(fixed, keys)
+        command = None if best is None else best_command(fixed, best, picked)
+        page = _write_page(folder, fixed, space, trials, command)
+    _tell(best, command, page)
+    return best
 
 
 def _seeded(fixed: Sequence[str], keys: dict[str, Any]) -> list[str]:
@@ -232,19 +234,17 @@ def _shortened(values: dict[str, Any]) -> Iterator[str]:
         yield f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
 
 
-def _write_page(folder: Path, fixed: Sequence[str], space: Space, trials: Sequence[Trial], picked: Picked) -> Path:
+def _write_page(folder: Path, fixed: Sequence[str], space: Space, trials: Sequence[Trial], command: str | None) -> Path:
     from unlabeled.commands.tune.importance import importances
     from unlabeled.commands.tune.page import search_page
 
-    best = best_trial(list(trials))
-    command = None if best is None else best_command(fixed, best, picked)
     write_atomic(folder / "index.html", search_page(fixed, space, trials, importances(space, trials), command))
     return folder / "index.html"
 
 
-def _tell(fixed: Sequence[str], best: Trial | None, page: Path, picked: Picked) -> None:
+def _tell(best: Trial | None, command: str | None, page: Path) -> None:
     if best is None:
         print(f"no trial was trained to its end; what was tried is in {page}")
         return
     print(f"best: {best.score:.2f} % k-NN of held-out training images, trial {best.number}; all are in {page}")
-    print(f"  {best_command(fixed, best, picked)}")
+    print(f"  {command}")
