@@ -35,6 +35,16 @@ def test_other_images_are_decoded_as_those_of_the_run_and_all_of_them_are_taken(
     assert taken(folder(tmp_path / "other", image_size=96), own, tmp_path)["image_size"] == 96
 
 
+def test_of_another_kind_of_source_the_keys_are_said_by_which_the_run_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = OmegaConf.create({**read_yaml(CONF / "parquet.yaml"), "path": str(tmp_path / "other"), "channels": 4})
+    taken(given, folder(tmp_path / "own", image_size=71, holdout=0.2), tmp_path)
+    assert "decoded with data.image_size=71 data.square=false: give the same" in capsys.readouterr().out
+    taken(folder(tmp_path / "other"), folder(tmp_path / "own"), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_images_of_the_run_keep_its_test_split_however_their_folder_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,14 @@ def test_the_files_say_which_source_reads_them(tmp_path: Path, file: str, source
     assert (last == "data.test=test") == (source in ("huggingface", "litdata"))
 
 
+def test_an_archive_beside_the_images_it_held_is_no_shard(tmp_path: Path) -> None:
+    pictures(tmp_path / "train" / "cat", 1, 8, 8)
+    (tmp_path / "train.tar").touch()
+    assert with_data_source([f"data={tmp_path}"])[0] == "data=folder"
+    (tmp_path / "pack.json").touch()
+    assert with_data_source([f"data={tmp_path}"])[0] == "data=shards"
+
+
 def test_what_was_typed_is_checked_before_an_image_is_looked_at_whatever_may_be_picked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,3 +282,30 @@ def test_eight_bits_are_as_they_are_whatever_deeper_integers_have(bits: Any) -> 
     assert as_bytes(values, bits) is values
     if isinstance(bits, int) and bits > 8:
         assert as_bytes(np.full((1, 2, 2), 2**bits - 1, np.uint16), bits).tolist() == [[[255, 255]] * 2]
+
+
+def test_one_channel_of_a_tiff_has_the_greys_that_pillow_sees(tmp_path: Path) -> None:
+    values = noise(8, 8)
+    colours = noise(3, 256, dtype=np.uint16, high=2**16)
+    for how in ({"photometric": "miniswhite"}, {"photometric": "palette", "colormap": colours}):
+        file = tiff(tmp_path / "a.tif", values, **how)
+        expected = np.asarray(Image.open(file).convert("L"))
+        assert np.array_equal(decode_bytes(file, "a.tif", 8, True, Decoding(1))[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_grey_tiff_of_floats_is_grey_as_a_colour_image(tmp_path: Path, kind: Any) -> None:
+    values = noise(8, 8)
+    file = tiff(tmp_path / "a.tif", (values / 255).astype(kind))
+    pixels = decode_bytes(file, "a.tif", 8).numpy().astype(int)
+    assert pixels.shape == (3, 8, 8)
+    assert abs(pixels - values).max() <= 1  # float16 has 11 bits
+
+
+def test_dark_bands_of_16_bits_are_warned_of_as_dark_colours_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bands = noise(8, 8, 13, dtype=np.uint16, high=3000)
+    file = tiff(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="contig")
+    decode_bytes(file, "a.tif", 8, True, Decoding(13))
+    assert "a.tif: of 16 bits at most 12 are used, so it comes out nearly black" in "".join(capsys.readouterr())

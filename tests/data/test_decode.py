@@ -1,19 +1,25 @@
 """Every Pillow mode, orientation and size comes out as the pixels one would expect."""
 
+import errno
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from unlabeled.data.decode import decode_bytes, to_rgb
+from unlabeled.data.decode import decode_bytes, read_header, to_rgb
+from unlabeled.data.decoding import Decoding
+from unlabeled.data.lists.pictures import looks_like_image
 from unlabeled.data.source import CorruptImage
+from unlabeled.errors import UserError
 from unlabeled.views.pipeline import Views
 
 
@@ -327,3 +333,41 @@ def test_grey_and_cmyk_jpegs_are_scaled_too(mode: str) -> None:
     ours, whole = decode_bytes(data, "a", 30), decoded_whole(data, 30, True)
     assert float((ours.float() - whole.float()).abs().mean()) < 1.5
     assert not torch.equal(ours, whole)
+
+
+def test_no_program_is_started_for_a_file_that_holds_postscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, file = tmp_path / "programs", tmp_path / "photo.jpg"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    file.write_bytes(encoded(noise(8, 8), "EPS"))
+    for given in (file, file.read_bytes()):
+        for channels in (1, 3):
+            with pytest.raises(CorruptImage, match="not an image that Pillow can read"):
+                decode_bytes(given, "photo.jpg", 8, decoding=Decoding(channels=channels))
+        assert not looks_like_image(given)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6])
+def test_the_header_has_the_size_of_the_upright_image(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(50, 30), kind, exif)
+    header = read_header(data)
+    assert (header.height, header.width) == decode_bytes(data, "a", 100, square=False).shape[1:]
+
+
+@pytest.mark.parametrize("fault", [errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_fault_of_the_machine_does_not_make_an_image_corrupt(fault: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any, **more: Any) -> Any:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(UserError, match=rf"^a\.png: {os.strerror(fault)}: not the file's fault"):
+        decode_bytes(b"x", "a.png", 8)

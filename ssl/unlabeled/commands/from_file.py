@@ -4,6 +4,7 @@ Allowed are this package's own parts, and what the yamls name that the command i
 of ``--config-dir``. So an objective of the user's own can be evaluated, with the folder that names it.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,7 +78,10 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
     Features, and so every number, depend on that. Of the run's own images the test split is the run's too.
     """
     own = (config or {}).get("data")
-    if not isinstance(own, Mapping) or own.get("_target_") != given["_target_"]:
+    if not isinstance(own, Mapping):
+        return given
+    if own.get("_target_") != given["_target_"]:
+        _tell_of_other_sizes(given, own)
         return given
     same = "path" in given and _place(given.path) == _place(own.get("path"))
     try:
@@ -93,6 +97,15 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
         share = taken["holdout"]
         print(f"data.path={given.path}: the images of the run, of which data.holdout={share} are its test images")
     return OmegaConf.create({**given, **taken})
+
+
+def _tell_of_other_sizes(given: DictConfig, own: Mapping[str, Any]) -> None:
+    """Says which keys decode images of another kind of source as the run's were: features depend on them."""
+    differ = {key: own[key] for key in DECODED if key in own and key in given and own[key] != given[key]}
+    open_yet = _left_open(given) if differ and local_rank() == 0 else set()
+    keys = " ".join(f"data.{key}={json.dumps(value)}" for key, value in differ.items() if key in open_yet)
+    if keys:
+        print(f"data.path={given.get('path')}: the run's images were decoded with {keys}: give the same, if they fit")
 
 
 def _left_open(given: DictConfig) -> set[str]:

@@ -19,6 +19,14 @@ _KINDS = {
 }
 
 _LONGEST = 400  # characters of a path in a message
+_OF_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+
+
+def refuse_fault_of_machine(name: str, error: Exception) -> None:
+    """Raises UserError where a file could not be read for no fault of its own, such as too many open files."""
+    if isinstance(error, OSError) and (error.errno in _OF_MACHINE or isinstance(error, ConnectionError | TimeoutError)):
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise UserError(f"{name}: {reason}: not the file's fault; mend it, and the same command goes on") from error
 
 
 def kind_of(mode: int) -> str | None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unlabeled.core.reading import open_regular
 from unlabeled.data.decoding import Decoding
+from unlabeled.data.lists.pictures import open_picture
 from unlabeled.errors import UserError
 
 Values = npt.NDArray[Any]
@@ -17,7 +18,7 @@ Values = npt.NDArray[Any]
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners have
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _ORIENTATION, _SAMPLES, _EXTRA, _PHOTOMETRIC, _DEPTH = 274, 277, 338, 262, 258  # TIFF's tags
-_CMYK = 5
+_WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # of the tag of photometric interpretation
 
 
 def is_tiff(data: bytes | Path) -> bool:
@@ -60,13 +61,15 @@ def read_bands(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
         ValueError: the file has another number of bands, or more pixels than allowed.
     """
     values, orientation = _of_tiff(data, decoding) if is_tiff(data) else _of_pillow(data, decoding.channels)
+    if len(values) == 1 and decoding.channels == 3:  # grey of a kind that Pillow does not read, such as float64
+        return values.repeat(3, axis=0), orientation
     if len(values) != decoding.channels:
         raise ValueError(f"{len(values)} bands, and data.channels={decoding.channels}")
     return values, orientation
 
 
 def _of_pillow(data: bytes | Path, channels: int) -> tuple[Values, int]:
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as opened:
+    with open_picture(data) as opened:
         image: Image.Image = opened
         if deep_colours(image):
             raise ValueError("several bands of 16 bits, of which Pillow keeps 8: save it as TIFF")
@@ -87,11 +90,15 @@ def _of_tiff(data: bytes | Path, decoding: Decoding) -> tuple[Values, int]:
         pixels = max(each.imagelength * each.imagewidth for each in file.pages)
         if pixels > decoding.max_pixels:
             raise ValueError(f"{pixels:,} pixels are more than data.max_pixels={decoding.max_pixels}")
+        if page.photometric == _PALETTE:
+            return _of_pillow(data, decoding.channels)  # the values are numbers of colours
         orientation = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
         if page.samplesperpixel == 1 and len(file.pages) == decoding.channels > 1:  # a band is a page
             return np.stack([each.asarray().squeeze() for each in file.pages]), int(orientation)
         values = page.asarray().reshape(page.shape)
         axes = page.axes.replace("C", "S")
+        if page.photometric == _WHITE_IS_ZERO and values.dtype in (np.uint8, bool):
+            values = ~values  # as Pillow reads it
     if "S" not in axes:
         return values.reshape(1, *values.shape[-2:]), int(orientation)
     return np.moveaxis(values, axes.index("S"), 0), int(orientation)

@@ -1,6 +1,5 @@
 """Decodes any image file that Pillow can read to a uint8 tensor: the same pixels on every machine, in every worker."""
 
-import io
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from unlabeled.core.reading import NotRegular, require_regular
+from unlabeled.core.reading import NotRegular, refuse_fault_of_machine, require_regular
 from unlabeled.data.bands import (
     as_bytes,
     deep_colours,
@@ -24,6 +23,7 @@ from unlabeled.data.bands import (
 from unlabeled.data.decoding import MOST_PIXELS, RGB, Bits, Decoding, warn_once
 from unlabeled.data.jpeg.header import jpeg_header, read_jpeg
 from unlabeled.data.jpeg.pixels import check_process, decode_jpeg
+from unlabeled.data.lists.pictures import open_picture
 from unlabeled.data.source import CorruptImage
 from unlabeled.errors import UserError
 
@@ -104,11 +104,11 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         if not isinstance(data, bytes):
             require_regular(data)  # opening a FIFO would wait for ever
         if decoding.channels != 3:
-            return _decode_bands(data, size, square, decoding)
+            return _decode_bands(data, name, size, square, decoding)
         try:
             if decoding.decoder != "pillow" and (fast := _fast(data, size, square, decoding)) is not None:
                 return fast
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            with open_picture(data) as image:
                 deep = deep_colours(image)
                 if not (deep and decoding.bits != 8) and not hidden_bands(image):
                     _warn(image, name, decoding, deep)
@@ -116,12 +116,13 @@ def decode_bytes(data: bytes | Path, name: str, size: int, square: bool = True, 
         except UnidentifiedImageError:
             if not is_tiff(data):
                 raise
-        return _decode_bands(data, size, square, decoding)
+        return _decode_bands(data, name, size, square, decoding)
     except UserError as error:
         if decoding.channels != 3:
             raise
         raise CorruptImage(f"{name}: {error}") from error
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything: struct.error, KeyError, …
+        refuse_fault_of_machine(name, error)
         raise CorruptImage(" ".join(f"{name}: {_reason(data, error)}".split())) from error
 
 
@@ -154,9 +155,11 @@ def _set_pixel_limit(pixels: int) -> None:
         Image.MAX_IMAGE_PIXELS, _allowed["pixels"] = pixels // 2, pixels
 
 
-def _decode_bands(data: bytes | Path, size: int, square: bool, decoding: Decoding) -> Tensor:
+def _decode_bands(data: bytes | Path, name: str, size: int, square: bool, decoding: Decoding) -> Tensor:
     """Resizes and crops each band separately, as :func:`to_rgb` does with colours."""
     values, orientation = read_bands(data, decoding)
+    if decoding.bits == 8 and values.dtype == np.uint16:
+        _warn_of_dark(name, int(values.max(initial=0)), 4096)
     pictures = [Image.fromarray(band) for band in np.ascontiguousarray(as_bytes(values, decoding.bits))]
     if orientation in _UPRIGHT:
         pictures = [picture.transpose(_UPRIGHT[orientation]) for picture in pictures]
@@ -172,10 +175,13 @@ def _warn(image: Image.Image, name: str, decoding: Decoding, deep: bool) -> None
         warn_once("bands", f"{said} (and with the same number of entries views.mean and views.std)")
     if decoding.bits == 8 and (deep or image.mode.startswith("I;16")):
         image.load()
-        highest = int(np.asarray(image).max())
-        if 0 < highest < (16 if deep else 4096):
-            said = f"{name}: of 16 bits at most 12 are used, so it comes out nearly black"
-            warn_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
+        _warn_of_dark(name, int(np.asarray(image).max()), 16 if deep else 4096)
+
+
+def _warn_of_dark(name: str, highest: int, of_12_bits: int) -> None:
+    if 0 < highest < of_12_bits:
+        said = f"{name}: of 16 bits at most 12 are used, so it comes out nearly black"
+        warn_once("bits", f"{said}; data.bits=12 says what white is, auto takes it from each image")
 
 
 def read_header(data: bytes | Path) -> Header:
@@ -189,9 +195,10 @@ def read_header(data: bytes | Path) -> Header:
 
 
 def _header(data: bytes | Path) -> Header:
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        # Pillow searches the EXIF of a PNG after its pixels, and would decode them all
-        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+    with open_picture(data) as image:
+        # Pillow searches the EXIF of a PNG after its pixels, and would decode them all; a TIFF it opens upright
+        stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        turned = stored and _orientation(image) >= 5
         width, height = reversed(image.size) if turned else image.size
         return Header(image.format or "unknown", image.mode, height, width)
 
@@ -233,7 +240,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _orientation_of(encoded: bytes) -> int:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_picture(encoded) as image:
         return _orientation(image)
 
 

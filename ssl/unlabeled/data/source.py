@@ -1,7 +1,7 @@
 """Protocols of data sources: a source decodes images one by one, and splits are made of sources."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -57,6 +57,14 @@ class Splits:
     warnings: list[str] = field(default_factory=list)  # possible mistakes, one sentence each
     others: dict[str, Source] = field(default_factory=dict)  # further test splits by name
     unjudged: dict[str, Source] = field(default_factory=dict)  # likewise of images without labels: nothing is tested on
+
+    def judged(self) -> "Splits":
+        """Returns these splits; where no training image has a label, with a warning and nothing to test on."""
+        if self.train.classes or self.test is None:
+            return self
+        warning = "the test split is not tested on: the training images have no labels"
+        unjudged = {"test": self.test, **self.others, **self.unjudged}
+        return replace(self, test=None, others={}, unjudged=unjudged, warnings=[*self.warnings, warning])
 
     def every(self) -> dict[str, Source]:
         """Returns all splits by name, train first."""

@@ -113,3 +113,12 @@ def test_of_images_all_of_which_would_be_held_out_one_is_trained_on(tmp_path: Pa
     put(tmp_path, *low)
     with pytest.raises(UserError, match=r"data.holdout=0.5: .* has no labels, so nothing can be tested"):
         held(tmp_path, 0.5)
+
+
+def test_what_is_left_out_is_counted_once_and_classes_named_like_splits_are_warned_of(tmp_path: Path) -> None:
+    put(tmp_path, *(f"images/{split}/{number}.png" for split in ("train", "val") for number in range(9)))
+    put(tmp_path, *images(20, "b"))
+    (tmp_path / "b" / "notes.txt").touch()
+    splits = held(tmp_path, 0.3)
+    assert [each["count"] for each in splits.left_out.values()] == [1]
+    assert "images is taken for a class, and holds train and val" in "".join(splits.warnings)

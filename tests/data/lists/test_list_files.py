@@ -172,3 +172,11 @@ def test_relative_and_absolute_paths_stand_in_one_list(images: Path, monkeypatch
 
 def test_labels_that_are_one_number_in_two_spellings_are_two_classes_in_one_order() -> None:
     assert class_order({"01", "1", "2", "001"}) == class_order(["2", "1", "001", "01"]) == ["001", "01", "1", "2"]  # type: ignore[arg-type]
+
+
+def test_a_label_of_minus_one_in_a_list_is_warned_of(images: Path) -> None:
+    names = sorted(str(file.relative_to(images)) for file in images.rglob("*.png"))[:3]
+    (images / "list.csv").write_text("path,label\n" + "".join(f"{name},{n - 1}\n" for n, name in enumerate(names)))
+    splits = folder(str(images / "list.csv"), image_size=4)
+    assert splits.train.classes == ["-1", "0", "1"]
+    assert "label -1 is taken for a class, of 1 images: leave it empty where there is none" in splits.warnings[0]

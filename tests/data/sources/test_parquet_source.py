@@ -3,7 +3,9 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,23 @@ def test_cifar10_has_its_known_counts_and_pixels() -> None:
         assert np.array_equal(splits.train.decode(row).permute(1, 2, 0).numpy(), expected)
         assert int(splits.train.labels[row]) == table["label"][row].as_py()
     assert splits.train.name(49_999) == f"{CIFAR10}/train.parquet row 49999"
+
+
+def test_without_a_label_the_test_split_is_not_judged(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.parquet", [None, None])
+    splits = parquet(str(tmp_path), image_size=4)
+    assert (splits.test, list(splits.unjudged)) == (None, ["test"])
+
+
+def test_more_files_are_read_than_may_be_open(tmp_path: Path) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(40):
+        write(tmp_path / f"train-{number:02}.parquet", [0, 1], start=number)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, most[1]))
+    try:
+        source = parquet(str(tmp_path), train="train-*.parquet", test=None, image_size=4).train
+        assert reds(source)[::2] == list(range(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)

@@ -17,6 +17,7 @@ from PIL import Image
 from unlabeled.data.memory import decode_or_next
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import CorruptImage, Source, Splits
+from unlabeled.data.sources import records as stored
 from unlabeled.data.sources.shards import shards
 from unlabeled.errors import UserError
 
@@ -345,3 +346,22 @@ def test_a_fault_of_the_disk_that_passes_is_an_error_and_no_list_is_kept(
         with pytest.raises(UserError, match=r"train.tar: cannot be read \(.*timed out\)"):
             opened(tmp_path, index=str(index))
     assert len(opened(tmp_path, index=str(index)).train) == 20
+
+
+def test_shards_without_labels_are_trained_on_and_their_test_split_is_named_and_not_judged(tmp_path: Path) -> None:
+    unlabelled = {name: data for name, data in records(0, 4).items() if name.endswith(".png")}
+    put(tmp_path, train=tar(unlabelled), test=tar(unlabelled))
+    splits = opened(tmp_path, test="test.tar")
+    assert (splits.test, list(splits.unjudged)) == (None, ["test"])
+    assert splits.warnings == ["the test split is not tested on: the training images have no labels"]
+
+
+def test_a_server_that_ignores_byte_ranges_is_blamed_and_not_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, train=tar(records(0, 2)))
+    source = opened(tmp_path).train
+    whole = (tmp_path / "train.tar").read_bytes()
+    monkeypatch.setattr(stored, "read_range", lambda *given: whole)
+    with pytest.raises(UserError, match=r"train\.tar: its server sends whole files"):
+        source.decode(0)

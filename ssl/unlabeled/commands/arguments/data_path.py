@@ -65,6 +65,14 @@ def _unquoted(value: str) -> str:
 def source_of_path(path: Path) -> str:
     """The choice of ``conf/data`` that reads a folder or a file."""
     for source, patterns in SIGNS:
-        if any(next(path.glob(pattern), None) for pattern in patterns if os.path.isdir(path)):
+        signed = any(next(path.glob(pattern), None) for pattern in patterns if os.path.isdir(path))
+        if signed and not (source == "shards" and _is_unpacked(path)):
             return source
     return "folder"
+
+
+def _is_unpacked(path: Path) -> bool:
+    """Whether images lie beside the archives, which are then what was downloaded, and not shards."""
+    from unlabeled.data.lists.listing import first_image  # here: every command of one line would load numpy
+
+    return not os.path.isfile(path / "pack.json") and first_image(path, []) is not None

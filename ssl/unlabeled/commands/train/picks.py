@@ -237,7 +237,7 @@ def pick_for(
     picks = [
         Pick({"name": _name(seen.path)}, "the folder's name; the same command goes on with the same run"),
         *([] if recipe else [Pick(*_views(objective, size, seen.side, gpu))]),
-        Pick({"data.image_size": _kept(size, seen.side)}, "pixels of the shorter side that are kept for crops"),
+        Pick(_decoded(_kept(size, seen.side), given), "pixels of the shorter side that are kept for crops"),
         *([] if recipe else [Pick(*_backbone(size, seen.images, gpu))]),
         Pick({"batch_size": batch}, "many negatives" if batch >= 256 else "at least four steps in an epoch"),
         Pick({"max_epochs": epochs}, _how_long(round(seen.images * run_epochs), size, gpu or bool(recipe))),
@@ -253,6 +253,12 @@ def pick_for(
         neighbours = max(1, min(20, seen.labelled // 2))
         picks.append(Pick({"probe.knn.k": f"[{neighbours}]"}, f"{seen.labelled} labelled training images"))
     return picks
+
+
+def _decoded(side: int, given: dict[str, str]) -> dict[str, Any]:
+    """How images are decoded; ``data=parquet`` would cut CIFAR's squares out of photographs, other sources do not."""
+    whole = {"data.square": False} if given.get("data") == "parquet" and side > SMALL[0] else {}
+    return {"data.image_size": side, **whole}
 
 
 def _run_epochs(epochs: int, given: dict[str, str], batch: int, images: int) -> float:

@@ -32,7 +32,8 @@ def hold_out(listed: Listing, share: float) -> tuple[Listing, Listing]:
             held[own[hashes[own].argmax()]] = False
     if len(held) and held.all():
         held[hashes.argmax()] = False
-    return _chosen(listed, ~held, listed.where), _chosen(listed, held, listed.where + HELD)
+    rest = replace(listed, left_out={})  # said once, beside the training images
+    return _chosen(listed, ~held, listed.where), _chosen(rest, held, listed.where + HELD)
 
 
 def hold_out_all(listings: list[Listing], share: float) -> tuple[list[Listing], list[Listing]]:

@@ -71,6 +71,7 @@ def find_sets(
         for name, place in places.items():
             tests.setdefault(name, []).append(reader(place, f"data.test={name}"))
         warnings += unused_splits(Path(each).expanduser(), [own, *places.values()]) if test is None else []
+    of_classes = class_warnings(_joined(trains), guessed)  # a list of held-out images does not keep its folders
     if holdout is not None:
         if tests:
             some = next(iter(tests.values()))[0].where
@@ -82,7 +83,7 @@ def find_sets(
     found = Sets(_joined(trains), [_joined(parts) for parts in tests.values()], warnings)
     if any(reader.columns) and not reader.lists:
         raise UserError("data.path_column, data.label_column: they are of lists, and none is read; leave them out")
-    found.warnings += class_warnings(found.train, guessed)
+    found.warnings += of_classes
     found.warnings += [line for listed in found.tests for line in trained_on(listed, found.train)]
     return found
 

@@ -103,8 +103,9 @@ def folder(
     source, kept = _source(found.train, labels, image_size, square), describe_size(image_size, square)
     if not source.classes:
         _check_unlabelled(found, test, holdout)
+    found.warnings.extend(_of_minus_one(source, found.train))
     tests = [by_name(listed, found.train, found.warnings) for listed in found.tests] if source.classes else []
-    others = [_source(listed, "folders", image_size, square) for listed in tests]
+    others = [_source(listed, "folders", image_size, square, tested=True) for listed in tests]
     untested = [] if source.classes else [_source(listed, "none", image_size, square) for listed in found.tests]
     splits = Splits(
         source,
@@ -131,13 +132,22 @@ def _check_unlabelled(found: Sets, test: Paths | None, holdout: float | None) ->
         found.warnings.append(f"{found.tests[0].where} is not tested on: {where} has no labels")
 
 
-def _source(listed: Listing, labels: str, image_size: int, square: bool) -> FolderSource:
+def _of_minus_one(source: FolderSource, listed: Listing) -> list[str]:
+    """Warns of a list whose numbers of classes begin at −1, which elsewhere means that there is no label."""
+    if listed.of_folder or source.classes[:2] != ["-1", "0"]:
+        return []
+    number = int((source.labels == 0).sum())
+    return [f"{listed.where}: label -1 is taken for a class, of {number:,} images: leave it empty where there is none"]
+
+
+def _source(listed: Listing, labels: str, image_size: int, square: bool, tested: bool = False) -> FolderSource:
     loose, nested = listed.first(listed.owners < 0), listed.first(listed.owners >= 0)
     if listed.of_folder and loose and (labels == "folders" or (labels == "auto" and nested)):
         other = f"others in sub-folders ({escaped(nested)})" if nested else "none in sub-folders"
+        remedy = "data.test=none to test on no image" if tested else "data.labels=none to read all without labels"
         raise UserError(
             f"{listed.where} is no set of class folders: {escaped(loose)} lies directly in it, {other};"
-            " give data.labels=none to read all without labels, or move the file"
+            f" give {remedy}, or move the file"
         )
     if labels == "none" or not nested:
         unlabelled = torch.full((len(listed.owners),), -1)

@@ -65,9 +65,8 @@ def huggingface(
     require_same_split(table, other)
     require_labels_below(len(classes), other, "the classes of train")
     held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
-    return decoding.of(
-        Splits(source, held_out, f"{len(source):,} train and {len(held_out):,} test images from {path}, {kind}")
-    )
+    counts = f"{len(source):,} train and {len(held_out):,} test images from {path}"
+    return decoding.of(Splits(source, held_out, f"{counts}, {kind}").judged())
 
 
 def _read(path: str, split: str, key: str, image_column: str, label_column: str | None) -> ColumnData:

@@ -84,7 +84,8 @@ def litdata(
     require_labels_below(len(classes), other, "the classes of train")
     held_out = RecordSource(other.encoded, other.labels, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images from {path}"
-    return decoding.of(Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"]))
+    splits = Splits(source, held_out, f"{counts}, {kind}", problems + other.encoded.note["problems"])
+    return decoding.of(splits.judged())
 
 
 def _read(path: str, split: str, key: str, image: str | None, label: str | None, place: str | None) -> ColumnData:

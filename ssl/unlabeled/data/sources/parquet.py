@@ -118,53 +118,56 @@ def parquet(
     require_labels_below(len(classes), test_table, "the classes of train")
     held_out = ParquetSource(test_table, image_column, classes, image_size, square)
     counts = f"{len(source):,} train and {len(held_out):,} test images"
-    return decoding.of(Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}"))
+    splits = Splits(source, held_out, f"{counts} from {path}, {len(classes)} classes, {kept}")
+    return decoding.of(splits.judged())
 
 
 def _read(path: str, pattern: str, key: str, image_column: str, label_column: str | None) -> ColumnData:
     """Reads one split's files; the columns of all are checked before the first image is read."""
     names = match_files(path, pattern, key, "parquet")
-    files = [_open(name, key) for name in names]
-    for name, file in zip(names, files, strict=True):
-        require_columns(name, file.schema_arrow, image_column, label_column)
+    headers = [_header(name, key) for name in names]
+    for name, (schema, _) in zip(names, headers, strict=True):
+        require_columns(name, schema, image_column, label_column)
     labels = [
-        np.full(file.metadata.num_rows, -1)
-        if label_column is None
-        else class_indices(name, _column(name, file, label_column))
-        for name, file in zip(names, files, strict=True)
+        np.full(metadata.num_rows, -1) if label_column is None else class_indices(name, _column(name, label_column))
+        for name, (_, metadata) in zip(names, headers, strict=True)
     ]
-    schemas, encoded = [file.schema_arrow for file in files], _encoded(names, files, image_column)
-    return join_files(names, labels, schemas, label_column, encoded, f"{key}={pattern}")
+    encoded = _encoded(names, headers, image_column)
+    return join_files(names, labels, [schema for schema, _ in headers], label_column, encoded, f"{key}={pattern}")
 
 
-def _encoded(names: list[str], files: list[Any], column: str) -> Any:
+def _encoded(names: list[str], headers: list[tuple[Any, Any]], column: str) -> Any:
     """Returns the encoded images of all files: in memory, or to be read by row groups."""
     import pyarrow as pa
     import pyarrow.types as kinds
 
-    metadata = [file.metadata for file in files]
+    metadata = [each for _, each in headers]
     if encoded_bytes(metadata, column) <= MEMORY:
-        parts = (image_bytes(_column(name, file, column)) for name, file in zip(names, files, strict=True))
+        parts = (image_bytes(_column(name, column)) for name in names)
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.large_binary())
-    nested = [kinds.is_struct(file.schema_arrow.field(column).type) for file in files]
+    nested = [kinds.is_struct(schema.field(column).type) for schema, _ in headers]
     return RowGroups(names, metadata, [f"{column}.bytes" if each else column for each in nested], image_bytes)
 
 
-def _open(name: str, key: str) -> Any:
+def _header(name: str, key: str) -> tuple[Any, Any]:
+    """Returns schema and metadata of a file, which is closed again: there may be more files than may be open."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         require_regular(name)
-        return pq.ParquetFile(name)
+        with pq.ParquetFile(name) as file:
+            return file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name} is not a parquet file, or cut short ({one_line(error)}): change {key}") from error
 
 
-def _column(name: str, file: Any, column: str) -> Any:
+def _column(name: str, column: str) -> Any:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        return file.read(columns=[column]).column(column)
+        with pq.ParquetFile(name) as file:
+            return file.read(columns=[column]).column(column)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: column {column} cannot be read ({one_line(error)}): fetch data.path again") from error

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from unlabeled.core.escaping import escaped
 from unlabeled.core.phrases import one_line
+from unlabeled.core.reading import refuse_fault_of_machine
 from unlabeled.data.decode import decode_bytes
 from unlabeled.data.decoding import RGB, Decoding
 from unlabeled.data.lists.index import Index
 from unlabeled.data.source import CorruptImage
 from unlabeled.data.sources.files import read_range
+from unlabeled.errors import UserError
 
 
 class RecordSource:
@@ -64,7 +66,13 @@ class RecordSource:
         except FileNotFoundError as error:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} is gone") from error
         except Exception as error:  # every store raises its own errors
+            refuse_fault_of_machine(self.name(index), error)
             raise CorruptImage(f"{self.name(index)}: {type(error).__name__}: {one_line(error)}") from error
+        if len(data) > size:
+            raise UserError(
+                f"{self._path(index)}: its server sends whole files where a part is asked for: copy them to a disk, or"
+                " serve them from a store that knows byte ranges, as S3 does"
+            )
         if len(data) < size:
             raise CorruptImage(f"{self.name(index)}: {self._path(index)} has been cut short since it was listed")
         return data

@@ -91,7 +91,8 @@ def shards(
     )
     tests = _source(other, classes, image_size, square)
     left_out = sum_counts([listed.note["left_out"], other.note["left_out"]])
-    return decoding.of(Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out))
+    splits = Splits(source, tests, f"{counts}, {kind}", _problems(listed) + _problems(other), left_out)
+    return decoding.of(splits.judged())
 
 
 def names_of_classes(path: str, least: int) -> list[str] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlabeled.core.phrases import one_line
 from unlabeled.core.ranges import FilePath, Pixels
+from unlabeled.core.reading import refuse_fault_of_machine
 from unlabeled.data.decode import check_image_size, describe_size, to_rgb
 from unlabeled.data.labels import shuffled_by_class
 from unlabeled.data.source import CorruptImage, Splits
@@ -45,6 +46,7 @@ class VisionSource:
             image, _ = self.dataset[int(self.rows[index])]
             return to_rgb(image, self.image_size, self.square)
         except Exception as error:  # whatever Pillow or an archive raises on damaged data
+            refuse_fault_of_machine(self.name(index), error)
             raise CorruptImage(f"{self.name(index)}: {one_line(error)}") from error
 
     def name(self, index: int) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from unlabeled.core.phrases import one_line, shorten_list
 from unlabeled.core.reading import read_text, require_regular
 from unlabeled.data.decode import to_rgb
+from unlabeled.data.lists.pictures import open_picture
 from unlabeled.errors import UserError
 
 IGNORED = -1  # of a pixel without a class, in the tensors here
@@ -71,7 +72,7 @@ class LabelledImages:
 def _opened(path: Path) -> Image.Image:
     try:
         require_regular(path)
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             picture.load()
             return picture
     except Exception as error:  # on damaged data Pillow's plugins raise nearly anything

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unlabeled.core.phrases import one_line
 from unlabeled.core.reading import require_regular
 from unlabeled.data.decode import to_rgb
+from unlabeled.data.lists.pictures import open_picture
 from unlabeled.downstream.detection.annotated.masks import mask_of
 from unlabeled.errors import UserError
 
@@ -71,7 +71,7 @@ class DetectionImages:
         picture = self.pictures[index]
         try:
             require_regular(picture.path)
-            with Image.open(picture.path) as opened:
+            with open_picture(picture.path) as opened:
                 pixels = to_rgb(opened, ANY_SIZE, square=False)
         except Exception as error:  # on damaged data Pillow's plugins raise nearly anything
             raise UserError(
