@@ -27,7 +27,7 @@ TARGETS = [85.0, 90.0, 92.0]  # per cent
 EPOCHS = [50, 100, 200, 400, 800]
 CPU: dict[str, Any] = {
     "experiment": "cifar10_cpu_speedrun",
-    "epochs": [12, 30],
+    "epochs": [6, 14],
     "targets": [60.0, 65.0],
     "probe": "knn",
     "seeds": [0, 1, 2],
