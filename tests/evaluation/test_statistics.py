@@ -16,6 +16,7 @@ from unlabeled.evaluation.statistics import (
     mcnemar_test,
     mean_over_seeds,
     paired_difference,
+    paired_draws_difference,
     welch_test,
 )
 
@@ -219,3 +220,27 @@ def test_however_few_the_images_an_interval_is_finite_and_holds_what_was_seen() 
                 low, high = found.interval
                 assert -100 <= low <= found.points <= high <= 100
                 assert found.points == pytest.approx(100 * (only_a - only_b) / n)
+
+
+@pytest.mark.parametrize("alone", range(1, 6))
+def test_of_fewer_differences_than_mcnemars_p_can_tell_the_interval_holds_0(alone: int) -> None:
+    a, none = np.arange(1000) < alone, np.zeros(1000, dtype=bool)
+    found = paired_difference(a, none)
+    low, high = found.interval
+    assert found.p is not None
+    assert low < 0
+    assert found.p > 0.05
+    share = 0.025 ** (1 / alone)  # Clopper and Pearson's lower end of all of ``alone``
+    assert (low, high) == pytest.approx((alone / 10 * (2 * share - 1), accuracy_interval(alone, 1000)[1]))
+    assert paired_difference(none, a).interval == (-high, -low)
+    whole = np.ones(10, dtype=bool)
+    low, high = paired_difference(whole, ~whole).interval
+    assert low < 40 < high
+
+
+def test_draws_that_both_had_are_compared_in_pairs() -> None:
+    a, b = [50.2, 55.9, 61.1], [49.1, 54.9, 59.9]
+    found, pairs = paired_draws_difference(a, b), stats.ttest_rel(a, b)
+    assert found.points == pytest.approx(1.1)
+    assert found.p == pytest.approx(pairs.pvalue)
+    assert found.interval == pytest.approx(tuple(pairs.confidence_interval(0.95)))

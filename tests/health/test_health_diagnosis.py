@@ -1,6 +1,7 @@
 """From numbers to findings."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,14 @@ def test_a_long_run_may_stand_at_its_value_of_collapse_for_a_fiftieth_of_its_ste
     long = RunFacts("SwAV", math.log(100), 100_000, 128)
     assert follow(long, "train/loss", 4.6, until=2_000)[1] == {}
     assert follow(long, "train/loss", 4.6, until=2_100)[1] == {"loss-at-collapse": 2_030}
+
+
+def test_steps_of_muon_may_be_as_large_as_those_of_its_healthy_runs() -> None:
+    muon = replace(FACTS, orthogonal_steps=True)
+    assert facts_from_dict(muon.as_dict()) == muon
+    for facts, found in ((FACTS, {"learning-rate-high": 30}), (muon, {})):
+        assert follow(facts, "health/update_ratio/backbone", 0.06)[1] == found
+    assert "learning-rate-high" in follow(muon, "health/update_ratio/backbone", 0.11)[1]
 
 
 def test_a_loss_that_falls_to_its_value_at_collapse_diverges_only_above_its_start() -> None:

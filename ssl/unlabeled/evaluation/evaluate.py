@@ -23,6 +23,7 @@ from unlabeled.evaluation.heads.kept import FOLDER as HEADS
 from unlabeled.evaluation.heads.kept import HeadContext, write_heads
 from unlabeled.evaluation.predictions import add_intervals, write_predictions
 from unlabeled.evaluation.probe import ImageProbe, Probe
+from unlabeled.evaluation.probes.own_classifier import OwnClassifier
 from unlabeled.evaluation.provenance import provenance, trained_epochs
 from unlabeled.evaluation.reporting.details.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.details.view_pictures import shrunken, view_pictures
@@ -261,6 +262,10 @@ def _heads(evaluation: Evaluation, checkpoint: Checkpoint) -> dict[str, dict[str
     if objective is None:
         return {}
     load_objective(checkpoint, objective)
+    assert evaluation.extractor.data.splits.test is not None
+    for probe in evaluation.probes.values():
+        if isinstance(probe, OwnClassifier):
+            probe.match(checkpoint.classes, evaluation.extractor.data.splits.test.classes)
     networks = {"pretrained": objective} | ({} if untrained is None else {"random init": untrained})
     return {
         probe: {

@@ -215,9 +215,10 @@ def _run_on_images(
         if name == "pretrained" or probe.baselines:
             start, given = time.perf_counter(), task(network)
             for score in probe.train_predict(given):
-                add_metrics(score, given.test_labels)
+                labels = given.test_labels if score.labels is None else score.labels
+                add_metrics(score, labels)
                 log(f"{name}: {score.top1:.2f} % {score.protocol} ({time.perf_counter() - start:.1f} s)")
-                rows.append(make_row(name, score, len(given.train_labels), len(given.test_labels)))
+                rows.append(make_row(name, score, len(given.train_labels), len(labels)))
     return rows
 
 

@@ -88,6 +88,7 @@ class Extractor:
         if positions:
             extract_each(network, batches, self.views.evaluation_view, self.device, precision, kinds, rows.append)
         parts = [require_finite_images(concatenate(rows), precision)] if rows else []
+        rows.clear()  # they may be most of the memory
         if world_size() > 1:
             self._list_corrupt_of_all()
             parts = self._gathered(parts)
@@ -97,7 +98,7 @@ class Extractor:
         order = features.ids.argsort(stable=True)
         seconds = round(time.perf_counter() - started, 3)
         self.passes.append({"split": split, "images": len(order), "kinds": list(kinds), "seconds": seconds})
-        return features.rows(order)
+        return features if bool((order == torch.arange(len(order))).all()) else features.rows(order)
 
     def _batches(self, split: str) -> tuple[Iterable[Batch], list[int]]:
         """Returns this process's share: alone, from memory if the images fit; else decoded once over all processes."""

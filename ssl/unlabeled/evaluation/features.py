@@ -145,6 +145,8 @@ def _begin_copy(values: Tensor) -> Tensor:
 
 def concatenate(parts: Sequence[Features]) -> Features:
     """Joins the features of some images to those of others, of the same kinds."""
+    if len(parts) == 1:
+        return parts[0]
     others = {kind: torch.cat([part.others[kind] for part in parts]) for kind in parts[0].others}
     x, labels, ids = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "labels", "ids"))
     return Features(x, labels, ids, others)

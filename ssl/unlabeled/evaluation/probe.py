@@ -44,6 +44,7 @@ class Score:
     n_train: int | None = None  # labelled images that were used; None: all of train
     uncertainty: dict[str, Tensor] = field(default_factory=dict)  # float32 [N] of each score, larger = less sure
     head: Head | None = None  # what predicts, where the probe can give it
+    labels: Tensor | None = None  # int64 [N] of the predictions, where images that are not decoded are left out late
 
 
 class Probe(Protocol):

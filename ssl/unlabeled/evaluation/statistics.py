@@ -17,6 +17,7 @@ Right = NDArray[np.bool_]  # [N], whether each test image was classified rightly
 
 TAILS = (0.025, 0.975)
 RESAMPLES = 10_000  # of the paired bootstrap: they fix the ends of an interval to about 1 % of its width
+FEW = 6  # images that two differ on, from which on McNemar's p can be below 5 %
 
 
 @dataclass
@@ -89,7 +90,8 @@ def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
 
     The interval is BCa over resamples of images, which keep both answers to an image together: the numbers of images
     that A alone, B alone, both or neither have right are multinomial. The p is McNemar's exact one. If both are right
-    on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side.
+    on the same images, the interval is Clopper and Pearson's upper end for a disagreement, on either side; if they
+    differ on fewer than six images or on all, always to one side, it is exact too: a bootstrap sees no other side.
     """
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"answers to other images: {a.shape} and {b.shape}")
@@ -98,6 +100,10 @@ def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
     if only_a + only_b == 0:
         most = accuracy_interval(0, n)[1]
         return Difference(0.0, (-most, most), p, 0, 0)
+    if not (only_a and only_b) and (only_a + only_b < FEW or only_a + only_b == n):
+        near, far = _of_one_side(only_a or only_b, n)
+        interval = (near, far) if only_a else (-far, -near)
+        return Difference(100 * (only_a - only_b) / n, interval, p, only_a, only_b)
     shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
     counts = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
     resampled = (counts[:, 0] - counts[:, 1]) / n
@@ -106,6 +112,16 @@ def paired_difference(a: Right, b: Right, seed: int = 0) -> Difference:
     levels = _bca_levels(below, _skewness_of_mean(only_a, only_b, n))
     low, high = 100 * np.quantile(resampled, levels, method="inverted_cdf")
     return Difference(100 * observed, (float(low), float(high)), p, only_a, only_b)
+
+
+def _of_one_side(alone: int, n: int) -> tuple[float, float]:
+    """Returns the interval where one alone is right on ``alone`` of ``n`` images, and the other alone on none.
+
+    The near end is below 0 exactly where McNemar's p is above 5 %: it takes the share of differences that are the
+    one's, Clopper and Pearson's lower end of ``alone`` of ``alone``. The far end is theirs of ``alone`` of ``n``.
+    """
+    least = accuracy_interval(alone, alone)[0] / 100
+    return 100 * alone / n * (2 * least - 1), accuracy_interval(alone, n)[1]
 
 
 def mcnemar_test(only_a: int, only_b: int) -> float:
@@ -131,6 +147,13 @@ def welch_test(a: Sequence[float], b: Sequence[float]) -> Difference:
     found: Any = _stats().ttest_ind(a, b, equal_var=False)
     interval = found.confidence_interval(TAILS[1] - TAILS[0])
     return Difference(points, (float(interval.low), float(interval.high)), float(found.pvalue))
+
+
+def paired_draws_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Returns the mean of A minus that of B over two or more draws that both had: Student's paired t-test."""
+    found = mean_over_seeds([float(value) for value in np.subtract(a, b)])
+    assert found.interval is not None
+    return Difference(found.mean, found.interval, paired_draws_test(a, b))
 
 
 def paired_draws_test(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -17,6 +17,7 @@ class RunFacts:
     total_steps: int
     features: int  # of the backbone
     signs: tuple[MetricBound, ...] = ()  # of the method
+    orthogonal_steps: bool = False  # optimizer=muon: every step moves a matrix in all directions alike, and so further
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the facts as plain values."""
@@ -37,7 +38,8 @@ def facts_from_dict(values: Mapping[str, Any]) -> RunFacts:
     bounds = [bound for sign in signs for bound in (sign.at_least, sign.at_most)]
     numbers = [facts.total_steps, facts.features, *bounds, 0 if facts.collapsed_at is None else facts.collapsed_at]
     texts = [facts.objective, *(text for sign in signs for text in (sign.name, sign.metric, sign.meaning, sign.remedy))]
-    if not all(map(_is_float, numbers)) or not all(isinstance(text, str) for text in texts):
+    kinds = type(facts.orthogonal_steps) is bool and all(isinstance(text, str) for text in texts)
+    if not all(map(_is_float, numbers)) or not kinds:
         raise TypeError("a value of another type")
     return facts
 

@@ -4,6 +4,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ class HealthMonitor(pl.Callback):
 
         def listen(step: int, metrics: dict[str, float]) -> None:
             if self._diagnosis is None:
-                self._diagnosis = Diagnosis(collect_facts(module.objective, module.plan, module.total_steps))
+                facts = collect_facts(module.objective, module.plan, module.total_steps)
+                orthogonal = any(group.get("orthogonal") for group in trainer.optimizers[0].param_groups)
+                self._diagnosis = Diagnosis(replace(facts, orthogonal_steps=orthogonal))
                 add_metrics(Path(trainer.default_root_dir), self._diagnosis, begun_at)
                 self._told = {finding.name for finding in self._diagnosis.findings if finding.holds}
             self._diagnosis.add(step, metrics)

@@ -240,7 +240,8 @@ RULES = (
         "learning-rate-high",
         "warning",
         metric_reader("health/update_ratio/backbone"),
-        lambda v, facts: v > 0.03,  # healthy: 0.001 to 0.022 (SwAV); thirty times the learning rate: 0.032 to 0.2
+        # healthy: 0.001 to 0.022 (SwAV), with Muon 0.06 (SimCLR, rate 0.05); thirty times the rate: 0.032 to 0.2
+        lambda v, facts: v > (0.1 if facts.orthogonal_steps else 0.03),
         "a step changes the backbone's weights by {value:.1%} of their length",
         "the learning rate is too high for what is left of the run to average out",
         "a third of optimizer.lr, and see whether loss and probe are better after an epoch",

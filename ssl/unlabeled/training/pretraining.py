@@ -94,6 +94,7 @@ class Pretraining(pl.LightningModule):
         self.again: int | None = None  # number of an earlier step, while it is computed again
         self.data_identity: dict[str, Any] | None = None  # of the training split; known to the first process
         self.images: int | None = None  # that are put in order, of which damaged ones may have been left out
+        self.classes: list[str] | None = None  # names of the outputs of the method's own classifier, if it has one
         self.weights: dict[str, Any] | None = None  # record of the weights that the run started from
         self.teacher: dict[str, Any] | None = None  # record of the trained network that the objective learns from
         self.steps_taken = 0  # by this process, since it was started
@@ -268,6 +269,8 @@ class Pretraining(pl.LightningModule):
         checkpoint["progress"] = self.progress._asdict()
         if self.images is not None:
             checkpoint["images"] = self.images
+        if self.classes is not None:
+            checkpoint["classes"] = self.classes
         if self.objective.product() is not self.objective.backbone:
             checkpoint["product"] = name_of_product(self.objective)
         if self.objective.uses_labels:

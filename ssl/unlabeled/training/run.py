@@ -18,6 +18,7 @@ from unlabeled.core.run_config import write_config
 from unlabeled.core.writing import Unwritable, make_folder, write_atomic
 from unlabeled.data.module import DataModule
 from unlabeled.errors import UserError
+from unlabeled.objective import HasClassifier
 from unlabeled.training.checkpoints import CheckpointFolder
 from unlabeled.training.machine.arithmetic import describe_precision, training_arithmetic
 from unlabeled.training.plan.callback import PlanCallback
@@ -73,6 +74,8 @@ class Run:
             if begun is None:  # drop the metrics of a run that never wrote a checkpoint
                 (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         self.module.images = len(self.data.train.labels)
+        if isinstance(self.module.objective, HasClassifier):
+            self.module.classes = [str(name) for name in self.data.splits.train.classes]
         if begun is not None:
             check_length(begun, self.module)
         for logger in self.trainer.loggers:

@@ -27,3 +27,4 @@ class Checkpoint:
     teacher: dict[str, Any] = field(default_factory=dict)  # record of the network that our run learned from, if any
     product: str = "backbone"  # which network of our run's objective is evaluated: its path among the modules
     uses_labels: bool = False  # whether our run was trained with labels
+    classes: list[str] = field(default_factory=list)  # of our run's own classifier, in the order of its outputs

@@ -72,7 +72,14 @@ def checkpoint_of(content: Any, path: Path, sha256: str) -> Checkpoint:
         teacher=_weights(content.get("teacher"), path) if ours else {},
         product=product,
         uses_labels=ours and content.get("uses_labels") is True,
+        classes=_classes(content.get("classes", []), path) if ours else [],
     )
+
+
+def _classes(names: Any, path: Path) -> list[str]:
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    raise UserError(f"checkpoint={path}: its classes are no names")
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> CheckpointLayout:

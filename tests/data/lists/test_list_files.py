@@ -180,3 +180,12 @@ def test_a_label_of_minus_one_in_a_list_is_warned_of(images: Path) -> None:
     splits = folder(str(images / "list.csv"), image_size=4)
     assert splits.train.classes == ["-1", "0", "1"]
     assert "label -1 is taken for a class, of 1 images: leave it empty where there is none" in splits.warnings[0]
+
+
+def test_a_path_through_a_linked_folder_and_back_is_the_file_that_the_system_opens(images: Path) -> None:
+    put(images, "elsewhere/other/9.png", "elsewhere/8.png")
+    (images / "link").symlink_to(images / "elsewhere" / "other")
+    (images / "list.txt").write_text("link/../8.png\nx/../x/1.png\n")
+    source = opened(images / "list.txt").train
+    assert names(source, images) == ["link/../8.png", "x/1.png"]
+    assert source.decode(0).shape == (3, 4, 4)

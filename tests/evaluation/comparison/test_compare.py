@@ -252,3 +252,28 @@ def test_predictions_of_another_evaluation_than_the_numbers_are_not_compared(tmp
     write_predictions(tmp_path / "a" / "report", [row("knn", slice(0, 200))], LABELS, IDS)  # it was killed before this
     with pytest.raises(UserError, match=r"its predictions of knn are of another evaluation than its numbers"):
         compare([a, b], str(tmp_path / "out"))
+
+
+def test_scores_of_the_same_few_labels_are_compared_in_pairs_and_of_others_not(tmp_path: Path) -> None:
+    scores, lists = ([50.2, 55.9, 61.1], [49.1, 54.9, 59.9]), (["x", "y", "z"], ["x", "y", "z"], ["x", "y", "w"])
+    runs: list[str] = []
+    for each, names in zip((*scores, scores[1]), lists, strict=True):
+        chosen = {"labels": [{"sha256": name} for name in names]}
+        few = Row("pretrained", "k", sum(each) / 3, chosen, n_test=N, draws=each, predictions=answers(slice(0, 200)))
+        runs.append(judged(tmp_path / f"run{len(runs)}", [few]))
+    text = compare(runs[:2], str(tmp_path / "out"))
+    p = float(text.split("| paired t, over the same draws of labels | ")[1].split(" ")[0])
+    assert p == pytest.approx(stats.ttest_rel(*scores).pvalue, rel=0.02)
+    assert "Welch's t, over draws of labels" in compare(runs[::2], str(tmp_path / "out2"))
+
+
+def test_probes_of_other_settings_are_named(tmp_path: Path) -> None:
+    runs = []
+    for c in (1.0, 10.0):
+        runs.append(judged(tmp_path / f"c{c}", [row("linear", slice(0, 40))]))
+        results = json.loads((tmp_path / f"c{c}/report/results.json").read_text())
+        results["provenance"]["settings"] = {"precision": "32-true", "probe": {"linear": {"c": [c]}, f"k{c}": {}}}
+        (tmp_path / f"c{c}/report/results.json").write_text(json.dumps(results))
+    assert "- The probes had other settings: probe.linear.c." in compare(runs, str(tmp_path / "out"))
+    same = judged(tmp_path / "same", [row("linear", slice(0, 40))])
+    assert "other settings" not in compare([runs[0], same], str(tmp_path / "out2"))  # of one they are not known

@@ -71,3 +71,26 @@ def test_a_method_without_one_and_images_of_more_classes_are_refused(tmp_path: P
     assert probe.fit_predict(features, features, 3)[0].head is not None
     with pytest.raises(UserError, match=r"^probe\.classifier: the classifier of the run knows 3 classes, and these"):
         probe.fit_predict(features, features, 4)
+
+
+def test_outputs_are_matched_to_classes_by_their_names(tmp_path: Path) -> None:
+    probe, features = OwnClassifier(), Features(torch.eye(3), torch.arange(3), torch.arange(3))
+    layer = torch.nn.Linear(3, 3)
+    torch.nn.init.eye_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    probe.prepare(layer, None)
+    for known, classes, right in (
+        (["a", "b", "c"], ["a", "b", "c"], 100.0),
+        (["c", "a", "b"], ["a", "b", "c"], 0.0),  # image n is of the output n, which is another class
+        ([], ["a", "b", "c"], 100.0),  # an older run
+        (["0", "1", "2"], ["a", "b", "c"], 100.0),
+    ):
+        probe.match(known, classes)
+        assert probe.fit_predict(features, features, 3)[0].top1 == right
+    with pytest.raises(UserError, match=r"does not know these classes of the images: d; leave the probe out"):
+        probe.match(["a", "b", "c"], ["a", "d"])
+
+
+def test_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    run, _rows, _evaluation = judged("supervised", tmp_path, "objective.classes=10")
+    assert read_checkpoint(run.checkpoint).classes == [str(digit) for digit in range(10)]

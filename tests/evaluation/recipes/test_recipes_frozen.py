@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.recipe_tasks import Made, augmentation, colours, made, published, recipe, resnet, training, views, vit
 from unlabeled.core.seeding import derive_seed
 from unlabeled.errors import UserError
+from unlabeled.evaluation.evaluate_probes import _run_on_images
 from unlabeled.evaluation.features import state_hash
 from unlabeled.evaluation.probes.linear import split_holdout
 from unlabeled.evaluation.recipes.attentive import AttentionPoolingHead
@@ -210,6 +211,10 @@ def test_images_that_cannot_be_decoded_are_left_out_and_the_others_keep_their_la
     agree = score.predictions == world.splits["test"][1][intact]
     assert score.top1 == pytest.approx(100 * agree.float().mean().item())
     assert score.top1 > 60
+    [row] = _run_on_images(
+        "pretrained", world.task.network, {"small": recipe()}, lambda _: world.task, lambda line: None
+    )
+    assert (row.n_test, len(row.predictions)) == (24, 24)  # type: ignore[arg-type]
 
 
 def test_kinds_stand_side_by_side_and_in_the_protocol() -> None:

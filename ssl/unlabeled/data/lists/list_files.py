@@ -74,7 +74,9 @@ def _checked(file: Path, given: str, rows: Rows) -> Listing:
             leave_out(left_out, f"files that are listed again{other}", name)
             continue
         seen[identity] = label
-        paths.append(os.fsencode(os.path.normpath(name)))
+        short = os.path.normpath(name)  # through a linked folder and back this may be another file
+        same = ".." not in Path(name).parts or _identity(base / short, name, LeftOut()) == identity
+        paths.append(os.fsencode(short if same else name))
         labels.append(label)
     if not paths:
         raise UserError(

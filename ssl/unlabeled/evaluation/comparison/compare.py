@@ -12,7 +12,14 @@ from unlabeled.evaluation.comparison.comparison import PRETRAINED, ProtocolCompa
 from unlabeled.evaluation.comparison.evaluated_run import EvaluatedRun, read_evaluated_run
 from unlabeled.evaluation.evaluate_probes import Row
 from unlabeled.evaluation.predictions import Predictions, count_interval, gives, read_predictions
-from unlabeled.evaluation.statistics import Right, holm_correction, mean_over_seeds, paired_difference, welch_test
+from unlabeled.evaluation.statistics import (
+    Right,
+    holm_correction,
+    mean_over_seeds,
+    paired_difference,
+    paired_draws_difference,
+    welch_test,
+)
 
 USAGE = "compare=[RUN_A,RUN_B], or several seeds of each: compare=[[A0,A1,A2],[B0,B1,B2]]"
 
@@ -104,9 +111,21 @@ def _compare(a: RunGroup, b: RunGroup, protocol: str) -> ProtocolComparison:
         return ProtocolComparison(protocol, cells[0], cells[1], difference, "McNemar, exact")
     if min(len(row.draws), len(other.draws)) < 2:
         raise UserError(f"compare: {protocol}: a test over draws of labels takes two of each run")
+    if _same_draws(row, other):
+        paired = paired_draws_difference(row.draws, other.draws)
+        return ProtocolComparison(protocol, cells[0], cells[1], paired, "paired t, over the same draws of labels")
     return ProtocolComparison(
         protocol, cells[0], cells[1], welch_test(row.draws, other.draws), "Welch's t, over draws of labels"
     )
+
+
+def _same_draws(row: Row, other: Row) -> bool:
+    """Whether both were given the same labelled images in every draw."""
+    ours, theirs = (one.chosen.get("labels") for one in (row, other))
+    if not isinstance(ours, list) or not isinstance(theirs, list) or len(ours) != len(row.draws):
+        return False
+    given = [[each.get("sha256") if isinstance(each, dict) else None for each in lists] for lists in (ours, theirs)]
+    return None not in given[0] and given[0] == given[1]
 
 
 def _right(side: RunGroup, protocol: str) -> Right:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from unlabeled.core.escaping import in_markdown, in_table
 from unlabeled.core.run_config import differences
@@ -113,6 +114,8 @@ def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
         lines.append(
             f"- The images were seen differently: {in_markdown(', '.join(keys))} of the evaluation's transform."
         )
+    if keys := _other_settings(a.runs[0].settings(), b.runs[0].settings()):
+        lines.append(f"- The probes had other settings: {in_markdown(', '.join(keys[:NAMED]))}.")
     for name, side in (("A", a), ("B", b)):
         keys = [
             key
@@ -124,6 +127,14 @@ def _how_runs_differ(a: RunGroup, b: RunGroup) -> list[str]:
                 f"- The runs of {name} differ in more than their seed: {in_markdown(', '.join(dict.fromkeys(keys)))}."
             )
     return lines
+
+
+def _other_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Keys in which two evaluations differ, of the probes that both have."""
+    shared = ours["probe"].keys() & theirs["probe"].keys()
+    both = [{**each, "probe": {name: each["probe"][name] for name in shared}} for each in (ours, theirs)]
+    known = all(each["precision"] is not None for each in both)
+    return differences(both[0], both[1]) if known else []
 
 
 def _but_seeds(a: RunGroup, b: RunGroup) -> str:

@@ -55,6 +55,13 @@ class EvaluatedRun:
         said = {key: known.get(key) for key in DATA} if isinstance(known, dict) else {}
         return {key: said[key] if isinstance(said.get(key), str) else None for key in DATA}
 
+    def settings(self) -> dict[str, Any]:
+        """Returns ``precision`` and ``probe``, the settings of each probe by its name, of the evaluation."""
+        said = self.provenance.get("settings")
+        said = said if isinstance(said, dict) else {}
+        probes = said.get("probe")
+        return {"precision": said.get("precision"), "probe": probes if isinstance(probes, dict) else {}}
+
     def transform(self) -> dict[str, Any]:
         """Returns the image transform: pixels, crop, interpolation, mean and std; from the run if not in the report."""
         said = self.provenance.get("views")

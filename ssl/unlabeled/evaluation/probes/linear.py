@@ -34,7 +34,10 @@ class Scaling(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps [N, D] to [N, D + 1], a column of ones behind."""
-        return torch.cat([(x - self.mean) / self.scale, x.new_ones(len(x), 1, dtype=self.mean.dtype)], dim=1)
+        kind = torch.promote_types(x.dtype, self.mean.dtype)
+        out = x.new_ones(len(x), x.shape[1] + 1, dtype=kind)  # filled in place: x may be most of the memory
+        out[:, :-1].copy_(x).sub_(self.mean).div_(self.scale)
+        return out
 
 
 def standardise(train: Tensor, *others: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:

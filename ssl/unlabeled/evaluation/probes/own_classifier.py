@@ -1,8 +1,12 @@
 """The classifier that a method has trained itself (FixMatch, the supervised row), as it is: nothing is fitted."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from unlabeled.core.escaping import escaped
+from unlabeled.core.phrases import shorten_list
 from unlabeled.errors import UserError
 from unlabeled.evaluation.features import Features, require_finite, top1
 from unlabeled.evaluation.probe import Head, Score
@@ -21,6 +25,7 @@ class OwnClassifier:
     def __init__(self) -> None:
         self._classifier: nn.Linear | None = None
         self._labels: int | None = None
+        self._outputs: list[int] | None = None  # the output of each class; None: in their order
 
     def prepare(self, classifier: nn.Module | None, labels: int | None) -> None:
         """Takes the classifier, whose weights may be loaded later.
@@ -38,6 +43,26 @@ class OwnClassifier:
                 " probe=linear, which fits one"
             )
         self._classifier, self._labels = classifier, labels
+
+    def match(self, known: Sequence[str], classes: Sequence[str]) -> None:
+        """Finds the output of each class of the images by its name; by its number where one side has but numbers.
+
+        Args:
+            known: names of the classifier's outputs; empty: its run is older and did not keep them.
+            classes: of the images that are evaluated.
+
+        Raises:
+            UserError: a class that the classifier does not know.
+        """
+        self._outputs = None
+        if _are_numbers(known) or _are_numbers(classes):
+            return
+        if missing := [name for name in classes if name not in known]:
+            raise UserError(
+                "probe.classifier: the classifier of the run does not know these classes of the images: "
+                f"{shorten_list([*map(escaped, missing)])}; leave the probe out"
+            )
+        self._outputs = [known.index(name) for name in classes]
 
     def fit_predict(self, train: Features, test: Features, num_classes: int) -> list[Score]:
         """Returns one Score, and the classifier to predict with; looks at ``test`` alone.
@@ -63,5 +88,11 @@ class OwnClassifier:
                 f"probe.classifier: the classifier of the run knows {layer.out_features} classes, and these images have"
                 f" {num_classes}; leave the probe out"
             )
-        whole = torch.cat([layer.weight, layer.bias[:, None]], 1)[:num_classes].detach().to(device)
+        outputs = range(num_classes) if self._outputs is None else self._outputs
+        whole = torch.cat([layer.weight, layer.bias[:, None]], 1)[[*outputs]].detach().to(device)
         return whole, Scaling(whole.new_zeros(layer.in_features), whole.new_ones(layer.in_features))
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether classes have no names: there are none, or they count from 0."""
+    return [*names] == [*map(str, range(len(names)))]

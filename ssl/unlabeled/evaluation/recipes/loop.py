@@ -134,4 +134,5 @@ def make_score(
         log_probabilities,
         metrics,
         n_train=n_train,
+        labels=labels,
     )
