@@ -21,7 +21,7 @@ MORE = {
     "relicv2": ["views.masks=null"],
     "distill": ["objective.teacher=outputs/teacher"],  # a run of experiment=cifar10_cpu with backbone.width=0.5
     "fixmatch": ["max_epochs=8"],  # what lasts for 2 % of a run is named, of a longer one after more than 300 steps
-    "scan": ["weights=outputs/pretrained"],  # a run of experiment=cifar10_cpu or cifar10_cpu_speedrun
+    "scan": ["weights=outputs/pretrained"],  # a run of experiment=cifar10_cpu
     "self_label": ["weights=outputs/clustered"],  # experiment=scan_cifar10_cpu to its end: clusters must be certain
 }
 HEALTHY = Failure("healthy", ())
