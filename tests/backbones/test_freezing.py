@@ -84,3 +84,12 @@ def test_a_run_takes_each_step_at_these_rates(tmp_path: Path) -> None:
 def test_a_backbone_without_known_blocks_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"optimizer\.layer_decay: Backbone does not say what its blocks are"):
         by_layer([], Backbone(), 0.5)
+
+
+def test_frozen_blocks_of_a_vit_drop_no_path() -> None:
+    network = ViT(8, 4, width=16, depth=3, heads=2, drop_path=0.5, uniform_drop_path=True, freeze=2).train()
+    assert [block.training for block in network.blocks] == [False, False, True]
+    assert not network.patch_embed.training
+    x = torch.randn(32, 4, 16)
+    assert torch.equal(network.blocks[0](x), network.blocks[0](x))
+    assert network.eval().blocks[2].training is False

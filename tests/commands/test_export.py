@@ -598,6 +598,6 @@ def test_a_network_for_images_of_other_channels_is_refused_in_one_line(tmp_path:
     run = a_run(tmp_path / "run", THIN | {"channels": 1})
     assert refusal(f"run={run}", "to=safetensors").startswith("backbone.channels=1: an export is for images of three")
     with pytest.raises(UserError, match=r"the backbone takes 1 channels: give the backbone tensors \[B, 1, 8, 8\]"):
-        Transform(Preprocess(8, None, None, 1.0, "bilinear"), 1)(torch.zeros(3, 8, 8, dtype=torch.uint8))
+        Transform(Preprocess(8, [0.5], [0.2], 1.0, "bilinear"), 1)(torch.zeros(3, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match="images: the list is empty"):
         Transform(Preprocess(8, None, None, 1.0, "bilinear"))([])

@@ -1,5 +1,6 @@
 """The recipe: peak rates, who is decayed, and the learning rate of each step in closed form."""
 
+import inspect
 import math
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from unlabeled.commands.checks.foreign import FOREIGN
 from unlabeled.errors import UserError
 from unlabeled.objective import Progress
 from unlabeled.optimizers import LARS, OptimizerConfig, parameter_groups
@@ -203,3 +205,15 @@ def test_decay_that_rises_spares_biases_and_norms_where_lars_adapts_all() -> Non
     optimizer = config.build(network, 256)
     config.set_step(optimizer, at(500), 256)
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.15, 0.0])
+
+
+def test_lars_decays_biases_and_norms_only_where_it_adapts_them() -> None:
+    with pytest.raises(UserError, match=r"give optimizer\.optimizer\.adapt_all=true too, or false"):
+        recipe(decay_bias_and_norm=True).build(Network(), 256)
+    recipe(decay_bias_and_norm=True, optimizer=partial(LARS, momentum=0.9, adapt_all=True)).build(Network(), 256)
+
+
+@pytest.mark.parametrize("target", [name for name in FOREIGN if name.startswith("torch.optim.")])
+def test_keys_of_torchs_optimizers_are_their_arguments(target: str) -> None:
+    named = inspect.signature(FOREIGN[target]).parameters
+    assert set(named) <= set(inspect.signature(getattr(torch.optim, target.rpartition(".")[2])).parameters)

@@ -18,7 +18,7 @@ from tests.processes import start
 from tests.small import small_run
 from unlabeled.commands.build.trainer import build_loggers
 from unlabeled.errors import UserError
-from unlabeled.training.checkpointing import requeue
+from unlabeled.training.checkpointing import Checkpointing, requeue
 from unlabeled.training.checkpoints import STATE, CheckpointFolder
 from unlabeled.training.loggers import JsonLines
 
@@ -354,3 +354,18 @@ def test_a_bit_in_the_list_of_files_is_damage_like_any_other(tmp_path: Path) -> 
     content[content.rfind(b"PK\x01\x02", 0, place) + 9] |= 0x08  # names are UTF-8
     folder.newest.write_bytes(content)
     assert step_of(folder.find()) == 1
+
+
+def test_a_sigterm_after_a_sigusr1_still_puts_the_job_in_the_queue_again(tmp_path: Path) -> None:
+    callback = Checkpointing(CheckpointFolder(tmp_path, 1), JsonLines(tmp_path / "metrics.jsonl"), 1, None, None)
+    for given, kept in (
+        ([signal.SIGUSR1, signal.SIGTERM], signal.SIGUSR1),
+        ([signal.SIGTERM, signal.SIGUSR1], signal.SIGUSR1),
+        ([signal.SIGINT, signal.SIGTERM], signal.SIGTERM),
+    ):
+        callback._signal, callback._asked_by_hand = 0, False
+        for number in given:
+            callback._remember(number, None)
+        assert callback._signal == kept
+    with pytest.raises(KeyboardInterrupt):
+        callback._remember(signal.SIGINT, None)

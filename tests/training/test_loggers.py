@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
+from pytorch_lightning.loggers.logger import Logger
 
 from tests.processes import start
 from tests.small import composed, small_run
 from unlabeled.commands.build.trainer import build_loggers
 from unlabeled.errors import UserError
-from unlabeled.training.loggers import Csv, JsonLines, TensorBoard
+from unlabeled.training.loggers import Csv, JsonLines, TensorBoard, WeightsAndBiases, _MayBeLost
 
 ALL = ["csv", "tensorboard", "wandb"]
 Values = dict[tuple[str, int], float]  # by name and step
@@ -184,3 +185,57 @@ def test_a_loss_that_is_no_number_is_one_row_of_the_table(tmp_path: Path) -> Non
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
     Csv(str(tmp_path)).log_metrics({"loss": float("nan")}, 1)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("gone", [ConnectionResetError("Connection lost"), RuntimeError("no server")])
+def test_a_service_that_does_not_answer_any_more_ends_no_run(
+    gone: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Service(Logger):
+        name = version = None
+
+        def log_hyperparams(self, *given: Any) -> None: ...
+
+        def log_metrics(self, *given: Any) -> None:
+            raise gone
+
+        finalize = log_metrics  # type: ignore[assignment]
+
+    class Lost(_MayBeLost, Service):
+        def log_metrics(self, *given: Any) -> None:
+            self._unless_lost(lambda: super(Lost, self).log_metrics(*given))
+
+        def finalize(self, status: str) -> None:
+            self._unless_lost(lambda: super(Lost, self).finalize(status))
+
+    logger = Lost()
+    for step in range(3):
+        logger.log_metrics({"x": 1.0}, step)
+    logger.finalize("failed")
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"warning: Lost does not answer any more ({type(gone).__name__}: {gone}): the run goes on,"
+        " metrics.jsonl has everything"
+    ]
+
+
+def test_weights_and_biases_whose_process_was_killed_ends_no_run_and_is_sent_the_rest_next_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    logger = WeightsAndBiases(str(tmp_path), "unlabeled", "x", None, None, [], offline=True)
+    logger.unfinished.parent.mkdir()
+    logger.unfinished.touch()
+
+    class Gone:
+        def finish(self, **given: Any) -> None:
+            raise ConnectionResetError("Connection lost")
+
+        log = finish
+
+    monkeypatch.setattr(logger, "_experiment", Gone())
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.finalize("failed")
+    assert logger.lost
+    assert logger.unfinished.exists()
+    assert capsys.readouterr().out.count("does not answer any more") == 1

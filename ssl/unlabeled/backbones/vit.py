@@ -5,13 +5,13 @@ and MoCo v3 code, so that checkpoints load in either direction.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlabeled.backbones.freezing import freeze_blocks
+from unlabeled.backbones.freezing import freeze_blocks, keep_still
 from unlabeled.backbones.initialisation import (
     init_as_beit,
     init_linears_truncated,
@@ -123,10 +123,17 @@ class ViT(Backbone):
             recompute(self.shards())
         if not class_token:
             self.kinds = tuple(kind for kind in self.kinds if kind != "cls")
+        self.freeze = freeze
         if freeze_blocks([self.patch_embed], self.shards(), freeze):
             for part in (self.cls_token, self.reg_token, self.pos_embed, self.rel_pos_bias):
                 if part is not None:
                     part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but for what is frozen, which drops no path either."""
+        super().train(mode)
+        keep_still([self.patch_embed, *self.shards()[: self.freeze]] if self.freeze else [])
+        return self
 
     def shards(self) -> list[nn.Module]:
         return list(self.blocks)

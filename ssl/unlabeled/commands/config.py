@@ -363,9 +363,18 @@ def check_node(node: Any, path: str) -> None:
     for key, value in node.items():
         if taken and not key.startswith("_"):
             if key not in taken:
-                raise UserError(f"{path}.{key}: no such key; {nearest(key, taken, path)}")
+                raise UserError(f"{path}.{key}: no such key; {nearest(key, taken, path)}{_of_recipe(f'{path}.{key}')}")
             check_value(value, taken[key].kind, f"{path}.{key}")
         check_node(value, f"{path}.{key}")
+
+
+def _of_recipe(key: str) -> str:
+    """A remedy for a key of the optimizer that an experiment gives, and the command none of."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = any(key in override for override in task)
+    if typed or not key.startswith("optimizer.optimizer.") or not any(each.startswith("optimizer=") for each in task):
+        return ""
+    return f"; the experiment sets it for its own optimizer: leave it out with ~{key}"
 
 
 def _check_typed_place(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from unlabeled.core.ranges import EndRate, Epochs, LearningRate, Milestones, SomeShare, WeightDecay
 from unlabeled.errors import UserError
 from unlabeled.objective import HasRateFactors, Progress
+from unlabeled.optimizers.lars import LARS
 from unlabeled.optimizers.layer_decay import by_layer
 from unlabeled.optimizers.muon import Muon, by_matrix
 from unlabeled.optimizers.schedules import warmup_cosine, warmup_seven_sixteenths, warmup_tenths
@@ -115,14 +116,23 @@ class OptimizerConfig:
         Raises:
             UserError: ``decayed_also``, ``layer_decay`` or the optimizer does not go with the parameters.
         """
+        given = getattr(self.optimizer, "keywords", {})
+        if self._is(LARS) and self.decay_bias_and_norm and self.weight_decay and not given.get("adapt_all"):
+            raise UserError(
+                "optimizer.decay_bias_and_norm=true: LARS decays what it adapts: give"
+                " optimizer.optimizer.adapt_all=true too, or false"
+            )
         groups = parameter_groups(module, self.weight_decay, self.decay_bias_and_norm, self.decayed_also)
         if self.layer_decay is not None:
             groups = by_layer(groups, module, self.layer_decay)
         if isinstance(module, HasRateFactors):
             groups = by_rate(groups, module, module.lr_factors())
-        if getattr(self.optimizer, "func", self.optimizer) is Muon:
+        if self._is(Muon):
             groups = by_matrix(groups, module)
         return groups
+
+    def _is(self, kind: type[Optimizer]) -> bool:
+        return getattr(self.optimizer, "func", self.optimizer) is kind
 
     def build(self, module: nn.Module, batch_size: int) -> Optimizer:
         """Returns an optimizer for every trainable parameter of ``module``."""

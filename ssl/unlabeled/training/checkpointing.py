@@ -57,6 +57,7 @@ class Checkpointing(pl.Callback):
         self.folder, self.metrics = folder, metrics
         self.every_n_epochs, self.every_n_steps, self.every_n_minutes = every_n_epochs, every_n_steps, every_n_minutes
         self._signal = 0
+        self._asked_by_hand = False  # by a first Ctrl-C
         self._before: dict[int, Any] = {}
         self._group: Any = None  # of the hosts; None: all processes, which ask each other by gloo anyway
         self._written: int | None = None  # step of the state in last.ckpt
@@ -78,9 +79,11 @@ class Checkpointing(pl.Callback):
         self._before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == self._signal == signal.SIGINT:
+        if number == signal.SIGINT and self._asked_by_hand:
             raise KeyboardInterrupt
-        self._signal = number
+        self._asked_by_hand |= number == signal.SIGINT
+        if self._signal != signal.SIGUSR1:  # by which the job is put in the queue again, whatever comes after it
+            self._signal = number
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         print(f"\n{signal.Signals(number).name}: finishing this step and writing a checkpoint{again}", flush=True)
 

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from unlabeled.core import phrases
 from unlabeled.core.parsing import parse_json
 from unlabeled.core.ranges import FilePath
 from unlabeled.core.reading import open_regular, read_bytes, read_utf8
@@ -183,7 +184,23 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.file_writer.add_event(restart)
 
 
-class WeightsAndBiases(WandbLogger):
+class _MayBeLost:
+    """A logger of a service that may end before the run does: then it says so once, and the run goes on without it."""
+
+    lost = False
+
+    def _unless_lost(self, send: Callable[[], None]) -> None:
+        if self.lost:
+            return
+        try:
+            send()
+        except Exception as error:  # every service raises its own errors
+            self.lost = True
+            name, reason = type(self).__name__, f"{type(error).__name__}: {phrases.one_line(error)}"
+            print(f"warning: {name} does not answer any more ({reason}): the run goes on, metrics.jsonl has everything")
+
+
+class WeightsAndBiases(_MayBeLost, WandbLogger):
     """Logs all sessions to one run: its id is in ``run_dir/wandb_run_id``, its files in ``run_dir/wandb``.
 
     wandb numbers the rows itself, as it drops rows that are out of order; plots use the metric ``trainer/global_step``.
@@ -235,6 +252,12 @@ class WeightsAndBiases(WandbLogger):
                 f"logger.wandb: {error}; run `wandb login`, or give logger.wandb.offline=true and upload later"
             ) from error
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._unless_lost(lambda: super(WeightsAndBiases, self).log_metrics(metrics, step))
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **more: Any) -> None:
+        self._unless_lost(lambda: super(WeightsAndBiases, self).log_image(key, images, step, **more))
+
     @rank_zero_only
     def begin(self, step: int) -> None:
         """Starts a session after ``step`` steps; sends again what a killed session may have lost."""
@@ -247,12 +270,14 @@ class WeightsAndBiases(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Ends the session, or the next run of this process (in a sweep) would log into this one."""
-        if self._experiment is not None and not (self.ends_later and status == "success"):
-            self._experiment.finish(exit_code=0 if status == "success" else 1)
-            self.unfinished.unlink(missing_ok=True)
+        session = self._experiment
+        if session is not None and not (self.ends_later and status == "success"):
+            self._unless_lost(lambda: session.finish(exit_code=0 if status == "success" else 1))
+            if not self.lost:  # else the next session sends again what this one could not
+                self.unfinished.unlink(missing_ok=True)
 
 
-class MLflow(MLFlowLogger):
+class MLflow(_MayBeLost, MLFlowLogger):
     """Logs all sessions to one run, whose id is in ``run_dir/mlflow_run_id``.
 
     Args:
@@ -286,6 +311,12 @@ class MLflow(MLFlowLogger):
             print("MLflow keeps the values that the run was started with; config.yaml has those of this session")
         if self.run_id is not None:
             write_atomic(self.id_file, f"{self.run_id}\n")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._unless_lost(lambda: super(MLflow, self).log_metrics(metrics, step))
+
+    def finalize(self, status: str = "success") -> None:
+        self._unless_lost(lambda: super(MLflow, self).finalize(status))
 
 
 def wait_for_scores(loggers: Sequence[Logger]) -> None:

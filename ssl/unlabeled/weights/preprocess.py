@@ -19,9 +19,9 @@ class Preprocess:
     crop: float  # central share of the image's shorter side that is kept
     interpolation: Interpolation  # antialiased, as Pillow's
 
-    def views(self) -> Views:
-        """Returns the same as Views for our uint8 images; draws no views."""
-        return Views(self.size, [], self.mean, self.std, self.crop, self.interpolation)
+    def views(self, channels: int = 3) -> Views:
+        """Returns the same as Views for our uint8 images of so many channels; draws no views."""
+        return Views(self.size, [], self.mean, self.std, self.crop, self.interpolation, channels=channels)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the values as JSON stores them."""

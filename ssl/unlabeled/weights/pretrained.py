@@ -23,7 +23,7 @@ class Transform:
     """
 
     def __init__(self, preprocess: Preprocess, channels: int = 3) -> None:
-        self.preprocess, self._views, self._channels = preprocess, preprocess.views(), channels
+        self.preprocess, self._views, self._channels = preprocess, preprocess.views(channels), channels
 
     def __call__(self, images: Any) -> Tensor:
         """Transforms images. Raises UserError for inputs of any other kind."""

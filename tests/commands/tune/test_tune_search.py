@@ -291,3 +291,12 @@ def test_the_best_command_has_the_seed_of_its_trials() -> None:
     trial = Trial(0, {"lr": 0.3}, "ended", {9: 50.0}, 1.0)
     assert best_command(_seeded(["experiment=digits"], {"seed": 3}), trial).endswith("experiment=digits seed=3 lr=0.3")
     assert "seed" not in best_command(_seeded(["experiment=digits"], {"seed": 0}), trial)
+
+
+@pytest.mark.parametrize(
+    ("length", "epochs"),
+    [("max_epochs=null max_steps=5000", 714), ("max_epochs=60 max_steps=70", 10), ("max_epochs=60", 60)],
+)
+def test_rungs_of_a_search_count_the_epochs_that_its_steps_make(length: str, epochs: int, tmp_path: Path) -> None:
+    given = ["experiment=digits", "batch_size=192", *length.split(), "optimizer.lr=tag(log,interval(0.01,1))"]
+    assert _checked(given, {"run_dir": str(tmp_path / "search"), "seed": 0})[2] == epochs  # 1,347 images: 7 steps

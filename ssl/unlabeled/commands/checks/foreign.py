@@ -33,7 +33,7 @@ def adamw(
     weight_decay: WeightDecay,
     amsgrad: bool,
     maximize: bool,
-    foreign: bool | None,
+    foreach: bool | None,
     capturable: bool,
     differentiable: bool,
     fused: bool | None,
@@ -48,7 +48,7 @@ def sgd(
     weight_decay: WeightDecay,
     nesterov: bool,
     maximize: bool,
-    foreign: bool | None,
+    foreach: bool | None,
     differentiable: bool,
     fused: bool | None,
 ) -> None:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from unlabeled.commands.arguments.compose import composed
 from unlabeled.commands.command_line import Reader
@@ -157,7 +157,21 @@ def _checked(others: Sequence[str], keys: dict[str, Any]) -> tuple[list[str], Sp
         check_command(config, conf_folder() / "train.yaml")
         if config.online_knn is None:
             raise UserError("online_knn=null: a search is judged by it; leave it out")
-    return fixed, space, config.max_epochs, picked
+    return fixed, space, _epochs(config), picked
+
+
+def _epochs(config: DictConfig) -> int | None:
+    """Returns the epochs of a trial, which ``max_steps`` may end earlier."""
+    most: int | None = config.max_epochs
+    if config.max_steps is None:
+        return most
+    from unlabeled.commands.build.run import build_splits  # here: it loads torch
+    from unlabeled.data.order import batch_size_for
+
+    images = len(build_splits(config).train)
+    steps = images // (batch_size_for(config.batch_size, images) * config.get("accumulate", 1))
+    of_steps = int(config.max_steps // max(1, steps))
+    return of_steps if most is None else min(most, of_steps)
 
 
 def _completed(given: Sequence[str], values: Mapping[str, Any], log: Callable[[str], None]) -> list[str]:
