@@ -94,7 +94,7 @@ def test_a_run_is_not_called_healthy_whose_loss_rose_or_whose_plan_has_failed_ch
 
 def test_a_run_of_few_steps_is_not_called_healthy(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 14, "train/loss": 1.0}\n')
-    assert told(tmp_path, ROWS)[3] == "nothing to warn of yet: most failures show after 100 steps, this run has 14"
+    assert told(tmp_path, ROWS)[3] == "no warning yet: most failures show after 100 steps, this run has 14"
 
 
 def test_own_labels_that_were_evaluated_are_not_asked_for_again(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_of_another_kind_of_source_the_keys_are_said_by_which_the_run_decoded(
     given = OmegaConf.create({**read_yaml(CONF / "parquet.yaml"), "path": str(tmp_path / "other"), "channels": 4})
     taken(given, folder(tmp_path / "own", image_size=71, holdout=0.2), tmp_path)
     assert "decoded with data.image_size=71 data.square=false: give the same" in capsys.readouterr().out
+    taken(given, folder(tmp_path / "own", image_size=8), tmp_path)  # nothing is lost
     taken(folder(tmp_path / "other"), folder(tmp_path / "own"), tmp_path)
     assert capsys.readouterr().out == ""
 

@@ -100,7 +100,10 @@ def _read_as_before(given: DictConfig, config: Mapping[str, Any] | None, file: P
 
 
 def _tell_of_other_sizes(given: DictConfig, own: Mapping[str, Any]) -> None:
-    """Says which keys decode images of another kind of source as the run's were: features depend on them."""
+    """Says by which keys images of another kind of source are decoded as large as the run's, where they are smaller."""
+    size, run_size = given.get("image_size"), own.get("image_size")
+    if not isinstance(size, int) or not isinstance(run_size, int) or size >= run_size:
+        return
     differ = {key: own[key] for key in DECODED if key in own and key in given and own[key] != given[key]}
     open_yet = _left_open(given) if differ and local_rank() == 0 else set()
     keys = " ".join(f"data.{key}={json.dumps(value)}" for key, value in differ.items() if key in open_yet)

@@ -115,7 +115,7 @@ def _health(run_dir: Path) -> str:
     wrong = [*findings, *_loss_rose(run_dir), *_failed_checks(run_dir)]
     if not wrong:
         steps = diagnose_run(run_dir).last_step
-        early = f"nothing to warn of yet: most failures show after {SHOWN_AFTER} steps, this run has {steps:,}"
+        early = f"no warning yet: most failures show after {SHOWN_AFTER} steps, this run has {steps:,}"
         return early if steps < SHOWN_AFTER else "healthy: nothing to warn of"
     more = f"and {len(findings) - 1} more: unlabeled health {run_dir}" if len(findings) > 1 else ""
     return "\n".join([*([f"{findings[0]}{f' ({more})' if more else ''}"] if findings else []), *wrong[len(findings) :]])
