@@ -89,6 +89,8 @@ def test_outputs_are_matched_to_classes_by_their_names(tmp_path: Path) -> None:
         assert probe.fit_predict(features, features, 3)[0].top1 == right
     with pytest.raises(UserError, match=r"does not know these classes of the images: d; leave the probe out"):
         probe.match(["a", "b", "c"], ["a", "d"])
+    with pytest.raises(UserError, match=r"has 3 classes, these images 2, and not both have names"):
+        probe.match(["0", "1", "2"], ["cat", "dog"])
 
 
 def test_a_run_keeps_the_names_of_its_classes(tmp_path: Path) -> None:

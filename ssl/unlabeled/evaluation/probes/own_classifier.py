@@ -52,10 +52,15 @@ class OwnClassifier:
             classes: of the images that are evaluated.
 
         Raises:
-            UserError: a class that the classifier does not know.
+            UserError: a class that the classifier does not know, or another number of classes without names.
         """
         self._outputs = None
         if _are_numbers(known) or _are_numbers(classes):
+            if known and len(known) != len(classes):
+                raise UserError(
+                    f"probe.classifier: the classifier of the run has {len(known)} classes, these images"
+                    f" {len(classes)}, and not both have names to match them by; leave the probe out"
+                )
             return
         if missing := [name for name in classes if name not in known]:
             raise UserError(
