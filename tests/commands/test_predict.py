@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from PIL import Image
 import unlabeled
 from tests.commands.test_unlabeled_command import printed
 from tests.small import composed
+from unlabeled.commands.build.classify import Prediction
 from unlabeled.commands.build.network import build_backbone
 from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.classify.predict import introduced
 from unlabeled.commands.config import conf_folder, with_moved_data
-from unlabeled.data.identity import identity_of
+from unlabeled.data.identity import identity_of, shared_images
 from unlabeled.data.memory import ArraySource
 from unlabeled.data.sources.digits import digits
 from unlabeled.data.sources.folder import folder
@@ -149,6 +151,36 @@ def test_the_command_writes_a_row_for_every_image_and_says_why_one_has_no_class(
     likely = [float(rows[1][column]) for column in ("probability", "probability_2", "probability_3")]
     assert likely == sorted(likely, reverse=True)
     assert "class_4" not in rows[1]
+
+
+def test_the_command_names_the_split_that_it_predicts_and_the_other_one(
+    weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"{key}={value}" for key, value in {**NETWORK, **CPU}.items()]
+    asked = ["predict", f"checkpoint={weights}", f"out={tmp_path}/x.csv", "head=linear", "data=digits", *given]
+    for options, line in (([], "test split; split=train"), (["split=train"], "train split; split=test")):
+        code, out = printed(capfd, monkeypatch, *asked, *options)
+        assert code == 0, out
+        assert f"these are the images of its {line} takes the others" in out
+
+
+def test_labelled_images_that_the_run_was_trained_on_are_counted_wherever_they_lie_now(tmp_path: Path) -> None:
+    for number in range(8):
+        place = tmp_path / f"run/{number % 2}/{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(place)
+    known = identity_of(folder(f"{tmp_path}/run", holdout=None).train)
+    assert known is not None
+    shutil.copytree(tmp_path / "run/0", tmp_path / "others/new names")
+    Image.new("RGB", (8, 8), (99, 0, 0)).save(tmp_path / "others/new names/new.png")
+    (tmp_path / "others/new names/empty.png").touch()
+    assert shared_images(folder(f"{tmp_path}/others").train, known) == 4
+    assert shared_images(folder(f"{tmp_path}/run").train, known) == 8
+    first, source = SimpleNamespace(path=tmp_path / "run/checkpoints/last.ckpt"), folder(f"{tmp_path}/others").train
+    known.write(tmp_path / "run" / DATA_FILES)
+    images = SimpleNamespace(splits=SimpleNamespace(every=lambda: {"train": source}))
+    prediction = Prediction([], images, source, first)  # type: ignore[arg-type]
+    assert (prediction.split(), prediction.trained_on()) == ("", 4)
 
 
 def test_images_that_are_not_the_runs_are_all_taken_and_its_own_that_have_moved_keep_their_test_split(

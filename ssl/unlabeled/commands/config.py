@@ -1,11 +1,10 @@
 """What was typed: one clear line for each mistake in it, and the record of what was run. No torch in here."""
 
-import difflib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,18 +14,18 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 import unlabeled
-from unlabeled.commands.aliases import meant, nearest
+from unlabeled.commands.aliases import nearest
 from unlabeled.commands.checks.former_run import check_place
 from unlabeled.commands.checks.machine import check_machine
 from unlabeled.commands.checks.places import check_places
 from unlabeled.commands.checks.signatures import parameters_of
+from unlabeled.commands.checks.unknown_keys import explain, groups_of
 from unlabeled.commands.checks.values import check_value
 from unlabeled.commands.command_line import read_command_line
 from unlabeled.commands.importing import heavy_imports
@@ -84,7 +83,7 @@ def user_errors(config_dir: Path, config_name: str, arguments: Sequence[str] | N
             raise
         raise UserError(_one_line(_of_the_disk(error.__cause__))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(_explain(error, config_dir, config_name, given))) from error
+        raise UserError(_one_line(explain(error, config_dir, config_name, given, own_folders(given)))) from error
     except OSError as error:  # of a library that reads or writes by itself, as Hydra makes folders
         if not _of_the_disk(error):
             raise
@@ -241,75 +240,6 @@ def conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
-def _explain(error: Exception, config_dir: Path, config_name: str, arguments: list[str]) -> str:
-    if isinstance(error, MissingMandatoryValue):
-        key = str(error).rpartition("full_key: ")[2].split()[0]
-        return f"{key}: has no default; give {key}=…"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = error.options or [path.stem for path in (config_dir / group).glob("*.yaml")]  # none for a list
-        hint = nearest(name, options)
-        if group == "data" and (close := _folder_like(name, options)):
-            return f"data={name}: no folder of that name is here; did you mean data=./{close}?"
-        if group == "data" and not hint.startswith("did you mean"):
-            return f"data={name}: no folder of that name is here, and no choice {hint}"
-        return f"{group}={name}: unknown; {hint}"
-    return _unknown_key(config_dir, config_name, arguments) or str(error)
-
-
-def _folder_like(name: str, choices: Iterable[str]) -> str | None:
-    """A folder or list in this folder whose name is more like a mistyped one than that of any choice."""
-    try:
-        here = [entry.name for entry in os.scandir() if entry.is_dir() or entry.name.endswith((".csv", ".tsv", ".txt"))]
-    except OSError:
-        return None
-    close = difflib.get_close_matches(name, [*here, *choices], n=1, cutoff=0.6)
-    return close[0] if close and close[0] in here else None
-
-
-def _unknown_key(config_dir: Path, config_name: str, arguments: list[str]) -> str | None:
-    """The first override whose key is not in the configuration that the group choices give."""
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    GlobalHydra.instance().clear()
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        folders = [config_dir, *own_folders(arguments)]
-        choices = [each for each in parsed if any((folder / each.key_or_group).is_dir() for folder in folders)]
-        with initialize_config_dir(str(config_dir), version_base="1.3"):
-            own = [f"hydra.searchpath=['file://{folder}']" for folder in own_folders(arguments)[:1]]
-            known = compose(config_name, [*(str(each.input_line) for each in choices), *own])
-    except HydraException:
-        return None  # another mistake, which the first error names
-    for override in parsed:
-        if override in choices or override.is_add() or override.key_or_group.startswith("hydra"):
-            continue
-        *path, key = override.key_or_group.split(".")
-        node = OmegaConf.select(known, ".".join(path)) if path else known
-        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-        if key not in names:
-            whole = override.key_or_group
-            top = {str(name) for name in known} | set(_groups(OmegaConf.load(config_dir / f"{config_name}.yaml")))
-            if (instead := meant(whole, top) or _one_level_below(node, path, key)) is not None:
-                return f"{whole}: no such key; did you mean {instead}?"
-            if path and not names:
-                group = ".".join(path)
-                if path[0] not in top and (close := difflib.get_close_matches(path[0], top, n=1, cutoff=0.8)):
-                    return f"{whole}: no such key; did you mean {'.'.join([close[0], *path[1:], key])}?"
-                return f"{whole}: no such key: nothing is chosen for {group}; give {group}=… too, or leave it out"
-            return f"{whole}: no such key; {nearest(key, names if path else top, '.'.join(path))}"
-    return None
-
-
-def _one_level_below(node: Any, path: list[str], key: str) -> str | None:
-    """The key of this name in a part of what was named: ``optimizer.optimizer.momentum`` for ``optimizer.momentum``.
-
-    At the top it is named only where one group alone has it: ``detection.steps`` for ``steps``.
-    """
-    parts = node.items_ex(resolve=False) if isinstance(node, DictConfig) else ()
-    below = [".".join([*path, str(n), key]) for n, part in parts if isinstance(part, DictConfig) and key in part]
-    return below[0] if below and (path or len(below) == 1) else None
-
-
 def check_command(config: DictConfig, primary: Path) -> None:
     """Raise UserError for a wrong key or value, for what this machine does not have, or for a place that is not there.
 
@@ -334,7 +264,7 @@ def check_keys(config: DictConfig, primary: Path) -> None:
 def check_values(tree: Any, primary: Path) -> None:
     """:func:`check_keys` for a configuration that is plain values already."""
     content: Any = OmegaConf.to_container(OmegaConf.load(primary), resolve=False)
-    known = [*_groups(content), *(key for key in content if key not in ("defaults", "hydra"))]
+    known = [*groups_of(content), *(key for key in content if key not in ("defaults", "hydra"))]
     for key, value in tree.items():
         if key not in known:
             raise UserError(f"{key}: no such key; {nearest(str(key), known)}")
@@ -344,12 +274,6 @@ def check_values(tree: Any, primary: Path) -> None:
     for name in tree.get("probe") or {}:  # an experiment may set values of a probe that was not chosen, but of no other
         if "_target_" not in (tree["probe"][name] or {"_target_"}) and name not in probes:
             raise UserError(f"probe.{name}: no such probe; {nearest(name, probes, 'probe')}")
-
-
-def _groups(primary: Any) -> list[str]:
-    """The groups of a primary yaml, those too of which nothing is chosen."""
-    entries = [each for each in primary.get("defaults", []) if isinstance(each, Mapping | DictConfig)]
-    return [str(key) for entry in entries for key in entry if "override" not in str(key)]
 
 
 def check_node(node: Any, path: str) -> None:
@@ -369,12 +293,12 @@ def check_node(node: Any, path: str) -> None:
 
 
 def _of_recipe(key: str) -> str:
-    """A remedy for a key of the optimizer that an experiment gives, and the command none of."""
+    """A remedy for a key that an experiment gives, of a part that the command has exchanged."""
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = any(key in override for override in task)
-    if typed or not key.startswith("optimizer.optimizer.") or not any(each.startswith("optimizer=") for each in task):
+    part, chosen = key.split(".")[0], {override.split("=")[0] for override in task}
+    if not {"experiment", part} <= chosen or any(key in override for override in task):
         return ""
-    return f"; the experiment sets it for its own optimizer: leave it out with ~{key}"
+    return f"; the experiment sets it for its own {part}: leave it out with ~{key}"
 
 
 def _check_typed_place(arguments: list[str]) -> None:

@@ -117,6 +117,19 @@ def changes(before: Identity, now: Identity) -> str:
     )
 
 
+def shared_images(source: Source, known: Identity) -> int:
+    """Returns how many images of a source have a file whose content one of the known files has.
+
+    0 for a source without a file for each image, such as a parquet file: its files say nothing of one image.
+    """
+    if not isinstance(source, HasFiles) or len(paths := source.files()) != len(source):
+        return 0
+    facts = np.array(_map_threads(_facts, paths), np.int64).reshape(-1, 3)
+    now = _contents(paths, [os.fsencode(path) for path in paths], facts, None)
+    there = set(zip(known.facts[:, 0].tolist(), known.contents.tolist(), strict=True))
+    return sum(each[0] > 0 and each in there for each in zip(facts[:, 0].tolist(), now.tolist(), strict=True))
+
+
 def _counted(word: str, names: list[bytes]) -> str:
     few = ", ".join(map(shown_path, names[:_NAMED])) + (", …" if len(names) > _NAMED else "")
     return f"{len(names):,} {'file' if len(names) == 1 else 'files'} {word} ({few})"

@@ -189,6 +189,7 @@ FEW = "at least a tenth as many samples as prototypes"
     [
         ("simclr", ["max_steps=42", "optimizer.warmup_epochs=0.4"], {}, {}, ""),
         ("simclr", ["max_steps=42", "optimizer.warmup_epochs=0.41"], {}, {WARMUP}, "0.41 of 2 epochs; "),
+        ("simclr", ["max_steps=42", "optimizer.warmup_epochs=9"], {}, {WARMUP}, "9 of 2 epochs; "),
         ("simclr", ["max_steps=4"], {}, {LAST}, "0.0011 after a peak of 0.0075; "),
         ("simclr", ["optimizer.milestones=[0.2]"], {}, {}, ""),
         ("simclr", ["optimizer.milestones=[0.3]"], {}, {LAST}, "0.0075 after a peak of 0.0075; "),

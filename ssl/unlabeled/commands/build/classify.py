@@ -15,6 +15,7 @@ from unlabeled.commands.build.other_images import with_all_images
 from unlabeled.commands.build.run import build_data
 from unlabeled.commands.checks.classifiers import check_members, named
 from unlabeled.core.places import checkpoint_path, folder_of
+from unlabeled.data.identity import read_identity, shared_images
 from unlabeled.data.module import DataModule
 from unlabeled.data.source import Source, Splits
 from unlabeled.errors import UserError
@@ -23,6 +24,7 @@ from unlabeled.evaluation.heads.kept import FOLDER, KeptHead, read_head
 from unlabeled.evaluation.heads.members import Sampled, pooled
 from unlabeled.evaluation.heads.predicted import Predicted
 from unlabeled.evaluation.heads.predictor import Predictor, network_of
+from unlabeled.training.same_data import DATA_FILES
 from unlabeled.views.pipeline import Views
 from unlabeled.weights import Checkpoint, load_backbone, read_checkpoint
 
@@ -36,6 +38,18 @@ class Prediction:
     predictors: Sequence[Predictor]  # the first is that of the run that was named
     data: DataModule
     source: Source
+    checkpoint: Checkpoint  # of the first
+
+    def split(self) -> str:
+        """Returns which split is predicted, of a data set that has others; else ""."""
+        splits = self.data.splits.every()
+        return next((name for name, source in splits.items() if source is self.source), "") if len(splits) > 1 else ""
+
+    def trained_on(self) -> int:
+        """Returns how many of the images are training images of the run, known by the contents of their files."""
+        folder = folder_of(self.checkpoint.path)  # of fine-tuning, it lies in that of the run
+        known = [read_identity(place / DATA_FILES) for place in (folder, folder.parent)]
+        return max((shared_images(self.source, each) for each in known if each is not None), default=0)
 
     def parts(self) -> Iterator[Predicted]:
         """Yields what is predicted, in the order of the images."""
@@ -53,7 +67,7 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     Raises:
         UserError: there is no such head, or it is of other weights or other views than those given.
     """
-    first, filled = _predictor(config, with_data=given is None)
+    first, filled, checkpoint = _predictor(config, with_data=given is None)
     splits_of = OmegaConf.create({**filled, "memory_gib": 0.0, "batch_size": BATCH})
     data = DataModule(given, BATCH, 0, 0, 0) if given else build_data(splits_of)
     source = data.splits.test if config.split == "test" and data.splits.test is not None else data.splits.train
@@ -66,11 +80,11 @@ def build_prediction(config: DictConfig, given: Splits | None = None) -> Predict
     predictors = [first, *(_predictor(other, with_data=False)[0] for other in others)]
     if config.samples is not None:
         predictors = [_sampled(each, seed) for each in predictors for seed in range(config.samples)]
-    return Prediction(predictors, data, source)
+    return Prediction(predictors, data, source, checkpoint)
 
 
-def _predictor(config: DictConfig, with_data: bool) -> tuple[Predictor, DictConfig]:
-    """Reads the head of one run with its network, and the configuration that its checkpoint completes."""
+def _predictor(config: DictConfig, with_data: bool) -> tuple[Predictor, DictConfig, Checkpoint]:
+    """Reads the head of one run with its network, the configuration that its checkpoint completes, and this."""
     path = checkpoint_path(config.run, config.checkpoint)
     checkpoint = read_checkpoint(path)
     kept = read_kept(config, path, checkpoint)
@@ -86,7 +100,7 @@ def _predictor(config: DictConfig, with_data: bool) -> tuple[Predictor, DictConf
     device = torch.device("cuda" if gpu else "cpu")
     limit = None if config.risk is None else threshold(kept.calibration, config.risk)
     network, passes = network_of(kept, backbone), config.images_per_pass
-    return Predictor(kept, network, views.evaluation_view, device, limit, passes), filled
+    return Predictor(kept, network, views.evaluation_view, device, limit, passes), filled, checkpoint
 
 
 def _sampled(predictor: Predictor, seed: int) -> Predictor:

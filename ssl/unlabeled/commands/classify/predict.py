@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlabeled.commands.build.classify import build_prediction
+from unlabeled.commands.build.classify import Prediction, build_prediction
 from unlabeled.evaluation.heads.calibration import Threshold
 from unlabeled.evaluation.heads.kept import KeptHead
 from unlabeled.evaluation.heads.predicted import Predicted, write_csv
@@ -35,7 +35,21 @@ def predict(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = 
         log(f"the mean of {count} predictions of each image is written; mutual_information says how far they disagree")
     write_csv(out, tally.counting(prediction.parts()), resolved["top"])
     log(f"{out}: {tally.told()}")
+    for note in _notes(prediction, tally):
+        log(note)
     return out
+
+
+def _notes(prediction: Prediction, tally: "_Tally") -> Iterator[str]:
+    """Yields what a reader of these predictions may take for granted, and what is not so."""
+    if split := prediction.split():
+        others = [each for each in ("train", "test") if each in prediction.data.splits.every() and each != split]
+        yield f"these are the images of its {split} split; split={others[0]} takes the others"
+    if tally.labelled and (seen := prediction.trained_on()):
+        yield (
+            f"{seen:,} of the {tally.images:,} images are training images of the run: how many of them are right does"
+            " not say how many of other images will be"
+        )
 
 
 def introduced(kept: KeptHead, limit: Threshold | None) -> str:
@@ -81,6 +95,10 @@ class _Tally:
             self.log_p.append(part.confidence[known])
             self.made.append(~part.abstains[known])
             yield part
+
+    @property
+    def labelled(self) -> int:
+        return sum(map(len, self.right))
 
     def told(self) -> str:
         found = [f"{self.images:,} images"]

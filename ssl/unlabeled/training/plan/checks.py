@@ -26,7 +26,7 @@ def check_schedule(
     """
     looks = [
         _warmup(optimizer_config.warmup_epochs, epochs),
-        *_last_rate(optimizer_config, images_per_step, schedule["learning_rate"][-1]),
+        *_last_rate(optimizer_config, epochs, images_per_step, schedule["learning_rate"][-1]),
     ]
     return looks + ([_queue(schedule["queue_fill"][-1])] if "queue_fill" in schedule else [])
 
@@ -63,13 +63,14 @@ def _warmup(given: float, epochs: float) -> Check:
     )
 
 
-def _last_rate(optimizer_config: OptimizerConfig, images_per_step: int, last: float) -> list[Check]:
+def _last_rate(optimizer_config: OptimizerConfig, epochs: float, images_per_step: int, last: float) -> list[Check]:
     """Passes near the end that ``optimizer.final_lr`` asks for too, as of SCAN's constant rate.
 
-    A schedule that means to end high is left out: its network is an average of weights.
+    A schedule that means to end high is left out: its network is an average of weights. So is one that only warms up,
+    of which the check of the warm-up says what to give.
     """
     peak = optimizer_config.peak_lr(images_per_step)
-    if optimizer_config.cosine == "seven_sixteenths":
+    if optimizer_config.cosine == "seven_sixteenths" or optimizer_config.warmup_epochs >= epochs:
         return []
     return [
         Check(
