@@ -111,3 +111,18 @@ def test_what_cannot_be_built_is_refused_by_its_key(changed: dict[str, Any], mes
     with pytest.raises(UserError) as caught:
         ResNet(**(given | changed))
     assert str(caught.value) == message
+
+
+def test_a_max_pool_behind_the_stem_takes_the_place_of_its_own() -> None:
+    sides = {
+        (stem, pool): ResNet(10, 1 / 16, stem, pool=pool).stage_maps(torch.rand(2, 3, 32, 32))[0].shape[-1]
+        for stem, pool in [("cifar", None), ("cifar", 1), ("cifar", 2), ("imagenet", None), ("imagenet", 1)]
+    }
+    assert list(sides.values()) == [32, 32, 16, 8, 16]
+    plain, pooled = (ResNet(10, 1 / 16, "cifar", pool=pool).eval() for pool in (None, 2))
+    pooled.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    stem = pooled.relu(pooled.bn1(pooled.conv1(images)))
+    rest = torch.stack([stem[:, :, y::2, x::2] for y in (0, 1) for x in (0, 1)]).amax(0)  # the largest of four
+    wanted = plain.layer4(plain.layer3(plain.layer2(plain.layer1(rest)))).mean((2, 3))
+    torch.testing.assert_close(pooled(images), wanted)

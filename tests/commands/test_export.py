@@ -378,6 +378,7 @@ INSTEAD = "what it can be written as: "
         (THIN, "torchvision", f"(backbone.stem=cifar); {INSTEAD}to=safetensors, to=onnx or to=torch_export"),
         (THIN | {"stem": "imagenet"}, "huggingface", "have a stem of 64 channels (backbone.width=0.125)"),
         (RESNET18 | {"padding": "end"}, "torchvision", "ResNets pad both sides alike (backbone.padding=end)"),
+        (RESNET18 | {"pool": 1}, "timm", "timm's ResNets have their own max-pool (backbone.pool=1)"),
         (RESNET18 | {"depth": 10}, "torchvision", f"ResNet of depth 10 (backbone.depth); {INSTEAD}to=timm, to=hugg"),
         (VIT, "torchvision", f"ViT is no network of torchvision; {INSTEAD}to=timm, to=huggingface, to=safet"),
         (REGNET, "torchvision", f"no RegNetY of these parameters; {INSTEAD}to=timm, to=huggingface, to=saf"),

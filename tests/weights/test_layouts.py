@@ -1121,6 +1121,17 @@ def test_a_network_that_differs_from_the_runs_is_refused_though_its_weights_fit(
     assert refusal(path, ViT(**{**settings, **asked})).endswith(problem)
 
 
+@pytest.mark.parametrize(("own", "asked"), [(None, 2), (2, None), (2, 1)])
+def test_another_max_pool_than_the_runs_is_refused_though_its_weights_fit(
+    own: int | None, asked: int | None, tmp_path: Path
+) -> None:
+    networks = [ResNet(10, 0.125, "cifar", pool=pool) for pool in (own, asked)]
+    settings = {"depth": 10, "width": 0.125, "stem": "cifar"} | ({} if own is None else {"pool": own})
+    path = saved(own_run(networks[0].state_dict()) | {"config": {"backbone": settings}}, tmp_path)
+    load_backbone(path, networks[0])
+    assert refusal(path, networks[1]).endswith(f"backbone.pool={asked}, but the run was made with {own}")
+
+
 def test_a_configuration_that_is_not_the_runs_is_refused_in_one_line_and_what_changes_no_number_is_not(
     tmp_path: Path,
 ) -> None:

@@ -197,6 +197,8 @@ def _regnet_parameters(spec: Mapping[str, Any]) -> tuple[int, int, float, float,
 def _require_plain_resnet(spec: Mapping[str, Any], to: str, library: str) -> None:
     if spec["stem"] != "imagenet":
         raise _refusal(to, f"{library}'s ResNets have no 3×3 stem without a max-pool (backbone.stem={spec['stem']})")
+    if spec.get("pool") is not None:
+        raise _refusal(to, f"{library}'s ResNets have their own max-pool (backbone.pool={spec['pool']})")
     if spec["width"] != 1:
         raise _refusal(to, f"{library}'s ResNets have a stem of 64 channels (backbone.width={spec['width']})")
     if spec.get("padding", "both") != "both":

@@ -82,6 +82,11 @@ def check_geometry(
             raise UserError(
                 f"checkpoint={checkpoint.path}: backbone.{key}={shown[key]}, but the run was made with {own[key]}"
             )
+    pool = getattr(backbone, "pool", None)
+    if "stem" in own and pool != own.get("pool"):  # null is a value here, and older runs have no such key
+        raise UserError(
+            f"checkpoint={checkpoint.path}: backbone.pool={pool}, but the run was made with {own.get('pool')}"
+        )
     if checkpoint.layout == "solo-learn" and shown.get("stem") == "cifar":
         raise UserError(
             f"checkpoint={checkpoint.path}: solo-learn's stem for small images pads by 2 and gives maps of 34×34, "
