@@ -252,6 +252,10 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(
     again = json.loads((tmp_path / "again" / "results.json").read_text())["rows"]
     assert [row["top1"] for row in again] == [row["top1"] for row in rows]
 
+    once_more = script("train.py", *TINY, "name=tiny")
+    assert once_more.returncode == 0, once_more.stderr
+    assert "outputs/tiny: the run is finished, at step 21; its end follows once more" in once_more.stdout
+
     other = script("train.py", *TINY, "name=tiny", "objective.temperature=0.3")
     assert other.returncode == 2
     assert "objective.temperature" in other.stderr  # the folder holds a run with another temperature

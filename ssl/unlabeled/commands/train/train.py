@@ -99,6 +99,8 @@ def _train(
         raise SystemExit(128 + stop.number) from None
     if not run.trainer.is_global_zero:
         return Trained(run_dir)
+    if not run.module.steps_taken:
+        log(f"{run_dir}: the run is finished, at step {run.trainer.global_step:,}; its end follows once more")
     rows, pages = list["Row"](), list[Path]()
     if evaluated:
         rows = _evaluate(config, run, command, log)
