@@ -119,9 +119,40 @@ def test_one_forward_has_labelled_weak_and_strong_images_and_the_data_sets_class
     assert float(output.metrics["effective_classes"]) == pytest.approx(math.exp(entropy))
 
 
-def test_labels_of_the_batch_are_never_read() -> None:
+def test_with_the_classes_of_the_average_it_looks_at_the_weak_views_alone_with_statistics_of_its_own() -> None:
+    objective, by_hand, batch = (*(make_objective(pseudo_labels="average") for _ in range(2)), with_support())
+    assert batch.support is not None
+    with torch.no_grad():
+        for each in (objective, by_hand):  # an average that is not the network itself
+            each.ema_classifier.weight.mul_(3)
+    seen, seen_by_average = seen_by(objective.backbone), seen_by(objective.ema_backbone)
+    output = objective(batch, AT)
+    assert (seen, seen_by_average) == ([6 + 8], [8])
+    features = by_hand.ema_backbone(batch.views[0])
+    weak = by_hand.ema_classifier(features)
+    given = by_hand.classifier(by_hand.backbone(torch.cat([batch.support.views[0], batch.views[1]])))
+    labelled, strong = given.split([6, 8])
+    labels = torch.tensor([4, 0, 2, 4, 0, 2])
+    torch.testing.assert_close(output.loss, literal_loss(labelled, labels, weak, strong, 0.3, 1.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(output.features, features)
+    assert not output.features.requires_grad
+    output.loss.backward()
+    assert all(each.grad is None for each in objective.ema_backbone.parameters())
+    statistics = copy.deepcopy([*objective.ema_backbone.buffers()])
+    objective.after_step(AT)
+    assert all(map(torch.equal, statistics, objective.ema_backbone.buffers()))
+    assert not all(map(torch.equal, statistics, objective.backbone.buffers()))
+    with pytest.raises(UserError, match=r"^objective\.pseudo_labels=teacher is neither trained nor average$"):
+        make_objective(pseudo_labels="teacher")
+
+
+@pytest.mark.parametrize("pseudo_labels", ["trained", "average"])
+def test_labels_of_the_batch_are_never_read(pseudo_labels: str) -> None:
     batch = with_support()
-    losses = [make_objective()(batch._replace(labels=torch.full((8,), label)), AT).loss for label in (-1, 3)]
+    losses = [
+        make_objective(pseudo_labels=pseudo_labels)(batch._replace(labels=torch.full((8,), label)), AT).loss
+        for label in (-1, 3)
+    ]
     assert torch.equal(*losses)
 
 

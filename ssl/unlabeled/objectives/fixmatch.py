@@ -5,6 +5,7 @@ Sohn et al. 2020, arXiv:2001.07685. Official code: github.com/google-research/fi
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from unlabeled.objectives.parts import ema
 from unlabeled.objectives.parts.arguments import check_range, check_shapes
 from unlabeled.objectives.parts.labels import accuracy_above_chance, check_labels
 from unlabeled.objectives.parts.precision import full_precision
+
+PseudoLabels = Literal["trained", "average"]
 
 
 @full_precision
@@ -65,9 +68,10 @@ def fixmatch_loss(
 class FixMatch(Objective):
     """Backbone and a linear classifier, and their moving average, which is what is evaluated and published.
 
-    One forward has the labelled images and both views of the others, so that BatchNorm sees all of them. The average
+    One forward has the labelled images and both views of the others, so that BatchNorm sees all of them; with the
+    average's classes it has the labelled and the strong views, and the average a forward of its own. The average
     follows after each step, with the new weights; its BatchNorm statistics are those of the trained network, as
-    officially, where variables that are not trained have no average.
+    officially, where variables that are not trained have no average, or those of its own forward if it has one.
 
     Args:
         backbone: the network to train.
@@ -76,6 +80,9 @@ class FixMatch(Objective):
         unlabelled_weight: λ; 0 trains on the labelled images alone.
         momentum: of the moving average.
         support: the labelled images beside each batch.
+        pseudo_labels: whose classes of the weak views are the labels of the strong ones: ``trained``, those of the
+            network that is trained, as officially; ``average``, those of the moving average, with the BatchNorm
+            statistics of the weak views, as Mean Teacher has it (Tarvainen and Valpola 2017, arXiv:1703.01780).
 
     Raises:
         UserError: an argument that cannot work.
@@ -91,8 +98,11 @@ class FixMatch(Objective):
         unlabelled_weight: Weight,
         momentum: Share,
         support: ClassBalanced,
+        pseudo_labels: PseudoLabels = "trained",
     ) -> None:
         super().__init__()
+        if pseudo_labels not in get_args(PseudoLabels):
+            raise UserError(f"objective.pseudo_labels={pseudo_labels} is neither trained nor average")
         check_range("objective", most=1, at_least=True, momentum=momentum)
         if support.views != 1:
             raise UserError(f"objective.support.views={support.views}: labelled images get one view, the weak one")
@@ -103,6 +113,7 @@ class FixMatch(Objective):
         self.ema_backbone = ema.frozen_copy(self.backbone)
         self.ema_classifier = ema.frozen_copy(self.classifier)
         self.threshold, self.unlabelled_weight, self.momentum = threshold, unlabelled_weight, momentum
+        self.pseudo_labels = pseudo_labels
 
     def product(self) -> Backbone:
         return self.ema_backbone
@@ -125,13 +136,23 @@ class FixMatch(Objective):
         support = batch.support
         if support is None or not support.views or support.labels is None:
             raise UserError("objective=fixmatch needs labelled images beside each batch: Batch.support, with labels")
-        weak, strong = batch.views
-        labelled, images = len(support.views[0]), len(weak)
-        features = self.backbone(torch.cat([support.views[0], weak, strong]))
-        given = self.classifier(features).split([labelled, images, images])
-        loss = fixmatch_loss(given[0], support.labels, given[1], given[2], self.threshold, self.unlabelled_weight)
-        metrics = self._metrics(given[0].detach(), support.labels, given[1].detach())
-        return Output(loss, features[labelled : labelled + images].detach(), metrics)
+        labelled, features, weak, strong = self._logits(support.views[0], *batch.views)
+        loss = fixmatch_loss(labelled, support.labels, weak, strong, self.threshold, self.unlabelled_weight)
+        metrics = self._metrics(labelled.detach(), support.labels, weak.detach())
+        return Output(loss, features, metrics)
+
+    def _logits(self, labelled: Tensor, weak: Tensor, strong: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns logits of the labelled views, features of the weak ones, and logits of weak and strong ones."""
+        images = len(weak)
+        if self.pseudo_labels == "average":
+            with torch.no_grad():
+                features = self.ema_backbone(weak)
+                weak_logits = self.ema_classifier(features)
+            given = self.classifier(self.backbone(torch.cat([labelled, strong]))).split([len(labelled), images])
+            return given[0], features, weak_logits, given[1]
+        both = self.backbone(torch.cat([labelled, weak, strong]))
+        given = self.classifier(both).split([len(labelled), images, images])
+        return given[0], both[len(labelled) : len(labelled) + images].detach(), given[1], given[2]
 
     @full_precision
     def _metrics(self, labelled_logits: Tensor, labels: Tensor, weak_logits: Tensor) -> dict[str, Tensor]:
@@ -145,10 +166,14 @@ class FixMatch(Objective):
         }
 
     def after_step(self, progress: Progress) -> None:
-        """Updates θ_ema ← m·θ_ema + (1 − m)·θ with the weights after the step; copies BatchNorm's statistics."""
+        """Updates θ_ema ← m·θ_ema + (1 − m)·θ with the weights after the step.
+
+        Copies BatchNorm's statistics too, unless the average sees images itself and has statistics of its own.
+        """
         for average, trained in self.teacher_student_pairs():
             ema.update(average, trained, self.momentum)
-            ema.copy_buffers(average, trained)
+            if self.pseudo_labels == "trained":
+                ema.copy_buffers(average, trained)
 
     def teacher_student_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         return (self.ema_backbone, self.backbone), (self.ema_classifier, self.classifier)
