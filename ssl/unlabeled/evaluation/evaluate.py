@@ -27,7 +27,7 @@ from unlabeled.evaluation.probes.own_classifier import OwnClassifier
 from unlabeled.evaluation.provenance import provenance, trained_epochs
 from unlabeled.evaluation.reporting.details.image_cache import ReportImageCache
 from unlabeled.evaluation.reporting.details.view_pictures import shrunken, view_pictures
-from unlabeled.evaluation.reporting.earlier import read_earlier
+from unlabeled.evaluation.reporting.earlier import TITLE, read_earlier
 from unlabeled.evaluation.reporting.report import write_report
 from unlabeled.evaluation.reporting.report_sections import ReportImages, best_row, evaluation_images, network_pictures
 from unlabeled.evaluation.reporting.results_table import accuracy_table
@@ -136,7 +136,8 @@ def _evaluate(evaluation: Evaluation, checkpoint: Checkpoint, report_dir: Path, 
     _keep_without_labels(report_dir, log)
     with local_only():
         report = kept_anyway(
-            report_dir, lambda folder: _write(evaluation, rows, extracted["pretrained"], checkpoint, folder, asked)
+            report_dir,
+            lambda folder: _write(evaluation, rows, extracted["pretrained"], checkpoint, folder, asked, log),
         )
     log(f"the whole report is in {report}")
     return rows
@@ -157,6 +158,7 @@ def _write(
     checkpoint: Checkpoint,
     report_dir: Path,
     asked: dict[str, Any],
+    log: Log,
 ) -> Path:
     extractor = evaluation.extractor
     facts = provenance(checkpoint, extractor)
@@ -165,6 +167,8 @@ def _write(
     _, test = extracted
     told = asked | facts | {"settings": evaluation.settings}
     earlier = read_earlier(report_dir, rows, told, test.labels, test.ids)
+    if earlier.moved:
+        log(f"the former rows of this report are of other weights, images or settings: see {TITLE} in it")
     new, rows = rows, [*rows, *earlier.rows]
     report = write_report(
         report_dir,

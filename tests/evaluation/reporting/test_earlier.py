@@ -66,6 +66,8 @@ def test_rows_of_something_else_stand_in_a_list_of_their_own_and_come_back(
     assert [each.protocol for each in write(tmp_path, [row("knn", 51.0)], other)] == ["knn"]
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [each["rows"][0]["top1"] for each in stored["earlier"]] == [60.0]
+    assert not read_earlier(tmp_path, [row("knn", 52.0)], other, LABELS, IDS).moved
+    assert read_earlier(tmp_path, [row("knn", 52.0)], facts(), LABELS, IDS).moved
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text().replace("<wbr>", "")
         assert "Earlier evaluations" in text

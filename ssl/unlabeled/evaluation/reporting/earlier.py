@@ -35,6 +35,7 @@ class Earlier:
 
     rows: list[Row] = field(default_factory=list)  # of the same evaluation, which was not made again
     others: list[dict[str, Any]] = field(default_factory=list)  # plain values: provenance in brief, and rows
+    moved: bool = False  # whether the report's own rows are the last of the others now
 
     def section(self) -> Section | None:
         """Returns the list of the others; None where there are none."""
@@ -64,6 +65,7 @@ def read_earlier(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any], la
     for each in (*others, own):
         if _identity(each) != _identity(now):
             kept.others.append(plain_values(each))
+            kept.moved = each is own
         elif (found := evaluated_rows(each)) is not None:
             kept.rows += found
     replaced = {(row.features, row.protocol) for row in rows}
