@@ -86,7 +86,7 @@ RECIPES = [
         name="labels_alone_cifar10_cpu",
         more=(
             *("objective.unlabelled_weight=0", "objective.pseudo_labels=trained", "batch_size=4"),
-            *("max_epochs=null", "max_steps=39558", "optimizer.warmup_epochs=0.04"),
+            *("max_epochs=null", "max_steps=28107", "optimizer.warmup_epochs=0.04"),
         ),
     ),
     Recipe("SimCLR, twice as wide", "cifar10_cpu", "knn", 10, "teacher_cifar10_cpu", ("backbone.width=0.5",)),
