@@ -84,10 +84,7 @@ RECIPES = [
         "The same labels alone",
         "fixmatch_cifar10_cpu",
         name="labels_alone_cifar10_cpu",
-        more=(
-            *("objective.unlabelled_weight=0", "objective.pseudo_labels=trained", "batch_size=4"),
-            *("max_epochs=null", "max_steps=28107", "optimizer.warmup_epochs=0.04"),
-        ),
+        more=("objective.unlabelled_weight=0", "batch_size=8", "max_epochs=null", "max_steps=20800"),
     ),
     Recipe("SimCLR, twice as wide", "cifar10_cpu", "knn", 10, "teacher_cifar10_cpu", ("backbone.width=0.5",)),
     Recipe("Distillation, after it", "distill_cifar10_cpu", more=("objective.teacher={runs}/teacher_cifar10_cpu",)),
