@@ -118,6 +118,10 @@ def test_a_max_pool_behind_the_stem_takes_the_place_of_its_own() -> None:
     large = [ResNet(10, 1 / 16, "imagenet", pool=pool) for pool in (None, 1)]
     sides = [each.stage_maps(torch.rand(2, 3, 32, 32))[0].shape[-1] for each in (*small, *large)]
     assert sides == [32, 32, 16, 8, 16]
+    with pytest.raises(
+        UserError, match=r"^backbone\.pool=9: the maps behind the stem have 8 × 8 pixels: give a smaller"
+    ):
+        ResNet(10, 1 / 16, "cifar", pool=9)(torch.rand(2, 3, 8, 8))
     plain, pooled = (ResNet(10, 1 / 16, "cifar", pool=pool).eval() for pool in (None, 2))
     pooled.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 32, 32)

@@ -179,6 +179,25 @@ def test_what_used_to_be_a_traceback_is_one_line(refused: Refused, overrides: li
     assert [word for word in words if word not in line] == []
 
 
+@pytest.mark.parametrize(
+    ("experiment", "exchanged", "key"),
+    [
+        ("digits", "objective=byol", "objective.temperature"),
+        ("supervised_cifar10_cpu", "objective=simclr", "objective.classes"),
+        ("fixmatch_cifar10_cpu", "optimizer=muon", "optimizer.optimizer.nesterov"),
+    ],
+)
+def test_a_key_that_an_experiment_gives_for_another_part_is_left_out_as_the_message_says(
+    refused: Refused, experiment: str, exchanged: str, key: str
+) -> None:
+    asked = (f"experiment={experiment}", exchanged, "data=digits", "plan_only=true")
+    line = refused(*asked)
+    assert f"{key}: no such key" in line
+    assert f"the experiment sets it for its own {key.split('.')[0]}: leave it out with ~{key}" in line
+    assert f"{key}: no such key" not in refused(*asked, f"~{key}", "batch_size=0")
+    assert "leave it out with" not in refused(*asked, f"~{key}", f"+{key}=1")  # typed, not the experiment's
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(refused: Refused, tmp_path: Path) -> None:
     assert "trainer.accelerator=gpu" in refused("trainer.accelerator=gpu")
@@ -254,7 +273,7 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_report(
 
     once_more = script("train.py", *TINY, "name=tiny")
     assert once_more.returncode == 0, once_more.stderr
-    assert "outputs/tiny: the run is finished, at step 21; its end follows once more" in once_more.stdout
+    assert "outputs/tiny: the run was finished already, at step 21; no step is added" in once_more.stdout
 
     other = script("train.py", *TINY, "name=tiny", "objective.temperature=0.3")
     assert other.returncode == 2

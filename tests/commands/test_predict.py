@@ -178,7 +178,7 @@ def test_labelled_images_that_the_run_was_trained_on_are_counted_wherever_they_l
     assert shared_images(folder(f"{tmp_path}/run").train, known) == 8
     first, source = SimpleNamespace(path=tmp_path / "run/checkpoints/last.ckpt"), folder(f"{tmp_path}/others").train
     known.write(tmp_path / "run" / DATA_FILES)
-    images = SimpleNamespace(splits=SimpleNamespace(every=lambda: {"train": source}))
+    images = SimpleNamespace(splits=SimpleNamespace(train=source, test=None))
     prediction = Prediction([], images, source, first)  # type: ignore[arg-type]
     assert (prediction.split(), prediction.trained_on()) == ("", 4)
 

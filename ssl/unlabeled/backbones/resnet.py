@@ -51,7 +51,7 @@ class ResNet(Backbone):
     Shape: images [B, channels, h, w] → features [B, num_features].
 
     Raises:
-        UserError: a depth, stem, width or padding that is not allowed.
+        UserError: a depth, stem, width or padding that is not allowed; images too small for ``pool``.
     """
 
     def __init__(
@@ -136,7 +136,21 @@ def features_from_maps(maps: Sequence[Tensor], kinds: Sequence[str]) -> dict[str
 def _max_pool(stem: str, pool: int | None) -> nn.Module:
     if stem == "imagenet" and pool is None:
         return nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Identity() if pool in (None, 1) else nn.MaxPool2d(pool)
+    return nn.Identity() if pool is None or pool == 1 else _CheckedMaxPool(pool)
+
+
+class _CheckedMaxPool(nn.MaxPool2d):
+    """A max-pool that names its key where the maps are smaller than it."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[-2:]
+        if min(height, width) < self.kernel_size:
+            raise UserError(
+                f"backbone.pool={self.kernel_size}: the maps behind the stem have {height} × {width} pixels: give a"
+                " smaller backbone.pool, or a larger views.size"
+            )
+        pooled: Tensor = super().forward(maps)
+        return pooled
 
 
 def _stage(

@@ -41,9 +41,10 @@ class Prediction:
     checkpoint: Checkpoint  # of the first
 
     def split(self) -> str:
-        """Returns which split is predicted, of a data set that has others; else ""."""
-        splits = self.data.splits.every()
-        return next((name for name, source in splits.items() if source is self.source), "") if len(splits) > 1 else ""
+        """Returns which split is predicted, ``train`` or ``test``, of a data set that has both; else ""."""
+        if self.data.splits.test is None:
+            return ""
+        return "test" if self.source is self.data.splits.test else "train"
 
     def trained_on(self) -> int:
         """Returns how many of the images are training images of the run, known by the contents of their files."""

@@ -41,14 +41,14 @@ def predict(config: Any, resolved: dict[str, Any], log: Callable[[str], None] = 
 
 
 def _notes(prediction: Prediction, tally: "_Tally") -> Iterator[str]:
-    """Yields what a reader of these predictions may take for granted, and what is not so."""
+    """Yields which split was predicted, and a warning where images were trained on."""
     if split := prediction.split():
-        others = [each for each in ("train", "test") if each in prediction.data.splits.every() and each != split]
-        yield f"these are the images of its {split} split; split={others[0]} takes the others"
+        other = "train" if split == "test" else "test"
+        yield f"these are the images of its {split} split; split={other} takes the others"
     if tally.labelled and (seen := prediction.trained_on()):
         yield (
-            f"{seen:,} of the {tally.images:,} images are training images of the run: how many of them are right does"
-            " not say how many of other images will be"
+            f"{seen:,} of the {tally.images:,} images are training images of the run: the accuracy above says little of"
+            " new images"
         )
 
 

@@ -100,7 +100,7 @@ def _train(
     if not run.trainer.is_global_zero:
         return Trained(run_dir)
     if not run.module.steps_taken:
-        log(f"{run_dir}: the run is finished, at step {run.trainer.global_step:,}; its end follows once more")
+        log(f"{run_dir}: the run was finished already, at step {run.trainer.global_step:,}; no step is added")
     rows, pages = list["Row"](), list[Path]()
     if evaluated:
         rows = _evaluate(config, run, command, log)
