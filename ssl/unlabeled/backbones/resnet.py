@@ -143,10 +143,11 @@ class _CheckedMaxPool(nn.MaxPool2d):
     """A max-pool that names its key where the maps are smaller than it."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        height, width = maps.shape[-2:]
-        if min(height, width) < self.kernel_size:
+        (height, width), pool = maps.shape[-2:], self.kernel_size
+        assert isinstance(pool, int)
+        if min(height, width) < pool:
             raise UserError(
-                f"backbone.pool={self.kernel_size}: the maps behind the stem have {height} × {width} pixels: give a"
+                f"backbone.pool={pool}: the maps behind the stem have {height} × {width} pixels: give a"
                 " smaller backbone.pool, or a larger views.size"
             )
         pooled: Tensor = super().forward(maps)
